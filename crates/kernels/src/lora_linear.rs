@@ -1,0 +1,114 @@
+//! A linear layer with a low-rank adapter, `y = x W^T + s (drop(x) A^T) B^T`: forward and every gradient.
+//! Dropout is drawn per (token, module, feature), so it doesn't depend on batch or threads.
+
+use rayon::prelude::*;
+
+use crate::linear;
+use crate::matrix::{self, Into, View};
+use crate::philox::{philox, unit_f32};
+use crate::weight::Weight;
+
+/// Adapter dropout of one module in one pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout<'a> {
+    /// Probability that a feature is dropped, in `[0, 1)`.
+    pub probability: f32,
+    /// One key for each token of the batch.
+    pub token_keys: &'a [u64],
+    /// The module within the model.
+    pub module: u32,
+}
+
+/// One module's adapter.
+#[derive(Clone, Copy)]
+pub struct Lora<'a> {
+    /// `lora_a` `[R, in]`.
+    pub a: &'a Weight,
+    /// `lora_b` `[out, R]`.
+    pub b: &'a Weight,
+    /// `lora_alpha / R`, or `lora_alpha / sqrt(R)` with rsLoRA.
+    pub scale: f32,
+    /// Off outside training and in the entropy pass.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+/// Where the adapter's gradients are added.
+pub struct LoraGrad<'a> {
+    /// `[R, in]`.
+    pub a: &'a mut [f32],
+    /// `[out, R]`.
+    pub b: &'a mut [f32],
+}
+
+/// `y = x W^T + s (drop(x) A^T) B^T`.
+///
+/// # Shapes
+/// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
+pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight, lora: &Lora) {
+    linear::forward(y, x, weight);
+    let u = project_down(&dropped(x, lora), lora);
+    let b = lora.b.to_f32();
+    let u = View::new(&u, x.len() / weight.cols(), lora.a.rows());
+    matrix::par_product(y, u, View::new(&b, lora.b.rows(), lora.b.cols()).t(), lora.scale, Into::Add);
+}
+
+/// `dx += dy W + s drop'((dy B) A)` where `dx` is wanted, and the gradients of A and B.
+pub fn backward(dx: Option<&mut [f32]>, grad: LoraGrad, dy: &[f32], x: &[f32], weight: &Weight, lora: &Lora) {
+    let (rank, inputs, outputs) = (lora.a.rows(), lora.a.cols(), lora.b.rows());
+    let n = x.len() / inputs;
+    let x_dropped = dropped(x, lora);
+    let u = project_down(&x_dropped, lora);
+    let dy_view = View::new(dy, n, outputs);
+    matrix::par_product(grad.b, dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add);
+    let mut du = vec![0.0; n * rank];
+    let b = lora.b.to_f32();
+    matrix::par_product(&mut du, dy_view, View::new(&b, outputs, rank), lora.scale, Into::Set);
+    let du = View::new(&du, n, rank);
+    matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add);
+    let Some(dx) = dx else { return };
+    linear::backward_input(dx, dy, weight);
+    let a = lora.a.to_f32();
+    let a = View::new(&a, rank, inputs);
+    match &lora.dropout {
+        None => matrix::par_product(dx, du, a, 1.0, Into::Add),
+        Some(dropout) => {
+            let mut through = vec![0.0; n * inputs];
+            matrix::par_product(&mut through, du, a, 1.0, Into::Set);
+            apply_dropout(&mut through, inputs, dropout);
+            dx.par_iter_mut().zip(&through).for_each(|(d, t)| *d += t);
+        }
+    }
+}
+
+fn project_down(x: &[f32], lora: &Lora) -> Vec<f32> {
+    let (rank, inputs) = (lora.a.rows(), lora.a.cols());
+    let n = x.len() / inputs;
+    let mut u = vec![0.0; n * rank];
+    let a = lora.a.to_f32();
+    matrix::par_product(&mut u, View::new(x, n, inputs), View::new(&a, rank, inputs).t(), 1.0, Into::Set);
+    u
+}
+
+fn dropped<'x>(x: &'x [f32], lora: &Lora) -> std::borrow::Cow<'x, [f32]> {
+    match &lora.dropout {
+        None => x.into(),
+        Some(dropout) => {
+            let mut x = x.to_vec();
+            apply_dropout(&mut x, lora.a.cols(), dropout);
+            x.into()
+        }
+    }
+}
+
+/// Multiplies each feature by 0 or `1 / (1 - p)`; the same call is its own backward.
+fn apply_dropout(x: &mut [f32], width: usize, dropout: &Dropout) {
+    let keep = 1.0 / (1.0 - dropout.probability);
+    x.par_chunks_mut(width).zip(dropout.token_keys).for_each(|(row, &key)| {
+        for (i, four) in row.chunks_mut(4).enumerate() {
+            let words = philox(key, [i as u32, dropout.module, 0, 0]);
+            for (value, word) in four.iter_mut().zip(words) {
+                *value *= if unit_f32(word) < dropout.probability { 0.0 } else { keep };
+            }
+        }
+    });
+}

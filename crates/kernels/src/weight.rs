@@ -1,0 +1,150 @@
+//! A checkpoint's tensor as it is stored: f32 or bf16, owned or a view of a memory-mapped file.
+//! Rows are converted to f32 only while a product reads them. Names and files are the library's business.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+use memmap2::Mmap;
+
+/// A file mapped read-only.
+#[derive(Clone, Debug)]
+pub struct MappedFile(Arc<Mmap>);
+
+impl MappedFile {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn open(file: &File) -> io::Result<Self> {
+        // SAFETY: the map is read-only and private to this process. A file that another process truncates
+        // meanwhile ends the run by SIGBUS; checkpoints are immutable by convention, as in every loader that maps.
+        Ok(Self(Arc::new(unsafe { Mmap::map(file)? })))
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A number format that weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE single precision.
+    F32,
+    /// The upper half of a single.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes per number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
+}
+
+/// A matrix `[rows, cols]` of weights; a vector has one row.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    rows: usize,
+    cols: usize,
+    storage: Storage,
+}
+
+impl Weight {
+    /// Takes f32 numbers.
+    pub fn from_f32(rows: usize, cols: usize, data: Vec<f32>) -> Self {
+        assert_eq!(data.len(), rows * cols, "a weight of [{rows}, {cols}]");
+        Self { rows, cols, storage: Storage::F32(data) }
+    }
+
+    /// Takes bf16 numbers.
+    pub fn from_bf16(rows: usize, cols: usize, data: Vec<bf16>) -> Self {
+        assert_eq!(data.len(), rows * cols, "a weight of [{rows}, {cols}]");
+        Self { rows, cols, storage: Storage::Bf16(data) }
+    }
+
+    /// A view of `bytes` of a mapped file; copied once where the file's offset isn't a multiple of the number's size.
+    pub fn mapped(rows: usize, cols: usize, dtype: Dtype, file: MappedFile, bytes: Range<usize>) -> Self {
+        assert_eq!(bytes.len(), rows * cols * dtype.size(), "a weight of [{rows}, {cols}]");
+        let raw = &file.bytes()[bytes.clone()];
+        let storage = if (raw.as_ptr() as usize).is_multiple_of(dtype.size()) {
+            Storage::Mapped { file, bytes, dtype }
+        } else {
+            match dtype {
+                Dtype::F32 => Storage::F32(bytemuck::allocation::pod_collect_to_vec(raw)),
+                Dtype::Bf16 => Storage::Bf16(bytemuck::allocation::pod_collect_to_vec(raw)),
+            }
+        };
+        Self { rows, cols, storage }
+    }
+
+    /// Rows: a linear layer's outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: a linear layer's inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The stored format.
+    pub fn dtype(&self) -> Dtype {
+        match &self.storage {
+            Storage::F32(_) => Dtype::F32,
+            Storage::Bf16(_) => Dtype::Bf16,
+            Storage::Mapped { dtype, .. } => *dtype,
+        }
+    }
+
+    /// Some rows as f32, borrowed where they are stored so.
+    pub fn rows_f32(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
+        let range = rows.start * self.cols..rows.end * self.cols;
+        match &self.storage {
+            Storage::F32(data) => Cow::Borrowed(&data[range]),
+            Storage::Bf16(data) => Cow::Owned(widen(&data[range])),
+            Storage::Mapped { file, bytes, dtype } => {
+                let raw = &file.bytes()[bytes.clone()];
+                match dtype {
+                    Dtype::F32 => Cow::Borrowed(&bytemuck::cast_slice(raw)[range]),
+                    Dtype::Bf16 => Cow::Owned(widen(&bytemuck::cast_slice(raw)[range])),
+                }
+            }
+        }
+    }
+
+    /// All numbers as f32.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        self.rows_f32(0..self.rows)
+    }
+
+    /// The numbers of a weight that is being trained: its own f32 copy, made on the first call.
+    pub fn make_trainable(&mut self) -> &mut [f32] {
+        if !matches!(self.storage, Storage::F32(_)) {
+            self.storage = Storage::F32(self.to_f32().into_owned());
+        }
+        match &mut self.storage {
+            Storage::F32(data) => data,
+            _ => unreachable!("the storage was made f32 above"),
+        }
+    }
+}
+
+fn widen(data: &[bf16]) -> Vec<f32> {
+    data.iter().map(|x| x.to_f32()).collect()
+}

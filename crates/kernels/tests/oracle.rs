@@ -1,0 +1,309 @@
+//! Every operation against a plain f64 oracle: its forward values, and its hand-written gradients against
+//! central differences of the oracle, at odd shapes. A flipped sign anywhere fails here.
+
+use std::ops::Range;
+
+use half::bf16;
+use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::head_loss::{Head, HeadGrad};
+use weft_kernels::lora_linear::{self, Dropout, Lora, LoraGrad};
+use weft_kernels::philox::{philox, unit_f32};
+use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::weight::Weight;
+use weft_kernels::{embedding, linear, rms_norm, swiglu};
+
+/// Largest error of a gradient, relative to the tensor's largest element.
+const TOLERANCE: f64 = 2e-4;
+
+fn random(seed: u64, len: usize) -> Vec<f32> {
+    (0..len).map(|i| 2.0 * unit_f32(philox(seed, [i as u32, 0, 0, 0])[0]) - 1.0).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+fn dot(a: &[f64], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * f64::from(*b)).sum()
+}
+
+fn assert_close(what: &str, got: &[f32], expected: &[f64]) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    let largest = expected.iter().fold(1e-3f64, |m, e| m.max(e.abs()));
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        assert!((f64::from(*g) - e).abs() <= TOLERANCE * largest, "{what}[{i}]: got {g}, expected {e}");
+    }
+}
+
+/// Compares an analytic gradient with central differences of `f` at `x`.
+fn assert_gradient(what: &str, got: &[f32], x: &[f32], f: impl Fn(&[f64]) -> f64) {
+    let mut x = wide(x);
+    let h = 1e-5;
+    let expected: Vec<f64> = (0..x.len())
+        .map(|i| {
+            let at = x[i];
+            x[i] = at + h;
+            let above = f(&x);
+            x[i] = at - h;
+            let below = f(&x);
+            x[i] = at;
+            (above - below) / (2.0 * h)
+        })
+        .collect();
+    assert!(expected.iter().any(|e| e.abs() > 1e-6), "{what}: the check sees no gradient");
+    assert_close(what, got, &expected);
+}
+
+/// `x W^T` with `W` `[outputs, inputs]`.
+fn linear64(x: &[f64], w: &[f64], inputs: usize) -> Vec<f64> {
+    x.chunks(inputs).flat_map(|x| w.chunks(inputs).map(move |w| x.iter().zip(w).map(|(a, b)| a * b).sum())).collect()
+}
+
+#[test]
+fn linear_and_its_gradients() {
+    for (n, inputs, outputs) in [(1, 1, 1), (5, 7, 3), (131, 33, 257)] {
+        let (x, w, dy) = (random(1, n * inputs), random(2, outputs * inputs), random(3, n * outputs));
+        let weight = Weight::from_f32(outputs, inputs, w.clone());
+        let mut y = vec![0.0; n * outputs];
+        linear::forward(&mut y, &x, &weight);
+        assert_close("y", &y, &linear64(&wide(&x), &wide(&w), inputs));
+        if n > 100 {
+            continue; // the forward covers the tiles; central differences of so many numbers take minutes
+        }
+        let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+        linear::backward_input(&mut dx, &dy, &weight);
+        linear::backward_weight(&mut dw, &dy, &x, n);
+        assert_gradient("dx", &dx, &x, |x| dot(&linear64(x, &wide(&w), inputs), &dy));
+        assert_gradient("dw", &dw, &w, |w| dot(&linear64(&wide(&x), w, inputs), &dy));
+    }
+}
+
+#[test]
+fn bf16_weights_are_read_as_stored() {
+    let (n, inputs, outputs) = (3, 9, 301);
+    let stored: Vec<bf16> = random(1, outputs * inputs).into_iter().map(bf16::from_f32).collect();
+    let wide_w: Vec<f64> = stored.iter().map(|w| w.to_f64()).collect();
+    let weight = Weight::from_bf16(outputs, inputs, stored);
+    let (x, dy) = (random(2, n * inputs), random(3, n * outputs));
+    let mut y = vec![0.0; n * outputs];
+    linear::forward(&mut y, &x, &weight);
+    assert_close("y", &y, &linear64(&wide(&x), &wide_w, inputs));
+    let mut dx = vec![0.0; x.len()];
+    linear::backward_input(&mut dx, &dy, &weight);
+    assert_gradient("dx", &dx, &x, |x| dot(&linear64(x, &wide_w, inputs), &dy));
+}
+
+#[test]
+fn lora_linear_and_its_gradients() {
+    let (n, inputs, outputs, rank, scale) = (5, 9, 7, 3, 1.5);
+    let [x, w, a, b, dy] =
+        [n * inputs, outputs * inputs, rank * inputs, outputs * rank, n * outputs].map(|len| random(len as u64, len));
+    let weight = Weight::from_f32(outputs, inputs, w.clone());
+    let (wa, wb) = (Weight::from_f32(rank, inputs, a.clone()), Weight::from_f32(outputs, rank, b.clone()));
+    let keys: Vec<u64> = (0..n as u64).map(|i| i * 77 + 5).collect();
+    for probability in [0.0, 0.4] {
+        let dropout = (probability > 0.0).then_some(Dropout { probability, token_keys: &keys, module: 6 });
+        let lora = Lora { a: &wa, b: &wb, scale, dropout };
+        let keep = |token: usize, i: usize| match probability {
+            0.0 => 1.0,
+            p => f64::from(unit_f32(philox(keys[token], [i as u32 / 4, 6, 0, 0])[i % 4]) >= p) / f64::from(1.0 - p),
+        };
+        let oracle = |x: &[f64], a: &[f64], b: &[f64]| -> Vec<f64> {
+            let dropped: Vec<f64> = x.iter().enumerate().map(|(j, x)| x * keep(j / inputs, j % inputs)).collect();
+            let low = linear64(&linear64(&dropped, a, inputs), b, rank);
+            linear64(x, &wide(&w), inputs).iter().zip(low).map(|(y, l)| y + f64::from(scale) * l).collect()
+        };
+        let mut y = vec![0.0; n * outputs];
+        lora_linear::forward(&mut y, &x, &weight, &lora);
+        assert_close("y", &y, &oracle(&wide(&x), &wide(&a), &wide(&b)));
+        let (mut dx, mut da, mut db) = (vec![0.0; x.len()], vec![0.0; a.len()], vec![0.0; b.len()]);
+        let grad = LoraGrad { a: &mut da, b: &mut db };
+        lora_linear::backward(Some(&mut dx), grad, &dy, &x, &weight, &lora);
+        assert_gradient("dx", &dx, &x, |x| dot(&oracle(x, &wide(&a), &wide(&b)), &dy));
+        assert_gradient("da", &da, &a, |a| dot(&oracle(&wide(&x), a, &wide(&b)), &dy));
+        assert_gradient("db", &db, &b, |b| dot(&oracle(&wide(&x), &wide(&a), b), &dy));
+    }
+}
+
+#[test]
+fn rms_norm_and_its_gradients() {
+    let (n, width, eps) = (67, 5, 1e-2);
+    let (x, gain, dy) = (random(1, n * width), random(2, width), random(3, n * width));
+    let oracle = |x: &[f64], gain: &[f64]| -> Vec<f64> {
+        x.chunks(width)
+            .flat_map(|x| {
+                let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width as f64 + f64::from(eps)).sqrt();
+                x.iter().zip(gain).map(move |(x, g)| x * scale * g)
+            })
+            .collect()
+    };
+    let mut y = vec![0.0; x.len()];
+    rms_norm::forward(&mut y, &x, &gain, eps);
+    assert_close("y", &y, &oracle(&wide(&x), &wide(&gain)));
+    let (mut dx, mut dgain) = (vec![0.0; x.len()], vec![0.0; width]);
+    rms_norm::backward(&mut dx, Some(&mut dgain), &dy, &x, &gain, eps);
+    assert_gradient("dx", &dx, &x, |x| dot(&oracle(x, &wide(&gain)), &dy));
+    assert_gradient("dgain", &dgain, &gain, |gain| dot(&oracle(&wide(&x), gain), &dy));
+}
+
+#[test]
+fn rope_and_its_gradient() {
+    let (heads, dim, theta) = (3, 6, 10_000.0);
+    let positions = [0, 3, 1, 17];
+    let (x, dy) = (random(1, 4 * heads * dim), random(2, 4 * heads * dim));
+    let oracle = |x: &[f64]| -> Vec<f64> {
+        let mut y = x.to_vec();
+        for (head, row) in y.chunks_mut(dim).enumerate() {
+            for i in 0..dim / 2 {
+                let angle = f64::from(positions[head / heads]) * f64::powf(theta, -2.0 * i as f64 / dim as f64);
+                let (a, b) = (row[i], row[i + dim / 2]);
+                row[i] = a * angle.cos() - b * angle.sin();
+                row[i + dim / 2] = b * angle.cos() + a * angle.sin();
+            }
+        }
+        y
+    };
+    let rope = Rope::new(&positions, dim, theta);
+    let mut y = x.clone();
+    rope.apply(&mut y, heads, Turn::Position);
+    assert_close("y", &y, &oracle(&wide(&x)));
+    let mut dx = dy.clone();
+    rope.apply(&mut dx, heads, Turn::Inverse);
+    assert_gradient("dx", &dx, &x, |x| dot(&oracle(x), &dy));
+}
+
+fn attention64(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    (heads, kv_heads, dim): (usize, usize, usize),
+    sequences: &[Range<usize>],
+) -> Vec<f64> {
+    let mut out = vec![0.0; q.len()];
+    for sequence in sequences {
+        for (query, head) in sequence.clone().flat_map(|n| (0..heads).map(move |h| (n, h))) {
+            let kv = head * kv_heads / heads;
+            let at = |n: usize| n * kv_heads * dim + kv * dim;
+            let o = query * heads * dim + head * dim;
+            let weights: Vec<f64> = sequence
+                .clone()
+                .map(|key| ((0..dim).map(|i| q[o + i] * k[at(key) + i]).sum::<f64>() / (dim as f64).sqrt()).exp())
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for (weight, key) in weights.iter().zip(sequence.clone()) {
+                (0..dim).for_each(|i| out[o + i] += weight / total * v[at(key) + i]);
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_and_its_gradients() {
+    for (heads, kv_heads, dim, sequences) in
+        [(1, 1, 3, vec![0..1, 1..1, 1..6]), (4, 2, 5, vec![0..7, 7..10]), (3, 1, 2, vec![0..133])]
+    {
+        let n = sequences.last().expect("a sequence").end;
+        let shape = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences };
+        let sizes = (heads, kv_heads, dim);
+        let (q, k, v) = (random(1, n * heads * dim), random(2, n * kv_heads * dim), random(3, n * kv_heads * dim));
+        let dout = random(4, q.len());
+        let qkv = Qkv { q: &q, k: &k, v: &v };
+        let mut out = vec![0.0; q.len()];
+        let lse = attention::forward(&mut out, qkv, &shape);
+        assert_close("out", &out, &attention64(&wide(&q), &wide(&k), &wide(&v), sizes, &sequences));
+        if n > 100 {
+            continue; // the forward covers several query blocks
+        }
+        let grad = attention::backward(&dout, &out, &lse, qkv, &shape);
+        let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
+        if n > heads * 6 || heads > 1 {
+            assert_gradient("dq", &grad.q, &q, |q| dot(&attention64(q, &k64, &v64, sizes, &sequences), &dout));
+        }
+        assert_gradient("dk", &grad.k, &k, |k| dot(&attention64(&q64, k, &v64, sizes, &sequences), &dout));
+        assert_gradient("dv", &grad.v, &v, |v| dot(&attention64(&q64, &k64, v, sizes, &sequences), &dout));
+    }
+}
+
+#[test]
+fn swiglu_and_its_gradients() {
+    let (gate, up, dh) = (random(1, 37), random(2, 37), random(3, 37));
+    let oracle =
+        |g: &[f64], u: &[f64]| -> Vec<f64> { g.iter().zip(u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect() };
+    let mut h = vec![0.0; 37];
+    swiglu::forward(&mut h, &gate, &up);
+    assert_close("h", &h, &oracle(&wide(&gate), &wide(&up)));
+    let (mut dgate, mut dup) = (gate.clone(), up.clone());
+    swiglu::backward(&mut dgate, &mut dup, &dh);
+    assert_gradient("dgate", &dgate, &gate, |g| dot(&oracle(g, &wide(&up)), &dh));
+    assert_gradient("dup", &dup, &up, |u| dot(&oracle(&wide(&gate), u), &dh));
+}
+
+#[test]
+fn embedding_and_its_gradient() {
+    let (ids, width) = ([4u32, 0, 4], 3);
+    let (table, dx) = (random(1, 5 * width), random(2, 3 * width));
+    let oracle =
+        |e: &[f64]| -> Vec<f64> { ids.iter().flat_map(|&id| e[id as usize * width..][..width].to_vec()).collect() };
+    let mut x = vec![0.0; 3 * width];
+    embedding::forward(&mut x, &ids, &Weight::from_f32(5, width, table.clone()));
+    assert_close("x", &x, &oracle(&wide(&table)));
+    let mut dtable = vec![0.0; table.len()];
+    embedding::backward(&mut dtable, &ids, &dx);
+    assert_gradient("dE", &dtable, &table, |e| dot(&oracle(e), &dx));
+}
+
+#[test]
+fn head_loss_and_its_gradients() {
+    let (n, width, vocab) = (19, 5, 11);
+    let (x, w) = (random(1, n * width), random(2, vocab * width));
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
+    let row_weights = random(3, n);
+    let weight = Weight::from_f32(vocab, width, w.clone());
+    let head = Head { weight: &weight, lora: None };
+    let log_probabilities = |x: &[f64], w: &[f64]| -> Vec<Vec<f64>> {
+        let logits = linear64(x, w, width);
+        logits
+            .chunks(vocab)
+            .map(|z| {
+                let lse = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+                z.iter().map(|z| z - lse).collect()
+            })
+            .collect()
+    };
+    let nll = |x: &[f64], w: &[f64]| -> Vec<f64> {
+        log_probabilities(x, w).iter().zip(&targets).map(|(l, &t)| -l[t as usize]).collect()
+    };
+    let entropies: Vec<f64> =
+        log_probabilities(&wide(&x), &wide(&w)).iter().map(|l| -l.iter().map(|l| l.exp() * l).sum::<f64>()).collect();
+    assert_close("entropy", &head.entropy(&x), &entropies);
+    let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+    let grad = HeadGrad { weight: Some(&mut dw), lora: None };
+    let got = head.loss(&x, &targets, &row_weights, &mut dx, grad);
+    assert_close("nll", &got, &nll(&wide(&x), &wide(&w)));
+    assert_gradient("dx", &dx, &x, |x| dot(&nll(x, &wide(&w)), &row_weights));
+    assert_gradient("dw", &dw, &w, |w| dot(&nll(&wide(&x), w), &row_weights));
+}
+
+#[test]
+fn entropy_of_a_degenerate_distribution_is_zero() {
+    let weight = Weight::from_f32(3, 1, vec![1e4, 0.0, -1e4]);
+    assert_eq!(Head { weight: &weight, lora: None }.entropy(&[1.0]), [0.0]);
+}
+
+#[test]
+fn thread_count_changes_no_bit() {
+    let (n, width, vocab) = (300, 65, 1000);
+    let (x, w) = (random(1, n * width), random(2, vocab * width));
+    let weight = Weight::from_f32(vocab, width, w);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
+        pool.install(|| {
+            let (mut dx, mut dw) = (vec![0.0; n * width], vec![0.0; vocab * width]);
+            let grad = HeadGrad { weight: Some(&mut dw), lora: None };
+            let nll = Head { weight: &weight, lora: None }.loss(&x, &vec![1; n], &vec![0.5; n], &mut dx, grad);
+            (nll, dx, dw)
+        })
+    };
+    assert!(run(1) == run(2) && run(1) == run(4));
+}
