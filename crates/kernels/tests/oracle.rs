@@ -201,7 +201,7 @@ fn attention64(
 #[test]
 fn attention_and_its_gradients() {
     for (heads, kv_heads, dim, sequences) in
-        [(1, 1, 3, vec![0..1, 1..1, 1..6]), (4, 2, 5, vec![0..7, 7..10]), (3, 1, 2, vec![0..133])]
+        [(1, 1, 3, vec![0..1, 1..1, 1..6]), (4, 2, 5, vec![0..7, 7..10]), (3, 1, 2, vec![0..133, 133..134])]
     {
         let n = sequences.last().expect("a sequence").end;
         let shape = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences };
