@@ -1,0 +1,58 @@
+//! What a masked token's loss weighs: `1 / t_i` as published or the exact ELBO weight, over a normaliser.
+//! The rates come from `noising`; SFT is the same loss with `r_i = 1`.
+
+pub mod normalizer;
+
+pub use normalizer::Normalizer;
+
+/// The schedule factor of a masked token's loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weighting {
+    /// `1 / t_i`, as published.
+    #[default]
+    Inverse,
+    /// `r_i (1 - t)^(r_i - 1) / t_i`, the exact continuous-time weight, which the paper drops.
+    Elbo,
+}
+
+impl Weighting {
+    /// The weight of a masked token with rate `p_mask = t_i` and relative uncertainty `r` at time `t`.
+    pub fn time_weight(self, t: f64, r: f32, p_mask: f32) -> f64 {
+        let r = f64::from(r);
+        let factor = match self {
+            Self::Inverse => 1.0,
+            // At r = 1 the power is 1 for every t, 0^0 at t = 1 included.
+            Self::Elbo => r * (1.0 - t).powf(r - 1.0),
+        };
+        factor / f64::from(p_mask)
+    }
+}
+
+/// One answer after the forward process.
+#[derive(Clone, Debug)]
+pub struct NoisedAnswer {
+    /// Diffusion time in `(0, 1]`.
+    pub t: f64,
+    /// `r_i` of each token.
+    pub relative_uncertainty: Vec<f32>,
+    /// `t_i` of each token.
+    pub p_mask: Vec<f32>,
+    /// Which tokens were masked.
+    pub masked: Vec<bool>,
+}
+
+/// The factor of each answer token's `nll` in the batch's loss, normaliser included; 0 where it isn't masked.
+pub fn loss_weights(batch: &[NoisedAnswer], weighting: Weighting, normalizer: Normalizer) -> Vec<Vec<f32>> {
+    let divisors = normalizer.divisors(batch);
+    let of_answer = |(answer, divisor): (&NoisedAnswer, f64)| {
+        let tokens = answer.masked.iter().zip(&answer.relative_uncertainty).zip(&answer.p_mask);
+        tokens
+            .map(
+                |((masked, r), p)| {
+                    if *masked { (weighting.time_weight(answer.t, *r, *p) / divisor) as f32 } else { 0.0 }
+                },
+            )
+            .collect()
+    };
+    batch.iter().zip(divisors).map(of_answer).collect()
+}
