@@ -115,7 +115,7 @@ proptest! {
     #[test]
     fn rates_are_probabilities(u in 0.0f64..1.0, r in 1e-3f32..1e3) {
         let t = diffusion_time(u, T_MIN);
-        prop_assert!(t >= T_MIN && t <= 1.0);
+        prop_assert!((T_MIN..=1.0).contains(&t));
         let rate = token_rate(t, r, 0.0);
         prop_assert!(rate > 0.0 && rate <= 1.0);
     }
