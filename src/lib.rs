@@ -1,10 +1,12 @@
 //! Weft fine-tunes masked diffusion language models by entropy-weighted masking
 //! (WeFT, arXiv 2509.20863, later named GIFT).
 //!
-//! Today the library holds the method as pure functions: [`noising`] turns entropies and explicit random draws
-//! into masks, [`objective`] turns masks into loss weights, [`rng`] makes the draws. None of them knows a model.
+//! Today the library holds the network ([`model`]) and the method as pure functions: [`noising`] turns entropies and explicit random draws
+//! into masks, [`objective`] turns masks into loss weights, [`rng`] makes the draws. None of these knows a model.
 #![forbid(unsafe_code)]
 
+pub mod error;
+pub mod model;
 pub mod noising;
 pub mod objective;
 pub mod rng;

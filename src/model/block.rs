@@ -1,0 +1,373 @@
+//! The bidirectional transformer that every supported family is: parameters in one table, forward, and a
+//! backward that recomputes each layer's activations. Names and configurations are the families' own business.
+
+use std::ops::Range;
+
+use weft_kernels::attention::{self, Qkv};
+use weft_kernels::head_loss::{Head, HeadGrad};
+use weft_kernels::lora_linear::{Dropout, Lora, LoraGrad};
+use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::weight::Weight;
+use weft_kernels::{embedding, linear, lora_linear, rms_norm, swiglu};
+
+/// The index of a parameter in the model's table.
+pub type ParamId = usize;
+
+/// A named tensor.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The name it has on disk.
+    pub name: String,
+    /// Its numbers.
+    pub weight: Weight,
+    /// Whether a gradient is wanted.
+    pub trainable: bool,
+}
+
+/// A linear layer's parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: ParamId,
+    /// `lora_a` `[R, in]` and `lora_b` `[out, R]`.
+    pub lora: Option<[ParamId; 2]>,
+}
+
+/// One layer's parameters.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// RMSNorm before attention.
+    pub attn_norm: ParamId,
+    /// Queries, keys, values.
+    pub qkv: [Linear; 3],
+    /// Attention's output projection.
+    pub attn_out: Linear,
+    /// RMSNorm before the MLP.
+    pub ff_norm: ParamId,
+    /// The MLP's gate and up projections.
+    pub gate_up: [Linear; 2],
+    /// The MLP's down projection.
+    pub down: Linear,
+}
+
+/// The sizes and constants that change the numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Width.
+    pub width: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// RoPE's base.
+    pub rope_theta: f64,
+    /// RMSNorm's epsilon.
+    pub rms_norm_eps: f32,
+    /// The id of the mask token.
+    pub mask_token_id: u32,
+    /// The adapters' scale.
+    pub lora_scale: f32,
+    /// The adapters' dropout in training.
+    pub lora_dropout: f32,
+}
+
+/// A packed batch: sequences one after the other, no padding.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token ids `[N]`.
+    pub ids: Vec<u32>,
+    /// Positions within each sequence `[N]`.
+    pub positions: Vec<u32>,
+    /// Each sequence's tokens.
+    pub sequences: Vec<Range<usize>>,
+    /// Keys of the adapters' dropout `[N]`; `None` turns it off.
+    pub dropout_keys: Option<Vec<u64>>,
+}
+
+/// The rows of a batch that are predicted, with what their loss is.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// Token indices into the batch, rising.
+    pub rows: &'a [usize],
+    /// The clean token of each row.
+    pub ids: &'a [u32],
+    /// The factor of each row's `nll` in the loss.
+    pub weights: &'a [f32],
+}
+
+/// A gradient for each trainable parameter of the table, `None` for a frozen one.
+pub type Gradients = Vec<Option<Vec<f32>>>;
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct Transformer {
+    /// Sizes and constants.
+    pub config: Config,
+    /// Every tensor.
+    pub params: Vec<Param>,
+    /// The token embedding.
+    pub embedding: ParamId,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// RMSNorm before the head.
+    pub final_norm: ParamId,
+    /// The LM head.
+    pub head: Linear,
+}
+
+/// What a layer's backward needs of its forward.
+struct Activations {
+    normed: Vec<f32>,
+    qkv: [Vec<f32>; 3],
+    attended: Vec<f32>,
+    lse: Vec<f32>,
+    middle: Vec<f32>,
+    ff_normed: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+impl Batch {
+    /// Packs sequences.
+    pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut batch = Self { ids: vec![], positions: vec![], sequences: vec![], dropout_keys: None };
+        for ids in sequences {
+            let start = batch.ids.len();
+            batch.ids.extend(ids);
+            batch.positions.extend(0..ids.len() as u32);
+            batch.sequences.push(start..batch.ids.len());
+        }
+        batch
+    }
+}
+
+impl Transformer {
+    /// Zero gradients of everything that is trained.
+    pub fn zero_gradients(&self) -> Gradients {
+        let zeros = |p: &Param| p.trainable.then(|| vec![0.0; p.weight.rows() * p.weight.cols()]);
+        self.params.iter().map(zeros).collect()
+    }
+
+    /// Token entropies in nats at some rows, without gradients or dropout.
+    pub fn entropy(&self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
+        self.head(None).entropy(&self.head_inputs(batch, rows))
+    }
+
+    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits at some rows.
+    pub fn for_each_logits(&self, batch: &Batch, rows: &[usize], f: impl FnMut(usize, &mut [f32])) {
+        self.head(None).for_each_chunk(&self.head_inputs(batch, rows), f);
+    }
+
+    /// Each target's `nll` in nats; adds the gradient of `sum of weight * nll` to `grads`.
+    pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Vec<f32> {
+        let (d, eps) = (self.config.width, self.config.rms_norm_eps);
+        let rope = self.rope(batch);
+        // 1. Forward, keeping each layer's input only.
+        let mut x = self.embed(batch);
+        let mut inputs = Vec::with_capacity(self.blocks.len());
+        for index in 0..self.blocks.len() {
+            let output = self.layer_output(index, &x, batch, &rope);
+            inputs.push(std::mem::replace(&mut x, output));
+        }
+        // 2. The head at the target rows.
+        let rows = gather(&x, targets.rows, d);
+        let gain = self.params[self.final_norm].weight.to_f32();
+        let mut normed = vec![0.0; rows.len()];
+        rms_norm::forward(&mut normed, &rows, &gain, eps);
+        let keys = batch.dropout_keys.as_ref().map(|k| targets.rows.iter().map(|r| k[*r]).collect::<Vec<_>>());
+        let mut dnormed = vec![0.0; rows.len()];
+        let mut dweight = grads[self.head.weight].take();
+        let mut dlora = self.head.lora.map(|ids| take_pair(grads, ids));
+        let grad = HeadGrad { weight: dweight.as_deref_mut(), lora: dlora.as_mut().map(|[a, b]| LoraGrad { a, b }) };
+        let nll = self.head(keys.as_deref()).loss(&normed, targets.ids, targets.weights, &mut dnormed, grad);
+        grads[self.head.weight] = dweight;
+        give_back(grads, self.head.lora, dlora);
+        let mut drows = vec![0.0; rows.len()];
+        rms_norm::backward(&mut drows, grads[self.final_norm].as_deref_mut(), &dnormed, &rows, &gain, eps);
+        // 3. Backward, layer by layer.
+        x.fill(0.0);
+        scatter(&mut x, &drows, targets.rows, d);
+        for index in (0..self.blocks.len()).rev() {
+            let input = inputs.pop().expect("one input was kept for each layer");
+            self.layer_backward(index, &mut x, &input, batch, &rope, grads);
+        }
+        if let Some(dweight) = &mut grads[self.embedding] {
+            embedding::backward(dweight, &batch.ids, &x);
+        }
+        nll
+    }
+
+    fn head_inputs(&self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
+        let rope = self.rope(batch);
+        let mut x = self.embed(batch);
+        for index in 0..self.blocks.len() {
+            x = self.layer_output(index, &x, batch, &rope);
+        }
+        let rows = gather(&x, rows, self.config.width);
+        let mut normed = vec![0.0; rows.len()];
+        rms_norm::forward(&mut normed, &rows, &self.params[self.final_norm].weight.to_f32(), self.config.rms_norm_eps);
+        normed
+    }
+
+    fn embed(&self, batch: &Batch) -> Vec<f32> {
+        let mut x = vec![0.0; batch.ids.len() * self.config.width];
+        embedding::forward(&mut x, &batch.ids, &self.params[self.embedding].weight);
+        x
+    }
+
+    fn rope(&self, batch: &Batch) -> Rope {
+        Rope::new(&batch.positions, self.config.width / self.config.heads, self.config.rope_theta)
+    }
+
+    fn shape<'a>(&self, batch: &'a Batch) -> attention::Shape<'a> {
+        let Config { width, heads, kv_heads, .. } = self.config;
+        attention::Shape { heads, kv_heads, head_dim: width / heads, sequences: &batch.sequences }
+    }
+
+    fn norm(&self, x: &[f32], gain: ParamId) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        rms_norm::forward(&mut y, x, &self.params[gain].weight.to_f32(), self.config.rms_norm_eps);
+        y
+    }
+
+    fn activations(&self, block: &Block, x: &[f32], batch: &Batch, rope: &Rope) -> Activations {
+        let Config { heads, kv_heads, .. } = self.config;
+        let keys = batch.dropout_keys.as_deref();
+        let normed = self.norm(x, block.attn_norm);
+        let mut qkv = block.qkv.each_ref().map(|layer| self.apply(layer, &normed, keys));
+        rope.apply(&mut qkv[0], heads, Turn::Position);
+        rope.apply(&mut qkv[1], kv_heads, Turn::Position);
+        let mut attended = vec![0.0; qkv[0].len()];
+        let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(batch));
+        let mut middle = self.apply(&block.attn_out, &attended, keys);
+        add(&mut middle, x);
+        let ff_normed = self.norm(&middle, block.ff_norm);
+        let [gate, up] = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, keys));
+        let mut hidden = vec![0.0; gate.len()];
+        swiglu::forward(&mut hidden, &gate, &up);
+        Activations { normed, qkv, attended, lse, middle, ff_normed, gate, up, hidden }
+    }
+
+    fn layer_output(&self, index: usize, x: &[f32], batch: &Batch, rope: &Rope) -> Vec<f32> {
+        let block = &self.blocks[index];
+        let a = self.activations(block, x, batch, rope);
+        let mut y = self.apply(&block.down, &a.hidden, batch.dropout_keys.as_deref());
+        add(&mut y, &a.middle);
+        y
+    }
+
+    /// Turns the gradient of a layer's output into that of its input, in place.
+    fn layer_backward(
+        &self,
+        index: usize,
+        dx: &mut [f32],
+        x: &[f32],
+        batch: &Batch,
+        rope: &Rope,
+        grads: &mut Gradients,
+    ) {
+        let Config { heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
+        let block = &self.blocks[index];
+        let keys = batch.dropout_keys.as_deref();
+        let mut a = self.activations(block, x, batch, rope);
+        let mut dhidden = vec![0.0; a.hidden.len()];
+        self.apply_backward(&block.down, &mut dhidden, dx, &a.hidden, keys, grads);
+        swiglu::backward(&mut a.gate, &mut a.up, &dhidden);
+        let mut dnormed = vec![0.0; a.ff_normed.len()];
+        for (layer, dy) in block.gate_up.iter().zip([&a.gate, &a.up]) {
+            self.apply_backward(layer, &mut dnormed, dy, &a.ff_normed, keys, grads);
+        }
+        let gain = self.params[block.ff_norm].weight.to_f32();
+        rms_norm::backward(dx, grads[block.ff_norm].as_deref_mut(), &dnormed, &a.middle, &gain, eps);
+        let mut dattended = vec![0.0; a.attended.len()];
+        self.apply_backward(&block.attn_out, &mut dattended, dx, &a.attended, keys, grads);
+        let mut d = attention::backward(&dattended, &a.attended, &a.lse, as_qkv(&a.qkv), &self.shape(batch));
+        rope.apply(&mut d.q, heads, Turn::Inverse);
+        rope.apply(&mut d.k, kv_heads, Turn::Inverse);
+        dnormed.fill(0.0);
+        for (layer, dy) in block.qkv.iter().zip([&d.q, &d.k, &d.v]) {
+            self.apply_backward(layer, &mut dnormed, dy, &a.normed, keys, grads);
+        }
+        let gain = self.params[block.attn_norm].weight.to_f32();
+        rms_norm::backward(dx, grads[block.attn_norm].as_deref_mut(), &dnormed, x, &gain, eps);
+    }
+
+    fn lora<'a>(&'a self, layer: &Linear, keys: Option<&'a [u64]>) -> Option<Lora<'a>> {
+        let [a, b] = layer.lora?;
+        let probability = self.config.lora_dropout;
+        let dropout = keys.filter(|_| probability > 0.0).map(|token_keys| Dropout {
+            probability,
+            token_keys,
+            module: layer.weight as u32,
+        });
+        Some(Lora { a: &self.params[a].weight, b: &self.params[b].weight, scale: self.config.lora_scale, dropout })
+    }
+
+    fn head<'a>(&'a self, keys: Option<&'a [u64]>) -> Head<'a> {
+        Head { weight: &self.params[self.head.weight].weight, lora: self.lora(&self.head, keys) }
+    }
+
+    fn apply(&self, layer: &Linear, x: &[f32], keys: Option<&[u64]>) -> Vec<f32> {
+        let weight = &self.params[layer.weight].weight;
+        let mut y = vec![0.0; x.len() / weight.cols() * weight.rows()];
+        match self.lora(layer, keys) {
+            None => linear::forward(&mut y, x, weight),
+            Some(lora) => lora_linear::forward(&mut y, x, weight, &lora),
+        }
+        y
+    }
+
+    fn apply_backward(
+        &self,
+        layer: &Linear,
+        dx: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        keys: Option<&[u64]>,
+        grads: &mut Gradients,
+    ) {
+        let weight = &self.params[layer.weight].weight;
+        if let Some(dw) = &mut grads[layer.weight] {
+            linear::backward_weight(dw, dy, x, x.len() / weight.cols());
+        }
+        match (self.lora(layer, keys), layer.lora) {
+            (Some(lora), Some(ids)) => {
+                let [mut a, mut b] = take_pair(grads, ids);
+                let grad = LoraGrad { a: &mut a, b: &mut b };
+                lora_linear::backward(Some(dx), grad, dy, x, weight, &lora);
+                give_back(grads, layer.lora, Some([a, b]));
+            }
+            _ => linear::backward_input(dx, dy, weight),
+        }
+    }
+}
+
+/// Takes an adapter's two gradients out of the table, so that both can be written at once.
+fn take_pair(grads: &mut Gradients, ids: [ParamId; 2]) -> [Vec<f32>; 2] {
+    ids.map(|id| grads[id].take().expect("an adapter is trainable wherever gradients are asked for"))
+}
+
+fn give_back(grads: &mut Gradients, ids: Option<[ParamId; 2]>, pair: Option<[Vec<f32>; 2]>) {
+    for (id, grad) in ids.into_iter().flatten().zip(pair.into_iter().flatten()) {
+        grads[id] = Some(grad);
+    }
+}
+
+fn as_qkv([q, k, v]: &[Vec<f32>; 3]) -> Qkv<'_> {
+    Qkv { q, k, v }
+}
+
+fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
+}
+
+fn gather(x: &[f32], rows: &[usize], width: usize) -> Vec<f32> {
+    rows.iter().flat_map(|r| &x[r * width..(r + 1) * width]).copied().collect()
+}
+
+fn scatter(to: &mut [f32], from: &[f32], rows: &[usize], width: usize) {
+    for (row, from) in rows.iter().zip(from.chunks(width)) {
+        to[row * width..(row + 1) * width].copy_from_slice(from);
+    }
+}

@@ -1,0 +1,5 @@
+//! The network and how checkpoints become it.
+
+pub mod block;
+pub mod llada;
+pub mod weights;
