@@ -67,11 +67,9 @@ impl LladaConfig {
             ));
         }
         for (field, only) in REQUIRED {
-            match self.others.get(field).filter(|v| !v.is_null()) {
-                Some(value) if value.to_string() != only => {
-                    return Err(format!("{field} = {value} is not supported; only {only} is"));
-                }
-                _ => {}
+            let found = self.others.get(field).filter(|v| !v.is_null()).map(ToString::to_string);
+            if let Some(value) = found.filter(|value| value != only) {
+                return Err(format!("{field} = {value} is not supported; only {only} is"));
             }
         }
         let (d, heads, kv_heads) = (self.d_model, self.n_heads, self.kv_heads());
