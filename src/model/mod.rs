@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod llada;
+pub mod lora;
 pub mod weights;

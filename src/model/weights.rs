@@ -47,6 +47,16 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), tensors })
     }
 
+    /// Maps one file of a folder.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
+        let mut tensors = HashMap::new();
+        map_file(&folder.join(file), &mut tensors)?;
+        Ok(Self { folder: folder.to_owned(), tensors })
+    }
+
     /// Takes a tensor of a known shape; a vector becomes a matrix of one row.
     ///
     /// # Errors
