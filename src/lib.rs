@@ -2,7 +2,7 @@
 //! (WeFT, arXiv 2509.20863, later named GIFT).
 //!
 //! Today the library holds the network ([`model`]) and the method as pure functions: [`noising`] turns entropies and explicit random draws
-//! into masks, [`objective`] turns masks into loss weights, [`rng`] makes the draws. None of these knows a model.
+//! into masks, [`objective`] turns masks into loss weights, [`rng`] makes the draws; none of these knows a model. [`sampler`] generates.
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -10,3 +10,4 @@ pub mod model;
 pub mod noising;
 pub mod objective;
 pub mod rng;
+pub mod sampler;

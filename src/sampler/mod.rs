@@ -1,0 +1,4 @@
+//! From a prompt to an answer: LLaDA's iterative denoising.
+
+pub mod generate;
+pub mod remasking;
