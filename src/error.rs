@@ -40,6 +40,35 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A row of a data file.
+    #[error("{}:{line}: {reason}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong and the fix.
+        reason: String,
+    },
+    /// A recipe with problems, all of them.
+    #[error("{}: {}", path.display(), problems.join("; "))]
+    Recipe {
+        /// The recipe.
+        path: PathBuf,
+        /// One sentence each.
+        problems: Vec<String>,
+    },
+    /// A file that can't be written.
+    #[error("cannot write {}: {source}; free some space or choose another output folder", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// A run that can't go on.
+    #[error("{0}")]
+    Run(String),
 }
 
 /// A result of the library.
