@@ -66,9 +66,19 @@ pub enum Error {
         /// The operating system's answer.
         source: io::Error,
     },
+    /// Options or folders that don't go together.
+    #[error("{0}")]
+    Usage(String),
     /// A run that can't go on.
     #[error("{0}")]
     Run(String),
+}
+
+impl Error {
+    /// Whether the user can mend it before anything has run; a failed run is the other kind.
+    pub fn is_users(&self) -> bool {
+        !matches!(self, Self::Run(_))
+    }
 }
 
 /// A result of the library.

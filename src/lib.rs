@@ -5,9 +5,16 @@
 //! into masks, [`objective`] turns masks into loss weights, [`rng`] makes the draws; none of these knows a model. [`sampler`] generates.
 #![forbid(unsafe_code)]
 
+pub mod base;
+pub mod data;
 pub mod error;
+pub mod eval;
+pub mod files;
 pub mod model;
 pub mod noising;
 pub mod objective;
+pub mod parity;
+pub mod recipe;
 pub mod rng;
 pub mod sampler;
+pub mod train;

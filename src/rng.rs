@@ -16,6 +16,8 @@ pub enum Stream {
     Order = 4,
     /// Initial values of new weights.
     Init = 5,
+    /// Generated text.
+    Text = 7,
     /// Gumbel noise of the sampler.
     Sampling = 6,
 }
@@ -45,6 +47,13 @@ impl Draws {
     /// A uniform number in `[0, 1)` for a position.
     pub fn unit_f32(&self, position: u64) -> f32 {
         unit_f32(self.words(position)[0])
+    }
+
+    /// A standard normal number for a position, by Box and Muller.
+    pub fn normal(&self, position: u64) -> f64 {
+        let words = self.words(position);
+        let radius = (-2.0 * (1.0 - unit_f64(words[0], words[1])).ln()).sqrt();
+        radius * (std::f64::consts::TAU * unit_f64(words[2], words[3])).cos()
     }
 
     /// 64 random bits for a position: a key for draws further down, such as a token's dropout.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use safetensors::SafeTensors;
-use weft::noising::entropy::{Reference, Transform, relative_uncertainty};
+use weft::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
 use weft::noising::forward_process;
 use weft::noising::schedule::{T_MIN, diffusion_time, token_rate};
 use weft::objective::{NoisedAnswer, Normalizer, Weighting, loss_weights};
@@ -18,6 +18,10 @@ fn numbers(file: &SafeTensors, name: &str) -> Vec<f32> {
 fn prompt_lengths(file: &SafeTensors) -> Vec<usize> {
     let tensor = file.tensor("prompt_lengths").expect("the golden file has the tensor");
     tensor.data().chunks(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize).collect()
+}
+
+fn whole(token_entropy: &[f32]) -> AnswerEntropy<'_> {
+    AnswerEntropy { token_entropy, num_supervised: token_entropy.len() }
 }
 
 fn noised(r: Vec<Vec<f32>>, t: &[f32], u: &[&[f32]]) -> Vec<NoisedAnswer> {
@@ -43,7 +47,8 @@ fn rates_masks_and_losses_match_pytorch() {
     };
     let (entropy, u) = (answers(entropy.leak()), answers(u.leak()));
     let uniform: Vec<Vec<f32>> = entropy.iter().map(|a| vec![1.0; a.len()]).collect();
-    let weft = |transform, reference| relative_uncertainty(&entropy, transform, reference);
+    let entropies: Vec<AnswerEntropy> = entropy.iter().map(|a| whole(a)).collect();
+    let weft = |transform, reference| relative_uncertainty(&entropies, transform, reference);
     for (name, r) in [
         ("sft", uniform),
         ("weft_sqrt", weft(Transform::Sqrt, Reference::Sequence)),
@@ -79,8 +84,16 @@ fn rates_masks_and_losses_match_pytorch() {
 }
 
 #[test]
+fn padding_stays_out_of_the_reference() {
+    let padded = AnswerEntropy { token_entropy: &[1.0, 3.0, 8.0], num_supervised: 2 };
+    for reference in [Reference::Sequence, Reference::Batch] {
+        assert_eq!(relative_uncertainty(&[padded], Transform::Identity, reference), [[0.5, 1.5, 4.0]]);
+    }
+}
+
+#[test]
 fn a_degenerate_reference_falls_back_to_the_uniform_rate() {
-    assert_eq!(relative_uncertainty(&[&[0.0, 0.0]], Transform::Sqrt, Reference::Sequence), [[1.0, 1.0]]);
+    assert_eq!(relative_uncertainty(&[whole(&[0.0, 0.0])], Transform::Sqrt, Reference::Sequence), [[1.0, 1.0]]);
     assert_eq!(token_rate(0.5, 0.0, 0.3), 0.0, "a token without uncertainty is never masked");
     assert_eq!(token_rate(0.1, 1.0, 0.3), 0.3, "the floor holds for the others");
 }
@@ -124,7 +137,7 @@ proptest! {
     fn equal_entropies_make_weft_equal_sft(h in 1e-3f32..10.0, u in 0.0f64..1.0, n in 1usize..50) {
         let t = diffusion_time(u, T_MIN);
         let entropies = vec![h; n];
-        for r in &relative_uncertainty(&[&entropies], Transform::Sqrt, Reference::Sequence)[0] {
+        for r in &relative_uncertainty(&[whole(&entropies)], Transform::Sqrt, Reference::Sequence)[0] {
             let (weft, sft) = (token_rate(t, *r, 0.0), token_rate(t, 1.0, 0.0));
             prop_assert!((weft - sft).abs() <= 1e-5 * sft, "{} against {}", weft, sft);
         }

@@ -18,6 +18,8 @@ pub type ParamId = usize;
 pub struct Param {
     /// The name it has on disk.
     pub name: String,
+    /// The shape it has on disk: one or two sizes.
+    pub shape: Vec<usize>,
     /// Its numbers.
     pub weight: Weight,
     /// Whether a gradient is wanted.
@@ -152,6 +154,11 @@ impl Transformer {
     /// Token entropies in nats at some rows, without gradients or dropout.
     pub fn entropy(&self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
         self.head(None).entropy(&self.head_inputs(batch, rows))
+    }
+
+    /// The `nll` in nats of `ids` at some rows, without gradients or dropout.
+    pub fn nll(&self, batch: &Batch, rows: &[usize], ids: &[u32]) -> Vec<f32> {
+        self.head(None).nll(&self.head_inputs(batch, rows), ids)
     }
 
     /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits at some rows.

@@ -1,15 +1,40 @@
-//! LoRA adapters by PEFT's semantics and in PEFT's format: which layers `target_modules` names, and loading.
+//! LoRA adapters by PEFT's semantics and in PEFT's format: which layers `target_modules` names, fresh adapters,
+//! loading and saving. The product itself is `weft_kernels::lora_linear`.
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use weft_kernels::weight::Weight;
 
 use super::block::{Linear, Param, Transformer};
-use super::weights::{Checkpoint, read_text};
+use super::weights::{Checkpoint, Tensor, write_tensors};
 use crate::error::{Error, Result};
+use crate::files::{make_folder, read_text, write_whole};
+use crate::rng::{Draws, Stream};
+
+/// The tensors' file in an adapter's folder.
+const TENSORS: &str = "adapter_model.safetensors";
+
+/// Fields of adapter_config.json that don't change the numbers of a saved adapter; every other field that Weft
+/// doesn't know must be null, false or empty.
+const NEUTRAL: [&str; 12] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+    "megatron_core",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "lora_ga_config",
+    "runtime_config",
+];
 
 /// What of adapter_config.json changes the numbers.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoraConfig {
     /// Rank.
     pub r: usize,
@@ -18,19 +43,33 @@ pub struct LoraConfig {
     /// Dropout of the adapter's input in training.
     #[serde(default)]
     pub lora_dropout: f32,
-    /// The layers' names, or ends of them after a dot.
-    pub target_modules: Vec<String>,
+    /// The layers' names.
+    pub target_modules: TargetModules,
     /// `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
     #[serde(default)]
     pub use_rslora: bool,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// PEFT's two ways to name layers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// Names, or ends of names after a dot.
+    Names(Vec<String>),
+    /// `"all-linear"` (every linear layer but the LM head), or a regular expression of a whole name.
+    Pattern(String),
 }
 
 impl LoraConfig {
-    /// Whether PEFT would adapt the module: a target equals its name or the end of it after a dot.
-    pub fn targets(&self, module: &str) -> bool {
-        self.target_modules
-            .iter()
-            .any(|t| module.strip_suffix(t).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    /// A configuration for a new adapter.
+    pub fn new(r: usize, lora_alpha: f32, lora_dropout: f32, targets: Vec<String>, use_rslora: bool) -> Self {
+        let target_modules = match &targets[..] {
+            [all] if all == "all-linear" => TargetModules::Pattern(all.clone()),
+            _ => TargetModules::Names(targets),
+        };
+        Self { r, lora_alpha, lora_dropout, target_modules, use_rslora, others: Map::new() }
     }
 
     /// The factor of `B A x`.
@@ -38,50 +77,179 @@ impl LoraConfig {
         let r = self.r as f32;
         self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
     }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.r == 0 {
+            return Err("r = 0 is no rank; give at least 1".to_owned());
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(format!("lora_dropout = {} lies outside [0, 1)", self.lora_dropout));
+        }
+        for (field, value) in &self.others {
+            let supported = match field.as_str() {
+                "peft_type" => value == "LORA",
+                "bias" => value == "none",
+                // Other ways of initialising change the base's weights too.
+                "init_lora_weights" => value.is_boolean() || value == "gaussian" || value == "orthogonal",
+                _ => NEUTRAL.contains(&field.as_str()) || is_off(value),
+            };
+            if !supported {
+                return Err(format!("{field} = {value} is not supported; save the adapter as a plain LoRA"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+impl TargetModules {
+    /// Decides for each module as PEFT does; `head` is the LM head's name.
+    fn matcher(&self, head: &str) -> std::result::Result<impl Fn(&str) -> bool, String> {
+        let pattern = match self {
+            Self::Pattern(pattern) if pattern != "all-linear" => Some(
+                regex::Regex::new(&format!("^(?:{pattern})$"))
+                    .map_err(|_| format!("target_modules {pattern:?} is no regular expression that Weft can read"))?,
+            ),
+            _ => None,
+        };
+        let head = head.to_owned();
+        Ok(move |module: &str| match (self, &pattern) {
+            (_, Some(pattern)) => pattern.is_match(module),
+            (Self::Names(names), _) => names
+                .iter()
+                .any(|t| module.strip_suffix(t.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))),
+            (Self::Pattern(_), None) => module != head,
+        })
+    }
 }
 
 /// Attaches a PEFT adapter's folder to its base; its tensors become the trainable parameters.
 ///
 /// # Errors
-/// A file or tensor that is missing or damaged, or targets that name no layer.
+/// A file or tensor that is missing, damaged or left over, a field that Weft doesn't compute, or targets that name
+/// no layer.
 pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let path = folder.join("adapter_config.json");
     let config: LoraConfig = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
-    if config.r == 0 {
-        return Err(Error::Config { path, reason: "r = 0 is no rank; give at least 1".to_owned() });
+    config.check().map_err(|reason| Error::Config { path: path.clone(), reason })?;
+    let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
+    let targets = targets(model, &config).map_err(|reason| Error::Config { path, reason })?;
+    for (index, module) in targets {
+        let [a, b] = shapes(model, index, config.r);
+        let a = tensors.take(&tensor_name(&module, "lora_A"), &a)?;
+        let b = tensors.take(&tensor_name(&module, "lora_B"), &b)?;
+        attach(model, index, &module, [a, b]);
     }
-    let mut tensors = Checkpoint::open_file(folder, "adapter_model.safetensors")?;
-    let Transformer { params, blocks, head, .. } = model;
-    let linears = blocks
-        .iter_mut()
-        .flat_map(|b| b.qkv.iter_mut().chain([&mut b.attn_out]).chain(b.gate_up.iter_mut()).chain([&mut b.down]));
-    let mut attached = 0;
-    for layer in linears.chain([head]) {
-        let module = params[layer.weight].name.trim_end_matches(".weight").to_owned();
-        if config.targets(&module) {
-            attach(layer, params, &module, config.r, &mut tensors)?;
-            attached += 1;
-        }
-    }
-    if attached == 0 {
-        let reason = format!("target_modules {:?} name no layer of the model", config.target_modules);
-        return Err(Error::Config { path, reason });
+    if let Some(name) = tensors.rest().next() {
+        let reason = "no layer takes it".to_owned();
+        return Err(Error::Tensor { name: name.to_owned(), folder: folder.to_owned(), reason });
     }
     model.config.lora_scale = config.scale();
     model.config.lora_dropout = config.lora_dropout;
     Ok(config)
 }
 
-fn attach(layer: &mut Linear, params: &mut Vec<Param>, module: &str, r: usize, from: &mut Checkpoint) -> Result<()> {
-    let weight = &params[layer.weight].weight;
-    let shapes = [("lora_A", [r, weight.cols()]), ("lora_B", [weight.rows(), r])];
-    let first = params.len();
-    for (part, shape) in shapes {
-        let name = format!("base_model.model.{module}.{part}.weight");
-        let weight = from.take(&name, &shape)?;
-        params.push(Param { name, weight, trainable: true });
+/// Attaches a fresh adapter: A uniform in `+-1 / sqrt(in)` (Kaiming with a = sqrt(5), as PEFT draws it), B zero,
+/// so that the model computes what its base computes.
+///
+/// # Errors
+/// Settings without sense, or targets that name no layer, as one sentence.
+pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> std::result::Result<(), String> {
+    config.check()?;
+    for (index, module) in targets(model, config)? {
+        let [[r, inputs], [outputs, _]] = shapes(model, index, config.r);
+        let draws = Draws::new(seed, Stream::Init, 0, index as u64);
+        let bound = 1.0 / (inputs as f64).sqrt();
+        let a = (0..r * inputs).map(|i| ((2.0 * draws.unit_f64(i as u64) - 1.0) * bound) as f32).collect();
+        let b = vec![0.0; outputs * r];
+        attach(model, index, &module, [Weight::from_f32(r, inputs, a), Weight::from_f32(outputs, r, b)]);
     }
-    layer.lora = Some([first, first + 1]);
+    model.config.lora_scale = config.scale();
+    model.config.lora_dropout = config.lora_dropout;
     Ok(())
+}
+
+/// Saves the adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors` (f32).
+///
+/// # Errors
+/// A file that can't be written.
+pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str) -> Result<()> {
+    make_folder(folder)?;
+    let tensors = model.params.iter().filter(|p| p.name.starts_with("base_model.")).map(Tensor::of);
+    write_tensors(&folder.join(TENSORS), tensors.collect())?;
+    let mut fields = serde_json::json!({
+        "peft_type": "LORA",
+        "task_type": null,
+        "base_model_name_or_path": base,
+        "inference_mode": true,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "modules_to_save": null,
+    });
+    let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");
+    let fields = fields.as_object_mut().expect("the literal above is an object");
+    fields.extend(own.as_object().expect("a struct is an object").clone());
+    let text = serde_json::to_string_pretty(fields).expect("JSON values print");
+    write_whole(&folder.join("adapter_config.json"), text.as_bytes())
+}
+
+/// Every linear layer in a fixed order: the blocks', then the head.
+fn linears(model: &mut Transformer) -> impl Iterator<Item = &mut Linear> {
+    let blocks = model
+        .blocks
+        .iter_mut()
+        .flat_map(|b| b.qkv.iter_mut().chain([&mut b.attn_out]).chain(b.gate_up.iter_mut()).chain([&mut b.down]));
+    blocks.chain([&mut model.head])
+}
+
+/// The index among the linear layers and the name of every layer that gets an adapter.
+fn targets(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<Vec<(usize, String)>, String> {
+    let name = |params: &[Param], id: usize| params[id].name.trim_end_matches(".weight").to_owned();
+    let tied = model.head.weight == model.embedding;
+    let embedding = name(&model.params, model.embedding);
+    let head = name(&model.params, model.head.weight);
+    let matches = config.target_modules.matcher(&head)?;
+    // PEFT adapts an embedding in another way (lora_embedding_A), which Weft doesn't compute.
+    if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(&embedding) {
+        return Err(format!("target_modules name the embedding {embedding}; Weft adapts linear layers only"));
+    }
+    let ids: Vec<usize> = linears(model).map(|l| l.weight).collect();
+    let count = ids.len() - usize::from(tied);
+    let modules = ids[..count].iter().map(|id| name(&model.params, *id)).enumerate();
+    let found: Vec<_> = modules.filter(|(_, module)| matches(module)).collect();
+    match found.is_empty() {
+        true => Err(format!("target_modules {:?} name no layer of the model; q_proj is one", config.target_modules)),
+        false => Ok(found),
+    }
+}
+
+/// `lora_A` `[R, in]` and `lora_B` `[out, R]` of a layer.
+fn shapes(model: &mut Transformer, index: usize, r: usize) -> [[usize; 2]; 2] {
+    let id = linears(model).nth(index).expect("the index comes from the same list").weight;
+    let weight = &model.params[id].weight;
+    [[r, weight.cols()], [weight.rows(), r]]
+}
+
+fn tensor_name(module: &str, part: &str) -> String {
+    format!("base_model.model.{module}.{part}.weight")
+}
+
+fn attach(model: &mut Transformer, index: usize, module: &str, [a, b]: [Weight; 2]) {
+    let first = model.params.len();
+    for (part, mut weight) in [("lora_A", a), ("lora_B", b)] {
+        weight.make_trainable();
+        let shape = vec![weight.rows(), weight.cols()];
+        model.params.push(Param { name: tensor_name(module, part), shape, weight, trainable: true });
+    }
+    linears(model).nth(index).expect("the index comes from the same list").lora = Some([first, first + 1]);
 }

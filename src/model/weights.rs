@@ -1,14 +1,16 @@
-//! A checkpoint folder's tensors by name: single or sharded safetensors, memory-mapped.
+//! A checkpoint folder's tensors by name: single or sharded safetensors, memory-mapped; and writing such files.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::tensor::SafeTensors;
+use safetensors::tensor::{SafeTensors, TensorView};
 use serde::Deserialize;
 use weft_kernels::weight::{Dtype, MappedFile, Weight};
 
+use super::block::Param;
 use crate::error::{Error, Result};
+use crate::files::{read_text, write_whole};
 
 /// The tensors of a checkpoint.
 pub struct Checkpoint {
@@ -57,6 +59,24 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), tensors })
     }
 
+    /// Copies the tensors of a file that is part of the program.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self> {
+        let path = Path::new(name);
+        let mut tensors = HashMap::new();
+        for_each_tensor(path, bytes, |name, shape, [rows, cols], dtype, data| {
+            tensors.insert(name, (shape, Weight::from_bytes(rows, cols, dtype, data)));
+        })?;
+        Ok(Self { folder: path.to_owned(), tensors })
+    }
+
+    /// The names nobody has taken.
+    pub fn rest(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// Takes a tensor of a known shape; a vector becomes a matrix of one row.
     ///
     /// # Errors
@@ -71,19 +91,70 @@ impl Checkpoint {
     }
 }
 
-/// Reads a small text file.
+/// A tensor to be written.
+pub struct Tensor<'a> {
+    name: &'a str,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Tensor<'a> {
+    /// A parameter in f32.
+    pub fn of(param: &'a Param) -> Self {
+        Self::f32(&param.name, param.shape.clone(), &param.weight.to_f32())
+    }
+
+    /// A parameter in bf16, rounded to nearest.
+    pub fn of_bf16(param: &'a Param) -> Self {
+        let bytes = weft_kernels::weight::to_bf16_bytes(&param.weight.to_f32());
+        Self { name: &param.name, shape: param.shape.clone(), dtype: Dtype::Bf16, bytes }
+    }
+
+    /// Some numbers.
+    pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &[f32]) -> Self {
+        let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self { name, shape, dtype: Dtype::F32, bytes }
+    }
+}
+
+/// Writes a safetensors file, whole or not at all.
 ///
 /// # Errors
-/// What the operating system answers.
-pub fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+/// A file that can't be written.
+pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
+    let views = tensors.iter().map(|t| {
+        let dtype = match t.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        };
+        let view = TensorView::new(dtype, t.shape.clone(), &t.bytes).expect("the bytes are the shape's");
+        (t.name, view)
+    });
+    // transformers refuses a file whose metadata doesn't name the format.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let bytes = safetensors::serialize(views, Some(metadata)).expect("names are unique and views whole");
+    write_whole(path, &bytes)
 }
 
 fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>) -> Result<()> {
     let read = |source| Error::Read { path: path.to_owned(), source };
-    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
     let file = MappedFile::open(&File::open(path).map_err(read)?).map_err(read)?;
-    let parsed = SafeTensors::deserialize(file.bytes()).map_err(|e| format(e.to_string()))?;
+    for_each_tensor(path, file.bytes(), |name, shape, [rows, cols], dtype, data| {
+        let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
+        let weight = Weight::mapped(rows, cols, dtype, file.clone(), start..start + data.len());
+        tensors.insert(name, (shape, weight));
+    })
+}
+
+/// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file.
+fn for_each_tensor(
+    path: &Path,
+    bytes: &[u8],
+    mut f: impl FnMut(String, Vec<usize>, [usize; 2], Dtype, &[u8]),
+) -> Result<()> {
+    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
+    let parsed = SafeTensors::deserialize(bytes).map_err(|e| format(e.to_string()))?;
     for (name, view) in parsed.tensors() {
         let dtype = match view.dtype() {
             safetensors::Dtype::F32 => Dtype::F32,
@@ -91,14 +162,12 @@ fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>) ->
             other => return Err(format(format!("{name} is stored as {other:?}, Weft reads F32 and BF16"))),
         };
         let shape = view.shape().to_vec();
-        let (rows, cols) = match shape[..] {
-            [cols] => (1, cols),
-            [rows, cols] => (rows, cols),
+        let size = match shape[..] {
+            [cols] => [1, cols],
+            [rows, cols] => [rows, cols],
             _ => return Err(format(format!("{name} has shape {shape:?}, expected one or two sizes"))),
         };
-        let start = view.data().as_ptr() as usize - file.bytes().as_ptr() as usize;
-        let weight = Weight::mapped(rows, cols, dtype, file.clone(), start..start + view.data().len());
-        tensors.insert(name, (shape, weight));
+        f(name, shape, size, dtype, view.data());
     }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! From token entropies to relative uncertainties `r_i = beta_i / beta_ref`.
 
+use serde::{Deserialize, Serialize};
+
 /// How an entropy becomes `beta`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Transform {
     /// `sqrt(H)`, the paper's choice.
     #[default]
@@ -15,7 +18,8 @@ pub enum Transform {
 }
 
 /// Which supervised answer tokens `beta_ref` is the mean over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reference {
     /// Those of the token's own sequence.
     #[default]
@@ -36,19 +40,30 @@ impl Transform {
     }
 }
 
-/// `r_i` for every answer token of every sequence of a batch, from entropies in nats.
+/// One answer's token entropies.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerEntropy<'a> {
+    /// `H_i` of each token, in nats.
+    pub token_entropy: &'a [f32],
+    /// How many of them are the answer's own; what follows is padding and stays out of `beta_ref`.
+    pub num_supervised: usize,
+}
+
+/// `r_i` for every answer token of every sequence of a batch.
 /// Where `beta_ref` is 0 (or there is no token) every `r_i` is 1: WeFT falls back to SFT's uniform rate.
-pub fn relative_uncertainty(answers: &[&[f32]], transform: Transform, reference: Reference) -> Vec<Vec<f32>> {
-    let betas: Vec<Vec<f32>> = answers.iter().map(|a| a.iter().map(|h| transform.beta(*h)).collect()).collect();
-    let batch_mean = mean(betas.iter().flatten());
-    let relative = |sequence: Vec<f32>| {
+pub fn relative_uncertainty(answers: &[AnswerEntropy], transform: Transform, reference: Reference) -> Vec<Vec<f32>> {
+    let beta = |a: &AnswerEntropy| a.token_entropy.iter().map(|h| transform.beta(*h)).collect();
+    let betas: Vec<Vec<f32>> = answers.iter().map(beta).collect();
+    let supervised = |i: usize| &betas[i][..answers[i].num_supervised];
+    let batch_mean = mean((0..betas.len()).flat_map(supervised));
+    let relative = |(i, sequence): (usize, &Vec<f32>)| {
         let beta_ref = match reference {
-            Reference::Sequence => mean(sequence.iter()),
+            Reference::Sequence => mean(supervised(i).iter()),
             Reference::Batch => batch_mean,
         };
         sequence.iter().map(|beta| if beta_ref > 0.0 { (f64::from(*beta) / beta_ref) as f32 } else { 1.0 }).collect()
     };
-    betas.into_iter().map(relative).collect()
+    betas.iter().enumerate().map(relative).collect()
 }
 
 fn mean<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {

@@ -1,12 +1,18 @@
 //! What a masked token's loss weighs: `1 / t_i` as published or the exact ELBO weight, over a normaliser.
 //! The rates come from `noising`; SFT is the same loss with `r_i = 1`.
 
+use serde::{Deserialize, Serialize};
+
+use crate::noising::entropy::{Reference, Transform};
+use crate::noising::schedule::T_MIN;
+
 pub mod normalizer;
 
 pub use normalizer::Normalizer;
 
 /// The schedule factor of a masked token's loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Weighting {
     /// `1 / t_i`, as published.
     #[default]
@@ -25,6 +31,62 @@ impl Weighting {
             Self::Elbo => r * (1.0 - t).powf(r - 1.0),
         };
         factor / f64::from(p_mask)
+    }
+}
+
+/// Where the rates come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Each token's rate from its entropy: WeFT.
+    #[default]
+    #[serde(alias = "gift")]
+    Weft,
+    /// One rate for a whole answer, `t_i = t`: LLaDA's loss.
+    Sft,
+}
+
+/// What is trained: the recipe's `objective` table.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Objective {
+    /// WeFT or SFT.
+    pub kind: Kind,
+    /// How an entropy becomes `beta`.
+    pub transform: Transform,
+    /// The scope of `beta_ref`.
+    pub reference: Reference,
+    /// The schedule factor.
+    pub weighting: Weighting,
+    /// The divisor; `None` is the kind's own (see [`Objective::normalizer`]).
+    pub normalizer: Option<Normalizer>,
+    /// A floor on `t_i`; 0 is off.
+    pub rate_floor: f32,
+    /// The lower cut of `t`.
+    pub t_min: f64,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self {
+            kind: Kind::default(),
+            transform: Transform::default(),
+            reference: Reference::default(),
+            weighting: Weighting::default(),
+            normalizer: None,
+            rate_floor: 0.0,
+            t_min: T_MIN,
+        }
+    }
+}
+
+impl Objective {
+    /// The divisor of the loss: masked tokens for WeFT as the paper has it, answer tokens for SFT, unless chosen.
+    pub fn normalizer(&self) -> Normalizer {
+        self.normalizer.unwrap_or(match self.kind {
+            Kind::Weft => Normalizer::Masked,
+            Kind::Sft => Normalizer::Answer,
+        })
     }
 }
 

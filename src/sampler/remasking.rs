@@ -1,7 +1,10 @@
 //! Which predictions a denoising step keeps.
 
+use serde::{Deserialize, Serialize};
+
 /// How confident a prediction counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Remasking {
     /// The predicted token's probability; the least confident stay masked.
     #[default]

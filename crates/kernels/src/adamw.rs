@@ -22,6 +22,13 @@ pub struct AdamW {
     pub step: u64,
 }
 
+/// The sum of squares in f64, in an order that doesn't depend on the threads.
+pub fn sum_of_squares(x: &[f32]) -> f64 {
+    let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+    let sums: Vec<f64> = x.par_chunks(CHUNK).map(of_chunk).collect();
+    sums.iter().sum()
+}
+
 impl AdamW {
     /// `w <- w (1 - lr wd) - lr m' / (sqrt(v') + eps)`, with the gradient multiplied by `grad_scale` first.
     ///

@@ -54,6 +54,16 @@ impl Head<'_> {
         entropies
     }
 
+    /// Negative log-likelihood of each row's target, in nats.
+    pub fn nll(&self, x: &[f32], targets: &[u32]) -> Vec<f32> {
+        let mut nll = Vec::with_capacity(targets.len());
+        self.for_each_chunk(x, |first, logits| {
+            let rows = logits.par_chunks(self.weight.rows()).zip(&targets[first..]);
+            nll.par_extend(rows.map(|(row, target)| (log_sum_exp(row) - f64::from(row[*target as usize])) as f32));
+        });
+        nll
+    }
+
     /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`,
     /// which is added to `dx` `[N, D]` and `grad`.
     pub fn loss(

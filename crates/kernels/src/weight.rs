@@ -78,19 +78,24 @@ impl Weight {
         Self { rows, cols, storage: Storage::Bf16(data) }
     }
 
+    /// Copies little-endian numbers.
+    pub fn from_bytes(rows: usize, cols: usize, dtype: Dtype, bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), rows * cols * dtype.size(), "a weight of [{rows}, {cols}]");
+        let storage = match dtype {
+            Dtype::F32 => Storage::F32(bytemuck::allocation::pod_collect_to_vec(bytes)),
+            Dtype::Bf16 => Storage::Bf16(bytemuck::allocation::pod_collect_to_vec(bytes)),
+        };
+        Self { rows, cols, storage }
+    }
+
     /// A view of `bytes` of a mapped file; copied once where the file's offset isn't a multiple of the number's size.
     pub fn mapped(rows: usize, cols: usize, dtype: Dtype, file: MappedFile, bytes: Range<usize>) -> Self {
         assert_eq!(bytes.len(), rows * cols * dtype.size(), "a weight of [{rows}, {cols}]");
         let raw = &file.bytes()[bytes.clone()];
-        let storage = if (raw.as_ptr() as usize).is_multiple_of(dtype.size()) {
-            Storage::Mapped { file, bytes, dtype }
-        } else {
-            match dtype {
-                Dtype::F32 => Storage::F32(bytemuck::allocation::pod_collect_to_vec(raw)),
-                Dtype::Bf16 => Storage::Bf16(bytemuck::allocation::pod_collect_to_vec(raw)),
-            }
-        };
-        Self { rows, cols, storage }
+        match (raw.as_ptr() as usize).is_multiple_of(dtype.size()) {
+            true => Self { rows, cols, storage: Storage::Mapped { file, bytes, dtype } },
+            false => Self::from_bytes(rows, cols, dtype, raw),
+        }
     }
 
     /// Rows: a linear layer's outputs.
@@ -143,6 +148,11 @@ impl Weight {
             _ => unreachable!("the storage was made f32 above"),
         }
     }
+}
+
+/// Numbers as little-endian bf16, rounded to nearest, ties to even.
+pub fn to_bf16_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
 }
 
 fn widen(data: &[bf16]) -> Vec<f32> {

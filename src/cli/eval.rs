@@ -1,0 +1,64 @@
+//! `weft eval`: generates answers to a task and scores them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::error::Result;
+use weft::eval::generations::{accuracy_of, answer, save};
+use weft::eval::{Accuracy, Task, read_problems};
+use weft::sampler::generate::Sampling;
+
+use super::generate::SamplingArgs;
+
+/// Generate answers to a task's problems and score them
+///
+/// By d1's protocol: zero-shot, the answer prefilled with <reasoning>, greedy, block length 32, half as many diffusion
+/// steps as tokens. Rows that bring their own prompt and truth (messages, question, ground_truth) are asked as they are.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  weft eval --model tiny-base --task sudoku --data runs/quickstart/data/held-out.jsonl --limit 64 --gen-length 32 --diffusion-steps 32 --out base.json"
+)]
+pub struct Eval {
+    /// The checkpoint's folder, or tiny-base
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A PEFT adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// The task: sudoku or countdown
+    #[arg(long, value_name = "TASK")]
+    task: String,
+    /// The problems: d1's test file of the task, or JSONL rows with their own prompts
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Problems to answer; all where absent
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// The file for generations and accuracy (JSON)
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+impl Eval {
+    pub fn run(self) -> Result<ExitCode> {
+        let task = Task::parse(&self.task)?;
+        let sampling = self.sampling.over(Sampling::default())?;
+        let mut problems = read_problems(task, &self.data)?;
+        problems.truncate(self.limit.unwrap_or(problems.len()));
+        let base = super::open(&self.model, self.adapter.as_deref())?;
+        let generations = answer(&base, task, &problems, &sampling)?;
+        save(&self.out, task, &generations)?;
+        println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));
+        println!("generations lie in {}", self.out.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// `12.3 % +- 1.2 (64 of 520)`.
+pub fn in_percent(a: &Accuracy) -> String {
+    let Accuracy { accuracy, standard_error, correct, total } = a;
+    format!("{:.1} % +- {:.1} ({correct} of {total})", 100.0 * accuracy, 100.0 * standard_error)
+}

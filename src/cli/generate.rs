@@ -1,0 +1,113 @@
+//! `weft generate`: answers a prompt.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::data::Message;
+use weft::error::{Error, Result};
+use weft::sampler::generate::{Prompt, Sampling, generate};
+use weft::sampler::remasking::Remasking;
+
+/// Answer a prompt
+///
+/// The prompt is rendered by the checkpoint's chat template and answered by LLaDA's sampler.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --block-length 32 --diffusion-steps 32"
+)]
+pub struct Generate {
+    /// The checkpoint's folder, or tiny-base
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A PEFT adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// The user's turn; standard input where absent
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// The sampler's options; what is absent keeps the library's or the recipe's value.
+#[derive(Args)]
+pub struct SamplingArgs {
+    /// Tokens of the answer
+    #[arg(long, value_name = "N")]
+    gen_length: Option<usize>,
+    /// Tokens of a block, a divisor of the answer's
+    #[arg(long, value_name = "N")]
+    block_length: Option<usize>,
+    /// Denoising steps of the whole answer
+    #[arg(long, value_name = "N")]
+    diffusion_steps: Option<usize>,
+    /// Gumbel temperature; 0 is greedy
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Classifier-free guidance; 0 is off
+    #[arg(long, value_name = "X")]
+    cfg_scale: Option<f32>,
+    /// Which predictions are kept: low_confidence or random
+    #[arg(long, value_name = "HOW")]
+    remasking: Option<String>,
+    /// Never predict an end token
+    #[arg(long)]
+    forbid_eos: bool,
+    /// Keep a predicted end token last
+    #[arg(long)]
+    defer_eos: bool,
+    /// Names the random draws
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The settings that differ from `base`.
+    pub fn over(&self, base: Sampling) -> Result<Sampling> {
+        let remasking = match self.remasking.as_deref() {
+            None => base.remasking,
+            Some("low_confidence") => Remasking::LowConfidence,
+            Some("random") => Remasking::Random,
+            Some(other) => {
+                return Err(Error::Usage(format!("--remasking {other}: the known ones are low_confidence and random")));
+            }
+        };
+        let sampling = Sampling {
+            gen_length: self.gen_length.unwrap_or(base.gen_length),
+            block_length: self.block_length.unwrap_or(base.block_length),
+            diffusion_steps: self.diffusion_steps.unwrap_or(base.diffusion_steps),
+            temperature: self.temperature.unwrap_or(base.temperature),
+            cfg_scale: self.cfg_scale.unwrap_or(base.cfg_scale),
+            remasking,
+            eos_token_ids: base.eos_token_ids,
+            forbid_eos: self.forbid_eos || base.forbid_eos,
+            defer_eos: self.defer_eos || base.defer_eos,
+            seed: self.seed.unwrap_or(base.seed),
+        };
+        sampling.check().map_err(Error::Usage)?;
+        Ok(sampling)
+    }
+}
+
+impl Generate {
+    pub fn run(self) -> Result<ExitCode> {
+        let sampling = self.sampling.over(Sampling::default())?;
+        let base = super::open(&self.model, self.adapter.as_deref())?;
+        let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling };
+        let content = match self.prompt {
+            Some(prompt) => prompt,
+            None => {
+                let mut text = String::new();
+                let path = PathBuf::from("standard input");
+                std::io::stdin().read_to_string(&mut text).map_err(|source| Error::Read { path, source })?;
+                text
+            }
+        };
+        let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?;
+        let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling).map_err(Error::Usage)?;
+        println!("{}", base.text.decode_answer(&output[0][ids.len()..]));
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,77 @@
+//! The command line: one file per command. Commands read their options, call the library and print; nothing is
+//! computed here.
+
+mod eval;
+mod generate;
+mod parity;
+mod pretrain;
+mod train;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use weft::base::Base;
+use weft::error::{Error, Result};
+use weft::model::lora;
+
+/// Fine-tunes masked diffusion language models by entropy-weighted masking (WeFT).
+#[derive(Parser)]
+#[command(name = "weft", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Where to compute: cpu, cuda, cuda:N or auto
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Threads; all cores where absent
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::Train),
+    Eval(eval::Eval),
+    Generate(generate::Generate),
+    Parity(parity::Parity),
+    Pretrain(pretrain::Pretrain),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever went wrong, as one sentence.
+    pub fn run(self) -> Result<ExitCode> {
+        if !matches!(self.device.as_str(), "auto" | "cpu") {
+            let device = &self.device;
+            return Err(Error::Usage(format!(
+                "--device {device}: this build computes on the CPU only; use --device cpu"
+            )));
+        }
+        if let Some(threads) = self.threads {
+            if threads == 0 {
+                return Err(Error::Usage("--threads 0: give at least 1".to_owned()));
+            }
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+            pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        }
+        match self.command {
+            Command::Train(command) => command.run(),
+            Command::Eval(command) => command.run(),
+            Command::Generate(command) => command.run(),
+            Command::Parity(command) => command.run(),
+            Command::Pretrain(command) => command.run(),
+        }
+    }
+}
+
+/// Opens a base with its adapter, if there is one.
+fn open(model: &Path, adapter: Option<&Path>) -> Result<Base> {
+    let mut base = Base::open(model)?;
+    if let Some(adapter) = adapter {
+        lora::load(adapter, &mut base.model)?;
+    }
+    Ok(base)
+}

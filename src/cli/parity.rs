@@ -1,0 +1,98 @@
+//! `weft parity`: recomputes a reference file made by PyTorch.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::error::{Error, Result};
+use weft::model::{llada, lora};
+use weft::parity::{Row, check, check_sampling};
+
+/// Recompute a reference file made by PyTorch and compare
+///
+/// A row per quantity: how many numbers were compared and the largest difference, relative to the largest magnitude of
+/// the reference. Exits with 1 where a quantity is past the tolerance.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors"
+)]
+pub struct Parity {
+    /// The checkpoint's folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A PEFT adapter's folder; its tensors are then the trained ones
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Logits, entropies, rates, masks, losses and gradients
+    #[arg(long, value_name = "FILE", required_unless_present = "sampling")]
+    reference: Option<PathBuf>,
+    /// Prompts and greedy outputs
+    #[arg(long, value_name = "FILE", requires = "cases")]
+    sampling: Option<PathBuf>,
+    /// The sampler's settings of each prompt (JSON)
+    #[arg(long, value_name = "FILE", requires = "sampling")]
+    cases: Option<PathBuf>,
+    /// Largest relative difference
+    #[arg(long, value_name = "X", default_value_t = 1e-4)]
+    tolerance: f64,
+    /// Print every gradient on a line of its own
+    #[arg(long)]
+    verbose: bool,
+}
+
+impl Parity {
+    pub fn run(self) -> Result<ExitCode> {
+        let mut model = llada::load(&self.model)?;
+        match &self.adapter {
+            Some(adapter) => drop(lora::load(adapter, &mut model)?),
+            None => model.params.iter_mut().for_each(|p| p.trainable = true),
+        }
+        let mut rows = vec![];
+        if let Some(reference) = &self.reference {
+            rows.extend(check(&model, reference)?);
+        }
+        if let (Some(sampling), Some(cases)) = (&self.sampling, &self.cases) {
+            rows.extend(check_sampling(&model, sampling, cases)?);
+        }
+        if rows.is_empty() {
+            return Err(Error::Usage("the reference holds nothing that Weft computes".to_owned()));
+        }
+        let past = rows.iter().filter(|r| !self.passes(r)).count();
+        let shown = if self.verbose { rows } else { self.fold_gradients(rows) };
+        println!("{:40} {:>9}  {:>10}", "quantity", "numbers", "difference");
+        for row in &shown {
+            let verdict = if self.passes(row) { "" } else { "  past the tolerance" };
+            println!("{:40} {:>9}  {:>10.2e}{verdict}", row.name, row.count, row.error);
+        }
+        match past {
+            0 => println!("every quantity is within {:e}", self.tolerance),
+            _ => println!("{past} quantities are past the tolerance of {:e}", self.tolerance),
+        }
+        Ok(ExitCode::from(u8::from(past > 0)))
+    }
+
+    fn passes(&self, row: &Row) -> bool {
+        row.error <= self.tolerance
+    }
+
+    /// One row for the gradients of an objective that pass.
+    fn fold_gradients(&self, rows: Vec<Row>) -> Vec<Row> {
+        let mut shown: Vec<Row> = vec![];
+        for row in rows {
+            let objective = row.name.split_once(".grad.").map(|(objective, _)| objective.to_owned());
+            let Some(objective) = objective.filter(|_| self.passes(&row)) else {
+                shown.push(row);
+                continue;
+            };
+            let name = format!("{objective}.grad (all parameters)");
+            match shown.iter_mut().find(|r| r.name == name) {
+                Some(folded) => {
+                    folded.count += row.count;
+                    folded.error = folded.error.max(row.error);
+                }
+                None => shown.push(Row { name, ..row }),
+            }
+        }
+        shown
+    }
+}

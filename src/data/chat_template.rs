@@ -1,0 +1,212 @@
+//! A checkpoint's text side: tokenizer, chat template rendered as transformers renders it, special tokens.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, context};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::{Conversation, Example, Message};
+use crate::error::{Error, Result};
+use crate::files::read_text;
+
+/// Instructions a template may spend; a template of hundreds of turns needs some ten thousand.
+const FUEL: u64 = 10_000_000;
+/// The end token of a turn in the chat templates of LLaDA and Llama 3, which differs from `eos_token`.
+const END_OF_TURN: &str = "<|eot_id|>";
+const TEMPLATE: &str = "chat_template";
+
+/// Tokenizer and chat template.
+pub struct TextModel {
+    tokenizer: Tokenizer,
+    environment: Environment<'static>,
+    path: PathBuf,
+    /// `bos_token` and `eos_token`, as templates see them.
+    bos_token: String,
+    eos_token: String,
+    eos_token_id: u32,
+}
+
+impl TextModel {
+    /// Opens `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` where they are.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, or a template that doesn't parse.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let tokenizer = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let read = |name: &str| match folder.join(name) {
+            path if path.exists() => read_text(&path).map(Some),
+            _ => Ok(None),
+        };
+        let config = read("tokenizer_config.json")?.unwrap_or_else(|| "{}".to_owned());
+        Self::build(folder, &tokenizer, &config, read("chat_template.jinja")?)
+    }
+
+    /// The same from the files' contents.
+    ///
+    /// # Errors
+    /// As [`TextModel::open`].
+    pub fn from_bytes(tokenizer: &[u8], config: &str) -> Result<Self> {
+        Self::build(Path::new("embedded"), tokenizer, config, None)
+    }
+
+    fn build(folder: &Path, tokenizer: &[u8], config: &str, template: Option<String>) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let format = |path: &Path, reason: String| Error::Format { path: path.to_owned(), reason };
+        let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(|e| format(&path, e.to_string()))?;
+        let config_path = folder.join("tokenizer_config.json");
+        let config: Value = serde_json::from_str(config).map_err(|e| format(&config_path, e.to_string()))?;
+        let token = |key: &str| text_of(&config[key]).unwrap_or_default();
+        let eos_token = token("eos_token");
+        let Some(eos_token_id) = tokenizer.token_to_id(&eos_token) else {
+            let reason = format!("eos_token {eos_token:?} is no token of tokenizer.json; name its end token");
+            return Err(Error::Config { path: config_path, reason });
+        };
+        let template = template.or_else(|| template_of(&config["chat_template"]));
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the delimiters are the default ones"));
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        environment.add_filter("tojson", |value: minijinja::Value| {
+            serde_json::to_value(&value).map(|json| python_json(&json)).unwrap_or_default()
+        });
+        if let Some(template) = template {
+            environment
+                .add_template_owned(TEMPLATE, template)
+                .map_err(|e| format(&config_path, format!("the chat template doesn't parse: {e}")))?;
+        }
+        Ok(Self { bos_token: token("bos_token"), eos_token, eos_token_id, tokenizer, environment, path })
+    }
+
+    /// Turns as text; `None` where there is no template.
+    ///
+    /// # Errors
+    /// What the template raises.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
+        let Ok(template) = self.environment.get_template(TEMPLATE) else { return Ok(None) };
+        let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
+        let rendered =
+            template.render(context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token });
+        rendered.map(Some).map_err(|e| Error::Config {
+            path: self.path.with_file_name("tokenizer_config.json"),
+            reason: format!("the chat template refuses the messages: {}", e.detail().unwrap_or(&e.to_string())),
+        })
+    }
+
+    /// A prompt's tokens, up to where the assistant begins. Without a template: the turns' texts, a line break after each.
+    ///
+    /// # Errors
+    /// What the template raises.
+    pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let plain = || messages.iter().map(|m| format!("{}\n", m.content)).collect();
+        self.encode(&self.render(messages, true)?.unwrap_or_else(plain))
+    }
+
+    /// A conversation's tokens. Prompt and answer are tokenized apart, so that the border is where generation starts;
+    /// the answer ends with exactly one end token: the turn's, if the template has one, else `eos_token`.
+    ///
+    /// # Errors
+    /// What the template raises, or a template that changes the prompt once an answer follows.
+    pub fn example(&self, conversation: &Conversation) -> Result<Example> {
+        let prompt_ids = self.prompt_ids(&conversation.prompt)?;
+        let answer = Message { role: "assistant".to_owned(), content: conversation.answer.clone() };
+        let all = [conversation.prompt.as_slice(), &[answer]].concat();
+        let prompt = self.render(&conversation.prompt, true)?;
+        let answer = match (self.render(&all, false)?, prompt) {
+            (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
+                Some(answer) => answer.to_owned(),
+                None => {
+                    return Err(Error::Config {
+                        path: self.path.with_file_name("tokenizer_config.json"),
+                        reason:
+                            "the chat template renders the prompt otherwise once an answer follows; give a template \
+                                 whose rendering of the prompt is the beginning of the whole"
+                                .to_owned(),
+                    });
+                }
+            },
+            _ => conversation.answer.clone(),
+        };
+        let mut answer_ids = self.encode(&answer)?;
+        let ends = self.end_token_ids();
+        // The template's own end comes last; an end token's text within the answer is not it.
+        match answer_ids.iter().rposition(|id| ends.contains(id)) {
+            Some(end) => answer_ids.truncate(end + 1),
+            None => answer_ids.push(self.eos_token_id),
+        }
+        Ok(Example { prompt_ids, answer_ids })
+    }
+
+    /// A text's tokens, no special ones added.
+    ///
+    /// # Errors
+    /// What the tokenizer refuses.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoded = self.tokenizer.encode_fast(text, false);
+        let ids = encoded.map(|e| e.get_ids().to_vec());
+        ids.map_err(|e| Error::Format { path: self.path.clone(), reason: format!("it can't encode a text: {e}") })
+    }
+
+    /// The text of a generated answer: up to its first end token, without special tokens.
+    pub fn decode_answer(&self, ids: &[u32]) -> String {
+        let ends = self.end_token_ids();
+        let end = ids.iter().position(|id| ends.contains(id)).unwrap_or(ids.len());
+        self.tokenizer.decode(&ids[..end], true).unwrap_or_default()
+    }
+
+    /// `eos_token`.
+    pub fn eos_token_id(&self) -> u32 {
+        self.eos_token_id
+    }
+
+    /// `eos_token`, and the end of a turn where the tokenizer has another one.
+    pub fn end_token_ids(&self) -> Vec<u32> {
+        let mut ids = vec![self.eos_token_id];
+        ids.extend(self.token_id(END_OF_TURN).filter(|id| *id != self.eos_token_id));
+        ids
+    }
+
+    /// The id of a token.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}
+
+/// A special token is a text, or an object with its text.
+fn text_of(token: &Value) -> Option<String> {
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}
+
+/// A template is a text, or one of a list under the name `default`.
+fn template_of(field: &Value) -> Option<String> {
+    let named = field.as_array().into_iter().flatten().find(|t| t["name"] == "default");
+    field.as_str().or_else(|| named.and_then(|t| t["template"].as_str())).map(str::to_owned)
+}
+
+/// JSON as Python's `json.dumps` writes it: a space after commas and colons.
+fn python_json(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", ")),
+        Value::Object(fields) => {
+            let field =
+                |(key, value): (&String, &Value)| format!("{}: {}", Value::from(key.as_str()), python_json(value));
+            format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,56 @@
+//! Generated rows of a task, as a user's own file would hold them: chat turns to train on, and problems to score.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::Task;
+use crate::data::synthetic::{self, Choices, Side};
+use crate::error::Result;
+use crate::files::{make_folder, write_whole};
+
+/// Empty cells of a Sudoku, as in d1's test set.
+const EMPTY_CELLS: usize = 8;
+/// The largest number of a Countdown.
+const LARGEST: i64 = 50;
+
+/// Writes `train.jsonl` and `held-out.jsonl`: rows with `messages`, and `question` and `ground_truth` for scoring.
+/// No puzzle is on both sides.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn write(task: Task, seed: u64, [train, held_out]: [usize; 2], folder: &Path) -> Result<[PathBuf; 2]> {
+    make_folder(folder)?;
+    let write = |file: &str, rows: usize, (seed, side): (u64, Side)| -> Result<PathBuf> {
+        let path = folder.join(file);
+        let lines: String = (0..rows as u64).map(|i| format!("{}\n", row(task, seed, i, side))).collect();
+        write_whole(&path, lines.as_bytes())?;
+        Ok(path)
+    };
+    // Held-out problems are the same for every seed.
+    Ok([write("train.jsonl", train, (seed, Side::Train))?, write("held-out.jsonl", held_out, (0, Side::HeldOut))?])
+}
+
+fn row(task: Task, seed: u64, index: u64, side: Side) -> Value {
+    let mut choices = Choices::new(seed, index);
+    let (question, answer, ground_truth) = match task {
+        Task::Sudoku => {
+            let sudoku = synthetic::sudoku(&mut choices, EMPTY_CELLS, side);
+            let question = format!("Solve the following Sudoku puzzle: {}\n", sudoku.puzzle);
+            (question, sudoku.solution.clone(), json!(sudoku.solution))
+        }
+        Task::Countdown => {
+            let puzzle = synthetic::countdown(&mut choices, LARGEST, side);
+            let question = format!("Numbers: {:?}\nTarget: {}", puzzle.numbers, puzzle.target);
+            (question, format!("\\boxed{{{}}}", puzzle.expression), json!([puzzle.numbers, puzzle.target]))
+        }
+    };
+    json!({
+        "messages": [
+            { "role": "user", "content": question },
+            { "role": "assistant", "content": format!("<answer>\n{answer}\n</answer>") },
+        ],
+        "question": question,
+        "ground_truth": ground_truth,
+    })
+}

@@ -1,0 +1,170 @@
+//! Tasks: their problems, d1's protocol for asking them, and scoring. What is generated is `sampler`'s.
+
+pub mod answer;
+pub mod countdown;
+pub mod generated;
+pub mod generations;
+pub mod sudoku;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::Message;
+use crate::data::sources::{Fields, read_jsonl};
+use crate::error::{Error, Result};
+use crate::files::read_text;
+
+/// A task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// 4x4 Sudoku, scored by empty cells.
+    Sudoku,
+    /// Make a number of three others.
+    Countdown,
+}
+
+/// A problem of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// What is asked.
+    pub question: String,
+    /// The turns before the answer.
+    pub prompt: Vec<Message>,
+    /// What the answer begins with, given to the model.
+    pub prefill: String,
+    /// The task's truth: a Sudoku's solution; a Countdown's numbers and target.
+    pub ground_truth: Value,
+}
+
+/// What a scorer made of a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Score {
+    /// The answer it found; empty where there is none.
+    pub extracted: String,
+    /// Points.
+    pub correct: usize,
+    /// Points that could be had.
+    pub total: usize,
+}
+
+/// The share of points with its standard error.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accuracy {
+    /// Points over points that could be had, in `[0, 1]`.
+    pub accuracy: f64,
+    /// Its standard error, problems taken as independent and the points of one problem as a cluster.
+    pub standard_error: f64,
+    /// Points.
+    pub correct: usize,
+    /// Points that could be had.
+    pub total: usize,
+}
+
+impl Task {
+    /// The task of a name.
+    ///
+    /// # Errors
+    /// A name that is none, with those that are.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "sudoku" => Ok(Self::Sudoku),
+            "countdown" => Ok(Self::Countdown),
+            _ => Err(Error::Usage(format!("unknown task {name:?}; the known ones are sudoku and countdown"))),
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sudoku => "sudoku",
+            Self::Countdown => "countdown",
+        }
+    }
+
+    /// The instruction before a question in d1's protocol, in our words.
+    fn instruction(self) -> &'static str {
+        match self {
+            Self::Sudoku => sudoku::INSTRUCTION,
+            Self::Countdown => countdown::INSTRUCTION,
+        }
+    }
+}
+
+/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), or JSONL rows that bring their own
+/// `messages`, `question` and `ground_truth`.
+///
+/// # Errors
+/// The file and line of a row that is no problem.
+pub fn read_problems(task: Task, path: &Path) -> Result<Vec<Problem>> {
+    let problems: Vec<Problem> = match (task, path.extension().is_some_and(|e| e == "csv")) {
+        (Task::Sudoku, true) => sudoku::read_csv(&read_text(path)?)
+            .map(|row| row.map_err(|(line, reason)| Error::Row { path: path.to_owned(), line, reason }))
+            .collect::<Result<_>>()?,
+        _ => read_jsonl(path)?
+            .map(|row| {
+                let (line, fields) = row?;
+                from_row(task, &fields).map_err(|reason| Error::Row { path: path.to_owned(), line, reason })
+            })
+            .collect::<Result<_>>()?,
+    };
+    match problems.is_empty() {
+        true => Err(Error::Row { path: path.to_owned(), line: 1, reason: "no problem; give one per line".to_owned() }),
+        false => Ok(problems),
+    }
+}
+
+fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
+    if row.contains_key("messages") {
+        let mut conversation = crate::data::formats::conversation(row)?;
+        let Some(Value::String(question)) = row.get("question") else {
+            return Err("the key \"question\" is missing; give the text that is scored against".to_owned());
+        };
+        let ground_truth = row.get("ground_truth").ok_or("the key \"ground_truth\" is missing; give the answer")?;
+        let prompt = std::mem::take(&mut conversation.prompt);
+        return Ok(Problem {
+            question: question.clone(),
+            prompt,
+            prefill: String::new(),
+            ground_truth: ground_truth.clone(),
+        });
+    }
+    match task {
+        Task::Sudoku => Err("the row has no \"messages\"; give those, or d1's CSV file (Puzzle,Solution)".to_owned()),
+        Task::Countdown => countdown::problem(row),
+    }
+}
+
+/// A problem by d1's protocol: one user turn, instruction and question; the answer begins with `<reasoning>`.
+///
+/// # Source
+/// d1, arXiv 2504.12216, appendix, and its public evaluation.
+fn by_protocol(task: Task, question: String, ground_truth: Value) -> Problem {
+    let content = format!("{}\n\n{question}", task.instruction());
+    let prompt = vec![Message { role: "user".to_owned(), content }];
+    Problem { question, prompt, prefill: "<reasoning>".to_owned(), ground_truth }
+}
+
+/// Scores a generation as d1 does. Never panics, whatever the text.
+pub fn score(task: Task, question: &str, generation: &str, ground_truth: &Value) -> Score {
+    match task {
+        Task::Sudoku => sudoku::score(question, generation, ground_truth),
+        Task::Countdown => countdown::score(generation, ground_truth),
+    }
+}
+
+/// The accuracy of some scores: a ratio of sums, its standard error by the linearised ratio estimator.
+///
+/// # Source
+/// Cochran, Sampling Techniques (1977), section 6.4.
+pub fn accuracy(scores: &[Score]) -> Accuracy {
+    let correct: usize = scores.iter().map(|s| s.correct).sum();
+    let total: usize = scores.iter().map(|s| s.total).sum();
+    let (n, whole) = (scores.len() as f64, total.max(1) as f64);
+    let p = correct as f64 / whole;
+    let squares: f64 = scores.iter().map(|s| (s.correct as f64 - p * s.total as f64).powi(2)).sum();
+    let standard_error = if scores.len() > 1 { (n / (n - 1.0) * squares).sqrt() / whole } else { 0.0 };
+    Accuracy { accuracy: p, standard_error, correct, total }
+}

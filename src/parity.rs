@@ -1,0 +1,322 @@
+//! Recomputes a reference file made by PyTorch and says how far off every quantity is: logits, entropies, rates,
+//! masks, nll, losses, gradients, and sampled tokens. The file brings its own draws, so nothing here is random.
+
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::files::read_text;
+use crate::model::block::{Batch, Targets, Transformer};
+use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
+use crate::noising::forward_process;
+use crate::noising::schedule::token_rate;
+use crate::objective::{NoisedAnswer, Normalizer, Weighting, loss_weights};
+use crate::sampler::generate::{Prompt, Sampling, generate};
+use crate::sampler::remasking::Remasking;
+
+/// One quantity's agreement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Its name in the reference file.
+    pub name: String,
+    /// How many numbers were compared.
+    pub count: usize,
+    /// The largest difference, divided by the largest magnitude of the reference; for masks and tokens the share
+    /// that differs.
+    pub error: f64,
+}
+
+/// The objectives a reference may hold, with how their relative uncertainties come about; `None` is SFT.
+const OBJECTIVES: [(&str, Option<(Transform, Reference)>); 6] = [
+    ("sft", None),
+    ("weft_sqrt", Some((Transform::Sqrt, Reference::Sequence))),
+    ("weft_raw", Some((Transform::Identity, Reference::Sequence))),
+    ("weft_cbrt", Some((Transform::Cbrt, Reference::Sequence))),
+    ("weft_log", Some((Transform::Log1p, Reference::Sequence))),
+    ("weft_batch_ref", Some((Transform::Sqrt, Reference::Batch))),
+];
+
+/// The four losses: their name, schedule factor and divisor.
+const LOSSES: [(&str, Weighting, Normalizer); 4] = [
+    ("loss_token", Weighting::Inverse, Normalizer::Answer),
+    ("loss_sequence", Weighting::Inverse, Normalizer::Sequence),
+    ("loss_masked", Weighting::Inverse, Normalizer::Masked),
+    ("loss_elbo", Weighting::Elbo, Normalizer::Answer),
+];
+
+/// A reference file's tensors by name.
+struct Tensors<'a> {
+    path: &'a Path,
+    file: SafeTensors<'a>,
+}
+
+/// The batch that a reference is about.
+struct Case<'a> {
+    model: &'a Transformer,
+    ids: Vec<u32>,
+    starts: Vec<usize>,
+    length: usize,
+}
+
+/// Recomputes everything in a reference file whose every parameter gradient belongs to a trainable parameter.
+///
+/// # Errors
+/// A file that is missing, damaged, or not about this model.
+pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let tensors = Tensors::open(path, &bytes)?;
+    let case = Case::read(model, &tensors)?;
+    let mut rows = vec![];
+    let answers: Vec<usize> = (0..case.ids.len()).filter(|n| case.is_answer(*n)).collect();
+    if tensors.has("logits_clean") {
+        rows.push(tensors.compare("logits_clean", &case.logits(&case.ids))?);
+    }
+    let all_masked = case.noised(|_| true);
+    if tensors.has("logits_answer_masked") {
+        rows.push(tensors.compare("logits_answer_masked", &case.logits(&all_masked))?);
+    }
+    let batch = Batch::pack(all_masked.chunks(case.length));
+    let entropy = case.spread(&answers, &model.entropy(&batch, &answers));
+    rows.push(tensors.compare("entropy", &entropy)?);
+    for (name, scope) in OBJECTIVES {
+        if tensors.has(&format!("{name}.t_i")) {
+            rows.extend(case.objective(name, scope, &entropy, &tensors)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// Generates each case of a sampling file greedily and compares the tokens.
+///
+/// # Errors
+/// A file that is missing or damaged, or a case whose settings don't fit.
+pub fn check_sampling(model: &Transformer, path: &Path, cases: &Path) -> Result<Vec<Row>> {
+    #[derive(Deserialize)]
+    struct SamplingCase {
+        gen_length: usize,
+        block_length: usize,
+        steps: usize,
+        cfg_scale: f32,
+        temperature: f64,
+        remasking: Remasking,
+    }
+    let text = read_text(cases)?;
+    let format = |reason: String| Error::Format { path: cases.to_owned(), reason };
+    let settings: Vec<SamplingCase> = serde_json::from_str(&text).map_err(|e| format(e.to_string()))?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let tensors = Tensors::open(path, &bytes)?;
+    let mut rows = vec![];
+    for (i, case) in settings.iter().enumerate() {
+        if case.temperature > 0.0 {
+            return Err(format(format!("case {i} has temperature {}, only greedy cases compare", case.temperature)));
+        }
+        let sampling = Sampling {
+            gen_length: case.gen_length,
+            block_length: case.block_length,
+            diffusion_steps: case.steps,
+            cfg_scale: case.cfg_scale,
+            remasking: case.remasking,
+            ..Sampling::default()
+        };
+        let prompt = tensors.integers(&format!("{i}.prompt"))?;
+        tensors.check_ids(&prompt, model)?;
+        let name = format!("{i}.output");
+        let expected = tensors.integers(&name)?;
+        let output = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling);
+        let got = output.map_err(|e| format(format!("case {i}: {e}")))?.remove(0);
+        rows.push(Row { error: share_differing(&got, &expected), count: expected.len(), name });
+    }
+    Ok(rows)
+}
+
+impl Case<'_> {
+    fn read<'m>(model: &'m Transformer, tensors: &Tensors) -> Result<Case<'m>> {
+        let ids = tensors.integers("input_ids")?;
+        let starts: Vec<usize> = tensors.integers("prompt_lengths")?.iter().map(|s| *s as usize).collect();
+        tensors.check_ids(&ids, model)?;
+        let length = ids.len() / starts.len().max(1);
+        if length == 0 || length * starts.len() != ids.len() || starts.iter().any(|s| *s > length) {
+            return Err(tensors.wrong(format!("{} ids and prompt lengths {starts:?} do not fit", ids.len())));
+        }
+        Ok(Case { model, ids, starts, length })
+    }
+
+    fn is_answer(&self, n: usize) -> bool {
+        n % self.length >= self.starts[n / self.length]
+    }
+
+    /// The ids with the answer tokens that `masked` names replaced.
+    fn noised(&self, masked: impl Fn(usize) -> bool) -> Vec<u32> {
+        let mask = self.model.config.mask_token_id;
+        self.ids.iter().enumerate().map(|(n, id)| if self.is_answer(n) && masked(n) { mask } else { *id }).collect()
+    }
+
+    fn logits(&self, ids: &[u32]) -> Vec<f32> {
+        let rows: Vec<usize> = (0..ids.len()).collect();
+        let mut all = vec![];
+        let batch = Batch::pack(ids.chunks(self.length));
+        self.model.for_each_logits(&batch, &rows, |_, chunk| all.extend_from_slice(chunk));
+        all
+    }
+
+    /// Numbers of some tokens as `[B, L]`, 0 elsewhere.
+    fn spread(&self, tokens: &[usize], values: &[f32]) -> Vec<f32> {
+        let mut all = vec![0.0; self.ids.len()];
+        tokens.iter().zip(values).for_each(|(n, value)| all[*n] = *value);
+        all
+    }
+
+    /// The answer's part of each row of `[B, L]`.
+    fn answers<'x>(&self, x: &'x [f32]) -> Vec<&'x [f32]> {
+        x.chunks(self.length).zip(&self.starts).map(|(row, start)| &row[*start..]).collect()
+    }
+
+    fn objective(
+        &self,
+        name: &str,
+        scope: Option<(Transform, Reference)>,
+        entropy: &[f32],
+        tensors: &Tensors,
+    ) -> Result<Vec<Row>> {
+        let (t, u) = (tensors.numbers("t", self.starts.len())?, tensors.numbers("u", self.ids.len())?);
+        let relative = match scope {
+            None => self.answers(entropy).iter().map(|a| vec![1.0; a.len()]).collect(),
+            Some((transform, reference)) => {
+                let whole = |a| AnswerEntropy { token_entropy: a, num_supervised: a.len() };
+                let answers: Vec<AnswerEntropy> = self.answers(entropy).into_iter().map(whole).collect();
+                relative_uncertainty(&answers, transform, reference)
+            }
+        };
+        let noise = |((r, t), u): ((Vec<f32>, &f32), &[f32])| {
+            let t = f64::from(*t);
+            let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, 0.0)).collect();
+            NoisedAnswer { t, masked: forward_process(&p_mask, u), relative_uncertainty: r, p_mask }
+        };
+        let noised: Vec<NoisedAnswer> = relative.into_iter().zip(&t).zip(self.answers(&u)).map(noise).collect();
+        let answer_tokens: Vec<usize> = (0..self.ids.len()).filter(|n| self.is_answer(*n)).collect();
+        let p_mask: Vec<f32> = noised.iter().flat_map(|a| a.p_mask.clone()).collect();
+        let masked: Vec<bool> = noised.iter().flat_map(|a| a.masked.clone()).collect();
+        let rows: Vec<usize> = answer_tokens.iter().zip(&masked).filter(|(_, m)| **m).map(|(n, _)| *n).collect();
+        let mut result = vec![tensors.compare(&format!("{name}.t_i"), &self.spread(&answer_tokens, &p_mask))?];
+        let mut masks = vec![0u8; self.ids.len()];
+        rows.iter().for_each(|n| masks[*n] = 1);
+        result.push(tensors.compare_masks(&format!("{name}.masked"), &masks)?);
+        // The gradient is of the loss over all answer tokens; the other losses weigh the same nll.
+        let batch_ids = self.noised(|n| masks[n] != 0);
+        let batch = Batch::pack(batch_ids.chunks(self.length));
+        let ids: Vec<u32> = rows.iter().map(|n| self.ids[*n]).collect();
+        let weights_of = |weighting, normalizer| -> Vec<f32> {
+            let all = loss_weights(&noised, weighting, normalizer);
+            all.into_iter().flatten().zip(&masked).filter(|(_, m)| **m).map(|(w, _)| w).collect()
+        };
+        let weights = weights_of(Weighting::Inverse, Normalizer::Answer);
+        let mut grads = self.model.zero_gradients();
+        let nll =
+            self.model.loss_and_gradients(&batch, Targets { rows: &rows, ids: &ids, weights: &weights }, &mut grads);
+        result.push(tensors.compare(&format!("{name}.nll"), &self.spread(&rows, &nll))?);
+        for (loss, weighting, normalizer) in LOSSES {
+            let weights = weights_of(weighting, normalizer);
+            let value: f64 = weights.iter().zip(&nll).map(|(w, n)| f64::from(*w) * f64::from(*n)).sum();
+            result.push(tensors.compare(&format!("{name}.{loss}"), &[value as f32])?);
+        }
+        for (param, grad) in self.model.params.iter().zip(&grads) {
+            let name = format!("{name}.grad.{}", param.name);
+            if let Some(grad) = grad.as_ref().filter(|_| tensors.has(&name)) {
+                result.push(tensors.compare(&name, grad)?);
+            }
+        }
+        let norm = crate::train::optimizer::gradient_norm(&grads);
+        result.push(tensors.compare(&format!("{name}.grad_norm"), &[norm as f32])?);
+        self.no_gradient_left(name, tensors)?;
+        Ok(result)
+    }
+
+    /// Refuses a reference with the gradient of a parameter that the model doesn't train: it would go unchecked.
+    fn no_gradient_left(&self, name: &str, tensors: &Tensors) -> Result<()> {
+        let prefix = format!("{name}.grad.");
+        let is_trained = |p: &str| self.model.params.iter().any(|param| param.trainable && param.name == p);
+        let names = tensors.file.names().into_iter().filter_map(|n| n.strip_prefix(&prefix));
+        match names.into_iter().find(|p| !is_trained(p)) {
+            Some(param) => Err(tensors.wrong(format!("it holds a gradient of {param}, which the model doesn't train"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'a> Tensors<'a> {
+    fn open(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
+        let format = |e: safetensors::SafeTensorError| Error::Format { path: path.to_owned(), reason: e.to_string() };
+        Ok(Self { path, file: SafeTensors::deserialize(bytes).map_err(format)? })
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::Format { path: self.path.to_owned(), reason }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_ok()
+    }
+
+    fn bytes(&self, name: &str, dtypes: &[Dtype]) -> Result<&'a [u8]> {
+        let tensor = self.file.tensor(name).map_err(|_| self.wrong(format!("tensor {name} is missing")))?;
+        match dtypes.contains(&tensor.dtype()) {
+            true => Ok(tensor.data()),
+            false => Err(self.wrong(format!("tensor {name} is {:?}, expected {dtypes:?}", tensor.dtype()))),
+        }
+    }
+
+    fn numbers(&self, name: &str, count: usize) -> Result<Vec<f32>> {
+        let bytes = self.bytes(name, &[Dtype::F32])?;
+        let numbers: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
+        match numbers.len() == count {
+            true => Ok(numbers),
+            false => Err(self.wrong(format!("tensor {name} has {} numbers, expected {count}", numbers.len()))),
+        }
+    }
+
+    fn integers(&self, name: &str) -> Result<Vec<u32>> {
+        let bytes = self.bytes(name, &[Dtype::I64])?;
+        let integers = bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")));
+        integers
+            .map(|i| u32::try_from(i).map_err(|_| self.wrong(format!("tensor {name} holds {i}, not a token id"))))
+            .collect()
+    }
+
+    fn check_ids(&self, ids: &[u32], model: &Transformer) -> Result<()> {
+        let rows = model.params[model.embedding].weight.rows();
+        match ids.iter().find(|id| **id as usize >= rows) {
+            Some(id) => Err(self.wrong(format!("token id {id} lies outside the model's vocabulary of {rows}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn compare(&self, name: &str, got: &[f32]) -> Result<Row> {
+        let expected = self.numbers(name, got.len())?;
+        let largest = expected.iter().fold(0.0f64, |m, e| m.max(f64::from(e.abs())));
+        let mut worst = 0.0f64;
+        for (g, e) in got.iter().zip(&expected) {
+            let difference = (f64::from(*g) - f64::from(*e)).abs();
+            // NaN compares with nothing; it is as far off as can be.
+            worst = if difference.is_nan() { f64::INFINITY } else { worst.max(difference) };
+        }
+        let error = if largest > 0.0 { worst / largest } else { worst };
+        Ok(Row { name: name.to_owned(), count: got.len(), error })
+    }
+
+    fn compare_masks(&self, name: &str, got: &[u8]) -> Result<Row> {
+        let expected: Vec<u8> =
+            self.bytes(name, &[Dtype::BOOL, Dtype::U8])?.iter().map(|b| u8::from(*b != 0)).collect();
+        Ok(Row { name: name.to_owned(), count: got.len(), error: share_differing(got, &expected) })
+    }
+}
+
+/// The share of places that differ; all of them where the lengths do.
+fn share_differing<T: PartialEq>(got: &[T], expected: &[T]) -> f64 {
+    if got.len() != expected.len() {
+        return 1.0;
+    }
+    got.iter().zip(expected).filter(|(g, e)| g != e).count() as f64 / got.len().max(1) as f64
+}

@@ -1,0 +1,316 @@
+//! Recipes: one flat TOML per experiment, its tables named after the folders that read them. Every problem is told
+//! at once, before a file is opened; an unknown key is told with the nearest known one.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::data::packing::Padding;
+use crate::error::{Error, Result};
+use crate::eval::Task;
+use crate::files::read_text;
+use crate::objective::{Kind, Objective};
+use crate::sampler::generate::Sampling;
+use crate::train::lr_schedule::LrSchedule;
+
+/// A fine-tuning experiment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Recipe {
+    /// The base and its adapter.
+    pub model: ModelTable,
+    /// The examples.
+    pub data: DataTable,
+    /// What is trained.
+    pub objective: Objective,
+    /// How it is trained.
+    pub train: TrainTable,
+    /// How answers are generated for `eval`.
+    pub sampler: Sampling,
+    /// A task that base and adapter are scored on.
+    pub eval: EvalTable,
+}
+
+/// `[model]`: the base and its adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelTable {
+    /// A checkpoint's folder, or `tiny-base` for the embedded one.
+    pub path: PathBuf,
+    /// Rank of the adapter.
+    pub lora_rank: usize,
+    /// Numerator of the adapter's scale.
+    pub lora_alpha: f32,
+    /// Dropout of the adapter's input.
+    pub lora_dropout: f32,
+    /// The layers that are adapted, named as PEFT's `target_modules`.
+    pub lora_targets: Vec<String>,
+    /// Scale by `lora_alpha / sqrt(lora_rank)`.
+    pub use_rslora: bool,
+}
+
+/// `[data]`: the examples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataTable {
+    /// Training rows (JSONL).
+    pub train: Option<PathBuf>,
+    /// Held-out rows (JSONL).
+    pub held_out: Option<PathBuf>,
+    /// A generated task instead of files.
+    pub generate: Option<Task>,
+    /// Training rows that are used or generated; all where absent.
+    pub train_rows: Option<usize>,
+    /// Held-out rows that are used or generated; all where absent.
+    pub held_out_rows: Option<usize>,
+    /// Longest sequence in tokens; longer answers are cut and counted.
+    pub max_seq_len: MaxSeqLen,
+    /// `none` packs sequences, `eos` pads answers to the micro-batch's longest and supervises the padding.
+    pub padding: Padding,
+}
+
+/// A length with its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MaxSeqLen(pub usize);
+
+impl Default for MaxSeqLen {
+    fn default() -> Self {
+        Self(4096)
+    }
+}
+
+/// `[train]`: the loop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainTable {
+    /// The folder that holds everything the run writes.
+    pub output: PathBuf,
+    /// Names every draw.
+    pub seed: u64,
+    /// Passes over the examples.
+    pub epochs: u64,
+    /// Optimizer steps, if fewer than the epochs have.
+    pub max_steps: Option<u64>,
+    /// Examples per forward.
+    pub micro_batch_size: usize,
+    /// Forwards per optimizer step.
+    pub grad_accum_steps: usize,
+    /// Highest learning rate.
+    pub lr: f32,
+    /// How it moves after the warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Steps from 0 to the highest learning rate.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay; vectors are never decayed.
+    pub weight_decay: f32,
+    /// Decay of the first moment.
+    pub adam_beta1: f32,
+    /// Decay of the second moment.
+    pub adam_beta2: f32,
+    /// Added to the root of the second moment.
+    pub adam_eps: f32,
+    /// Largest gradient norm; 0 is off.
+    pub max_grad_norm: f32,
+    /// Steps between evaluations on held-out rows; 0 leaves the last only.
+    pub eval_every: u64,
+    /// Steps between checkpoints; 0 leaves the last only.
+    pub checkpoint_every: u64,
+}
+
+/// `[eval]`: a task that base and adapter are scored on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalTable {
+    /// The task; none where absent.
+    pub task: Option<Task>,
+    /// Problems; all where absent.
+    pub limit: Option<usize>,
+}
+
+impl Default for ModelTable {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("tiny-base"),
+            lora_rank: 32,
+            lora_alpha: 64.0,
+            lora_dropout: 0.0,
+            lora_targets: ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec(),
+            use_rslora: false,
+        }
+    }
+}
+
+impl Default for TrainTable {
+    fn default() -> Self {
+        Self {
+            output: PathBuf::from("runs/weft"),
+            seed: 1,
+            epochs: 1,
+            max_steps: None,
+            micro_batch_size: 1,
+            grad_accum_steps: 1,
+            lr: 1e-4,
+            lr_schedule: LrSchedule::default(),
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_eps: 1e-8,
+            max_grad_norm: 1.0,
+            eval_every: 0,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe and the settings that replace some of it (`table.key=value`).
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
+        Self::parse(&read_text(path)?, path, settings)
+    }
+
+    /// As [`Recipe::read`], from text.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
+        let (recipe, mut problems) = parse::<Self>(text, settings);
+        problems.extend(recipe.problems());
+        match problems.is_empty() {
+            true => Ok(recipe),
+            false => Err(Error::Recipe { path: path.to_owned(), problems }),
+        }
+    }
+
+    /// Settings without effect, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let default = Objective::default();
+        let mut warnings = vec![];
+        let mut warn = |is_idle: bool, sentence: &str| warnings.extend(is_idle.then(|| sentence.to_owned()));
+        let is_sft = self.objective.kind == Kind::Sft;
+        let sft = "has no effect: objective.kind is sft, whose rates come from no entropy";
+        warn(is_sft && self.objective.transform != default.transform, &format!("objective.transform {sft}"));
+        warn(is_sft && self.objective.reference != default.reference, &format!("objective.reference {sft}"));
+        let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
+        warn(!has_held_out && self.train.eval_every > 0, "train.eval_every has no effect without data.held_out");
+        warn(!has_held_out && self.eval.task.is_some(), "eval.task has no effect without data.held_out");
+        warnings
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.train.problems();
+        let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
+        let (model, data, objective) = (&self.model, &self.data, &self.objective);
+        refuse(model.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
+        let dropout = model.lora_dropout;
+        refuse(!(0.0..1.0).contains(&dropout), format!("model.lora_dropout = {dropout} lies outside [0, 1)"));
+        let sources = usize::from(data.train.is_some()) + usize::from(data.generate.is_some());
+        let one = "set data.train to a JSONL file, or data.generate to a task";
+        refuse(sources != 1, format!("the recipe names {sources} sources of training rows; {one}"));
+        refuse(data.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", data.max_seq_len.0));
+        let floor = objective.rate_floor;
+        refuse(!(0.0..1.0).contains(&floor), format!("objective.rate_floor = {floor} lies outside [0, 1)"));
+        let t_min = objective.t_min;
+        refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
+        if self.eval.task.is_some() {
+            problems.extend(self.sampler.check().err().map(|e| format!("sampler: {e}")));
+        }
+        problems
+    }
+}
+
+impl TrainTable {
+    /// What is wrong with the values, a sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let counts = [
+            ("epochs", self.epochs),
+            ("micro_batch_size", self.micro_batch_size as u64),
+            ("grad_accum_steps", self.grad_accum_steps as u64),
+        ];
+        let zero = counts.iter().filter(|(_, n)| *n == 0).map(|(k, _)| format!("train.{k} = 0; give at least 1"));
+        let positive = [("lr", self.lr), ("adam_eps", self.adam_eps)];
+        let not_positive = positive
+            .iter()
+            .filter(|(_, x)| !(*x > 0.0 && x.is_finite()))
+            .map(|(k, x)| format!("train.{k} = {x} is not a positive number"));
+        let fractions = [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)];
+        let outside = fractions
+            .iter()
+            .filter(|(_, x)| !(0.0..1.0).contains(x))
+            .map(|(k, x)| format!("train.{k} = {x} lies outside [0, 1)"));
+        let least = [("weight_decay", self.weight_decay), ("max_grad_norm", self.max_grad_norm)];
+        let negative = least
+            .iter()
+            .filter(|(_, x)| !(*x >= 0.0 && x.is_finite()))
+            .map(|(k, x)| format!("train.{k} = {x} is negative or not a number"));
+        zero.chain(not_positive).chain(outside).chain(negative).collect()
+    }
+
+    /// Examples per optimizer step.
+    pub fn global_batch_size(&self) -> usize {
+        self.micro_batch_size * self.grad_accum_steps
+    }
+}
+
+/// Reads any recipe type: what could be read, and every problem with the rest.
+pub fn parse<R: Serialize + DeserializeOwned + Default>(text: &str, settings: &[String]) -> (R, Vec<String>) {
+    let mut problems = vec![];
+    let mut given: toml::Table = toml::from_str(text).unwrap_or_else(|e| {
+        let line = text[..e.span().map_or(0, |s| s.start).min(text.len())].lines().count().max(1);
+        problems.push(format!("line {line} is not TOML: {}", e.message().replace('\n', " ")));
+        toml::Table::new()
+    });
+    for setting in settings {
+        problems.extend(apply(setting, &mut given).err());
+    }
+    // serde_json writes `None` as null, so the default knows every key.
+    let mut resolved = serde_json::to_value(R::default()).expect("a recipe is JSON");
+    let known: Map<String, Value> = resolved.as_object().expect("a recipe is a table").clone();
+    for (table, keys) in given {
+        let Some(Value::Object(known_keys)) = known.get(&table) else {
+            problems.push(unknown("table", &table, "", known.keys()));
+            continue;
+        };
+        let toml::Value::Table(keys) = keys else {
+            problems.push(format!("{table} is a table; write [{table}] and its keys below"));
+            continue;
+        };
+        for (key, value) in keys {
+            if !known_keys.contains_key(&key) {
+                problems.push(unknown("key", &key, &format!("{table}."), known_keys.keys()));
+                continue;
+            }
+            let value = serde_json::to_value(value).expect("TOML values are JSON values");
+            let mut trial = Map::new();
+            trial.insert(table.clone(), Value::Object(Map::from_iter([(key.clone(), value.clone())])));
+            match serde_json::from_value::<R>(Value::Object(trial)) {
+                Ok(_) => resolved[&table][&key] = value,
+                Err(e) => problems.push(format!("{table}.{key} = {value}: {e}")),
+            }
+        }
+    }
+    (serde_json::from_value(resolved).expect("each key was read on its own"), problems)
+}
+
+/// Puts `table.key=value` into the recipe; a value that isn't TOML is text.
+fn apply(setting: &str, given: &mut toml::Table) -> std::result::Result<(), String> {
+    let wrong = || format!("--set {setting:?} is not table.key=value");
+    let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
+    let (table, key) = name.trim().split_once('.').ok_or_else(wrong)?;
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+    let value = parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::from(value.trim()));
+    let entry = given.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    entry.as_table_mut().ok_or_else(wrong)?.insert(key.to_owned(), value);
+    Ok(())
+}
+
+fn unknown<'a>(what: &str, name: &str, table: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let nearest = known.min_by_key(|k| strsim::damerau_levenshtein(k, name)).expect("a table has keys");
+    format!("unknown {what} {table}{name}; the nearest known one is {table}{nearest}")
+}

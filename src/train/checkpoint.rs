@@ -1,0 +1,121 @@
+//! Training checkpoints: parameters, moments and the step, from which a run goes on bit for bit. Every draw belongs
+//! to (seed, epoch, example), so there is no other state. A checkpoint is a folder that appears whole by a rename.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Trainer;
+use crate::error::{Error, Result};
+use crate::files::{make_folder, partial_name, read_text, sync_folder, write_whole};
+use crate::model::weights::{Checkpoint, Tensor, write_tensors};
+
+/// Checkpoints that are kept: should the newest be damaged, one is left.
+const KEPT: usize = 2;
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    step: u64,
+    recipe: Value,
+}
+
+/// Saves a checkpoint below the run's folder and drops all but the newest two.
+///
+/// # Errors
+/// A file that can't be written; earlier checkpoints are untouched then.
+pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
+    let folder = folder(output).join(format!("step-{:08}", trainer.step));
+    let partial = partial_name(&folder);
+    let write_error = |source| Error::Write { path: folder.clone(), source };
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(write_error)?;
+    }
+    make_folder(&partial)?;
+    let write = || -> Result<()> {
+        let names = |i: usize| ["", "m.", "v."].map(|prefix| format!("{prefix}{}", trainer.model.params[i].name));
+        let trained = trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable);
+        let named: Vec<_> = trained.map(|(i, param)| (i, param, names(i))).collect();
+        let tensors = named.iter().flat_map(|(i, param, [w, m, v])| {
+            [
+                Tensor::f32(w, param.shape.clone(), &param.weight.to_f32()),
+                Tensor::f32(m, param.shape.clone(), &trainer.optimizer.m[*i]),
+                Tensor::f32(v, param.shape.clone(), &trainer.optimizer.v[*i]),
+            ]
+        });
+        write_tensors(&partial.join("state.safetensors"), tensors.collect())?;
+        let state = State { step: trainer.step, recipe: recipe.clone() };
+        let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
+        write_whole(&partial.join("state.json"), text.as_bytes())
+    };
+    if let Err(error) = write() {
+        // The first error is the one worth telling.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(write_error)?;
+    }
+    fs::rename(&partial, &folder).and_then(|()| sync_folder(&folder)).map_err(write_error)?;
+    for old in list(output).into_iter().rev().skip(KEPT) {
+        fs::remove_dir_all(&old).map_err(write_error)?;
+    }
+    Ok(())
+}
+
+/// Puts the newest checkpoint into the trainer; false where there is none yet.
+///
+/// # Errors
+/// A checkpoint of another recipe, with every setting that differs, or a damaged one.
+pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<bool> {
+    let Some(folder) = list(output).pop() else { return Ok(false) };
+    let path = folder.join("state.json");
+    let state: State = serde_json::from_str(&read_text(&path)?)
+        .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
+    let differing = differences(&state.recipe, recipe);
+    if !differing.is_empty() {
+        let list = differing.join("; ");
+        let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
+        return Err(Error::Config { path, reason });
+    }
+    let mut tensors = Checkpoint::open_file(&folder, "state.safetensors")?;
+    let Trainer { model, optimizer, .. } = trainer;
+    for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
+        let mut read = |prefix: &str| tensors.take(&format!("{prefix}{}", param.name), &param.shape);
+        let (weight, m, v) = (read("")?, read("m.")?, read("v.")?);
+        param.weight.make_trainable().copy_from_slice(&weight.to_f32());
+        optimizer.m[i].copy_from_slice(&m.to_f32());
+        optimizer.v[i].copy_from_slice(&v.to_f32());
+    }
+    trainer.step = state.step;
+    Ok(true)
+}
+
+fn folder(output: &Path) -> PathBuf {
+    output.join("checkpoints")
+}
+
+/// Whole checkpoints, the oldest first.
+fn list(output: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder(output)).into_iter().flatten().flatten().map(|e| e.path());
+    let is_step = |p: &PathBuf| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.strip_prefix("step-").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let mut found: Vec<PathBuf> = entries.filter(is_step).collect();
+    found.sort();
+    found
+}
+
+/// The settings that differ, `table.key was X and is Y`.
+fn differences(was: &Value, is: &Value) -> Vec<String> {
+    let empty = serde_json::Map::new();
+    let tables = is.as_object().unwrap_or(&empty);
+    let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
+        let keys = keys.as_object().unwrap_or(&empty);
+        let differing = keys.iter().filter(|(key, value)| was[table][key.as_str()] != **value);
+        differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", was[table][key.as_str()])).collect()
+    };
+    tables.iter().flat_map(of_table).collect()
+}

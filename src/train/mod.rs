@@ -1,0 +1,273 @@
+//! The training loop. A step noises a global batch (for WeFT after a pass for the entropies), weighs its losses,
+//! goes backward micro-batch by micro-batch and updates; what it masks depends on seed, epoch and example alone.
+//! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
+
+pub mod checkpoint;
+pub mod held_out;
+pub mod lr_schedule;
+pub mod metrics;
+pub mod optimizer;
+pub mod pretrain;
+pub mod run;
+
+use crate::data::Example;
+use crate::data::packing::{Padding, pad_answers};
+use crate::error::{Error, Result};
+use crate::model::block::{Batch, Targets, Transformer};
+use crate::noising::entropy::{AnswerEntropy, relative_uncertainty};
+use crate::noising::forward_process;
+use crate::noising::schedule::{diffusion_time, token_rate};
+use crate::objective::{Kind, NoisedAnswer, Objective, loss_weights};
+use crate::recipe::TrainTable;
+use crate::rng::{Draws, Stream};
+use optimizer::{Optimizer, gradient_norm};
+
+/// A model in training.
+pub struct Trainer {
+    /// The model.
+    pub model: Transformer,
+    /// Its optimizer.
+    pub optimizer: Optimizer,
+    /// Steps that are done.
+    pub step: u64,
+    /// The training examples.
+    pub examples: Vec<Example>,
+    /// What is trained.
+    pub objective: Objective,
+    /// How sequences of different lengths meet.
+    pub padding: Padding,
+    /// The token that pads answers where `padding` is `eos`.
+    pub eos_token_id: u32,
+    /// The loop's settings.
+    pub settings: TrainTable,
+}
+
+/// What a step did.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Passes over the data that are done, in parts.
+    pub epoch: f64,
+    /// The loss, in nats.
+    pub loss: f64,
+    /// The gradient's norm before clipping.
+    pub grad_norm: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// Tokens of the batch, prompts included.
+    pub tokens: usize,
+    /// The share of answer tokens that was masked.
+    pub masked_share: f64,
+    /// The mean of the answer tokens' entropies in nats (WeFT).
+    pub mean_entropy: Option<f64>,
+}
+
+/// An example of a batch after the forward process.
+struct Noised {
+    example: usize,
+    /// Prompt and clean answer, padding included.
+    ids: Vec<u32>,
+    answer_start: usize,
+    num_supervised: usize,
+    /// `H_i` in nats; empty for SFT.
+    token_entropy: Vec<f32>,
+}
+
+impl Trainer {
+    /// Optimizer steps per pass over the examples; the last one may be smaller.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.examples.len().div_ceil(self.settings.global_batch_size()) as u64
+    }
+
+    /// Optimizer steps of the run.
+    pub fn num_steps(&self) -> u64 {
+        let all = self.settings.epochs * self.steps_per_epoch();
+        self.settings.max_steps.map_or(all, |max| max.min(all))
+    }
+
+    /// One optimizer step.
+    ///
+    /// # Errors
+    /// A loss or gradient that isn't finite, with step, times and examples; the model is as before then.
+    pub fn step(&mut self) -> Result<StepReport> {
+        // 1. The examples of this step.
+        let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
+        let order = epoch_order(self.settings.seed, epoch, self.examples.len());
+        let global = self.settings.global_batch_size();
+        let start = index as usize * global;
+        let chosen = &order[start..(start + global).min(order.len())];
+        // 2. Masks: entropies for WeFT, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
+        let (mut sequences, mut answers) = (vec![], vec![]);
+        for examples in chosen.chunks(self.settings.micro_batch_size) {
+            let micro_batch = self.lay_out(examples);
+            answers.extend(self.noise(&micro_batch, epoch));
+            sequences.extend(micro_batch);
+        }
+        let weights = loss_weights(&answers, self.objective.weighting, self.objective.normalizer());
+        // 3. Forward and backward of the masked tokens.
+        let mut grads = self.model.zero_gradients();
+        let mut loss = 0.0;
+        let micro = self.settings.micro_batch_size;
+        for ((sequences, answers), weights) in
+            sequences.chunks(micro).zip(answers.chunks(micro)).zip(weights.chunks(micro))
+        {
+            loss += self.backward(sequences, answers, weights, epoch, &mut grads);
+        }
+        // 4. Clip and update.
+        let grad_norm = gradient_norm(&grads);
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let times: Vec<String> = answers.iter().map(|a| format!("{:.4}", a.t)).collect();
+            let (step, times) = (self.step + 1, times.join(", "));
+            return Err(Error::Run(format!(
+                "step {step}: loss {loss}, gradient norm {grad_norm} (examples {chosen:?}, t {times}); lower train.lr \
+                 or set objective.rate_floor, then resume from the last checkpoint"
+            )));
+        }
+        let factor = self.settings.lr_schedule.factor(self.step, self.settings.warmup_steps, self.num_steps());
+        let lr = f64::from(self.settings.lr) * factor;
+        self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.settings);
+        self.step += 1;
+        let masked: usize = answers.iter().flat_map(|a| &a.masked).filter(|m| **m).count();
+        let entropies: Vec<f32> = sequences
+            .iter()
+            .flat_map(|s| &s.token_entropy[..s.token_entropy.len().min(s.num_supervised)])
+            .copied()
+            .collect();
+        Ok(StepReport {
+            step: self.step,
+            epoch: self.step as f64 / self.steps_per_epoch() as f64,
+            loss,
+            grad_norm,
+            lr,
+            tokens: sequences.iter().map(|s| s.ids.len()).sum(),
+            masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
+            mean_entropy: mean(&entropies),
+        })
+    }
+
+    /// The micro-batch's clean sequences, padded as the recipe says; for WeFT with the answers' entropies (pass 1).
+    fn lay_out(&self, examples: &[usize]) -> Vec<Noised> {
+        let chosen: Vec<&Example> = examples.iter().map(|i| &self.examples[*i]).collect();
+        let padded = pad_answers(&chosen, self.padding, self.eos_token_id);
+        let mut sequences: Vec<Noised> = padded
+            .into_iter()
+            .zip(examples)
+            .map(|(answer, &example)| {
+                let prompt = &self.examples[example].prompt_ids;
+                let ids = [prompt.as_slice(), &answer.ids].concat();
+                let num_supervised = answer.num_supervised;
+                Noised { example, ids, answer_start: prompt.len(), num_supervised, token_entropy: vec![] }
+            })
+            .collect();
+        if self.objective.kind == Kind::Weft {
+            let all_masked = |s: &Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
+            let ids: Vec<Vec<u32>> = sequences.iter().map(all_masked).collect();
+            let batch = Batch::pack(ids.iter().map(Vec::as_slice));
+            let entropies = self.model.entropy(&batch, &rows(&sequences, |_, _| true));
+            let mut rest = entropies.as_slice();
+            for sequence in &mut sequences {
+                let (own, others) = rest.split_at(sequence.ids.len() - sequence.answer_start);
+                sequence.token_entropy = own.to_vec();
+                rest = others;
+            }
+        }
+        sequences
+    }
+
+    /// Times, rates and masks of a micro-batch.
+    fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
+        let objective = &self.objective;
+        let relative = match objective.kind {
+            Kind::Sft => micro_batch.iter().map(|s| vec![1.0; s.ids.len() - s.answer_start]).collect(),
+            Kind::Weft => {
+                let entropies: Vec<AnswerEntropy> = micro_batch
+                    .iter()
+                    .map(|s| AnswerEntropy { token_entropy: &s.token_entropy, num_supervised: s.num_supervised })
+                    .collect();
+                relative_uncertainty(&entropies, objective.transform, objective.reference)
+            }
+        };
+        let noise = |(sequence, r): (&Noised, Vec<f32>)| {
+            let draws = |stream| Draws::new(self.settings.seed, stream, epoch, sequence.example as u64);
+            let t = diffusion_time(draws(Stream::Time).unit_f64(0), objective.t_min);
+            let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, objective.rate_floor)).collect();
+            let positions = sequence.answer_start as u64..sequence.ids.len() as u64;
+            let u: Vec<f32> = positions.map(|p| draws(Stream::Mask).unit_f32(p)).collect();
+            let masked = forward_process(&p_mask, &u);
+            NoisedAnswer { t, relative_uncertainty: r, p_mask, masked }
+        };
+        micro_batch.iter().zip(relative).map(noise).collect()
+    }
+
+    /// Pass 2 of a micro-batch: its part of the loss; adds its gradients.
+    fn backward(
+        &self,
+        sequences: &[Noised],
+        answers: &[NoisedAnswer],
+        weights: &[Vec<f32>],
+        epoch: u64,
+        grads: &mut crate::model::block::Gradients,
+    ) -> f64 {
+        let rows = rows(sequences, |s, i| answers[s].masked[i]);
+        if rows.is_empty() {
+            return 0.0;
+        }
+        let mask = self.model.config.mask_token_id;
+        let noised: Vec<Vec<u32>> =
+            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
+        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
+        if self.model.config.lora_dropout > 0.0 {
+            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
+        }
+        let clean: Vec<u32> = sequences.iter().flat_map(|s| &s.ids).copied().collect();
+        let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
+        let masked = weights.iter().zip(answers).flat_map(|(w, a)| w.iter().zip(&a.masked));
+        let weights: Vec<f32> = masked.filter(|(_, masked)| **masked).map(|(w, _)| *w).collect();
+        let nll = self.model.loss_and_gradients(&batch, Targets { rows: &rows, ids: &ids, weights: &weights }, grads);
+        nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum()
+    }
+
+    fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
+        let keys = |s: &Noised| {
+            let draws = Draws::new(self.settings.seed, Stream::Dropout, epoch, s.example as u64);
+            (0..s.ids.len() as u64).map(move |position| draws.key(position))
+        };
+        sequences.iter().flat_map(keys).collect()
+    }
+}
+
+impl Noised {
+    /// The ids with some answer tokens masked.
+    fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
+        let mut ids = self.ids.clone();
+        for (i, id) in ids[self.answer_start..].iter_mut().enumerate() {
+            if masked(i) {
+                *id = mask_token_id;
+            }
+        }
+        ids
+    }
+}
+
+/// The batch's rows of the answer tokens that `wanted(sequence, token)` names.
+fn rows(sequences: &[Noised], wanted: impl Fn(usize, usize) -> bool) -> Vec<usize> {
+    let (mut rows, mut start) = (vec![], 0);
+    for (s, sequence) in sequences.iter().enumerate() {
+        let answer = sequence.answer_start..sequence.ids.len();
+        rows.extend(answer.enumerate().filter(|(i, _)| wanted(s, *i)).map(|(_, token)| start + token));
+        start += sequence.ids.len();
+    }
+    rows
+}
+
+/// The examples in an epoch's order: sorted by a draw each.
+fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    order.sort_by_cached_key(|i| (Draws::new(seed, Stream::Order, epoch, *i as u64).key(0), *i));
+    order
+}
+
+fn mean(x: &[f32]) -> Option<f64> {
+    (!x.is_empty()).then(|| x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64)
+}
