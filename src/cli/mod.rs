@@ -50,20 +50,20 @@ impl Cli {
                 "--device {device}: this build computes on the CPU only; use --device cpu"
             )));
         }
-        if let Some(threads) = self.threads {
-            if threads == 0 {
-                return Err(Error::Usage("--threads 0: give at least 1".to_owned()));
-            }
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-            pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        if self.threads == Some(0) {
+            return Err(Error::Usage("--threads 0: give at least 1".to_owned()));
         }
-        match self.command {
+        // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
+        let threads = self.threads.unwrap_or(0);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        pool.install(|| match self.command {
             Command::Train(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),
-        }
+        })
     }
 }
 

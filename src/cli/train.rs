@@ -13,8 +13,7 @@ use weft::model::lora::{self, LoraConfig};
 use weft::objective::Kind;
 use weft::recipe::{DataTable, Recipe};
 use weft::sampler::generate::Sampling;
-use weft::train::optimizer::Optimizer;
-use weft::train::{Trainer, run};
+use weft::train::{Job, Trainer, run};
 
 use super::eval::in_percent;
 
@@ -73,16 +72,14 @@ impl Train {
         lora::attach_fresh(&mut base.model, &config, recipe.train.seed)
             .map_err(|e| Error::Usage(format!("model.lora_targets: {e}")))?;
         let held_out = rows.held_out.as_ref().map_or(&[][..], |d| &d.examples);
-        let mut trainer = Trainer {
-            optimizer: Optimizer::new(&base.model),
-            model: base.model,
-            step: 0,
+        let job = Job {
             examples: rows.train.examples.clone(),
             objective: recipe.objective,
             padding: recipe.data.padding,
             eos_token_id: base.text.eos_token_id(),
             settings: recipe.train.clone(),
         };
+        let mut trainer = Trainer::new(base.model, job);
         let resolved = serde_json::to_value(&recipe).expect("a recipe is JSON");
         let summary = run::train(&mut trainer, held_out, &output, &resolved, self.resume)?;
         base.model = trainer.model;

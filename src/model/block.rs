@@ -8,7 +8,7 @@ use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{Dropout, Lora, LoraGrad};
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::weight::Weight;
-use weft_kernels::{embedding, linear, lora_linear, rms_norm, swiglu};
+use weft_kernels::{embedding, linear, lora_linear, matrix, rms_norm, swiglu};
 
 /// The index of a parameter in the model's table.
 pub type ParamId = usize;
@@ -248,7 +248,7 @@ impl Transformer {
         let mut attended = vec![0.0; qkv[0].len()];
         let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(batch));
         let mut middle = self.apply(&block.attn_out, &attended, keys);
-        add(&mut middle, x);
+        matrix::add(&mut middle, x);
         let ff_normed = self.norm(&middle, block.ff_norm);
         let [gate, up] = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, keys));
         let mut hidden = vec![0.0; gate.len()];
@@ -260,7 +260,7 @@ impl Transformer {
         let block = &self.blocks[index];
         let a = self.activations(block, x, batch, rope);
         let mut y = self.apply(&block.down, &a.hidden, batch.dropout_keys.as_deref());
-        add(&mut y, &a.middle);
+        matrix::add(&mut y, &a.middle);
         y
     }
 
@@ -363,10 +363,6 @@ fn give_back(grads: &mut Gradients, ids: Option<[ParamId; 2]>, pair: Option<[Vec
 
 fn as_qkv([q, k, v]: &[Vec<f32>; 3]) -> Qkv<'_> {
     Qkv { q, k, v }
-}
-
-fn add(to: &mut [f32], from: &[f32]) {
-    to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
 }
 
 fn gather(x: &[f32], rows: &[usize], width: usize) -> Vec<f32> {

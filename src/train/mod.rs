@@ -30,6 +30,13 @@ pub struct Trainer {
     pub optimizer: Optimizer,
     /// Steps that are done.
     pub step: u64,
+    job: Job,
+    /// The examples' order in an epoch, once that has begun.
+    order: Option<(u64, Vec<usize>)>,
+}
+
+/// What a trainer is made of beside its model.
+pub struct Job {
     /// The training examples.
     pub examples: Vec<Example>,
     /// What is trained.
@@ -75,15 +82,25 @@ struct Noised {
 }
 
 impl Trainer {
+    /// A model's training from its beginning; its trainable parameters are what is trained.
+    pub fn new(model: Transformer, job: Job) -> Self {
+        Self { optimizer: Optimizer::new(&model), model, step: 0, job, order: None }
+    }
+
+    /// The loop's settings.
+    pub fn settings(&self) -> &TrainTable {
+        &self.job.settings
+    }
+
     /// Optimizer steps per pass over the examples; the last one may be smaller.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.examples.len().div_ceil(self.settings.global_batch_size()) as u64
+        self.job.examples.len().div_ceil(self.job.settings.global_batch_size()) as u64
     }
 
     /// Optimizer steps of the run.
     pub fn num_steps(&self) -> u64 {
-        let all = self.settings.epochs * self.steps_per_epoch();
-        self.settings.max_steps.map_or(all, |max| max.min(all))
+        let all = self.job.settings.epochs * self.steps_per_epoch();
+        self.job.settings.max_steps.map_or(all, |max| max.min(all))
     }
 
     /// One optimizer step.
@@ -93,22 +110,19 @@ impl Trainer {
     pub fn step(&mut self) -> Result<StepReport> {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
-        let order = epoch_order(self.settings.seed, epoch, self.examples.len());
-        let global = self.settings.global_batch_size();
-        let start = index as usize * global;
-        let chosen = &order[start..(start + global).min(order.len())];
+        let chosen = self.examples_of(epoch, index as usize);
         // 2. Masks: entropies for WeFT, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
         let (mut sequences, mut answers) = (vec![], vec![]);
-        for examples in chosen.chunks(self.settings.micro_batch_size) {
+        for examples in chosen.chunks(self.job.settings.micro_batch_size) {
             let micro_batch = self.lay_out(examples);
             answers.extend(self.noise(&micro_batch, epoch));
             sequences.extend(micro_batch);
         }
-        let weights = loss_weights(&answers, self.objective.weighting, self.objective.normalizer());
+        let weights = loss_weights(&answers, self.job.objective.weighting, self.job.objective.normalizer());
         // 3. Forward and backward of the masked tokens.
         let mut grads = self.model.zero_gradients();
         let mut loss = 0.0;
-        let micro = self.settings.micro_batch_size;
+        let micro = self.job.settings.micro_batch_size;
         for ((sequences, answers), weights) in
             sequences.chunks(micro).zip(answers.chunks(micro)).zip(weights.chunks(micro))
         {
@@ -124,9 +138,9 @@ impl Trainer {
                  or set objective.rate_floor, then resume from the last checkpoint"
             )));
         }
-        let factor = self.settings.lr_schedule.factor(self.step, self.settings.warmup_steps, self.num_steps());
-        let lr = f64::from(self.settings.lr) * factor;
-        self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.settings);
+        let factor = self.job.settings.lr_schedule.factor(self.step, self.job.settings.warmup_steps, self.num_steps());
+        let lr = f64::from(self.job.settings.lr) * factor;
+        self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.job.settings);
         self.step += 1;
         let masked: usize = answers.iter().flat_map(|a| &a.masked).filter(|m| **m).count();
         let entropies: Vec<f32> = sequences
@@ -146,21 +160,34 @@ impl Trainer {
         })
     }
 
+    /// The examples of a step of an epoch.
+    fn examples_of(&mut self, epoch: u64, index: usize) -> Vec<usize> {
+        let (seed, len) = (self.job.settings.seed, self.job.examples.len());
+        let order = match self.order.take() {
+            Some((of, order)) if of == epoch => order,
+            _ => epoch_order(seed, epoch, len),
+        };
+        let start = index * self.job.settings.global_batch_size();
+        let chosen = order[start..(start + self.job.settings.global_batch_size()).min(len)].to_vec();
+        self.order = Some((epoch, order));
+        chosen
+    }
+
     /// The micro-batch's clean sequences, padded as the recipe says; for WeFT with the answers' entropies (pass 1).
     fn lay_out(&self, examples: &[usize]) -> Vec<Noised> {
-        let chosen: Vec<&Example> = examples.iter().map(|i| &self.examples[*i]).collect();
-        let padded = pad_answers(&chosen, self.padding, self.eos_token_id);
+        let chosen: Vec<&Example> = examples.iter().map(|i| &self.job.examples[*i]).collect();
+        let padded = pad_answers(&chosen, self.job.padding, self.job.eos_token_id);
         let mut sequences: Vec<Noised> = padded
             .into_iter()
             .zip(examples)
             .map(|(answer, &example)| {
-                let prompt = &self.examples[example].prompt_ids;
+                let prompt = &self.job.examples[example].prompt_ids;
                 let ids = [prompt.as_slice(), &answer.ids].concat();
                 let num_supervised = answer.num_supervised;
                 Noised { example, ids, answer_start: prompt.len(), num_supervised, token_entropy: vec![] }
             })
             .collect();
-        if self.objective.kind == Kind::Weft {
+        if self.job.objective.kind == Kind::Weft {
             let all_masked = |s: &Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
             let ids: Vec<Vec<u32>> = sequences.iter().map(all_masked).collect();
             let batch = Batch::pack(ids.iter().map(Vec::as_slice));
@@ -177,7 +204,7 @@ impl Trainer {
 
     /// Times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
-        let objective = &self.objective;
+        let objective = &self.job.objective;
         let relative = match objective.kind {
             Kind::Sft => micro_batch.iter().map(|s| vec![1.0; s.ids.len() - s.answer_start]).collect(),
             Kind::Weft => {
@@ -189,7 +216,7 @@ impl Trainer {
             }
         };
         let noise = |(sequence, r): (&Noised, Vec<f32>)| {
-            let draws = |stream| Draws::new(self.settings.seed, stream, epoch, sequence.example as u64);
+            let draws = |stream| Draws::new(self.job.settings.seed, stream, epoch, sequence.example as u64);
             let t = diffusion_time(draws(Stream::Time).unit_f64(0), objective.t_min);
             let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, objective.rate_floor)).collect();
             let positions = sequence.answer_start as u64..sequence.ids.len() as u64;
@@ -230,7 +257,7 @@ impl Trainer {
 
     fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
         let keys = |s: &Noised| {
-            let draws = Draws::new(self.settings.seed, Stream::Dropout, epoch, s.example as u64);
+            let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.example as u64);
             (0..s.ids.len() as u64).map(move |position| draws.key(position))
         };
         sequences.iter().flat_map(keys).collect()

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Trainer;
-use super::optimizer::Optimizer;
+use super::{Job, Trainer};
 use super::run::{Summary, train};
 use crate::data::chat_template::TextModel;
 use crate::data::packing::Padding;
@@ -164,17 +163,14 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
         mask_token_id: token(tokenizer::MASK),
         eos_token_id: token(tokenizer::END_OF_TEXT),
     });
-    let model = llada::fresh(&config, seed);
-    let mut trainer = Trainer {
-        optimizer: Optimizer::new(&model),
-        model,
-        step: 0,
+    let job = Job {
         examples: train_examples,
         objective: recipe.objective,
         padding: Padding::None,
         eos_token_id: token(tokenizer::END_OF_TEXT),
         settings: recipe.train.clone(),
     };
+    let mut trainer = Trainer::new(llada::fresh(&config, seed), job);
     let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
     let summary = train(&mut trainer, &held_out, &recipe.train.output, &resolved, resume)?;
     // 4. The finished model.

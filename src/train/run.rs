@@ -74,7 +74,7 @@ pub fn train(
         0 => evaluate(trainer, &mut metrics)?,
         _ => None,
     };
-    let (eval_every, checkpoint_every) = (trainer.settings.eval_every, trainer.settings.checkpoint_every);
+    let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
     let is_due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) || step == num_steps;
     let (mut last, mut after, mut train_secs) = (None, before, 0.0);
     while trainer.step < num_steps {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::exp::{self, exp, vectorised};
 use crate::matrix::{self, Into, View};
 
 /// Queries per block of scores.
@@ -156,7 +157,7 @@ fn backward_group(
             let mut p = vec![0.0; width * keys];
             matrix::product(&mut p, keys, q, k.t(), shape.scale(), Into::Set);
             for (row, lse) in p.chunks_mut(keys).zip(&lse[head * n..][block.clone()]) {
-                row.iter_mut().for_each(|s| *s = (*s - lse).exp());
+                vectorised(|| row.iter_mut().for_each(|s| *s = exp(*s - lse)));
             }
             matrix::product(&mut grad.v, dim, View::new(&p, width, keys).t(), d_o, 1.0, Into::Add);
             let mut dp = vec![0.0; width * keys];
@@ -177,15 +178,14 @@ fn backward_group(
 
 /// Turns scores into probabilities and returns their log-sum-exp.
 fn softmax(row: &mut [f32]) -> f32 {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0f32;
-    for s in row.iter_mut() {
-        *s = (*s - max).exp();
-        sum += *s;
-    }
-    let inverse = 1.0 / sum;
-    row.iter_mut().for_each(|s| *s *= inverse);
-    max + sum.ln()
+    vectorised(|| {
+        let max = exp::max(row);
+        row.iter_mut().for_each(|s| *s = exp(*s - max));
+        let sum = exp::sum(row, |p| p) as f32;
+        let inverse = 1.0 / sum;
+        row.iter_mut().for_each(|s| *s *= inverse);
+        max + sum.ln()
+    })
 }
 
 fn write_head(to: &mut [f32], from: &[f32], heads: usize, tokens: &Range<usize>, head: usize, dim: usize) {

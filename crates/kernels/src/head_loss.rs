@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use crate::exp::{self, exp, vectorised};
 use crate::linear;
 use crate::lora_linear::{self, Dropout, Lora, LoraGrad};
 use crate::weight::Weight;
@@ -88,7 +89,7 @@ impl Head<'_> {
                     let lse = log_sum_exp(row);
                     *nll = (lse - f64::from(row[target as usize])) as f32;
                     let lse = lse as f32;
-                    row.iter_mut().for_each(|z| *z = weight * (*z - lse).exp());
+                    vectorised(|| row.iter_mut().for_each(|z| *z = weight * exp(*z - lse)));
                     row[target as usize] -= weight;
                 });
             let x = &x[range.start * width..range.end * width];
@@ -118,27 +119,19 @@ impl Head<'_> {
 
 /// `ln sum exp z`, in f64 from f32 exponentials.
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = max(logits);
-    let sum: f64 = logits.iter().map(|z| f64::from((z - max).exp())).sum();
-    f64::from(max) + sum.ln()
+    vectorised(|| {
+        let max = exp::max(logits);
+        f64::from(max) + exp::sum(logits, |z| exp(z - max)).ln()
+    })
 }
 
 /// `H = ln Z - sum e_v (z_v - max) / Z`, in nats; never below 0.
 fn entropy(logits: &[f32]) -> f32 {
-    let max = max(logits);
-    let (mut sum, mut dot) = (0.0f64, 0.0f64);
-    for z in logits {
-        let shifted = z - max;
-        let e = f64::from(shifted.exp());
-        sum += e;
-        // exp underflows to 0 where the product would be 0 * -inf.
-        if e > 0.0 {
-            dot += e * f64::from(shifted);
-        }
-    }
-    (sum.ln() - dot / sum).max(0.0) as f32
-}
-
-fn max(logits: &[f32]) -> f32 {
-    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    vectorised(|| {
+        let max = exp::max(logits);
+        let sum = exp::sum(logits, |z| exp(z - max));
+        // The exponential is 0 where the product would be 0 * -inf.
+        let dot = exp::sum(logits, |z| if z == f32::NEG_INFINITY { 0.0 } else { exp(z - max) * (z - max) });
+        (sum.ln() - dot / sum).max(0.0) as f32
+    })
 }

@@ -8,6 +8,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
+pub mod exp;
 pub mod head_loss;
 pub mod linear;
 pub mod lora_linear;

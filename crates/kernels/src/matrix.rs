@@ -9,8 +9,13 @@ use crate::weight::Weight;
 
 /// Output columns per task where a weight's rows become columns of the result.
 const TILE_COLS: usize = 256;
-/// Output rows per task.
+/// Output rows per task there.
+const TILE_TOKENS: usize = 512;
+/// Output rows per task elsewhere.
 const TILE_ROWS: usize = 128;
+
+/// Numbers per task of a sum.
+const ADD_CHUNK: usize = 1 << 15;
 
 /// A strided read-only matrix.
 #[derive(Clone, Copy)]
@@ -131,11 +136,16 @@ pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into) {
     let out = Shared(out.as_mut_ptr());
     (0..width.div_ceil(TILE_COLS)).into_par_iter().for_each(|block| {
         let cols = block * TILE_COLS..((block + 1) * TILE_COLS).min(width);
-        let rows = weight.rows_f32(cols.clone());
-        let w = View::new(&rows, cols.len(), weight.cols()).t();
-        // SAFETY: the task writes columns `cols` of the `n` rows of `out`, which holds `n * width` numbers;
-        // no two tasks have a column in common.
-        unsafe { product_at(out.at(cols.start), width, x, w, 1.0, into) }
+        let weight_rows = weight.rows_f32(cols.clone());
+        let w = View::new(&weight_rows, cols.len(), weight.cols()).t();
+        // A narrow layer has fewer column blocks than threads.
+        (0..n.div_ceil(TILE_TOKENS)).into_par_iter().for_each(|tile| {
+            let tokens = tile * TILE_TOKENS..((tile + 1) * TILE_TOKENS).min(n);
+            let start = tokens.start * width + cols.start;
+            // SAFETY: the task writes columns `cols` of the rows `tokens` of `out`, which holds `n * width` numbers;
+            // no two tasks have an element in common.
+            unsafe { product_at(out.at(start), width, x.slice_rows(tokens), w, 1.0, into) }
+        });
     });
 }
 
@@ -153,6 +163,14 @@ pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into) {
         par_product(out, y_block, View::new(&w, rows.len(), width), 1.0, mode);
         mode = Into::Add;
     }
+}
+
+/// `to += from`.
+pub fn add(to: &mut [f32], from: &[f32]) {
+    assert_eq!(to.len(), from.len(), "two matrices of one size");
+    to.par_chunks_mut(ADD_CHUNK).zip(from.par_chunks(ADD_CHUNK)).for_each(|(to, from)| {
+        to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
+    });
 }
 
 /// A result that tasks write in disjoint columns.
