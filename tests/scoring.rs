@@ -21,6 +21,7 @@ fn an_expression_must_use_each_number_once_and_make_the_target() {
     for right in ["\\boxed{4 * 6 - 8}", "\\boxed{-8+6*4}", "\\boxed{(4*6)-8 = 16}", "\\boxed 4\\times6-8$ so"] {
         assert_eq!(countdown(right), 1, "{right}");
     }
+    assert_eq!(countdown("<answer> 4 * 6 - 8 </answer> \\boxed{"), 1, "an open box lets the tags count");
     for wrong in ["\\boxed{4 * 4}", "\\boxed{16}", "\\boxed{4 + 6 + 8}", "\\boxed{4*6-8", "\\boxed{4/0*6-8}", "", "16"]
     {
         assert_eq!(countdown(wrong), 0, "{wrong}");

@@ -37,7 +37,12 @@ pub fn problem(row: &Fields) -> Result<Problem, String> {
 pub fn score(generation: &str, ground_truth: &Value) -> Score {
     static EQUATION: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"([0-9+\-*/() ]+)=[0-9. ]+").expect("the pattern is valid"));
-    let text = answer::boxed(generation).unwrap_or(generation);
+    let text = match answer::boxed(generation) {
+        Some(text) => text,
+        // d1 looks at the tags only where a box was begun and not closed.
+        None if generation.contains("\\boxed") => answer::tagged(generation).map_or(generation, str::trim),
+        None => generation,
+    };
     let text = text.replace("\\div", "/").replace("\\times", "*").replace("\\cdot", "*");
     let extracted = match EQUATION.captures(&text).and_then(|c| c.get(1)) {
         Some(left) => left.as_str().trim().to_owned(),

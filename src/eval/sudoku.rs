@@ -16,7 +16,8 @@ const CELLS: usize = 16;
 
 /// The problems of a CSV of `Puzzle,Solution`; an error is a line and its reason.
 pub fn read_csv(text: &str) -> impl Iterator<Item = Result<Problem, (usize, String)>> {
-    let rows = text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty());
+    let is_header = |i: usize, line: &str| i == 0 && line.trim() == "Puzzle,Solution";
+    let rows = text.lines().enumerate().filter(move |(i, line)| !line.trim().is_empty() && !is_header(*i, line));
     rows.map(|(i, line)| {
         let grids = line.split_once(',').map(|(puzzle, solution)| [grid(puzzle), grid(solution)]);
         match grids {

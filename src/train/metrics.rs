@@ -20,9 +20,10 @@ pub struct Metrics {
     path: PathBuf,
     file: File,
     bar: ProgressBar,
-    started: Instant,
     last_line: Instant,
     tokens: usize,
+    /// Evaluations left out.
+    train_secs: f64,
 }
 
 impl Metrics {
@@ -46,17 +47,17 @@ impl Metrics {
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         bar.set_position(step);
         bar.reset_eta();
-        let now = Instant::now();
-        Ok(Self { path, file, bar, started: now, last_line: now, tokens: 0 })
+        Ok(Self { path, file, bar, last_line: Instant::now(), tokens: 0, train_secs: 0.0 })
     }
 
-    /// Tells of a step.
+    /// Tells of a step that took `step_secs` seconds.
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn step(&mut self, report: &StepReport, num_steps: u64) -> Result<()> {
+    pub fn step(&mut self, report: &StepReport, step_secs: f64) -> Result<()> {
         self.tokens += report.tokens;
-        let tokens_per_second = self.tokens as f64 / self.started.elapsed().as_secs_f64();
+        self.train_secs += step_secs;
+        let tokens_per_second = self.tokens as f64 / self.train_secs;
         self.write(json!({
             "step": report.step,
             "epoch": report.epoch,
@@ -67,7 +68,7 @@ impl Metrics {
             "masked_share": report.masked_share,
             "mean_entropy": report.mean_entropy,
             "tokens_per_second": tokens_per_second,
-            "seconds": self.started.elapsed().as_secs_f64(),
+            "step_seconds": step_secs,
         }))?;
         let message =
             format!("loss {:.4}  gradient {:.3}  {tokens_per_second:.0} tokens/s", report.loss, report.grad_norm);
@@ -76,6 +77,7 @@ impl Metrics {
         if self.bar.is_hidden() && self.last_line.elapsed() > Duration::from_secs(LINE_SECS) {
             self.last_line = Instant::now();
             let eta = self.bar.eta().as_secs();
+            let num_steps = self.bar.length().unwrap_or(0);
             eprintln!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60);
         }
         Ok(())

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Job, Trainer};
 use super::run::{Summary, train};
+use super::{Job, Trainer};
 use crate::data::chat_template::TextModel;
 use crate::data::packing::Padding;
 use crate::data::synthetic::{self, Choices, Side};

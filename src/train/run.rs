@@ -80,8 +80,9 @@ pub fn train(
     while trainer.step < num_steps {
         let start = std::time::Instant::now();
         let report = trainer.step()?;
-        train_secs += start.elapsed().as_secs_f64();
-        metrics.step(&report, num_steps)?;
+        let step_secs = start.elapsed().as_secs_f64();
+        train_secs += step_secs;
+        metrics.step(&report, step_secs)?;
         if is_due(report.step, eval_every) {
             after = evaluate(trainer, &mut metrics)?;
         }

@@ -1,0 +1,208 @@
+//! The training loop: what must not change a result doesn't, a resumed run equals an uninterrupted one bit for bit,
+//! and numbers gone wrong stop it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use weft::data::Example;
+use weft::data::packing::Padding;
+use weft::error::Error;
+use weft::model::block::Transformer;
+use weft::model::llada;
+use weft::model::lora::{self, LoraConfig};
+use weft::objective::{Kind, Normalizer, Objective};
+use weft::recipe::TrainTable;
+use weft::train::lr_schedule::LrSchedule;
+use weft::train::{Job, Trainer, run};
+
+const EOS: u32 = 157;
+
+fn model(lora_dropout: f32) -> Transformer {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
+    let mut model = llada::load(&folder).expect("the golden checkpoint loads");
+    let targets = vec!["all-linear".to_owned()];
+    lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, lora_dropout, targets, false), 3)
+        .expect("there are layers");
+    model
+}
+
+fn examples() -> Vec<Example> {
+    let ids = |from: usize, len: usize| (from..from + len).map(|i| (i * 37 % 150) as u32).collect();
+    (0..10).map(|i| Example { prompt_ids: ids(i, 3 + i % 4), answer_ids: ids(5 * i, 4 + i % 5) }).collect()
+}
+
+fn settings() -> TrainTable {
+    TrainTable {
+        seed: 11,
+        epochs: 3,
+        micro_batch_size: 2,
+        grad_accum_steps: 2,
+        lr: 1e-2,
+        weight_decay: 0.1,
+        lr_schedule: LrSchedule::Cosine,
+        warmup_steps: 2,
+        eval_every: 2,
+        checkpoint_every: 2,
+        ..TrainTable::default()
+    }
+}
+
+fn trainer(settings: TrainTable, objective: Objective, padding: Padding) -> Trainer {
+    Trainer::new(model(0.1), Job { examples: examples(), objective, padding, eos_token_id: EOS, settings })
+}
+
+fn weights(trainer: &Trainer) -> Vec<u32> {
+    let trained = trainer.model.params.iter().filter(|p| p.trainable);
+    trained.flat_map(|p| p.weight.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect()
+}
+
+fn run_steps(trainer: &mut Trainer) -> Vec<f64> {
+    (0..trainer.num_steps()).map(|_| trainer.step().expect("the step works").loss).collect()
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("weft-training-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    folder
+}
+
+#[test]
+fn ten_examples_make_three_steps_an_epoch() {
+    let mut trainer = trainer(settings(), Objective::default(), Padding::None);
+    assert_eq!((trainer.steps_per_epoch(), trainer.num_steps()), (3, 9));
+    let tokens: usize = (0..3).map(|_| trainer.step().expect("the step works").tokens).sum();
+    let all: usize = examples().iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
+    assert_eq!(tokens, all, "an epoch sees every example once");
+}
+
+/// A change of these numbers is a change of the method: say so in the changelog.
+#[test]
+fn nine_losses_stay_what_they_were() {
+    for (kind, expected) in [(Kind::Weft, WEFT_LOSSES), (Kind::Sft, SFT_LOSSES)] {
+        let mut trainer = trainer(settings(), Objective { kind, ..Objective::default() }, Padding::None);
+        let losses = run_steps(&mut trainer);
+        assert_eq!(losses.len(), expected.len());
+        for (got, expected) in losses.iter().zip(expected) {
+            // Other processors sum products in another order.
+            assert!((got - expected).abs() <= 2e-3 * expected, "{kind:?}: {losses:?}");
+        }
+    }
+}
+
+const WEFT_LOSSES: [f64; 9] = [23.0306, 31.5806, 24.5706, 47.3865, 23.0026, 15.1563, 45.2304, 17.3145, 97.8095];
+const SFT_LOSSES: [f64; 9] = [14.0089, 13.3886, 15.2970, 14.6538, 10.4441, 7.0707, 7.9008, 11.4822, 17.6936];
+
+#[test]
+fn training_lowers_the_loss() {
+    let long = TrainTable { epochs: 40, ..settings() };
+    let mut trainer = trainer(long, Objective::default(), Padding::None);
+    let losses = run_steps(&mut trainer);
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    assert!(mean(&losses[100..]) < 0.8 * mean(&losses[..20]), "{losses:?}");
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let with_threads = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
+        pool.install(|| {
+            let mut trainer = trainer(settings(), Objective::default(), Padding::None);
+            run_steps(&mut trainer);
+            weights(&trainer)
+        })
+    };
+    let one = with_threads(1);
+    assert_eq!(one, with_threads(2));
+    assert_eq!(one, with_threads(4));
+}
+
+#[test]
+fn the_micro_batch_changes_no_mask_and_the_rest_by_rounding_only() {
+    for objective in [
+        Objective::default(),
+        Objective { kind: Kind::Sft, ..Objective::default() },
+        Objective { normalizer: Some(Normalizer::Sequence), ..Objective::default() },
+    ] {
+        let with_micro_batch = |micro_batch_size: usize| {
+            let settings = TrainTable { micro_batch_size, grad_accum_steps: 4 / micro_batch_size, ..settings() };
+            let mut trainer = trainer(settings, objective, Padding::None);
+            let reports: Vec<_> = (0..9).map(|_| trainer.step().expect("the step works")).collect();
+            (reports.iter().map(|r| r.masked_share).collect::<Vec<_>>(), reports[8].loss)
+        };
+        let (masked, loss) = with_micro_batch(1);
+        for micro_batch_size in [2, 4] {
+            let (other_masked, other_loss) = with_micro_batch(micro_batch_size);
+            assert_eq!(masked, other_masked);
+            assert!((loss - other_loss).abs() <= 1e-3 * loss, "{loss} and {other_loss}");
+        }
+    }
+}
+
+#[test]
+fn eos_padding_supervises_the_padding() {
+    let mut padded = trainer(settings(), Objective::default(), Padding::Eos);
+    let mut packed = trainer(settings(), Objective::default(), Padding::None);
+    let tokens = |t: &mut Trainer| t.step().expect("the step works").tokens;
+    assert!(tokens(&mut padded) > tokens(&mut packed));
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let recipe = json!({ "train": { "lr": 1e-2 } });
+    let whole = |output: &Path| {
+        let mut trainer = trainer(settings(), Objective::default(), Padding::None);
+        run::train(&mut trainer, &examples()[..3], output, &recipe, false).expect("the run works");
+        weights(&trainer)
+    };
+    let uninterrupted = whole(&folder("whole"));
+    let output = folder("resumed");
+    for stop in [3, 5, 9] {
+        // A run that ends early without its last checkpoint stands for a killed one.
+        let mut killed = trainer(settings(), Objective::default(), Padding::None);
+        let _ = std::fs::remove_dir_all(&output);
+        let mut job = trainer(settings(), Objective::default(), Padding::None);
+        std::fs::create_dir_all(&output).expect("the folder can be made");
+        for step in 1..=stop {
+            killed.step().expect("the step works");
+            if step % 2 == 0 {
+                weft::train::checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
+            }
+        }
+        let summary = run::train(&mut job, &examples()[..3], &output, &recipe, true).expect("the run resumes");
+        assert_eq!(summary.first_step, stop / 2 * 2);
+        assert_eq!(weights(&job), uninterrupted, "killed at step {stop}");
+    }
+    let kept = std::fs::read_dir(output.join("checkpoints")).expect("there are checkpoints").count();
+    assert_eq!(kept, 2, "older checkpoints are dropped");
+    let lines = std::fs::read_to_string(output.join("metrics.jsonl")).expect("there are metrics");
+    assert!(lines.lines().all(|l| serde_json::from_str::<Value>(l).is_ok()));
+}
+
+#[test]
+fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
+    let output = folder("refused");
+    let mut first = trainer(settings(), Objective::default(), Padding::None);
+    run::train(&mut first, &[], &output, &json!({ "train": { "lr": 1 } }), false).expect("the run works");
+    let mut second = trainer(settings(), Objective::default(), Padding::None);
+    let mut error = |recipe: Value, resume: bool| {
+        run::train(&mut second, &[], &output, &recipe, resume).expect_err("the run is refused").to_string()
+    };
+    assert!(error(json!({}), false).contains("already holds a run; add --resume"));
+    let message = error(json!({ "train": { "lr": 2 } }), true);
+    assert!(message.contains("was started with another recipe: train.lr was 1 and is 2"), "{message}");
+    let newest = output.join("checkpoints/step-00000009/state.safetensors");
+    let bytes = std::fs::read(&newest).expect("the checkpoint is there");
+    std::fs::write(&newest, &bytes[..bytes.len() / 2]).expect("the checkpoint is cut");
+    assert!(error(json!({ "train": { "lr": 1 } }), true).contains("is damaged"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_before_the_update() {
+    let mut trainer = trainer(settings(), Objective::default(), Padding::None);
+    let norm = trainer.model.final_norm;
+    trainer.model.params[norm].weight.make_trainable()[0] = f32::NAN;
+    let before = weights(&trainer);
+    let Err(Error::Run(message)) = trainer.step() else { panic!("the step must fail") };
+    assert!(message.starts_with("step 1: loss NaN, gradient norm NaN (examples ["), "{message}");
+    assert_eq!(weights(&trainer), before);
+}
