@@ -1,8 +1,10 @@
 //! Weft fine-tunes masked diffusion language models by entropy-weighted masking
 //! (WeFT, arXiv 2509.20863, later named GIFT).
 //!
-//! Today the library holds the network ([`model`]) and the method as pure functions: [`noising`] turns entropies and explicit random draws
-//! into masks, [`objective`] turns masks into loss weights, [`rng`] makes the draws; none of these knows a model. [`sampler`] generates.
+//! From the command down: [`train`] and [`eval`] run; [`objective`] and [`sampler`] decide; [`noising`] and [`model`]
+//! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and explicit
+//! random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] what they bring,
+//! [`parity`] the comparison with PyTorch.
 #![forbid(unsafe_code)]
 
 pub mod base;

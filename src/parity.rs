@@ -98,7 +98,7 @@ pub fn check_sampling(model: &Transformer, path: &Path, cases: &Path) -> Result<
         gen_length: usize,
         block_length: usize,
         steps: usize,
-        cfg_scale: f32,
+        cfg_scale: f64,
         temperature: f64,
         remasking: Remasking,
     }

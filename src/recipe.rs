@@ -42,9 +42,9 @@ pub struct ModelTable {
     /// Rank of the adapter.
     pub lora_rank: usize,
     /// Numerator of the adapter's scale.
-    pub lora_alpha: f32,
+    pub lora_alpha: f64,
     /// Dropout of the adapter's input.
-    pub lora_dropout: f32,
+    pub lora_dropout: f64,
     /// The layers that are adapted, named as PEFT's `target_modules`.
     pub lora_targets: Vec<String>,
     /// Scale by `lora_alpha / sqrt(lora_rank)`.
@@ -99,21 +99,21 @@ pub struct TrainTable {
     /// Forwards per optimizer step.
     pub grad_accum_steps: usize,
     /// Highest learning rate.
-    pub lr: f32,
+    pub lr: f64,
     /// How it moves after the warm-up.
     pub lr_schedule: LrSchedule,
     /// Steps from 0 to the highest learning rate.
     pub warmup_steps: u64,
     /// Decoupled weight decay; vectors are never decayed.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Decay of the first moment.
-    pub adam_beta1: f32,
+    pub adam_beta1: f64,
     /// Decay of the second moment.
-    pub adam_beta2: f32,
+    pub adam_beta2: f64,
     /// Added to the root of the second moment.
-    pub adam_eps: f32,
+    pub adam_eps: f64,
     /// Largest gradient norm; 0 is off.
-    pub max_grad_norm: f32,
+    pub max_grad_norm: f64,
     /// Steps between evaluations on held-out rows; 0 leaves the last only.
     pub eval_every: u64,
     /// Steps between checkpoints; 0 leaves the last only.

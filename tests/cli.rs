@@ -175,7 +175,8 @@ fn a_killed_run_resumes_to_the_same_adapter() {
     // Each attempt lives a little longer, so that kills fall into the start, the steps and the checkpoints.
     for attempt in 1.. {
         let args = if resume { &["train", "recipe.toml", "--resume"][..] } else { &["train", "recipe.toml"] };
-        let mut child = weft(&killed, args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("weft starts");
+        let log = fs::File::create(killed.join("stderr")).expect("the log can be made");
+        let mut child = weft(&killed, args).stderr(log).stdout(Stdio::null()).spawn().expect("weft starts");
         let deadline = Instant::now() + Duration::from_millis(60 * attempt);
         let mut status = child.try_wait().expect("the run can be asked");
         while status.is_none() && Instant::now() < deadline {
@@ -183,7 +184,8 @@ fn a_killed_run_resumes_to_the_same_adapter() {
             status = child.try_wait().expect("the run can be asked");
         }
         if let Some(status) = status {
-            assert!(status.success(), "attempt {attempt}: {status}");
+            let log = fs::read_to_string(killed.join("stderr")).expect("there is a log");
+            assert!(status.success(), "attempt {attempt}: {log}");
             break;
         }
         child.kill().expect("SIGKILL is sent");

@@ -17,7 +17,7 @@ use weft::train::{Job, Trainer, run};
 
 const EOS: u32 = 157;
 
-fn model(lora_dropout: f32) -> Transformer {
+fn model(lora_dropout: f64) -> Transformer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
     let mut model = llada::load(&folder).expect("the golden checkpoint loads");
     let targets = vec!["all-linear".to_owned()];

@@ -27,6 +27,9 @@ pub struct Generate {
     /// The user's turn; standard input where absent
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
+    /// Give the prompt as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -48,7 +51,7 @@ pub struct SamplingArgs {
     temperature: Option<f64>,
     /// Classifier-free guidance; 0 is off
     #[arg(long, value_name = "X")]
-    cfg_scale: Option<f32>,
+    cfg_scale: Option<f64>,
     /// Which predictions are kept: low_confidence or random
     #[arg(long, value_name = "HOW")]
     remasking: Option<String>,
@@ -105,7 +108,10 @@ impl Generate {
                 text
             }
         };
-        let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?;
+        let ids = match self.raw {
+            true => base.text.encode(&content)?,
+            false => base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?,
+        };
         let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling).map_err(Error::Usage)?;
         println!("{}", base.text.decode_answer(&output[0][ids.len()..]));
         Ok(ExitCode::SUCCESS)

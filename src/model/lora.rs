@@ -39,10 +39,10 @@ pub struct LoraConfig {
     /// Rank.
     pub r: usize,
     /// Numerator of the scale.
-    pub lora_alpha: f32,
+    pub lora_alpha: f64,
     /// Dropout of the adapter's input in training.
     #[serde(default)]
-    pub lora_dropout: f32,
+    pub lora_dropout: f64,
     /// The layers' names.
     pub target_modules: TargetModules,
     /// `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
@@ -64,7 +64,7 @@ pub enum TargetModules {
 
 impl LoraConfig {
     /// A configuration for a new adapter.
-    pub fn new(r: usize, lora_alpha: f32, lora_dropout: f32, targets: Vec<String>, use_rslora: bool) -> Self {
+    pub fn new(r: usize, lora_alpha: f64, lora_dropout: f64, targets: Vec<String>, use_rslora: bool) -> Self {
         let target_modules = match &targets[..] {
             [all] if all == "all-linear" => TargetModules::Pattern(all.clone()),
             _ => TargetModules::Names(targets),
@@ -74,8 +74,8 @@ impl LoraConfig {
 
     /// The factor of `B A x`.
     pub fn scale(&self) -> f32 {
-        let r = self.r as f32;
-        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
+        let r = self.r as f64;
+        (self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -154,7 +154,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
         return Err(Error::Tensor { name: name.to_owned(), folder: folder.to_owned(), reason });
     }
     model.config.lora_scale = config.scale();
-    model.config.lora_dropout = config.lora_dropout;
+    model.config.lora_dropout = config.lora_dropout as f32;
     Ok(config)
 }
 
@@ -174,7 +174,7 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
         attach(model, index, &module, [Weight::from_f32(r, inputs, a), Weight::from_f32(outputs, r, b)]);
     }
     model.config.lora_scale = config.scale();
-    model.config.lora_dropout = config.lora_dropout;
+    model.config.lora_dropout = config.lora_dropout as f32;
     Ok(())
 }
 

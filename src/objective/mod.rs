@@ -61,7 +61,7 @@ pub struct Objective {
     /// The divisor; `None` is the kind's own (see [`Objective::normalizer`]).
     pub normalizer: Option<Normalizer>,
     /// A floor on `t_i`; 0 is off.
-    pub rate_floor: f32,
+    pub rate_floor: f64,
     /// The lower cut of `t`.
     pub t_min: f64,
 }

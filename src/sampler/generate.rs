@@ -19,7 +19,7 @@ pub struct Sampling {
     /// Gumbel temperature; 0 is greedy.
     pub temperature: f64,
     /// Classifier-free guidance; 0 is off.
-    pub cfg_scale: f32,
+    pub cfg_scale: f64,
     /// Which predictions are kept.
     pub remasking: Remasking,
     /// End tokens that `forbid_eos` and `defer_eos` speak of; the model's own, not a recipe's.
@@ -107,7 +107,7 @@ pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) ->
                 .map(|(start, i)| (start..start + sampling.block_length).filter(|at| is_masked(i, at)).collect())
                 .collect();
             // 2. Their predictions, the most confident of which are kept.
-            let mut logits = guided_logits(model, prompts, &sequences, &masked, sampling.cfg_scale).into_iter();
+            let mut logits = guided_logits(model, prompts, &sequences, &masked, sampling.cfg_scale as f32).into_iter();
             for ((prompt, ids), positions) in prompts.iter().zip(&mut sequences).zip(&masked) {
                 let draws = Draws::new(sampling.seed, Stream::Sampling, (block * steps + step) as u64, prompt.example);
                 let predict = |(at, mut row): (&usize, Vec<f32>)| predict(&mut row, *at, mask, sampling, &draws);

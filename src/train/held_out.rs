@@ -30,12 +30,11 @@ pub fn nll_bound(model: &Transformer, examples: &[Example]) -> f64 {
             // The recipe's seed has no part in it: runs with other seeds are evaluated alike.
             let draws = Draws::new(0, Stream::Mask, u64::MAX - k as u64, i as u64);
             let mut noised = [example.prompt_ids.as_slice(), &example.answer_ids].concat();
-            for position in example.prompt_ids.len()..len {
+            for (position, id) in noised.iter_mut().enumerate().skip(example.prompt_ids.len()) {
                 if draws.unit_f64(position as u64) < TIMES[k] {
                     rows.push(tokens + position);
-                    ids.push(noised[position]);
+                    ids.push(std::mem::replace(id, model.config.mask_token_id));
                     weights.push(1.0 / TIMES[k]);
-                    noised[position] = model.config.mask_token_id;
                 }
             }
             sequences.push(noised);

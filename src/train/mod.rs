@@ -139,7 +139,7 @@ impl Trainer {
             )));
         }
         let factor = self.job.settings.lr_schedule.factor(self.step, self.job.settings.warmup_steps, self.num_steps());
-        let lr = f64::from(self.job.settings.lr) * factor;
+        let lr = self.job.settings.lr * factor;
         self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.job.settings);
         self.step += 1;
         let masked: usize = answers.iter().flat_map(|a| &a.masked).filter(|m| **m).count();
@@ -218,7 +218,7 @@ impl Trainer {
         let noise = |(sequence, r): (&Noised, Vec<f32>)| {
             let draws = |stream| Draws::new(self.job.settings.seed, stream, epoch, sequence.example as u64);
             let t = diffusion_time(draws(Stream::Time).unit_f64(0), objective.t_min);
-            let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, objective.rate_floor)).collect();
+            let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, objective.rate_floor as f32)).collect();
             let positions = sequence.answer_start as u64..sequence.ids.len() as u64;
             let u: Vec<f32> = positions.map(|p| draws(Stream::Mask).unit_f32(p)).collect();
             let masked = forward_process(&p_mask, &u);

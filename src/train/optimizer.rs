@@ -31,17 +31,17 @@ impl Optimizer {
         (step, lr): (u64, f64),
         settings: &TrainTable,
     ) {
-        let limit = f64::from(settings.max_grad_norm);
+        let limit = settings.max_grad_norm;
         let grad_scale = if limit > 0.0 && grad_norm > limit { (limit / grad_norm) as f32 } else { 1.0 };
         for (i, param) in model.params.iter_mut().enumerate() {
             let Some(grad) = &grads[i] else { continue };
             let adamw = AdamW {
                 lr: lr as f32,
-                beta1: settings.adam_beta1,
-                beta2: settings.adam_beta2,
-                eps: settings.adam_eps,
+                beta1: settings.adam_beta1 as f32,
+                beta2: settings.adam_beta2 as f32,
+                eps: settings.adam_eps as f32,
                 // Decay would pull the gains of norms towards 0.
-                weight_decay: if param.shape.len() == 1 { 0.0 } else { settings.weight_decay },
+                weight_decay: if param.shape.len() == 1 { 0.0 } else { settings.weight_decay as f32 },
                 step: step + 1,
             };
             adamw.update(param.weight.make_trainable(), &mut self.m[i], &mut self.v[i], grad, grad_scale);

@@ -139,7 +139,7 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
     // 1. The tokenizer. Its folder is the run's until the model is finished.
     let folder = recipe.train.output.join("tokenizer");
     let texts: Vec<String> = (0..TOKENIZER_TEXTS.min(recipe.data.texts))
-        .map(|index| text_of(index))
+        .map(text_of)
         .map(|t| format!("{}{}", t.question, t.answer))
         .collect();
     tokenizer::train(&folder, &texts, recipe.model.vocab_size)?;
