@@ -254,7 +254,7 @@ impl TrainTable {
 
     /// Examples per optimizer step.
     pub fn global_batch_size(&self) -> usize {
-        self.micro_batch_size * self.grad_accum_steps
+        self.micro_batch_size.saturating_mul(self.grad_accum_steps)
     }
 }
 
@@ -284,6 +284,11 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(text: &str, settings: &[
         for (key, value) in keys {
             if !known_keys.contains_key(&key) {
                 problems.push(unknown("key", &key, &format!("{table}."), known_keys.keys()));
+                continue;
+            }
+            // JSON has no such numbers; they would become null.
+            if let Some(number) = value.as_float().filter(|x| !x.is_finite()) {
+                problems.push(format!("{table}.{key} = {number}: give a finite number"));
                 continue;
             }
             let value = serde_json::to_value(value).expect("TOML values are JSON values");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use weft::data::chat_template::TextModel;
 use weft::data::packing::{Padding, pad_answers};
-use weft::data::{Conversation, Example, Message, load, tokenizer};
+use weft::data::{Conversation, Example, Limits, Message, load, tokenizer};
 
 /// A folder of this process that is empty at first.
 fn folder(name: &str) -> PathBuf {
@@ -38,7 +38,12 @@ fn load_text(name: &str, rows: &str, max_seq_len: usize) -> Result<weft::data::D
     let path = folder(name).join("rows.jsonl");
     std::fs::write(&path, rows).expect("the rows are written");
     let folder = format!("{}/", path.parent().expect("the file has a folder").display());
-    load(&path, &text_model(name), max_seq_len, None).map_err(|e| e.to_string().replace(&folder, ""))
+    read(&path, &text_model(name), max_seq_len).map_err(|e| e.to_string().replace(&folder, ""))
+}
+
+fn read(path: &Path, text: &TextModel, max_seq_len: usize) -> weft::error::Result<weft::data::Dataset> {
+    let mask = text.token_id(tokenizer::MASK).expect("the tokenizer has it");
+    load(path, text, Limits { max_seq_len, rows: None }, mask)
 }
 
 #[test]
@@ -154,6 +159,11 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
             "rows.jsonl:2: the answer is empty; drop the row or give it an answer",
         ),
         (
+            "mask",
+            r#"{"prompt": "a <|mdm_mask|>", "response": "b"}"#,
+            "rows.jsonl:2: the text holds the model's mask token; take it out",
+        ),
+        (
             "form",
             r#"{"text": "a"}"#,
             "rows.jsonl:2: the keys [\"text\"] are no known form; give messages, prompt and response, or question and answer",
@@ -174,9 +184,9 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
     assert_eq!(load_text("no-row", "\n\n", 100).expect_err("no row"), "rows.jsonl:1: no row; give a row per example");
     let path = folder("utf8").join("rows.jsonl");
     std::fs::write(&path, b"{\"prompt\": \"\xff\"}").expect("the rows are written");
-    let error = load(&path, &text_model("utf8"), 100, None).expect_err("no UTF-8").to_string();
+    let error = read(&path, &text_model("utf8"), 100).expect_err("no UTF-8").to_string();
     assert!(error.ends_with("rows.jsonl:1: byte 13 is no UTF-8; convert the file to UTF-8"), "{error}");
-    let error = load(Path::new("absent.jsonl"), &text_model("absent"), 100, None).expect_err("no file").to_string();
+    let error = read(Path::new("absent.jsonl"), &text_model("absent"), 100).expect_err("no file").to_string();
     assert!(error.starts_with("cannot read absent.jsonl: "), "{error}");
 }
 

@@ -15,6 +15,9 @@ use weft::base::Base;
 use weft::error::{Error, Result};
 use weft::model::lora;
 
+/// Most threads: beyond, starting them takes longer than any work they share.
+const MAX_THREADS: usize = 1024;
+
 /// Fine-tunes masked diffusion language models by entropy-weighted masking (WeFT).
 #[derive(Parser)]
 #[command(name = "weft", version, propagate_version = true)]
@@ -50,8 +53,8 @@ impl Cli {
                 "--device {device}: this build computes on the CPU only; use --device cpu"
             )));
         }
-        if self.threads == Some(0) {
-            return Err(Error::Usage("--threads 0: give at least 1".to_owned()));
+        if let Some(threads) = self.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
+            return Err(Error::Usage(format!("--threads {threads}: give 1 to {MAX_THREADS}")));
         }
         // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
         let threads = self.threads.unwrap_or(0);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::base::Base;
-use weft::data::{self, Dataset};
+use weft::data::{self, Dataset, Limits};
 use weft::error::{Error, Result};
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
@@ -70,7 +70,7 @@ impl Train {
             recipe.model.use_rslora,
         );
         lora::attach_fresh(&mut base.model, &config, recipe.train.seed)
-            .map_err(|e| Error::Usage(format!("model.lora_targets: {e}")))?;
+            .map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?;
         let held_out = rows.held_out.as_ref().map_or(&[][..], |d| &d.examples);
         let job = Job {
             examples: rows.train.examples.clone(),
@@ -112,7 +112,8 @@ fn rows(recipe: &Recipe, base: &Base) -> Result<Rows> {
         }
         None => (train.expect("the recipe was checked to name its rows"), held_out),
     };
-    let read = |file: &Path, rows| data::load(file, &base.text, max_seq_len.0, rows);
+    let mask = base.model.config.mask_token_id;
+    let read = |file: &Path, rows| data::load(file, &base.text, Limits { max_seq_len: max_seq_len.0, rows }, mask);
     let train = read(&train_file, train_rows)?;
     let held_out = held_out_file.as_deref().map(|file| read(file, held_out_rows)).transpose()?;
     Ok(Rows { train, held_out, held_out_file })

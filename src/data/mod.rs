@@ -50,18 +50,32 @@ pub struct Dataset {
     pub truncated: usize,
 }
 
-/// Reads the first `rows` rows of a file (all where `None`). An example of more than `max_seq_len` tokens loses the
-/// end of its answer, end token included, and is counted.
+/// How much of a file is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Longest sequence in tokens.
+    pub max_seq_len: usize,
+    /// First rows that are read; all where `None`.
+    pub rows: Option<usize>,
+}
+
+/// Reads a file's rows. An example of more than `max_seq_len` tokens loses the end of its answer, end token included,
+/// and is counted.
 ///
 /// # Errors
-/// The file and line of a row that can't be read, or whose prompt leaves no room for an answer.
-pub fn load(path: &Path, text: &TextModel, max_seq_len: usize, rows: Option<usize>) -> Result<Dataset> {
+/// The file and line of a row that can't be read, whose prompt leaves no room for an answer, or that holds the mask
+/// token, which would count as masked.
+pub fn load(path: &Path, text: &TextModel, limits: Limits, mask_token_id: u32) -> Result<Dataset> {
+    let Limits { max_seq_len, rows } = limits;
     let mut dataset = Dataset { examples: vec![], truncated: 0 };
     for row in sources::read_jsonl(path)?.take(rows.unwrap_or(usize::MAX)) {
         let (line, fields) = row?;
         let wrong = |reason: String| Error::Row { path: path.to_owned(), line, reason };
         let conversation = formats::conversation(&fields).map_err(wrong)?;
         let mut example = text.example(&conversation)?;
+        if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == mask_token_id) {
+            return Err(wrong("the text holds the model's mask token; take it out".to_owned()));
+        }
         let prompt = example.prompt_ids.len();
         if prompt >= max_seq_len {
             return Err(wrong(format!(

@@ -167,6 +167,9 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
     config.check()?;
     for (index, module) in targets(model, config)? {
         let [[r, inputs], [outputs, _]] = shapes(model, index, config.r);
+        if r > inputs.min(outputs) {
+            return Err(format!("rank {r} is larger than {module} of [{outputs}, {inputs}]; lower it"));
+        }
         let draws = Draws::new(seed, Stream::Init, 0, index as u64);
         let bound = 1.0 / (inputs as f64).sqrt();
         let a = (0..r * inputs).map(|i| ((2.0 * draws.unit_f64(i as u64) - 1.0) * bound) as f32).collect();
@@ -228,7 +231,10 @@ fn targets(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<
     let modules = ids[..count].iter().map(|id| name(&model.params, *id)).enumerate();
     let found: Vec<_> = modules.filter(|(_, module)| matches(module)).collect();
     match found.is_empty() {
-        true => Err(format!("target_modules {:?} name no layer of the model; q_proj is one", config.target_modules)),
+        true => {
+            let names = serde_json::to_string(&config.target_modules).expect("names are JSON");
+            Err(format!("target_modules {names} name no layer of the model; q_proj is one"))
+        }
         false => Ok(found),
     }
 }

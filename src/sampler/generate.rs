@@ -51,7 +51,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Says what is wrong with the lengths.
+    /// Says what is wrong with the lengths and scales.
     ///
     /// # Errors
     /// One sentence with the values.
@@ -59,6 +59,11 @@ impl Sampling {
         let Self { gen_length, block_length, diffusion_steps, .. } = self;
         if *block_length == 0 || *gen_length == 0 || gen_length % block_length != 0 {
             return Err(format!("gen_length {gen_length} is not a multiple of block_length {block_length}"));
+        }
+        for (name, value) in [("temperature", self.temperature), ("cfg_scale", self.cfg_scale)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(format!("{name} {value} is negative or not a number"));
+            }
         }
         let blocks = gen_length / block_length;
         if *diffusion_steps == 0 || diffusion_steps % blocks != 0 {

@@ -99,7 +99,7 @@ impl Trainer {
 
     /// Optimizer steps of the run.
     pub fn num_steps(&self) -> u64 {
-        let all = self.job.settings.epochs * self.steps_per_epoch();
+        let all = self.job.settings.epochs.saturating_mul(self.steps_per_epoch());
         self.job.settings.max_steps.map_or(all, |max| max.min(all))
     }
 
@@ -168,7 +168,7 @@ impl Trainer {
             _ => epoch_order(seed, epoch, len),
         };
         let start = index * self.job.settings.global_batch_size();
-        let chosen = order[start..(start + self.job.settings.global_batch_size()).min(len)].to_vec();
+        let chosen = order[start..start.saturating_add(self.job.settings.global_batch_size()).min(len)].to_vec();
         self.order = Some((epoch, order));
         chosen
     }
