@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub mod bench;
 pub mod data;
 pub mod error;
 pub mod eval;

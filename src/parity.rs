@@ -213,8 +213,8 @@ impl Case<'_> {
         };
         let weights = weights_of(Weighting::Inverse, Normalizer::Answer);
         let mut grads = self.model.zero_gradients();
-        let nll =
-            self.model.loss_and_gradients(&batch, Targets { rows: &rows, ids: &ids, weights: &weights }, &mut grads);
+        let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
+        let nll = self.model.loss_and_gradients(&batch, targets, &mut grads).nll;
         result.push(tensors.compare(&format!("{name}.nll"), &self.spread(&rows, &nll))?);
         for (loss, weighting, normalizer) in LOSSES {
             let weights = weights_of(weighting, normalizer);

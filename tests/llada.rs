@@ -82,7 +82,7 @@ fn assert_matches(model: &Transformer, folder: &Path) {
         let batch = pack(&noise(&|n| masked[n] != 0));
         let targets = Targets { rows: &rows, ids: &targets, weights: &weights };
         let got = model.loss_and_gradients(&batch, targets, &mut grads);
-        assert_close("nll", &got, &rows.iter().map(|n| nll[*n]).collect::<Vec<_>>());
+        assert_close("nll", &got.nll, &rows.iter().map(|n| nll[*n]).collect::<Vec<_>>());
         for (param, grad) in model.params.iter().zip(&grads).filter(|(param, _)| param.trainable) {
             let name = format!("{objective}.grad.{}", param.name);
             assert_close(&name, grad.as_ref().expect("every parameter is trained"), &numbers(&file, &name));

@@ -1,6 +1,7 @@
 //! The command line: one file per command. Commands read their options, call the library and print; nothing is
 //! computed here.
 
+mod bench;
 mod eval;
 mod generate;
 mod parity;
@@ -39,6 +40,7 @@ enum Command {
     Generate(generate::Generate),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
+    Bench(bench::Bench),
 }
 
 impl Cli {
@@ -66,6 +68,7 @@ impl Cli {
             Command::Generate(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),
+            Command::Bench(command) => command.run(),
         })
     }
 }

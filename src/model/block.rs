@@ -2,6 +2,7 @@
 //! backward that recomputes each layer's activations. Names and configurations are the families' own business.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use weft_kernels::attention::{self, Qkv};
 use weft_kernels::head_loss::{Head, HeadGrad};
@@ -97,6 +98,15 @@ pub struct Targets<'a> {
     pub weights: &'a [f32],
 }
 
+/// What a backward pass gives beside the gradients.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    /// Each target's `nll` in nats.
+    pub nll: Vec<f32>,
+    /// Seconds of the layers' forward, of the head, and of the layers' backward with its recomputation.
+    pub seconds: [f64; 3],
+}
+
 /// A gradient for each trainable parameter of the table, `None` for a frozen one.
 pub type Gradients = Vec<Option<Vec<f32>>>;
 
@@ -166,8 +176,9 @@ impl Transformer {
         self.head(None).for_each_chunk(&self.head_inputs(batch, rows), f);
     }
 
-    /// Each target's `nll` in nats; adds the gradient of `sum of weight * nll` to `grads`.
-    pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Vec<f32> {
+    /// Each target's `nll`; adds the gradient of `sum of weight * nll` to `grads`.
+    pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Pass {
+        let started = Instant::now();
         let (d, eps) = (self.config.width, self.config.rms_norm_eps);
         let rope = self.rope(batch);
         // 1. Forward, keeping each layer's input only.
@@ -178,6 +189,7 @@ impl Transformer {
             inputs.push(std::mem::replace(&mut x, output));
         }
         // 2. The head at the target rows.
+        let forward_end = started.elapsed().as_secs_f64();
         let rows = gather(&x, targets.rows, d);
         let gain = self.params[self.final_norm].weight.to_f32();
         let mut normed = vec![0.0; rows.len()];
@@ -193,6 +205,7 @@ impl Transformer {
         let mut drows = vec![0.0; rows.len()];
         rms_norm::backward(&mut drows, grads[self.final_norm].as_deref_mut(), &dnormed, &rows, &gain, eps);
         // 3. Backward, layer by layer.
+        let head_end = started.elapsed().as_secs_f64();
         x.fill(0.0);
         scatter(&mut x, &drows, targets.rows, d);
         for index in (0..self.blocks.len()).rev() {
@@ -202,7 +215,8 @@ impl Transformer {
         if let Some(dweight) = &mut grads[self.embedding] {
             embedding::backward(dweight, &batch.ids, &x);
         }
-        nll
+        let end = started.elapsed().as_secs_f64();
+        Pass { nll, seconds: [forward_end, head_end - forward_end, end - head_end] }
     }
 
     fn head_inputs(&self, batch: &Batch, rows: &[usize]) -> Vec<f32> {

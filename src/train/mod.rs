@@ -10,10 +10,14 @@ pub mod optimizer;
 pub mod pretrain;
 pub mod run;
 
+use std::time::Instant;
+
+use serde::Serialize;
+
 use crate::data::Example;
 use crate::data::packing::{Padding, pad_answers};
 use crate::error::{Error, Result};
-use crate::model::block::{Batch, Targets, Transformer};
+use crate::model::block::{Batch, Gradients, Pass, Targets, Transformer};
 use crate::noising::entropy::{AnswerEntropy, relative_uncertainty};
 use crate::noising::forward_process;
 use crate::noising::schedule::{diffusion_time, token_rate};
@@ -68,6 +72,23 @@ pub struct StepReport {
     pub masked_share: f64,
     /// The mean of the answer tokens' entropies in nats (WeFT).
     pub mean_entropy: Option<f64>,
+    /// Where the time went.
+    pub phases: Phases,
+}
+
+/// Seconds of a step's parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Phases {
+    /// Pass 1 and the masks.
+    pub entropy: f64,
+    /// The layers' forward in pass 2.
+    pub forward: f64,
+    /// The head's forward and backward.
+    pub head: f64,
+    /// The layers' backward, recomputation included.
+    pub backward: f64,
+    /// Gradient norm and update.
+    pub optimizer: f64,
 }
 
 /// An example of a batch after the forward process.
@@ -111,6 +132,7 @@ impl Trainer {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
         let chosen = self.examples_of(epoch, index as usize);
+        let (started, mut phases) = (Instant::now(), Phases::default());
         // 2. Masks: entropies for WeFT, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
         let (mut sequences, mut answers) = (vec![], vec![]);
         for examples in chosen.chunks(self.job.settings.micro_batch_size) {
@@ -119,6 +141,7 @@ impl Trainer {
             sequences.extend(micro_batch);
         }
         let weights = loss_weights(&answers, self.job.objective.weighting, self.job.objective.normalizer());
+        phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
         let mut grads = self.model.zero_gradients();
         let mut loss = 0.0;
@@ -126,9 +149,12 @@ impl Trainer {
         for ((sequences, answers), weights) in
             sequences.chunks(micro).zip(answers.chunks(micro)).zip(weights.chunks(micro))
         {
-            loss += self.backward(sequences, answers, weights, epoch, &mut grads);
+            let (part, seconds) = self.backward(sequences, answers, weights, epoch, &mut grads);
+            loss += part;
+            phases.add(seconds);
         }
         // 4. Clip and update.
+        let updating = Instant::now();
         let grad_norm = gradient_norm(&grads);
         if !loss.is_finite() || !grad_norm.is_finite() {
             let times: Vec<String> = answers.iter().map(|a| format!("{:.4}", a.t)).collect();
@@ -142,6 +168,7 @@ impl Trainer {
         let lr = self.job.settings.lr * factor;
         self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.job.settings);
         self.step += 1;
+        phases.optimizer = updating.elapsed().as_secs_f64();
         let masked: usize = answers.iter().flat_map(|a| &a.masked).filter(|m| **m).count();
         let entropies: Vec<f32> = sequences
             .iter()
@@ -157,6 +184,7 @@ impl Trainer {
             tokens: sequences.iter().map(|s| s.ids.len()).sum(),
             masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
             mean_entropy: mean(&entropies),
+            phases,
         })
     }
 
@@ -227,18 +255,18 @@ impl Trainer {
         micro_batch.iter().zip(relative).map(noise).collect()
     }
 
-    /// Pass 2 of a micro-batch: its part of the loss; adds its gradients.
+    /// Pass 2 of a micro-batch: its part of the loss, and seconds as [`Pass`] has them; adds its gradients.
     fn backward(
         &self,
         sequences: &[Noised],
         answers: &[NoisedAnswer],
         weights: &[Vec<f32>],
         epoch: u64,
-        grads: &mut crate::model::block::Gradients,
-    ) -> f64 {
+        grads: &mut Gradients,
+    ) -> (f64, [f64; 3]) {
         let rows = rows(sequences, |s, i| answers[s].masked[i]);
         if rows.is_empty() {
-            return 0.0;
+            return (0.0, [0.0; 3]);
         }
         let mask = self.model.config.mask_token_id;
         let noised: Vec<Vec<u32>> =
@@ -251,8 +279,9 @@ impl Trainer {
         let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
         let masked = weights.iter().zip(answers).flat_map(|(w, a)| w.iter().zip(&a.masked));
         let weights: Vec<f32> = masked.filter(|(_, masked)| **masked).map(|(w, _)| *w).collect();
-        let nll = self.model.loss_and_gradients(&batch, Targets { rows: &rows, ids: &ids, weights: &weights }, grads);
-        nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum()
+        let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
+        let Pass { nll, seconds } = self.model.loss_and_gradients(&batch, targets, grads);
+        (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
     }
 
     fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
@@ -261,6 +290,19 @@ impl Trainer {
             (0..s.ids.len() as u64).map(move |position| draws.key(position))
         };
         sequences.iter().flat_map(keys).collect()
+    }
+}
+
+impl Phases {
+    fn add(&mut self, [forward, head, backward]: [f64; 3]) {
+        self.forward += forward;
+        self.head += head;
+        self.backward += backward;
+    }
+
+    /// All parts together.
+    pub fn total(&self) -> f64 {
+        self.entropy + self.forward + self.head + self.backward + self.optimizer
     }
 }
 
