@@ -84,6 +84,32 @@ fn a_template_without_an_end_token_gets_one_and_drops_nothing() {
 }
 
 #[test]
+fn an_end_token_in_the_text_is_not_the_answers_own() {
+    let text = with_template("text-end", "{% for m in messages %}{{ m.content }}{% endfor %}");
+    let conversation = Conversation { prompt: vec![turn("user", "a")], answer: "b<|eot_id|>c".to_owned() };
+    let example = text.example(&conversation).expect("the template renders");
+    assert_eq!(example.answer_ids.len(), 4, "nothing is cut, and the end follows: {:?}", example.answer_ids);
+}
+
+#[test]
+fn a_list_of_templates_needs_a_default() {
+    let folder = folder("list");
+    tokenizer::train(&folder, &["a b c".to_owned()], 300).expect("the tokenizer trains");
+    let open = |template: &str| {
+        let config = format!("{{\"eos_token\": \"<|eot_id|>\", \"chat_template\": {template}}}");
+        std::fs::write(folder.join("tokenizer_config.json"), config).expect("the config is written");
+        TextModel::open(&folder)
+    };
+    let both = r#"[{"name": "tool", "template": "t"}, {"name": "default", "template": "{{ bos_token is defined }}"}]"#;
+    let rendered = open(both).expect("there is a default").render(&[], false).expect("the template renders");
+    assert_eq!(rendered.as_deref(), Some("False"), "jinja2 prints so, and an absent token is undefined");
+    let error = open(r#"[{"name": "tool", "template": "t"}]"#).err().expect("no default").to_string();
+    assert!(error.ends_with("chat_template is neither a text nor a list with a template named default"), "{error}");
+    let error = open("\"{% if %}\"").err().expect("no template").to_string();
+    assert!(error.contains("tokenizer_config.json is damaged or of another format: the chat template"), "{error}");
+}
+
+#[test]
 fn templates_render_as_jinja2_renders_them() {
     let messages = [turn("system", " Be brief. "), turn("user", "Hi <b>&"), turn("assistant", "Yo")];
     for (name, template, expected) in [
@@ -157,6 +183,11 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
             "empty",
             r#"{"prompt": "a", "response": " "}"#,
             "rows.jsonl:2: the answer is empty; drop the row or give it an answer",
+        ),
+        (
+            "end",
+            r#"{"prompt": "a", "response": "b <|eot_id|> c"}"#,
+            "rows.jsonl:2: the answer holds an end token before its end; take it out",
         ),
         (
             "mask",

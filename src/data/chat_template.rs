@@ -23,8 +23,10 @@ pub struct TextModel {
     tokenizer: Tokenizer,
     environment: Environment<'static>,
     path: PathBuf,
-    /// `bos_token` and `eos_token`, as templates see them.
-    bos_token: String,
+    /// The file that the chat template comes from, for errors.
+    template_path: PathBuf,
+    /// `bos_token` and `eos_token`, as templates see them; one that is not there is undefined.
+    bos_token: Option<String>,
     eos_token: String,
     eos_token_id: u32,
 }
@@ -65,7 +67,13 @@ impl TextModel {
             let reason = format!("eos_token {eos_token:?} is no token of tokenizer.json; name its end token");
             return Err(Error::Config { path: config_path, reason });
         };
-        let template = template.or_else(|| template_of(&config["chat_template"]));
+        let (template, template_path) = match template {
+            Some(template) => (Some(template), folder.join("chat_template.jinja")),
+            None => {
+                let refuse = |reason: &str| Error::Config { path: config_path.clone(), reason: reason.to_owned() };
+                (template_of(&config["chat_template"]).map_err(refuse)?, config_path.clone())
+            }
+        };
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the delimiters are the default ones"));
@@ -83,9 +91,10 @@ impl TextModel {
         if let Some(template) = template {
             environment
                 .add_template_owned(TEMPLATE, template)
-                .map_err(|e| format(&config_path, format!("the chat template doesn't parse: {e}")))?;
+                .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
-        Ok(Self { bos_token: token("bos_token"), eos_token, eos_token_id, tokenizer, environment, path })
+        let bos_token = text_of(&config["bos_token"]);
+        Ok(Self { bos_token, eos_token, eos_token_id, tokenizer, environment, path, template_path })
     }
 
     /// Turns as text; `None` where there is no template.
@@ -94,11 +103,12 @@ impl TextModel {
     /// What the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
         let Ok(template) = self.environment.get_template(TEMPLATE) else { return Ok(None) };
-        let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
+        let bos_token = self.bos_token.as_ref().map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
+        let eos_token = &self.eos_token;
         let rendered =
             template.render(context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token });
         rendered.map(Some).map_err(|e| Error::Config {
-            path: self.path.with_file_name("tokenizer_config.json"),
+            path: self.template_path.clone(),
             reason: format!("the chat template refuses the messages: {}", e.detail().unwrap_or(&e.to_string())),
         })
     }
@@ -139,8 +149,11 @@ impl TextModel {
         };
         let mut answer_ids = self.encode(&answer)?;
         let ends = self.end_token_ids();
-        // The template's own end comes last; an end token's text within the answer is not it.
-        match answer_ids.iter().rposition(|id| ends.contains(id)) {
+        // Only an end token that the template wrote behind the content is the answer's own.
+        let content = conversation.answer.trim();
+        let tail = answer.rfind(content).map_or("", |start| &answer[start + content.len()..]);
+        let is_ended = self.encode(tail)?.iter().any(|id| ends.contains(id));
+        match answer_ids.iter().rposition(|id| ends.contains(id)).filter(|_| is_ended) {
             Some(end) => answer_ids.truncate(end + 1),
             None => answer_ids.push(self.eos_token_id),
         }
@@ -192,10 +205,17 @@ fn text_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// A template is a text, or one of a list under the name `default`.
-fn template_of(field: &Value) -> Option<String> {
-    let named = field.as_array().into_iter().flatten().find(|t| t["name"] == "default");
-    field.as_str().or_else(|| named.and_then(|t| t["template"].as_str())).map(str::to_owned)
+/// A template is a text, or one of a list under the name `default`; an absent one is none.
+fn template_of(field: &Value) -> std::result::Result<Option<String>, &'static str> {
+    match field {
+        Value::Null => Ok(None),
+        Value::String(template) => Ok(Some(template.clone())),
+        list => {
+            let named = list.as_array().into_iter().flatten().find(|t| t["name"] == "default");
+            let template = named.and_then(|t| t["template"].as_str()).map(str::to_owned);
+            template.map(Some).ok_or("chat_template is neither a text nor a list with a template named default")
+        }
+    }
 }
 
 /// JSON as Python's `json.dumps` writes it: a space after commas and colons.

@@ -50,7 +50,7 @@ fn from_pair(row: &Fields) -> Result<Conversation, String> {
     };
     let text = |key: &str| match row.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(format!("{key} is {other}, not a text")),
+        Some(other) => Err(format!("{key} is {:.40}, not a text", other.to_string())),
         None => Err(format!("the key {key:?} is missing; a row needs {ask:?} and {reply:?}")),
     };
     let prompt = vec![Message { role: "user".to_owned(), content: text(ask)? }];

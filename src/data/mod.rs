@@ -64,9 +64,10 @@ pub struct Limits {
 ///
 /// # Errors
 /// The file and line of a row that can't be read, whose prompt leaves no room for an answer, or that holds the mask
-/// token, which would count as masked.
+/// token, which would count as masked, or an end token within its answer.
 pub fn load(path: &Path, text: &TextModel, limits: Limits, mask_token_id: u32) -> Result<Dataset> {
     let Limits { max_seq_len, rows } = limits;
+    let ends = text.end_token_ids();
     let mut dataset = Dataset { examples: vec![], truncated: 0 };
     for row in sources::read_jsonl(path)?.take(rows.unwrap_or(usize::MAX)) {
         let (line, fields) = row?;
@@ -75,6 +76,10 @@ pub fn load(path: &Path, text: &TextModel, limits: Limits, mask_token_id: u32) -
         let mut example = text.example(&conversation)?;
         if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == mask_token_id) {
             return Err(wrong("the text holds the model's mask token; take it out".to_owned()));
+        }
+        let (_, before_end) = example.answer_ids.split_last().expect("an answer has its end token");
+        if before_end.iter().any(|id| ends.contains(id)) {
+            return Err(wrong("the answer holds an end token before its end; take it out".to_owned()));
         }
         let prompt = example.prompt_ids.len();
         if prompt >= max_seq_len {
