@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
-use crate::model::block::{Batch, Targets, Transformer};
+use crate::model::batch::{Batch, Targets};
+use crate::model::block::Transformer;
 use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
 use crate::noising::forward_process;
 use crate::noising::schedule::token_rate;

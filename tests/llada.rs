@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use weft::model::block::{Batch, Targets, Transformer};
+use weft::model::batch::{Batch, Targets};
+use weft::model::block::Transformer;
 use weft::model::{llada, lora};
 
 const TOLERANCE: f32 = 1e-4;

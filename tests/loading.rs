@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use weft::model::block::{Batch, Targets, Transformer};
+use weft::model::batch::{Batch, Targets};
+use weft::model::block::Transformer;
 use weft::model::llada::{self, LladaConfig, Sizes};
 use weft::model::lora::{self, LoraConfig};
 

@@ -1,7 +1,6 @@
 //! The bidirectional transformer that every supported family is: parameters in one table, forward, and a
 //! backward that recomputes each layer's activations. Names and configurations are the families' own business.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use weft_kernels::attention::{self, Qkv};
@@ -10,6 +9,8 @@ use weft_kernels::lora_linear::{Dropout, Lora, LoraGrad};
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, lora_linear, matrix, rms_norm, swiglu};
+
+use super::batch::{Batch, Targets};
 
 /// The index of a parameter in the model's table.
 pub type ParamId = usize;
@@ -74,30 +75,6 @@ pub struct Config {
     pub lora_dropout: f32,
 }
 
-/// A packed batch: sequences one after the other, no padding.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// Token ids `[N]`.
-    pub ids: Vec<u32>,
-    /// Positions within each sequence `[N]`.
-    pub positions: Vec<u32>,
-    /// Each sequence's tokens.
-    pub sequences: Vec<Range<usize>>,
-    /// Keys of the adapters' dropout `[N]`; `None` turns it off.
-    pub dropout_keys: Option<Vec<u64>>,
-}
-
-/// The rows of a batch that are predicted, with what their loss is.
-#[derive(Clone, Copy, Debug)]
-pub struct Targets<'a> {
-    /// Token indices into the batch, rising.
-    pub rows: &'a [usize],
-    /// The clean token of each row.
-    pub ids: &'a [u32],
-    /// The factor of each row's `nll` in the loss.
-    pub weights: &'a [f32],
-}
-
 /// What a backward pass gives beside the gradients.
 #[derive(Clone, Debug)]
 pub struct Pass {
@@ -127,6 +104,13 @@ pub struct Transformer {
     pub head: Linear,
 }
 
+/// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep.
+struct Kept {
+    input: Vec<f32>,
+    attended: Vec<f32>,
+    lse: Vec<f32>,
+}
+
 /// What a layer's backward needs of its forward.
 struct Activations {
     normed: Vec<f32>,
@@ -138,20 +122,6 @@ struct Activations {
     gate: Vec<f32>,
     up: Vec<f32>,
     hidden: Vec<f32>,
-}
-
-impl Batch {
-    /// Packs sequences.
-    pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut batch = Self { ids: vec![], positions: vec![], sequences: vec![], dropout_keys: None };
-        for ids in sequences {
-            let start = batch.ids.len();
-            batch.ids.extend(ids);
-            batch.positions.extend(0..ids.len() as u32);
-            batch.sequences.push(start..batch.ids.len());
-        }
-        batch
-    }
 }
 
 impl Transformer {
@@ -181,12 +151,12 @@ impl Transformer {
         let started = Instant::now();
         let (d, eps) = (self.config.width, self.config.rms_norm_eps);
         let rope = self.rope(batch);
-        // 1. Forward, keeping each layer's input only.
+        // 1. Forward, keeping each layer's input and attention.
         let mut x = self.embed(batch);
-        let mut inputs = Vec::with_capacity(self.blocks.len());
+        let mut layers = Vec::with_capacity(self.blocks.len());
         for index in 0..self.blocks.len() {
-            let output = self.layer_output(index, &x, batch, &rope);
-            inputs.push(std::mem::replace(&mut x, output));
+            let (output, [attended, lse]) = self.layer_output(index, &x, batch, &rope);
+            layers.push(Kept { input: std::mem::replace(&mut x, output), attended, lse });
         }
         // 2. The head at the target rows.
         let forward_end = started.elapsed().as_secs_f64();
@@ -209,8 +179,8 @@ impl Transformer {
         x.fill(0.0);
         scatter(&mut x, &drows, targets.rows, d);
         for index in (0..self.blocks.len()).rev() {
-            let input = inputs.pop().expect("one input was kept for each layer");
-            self.layer_backward(index, &mut x, &input, batch, &rope, grads);
+            let kept = layers.pop().expect("something was kept of each layer");
+            self.layer_backward(index, &mut x, kept, batch, &rope, grads);
         }
         if let Some(dweight) = &mut grads[self.embedding] {
             embedding::backward(dweight, &batch.ids, &x);
@@ -223,7 +193,7 @@ impl Transformer {
         let rope = self.rope(batch);
         let mut x = self.embed(batch);
         for index in 0..self.blocks.len() {
-            x = self.layer_output(index, &x, batch, &rope);
+            x = self.layer_output(index, &x, batch, &rope).0;
         }
         let rows = gather(&x, rows, self.config.width);
         let mut normed = vec![0.0; rows.len()];
@@ -252,15 +222,26 @@ impl Transformer {
         y
     }
 
-    fn activations(&self, block: &Block, x: &[f32], batch: &Batch, rope: &Rope) -> Activations {
+    /// The activations of a layer with input `x`; attention is computed unless its output and log-sum-exp were kept.
+    fn activations(
+        &self,
+        block: &Block,
+        x: &[f32],
+        batch: &Batch,
+        rope: &Rope,
+        kept: Option<[Vec<f32>; 2]>,
+    ) -> Activations {
         let Config { heads, kv_heads, .. } = self.config;
         let keys = batch.dropout_keys.as_deref();
         let normed = self.norm(x, block.attn_norm);
         let mut qkv = block.qkv.each_ref().map(|layer| self.apply(layer, &normed, keys));
         rope.apply(&mut qkv[0], heads, Turn::Position);
         rope.apply(&mut qkv[1], kv_heads, Turn::Position);
-        let mut attended = vec![0.0; qkv[0].len()];
-        let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(batch));
+        let [attended, lse] = kept.unwrap_or_else(|| {
+            let mut attended = vec![0.0; qkv[0].len()];
+            let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(batch));
+            [attended, lse]
+        });
         let mut middle = self.apply(&block.attn_out, &attended, keys);
         matrix::add(&mut middle, x);
         let ff_normed = self.norm(&middle, block.ff_norm);
@@ -270,12 +251,13 @@ impl Transformer {
         Activations { normed, qkv, attended, lse, middle, ff_normed, gate, up, hidden }
     }
 
-    fn layer_output(&self, index: usize, x: &[f32], batch: &Batch, rope: &Rope) -> Vec<f32> {
+    /// A layer's output, and its attention's output and log-sum-exp.
+    fn layer_output(&self, index: usize, x: &[f32], batch: &Batch, rope: &Rope) -> (Vec<f32>, [Vec<f32>; 2]) {
         let block = &self.blocks[index];
-        let a = self.activations(block, x, batch, rope);
+        let a = self.activations(block, x, batch, rope, None);
         let mut y = self.apply(&block.down, &a.hidden, batch.dropout_keys.as_deref());
         matrix::add(&mut y, &a.middle);
-        y
+        (y, [a.attended, a.lse])
     }
 
     /// Turns the gradient of a layer's output into that of its input, in place.
@@ -283,15 +265,16 @@ impl Transformer {
         &self,
         index: usize,
         dx: &mut [f32],
-        x: &[f32],
+        kept: Kept,
         batch: &Batch,
         rope: &Rope,
         grads: &mut Gradients,
     ) {
+        let Kept { input, attended, lse } = kept;
         let Config { heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
         let block = &self.blocks[index];
         let keys = batch.dropout_keys.as_deref();
-        let mut a = self.activations(block, x, batch, rope);
+        let mut a = self.activations(block, &input, batch, rope, Some([attended, lse]));
         let mut dhidden = vec![0.0; a.hidden.len()];
         self.apply_backward(&block.down, &mut dhidden, dx, &a.hidden, keys, grads);
         swiglu::backward(&mut a.gate, &mut a.up, &dhidden);
@@ -311,7 +294,7 @@ impl Transformer {
             self.apply_backward(layer, &mut dnormed, dy, &a.normed, keys, grads);
         }
         let gain = self.params[block.attn_norm].weight.to_f32();
-        rms_norm::backward(dx, grads[block.attn_norm].as_deref_mut(), &dnormed, x, &gain, eps);
+        rms_norm::backward(dx, grads[block.attn_norm].as_deref_mut(), &dnormed, &input, &gain, eps);
     }
 
     fn lora<'a>(&'a self, layer: &Linear, keys: Option<&'a [u64]>) -> Option<Lora<'a>> {

@@ -1,5 +1,6 @@
 //! The network and how checkpoints become it.
 
+pub mod batch;
 pub mod block;
 pub mod llada;
 pub mod lora;

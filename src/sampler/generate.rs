@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::remasking::{Remasking, most_confident, num_transfer_tokens};
-use crate::model::block::{Batch, Transformer};
+use crate::model::batch::Batch;
+use crate::model::block::Transformer;
 use crate::rng::{Draws, Stream};
 
 /// The sampler's settings.

@@ -2,7 +2,8 @@
 //! alone. It is the bound of SFT's loss whatever the objective, so that runs compare.
 
 use crate::data::Example;
-use crate::model::block::{Batch, Transformer};
+use crate::model::batch::Batch;
+use crate::model::block::Transformer;
 use crate::rng::{Draws, Stream};
 
 /// The times of an evaluation: the middles of four equal parts of (0, 1).

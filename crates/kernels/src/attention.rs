@@ -99,10 +99,14 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Vec<f32> {
             let q = shape.head(qkv.q, shape.heads, block, *head);
             let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
             matrix::product(&mut scores, keys, q, k.t(), shape.scale(), Into::Set);
-            let lse = scores.chunks_mut(keys).map(softmax).collect();
+            let (lse, inverse): (Vec<f32>, Vec<f32>) = scores.chunks_mut(keys).map(softmax).unzip();
             let mut o = vec![0.0; width * dim];
             let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
             matrix::product(&mut o, dim, View::new(&scores, width, keys), v, 1.0, Into::Set);
+            // Dividing the outputs is less work than dividing the scores.
+            for (row, inverse) in o.chunks_mut(dim).zip(inverse) {
+                row.iter_mut().for_each(|x| *x *= inverse);
+            }
             (o, lse)
         })
         .collect();
@@ -176,15 +180,24 @@ fn backward_group(
     grad
 }
 
-/// Turns scores into probabilities and returns their log-sum-exp.
-fn softmax(row: &mut [f32]) -> f32 {
+/// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.
+fn softmax(row: &mut [f32]) -> (f32, f32) {
     vectorised(|| {
         let max = exp::max(row);
-        row.iter_mut().for_each(|s| *s = exp(*s - max));
-        let sum = exp::sum(row, |p| p) as f32;
-        let inverse = 1.0 / sum;
-        row.iter_mut().for_each(|s| *s *= inverse);
-        max + sum.ln()
+        let mut lanes = [0.0f32; exp::LANES];
+        let (chunks, rest) = row.as_chunks_mut::<{ exp::LANES }>();
+        for chunk in chunks {
+            for (lane, s) in lanes.iter_mut().zip(chunk) {
+                *s = exp(*s - max);
+                *lane += *s;
+            }
+        }
+        let mut sum = lanes.iter().sum::<f32>();
+        for s in rest {
+            *s = exp(*s - max);
+            sum += *s;
+        }
+        (max + sum.ln(), 1.0 / sum)
     })
 }
 

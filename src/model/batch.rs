@@ -1,0 +1,41 @@
+//! What goes into the network: packed sequences, and the rows of them that are predicted.
+
+use std::ops::Range;
+
+/// A packed batch: sequences one after the other, no padding.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token ids `[N]`.
+    pub ids: Vec<u32>,
+    /// Positions within each sequence `[N]`.
+    pub positions: Vec<u32>,
+    /// Each sequence's tokens.
+    pub sequences: Vec<Range<usize>>,
+    /// Keys of the adapters' dropout `[N]`; `None` turns it off.
+    pub dropout_keys: Option<Vec<u64>>,
+}
+
+/// The rows of a batch that are predicted, with what their loss is.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// Token indices into the batch, rising.
+    pub rows: &'a [usize],
+    /// The clean token of each row.
+    pub ids: &'a [u32],
+    /// The factor of each row's `nll` in the loss.
+    pub weights: &'a [f32],
+}
+
+impl Batch {
+    /// Packs sequences.
+    pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut batch = Self { ids: vec![], positions: vec![], sequences: vec![], dropout_keys: None };
+        for ids in sequences {
+            let start = batch.ids.len();
+            batch.ids.extend(ids);
+            batch.positions.extend(0..ids.len() as u32);
+            batch.sequences.push(start..batch.ids.len());
+        }
+        batch
+    }
+}
