@@ -190,9 +190,19 @@ fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     assert!(error(json!({}), false).contains("already holds a run; add --resume"));
     let message = error(json!({ "train": { "lr": 2 } }), true);
     assert!(message.contains("was started with another recipe: train.lr was 1 and is 2"), "{message}");
-    let newest = output.join("checkpoints/step-00000009/state.safetensors");
-    let bytes = std::fs::read(&newest).expect("the checkpoint is there");
-    std::fs::write(&newest, &bytes[..bytes.len() / 2]).expect("the checkpoint is cut");
+    let cut = |step: &str| {
+        let file = output.join(format!("checkpoints/step-{step}/state.safetensors"));
+        let bytes = std::fs::read(&file).expect("the checkpoint is there");
+        std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("the checkpoint is cut");
+    };
+    cut("00000009");
+    let mut third = trainer(settings(), Objective::default(), Padding::None);
+    let summary =
+        run::train(&mut third, &[], &output, &json!({ "train": { "lr": 1 } }), true).expect("the run resumes");
+    assert_eq!(summary.first_step, 8, "the checkpoint before the damaged one is taken");
+    assert_eq!(weights(&third), weights(&first));
+    cut("00000009");
+    cut("00000008");
     assert!(error(json!({ "train": { "lr": 1 } }), true).contains("is damaged"));
 }
 

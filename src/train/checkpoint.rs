@@ -64,12 +64,27 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Puts the newest checkpoint into the trainer; false where there is none yet.
+/// Puts the newest whole checkpoint into the trainer; false where there is none yet. A damaged one is told of and the
+/// one before it taken: the run then only has more steps to do again.
 ///
 /// # Errors
-/// A checkpoint of another recipe, with every setting that differs, or a damaged one.
+/// A checkpoint of another recipe, with every setting that differs; damaged ones only.
 pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<bool> {
-    let Some(folder) = list(output).pop() else { return Ok(false) };
+    let mut damaged = None;
+    for folder in list(output).into_iter().rev() {
+        match load(&folder, trainer, recipe) {
+            Ok(()) => return Ok(true),
+            Err(error @ Error::Config { .. }) => return Err(error),
+            Err(error) => {
+                eprintln!("warning: {error}; trying the checkpoint before it");
+                damaged = damaged.or(Some(error));
+            }
+        }
+    }
+    damaged.map_or(Ok(false), Err)
+}
+
+fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
     let path = folder.join("state.json");
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
@@ -79,7 +94,7 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
         return Err(Error::Config { path, reason });
     }
-    let mut tensors = Checkpoint::open_file(&folder, "state.safetensors")?;
+    let mut tensors = Checkpoint::open_file(folder, "state.safetensors")?;
     let Trainer { model, optimizer, .. } = trainer;
     for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
         let mut read = |prefix: &str| tensors.take(&format!("{prefix}{}", param.name), &param.shape);
@@ -89,7 +104,7 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
         optimizer.v[i].copy_from_slice(&v.to_f32());
     }
     trainer.step = state.step;
-    Ok(true)
+    Ok(())
 }
 
 fn folder(output: &Path) -> PathBuf {
