@@ -7,10 +7,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::exp::{self, exp, vectorised};
-use crate::matrix::{self, Into, View};
+use crate::matrix::{Into, Shared, View};
+use crate::microkernel::{Output, multiply};
+use crate::panels::Panels;
 
-/// Queries per block of scores.
-const QUERY_BLOCK: usize = 128;
+/// Scores held at once by a task.
+const SCORES: usize = 1 << 16;
+/// Queries per task of the forward.
+const QUERIES: usize = 1020;
 
 /// The shape of an attention layer over one packed batch.
 #[derive(Clone, Copy, Debug)]
@@ -55,11 +59,6 @@ impl Shape<'_> {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    /// One task for each sequence and key/value head: its query heads' gradients meet in the same keys.
-    fn tasks(&self) -> Vec<(Range<usize>, usize)> {
-        self.sequences.iter().flat_map(|s| (0..self.kv_heads).map(move |k| (s.clone(), k))).collect()
-    }
-
     fn query_heads(&self, kv_head: usize) -> Range<usize> {
         let group = self.heads / self.kv_heads;
         kv_head * group..(kv_head + 1) * group
@@ -71,11 +70,6 @@ impl Shape<'_> {
         let rows = &x[tokens.start * width..tokens.end * width];
         View::columns(rows, tokens.len(), width, head * self.head_dim..(head + 1) * self.head_dim)
     }
-
-    fn query_blocks(&self, tokens: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let end = tokens.end;
-        tokens.clone().step_by(QUERY_BLOCK).map(move |s| s..(s + QUERY_BLOCK).min(end))
-    }
 }
 
 /// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, N]` for backward.
@@ -83,101 +77,128 @@ impl Shape<'_> {
 /// # Shapes
 /// `out` `[N, H * head_dim]`.
 pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Vec<f32> {
-    let (n, dim) = (shape.tokens(), shape.head_dim);
-    let blocks: Vec<(Range<usize>, Range<usize>, usize)> = shape
+    let (n, dim, width) = (shape.tokens(), shape.head_dim, shape.heads * shape.head_dim);
+    assert_eq!(out.len(), n * width, "an output of [{n}, {width}]");
+    let mut lse = vec![0.0; shape.heads * n];
+    let (out, lse_out) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
+    let tasks: Vec<_> = shape
         .sequences
         .iter()
-        .flat_map(|s| shape.query_blocks(s).map(move |block| (s.clone(), block)))
-        .flat_map(|(s, block)| (0..shape.heads).map(move |h| (s.clone(), block.clone(), h)))
+        .flat_map(|s| blocks(s, QUERIES).map(move |queries| (s, queries)))
+        .flat_map(|(s, queries)| (0..shape.heads).map(move |head| (s, queries.clone(), head)))
         .collect();
-    let results: Vec<(Vec<f32>, Vec<f32>)> = blocks
-        .par_iter()
-        .map(|(sequence, block, head)| {
-            let kv_head = head / (shape.heads / shape.kv_heads);
-            let (keys, width) = (sequence.len(), block.len());
-            let mut scores = vec![0.0; width * keys];
-            let q = shape.head(qkv.q, shape.heads, block, *head);
-            let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
-            matrix::product(&mut scores, keys, q, k.t(), shape.scale(), Into::Set);
-            let (lse, inverse): (Vec<f32>, Vec<f32>) = scores.chunks_mut(keys).map(softmax).unzip();
-            let mut o = vec![0.0; width * dim];
-            let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
-            matrix::product(&mut o, dim, View::new(&scores, width, keys), v, 1.0, Into::Set);
+    tasks.into_par_iter().for_each(|(sequence, queries, head)| {
+        let [mut keys, mut values] = [Panels::default(), Panels::default()];
+        let kv_head = head / (shape.heads / shape.kv_heads);
+        keys.pack(shape.head(qkv.k, shape.kv_heads, sequence, kv_head).t());
+        values.pack(shape.head(qkv.v, shape.kv_heads, sequence, kv_head));
+        let mut scores = vec![0.0; query_block(sequence) * sequence.len()];
+        for block in blocks(&queries, query_block(sequence)) {
+            let scores = &mut scores[..block.len() * sequence.len()];
+            let q = shape.head(qkv.q, shape.heads, &block, head);
+            multiply_into(scores, q, &keys, shape.scale(), Into::Set);
+            // SAFETY: this task alone has these queries of this head.
+            let [o, lse] = unsafe { [out.at(block.start * width + head * dim), lse_out.at(head * n + block.start)] };
+            let inverse: Vec<f32> = scores
+                .chunks_mut(sequence.len())
+                .enumerate()
+                .map(|(i, row)| {
+                    let (lse_of_row, inverse) = softmax(row);
+                    // SAFETY: query `i` of the block.
+                    unsafe { *lse.add(i) = lse_of_row };
+                    inverse
+                })
+                .collect();
+            let p = View::new(scores, block.len(), sequence.len());
+            // SAFETY: the block's rows of the head's columns.
+            unsafe { multiply(Output { start: o, stride: width }, p, &values, 1.0, Into::Set) };
             // Dividing the outputs is less work than dividing the scores.
-            for (row, inverse) in o.chunks_mut(dim).zip(inverse) {
+            for (i, inverse) in inverse.into_iter().enumerate() {
+                // SAFETY: as above.
+                let row = unsafe { std::slice::from_raw_parts_mut(o.add(i * width), dim) };
                 row.iter_mut().for_each(|x| *x *= inverse);
             }
-            (o, lse)
-        })
-        .collect();
-    let mut lse = vec![0.0; shape.heads * n];
-    for ((_, block, head), (o, l)) in blocks.iter().zip(results) {
-        write_head(out, &o, shape.heads, block, *head, dim);
-        lse[head * n..][block.clone()].copy_from_slice(&l);
-    }
+        }
+    });
     lse
 }
 
 /// Gradients of queries, keys and values, from the output, its gradient and the saved log-sum-exp.
 pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape) -> QkvGrad {
-    let dim = shape.head_dim;
-    let tasks = shape.tasks();
-    let parts: Vec<_> = tasks
-        .par_iter()
-        .map(|(sequence, kv_head)| backward_group(dout, out, lse, qkv, shape, (sequence, *kv_head)))
-        .collect();
     let mut grad = QkvGrad { q: vec![0.0; qkv.q.len()], k: vec![0.0; qkv.k.len()], v: vec![0.0; qkv.v.len()] };
-    for ((sequence, kv_head), part) in tasks.iter().zip(parts) {
-        write_head(&mut grad.k, &part.k, shape.kv_heads, sequence, *kv_head, dim);
-        write_head(&mut grad.v, &part.v, shape.kv_heads, sequence, *kv_head, dim);
-        let per_head = sequence.len() * dim;
-        for (head, dq) in shape.query_heads(*kv_head).zip(part.q.chunks(per_head.max(1))) {
-            write_head(&mut grad.q, dq, shape.heads, sequence, head, dim);
+    let to = [&mut grad.q, &mut grad.k, &mut grad.v].map(|x| Shared(x.as_mut_ptr()));
+    let tasks: Vec<_> = shape.sequences.iter().flat_map(|s| (0..shape.kv_heads).map(move |k| (s, k))).collect();
+    // A task is one key/value head of one sequence, with all query heads that read it: their gradients meet there.
+    tasks.into_par_iter().for_each(|(sequence, kv_head)| {
+        let (n, dim, width) = (shape.tokens(), shape.head_dim, shape.heads * shape.head_dim);
+        let kv_width = shape.kv_heads * dim;
+        let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
+        let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
+        let mut panels: [Panels; 5] = Default::default();
+        let [k_t, v_t, k_rows, dout_rows, q_rows] = &mut panels;
+        k_t.pack(k.t());
+        v_t.pack(v.t());
+        k_rows.pack(k);
+        let at = sequence.start * kv_width + kv_head * dim;
+        // SAFETY: this task alone has the rows of its sequence in the columns of its heads.
+        let [dk, dv] = unsafe { [to[1].at(at), to[2].at(at)] }.map(|start| Output { start, stride: kv_width });
+        let size = query_block(sequence) * sequence.len();
+        let (mut p, mut ds) = (vec![0.0; size], vec![0.0; size]);
+        for head in shape.query_heads(kv_head) {
+            for block in blocks(sequence, query_block(sequence)) {
+                let (rows, keys) = (block.len(), sequence.len());
+                let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
+                let q = shape.head(qkv.q, shape.heads, &block, head);
+                let d_o = shape.head(dout, shape.heads, &block, head);
+                multiply_into(p, q, k_t, shape.scale(), Into::Set);
+                multiply_into(ds, d_o, v_t, 1.0, Into::Set);
+                for (i, (p, ds)) in p.chunks_mut(keys).zip(ds.chunks_mut(keys)).enumerate() {
+                    let token = block.start + i;
+                    let at = token * width + head * dim;
+                    let dot: f32 = dout[at..at + dim].iter().zip(&out[at..at + dim]).map(|(a, b)| a * b).sum();
+                    softmax_backward(p, ds, lse[head * n + token], dot);
+                }
+                let (p, ds) = (View::new(p, rows, keys), View::new(ds, rows, keys));
+                dout_rows.pack(d_o);
+                q_rows.pack(q);
+                // SAFETY: the block's queries, and the sequence's keys and values.
+                unsafe {
+                    let dq = Output { start: to[0].at(block.start * width + head * dim), stride: width };
+                    multiply(dq, ds, k_rows, shape.scale(), Into::Set);
+                    multiply(dv, p.t(), dout_rows, 1.0, Into::Add);
+                    multiply(dk, ds.t(), q_rows, shape.scale(), Into::Add);
+                }
+            }
         }
-    }
+    });
     grad
 }
 
-/// One key/value head of one sequence, with all query heads that read it.
-fn backward_group(
-    dout: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    qkv: Qkv,
-    shape: &Shape,
-    (sequence, kv_head): (&Range<usize>, usize),
-) -> QkvGrad {
-    let (n, dim, keys) = (shape.tokens(), shape.head_dim, sequence.len());
-    let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
-    let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
-    let heads = shape.query_heads(kv_head);
-    let mut grad =
-        QkvGrad { q: vec![0.0; heads.len() * keys * dim], k: vec![0.0; keys * dim], v: vec![0.0; keys * dim] };
-    for (g, head) in heads.enumerate() {
-        for block in shape.query_blocks(sequence) {
-            let width = block.len();
-            let q = shape.head(qkv.q, shape.heads, &block, head);
-            let d_o = shape.head(dout, shape.heads, &block, head);
-            let mut p = vec![0.0; width * keys];
-            matrix::product(&mut p, keys, q, k.t(), shape.scale(), Into::Set);
-            for (row, lse) in p.chunks_mut(keys).zip(&lse[head * n..][block.clone()]) {
-                vectorised(|| row.iter_mut().for_each(|s| *s = exp(*s - lse)));
-            }
-            matrix::product(&mut grad.v, dim, View::new(&p, width, keys).t(), d_o, 1.0, Into::Add);
-            let mut dp = vec![0.0; width * keys];
-            matrix::product(&mut dp, keys, d_o, v.t(), 1.0, Into::Set);
-            for (i, (dp, p)) in dp.chunks_mut(keys).zip(p.chunks(keys)).enumerate() {
-                let at = (block.start + i) * shape.heads * dim + head * dim;
-                let dot: f32 = dout[at..at + dim].iter().zip(&out[at..at + dim]).map(|(a, b)| a * b).sum();
-                dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - dot));
-            }
-            let ds = View::new(&dp, width, keys);
-            let at = (g * keys + block.start - sequence.start) * dim;
-            matrix::product(&mut grad.q[at..at + width * dim], dim, ds, k, shape.scale(), Into::Set);
-            matrix::product(&mut grad.k, dim, ds.t(), q, shape.scale(), Into::Add);
+/// `out = scale * a b` for a contiguous result.
+fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
+    assert_eq!(out.len(), a.rows() * b.cols(), "a result of [{}, {}]", a.rows(), b.cols());
+    // SAFETY: the assertion above bounds every element, and `out` is borrowed mutably.
+    unsafe { multiply(Output { start: out.as_mut_ptr(), stride: b.cols() }, a, b, scale, into) }
+}
+
+/// Turns scores into probabilities and their gradients `ds` into those of the scores.
+fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, dot: f32) {
+    vectorised(|| {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = exp(*p - lse);
+            *ds = *p * (*ds - dot);
         }
-    }
-    grad
+    });
+}
+
+/// Queries whose scores are held at once: those of a long sequence would leave the second cache.
+fn query_block(sequence: &Range<usize>) -> usize {
+    (SCORES / sequence.len().max(1)).clamp(24, 96) / 12 * 12
+}
+
+fn blocks(tokens: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = tokens.end;
+    tokens.clone().step_by(size).map(move |start| start..(start + size).min(end))
 }
 
 /// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.
@@ -199,10 +220,4 @@ fn softmax(row: &mut [f32]) -> (f32, f32) {
         }
         (max + sum.ln(), 1.0 / sum)
     })
-}
-
-fn write_head(to: &mut [f32], from: &[f32], heads: usize, tokens: &Range<usize>, head: usize, dim: usize) {
-    for (row, token) in from.chunks(dim).zip(tokens.clone()) {
-        to[token * heads * dim + head * dim..][..dim].copy_from_slice(row);
-    }
 }

@@ -13,6 +13,8 @@ pub mod head_loss;
 pub mod linear;
 pub mod lora_linear;
 pub mod matrix;
+mod microkernel;
+mod panels;
 pub mod philox;
 pub mod rms_norm;
 pub mod rope;

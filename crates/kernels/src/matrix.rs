@@ -1,23 +1,25 @@
-//! Matrix products: the one place that calls the GEMM library. Outputs are split into tiles of a fixed size,
-//! one task each, so the sum behind every element is the same at any number of threads.
+//! Matrix products, on this thread or on all. A result's element is a sum in a fixed order, so it has the same bits at
+//! any number of threads; how a result is cut into tasks changes nothing but the time.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::microkernel::{Output, multiply};
+use crate::panels::{Panels, Right};
 use crate::weight::Weight;
 
-/// Output columns per task where a weight's rows become columns of the result.
-const TILE_COLS: usize = 256;
-/// Output rows per task there.
-const TILE_TOKENS: usize = 512;
-/// Output rows per task elsewhere.
-const TILE_ROWS: usize = 128;
+/// Rows and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
+const BLOCK: [usize; 2] = [512, 256];
+/// Fewest rows of a task: packing costs as much as some ten rows.
+const TASK_ROWS: usize = 192;
+/// Tasks for each thread, so that a slow core can be helped out.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Numbers per task of a sum.
 const ADD_CHUNK: usize = 1 << 15;
 
-/// A strided read-only matrix.
+/// A strided read-only matrix, its rows or its columns contiguous.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     data: &'a [f32],
@@ -37,9 +39,7 @@ impl<'a> View<'a> {
     /// Columns `cols` of a row-major matrix whose rows are `width` wide.
     pub fn columns(data: &'a [f32], rows: usize, width: usize, cols: Range<usize>) -> Self {
         assert!(data.len() == rows * width && cols.end <= width, "columns {cols:?} of [{rows}, {width}]");
-        let len = cols.len();
-        let data = if rows == 0 { data } else { &data[cols.start..] };
-        Self { data, rows, cols: len, row_stride: width, col_stride: 1 }
+        Self::new(data, rows, width).block(0..rows, cols)
     }
 
     /// The transpose.
@@ -47,12 +47,42 @@ impl<'a> View<'a> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    fn slice_rows(self, rows: Range<usize>) -> Self {
-        let data = if rows.is_empty() { &[] } else { &self.data[rows.start * self.row_stride..] };
-        Self { data, rows: rows.len(), ..self }
+    /// Some rows and columns.
+    pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "a block within the matrix");
+        let start = rows.start * self.row_stride + cols.start * self.col_stride;
+        Self { data: self.data.get(start..).unwrap_or(&[]), rows: rows.len(), cols: cols.len(), ..self }
     }
 
-    fn holds(&self) -> bool {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// Whether rows are contiguous.
+    pub(crate) fn is_row_major(&self) -> bool {
+        self.col_stride == 1
+    }
+
+    /// Where a row begins.
+    pub(crate) fn at(&self, row: usize) -> *const f32 {
+        self.data.as_ptr().wrapping_add(row * self.row_stride)
+    }
+
+    /// A row of a matrix with contiguous rows.
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+        debug_assert!(self.is_row_major());
+        &self.data[row * self.row_stride..row * self.row_stride + self.cols]
+    }
+
+    pub(crate) fn holds(&self) -> bool {
         self.rows == 0
             || self.cols == 0
             || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride < self.data.len()
@@ -68,101 +98,80 @@ pub enum Into {
     Add,
 }
 
-/// `out = scale * a b` (or `+=`) on this thread; `out` has rows of `out_stride` numbers, of which it writes the first `b.cols`.
+/// `out = scale * a b` (or `+=`) on this thread; `out` has rows of `out_stride` numbers, of which it writes the first
+/// `b.cols`.
 pub fn product(out: &mut [f32], out_stride: usize, a: View, b: View, scale: f32, into: Into) {
     let (m, n) = (a.rows, b.cols);
     if m == 0 || n == 0 {
         return;
     }
     assert!(n <= out_stride && (m - 1) * out_stride + n <= out.len(), "the result holds [{m}, {n}]");
+    let out = Output { start: out.as_mut_ptr(), stride: out_stride };
     // SAFETY: the assertion above bounds every element written, and `out` is borrowed mutably.
-    unsafe { product_at(out.as_mut_ptr(), out_stride, a, b, scale, into) }
+    unsafe { task(out, a, Right::Matrix(b), 0..n, scale, into) }
 }
 
-/// The product through a pointer, for tasks that write disjoint columns of one result.
-///
-/// # Safety
-/// `out` is valid for writes of `a.rows` rows, `out_stride` apart, of `b.cols` numbers each, and nothing else
-/// reads or writes those numbers meanwhile.
-unsafe fn product_at(out: *mut f32, out_stride: usize, a: View, b: View, scale: f32, into: Into) {
-    assert_eq!(a.cols, b.rows, "inner sizes of a product");
-    assert!(a.holds() && b.holds(), "the factors lie within their slices");
-    // SAFETY: the assertions above bound every index of the factors, the caller those of the result.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
-            a.cols,
-            out,
-            1,
-            out_stride as isize,
-            into == Into::Add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
-/// `out [M, N] = scale * a b` (or `+=`), rows in parallel.
+/// `out [M, N] = scale * a b` (or `+=`).
 pub fn par_product(out: &mut [f32], a: View, b: View, scale: f32, into: Into) {
-    let n = b.cols;
-    assert_eq!(out.len(), a.rows * n, "a result of [{}, {n}]", a.rows);
-    if n == 0 {
-        return;
-    }
-    out.par_chunks_mut(TILE_ROWS * n).enumerate().for_each(|(i, tile)| {
-        let rows = i * TILE_ROWS..i * TILE_ROWS + tile.len() / n;
-        product(tile, n, a.slice_rows(rows), b, scale, into);
-    });
+    parallel(out, a, Right::Matrix(b), scale, into);
 }
 
-/// `out [N, out] = x W^T` (or `+=`): the weight is read once, row block by row block, each converted to f32 while it is used.
+/// `out [N, out] = x W^T` (or `+=`); a bf16 weight is widened block by block while it is used.
 pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into) {
-    let (n, width) = (x.rows, weight.rows());
-    assert_eq!(out.len(), n * width, "a result of [{n}, {width}]");
-    if n == 0 {
-        return;
-    }
-    let out = Shared(out.as_mut_ptr());
-    (0..width.div_ceil(TILE_COLS)).into_par_iter().for_each(|block| {
-        let cols = block * TILE_COLS..((block + 1) * TILE_COLS).min(width);
-        let weight_rows = weight.rows_f32(cols.clone());
-        let w = View::new(&weight_rows, cols.len(), weight.cols()).t();
-        // A narrow layer has fewer column blocks than threads.
-        (0..n.div_ceil(TILE_TOKENS)).into_par_iter().for_each(|tile| {
-            let tokens = tile * TILE_TOKENS..((tile + 1) * TILE_TOKENS).min(n);
-            let start = tokens.start * width + cols.start;
-            // SAFETY: the task writes columns `cols` of the rows `tokens` of `out`, which holds `n * width` numbers;
-            // no two tasks have an element in common.
-            unsafe { product_at(out.at(start), width, x.slice_rows(tokens), w, 1.0, into) }
-        });
-    });
+    parallel(out, x, Right::WeightT(weight), 1.0, into);
 }
 
 /// `out [N, in] = y W` (or `+=`).
 pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into) {
-    let width = weight.cols();
-    assert_eq!(y.cols, weight.rows(), "inner sizes of a product");
-    let mut mode = into;
-    // Blocks of the weight's rows are summed in order: f32 copies of a large bf16 weight stay small.
-    let block = (1 << 22) / width.max(1) + 1;
-    for start in (0..weight.rows()).step_by(block) {
-        let rows = start..(start + block).min(weight.rows());
-        let w = weight.rows_f32(rows.clone());
-        let y_block = View { data: y.data.get(start * y.col_stride..).unwrap_or(&[]), cols: rows.len(), ..y };
-        par_product(out, y_block, View::new(&w, rows.len(), width), 1.0, mode);
-        mode = Into::Add;
+    parallel(out, y, Right::Weight(weight), 1.0, into);
+}
+
+/// A product cut into tasks: blocks of columns, each packed once by every task, and of rows.
+fn parallel(out: &mut [f32], a: View, b: Right, scale: f32, into: Into) {
+    let (m, n) = (a.rows, b.cols());
+    assert_eq!(out.len(), m * n, "a result of [{m}, {n}]");
+    if m == 0 || n == 0 {
+        return;
     }
+    let out = Shared(out.as_mut_ptr());
+    let blocks = n.div_ceil(BLOCK[1]);
+    let splits = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(blocks);
+    let rows_per_task = m.div_ceil(splits).max(TASK_ROWS);
+    (0..blocks * m.div_ceil(rows_per_task)).into_par_iter().for_each(|index| {
+        let (row, col) = (index / blocks * rows_per_task, index % blocks * BLOCK[1]);
+        let rows = row..(row + rows_per_task).min(m);
+        let cols = col..(col + BLOCK[1]).min(n);
+        // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two tasks
+        // have an element in common.
+        unsafe {
+            let out = Output { start: out.at(row * n + col), stride: n };
+            task(out, a.block(rows, 0..a.cols), b, cols, scale, into);
+        }
+    });
+}
+
+/// All rows of `a` times columns `cols` of `b`.
+///
+/// # Safety
+/// `out` is valid for reads and writes of `a.rows` rows of `cols.len()` numbers, which nothing else touches meanwhile.
+unsafe fn task(out: Output, a: View, b: Right, cols: Range<usize>, scale: f32, into: Into) {
+    assert_eq!(a.cols, b.inner(), "inner sizes of a product");
+    Panels::with_spare(|panels| {
+        for start in cols.clone().step_by(BLOCK[1]) {
+            let block = start..(start + BLOCK[1]).min(cols.end);
+            // A sum of no terms is written too.
+            for k in (0..b.inner().max(1)).step_by(BLOCK[0]) {
+                let inner = k..(k + BLOCK[0]).min(b.inner());
+                b.pack(panels, inner.clone(), block.clone());
+                let into = if k == 0 { into } else { Into::Add };
+                // SAFETY: the block's columns lie within the caller's.
+                unsafe {
+                    let out = Output { start: out.start.add(start - cols.start), ..out };
+                    multiply(out, a.block(0..a.rows, inner), panels, scale, into);
+                }
+            }
+        }
+    });
 }
 
 /// `to += from`.
@@ -173,10 +182,10 @@ pub fn add(to: &mut [f32], from: &[f32]) {
     });
 }
 
-/// A result that tasks write in disjoint columns.
-struct Shared(*mut f32);
+/// A result that tasks write in disjoint parts.
+pub(crate) struct Shared(pub(crate) *mut f32);
 
-// SAFETY: the tasks that share it write disjoint elements (see `times_weight_t`).
+// SAFETY: the tasks that share it write disjoint elements (see where it is made).
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -184,7 +193,7 @@ impl Shared {
     ///
     /// # Safety
     /// `start` lies within the result.
-    unsafe fn at(&self, start: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(&self, start: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(start) }
     }

@@ -10,6 +10,9 @@ use std::sync::Arc;
 use half::bf16;
 use memmap2::Mmap;
 
+use crate::exp::vectorised;
+use crate::matrix::View;
+
 /// A file mapped read-only.
 #[derive(Clone, Debug)]
 pub struct MappedFile(Arc<Mmap>);
@@ -55,6 +58,12 @@ enum Storage {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
+}
+
+/// A weight's numbers, wherever they stand.
+enum Numbers<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
 }
 
 /// A matrix `[rows, cols]` of weights; a vector has one row.
@@ -120,14 +129,36 @@ impl Weight {
     /// Some rows as f32, borrowed where they are stored so.
     pub fn rows_f32(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
         let range = rows.start * self.cols..rows.end * self.cols;
+        match self.numbers() {
+            Numbers::F32(data) => Cow::Borrowed(&data[range]),
+            Numbers::Bf16(data) => Cow::Owned(data[range].iter().map(|x| widen(*x)).collect()),
+        }
+    }
+
+    /// Calls `f` with some rows and columns as f32, which are borrowed where they are stored so.
+    pub(crate) fn with_block<R>(&self, rows: Range<usize>, cols: Range<usize>, f: impl FnOnce(View) -> R) -> R {
+        match self.numbers() {
+            Numbers::F32(data) => f(View::new(data, self.rows, self.cols).block(rows, cols)),
+            Numbers::Bf16(data) => {
+                let mut block = Vec::with_capacity(rows.len() * cols.len());
+                for row in rows.clone() {
+                    let row = &data[row * self.cols..][cols.clone()];
+                    vectorised(|| block.extend(row.iter().map(|x| widen(*x))));
+                }
+                f(View::new(&block, rows.len(), cols.len()))
+            }
+        }
+    }
+
+    fn numbers(&self) -> Numbers<'_> {
         match &self.storage {
-            Storage::F32(data) => Cow::Borrowed(&data[range]),
-            Storage::Bf16(data) => Cow::Owned(widen(&data[range])),
+            Storage::F32(data) => Numbers::F32(data),
+            Storage::Bf16(data) => Numbers::Bf16(data),
             Storage::Mapped { file, bytes, dtype } => {
                 let raw = &file.bytes()[bytes.clone()];
                 match dtype {
-                    Dtype::F32 => Cow::Borrowed(&bytemuck::cast_slice(raw)[range]),
-                    Dtype::Bf16 => Cow::Owned(widen(&bytemuck::cast_slice(raw)[range])),
+                    Dtype::F32 => Numbers::F32(bytemuck::cast_slice(raw)),
+                    Dtype::Bf16 => Numbers::Bf16(bytemuck::cast_slice(raw)),
                 }
             }
         }
@@ -155,6 +186,7 @@ pub fn to_bf16_bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
 }
 
-fn widen(data: &[bf16]) -> Vec<f32> {
-    data.iter().map(|x| x.to_f32()).collect()
+/// A bf16 number is the upper half of an f32; plain shifts vectorise where `half`'s own conversion doesn't.
+fn widen(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
 }

@@ -1,0 +1,253 @@
+//! The innermost loops of every product: a strip of rows times a panel of columns, its sums in registers.
+//! A sum takes its terms in order, whatever else is computed beside it, so an element has the same bits wherever it
+//! stands, in any tile and with any vectors.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use crate::matrix::{Into, View};
+use crate::panels::{PANEL, Panels};
+
+/// Rows that are computed before the next ones are touched.
+const ROWS: usize = 96;
+/// Numbers of the left factor's rows that stay in the first cache, next to a panel.
+const FIRST_CACHE: usize = 1 << 13;
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
+/// A part of a row-major result.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    /// Its first element.
+    pub(crate) start: *mut f32,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+}
+
+/// `out = scale * a b` (or `+=`).
+///
+/// # Safety
+/// `out` is valid for reads and writes of `a.rows()` rows of `b.cols()` numbers, which nothing else touches meanwhile.
+pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into: Into) {
+    assert_eq!(a.cols(), b.inner(), "inner sizes of a product");
+    assert!(a.holds(), "the left factor lies within its slice");
+    pulp::Arch::new().dispatch(Multiply { out, a, b, scale, into });
+}
+
+struct Multiply<'a> {
+    out: Output,
+    a: View<'a>,
+    b: &'a Panels,
+    scale: f32,
+    into: Into,
+}
+
+impl WithSimd for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // Plain loops: the body of a closure isn't compiled for the vectors unless it happens to be inlined.
+        let (all_rows, inner, panels) = (self.a.rows(), self.b.inner(), self.b.cols().div_ceil(PANEL));
+        let mut copy = vec![];
+        for start in (0..all_rows).step_by(ROWS) {
+            let rows = start..(start + ROWS).min(all_rows);
+            if !self.a.is_row_major() {
+                copy_strips::<S>(&mut copy, self.a, rows.clone());
+            }
+            if rows.len() * inner <= FIRST_CACHE {
+                for panel in 0..panels {
+                    for strip in Strips::<S>::new(&rows) {
+                        self.tile(simd, strip, &rows, &copy, panel);
+                    }
+                }
+            } else {
+                for strip in Strips::<S>::new(&rows) {
+                    self.prefetch(strip.end..(strip.end + strip.len()).min(all_rows));
+                    for panel in 0..panels {
+                        self.tile(simd, strip.clone(), &rows, &copy, panel);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Multiply<'_> {
+    /// A strip of `rows` times a panel; `copy` holds the rows where the left factor is transposed.
+    #[inline(always)]
+    fn tile<S: Simd>(&self, simd: S, strip: Range<usize>, rows: &Range<usize>, copy: &[f32], panel: usize) {
+        let (inner, height, col) = (self.b.inner(), strip.len(), panel * PANEL);
+        let left = match self.a.is_row_major() {
+            true => Left { start: self.a.at(strip.start), row_stride: self.a.row_stride(), inner_stride: 1 },
+            false => {
+                let strip = &copy[(strip.start - rows.start) * inner..(strip.end - rows.start) * inner];
+                Left { start: strip.as_ptr(), row_stride: 1, inner_stride: height }
+            }
+        };
+        let to = Tile {
+            // SAFETY: the strip's rows and the panel's columns lie within `out` by the promise to `multiply`.
+            start: unsafe { self.out.start.add(strip.start * self.out.stride + col) },
+            stride: self.out.stride,
+            cols: PANEL.min(self.b.cols() - col),
+            scale: self.scale,
+            into: self.into,
+        };
+        let panel = self.b.panel(panel);
+        // SAFETY: as above for `to`; `left` is a strip of `height` rows of `inner` numbers.
+        unsafe {
+            match height {
+                12 => strip_times_panel::<S, 12>(simd, left, panel, to),
+                8 => strip_times_panel::<S, 8>(simd, left, panel, to),
+                6 => strip_times_panel::<S, 6>(simd, left, panel, to),
+                4 => strip_times_panel::<S, 4>(simd, left, panel, to),
+                2 => strip_times_panel::<S, 2>(simd, left, panel, to),
+                _ => strip_times_panel::<S, 1>(simd, left, panel, to),
+            }
+        }
+    }
+
+    /// Asks for rows of the left factor: they lie too far apart for the processor to guess.
+    #[inline(always)]
+    fn prefetch(&self, rows: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.a.is_row_major() {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            for row in rows {
+                for k in (0..self.a.cols()).step_by(LINE) {
+                    // SAFETY: a prefetch reads nothing that could be seen, whatever its address.
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(self.a.at(row).wrapping_add(k).cast()) };
+                }
+            }
+        }
+    }
+}
+
+/// Rows in strips, each as high as the registers hold sums for.
+struct Strips<S> {
+    left: Range<usize>,
+    simd: PhantomData<S>,
+}
+
+impl<S> Strips<S> {
+    #[inline(always)]
+    fn new(rows: &Range<usize>) -> Self {
+        Self { left: rows.clone(), simd: PhantomData }
+    }
+}
+
+impl<S: Simd> Iterator for Strips<S> {
+    type Item = Range<usize>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Range<usize>> {
+        let height = match self.left.len() {
+            0 => return None,
+            12.. if S::F32_LANES >= 16 => 12,
+            8.. if S::F32_LANES >= 16 => 8,
+            6.. if S::F32_LANES < 16 => 6,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let start = self.left.start;
+        self.left.start += height;
+        Some(start..start + height)
+    }
+}
+
+/// Copies the strips of some rows of a matrix with contiguous columns, column after column of each.
+#[inline(always)]
+fn copy_strips<S: Simd>(to: &mut Vec<f32>, a: View, rows: Range<usize>) {
+    to.clear();
+    for strip in Strips::<S>::new(&rows) {
+        for k in 0..a.cols() {
+            to.extend_from_slice(&a.t().row(k)[strip.clone()]);
+        }
+    }
+}
+
+/// A strip of the left factor: element `[i, k]` stands at `i * row_stride + k * inner_stride`.
+struct Left {
+    start: *const f32,
+    row_stride: usize,
+    inner_stride: usize,
+}
+
+/// Where a strip times a panel goes.
+struct Tile {
+    start: *mut f32,
+    stride: usize,
+    cols: usize,
+    scale: f32,
+    into: Into,
+}
+
+/// # Safety
+/// `left` is valid for `HEIGHT` rows of as many numbers as the panel has rows; `to` for reads and writes of `HEIGHT` rows
+/// of `to.cols` numbers.
+#[inline(always)]
+unsafe fn strip_times_panel<S: Simd, const HEIGHT: usize>(simd: S, left: Left, panel: &[f32], to: Tile) {
+    let scale = simd.splat_f32s(to.scale);
+    for first in (0..to.cols).step_by(2 * S::F32_LANES) {
+        // The strides are told apart here, so that each loop knows its own.
+        let sums = match left.inner_stride {
+            // SAFETY: the caller's promise.
+            1 => unsafe { sums::<S, HEIGHT>(simd, left.start, [left.row_stride, 1], panel, first) },
+            // SAFETY: the caller's promise; a copied strip's columns are `HEIGHT` numbers apart.
+            _ => unsafe { sums::<S, HEIGHT>(simd, left.start, [1, HEIGHT], panel, first) },
+        };
+        let cols = (2 * S::F32_LANES).min(to.cols - first);
+        for (i, sums) in sums.iter().enumerate() {
+            // SAFETY: row `i` and `cols` columns from `first` lie within the tile.
+            let out = unsafe { std::slice::from_raw_parts_mut(to.start.add(i * to.stride + first), cols) };
+            match (S::as_mut_simd_f32s(out).0, to.into) {
+                ([o0, o1], Into::Set) => {
+                    *o0 = simd.mul_f32s(sums[0], scale);
+                    *o1 = simd.mul_f32s(sums[1], scale);
+                }
+                ([o0, o1], Into::Add) => {
+                    *o0 = simd.mul_add_f32s(sums[0], scale, *o0);
+                    *o1 = simd.mul_add_f32s(sums[1], scale, *o1);
+                }
+                // Fewer than two vectors are left of the result's columns.
+                (_, into) => {
+                    for (out, sum) in out.iter_mut().zip(bytemuck::cast_slice::<_, f32>(sums)) {
+                        *out = if into == Into::Set { sum * to.scale } else { sum.mul_add(to.scale, *out) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The sums of a strip and two vectors of a panel's columns.
+///
+/// # Safety
+/// `left` is valid for `HEIGHT` rows of as many numbers as the panel has rows; column `first` and two vectors from it lie
+/// within the panel, or its rows are not as wide and belong to one number's vectors.
+#[inline(always)]
+unsafe fn sums<S: Simd, const HEIGHT: usize>(
+    simd: S,
+    mut left: *const f32,
+    [row_stride, inner_stride]: [usize; 2],
+    panel: &[f32],
+    first: usize,
+) -> [[S::f32s; 2]; HEIGHT] {
+    const { assert!(PANEL.is_multiple_of(2 * S::F32_LANES), "two vectors divide a panel") };
+    let mut sums = [[simd.splat_f32s(0.0); 2]; HEIGHT];
+    for row in panel.as_chunks::<PANEL>().0 {
+        let (vectors, _) = S::as_simd_f32s(&row[first..]);
+        let [b0, b1] = [vectors[0], vectors[1]];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row `i` of the strip, at the panel's row.
+            let a = simd.splat_f32s(unsafe { *left.add(i * row_stride) });
+            sums[0] = simd.mul_add_f32s(a, b0, sums[0]);
+            sums[1] = simd.mul_add_f32s(a, b1, sums[1]);
+        }
+        left = left.wrapping_add(inner_stride);
+    }
+    sums
+}

@@ -1,0 +1,139 @@
+//! A product's right factor as the innermost loop reads it: panels of 32 columns, one after the other.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use crate::matrix::View;
+use crate::weight::Weight;
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 32;
+/// Side of the squares that a transposition goes by.
+const SQUARE: usize = 16;
+
+/// The right factor of a product, wherever it is stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    Matrix(View<'a>),
+    Weight(&'a Weight),
+    WeightT(&'a Weight),
+}
+
+/// A block of a right factor: panel after panel `[inner, 32]` in f32, the last one filled up with zeros.
+#[derive(Default)]
+pub(crate) struct Panels {
+    numbers: Vec<f32>,
+    inner: usize,
+    cols: usize,
+}
+
+thread_local! {
+    static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+impl<'a> Right<'a> {
+    /// Rows: the inner size of the product.
+    pub(crate) fn inner(&self) -> usize {
+        match self {
+            Self::Matrix(view) => view.rows(),
+            Self::Weight(weight) => weight.rows(),
+            Self::WeightT(weight) => weight.cols(),
+        }
+    }
+
+    /// Columns.
+    pub(crate) fn cols(&self) -> usize {
+        match self {
+            Self::Matrix(view) => view.cols(),
+            Self::Weight(weight) => weight.cols(),
+            Self::WeightT(weight) => weight.rows(),
+        }
+    }
+
+    /// Copies a block of it into panels; bf16 becomes f32.
+    pub(crate) fn pack(&self, panels: &mut Panels, inner: Range<usize>, cols: Range<usize>) {
+        match self {
+            Self::Matrix(view) => panels.pack(view.block(inner, cols)),
+            Self::Weight(weight) => weight.with_block(inner, cols, |block| panels.pack(block)),
+            Self::WeightT(weight) => weight.with_block(cols, inner, |block| panels.pack(block.t())),
+        }
+    }
+}
+
+impl Panels {
+    /// Runs `f` with panels whose memory this thread uses again and again.
+    pub(crate) fn with_spare<R>(f: impl FnOnce(&mut Self) -> R) -> R {
+        let mut panels = Self { numbers: SPARE.take(), ..Self::default() };
+        let result = f(&mut panels);
+        SPARE.set(panels.numbers);
+        result
+    }
+
+    /// Copies a matrix.
+    pub(crate) fn pack(&mut self, b: View) {
+        (self.inner, self.cols) = (b.rows(), b.cols());
+        self.numbers.resize(self.cols.div_ceil(PANEL) * self.inner * PANEL, 0.0);
+        if self.numbers.is_empty() {
+            return;
+        }
+        for (p, panel) in self.numbers.chunks_mut(self.inner * PANEL).enumerate() {
+            let cols = p * PANEL..((p + 1) * PANEL).min(self.cols);
+            if cols.len() < PANEL {
+                panel.fill(0.0);
+            }
+            match b.is_row_major() {
+                true => copy(panel, b, cols),
+                false => transpose(panel, b.t(), cols),
+            }
+        }
+    }
+
+    /// Rows of the block.
+    pub(crate) fn inner(&self) -> usize {
+        self.inner
+    }
+
+    /// Columns of the block.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// A panel `[inner, 32]`.
+    pub(crate) fn panel(&self, index: usize) -> &[f32] {
+        &self.numbers[index * self.inner * PANEL..(index + 1) * self.inner * PANEL]
+    }
+}
+
+/// `panel[k][j] = from[k][cols.start + j]`.
+fn copy(panel: &mut [f32], from: View, cols: Range<usize>) {
+    for (k, to) in panel.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+        let from = &from.row(k)[cols.clone()];
+        match <&[f32; PANEL]>::try_from(from) {
+            Ok(whole) => *to = *whole,
+            Err(_) => to[..cols.len()].copy_from_slice(from),
+        }
+    }
+}
+
+/// `panel[k][j] = from[cols.start + j][k]`.
+fn transpose(panel: &mut [f32], from: View, cols: Range<usize>) {
+    let inner = from.cols();
+    for j in (0..cols.len()).step_by(SQUARE) {
+        let width = SQUARE.min(cols.len() - j);
+        let rows: [&[f32]; SQUARE] = std::array::from_fn(|i| from.row(cols.start + j + i.min(width - 1)));
+        let in_squares = if width == SQUARE { inner / SQUARE * SQUARE } else { 0 };
+        for k in (0..in_squares).step_by(SQUARE) {
+            let square: [&[f32; SQUARE]; SQUARE] = rows.map(|row| row[k..].first_chunk().expect("a square's side"));
+            for (i, to) in panel[k * PANEL..(k + SQUARE) * PANEL].chunks_mut(PANEL).enumerate() {
+                for (to, from) in to[j..j + SQUARE].iter_mut().zip(square) {
+                    *to = from[i];
+                }
+            }
+        }
+        for k in in_squares..inner {
+            for (to, row) in panel[k * PANEL + j..].iter_mut().zip(&rows[..width]) {
+                *to = row[k];
+            }
+        }
+    }
+}
