@@ -21,7 +21,7 @@ use crate::train::{Job, Phases, Trainer};
 /// Steps before the measured ones.
 const WARM_UP: usize = 2;
 /// The side of the matrices that the machine's rate is measured with.
-const GEMM_SIDE: usize = 2048;
+const GEMM_SIDE: usize = 1024;
 /// Sequences of a step, their tokens, and how many of those are prompt.
 const SEQUENCES: usize = 4;
 const TOKENS: usize = 512;
@@ -80,8 +80,14 @@ pub struct Measurement {
 /// # Errors
 /// A shape that is neither known nor a checkpoint's folder; a step that fails.
 pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
-    let model = model(plan)?;
-    objectives.iter().map(|kind| measure_objective(plan, model.clone(), *kind)).collect()
+    let mut model = model(plan)?;
+    let mut measurements = vec![];
+    for kind in objectives {
+        let (measurement, trained) = measure_objective(plan, model, *kind)?;
+        measurements.push(measurement);
+        model = trained;
+    }
+    Ok(measurements)
 }
 
 fn model(plan: &Plan) -> Result<Transformer> {
@@ -107,7 +113,8 @@ fn model(plan: &Plan) -> Result<Transformer> {
     Ok(model)
 }
 
-fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<Measurement> {
+/// A measurement, and the model for the next one.
+fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Measurement, Transformer)> {
     let [matrices, head] = products(&model);
     let attention = model.blocks.len() * TOKENS * model.config.width;
     let dtype = match model.params[model.blocks[0].qkv[0].weight].weight.dtype() {
@@ -149,7 +156,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<Meas
     let pass_1 = if kind == Kind::Weft { layers + answers * head as f64 } else { 0.0 };
     let flop = 2.0 * (passes * layers + passes * masked * head as f64 + pass_1);
     let gemm_gflops = median(rates);
-    Ok(Measurement {
+    let measurement = Measurement {
         dtype,
         trainable: if plan.full { "full" } else { "lora" },
         objective: if kind == Kind::Weft { "weft" } else { "sft" },
@@ -165,7 +172,8 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<Meas
         },
         gemm_gflops,
         gemm_share: flop / step_seconds / 1e9 / gemm_gflops,
-    })
+    };
+    Ok((measurement, trainer.model))
 }
 
 /// Weights of the layers' matrices, and of the head.
@@ -177,7 +185,7 @@ fn products(model: &Transformer) -> [usize; 2] {
     [model.blocks.iter().map(block).sum(), of(model.head.weight)]
 }
 
-/// The machine's rate of f32 products, in 10^9 operations per second: the best of three.
+/// The machine's rate of f32 products, in 10^9 operations per second: the best of nine.
 fn gemm_gflops() -> f64 {
     let side = GEMM_SIDE;
     let (a, b, mut c) = (vec![1.0f32; side * side], vec![1.0f32; side * side], vec![0.0f32; side * side]);
@@ -186,7 +194,7 @@ fn gemm_gflops() -> f64 {
         matrix::par_product(&mut c, View::new(&a, side, side), View::new(&b, side, side), 1.0, Into::Set);
         2.0 * (side as f64).powi(3) / started.elapsed().as_secs_f64() / 1e9
     };
-    std::iter::repeat_with(rate).take(3).fold(0.0, f64::max)
+    std::iter::repeat_with(rate).take(9).fold(0.0, f64::max)
 }
 
 /// The largest resident size of this process, in bytes; 0 where the system doesn't say.

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod block;
+mod layer;
 pub mod llada;
 pub mod lora;
 pub mod weights;

@@ -1,4 +1,5 @@
-//! Bidirectional attention over packed sequences, with grouped heads: forward and backward.
+//! Bidirectional attention over packed sequences, with grouped heads: forward and backward. Queries may be some of a
+//! sequence's tokens only (`M` rows), where the others' outputs are not needed.
 //! A task holds the scores of one head for a block of queries, never all heads' `[L, L]` at once;
 //! backward recomputes them from the saved log-sum-exp.
 
@@ -6,6 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::exp::{self, exp, vectorised};
 use crate::matrix::{Into, Shared, View};
 use crate::microkernel::{Output, multiply};
@@ -27,9 +29,11 @@ pub struct Shape<'a> {
     pub head_dim: usize,
     /// Each sequence's tokens; they cover the batch in order, and no attention crosses them.
     pub sequences: &'a [Range<usize>],
+    /// Each sequence's rows of the queries: `sequences` where every token asks.
+    pub queries: &'a [Range<usize>],
 }
 
-/// Queries, keys and values after RoPE: `q` `[N, H * head_dim]`, `k` and `v` `[N, K * head_dim]`.
+/// Queries, keys and values after RoPE: `q` `[M, H * head_dim]`, `k` and `v` `[N, K * head_dim]`.
 #[derive(Clone, Copy)]
 pub struct Qkv<'a> {
     /// Queries.
@@ -43,16 +47,17 @@ pub struct Qkv<'a> {
 /// Gradients of queries, keys and values, shaped as they are.
 pub struct QkvGrad {
     /// Of the queries.
-    pub q: Vec<f32>,
+    pub q: Buffer,
     /// Of the keys.
-    pub k: Vec<f32>,
+    pub k: Buffer,
     /// Of the values.
-    pub v: Vec<f32>,
+    pub v: Buffer,
 }
 
 impl Shape<'_> {
-    fn tokens(&self) -> usize {
-        self.sequences.last().map_or(0, |s| s.end)
+    /// Rows of the queries.
+    fn rows(&self) -> usize {
+        self.queries.last().map_or(0, |s| s.end)
     }
 
     fn scale(&self) -> f32 {
@@ -72,19 +77,20 @@ impl Shape<'_> {
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, N]` for backward.
+/// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, M]` for backward.
 ///
 /// # Shapes
-/// `out` `[N, H * head_dim]`.
-pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Vec<f32> {
-    let (n, dim, width) = (shape.tokens(), shape.head_dim, shape.heads * shape.head_dim);
+/// `out` `[M, H * head_dim]`.
+pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
+    let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
     assert_eq!(out.len(), n * width, "an output of [{n}, {width}]");
-    let mut lse = vec![0.0; shape.heads * n];
+    let mut lse = Buffer::unset(shape.heads * n);
     let (out, lse_out) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
     let tasks: Vec<_> = shape
         .sequences
         .iter()
-        .flat_map(|s| blocks(s, QUERIES).map(move |queries| (s, queries)))
+        .zip(shape.queries)
+        .flat_map(|(s, queries)| blocks(queries, QUERIES).map(move |queries| (s, queries)))
         .flat_map(|(s, queries)| (0..shape.heads).map(move |head| (s, queries.clone(), head)))
         .collect();
     tasks.into_par_iter().for_each(|(sequence, queries, head)| {
@@ -125,12 +131,14 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Vec<f32> {
 
 /// Gradients of queries, keys and values, from the output, its gradient and the saved log-sum-exp.
 pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape) -> QkvGrad {
-    let mut grad = QkvGrad { q: vec![0.0; qkv.q.len()], k: vec![0.0; qkv.k.len()], v: vec![0.0; qkv.v.len()] };
+    let mut grad =
+        QkvGrad { q: Buffer::unset(qkv.q.len()), k: Buffer::zeros(qkv.k.len()), v: Buffer::zeros(qkv.v.len()) };
     let to = [&mut grad.q, &mut grad.k, &mut grad.v].map(|x| Shared(x.as_mut_ptr()));
-    let tasks: Vec<_> = shape.sequences.iter().flat_map(|s| (0..shape.kv_heads).map(move |k| (s, k))).collect();
+    let tasks: Vec<_> =
+        shape.sequences.iter().zip(shape.queries).flat_map(|s| (0..shape.kv_heads).map(move |k| (s, k))).collect();
     // A task is one key/value head of one sequence, with all query heads that read it: their gradients meet there.
-    tasks.into_par_iter().for_each(|(sequence, kv_head)| {
-        let (n, dim, width) = (shape.tokens(), shape.head_dim, shape.heads * shape.head_dim);
+    tasks.into_par_iter().for_each(|((sequence, queries), kv_head)| {
+        let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
         let kv_width = shape.kv_heads * dim;
         let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
         let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
@@ -145,7 +153,7 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
         let size = query_block(sequence) * sequence.len();
         let (mut p, mut ds) = (vec![0.0; size], vec![0.0; size]);
         for head in shape.query_heads(kv_head) {
-            for block in blocks(sequence, query_block(sequence)) {
+            for block in blocks(queries, query_block(sequence)) {
                 let (rows, keys) = (block.len(), sequence.len());
                 let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
                 let q = shape.head(qkv.q, shape.heads, &block, head);
@@ -153,10 +161,9 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
                 multiply_into(p, q, k_t, shape.scale(), Into::Set);
                 multiply_into(ds, d_o, v_t, 1.0, Into::Set);
                 for (i, (p, ds)) in p.chunks_mut(keys).zip(ds.chunks_mut(keys)).enumerate() {
-                    let token = block.start + i;
-                    let at = token * width + head * dim;
-                    let dot: f32 = dout[at..at + dim].iter().zip(&out[at..at + dim]).map(|(a, b)| a * b).sum();
-                    softmax_backward(p, ds, lse[head * n + token], dot);
+                    let query = block.start + i;
+                    let at = query * width + head * dim;
+                    softmax_backward(p, ds, lse[head * n + query], [&dout[at..at + dim], &out[at..at + dim]]);
                 }
                 let (p, ds) = (View::new(p, rows, keys), View::new(ds, rows, keys));
                 dout_rows.pack(d_o);
@@ -182,8 +189,9 @@ fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
 }
 
 /// Turns scores into probabilities and their gradients `ds` into those of the scores.
-fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, dot: f32) {
+fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, [dout, out]: [&[f32]; 2]) {
     vectorised(|| {
+        let dot = exp::dot(dout, out);
         for (p, ds) in p.iter_mut().zip(ds) {
             *p = exp(*p - lse);
             *ds = *p * (*ds - dot);

@@ -48,6 +48,32 @@ pub fn max(row: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// `sum of a b` in f32.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}
+
+/// `sum of a b c` in f32.
+#[inline(always)]
+pub fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let whole = a.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        for (lane, ((a, b), c)) in lanes.iter_mut().zip(a[i..].iter().zip(&b[i..]).zip(&c[i..])) {
+            *lane += a * b * c;
+        }
+    }
+    lanes.iter().sum::<f32>() + (whole..a.len()).map(|i| a[i] * b[i] * c[i]).sum::<f32>()
+}
+
 /// The sum of `f(x)` over a row, in f64.
 #[inline(always)]
 pub fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f64 {

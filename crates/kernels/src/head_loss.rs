@@ -3,13 +3,19 @@
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::exp::{self, exp, vectorised};
 use crate::linear;
 use crate::lora_linear::{self, Dropout, Lora, LoraGrad};
+use crate::matrix::Into;
 use crate::weight::Weight;
 
 /// Most logits held at once.
-const CHUNK_LOGITS: usize = 1 << 23;
+const CHUNK_LOGITS: usize = 1 << 22;
+/// The distance from the largest logit below which a token is as good as impossible.
+const LOWEST: f32 = -1e4;
+/// Logits whose exponentials are summed in f32.
+const STRETCH: usize = 1 << 10;
 
 /// The head: its weight `[V, D]` and, where `target_modules` names it, its adapter.
 #[derive(Clone, Copy)]
@@ -34,7 +40,7 @@ impl Head<'_> {
     pub fn for_each_chunk(&self, x: &[f32], mut f: impl FnMut(usize, &mut [f32])) {
         let (vocab, width) = (self.weight.rows(), self.weight.cols());
         let rows = (CHUNK_LOGITS / vocab).clamp(16, 512);
-        let mut logits = vec![0.0; rows.min(x.len() / width) * vocab];
+        let mut logits = Buffer::unset(rows.min(x.len() / width) * vocab);
         for (i, x) in x.chunks(rows * width).enumerate() {
             let first = i * rows;
             let logits = &mut logits[..x.len() / width * vocab];
@@ -65,8 +71,8 @@ impl Head<'_> {
         nll
     }
 
-    /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`,
-    /// which is added to `dx` `[N, D]` and `grad`.
+    /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`:
+    /// `dx` `[N, D]` is overwritten, `grad` added to.
     pub fn loss(
         &self,
         x: &[f32],
@@ -100,9 +106,9 @@ impl Head<'_> {
             match (self.lora_rows(first, rows), &mut grad.lora) {
                 (Some(lora), Some(g)) => {
                     let grad = LoraGrad { a: &mut *g.a, b: &mut *g.b };
-                    lora_linear::backward(Some(dx), grad, logits, x, self.weight, &lora);
+                    lora_linear::backward(Some((dx, Into::Set)), grad, logits, x, self.weight, &lora);
                 }
-                _ => linear::backward_input(dx, logits, self.weight),
+                _ => linear::backward_input(dx, logits, self.weight, Into::Set),
             }
         });
         nll
@@ -125,13 +131,27 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     })
 }
 
-/// `H = ln Z - sum e_v (z_v - max) / Z`, in nats; never below 0.
+/// `H = ln Z - sum e_v (z_v - max) / Z`, in nats; never below 0. Sums are f32 within a stretch of logits, f64 over them.
 fn entropy(logits: &[f32]) -> f32 {
     vectorised(|| {
         let max = exp::max(logits);
-        let sum = exp::sum(logits, |z| exp(z - max));
-        // The exponential is 0 where the product would be 0 * -inf.
-        let dot = exp::sum(logits, |z| if z == f32::NEG_INFINITY { 0.0 } else { exp(z - max) * (z - max) });
-        (sum.ln() - dot / sum).max(0.0) as f32
+        let (mut z, mut dot) = (0.0f64, 0.0f64);
+        for stretch in logits.chunks(STRETCH) {
+            let [mut z_lanes, mut dot_lanes] = [[0.0f32; exp::LANES]; 2];
+            for chunk in stretch.chunks(exp::LANES) {
+                for ((z, dot), logit) in z_lanes.iter_mut().zip(&mut dot_lanes).zip(chunk) {
+                    // An impossible token's distance is cut off, for 0 * -inf is no number.
+                    let distance = if logit - max < LOWEST { LOWEST } else { logit - max };
+                    let e = exp(distance);
+                    *z += e;
+                    *dot += e * distance;
+                }
+            }
+            z += f64::from(z_lanes.iter().sum::<f32>());
+            dot += f64::from(dot_lanes.iter().sum::<f32>());
+        }
+        let entropy = z.ln() - dot / z;
+        // Written so that a number gone wrong stays visible.
+        if entropy < 0.0 { 0.0 } else { entropy as f32 }
     })
 }

@@ -7,6 +7,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod buffer;
 pub mod embedding;
 pub mod exp;
 pub mod head_loss;

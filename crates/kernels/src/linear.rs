@@ -12,10 +12,10 @@ pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight) {
     matrix::times_weight_t(y, x, weight, Into::Set);
 }
 
-/// `dx += dy W`.
-pub fn backward_input(dx: &mut [f32], dy: &[f32], weight: &Weight) {
+/// `dx = dy W` (or `+=`).
+pub fn backward_input(dx: &mut [f32], dy: &[f32], weight: &Weight, into: Into) {
     let dy = View::new(dy, dy.len() / weight.rows(), weight.rows());
-    matrix::times_weight(dx, dy, weight, Into::Add);
+    matrix::times_weight(dx, dy, weight, into);
 }
 
 /// `dW += dy^T x`, for a weight that is trained.

@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::linear;
 use crate::matrix::{self, Into, View};
 use crate::philox::{philox, unit_f32};
@@ -52,38 +53,38 @@ pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight, lora: &Lora) {
     matrix::par_product(y, u, View::new(&b, lora.b.rows(), lora.b.cols()).t(), lora.scale, Into::Add);
 }
 
-/// `dx += dy W + s drop'((dy B) A)` where `dx` is wanted, and the gradients of A and B.
-pub fn backward(dx: Option<&mut [f32]>, grad: LoraGrad, dy: &[f32], x: &[f32], weight: &Weight, lora: &Lora) {
+/// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
+pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &[f32], weight: &Weight, lora: &Lora) {
     let (rank, inputs, outputs) = (lora.a.rows(), lora.a.cols(), lora.b.rows());
     let n = x.len() / inputs;
     let x_dropped = dropped(x, lora);
     let u = project_down(&x_dropped, lora);
     let dy_view = View::new(dy, n, outputs);
     matrix::par_product(grad.b, dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add);
-    let mut du = vec![0.0; n * rank];
+    let mut du = Buffer::unset(n * rank);
     let b = lora.b.to_f32();
     matrix::par_product(&mut du, dy_view, View::new(&b, outputs, rank), lora.scale, Into::Set);
     let du = View::new(&du, n, rank);
     matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add);
-    let Some(dx) = dx else { return };
-    linear::backward_input(dx, dy, weight);
+    let Some((dx, into)) = dx else { return };
+    linear::backward_input(dx, dy, weight, into);
     let a = lora.a.to_f32();
     let a = View::new(&a, rank, inputs);
     match &lora.dropout {
         None => matrix::par_product(dx, du, a, 1.0, Into::Add),
         Some(dropout) => {
-            let mut through = vec![0.0; n * inputs];
+            let mut through = Buffer::unset(n * inputs);
             matrix::par_product(&mut through, du, a, 1.0, Into::Set);
             apply_dropout(&mut through, inputs, dropout);
-            dx.par_iter_mut().zip(&through).for_each(|(d, t)| *d += t);
+            matrix::add(dx, &through);
         }
     }
 }
 
-fn project_down(x: &[f32], lora: &Lora) -> Vec<f32> {
+fn project_down(x: &[f32], lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let n = x.len() / inputs;
-    let mut u = vec![0.0; n * rank];
+    let mut u = Buffer::unset(n * rank);
     let a = lora.a.to_f32();
     matrix::par_product(&mut u, View::new(x, n, inputs), View::new(&a, rank, inputs).t(), 1.0, Into::Set);
     u

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::exp::{dot, dot3, vectorised};
+
 /// Rows whose gain gradients are summed into one partial, in order.
 const PARTIAL_ROWS: usize = 64;
 
@@ -12,10 +14,12 @@ const PARTIAL_ROWS: usize = 64;
 pub fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
     let width = gain.len();
     y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
-        let scale = inverse_rms(x, eps);
-        for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
-            *y = x * scale * g;
-        }
+        vectorised(|| {
+            let scale = inverse_rms(x, eps);
+            for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
+                *y = x * scale * g;
+            }
+        });
     });
 }
 
@@ -23,12 +27,13 @@ pub fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
 pub fn backward(dx: &mut [f32], dgain: Option<&mut [f32]>, dy: &[f32], x: &[f32], gain: &[f32], eps: f32) {
     let width = gain.len();
     dx.par_chunks_mut(width).zip(dy.par_chunks(width)).zip(x.par_chunks(width)).for_each(|((dx, dy), x)| {
-        let scale = inverse_rms(x, eps);
-        let dot: f32 = dy.iter().zip(gain).zip(x).map(|((dy, g), x)| dy * g * x).sum();
-        let shrink = scale * scale * scale * dot / width as f32;
-        for (((dx, dy), g), x) in dx.iter_mut().zip(dy).zip(gain).zip(x) {
-            *dx += dy * g * scale - x * shrink;
-        }
+        vectorised(|| {
+            let scale = inverse_rms(x, eps);
+            let shrink = scale * scale * scale * dot3(dy, gain, x) / width as f32;
+            for (((dx, dy), g), x) in dx.iter_mut().zip(dy).zip(gain).zip(x) {
+                *dx += dy * g * scale - x * shrink;
+            }
+        });
     });
     let Some(dgain) = dgain else { return };
     let partials: Vec<Vec<f32>> = dy
@@ -37,10 +42,12 @@ pub fn backward(dx: &mut [f32], dgain: Option<&mut [f32]>, dy: &[f32], x: &[f32]
         .map(|(dy, x)| {
             let mut partial = vec![0.0; width];
             for (dy, x) in dy.chunks(width).zip(x.chunks(width)) {
-                let scale = inverse_rms(x, eps);
-                for ((p, dy), x) in partial.iter_mut().zip(dy).zip(x) {
-                    *p += dy * x * scale;
-                }
+                vectorised(|| {
+                    let scale = inverse_rms(x, eps);
+                    for ((p, dy), x) in partial.iter_mut().zip(dy).zip(x) {
+                        *p += dy * x * scale;
+                    }
+                });
             }
             partial
         })
@@ -52,7 +59,8 @@ pub fn backward(dx: &mut [f32], dgain: Option<&mut [f32]>, dy: &[f32], x: &[f32]
     }
 }
 
+#[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let mean_square = dot(x, x) / x.len() as f32;
     1.0 / (mean_square + eps).sqrt()
 }

@@ -7,6 +7,7 @@ use half::bf16;
 use weft_kernels::attention::{self, Qkv, Shape};
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Dropout, Lora, LoraGrad};
+use weft_kernels::matrix::Into;
 use weft_kernels::philox::{philox, unit_f32};
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::weight::Weight;
@@ -71,7 +72,7 @@ fn linear_and_its_gradients() {
             continue; // the forward covers the tiles; central differences of so many numbers take minutes
         }
         let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-        linear::backward_input(&mut dx, &dy, &weight);
+        linear::backward_input(&mut dx, &dy, &weight, Into::Add);
         linear::backward_weight(&mut dw, &dy, &x, n);
         assert_gradient("dx", &dx, &x, |x| dot(&linear64(x, &wide(&w), inputs), &dy));
         assert_gradient("dw", &dw, &w, |w| dot(&linear64(&wide(&x), w, inputs), &dy));
@@ -89,7 +90,7 @@ fn bf16_weights_are_read_as_stored() {
     linear::forward(&mut y, &x, &weight);
     assert_close("y", &y, &linear64(&wide(&x), &wide_w, inputs));
     let mut dx = vec![0.0; x.len()];
-    linear::backward_input(&mut dx, &dy, &weight);
+    linear::backward_input(&mut dx, &dy, &weight, Into::Add);
     assert_gradient("dx", &dx, &x, |x| dot(&linear64(x, &wide_w, inputs), &dy));
 }
 
@@ -118,7 +119,7 @@ fn lora_linear_and_its_gradients() {
         assert_close("y", &y, &oracle(&wide(&x), &wide(&a), &wide(&b)));
         let (mut dx, mut da, mut db) = (vec![0.0; x.len()], vec![0.0; a.len()], vec![0.0; b.len()]);
         let grad = LoraGrad { a: &mut da, b: &mut db };
-        lora_linear::backward(Some(&mut dx), grad, &dy, &x, &weight, &lora);
+        lora_linear::backward(Some((&mut dx, Into::Add)), grad, &dy, &x, &weight, &lora);
         assert_gradient("dx", &dx, &x, |x| dot(&oracle(x, &wide(&a), &wide(&b)), &dy));
         assert_gradient("da", &da, &a, |a| dot(&oracle(&wide(&x), a, &wide(&b)), &dy));
         assert_gradient("db", &db, &b, |b| dot(&oracle(&wide(&x), &wide(&a), b), &dy));
@@ -204,7 +205,7 @@ fn attention_and_its_gradients() {
         [(1, 1, 3, vec![0..1, 1..1, 1..6]), (4, 2, 5, vec![0..7, 7..10]), (3, 1, 2, vec![0..133, 133..134])]
     {
         let n = sequences.last().expect("a sequence").end;
-        let shape = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences };
+        let shape = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences, queries: &sequences };
         let sizes = (heads, kv_heads, dim);
         let (q, k, v) = (random(1, n * heads * dim), random(2, n * kv_heads * dim), random(3, n * kv_heads * dim));
         let dout = random(4, q.len());
@@ -222,6 +223,48 @@ fn attention_and_its_gradients() {
         }
         assert_gradient("dk", &grad.k, &k, |k| dot(&attention64(&q64, k, &v64, sizes, &sequences), &dout));
         assert_gradient("dv", &grad.v, &v, |v| dot(&attention64(&q64, &k64, v, sizes, &sequences), &dout));
+    }
+}
+
+#[test]
+fn attention_of_some_queries_is_that_of_all_at_their_rows() {
+    let (heads, kv_heads, dim, sequences) = (4, 2, 5, [0..7, 7..10, 10..30]);
+    let (n, width, kv_width) = (30, heads * dim, kv_heads * dim);
+    let (q, k, v) = (random(1, n * width), random(2, n * kv_width), random(3, n * kv_width));
+    let rows = [2, 3, 6, 11, 12, 29];
+    let queries = [0..3, 3..3, 3..6];
+    let at = |x: &[f32]| rows.iter().flat_map(|r| x[r * width..(r + 1) * width].to_vec()).collect::<Vec<_>>();
+    let dsome = random(4, rows.len() * width);
+    let mut dout = vec![0.0; q.len()];
+    for (row, d) in rows.iter().zip(dsome.chunks(width)) {
+        dout[row * width..(row + 1) * width].copy_from_slice(d);
+    }
+    let all = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences, queries: &sequences };
+    let mut out = vec![0.0; q.len()];
+    let lse = attention::forward(&mut out, Qkv { q: &q, k: &k, v: &v }, &all);
+    let grad = attention::backward(&dout, &out, &lse, Qkv { q: &q, k: &k, v: &v }, &all);
+    let some = Shape { queries: &queries, ..all };
+    let q_some = at(&q);
+    let mut out_some = vec![0.0; q_some.len()];
+    let lse_some = attention::forward(&mut out_some, Qkv { q: &q_some, k: &k, v: &v }, &some);
+    assert_eq!(out_some, at(&out));
+    let grad_some = attention::backward(&dsome, &out_some, &lse_some, Qkv { q: &q_some, k: &k, v: &v }, &some);
+    assert_eq!(*grad_some.q, *at(&grad.q));
+    for (name, some, all) in [("dk", &grad_some.k, &grad.k), ("dv", &grad_some.v, &grad.v)] {
+        assert_close(name, some, &wide(all));
+    }
+}
+
+#[test]
+fn a_row_of_a_product_has_the_same_bits_wherever_it_stands() {
+    let (n, inputs, outputs) = (61, 700, 300);
+    let (x, weight) = (random(1, n * inputs), Weight::from_f32(outputs, inputs, random(2, inputs * outputs)));
+    let mut all = vec![0.0; n * outputs];
+    linear::forward(&mut all, &x, &weight);
+    for row in 0..n {
+        let mut alone = vec![0.0; outputs];
+        linear::forward(&mut alone, &x[row * inputs..(row + 1) * inputs], &weight);
+        assert_eq!(alone, all[row * outputs..(row + 1) * outputs], "row {row}");
     }
 }
 

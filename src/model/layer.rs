@@ -1,0 +1,243 @@
+//! One layer of the transformer: its forward, and a backward that recomputes what the forward didn't keep.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use weft_kernels::attention::{self, Qkv};
+use weft_kernels::buffer::Buffer;
+use weft_kernels::matrix::{self, Into};
+use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::{rms_norm, swiglu};
+
+use super::block::{Block, Config, Gradients, Linear, ParamId, Transformer};
+
+/// Some rows of a batch, with what depends on them: all rows, or in the last layer those whose output is needed.
+pub(super) struct Rows<'a> {
+    /// Their indices; `None` for all.
+    pub(super) index: Option<&'a [usize]>,
+    /// Each sequence's part of them.
+    pub(super) sequences: Vec<Range<usize>>,
+    /// Cosines and sines of their positions.
+    pub(super) rope: Rope,
+    /// Keys of the adapters' dropout.
+    pub(super) dropout_keys: Option<Vec<u64>>,
+}
+
+impl Rows<'_> {
+    fn count(&self) -> usize {
+        self.sequences.last().map_or(0, |s| s.end)
+    }
+
+    /// These rows of a matrix that has all of them.
+    pub(super) fn of<'x>(&self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
+        match self.index {
+            None => x.into(),
+            Some(index) => index.iter().flat_map(|r| &x[r * width..(r + 1) * width]).copied().collect(),
+        }
+    }
+}
+
+/// The rows a layer reads and those it writes.
+#[derive(Clone, Copy)]
+pub(super) struct Span<'a> {
+    pub(super) from: &'a Rows<'a>,
+    pub(super) to: &'a Rows<'a>,
+}
+
+/// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep; the
+/// products are kept as far as memory is granted.
+pub(super) struct Kept {
+    input: Buffer,
+    attention: [Buffer; 2],
+    products: Option<Products>,
+}
+
+/// The results of a layer's products that its backward needs.
+struct Products {
+    qkv: [Buffer; 3],
+    middle: Buffer,
+    gate_up: [Buffer; 2],
+}
+
+/// What a layer's backward needs of its forward.
+struct Activations {
+    qkv: [Buffer; 3],
+    /// Attention's output and log-sum-exp.
+    attention: [Buffer; 2],
+    middle: Buffer,
+    ff_normed: Buffer,
+    gate_up: [Buffer; 2],
+    hidden: Buffer,
+}
+
+impl Transformer {
+    /// A layer's output, without keeping anything.
+    pub(super) fn layer_output(&self, block: &Block, x: &[f32], span: Span) -> Buffer {
+        let a = self.activations(block, x, span, None, None);
+        self.output(block, &a, span)
+    }
+
+    /// A layer's output, and what is kept of it: with the products' results if `keep_products`.
+    pub(super) fn layer_forward(&self, block: &Block, x: Buffer, span: Span, keep_products: bool) -> (Buffer, Kept) {
+        let a = self.activations(block, &x, span, None, None);
+        let output = self.output(block, &a, span);
+        let Activations { qkv, attention, middle, gate_up, .. } = a;
+        let products = keep_products.then_some(Products { qkv, middle, gate_up });
+        (output, Kept { input: x, attention, products })
+    }
+
+    /// Bytes that keeping a layer's products takes.
+    pub(super) fn product_bytes(&self, block: &Block, span: Span) -> usize {
+        let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
+        let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
+        let read = outputs(k) + outputs(v);
+        let written = outputs(q) + self.config.width + outputs(gate) + outputs(up);
+        (span.from.count() * read + span.to.count() * written) * size_of::<f32>()
+    }
+
+    /// Turns the gradient of a layer's output into that of its input, where `wants_input`; adds the parameters' gradients.
+    pub(super) fn layer_backward(
+        &self,
+        block: &Block,
+        mut dx: Buffer,
+        kept: Kept,
+        span: Span,
+        grads: &mut Gradients,
+        wants_input: bool,
+    ) -> Buffer {
+        let Config { width, heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
+        let Kept { input, attention, products } = kept;
+        let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up: [mut gate, mut up], hidden } =
+            self.activations(block, &input, span, Some(attention), products);
+        let (from, to) = (span.from.dropout_keys.as_deref(), span.to.dropout_keys.as_deref());
+        // 1. The MLP.
+        let mut dhidden = Buffer::unset(hidden.len());
+        self.apply_backward(&block.down, Some((&mut dhidden, Into::Set)), &dx, &hidden, to, grads);
+        drop(hidden);
+        swiglu::backward(&mut gate, &mut up, &dhidden);
+        drop(dhidden);
+        let mut dnormed = Buffer::unset(ff_normed.len());
+        for ((layer, dy), into) in block.gate_up.iter().zip([gate, up]).zip([Into::Set, Into::Add]) {
+            self.apply_backward(layer, Some((&mut dnormed, into)), &dy, &ff_normed, to, grads);
+        }
+        let gain = self.params[block.ff_norm].weight.to_f32();
+        rms_norm::backward(&mut dx, grads[block.ff_norm].as_deref_mut(), &dnormed, &middle, &gain, eps);
+        drop((middle, ff_normed, dnormed));
+        // 2. Attention.
+        let mut dattended = Buffer::unset(attended.len());
+        self.apply_backward(&block.attn_out, Some((&mut dattended, Into::Set)), &dx, &attended, to, grads);
+        let mut d = attention::backward(&dattended, &attended, &lse, as_qkv(&qkv), &self.shape(span));
+        drop((dattended, attended, qkv));
+        span.to.rope.apply(&mut d.q, heads, Turn::Inverse);
+        span.from.rope.apply(&mut d.k, kv_heads, Turn::Inverse);
+        // 3. Keys and values read every row, queries the written ones only.
+        let normed = self.norm(&input, block.attn_norm);
+        let mut dnormed = Buffer::unset(if wants_input { normed.len() } else { 0 });
+        let [q, k, v] = &block.qkv;
+        fn wanted(wants: bool, dx: &mut Buffer, into: Into) -> Option<(&mut Buffer, Into)> {
+            wants.then_some((dx, into))
+        }
+        self.apply_backward(k, wanted(wants_input, &mut dnormed, Into::Set), &d.k, &normed, from, grads);
+        self.apply_backward(v, wanted(wants_input, &mut dnormed, Into::Add), &d.v, &normed, from, grads);
+        let Some(index) = span.to.index else {
+            self.apply_backward(q, wanted(wants_input, &mut dnormed, Into::Add), &d.q, &normed, from, grads);
+            return self.norm_backward(block, dx, &dnormed, &input, grads);
+        };
+        let normed = span.to.of(&normed, width);
+        let mut dq_normed = Buffer::unset(if wants_input { normed.len() } else { 0 });
+        self.apply_backward(q, wanted(wants_input, &mut dq_normed, Into::Set), &d.q, &normed, to, grads);
+        let mut dx_of_all = Buffer::zeros(dnormed.len());
+        for (i, row) in index.iter().enumerate().filter(|_| wants_input) {
+            let (row, i) = (row * width..(row + 1) * width, i * width..(i + 1) * width);
+            dnormed[row.clone()].iter_mut().zip(&dq_normed[i.clone()]).for_each(|(d, q)| *d += q);
+            dx_of_all[row].copy_from_slice(&dx[i]);
+        }
+        self.norm_backward(block, dx_of_all, &dnormed, &input, grads)
+    }
+
+    /// Through the norm before attention; an input whose gradient nobody wants has an empty one.
+    fn norm_backward(
+        &self,
+        block: &Block,
+        mut dx: Buffer,
+        dnormed: &[f32],
+        x: &[f32],
+        grads: &mut Gradients,
+    ) -> Buffer {
+        if !dnormed.is_empty() {
+            let gain = self.params[block.attn_norm].weight.to_f32();
+            let dgain = grads[block.attn_norm].as_deref_mut();
+            rms_norm::backward(&mut dx, dgain, dnormed, x, &gain, self.config.rms_norm_eps);
+        }
+        dx
+    }
+
+    fn output(&self, block: &Block, a: &Activations, span: Span) -> Buffer {
+        let mut y = self.apply(&block.down, &a.hidden, span.to.dropout_keys.as_deref());
+        matrix::add(&mut y, &a.middle);
+        y
+    }
+
+    /// The activations of a layer with input `x`; what was kept of them isn't computed again.
+    fn activations(
+        &self,
+        block: &Block,
+        x: &[f32],
+        span: Span,
+        attention: Option<[Buffer; 2]>,
+        products: Option<Products>,
+    ) -> Activations {
+        let Span { from, to } = span;
+        let Config { width, heads, kv_heads, .. } = self.config;
+        let to_keys = to.dropout_keys.as_deref();
+        let (qkv, mlp) = match products {
+            Some(Products { qkv, middle, gate_up }) => (qkv, Some((middle, gate_up))),
+            None => {
+                let normed = self.norm(x, block.attn_norm);
+                let [q, k, v] = &block.qkv;
+                let mut q = self.apply(q, &to.of(&normed, width), to_keys);
+                let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, from.dropout_keys.as_deref()));
+                to.rope.apply(&mut q, heads, Turn::Position);
+                from.rope.apply(&mut k, kv_heads, Turn::Position);
+                ([q, k, v], None)
+            }
+        };
+        let attention = attention.unwrap_or_else(|| {
+            let mut attended = Buffer::unset(qkv[0].len());
+            let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(span));
+            [attended, lse]
+        });
+        let (middle, ff_normed, gate_up) = match mlp {
+            Some((middle, gate_up)) => {
+                let ff_normed = self.norm(&middle, block.ff_norm);
+                (middle, ff_normed, gate_up)
+            }
+            None => {
+                let mut middle = self.apply(&block.attn_out, &attention[0], to_keys);
+                matrix::add(&mut middle, &to.of(x, width));
+                let ff_normed = self.norm(&middle, block.ff_norm);
+                let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, to_keys));
+                (middle, ff_normed, gate_up)
+            }
+        };
+        let mut hidden = Buffer::unset(gate_up[0].len());
+        swiglu::forward(&mut hidden, &gate_up[0], &gate_up[1]);
+        Activations { qkv, attention, middle, ff_normed, gate_up, hidden }
+    }
+
+    fn shape<'a>(&self, span: Span<'a>) -> attention::Shape<'a> {
+        let Config { width, heads, kv_heads, .. } = self.config;
+        let (sequences, queries) = (&span.from.sequences, &span.to.sequences);
+        attention::Shape { heads, kv_heads, head_dim: width / heads, sequences, queries }
+    }
+
+    fn norm(&self, x: &[f32], gain: ParamId) -> Buffer {
+        let mut y = Buffer::unset(x.len());
+        rms_norm::forward(&mut y, x, &self.params[gain].weight.to_f32(), self.config.rms_norm_eps);
+        y
+    }
+}
+
+fn as_qkv([q, k, v]: &[Buffer; 3]) -> Qkv<'_> {
+    Qkv { q, k, v }
+}
