@@ -1,21 +1,22 @@
 //! The LM head with softmax statistics: negative log-likelihood, entropy and the gradient of a weighted sum of
 //! the former. Logits exist only for a chunk of rows at a time, never as `[N, V]`.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::exp::{self, exp, vectorised};
 use crate::linear;
 use crate::lora_linear::{self, Dropout, Lora, LoraGrad};
-use crate::matrix::Into;
+use crate::matrix::{self, Into, Term, View};
+use crate::panels::Right;
 use crate::weight::Weight;
 
 /// Most logits held at once.
-const CHUNK_LOGITS: usize = 1 << 22;
+const CHUNK_LOGITS: usize = 1 << 23;
 /// The distance from the largest logit below which a token is as good as impossible.
 const LOWEST: f32 = -1e4;
-/// Logits whose exponentials are summed in f32.
-const STRETCH: usize = 1 << 10;
 
 /// The head: its weight `[V, D]` and, where `target_modules` names it, its adapter.
 #[derive(Clone, Copy)]
@@ -52,23 +53,47 @@ impl Head<'_> {
         }
     }
 
-    /// Shannon entropy of each row's distribution, in nats.
+    /// Shannon entropy of each row's distribution, in nats: `H = ln Z - sum e_v (z_v - max) / Z`, never below 0.
     pub fn entropy(&self, x: &[f32]) -> Vec<f32> {
-        let mut entropies = Vec::with_capacity(x.len() / self.weight.cols());
-        self.for_each_chunk(x, |_, logits| {
-            entropies.par_extend(logits.par_chunks(self.weight.rows()).map(entropy));
-        });
-        entropies
+        let entropy = |s: &Statistics| {
+            let entropy = s.z.ln() - s.dot / s.z;
+            // Written so that a number gone wrong stays visible.
+            if entropy < 0.0 { 0.0 } else { entropy as f32 }
+        };
+        self.statistics(x, None).iter().map(entropy).collect()
     }
 
     /// Negative log-likelihood of each row's target, in nats.
     pub fn nll(&self, x: &[f32], targets: &[u32]) -> Vec<f32> {
-        let mut nll = Vec::with_capacity(targets.len());
-        self.for_each_chunk(x, |first, logits| {
-            let rows = logits.par_chunks(self.weight.rows()).zip(&targets[first..]);
-            nll.par_extend(rows.map(|(row, target)| (log_sum_exp(row) - f64::from(row[*target as usize])) as f32));
-        });
-        nll
+        let nll = |s: &Statistics| (f64::from(s.max) + s.z.ln() - f64::from(s.target)) as f32;
+        self.statistics(x, Some(targets)).iter().map(nll).collect()
+    }
+
+    /// Statistics of each row's logits, which are never stored: each thread takes some of their columns at a time.
+    fn statistics(&self, x: &[f32], targets: Option<&[u32]>) -> Vec<Statistics> {
+        let rows = x.len() / self.weight.cols();
+        let of_tile = |first: usize, cols: Range<usize>, tile: &[f32]| -> Vec<Statistics> {
+            let row = |(i, logits): (usize, &[f32])| {
+                let target = targets.map(|t| t[first + i] as usize).filter(|t| cols.contains(t));
+                Statistics::new(logits, target.map_or(0.0, |t| logits[t - cols.start]))
+            };
+            tile.chunks(cols.len()).enumerate().map(row).collect()
+        };
+        let tiles = match self.lora_rows(0, rows) {
+            None => {
+                let a = View::new(x, rows, self.weight.cols());
+                matrix::map_tiles(&[Term { a, b: Right::WeightT(self.weight), scale: 1.0 }], of_tile)
+            }
+            Some(lora) => {
+                let u = lora_linear::project_down(&lora_linear::dropped(x, &lora), &lora);
+                matrix::map_tiles(&lora_linear::terms(x, &u, self.weight, &lora), of_tile)
+            }
+        };
+        let merged = |blocks: &Vec<Vec<Statistics>>| -> Vec<Statistics> {
+            let row = |i| blocks.iter().map(|block| block[i]).reduce(Statistics::merge).expect("a vocabulary");
+            (0..blocks[0].len()).into_par_iter().map(row).collect()
+        };
+        tiles.iter().flat_map(merged).collect()
     }
 
     /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`:
@@ -131,15 +156,26 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     })
 }
 
-/// `H = ln Z - sum e_v (z_v - max) / Z`, in nats; never below 0. Sums are f32 within a stretch of logits, f64 over them.
-fn entropy(logits: &[f32]) -> f32 {
-    vectorised(|| {
-        let max = exp::max(logits);
-        let (mut z, mut dot) = (0.0f64, 0.0f64);
-        for stretch in logits.chunks(STRETCH) {
-            let [mut z_lanes, mut dot_lanes] = [[0.0f32; exp::LANES]; 2];
-            for chunk in stretch.chunks(exp::LANES) {
-                for ((z, dot), logit) in z_lanes.iter_mut().zip(&mut dot_lanes).zip(chunk) {
+/// What the softmax of some logits comes to; those of all are merged from those of parts.
+#[derive(Clone, Copy)]
+struct Statistics {
+    max: f32,
+    /// `sum of e^(z_v - max)`.
+    z: f64,
+    /// `sum of e^(z_v - max) (z_v - max)`.
+    dot: f64,
+    /// The target's logit, 0 where it is none of these.
+    target: f32,
+}
+
+impl Statistics {
+    /// Of fewer logits than would need sums in f64.
+    fn new(logits: &[f32], target: f32) -> Self {
+        vectorised(|| {
+            let max = exp::max(logits);
+            let [mut z, mut dot] = [[0.0f32; exp::LANES]; 2];
+            for chunk in logits.chunks(exp::LANES) {
+                for ((z, dot), logit) in z.iter_mut().zip(&mut dot).zip(chunk) {
                     // An impossible token's distance is cut off, for 0 * -inf is no number.
                     let distance = if logit - max < LOWEST { LOWEST } else { logit - max };
                     let e = exp(distance);
@@ -147,11 +183,16 @@ fn entropy(logits: &[f32]) -> f32 {
                     *dot += e * distance;
                 }
             }
-            z += f64::from(z_lanes.iter().sum::<f32>());
-            dot += f64::from(dot_lanes.iter().sum::<f32>());
-        }
-        let entropy = z.ln() - dot / z;
-        // Written so that a number gone wrong stays visible.
-        if entropy < 0.0 { 0.0 } else { entropy as f32 }
-    })
+            Self { max, z: z.iter().sum::<f32>().into(), dot: dot.iter().sum::<f32>().into(), target }
+        })
+    }
+
+    fn merge(self, other: Self) -> Self {
+        let max = if other.max > self.max { other.max } else { self.max };
+        let [(z, dot), (other_z, other_dot)] = [self, other].map(|s| {
+            let shift = f64::from(if s.max - max < LOWEST { LOWEST } else { s.max - max });
+            (shift.exp() * s.z, shift.exp() * (s.dot + shift * s.z))
+        });
+        Self { max, z: z + other_z, dot: dot + other_dot, target: self.target + other.target }
+    }
 }

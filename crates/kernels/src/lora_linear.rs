@@ -4,8 +4,8 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::linear;
-use crate::matrix::{self, Into, View};
+use crate::matrix::{self, Into, Term, View, sum_of_products};
+use crate::panels::Right;
 use crate::philox::{philox, unit_f32};
 use crate::weight::Weight;
 
@@ -46,11 +46,17 @@ pub struct LoraGrad<'a> {
 /// # Shapes
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
 pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight, lora: &Lora) {
-    linear::forward(y, x, weight);
     let u = project_down(&dropped(x, lora), lora);
-    let b = lora.b.to_f32();
-    let u = View::new(&u, x.len() / weight.cols(), lora.a.rows());
-    matrix::par_product(y, u, View::new(&b, lora.b.rows(), lora.b.cols()).t(), lora.scale, Into::Add);
+    sum_of_products(y, &terms(x, &u, weight, lora), Into::Set);
+}
+
+/// The two products whose sum is the layer's output; `u` is [`project_down`]'s.
+pub(crate) fn terms<'a>(x: &'a [f32], u: &'a [f32], weight: &'a Weight, lora: &Lora<'a>) -> [Term<'a>; 2] {
+    let n = x.len() / weight.cols();
+    [
+        Term { a: View::new(x, n, weight.cols()), b: Right::WeightT(weight), scale: 1.0 },
+        Term { a: View::new(u, n, lora.a.rows()), b: Right::WeightT(lora.b), scale: lora.scale },
+    ]
 }
 
 /// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
@@ -62,35 +68,35 @@ pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &
     let dy_view = View::new(dy, n, outputs);
     matrix::par_product(grad.b, dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add);
     let mut du = Buffer::unset(n * rank);
-    let b = lora.b.to_f32();
-    matrix::par_product(&mut du, dy_view, View::new(&b, outputs, rank), lora.scale, Into::Set);
+    sum_of_products(&mut du, &[Term { a: dy_view, b: Right::Weight(lora.b), scale: lora.scale }], Into::Set);
     let du = View::new(&du, n, rank);
     matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add);
     let Some((dx, into)) = dx else { return };
-    linear::backward_input(dx, dy, weight, into);
-    let a = lora.a.to_f32();
-    let a = View::new(&a, rank, inputs);
+    let through_weight = Term { a: dy_view, b: Right::Weight(weight), scale: 1.0 };
+    let through_adapter = Term { a: du, b: Right::Weight(lora.a), scale: 1.0 };
     match &lora.dropout {
-        None => matrix::par_product(dx, du, a, 1.0, Into::Add),
+        None => sum_of_products(dx, &[through_weight, through_adapter], into),
         Some(dropout) => {
+            sum_of_products(dx, &[through_weight], into);
             let mut through = Buffer::unset(n * inputs);
-            matrix::par_product(&mut through, du, a, 1.0, Into::Set);
+            sum_of_products(&mut through, &[through_adapter], Into::Set);
             apply_dropout(&mut through, inputs, dropout);
             matrix::add(dx, &through);
         }
     }
 }
 
-fn project_down(x: &[f32], lora: &Lora) -> Buffer {
+/// `u = x A^T` of an input after dropout.
+pub(crate) fn project_down(x: &[f32], lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let n = x.len() / inputs;
     let mut u = Buffer::unset(n * rank);
-    let a = lora.a.to_f32();
-    matrix::par_product(&mut u, View::new(x, n, inputs), View::new(&a, rank, inputs).t(), 1.0, Into::Set);
+    matrix::times_weight_t(&mut u, View::new(x, n, inputs), lora.a, Into::Set);
     u
 }
 
-fn dropped<'x>(x: &'x [f32], lora: &Lora) -> std::borrow::Cow<'x, [f32]> {
+/// The adapter's input.
+pub(crate) fn dropped<'x>(x: &'x [f32], lora: &Lora) -> std::borrow::Cow<'x, [f32]> {
     match &lora.dropout {
         None => x.into(),
         Some(dropout) => {

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::microkernel::{Output, multiply};
 use crate::panels::{Panels, Right};
 use crate::weight::Weight;
@@ -13,6 +14,8 @@ use crate::weight::Weight;
 const BLOCK: [usize; 2] = [512, 256];
 /// Fewest rows of a task: packing costs as much as some ten rows.
 const TASK_ROWS: usize = 192;
+/// Rows of a tile that isn't stored; its columns are packed anew for as many.
+const TILE_ROWS: usize = 2048;
 /// Tasks for each thread, so that a slow core can be helped out.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -113,22 +116,31 @@ pub fn product(out: &mut [f32], out_stride: usize, a: View, b: View, scale: f32,
 
 /// `out [M, N] = scale * a b` (or `+=`).
 pub fn par_product(out: &mut [f32], a: View, b: View, scale: f32, into: Into) {
-    parallel(out, a, Right::Matrix(b), scale, into);
+    sum_of_products(out, &[Term { a, b: Right::Matrix(b), scale }], into);
 }
 
 /// `out [N, out] = x W^T` (or `+=`); a bf16 weight is widened block by block while it is used.
 pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into) {
-    parallel(out, x, Right::WeightT(weight), 1.0, into);
+    sum_of_products(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into);
 }
 
 /// `out [N, in] = y W` (or `+=`).
 pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into) {
-    parallel(out, y, Right::Weight(weight), 1.0, into);
+    sum_of_products(out, &[Term { a: y, b: Right::Weight(weight), scale: 1.0 }], into);
 }
 
-/// A product cut into tasks: blocks of columns, each packed once by every task, and of rows.
-fn parallel(out: &mut [f32], a: View, b: Right, scale: f32, into: Into) {
-    let (m, n) = (a.rows, b.cols());
+/// One product `scale * a b` of a sum.
+#[derive(Clone, Copy)]
+pub(crate) struct Term<'a> {
+    pub(crate) a: View<'a>,
+    pub(crate) b: Right<'a>,
+    pub(crate) scale: f32,
+}
+
+/// `out [M, N] = sum of products` (or `+=`), cut into tasks: blocks of columns, each packed once by every task, and of
+/// rows. A block of the result stays in the cache from one product to the next.
+pub(crate) fn sum_of_products(out: &mut [f32], terms: &[Term], into: Into) {
+    let (m, n) = (terms[0].a.rows, terms[0].b.cols());
     assert_eq!(out.len(), m * n, "a result of [{m}, {n}]");
     if m == 0 || n == 0 {
         return;
@@ -141,11 +153,14 @@ fn parallel(out: &mut [f32], a: View, b: Right, scale: f32, into: Into) {
         let (row, col) = (index / blocks * rows_per_task, index % blocks * BLOCK[1]);
         let rows = row..(row + rows_per_task).min(m);
         let cols = col..(col + BLOCK[1]).min(n);
-        // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two tasks
-        // have an element in common.
-        unsafe {
-            let out = Output { start: out.at(row * n + col), stride: n };
-            task(out, a.block(rows, 0..a.cols), b, cols, scale, into);
+        for (term, into) in terms.iter().zip(std::iter::once(into).chain(std::iter::repeat(Into::Add))) {
+            assert!(term.a.rows == m && term.b.cols() == n, "products of one shape");
+            // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two tasks
+            // have an element in common.
+            unsafe {
+                let out = Output { start: out.at(row * n + col), stride: n };
+                task(out, term.a.block(rows.clone(), 0..term.a.cols), term.b, cols.clone(), term.scale, into);
+            }
         }
     });
 }
@@ -172,6 +187,27 @@ unsafe fn task(out: Output, a: View, b: Right, cols: Range<usize>, scale: f32, i
             }
         }
     });
+}
+
+/// `f(first row, columns, tile)` of every tile of a sum of products that is never stored as a whole: for each block of
+/// rows its blocks of columns, in order.
+pub(crate) fn map_tiles<R: Send>(terms: &[Term], f: impl Fn(usize, Range<usize>, &[f32]) -> R + Sync) -> Vec<Vec<R>> {
+    let (m, n) = (terms[0].a.rows, terms[0].b.cols());
+    let tile = |rows: Range<usize>, cols: Range<usize>| {
+        let mut tile = Buffer::unset(rows.len() * cols.len());
+        for (term, into) in terms.iter().zip([Into::Set, Into::Add]) {
+            let out = Output { start: tile.as_mut_ptr(), stride: cols.len() };
+            let a = term.a.block(rows.clone(), 0..term.a.cols);
+            // SAFETY: the tile holds `rows` rows of `cols` columns, and is borrowed mutably.
+            unsafe { task(out, a, term.b, cols.clone(), term.scale, into) };
+        }
+        f(rows.start, cols, &tile)
+    };
+    let blocks = |rows: Range<usize>| {
+        let cols = (0..n.div_ceil(BLOCK[1])).into_par_iter().map(|b| b * BLOCK[1]..((b + 1) * BLOCK[1]).min(n));
+        cols.map(|cols| tile(rows.clone(), cols)).collect()
+    };
+    (0..m).step_by(TILE_ROWS).map(|row| blocks(row..(row + TILE_ROWS).min(m))).collect()
 }
 
 /// `to += from`.
