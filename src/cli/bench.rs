@@ -9,24 +9,34 @@ use weft::objective::Kind;
 
 /// Measure training steps of a shape
 ///
-/// 4 sequences of 512 tokens a step, 128 of them prompt. Prints the median step, its phases, the peak resident size, and
+/// A quarter of each sequence is prompt. Prints the median step, its phases, the peak resident size, and
 /// the machine's own rate of matrix products measured between the steps.
 #[derive(Args)]
-#[command(after_help = "Example:\n  weft bench --shape P --objective sft,weft --trainable lora --json")]
+#[command(after_help = "Example:\n  weft bench --shape P --objective sft,weft --trainable lora --json\n  \
+weft bench --shape llada-8b --dtype bf16 --objective weft --sequences 1 --warm-up 1 --steps 1")]
 pub struct Bench {
-    /// P (width 512, 8 layers, vocabulary 32,000), or a checkpoint's folder
+    /// P (width 512, 8 layers, vocabulary 32,000), llada-8b (with bf16: 16 GB on disk), or a checkpoint's folder
     #[arg(long, default_value = "P", value_name = "SHAPE")]
     shape: String,
-    /// How shape P's weights are stored: f32 or bf16
+    /// How a named shape's weights are stored: f32 or bf16
     #[arg(long, default_value = "f32", value_name = "DTYPE")]
     dtype: String,
     /// Objectives, one after the other
     #[arg(long, value_delimiter = ',', default_value = "sft,weft", value_name = "LIST")]
     objective: Vec<String>,
-    /// What is trained: lora (rank 32 on q, k, v) or full
+    /// What is trained: lora (rank 32 on q, k, v; llada-8b: 128) or full
     #[arg(long, default_value = "lora", value_name = "WHAT")]
     trainable: String,
-    /// Measured steps, after two that are not
+    /// Sequences of a step
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    sequences: usize,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    tokens: usize,
+    /// Steps before the measured ones
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    warm_up: usize,
+    /// Measured steps
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
     /// One line of JSON per objective
@@ -44,6 +54,9 @@ impl Bench {
         let plan = Plan {
             bf16: one_of("dtype", &self.dtype, ["bf16", "f32"])?,
             full: one_of("trainable", &self.trainable, ["full", "lora"])?,
+            sequences: self.sequences.max(1),
+            tokens: self.tokens.max(4),
+            warm_up: self.warm_up,
             steps: self.steps.max(1),
             shape: self.shape,
         };
@@ -64,12 +77,17 @@ impl Bench {
 
 fn print(m: &Measurement) {
     let p = m.phases;
-    println!("{} {} {}", m.objective, m.trainable, m.dtype);
+    println!("{} {} {}, {} x {} tokens", m.objective, m.trainable, m.dtype, m.sequences, m.tokens);
     println!("  step        {:.3} s, {:.0} tokens/s", m.step_seconds, m.tokens_per_second);
     println!(
         "  phases      pass 1 {:.3}, forward {:.3}, head {:.3}, backward {:.3}, optimizer {:.3} s",
         p.entropy, p.forward, p.head, p.backward, p.optimizer
     );
     println!("  peak        {:.2} GB resident", m.peak_rss_bytes as f64 / 1e9);
-    println!("  products    {:.0} GFLOP/s on this machine, {:.0} % of it reached", m.gemm_gflops, 100.0 * m.gemm_share);
+    println!(
+        "  products    {:.0} GFLOP/s on this machine: {:.3} s for the step's arithmetic, {:.0} % of its time",
+        m.gemm_gflops,
+        m.floor_seconds,
+        100.0 * m.gemm_share
+    );
 }

@@ -237,7 +237,7 @@ pub fn save(folder: &Path, model: &Transformer, config: &LladaConfig) -> Result<
 }
 
 /// Names each tensor and takes it from `take(name, shape)`.
-fn build(config: &LladaConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
+pub(crate) fn build(config: &LladaConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
     let mut table = Table { source: take, params: vec![] };
     let (d, rows) = (config.d_model, config.rows());
     let mlp = config.mlp_hidden_size.unwrap_or(config.mlp_ratio * d);

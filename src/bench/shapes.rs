@@ -1,0 +1,159 @@
+//! The models that steps are measured on: named shapes with random weights, or a checkpoint.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use safetensors::{Dtype, View};
+use weft_kernels::weight::{Weight, to_bf16_bytes};
+
+use super::Plan;
+use crate::error::{Error, Result};
+use crate::files::{make_folder, write_whole};
+use crate::model::block::Transformer;
+use crate::model::llada::{self, LladaConfig, Sizes};
+use crate::model::lora::{self, LoraConfig};
+
+/// The deviation of random weights.
+const DEVIATION: f32 = 0.02;
+/// Numbers per task of drawing.
+const CHUNK: usize = 1 << 20;
+
+/// A named shape, and the LoRA rank that it is measured with.
+struct Shape {
+    name: &'static str,
+    sizes: Sizes,
+    lora_rank: usize,
+}
+
+const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "P",
+        sizes: Sizes {
+            width: 512,
+            layers: 8,
+            heads: 8,
+            mlp_hidden_size: 1536,
+            vocab_size: 32_000,
+            max_seq_len: 512,
+            mask_token_id: 31_999,
+            eos_token_id: 31_998,
+        },
+        lora_rank: 32,
+    },
+    // LLaDA-8B-Instruct's config.json.
+    Shape {
+        name: "llada-8b",
+        sizes: Sizes {
+            width: 4096,
+            layers: 32,
+            heads: 32,
+            mlp_hidden_size: 12_288,
+            vocab_size: 126_464,
+            max_seq_len: 4096,
+            mask_token_id: 126_336,
+            eos_token_id: 126_081,
+        },
+        lora_rank: 128,
+    },
+];
+
+/// The model of a plan, with what it trains.
+pub(super) fn model(plan: &Plan) -> Result<Transformer> {
+    let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
+    let mut model = match named {
+        Some(shape) if plan.bf16 => {
+            // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
+            let folder = Scratch::new()?;
+            write_random(&folder.0, &LladaConfig::new(shape.sizes))?;
+            llada::load(&folder.0)?
+        }
+        Some(shape) => llada::fresh(&LladaConfig::new(shape.sizes), 1),
+        None if Path::new(&plan.shape).is_dir() => llada::load(Path::new(&plan.shape))?,
+        None => {
+            let shape = &plan.shape;
+            return Err(Error::Usage(format!("--shape {shape} is neither P, llada-8b nor a checkpoint's folder")));
+        }
+    };
+    model.params.iter_mut().for_each(|p| p.trainable = plan.full);
+    if !plan.full {
+        let rank = named.map_or(32, |shape| shape.lora_rank);
+        let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
+        let config = LoraConfig::new(rank, 2.0 * rank as f64, 0.0, targets, false);
+        lora::attach_fresh(&mut model, &config, 1).map_err(Error::Usage)?;
+    }
+    Ok(model)
+}
+
+/// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.
+fn write_random(folder: &Path, config: &LladaConfig) -> Result<()> {
+    let mut tensors = vec![];
+    let mut note = |name: &str, shape: &[usize]| {
+        tensors.push((name.to_owned(), Random { shape: shape.to_vec(), seed: tensors.len() as u64 }));
+        Ok(Weight::from_f32(0, 0, vec![]))
+    };
+    llada::build(config, &mut note)?;
+    let path = folder.join("model.safetensors");
+    safetensors::serialize_to_file(tensors, None, &path)
+        .map_err(|e| Error::Write { path, source: std::io::Error::other(e.to_string()) })?;
+    let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
+    write_whole(&folder.join("config.json"), text.as_bytes())
+}
+
+/// A tensor that is drawn when it is written.
+struct Random {
+    shape: Vec<usize>,
+    seed: u64,
+}
+
+impl View for Random {
+    fn dtype(&self) -> Dtype {
+        Dtype::BF16
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0u8; self.data_len()];
+        let vector = self.shape.len() == 1;
+        bytes.par_chunks_mut(2 * CHUNK).enumerate().for_each(|(chunk, bytes)| {
+            let first = (self.seed << 32) + (chunk * CHUNK) as u64;
+            let number = |i| if vector { 1.0 } else { uniform(first + i) * DEVIATION };
+            let numbers: Vec<f32> = (0..bytes.len() as u64 / 2).map(number).collect();
+            bytes.copy_from_slice(&to_bf16_bytes(&numbers));
+        });
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        2 * self.shape.iter().product::<usize>()
+    }
+}
+
+/// A number with mean 0 and deviation 1 for each index: the finaliser of SplitMix64, cheap enough for 8 billion.
+fn uniform(index: u64) -> f32 {
+    let x = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3f32.sqrt()
+}
+
+/// A temporary folder that goes when it is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("weft-bench-{}", std::process::id()));
+        make_folder(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A folder that stays behind in the system's temporary one harms nothing.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
