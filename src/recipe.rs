@@ -98,6 +98,9 @@ pub struct TrainTable {
     pub micro_batch_size: usize,
     /// Forwards per optimizer step.
     pub grad_accum_steps: usize,
+    /// Memory in GB for what the last layers computed, kept until backward; the others are recomputed (gradient
+    /// checkpointing). It changes time and memory, not a bit of the result; 0 recomputes all.
+    pub activation_memory_gb: f64,
     /// Highest learning rate.
     pub lr: f64,
     /// How it moves after the warm-up.
@@ -152,6 +155,7 @@ impl Default for TrainTable {
             max_steps: None,
             micro_batch_size: 1,
             grad_accum_steps: 1,
+            activation_memory_gb: 0.25,
             lr: 1e-4,
             lr_schedule: LrSchedule::default(),
             warmup_steps: 0,
@@ -196,6 +200,10 @@ impl Recipe {
         let is_sft = self.objective.kind == Kind::Sft;
         let sft = "has no effect: objective.kind is sft, whose rates come from no entropy";
         warn(is_sft && self.objective.transform != default.transform, &format!("objective.transform {sft}"));
+        warn(
+            is_sft && self.objective.entropy_every != default.entropy_every,
+            &format!("objective.entropy_every {sft}"),
+        );
         warn(is_sft && self.objective.reference != default.reference, &format!("objective.reference {sft}"));
         let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
         warn(!has_held_out && self.train.eval_every > 0, "train.eval_every has no effect without data.held_out");
@@ -216,6 +224,11 @@ impl Recipe {
         refuse(data.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", data.max_seq_len.0));
         let floor = objective.rate_floor;
         refuse(!(0.0..1.0).contains(&floor), format!("objective.rate_floor = {floor} lies outside [0, 1)"));
+        let every = objective.entropy_every;
+        refuse(every == 0, "objective.entropy_every = 0; 1 computes the entropies in every epoch".to_owned());
+        let padded = "objective.entropy_every above 1 needs data.padding = \"none\": the entropies of padding change with \
+                      the micro-batch";
+        refuse(every > 1 && data.padding == Padding::Eos, padded.to_owned());
         let t_min = objective.t_min;
         refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
         if self.eval.task.is_some() {
@@ -244,7 +257,11 @@ impl TrainTable {
             .iter()
             .filter(|(_, x)| !(0.0..1.0).contains(x))
             .map(|(k, x)| format!("train.{k} = {x} lies outside [0, 1)"));
-        let least = [("weight_decay", self.weight_decay), ("max_grad_norm", self.max_grad_norm)];
+        let least = [
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+            ("activation_memory_gb", self.activation_memory_gb),
+        ];
         let negative = least
             .iter()
             .filter(|(_, x)| !(*x >= 0.0 && x.is_finite()))

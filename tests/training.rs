@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use weft::data::Example;
 use weft::data::packing::Padding;
 use weft::error::Error;
+use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
-use weft::model::llada;
+use weft::model::llada::{self, LladaConfig};
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::TrainTable;
@@ -147,20 +148,83 @@ fn eos_padding_supervises_the_padding() {
 }
 
 #[test]
+fn what_is_kept_for_backward_changes_no_bit() {
+    let with_bytes = |bytes: usize| {
+        let mut trainer = trainer(settings(), Objective::default(), Padding::None);
+        trainer.model.config.activation_bytes = bytes;
+        run_steps(&mut trainer);
+        weights(&trainer)
+    };
+    let all = with_bytes(usize::MAX);
+    assert_eq!(all, with_bytes(0));
+    // Enough for some of the two layers' products, which take tens of kilobytes.
+    assert_eq!(all, with_bytes(20_000));
+}
+
+#[test]
+fn entropies_are_reused_between_epochs_and_their_drift_is_told() {
+    let mut reusing = trainer(settings(), Objective { entropy_every: 2, ..Objective::default() }, Padding::None);
+    let mut fresh = trainer(settings(), Objective::default(), Padding::None);
+    for step in 1..=9 {
+        let [reused, computed] = [&mut reusing, &mut fresh].map(|t| t.step().expect("the step works"));
+        // Three steps an epoch: the second reuses, the third computes again.
+        assert_eq!(reused.entropy_drift.is_some(), step > 6, "step {step}");
+        assert_eq!(reused.mean_entropy == computed.mean_entropy, step <= 3, "step {step}");
+        if let Some(drift) = reused.entropy_drift {
+            assert!(drift.mean_change > 0.0 && (-1.0..=1.0).contains(&drift.rank_correlation), "{drift:?}");
+        }
+    }
+    assert!(reusing.entropy_drift().is_some_and(|d| d.mean_change > 0.0));
+    assert_eq!(fresh.entropy_drift(), None);
+}
+
+#[test]
+fn bf16_weights_move_the_gradient_by_little() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
+    let text = std::fs::read_to_string(golden.join("config.json")).expect("the golden configuration");
+    let config = LladaConfig::parse(&text, &golden).expect("it is one");
+    let rounded = folder("bf16");
+    llada::save(&rounded, &llada::load(&golden).expect("the golden checkpoint loads"), &config).expect("it is saved");
+    let gradient = |folder: &Path| {
+        let mut model = llada::load(folder).expect("the checkpoint loads");
+        let lora = LoraConfig::new(4, 8.0, 0.0, vec!["all-linear".to_owned()], false);
+        lora::attach_fresh(&mut model, &lora, 3).expect("there are layers");
+        let (rows, ids) = ((0..20).collect::<Vec<_>>(), (0..20).map(|i| i * 7 % 150).collect::<Vec<u32>>());
+        let mut grads = model.zero_gradients();
+        let targets = Targets { rows: &rows, ids: &ids, weights: &[0.05; 20] };
+        model.loss_and_gradients(&Batch::pack([&ids[..]]), targets, &mut grads);
+        grads.into_iter().flatten().flatten().collect::<Vec<f32>>()
+    };
+    let (exact, rounded) = (gradient(&golden), gradient(&rounded));
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let distance = norm(&mut exact.iter().zip(&rounded).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied());
+    assert!(distance > 0.0 && distance < 5e-2, "{distance} of the gradient's norm");
+}
+
+#[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
+    resumes_bit_for_bit("fresh", Objective::default());
+}
+
+#[test]
+fn a_resumed_run_has_the_entropies_that_it_reuses() {
+    resumes_bit_for_bit("reused", Objective { entropy_every: 3, ..Objective::default() });
+}
+
+fn resumes_bit_for_bit(name: &str, objective: Objective) {
     let recipe = json!({ "train": { "lr": 1e-2 } });
     let whole = |output: &Path| {
-        let mut trainer = trainer(settings(), Objective::default(), Padding::None);
+        let mut trainer = trainer(settings(), objective, Padding::None);
         run::train(&mut trainer, &examples()[..3], output, &recipe, false).expect("the run works");
         weights(&trainer)
     };
-    let uninterrupted = whole(&folder("whole"));
-    let output = folder("resumed");
+    let uninterrupted = whole(&folder(&format!("{name}-whole")));
+    let output = folder(&format!("{name}-resumed"));
     for stop in [3, 5, 9] {
         // A run that ends early without its last checkpoint stands for a killed one.
-        let mut killed = trainer(settings(), Objective::default(), Padding::None);
+        let mut killed = trainer(settings(), objective, Padding::None);
         let _ = std::fs::remove_dir_all(&output);
-        let mut job = trainer(settings(), Objective::default(), Padding::None);
+        let mut job = trainer(settings(), objective, Padding::None);
         std::fs::create_dir_all(&output).expect("the folder can be made");
         for step in 1..=stop {
             killed.step().expect("the step works");

@@ -32,6 +32,8 @@ pub struct Plan {
     pub sequences: usize,
     /// Tokens of a sequence; a quarter is prompt.
     pub tokens: usize,
+    /// Steps, each an epoch of its own, between computations of the entropies.
+    pub entropy_every: u64,
     /// Steps before the measured ones.
     pub warm_up: usize,
     /// Measured steps.
@@ -51,13 +53,13 @@ pub struct Measurement {
     pub trainable: &'static str,
     /// `sft` or `weft`.
     pub objective: &'static str,
-    /// The median step.
+    /// The median step; the mean where entropies are reused.
     pub step_seconds: f64,
     /// Tokens of a step over that.
     pub tokens_per_second: f64,
     /// The largest resident size of the process so far.
     pub peak_rss_bytes: u64,
-    /// The median of each phase.
+    /// The same of each phase.
     pub phases: Phases,
     /// The machine's rate of products of f32 matrices, measured beside.
     pub gemm_gflops: f64,
@@ -97,25 +99,36 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
         // The last ids are special tokens.
         tokens.map(|p| (draws.unit_f64(p as u64) * (vocab - 10.0)) as u32).collect()
     };
-    let count = (plan.sequences * (plan.steps + plan.warm_up)) as u64;
+    let all_steps = plan.steps + plan.warm_up;
+    // Where entropies are reused, every step is an epoch of the same examples.
+    let reuses = plan.entropy_every > 1;
+    let (epochs, steps_per_epoch) = if reuses { (all_steps, 1) } else { (1, all_steps) };
+    let count = (plan.sequences * steps_per_epoch) as u64;
     let example = |e| Example { prompt_ids: ids(e, 0..prompt), answer_ids: ids(e, prompt..plan.tokens) };
     let job = Job {
         examples: (0..count).map(example).collect(),
-        objective: Objective { kind, ..Objective::default() },
+        objective: Objective { kind, entropy_every: plan.entropy_every, ..Objective::default() },
         padding: Padding::None,
         eos_token_id: 0,
-        settings: TrainTable { micro_batch_size: plan.sequences, lr: 1e-5, ..TrainTable::default() },
+        settings: TrainTable {
+            micro_batch_size: plan.sequences,
+            epochs: epochs as u64,
+            lr: 1e-5,
+            ..TrainTable::default()
+        },
     };
     let mut trainer = Trainer::new(model, job);
     let (mut steps, mut rates) = (vec![], vec![]);
-    for i in 0..plan.steps + plan.warm_up {
+    for i in 0..all_steps {
         let report = trainer.step()?;
         if i >= plan.warm_up {
             rates.push(gemm_gflops());
             steps.push((report.phases, report.masked_share));
         }
     }
-    let of = |f: &dyn Fn(&Phases) -> f64| median(steps.iter().map(|(p, _)| f(p)).collect());
+    // A median would not see the few steps that compute entropies.
+    let middle = if reuses { mean } else { median };
+    let of = |f: &dyn Fn(&Phases) -> f64| middle(steps.iter().map(|(p, _)| f(p)).collect());
     let step_seconds = of(&Phases::total);
     let tokens = (plan.sequences * plan.tokens) as f64;
     let answers = (plan.sequences * (plan.tokens - prompt)) as f64;
@@ -123,7 +136,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     // Multiply-adds of a forward; a backward to the inputs costs as much again, and to the weights once more.
     let layers = tokens * (matrices + 2 * attention) as f64;
     let passes = if plan.full { 3.0 } else { 2.0 };
-    let pass_1 = if kind == Kind::Weft { layers + answers * head as f64 } else { 0.0 };
+    let pass_1 = if kind == Kind::Weft { (layers + answers * head as f64) / plan.entropy_every as f64 } else { 0.0 };
     let flop = 2.0 * (passes * layers + passes * masked * head as f64 + pass_1);
     let gemm_gflops = median(rates);
     let floor_seconds = flop / 1e9 / gemm_gflops;
@@ -176,6 +189,10 @@ fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kilobytes| kilobytes * 1024)
+}
+
+fn mean(values: Vec<f64>) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

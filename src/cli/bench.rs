@@ -33,6 +33,9 @@ pub struct Bench {
     /// Tokens of a sequence
     #[arg(long, default_value_t = 512, value_name = "N")]
     tokens: usize,
+    /// Steps between computations of the entropies: means over the same sequences, whole rounds of N
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    entropy_every: u64,
     /// Steps before the measured ones
     #[arg(long, default_value_t = 2, value_name = "N")]
     warm_up: usize,
@@ -56,8 +59,9 @@ impl Bench {
             full: one_of("trainable", &self.trainable, ["full", "lora"])?,
             sequences: self.sequences.max(1),
             tokens: self.tokens.max(4),
+            entropy_every: self.entropy_every.max(1),
             warm_up: self.warm_up,
-            steps: self.steps.max(1),
+            steps: self.steps.max(1).next_multiple_of(self.entropy_every.max(1) as usize),
             shape: self.shape,
         };
         let kind = |name: &String| match one_of("objective", name, ["weft", "sft"])? {

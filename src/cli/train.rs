@@ -13,6 +13,7 @@ use weft::model::lora::{self, LoraConfig};
 use weft::objective::Kind;
 use weft::recipe::{DataTable, Recipe};
 use weft::sampler::generate::Sampling;
+use weft::train::entropy_reuse::Drift;
 use weft::train::{Job, Trainer, run};
 
 use super::eval::in_percent;
@@ -88,6 +89,11 @@ impl Train {
         // 4. The adapter's score, and where everything lies.
         let after = evaluate(&recipe, &base, &rows, &output.join("adapter-generations.json"))?;
         println!("trained {} steps in {:.0} s", trainer.step - summary.first_step, summary.train_secs);
+        if let Some(Drift { rank_correlation, mean_change }) = summary.entropy_drift {
+            println!(
+                "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
+            );
+        }
         if let Some([before, after]) = summary.held_out {
             println!("held-out loss {before:.4} -> {after:.4} nats per answer token");
         }

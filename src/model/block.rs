@@ -14,9 +14,6 @@ use weft_kernels::{embedding, linear, lora_linear, rms_norm};
 use super::batch::{Batch, Targets};
 use super::layer::{Rows, Span};
 
-/// Enough to keep all activations of a small model's step.
-pub const ACTIVATION_BYTES: usize = 250_000_000;
-
 /// The index of a parameter in the model's table.
 pub type ParamId = usize;
 

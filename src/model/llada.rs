@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft_kernels::weight::Weight;
 
-use super::block::{ACTIVATION_BYTES, Block, Config, Linear, Param, ParamId, Transformer};
+use super::block::{Block, Config, Linear, Param, ParamId, Transformer};
 use super::weights::{Checkpoint, Tensor, write_tensors};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
@@ -267,7 +267,7 @@ pub(crate) fn build(config: &LladaConfig, take: impl FnMut(&str, &[usize]) -> Re
         mask_token_id: config.mask_token_id,
         lora_scale: 1.0,
         lora_dropout: 0.0,
-        activation_bytes: ACTIVATION_BYTES,
+        activation_bytes: 0,
     };
     Ok(Transformer { config, params: table.params, embedding, blocks, final_norm, head })
 }

@@ -64,6 +64,8 @@ pub struct Objective {
     pub rate_floor: f64,
     /// The lower cut of `t`.
     pub t_min: f64,
+    /// Epochs between computations of an example's entropies (WeFT), which are reused in between; 1 reuses none.
+    pub entropy_every: u64,
 }
 
 impl Default for Objective {
@@ -76,6 +78,7 @@ impl Default for Objective {
             normalizer: None,
             rate_floor: 0.0,
             t_min: T_MIN,
+            entropy_every: 1,
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Trainer;
+use super::entropy_reuse::KeptEntropy;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, partial_name, read_text, sync_folder, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
@@ -19,7 +20,13 @@ const KEPT: usize = 2;
 struct State {
     step: u64,
     recipe: Value,
+    /// Example, epoch and length of each answer's reused entropies, which lie one after the other in their tensor.
+    #[serde(default)]
+    entropies: Vec<(usize, u64, usize)>,
 }
+
+/// The tensor of reused entropies.
+const ENTROPIES: &str = "token_entropy";
 
 /// Saves a checkpoint below the run's folder and drops all but the newest two.
 ///
@@ -44,8 +51,13 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
                 Tensor::f32(v, param.shape.clone(), &trainer.optimizer.v[*i]),
             ]
         });
+        let kept = &trainer.entropies.kept;
+        let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
+        let entropies_tensor = Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies);
+        let tensors = tensors.chain((!kept.is_empty()).then_some(entropies_tensor));
         write_tensors(&partial.join("state.safetensors"), tensors.collect())?;
-        let state = State { step: trainer.step, recipe: recipe.clone() };
+        let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
+        let state = State { step: trainer.step, recipe: recipe.clone(), entropies };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
         write_whole(&partial.join("state.json"), text.as_bytes())
     };
@@ -102,6 +114,17 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         param.weight.make_trainable().copy_from_slice(&weight.to_f32());
         optimizer.m[i].copy_from_slice(&m.to_f32());
         optimizer.v[i].copy_from_slice(&v.to_f32());
+    }
+    if !state.entropies.is_empty() {
+        let total = state.entropies.iter().map(|(_, _, len)| len).sum();
+        let numbers = tensors.take(ENTROPIES, &[total])?;
+        let numbers = numbers.to_f32();
+        let mut rest = &*numbers;
+        for (example, epoch, len) in state.entropies {
+            let own;
+            (own, rest) = rest.split_at(len);
+            trainer.entropies.kept.insert(example, KeptEntropy { epoch, token_entropy: own.to_vec() });
+        }
     }
     trainer.step = state.step;
     Ok(())

@@ -67,6 +67,7 @@ impl Metrics {
             "tokens": report.tokens,
             "masked_share": report.masked_share,
             "mean_entropy": report.mean_entropy,
+            "entropy_drift": report.entropy_drift,
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_secs,
         }))?;

@@ -3,6 +3,7 @@
 //! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
 
 pub mod checkpoint;
+pub mod entropy_reuse;
 pub mod held_out;
 pub mod lr_schedule;
 pub mod metrics;
@@ -10,6 +11,7 @@ pub mod optimizer;
 pub mod pretrain;
 pub mod run;
 
+use std::borrow::Borrow;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -25,7 +27,11 @@ use crate::noising::schedule::{diffusion_time, token_rate};
 use crate::objective::{Kind, NoisedAnswer, Objective, loss_weights};
 use crate::recipe::TrainTable;
 use crate::rng::{Draws, Stream};
+use entropy_reuse::{Drift, EntropyReuse};
 use optimizer::{Optimizer, gradient_norm};
+
+/// Examples whose drift of entropies is measured at the end of a run.
+const DRIFT_EXAMPLES: usize = 32;
 
 /// A model in training.
 pub struct Trainer {
@@ -36,6 +42,8 @@ pub struct Trainer {
     /// Steps that are done.
     pub step: u64,
     job: Job,
+    /// Entropies of earlier epochs.
+    entropies: EntropyReuse,
     /// The examples' order in an epoch, once that has begun.
     order: Option<(u64, Vec<usize>)>,
 }
@@ -73,6 +81,8 @@ pub struct StepReport {
     pub masked_share: f64,
     /// The mean of the answer tokens' entropies in nats (WeFT).
     pub mean_entropy: Option<f64>,
+    /// How far the entropies that this step computed lie from the reused ones they replace.
+    pub entropy_drift: Option<Drift>,
     /// Where the time went.
     pub phases: Phases,
 }
@@ -105,8 +115,10 @@ struct Noised {
 
 impl Trainer {
     /// A model's training from its beginning; its trainable parameters are what is trained.
-    pub fn new(model: Transformer, job: Job) -> Self {
-        Self { optimizer: Optimizer::new(&model), model, step: 0, job, order: None }
+    pub fn new(mut model: Transformer, job: Job) -> Self {
+        model.config.activation_bytes = (job.settings.activation_memory_gb * 1e9) as usize;
+        let entropies = EntropyReuse::new(job.objective.entropy_every);
+        Self { optimizer: Optimizer::new(&model), model, step: 0, job, entropies, order: None }
     }
 
     /// The loop's settings.
@@ -135,9 +147,12 @@ impl Trainer {
         let chosen = self.examples_of(epoch, index as usize);
         let (started, mut phases) = (Instant::now(), Phases::default());
         // 2. Masks: entropies for WeFT, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
-        let (mut sequences, mut answers) = (vec![], vec![]);
+        let (mut sequences, mut answers, mut drifts) = (vec![], vec![], vec![]);
         for examples in chosen.chunks(self.job.settings.micro_batch_size) {
-            let micro_batch = self.lay_out(examples);
+            let mut micro_batch = self.lay_out(examples);
+            if self.job.objective.kind == Kind::Weft {
+                drifts.extend(self.find_entropies(&mut micro_batch, epoch));
+            }
             answers.extend(self.noise(&micro_batch, epoch));
             sequences.extend(micro_batch);
         }
@@ -185,6 +200,7 @@ impl Trainer {
             tokens: sequences.iter().map(|s| s.ids.len()).sum(),
             masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
             mean_entropy: mean(&entropies),
+            entropy_drift: Drift::mean(&drifts),
             phases,
         })
     }
@@ -202,11 +218,11 @@ impl Trainer {
         chosen
     }
 
-    /// The micro-batch's clean sequences, padded as the recipe says; for WeFT with the answers' entropies (pass 1).
+    /// The micro-batch's clean sequences, padded as the recipe says.
     fn lay_out(&self, examples: &[usize]) -> Vec<Noised> {
         let chosen: Vec<&Example> = examples.iter().map(|i| &self.job.examples[*i]).collect();
         let padded = pad_answers(&chosen, self.job.padding, self.job.eos_token_id);
-        let mut sequences: Vec<Noised> = padded
+        padded
             .into_iter()
             .zip(examples)
             .map(|(answer, &example)| {
@@ -215,20 +231,48 @@ impl Trainer {
                 let num_supervised = answer.num_supervised;
                 Noised { example, ids, answer_start: prompt.len(), num_supervised, token_entropy: vec![] }
             })
-            .collect();
-        if self.job.objective.kind == Kind::Weft {
-            let all_masked = |s: &Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
-            let ids: Vec<Vec<u32>> = sequences.iter().map(all_masked).collect();
-            let batch = Batch::pack(ids.iter().map(Vec::as_slice));
-            let entropies = self.model.entropy(&batch, &rows(&sequences, |_, _| true));
-            let mut rest = entropies.as_slice();
-            for sequence in &mut sequences {
-                let (own, others) = rest.split_at(sequence.ids.len() - sequence.answer_start);
-                sequence.token_entropy = own.to_vec();
-                rest = others;
-            }
+            .collect()
+    }
+
+    /// The answers' entropies: reused ones, and pass 1 for the others, whose drift is returned.
+    fn find_entropies(&mut self, micro_batch: &mut [Noised], epoch: u64) -> Vec<Drift> {
+        for sequence in micro_batch.iter_mut() {
+            sequence.token_entropy = self.entropies.reusable(sequence.example, epoch).unwrap_or_default().to_vec();
         }
-        sequences
+        let wanted: Vec<&mut Noised> = micro_batch.iter_mut().filter(|s| s.token_entropy.is_empty()).collect();
+        let fresh = self.fresh_entropies(wanted.iter().map(|s| &**s));
+        let keep = |(sequence, fresh): (&mut Noised, Vec<f32>)| {
+            let drift = self.entropies.keep(sequence.example, epoch, &fresh);
+            sequence.token_entropy = fresh;
+            drift
+        };
+        wanted.into_iter().zip(fresh).filter_map(keep).collect()
+    }
+
+    /// Pass 1: each answer's token entropies in nats where it is masked as a whole.
+    fn fresh_entropies<'a>(&self, sequences: impl IntoIterator<Item = &'a Noised>) -> Vec<Vec<f32>> {
+        let sequences: Vec<&Noised> = sequences.into_iter().collect();
+        let all_masked = |s: &&Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
+        let ids: Vec<Vec<u32>> = sequences.iter().map(all_masked).collect();
+        let batch = Batch::pack(ids.iter().map(Vec::as_slice));
+        let entropies = self.model.entropy(&batch, &rows(&sequences, |_, _| true));
+        let mut rest = entropies.as_slice();
+        let own = |s: &&Noised| {
+            let own;
+            (own, rest) = rest.split_at(s.ids.len() - s.answer_start);
+            own.to_vec()
+        };
+        sequences.iter().map(own).collect()
+    }
+
+    /// How far the kept entropies of a few examples have drifted by now; none where none are reused.
+    pub fn entropy_drift(&self) -> Option<Drift> {
+        let some: Vec<usize> = self.entropies.kept.keys().copied().take(DRIFT_EXAMPLES).collect();
+        let micro_batches = some.chunks(self.job.settings.micro_batch_size);
+        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(examples)));
+        let drift =
+            |(example, fresh): (&usize, Vec<f32>)| Drift::between(&self.entropies.kept[example].token_entropy, &fresh);
+        Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
     }
 
     /// Times, rates and masks of a micro-batch.
@@ -321,9 +365,9 @@ impl Noised {
 }
 
 /// The batch's rows of the answer tokens that `wanted(sequence, token)` names.
-fn rows(sequences: &[Noised], wanted: impl Fn(usize, usize) -> bool) -> Vec<usize> {
+fn rows<S: Borrow<Noised>>(sequences: &[S], wanted: impl Fn(usize, usize) -> bool) -> Vec<usize> {
     let (mut rows, mut start) = (vec![], 0);
-    for (s, sequence) in sequences.iter().enumerate() {
+    for (s, sequence) in sequences.iter().map(Borrow::borrow).enumerate() {
         let answer = sequence.answer_start..sequence.ids.len();
         rows.extend(answer.enumerate().filter(|(i, _)| wanted(s, *i)).map(|(_, token)| start + token));
         start += sequence.ids.len();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::entropy_reuse::Drift;
 use super::held_out::nll_bound;
 use super::metrics::Metrics;
 use super::{StepReport, Trainer, checkpoint};
@@ -21,6 +22,8 @@ pub struct Summary {
     pub last: Option<StepReport>,
     /// The held-out loss before the first step and after the last, in nats per answer token.
     pub held_out: Option<[f64; 2]>,
+    /// How far the reused entropies lay from fresh ones at the end.
+    pub entropy_drift: Option<Drift>,
     /// Seconds of training, evaluations left out.
     pub train_secs: f64,
 }
@@ -92,6 +95,7 @@ pub fn train(
         last = Some(report);
     }
     metrics.finish();
+    let entropy_drift = trainer.entropy_drift();
     let held_out = before.zip(after).map(|(before, after)| [before, after]);
-    Ok(Summary { first_step, last, held_out, train_secs })
+    Ok(Summary { first_step, last, held_out, entropy_drift, train_secs })
 }

@@ -1,0 +1,196 @@
+//! Each operation at the sizes of a step of `weft bench --shape P` (2,048 tokens of width 512), beside the machine's
+//! own rates: `Gitem/s` are GFLOP/s, `GB/s` count every number read or written once. `cargo bench -p weft-kernels`.
+
+#![allow(missing_docs)]
+
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use weft_kernels::adamw::AdamW;
+use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::head_loss::{Head, HeadGrad};
+use weft_kernels::lora_linear::{self, Lora, LoraGrad};
+use weft_kernels::matrix::{self, Into, View};
+use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
+use weft_kernels::{embedding, linear, rms_norm, swiglu};
+
+const TOKENS: usize = 2048;
+const WIDTH: usize = 512;
+const MLP: usize = 1536;
+const HEADS: usize = 8;
+const VOCAB: usize = 32_000;
+const RANK: usize = 32;
+/// Rows whose loss is computed: about half of three quarters.
+const MASKED: usize = 768;
+
+fn main() {
+    divan::main();
+}
+
+fn numbers(len: usize) -> Vec<f32> {
+    (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
+}
+
+fn weight(rows: usize, cols: usize) -> Weight {
+    Weight::from_f32(rows, cols, numbers(rows * cols))
+}
+
+fn flop(m: usize, k: usize, n: usize) -> ItemsCount {
+    ItemsCount::new(2 * m * k * n)
+}
+
+fn bytes(numbers: usize) -> BytesCount {
+    BytesCount::new(4 * numbers)
+}
+
+mod machine {
+    use super::*;
+
+    #[divan::bench]
+    fn product_of_1024_squared(bencher: Bencher) {
+        let (side, a, mut c) = (1024, numbers(1 << 20), numbers(1 << 20));
+        let view = View::new(&a, side, side);
+        bencher.counter(flop(side, side, side)).bench_local(|| matrix::par_product(&mut c, view, view, 1.0, Into::Set));
+    }
+
+    #[divan::bench]
+    fn addition_in_memory(bencher: Bencher) {
+        let (from, mut to) = (numbers(1 << 24), numbers(1 << 24));
+        bencher.counter(bytes(3 << 24)).bench_local(|| matrix::add(&mut to, &from));
+    }
+}
+
+#[divan::bench(args = ["f32", "bf16"])]
+fn linear_forward(bencher: Bencher, dtype: &str) {
+    let mut w = weight(MLP, WIDTH);
+    if dtype == "bf16" {
+        w = Weight::from_bytes(MLP, WIDTH, Dtype::Bf16, &to_bf16_bytes(&w.to_f32()));
+    }
+    let (x, mut y) = (numbers(TOKENS * WIDTH), numbers(TOKENS * MLP));
+    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| linear::forward(&mut y, &x, &w));
+}
+
+#[divan::bench]
+fn linear_backward_input(bencher: Bencher) {
+    let (w, dy, mut dx) = (weight(MLP, WIDTH), numbers(TOKENS * MLP), numbers(TOKENS * WIDTH));
+    bencher.counter(flop(TOKENS, MLP, WIDTH)).bench_local(|| linear::backward_input(&mut dx, &dy, &w, Into::Set));
+}
+
+#[divan::bench]
+fn linear_backward_weight(bencher: Bencher) {
+    let (x, dy, mut dw) = (numbers(TOKENS * WIDTH), numbers(TOKENS * MLP), numbers(MLP * WIDTH));
+    bencher.counter(flop(MLP, TOKENS, WIDTH)).bench_local(|| linear::backward_weight(&mut dw, &dy, &x, TOKENS));
+}
+
+#[divan::bench]
+fn lora_forward(bencher: Bencher) {
+    let (w, a, b) = (weight(WIDTH, WIDTH), weight(RANK, WIDTH), weight(WIDTH, RANK));
+    let (x, mut y) = (numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH));
+    let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None };
+    bencher.counter(flop(TOKENS, WIDTH, WIDTH + 2 * RANK)).bench_local(|| lora_linear::forward(&mut y, &x, &w, &lora));
+}
+
+#[divan::bench]
+fn lora_backward(bencher: Bencher) {
+    let (w, a, b) = (weight(WIDTH, WIDTH), weight(RANK, WIDTH), weight(WIDTH, RANK));
+    let (x, dy, mut dx) = (numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH));
+    let (mut da, mut db) = (numbers(RANK * WIDTH), numbers(WIDTH * RANK));
+    let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None };
+    bencher.counter(flop(TOKENS, WIDTH, WIDTH + 5 * RANK)).bench_local(|| {
+        let grad = LoraGrad { a: &mut da, b: &mut db };
+        lora_linear::backward(Some((&mut dx, Into::Set)), grad, &dy, &x, &w, &lora);
+    });
+}
+
+/// Queries, keys and values of the tokens in sequences of `length`.
+fn attention_of(length: usize, run: impl FnOnce(Qkv, &Shape, ItemsCount)) {
+    let sequences: Vec<_> = (0..TOKENS).step_by(length).map(|start| start..start + length).collect();
+    let shape =
+        Shape { heads: HEADS, kv_heads: HEADS, head_dim: WIDTH / HEADS, sequences: &sequences, queries: &sequences };
+    let [q, k, v] = [(); 3].map(|()| numbers(TOKENS * WIDTH));
+    run(Qkv { q: &q, k: &k, v: &v }, &shape, flop(TOKENS, length, 2 * WIDTH));
+}
+
+#[divan::bench(args = [128, 512, 2048])]
+fn attention_forward(bencher: Bencher, length: usize) {
+    attention_of(length, |qkv, shape, flop| {
+        let mut out = numbers(TOKENS * WIDTH);
+        bencher.counter(flop).bench_local(|| attention::forward(&mut out, qkv, shape));
+    });
+}
+
+#[divan::bench(args = [128, 512, 2048])]
+fn attention_backward(bencher: Bencher, length: usize) {
+    attention_of(length, |qkv, shape, _| {
+        let mut out = numbers(TOKENS * WIDTH);
+        let lse = attention::forward(&mut out, qkv, shape);
+        let dout = numbers(TOKENS * WIDTH);
+        bencher
+            .counter(flop(TOKENS, length, 5 * WIDTH))
+            .bench_local(|| attention::backward(&dout, &out, &lse, qkv, shape));
+    });
+}
+
+#[divan::bench]
+fn head_entropy(bencher: Bencher) {
+    let (w, x) = (weight(VOCAB, WIDTH), numbers(MASKED * WIDTH));
+    let head = Head { weight: &w, lora: None };
+    bencher.counter(flop(MASKED, WIDTH, VOCAB)).bench_local(|| head.entropy(black_box(&x)));
+}
+
+#[divan::bench]
+fn head_loss_and_gradient(bencher: Bencher) {
+    let (w, x, mut dx) = (weight(VOCAB, WIDTH), numbers(MASKED * WIDTH), numbers(MASKED * WIDTH));
+    let (targets, weights) = (vec![1; MASKED], vec![1.0; MASKED]);
+    let head = Head { weight: &w, lora: None };
+    bencher
+        .counter(flop(MASKED, WIDTH, 2 * VOCAB))
+        .bench_local(|| head.loss(&x, &targets, &weights, &mut dx, HeadGrad::default()));
+}
+
+#[divan::bench]
+fn rms_norm_forward(bencher: Bencher) {
+    let (x, gain, mut y) = (numbers(TOKENS * WIDTH), numbers(WIDTH), numbers(TOKENS * WIDTH));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| rms_norm::forward(&mut y, &x, &gain, 1e-5));
+}
+
+#[divan::bench]
+fn rms_norm_backward(bencher: Bencher) {
+    let [x, dy, mut dx] = [(); 3].map(|()| numbers(TOKENS * WIDTH));
+    let gain = numbers(WIDTH);
+    bencher.counter(bytes(4 * x.len())).bench_local(|| rms_norm::backward(&mut dx, None, &dy, &x, &gain, 1e-5));
+}
+
+#[divan::bench]
+fn rope(bencher: Bencher) {
+    let positions: Vec<u32> = (0..TOKENS as u32).collect();
+    let rope = Rope::new(&positions, WIDTH / HEADS, 5e5);
+    let mut x = numbers(TOKENS * WIDTH);
+    bencher.counter(bytes(2 * x.len())).bench_local(|| rope.apply(&mut x, HEADS, Turn::Position));
+}
+
+#[divan::bench]
+fn swiglu_forward(bencher: Bencher) {
+    let [gate, up, mut h] = [(); 3].map(|()| numbers(TOKENS * MLP));
+    bencher.counter(bytes(3 * gate.len())).bench_local(|| swiglu::forward(&mut h, &gate, &up));
+}
+
+#[divan::bench]
+fn swiglu_backward(bencher: Bencher) {
+    let [mut gate, mut up, dh] = [(); 3].map(|()| numbers(TOKENS * MLP));
+    bencher.counter(bytes(5 * dh.len())).bench_local(|| swiglu::backward(&mut gate, &mut up, &dh));
+}
+
+#[divan::bench]
+fn embedding_forward(bencher: Bencher) {
+    let (w, mut x) = (weight(VOCAB, WIDTH), numbers(TOKENS * WIDTH));
+    let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 13 % VOCAB as u32).collect();
+    bencher.counter(bytes(2 * x.len())).bench_local(|| embedding::forward(&mut x, &ids, &w));
+}
+
+#[divan::bench]
+fn adamw(bencher: Bencher) {
+    let adamw = AdamW { lr: 1e-5, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 3 };
+    let [mut w, mut m, mut v, grad] = [(); 4].map(|()| vec![0.1; MLP * WIDTH]);
+    bencher.counter(bytes(7 * w.len())).bench_local(|| adamw.update(&mut w, &mut m, &mut v, &grad, 1.0));
+}
