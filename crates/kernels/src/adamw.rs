@@ -43,14 +43,17 @@ impl AdamW {
         let decay = 1.0 - self.lr * self.weight_decay;
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
         w.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
-            vectorised(|| {
-                for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                    let g = g * grad_scale;
-                    *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-                    *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-                    *w = *w * decay - step_size * *m / (v.sqrt() * root + self.eps);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+                        let g = g * grad_scale;
+                        *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+                        *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+                        *w = *w * decay - step_size * *m / (v.sqrt() * root + self.eps);
+                    }
+                },
+            );
         });
     }
 }

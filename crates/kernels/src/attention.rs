@@ -190,13 +190,16 @@ fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
 
 /// Turns scores into probabilities and their gradients `ds` into those of the scores.
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, [dout, out]: [&[f32]; 2]) {
-    vectorised(|| {
-        let dot = exp::dot(dout, out);
-        for (p, ds) in p.iter_mut().zip(ds) {
-            *p = exp(*p - lse);
-            *ds = *p * (*ds - dot);
-        }
-    });
+    vectorised(
+        #[inline(always)]
+        || {
+            let dot = exp::dot(dout, out);
+            for (p, ds) in p.iter_mut().zip(ds) {
+                *p = exp(*p - lse);
+                *ds = *p * (*ds - dot);
+            }
+        },
+    );
 }
 
 /// Queries whose scores are held at once: those of a long sequence would leave the second cache.
@@ -211,21 +214,24 @@ fn blocks(tokens: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
 
 /// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.
 fn softmax(row: &mut [f32]) -> (f32, f32) {
-    vectorised(|| {
-        let max = exp::max(row);
-        let mut lanes = [0.0f32; exp::LANES];
-        let (chunks, rest) = row.as_chunks_mut::<{ exp::LANES }>();
-        for chunk in chunks {
-            for (lane, s) in lanes.iter_mut().zip(chunk) {
-                *s = exp(*s - max);
-                *lane += *s;
+    vectorised(
+        #[inline(always)]
+        || {
+            let max = exp::max(row);
+            let mut lanes = [0.0f32; exp::LANES];
+            let (chunks, rest) = row.as_chunks_mut::<{ exp::LANES }>();
+            for chunk in chunks {
+                for (lane, s) in lanes.iter_mut().zip(chunk) {
+                    *s = exp(*s - max);
+                    *lane += *s;
+                }
             }
-        }
-        let mut sum = lanes.iter().sum::<f32>();
-        for s in rest {
-            *s = exp(*s - max);
-            sum += *s;
-        }
-        (max + sum.ln(), 1.0 / sum)
-    })
+            let mut sum = lanes.iter().sum::<f32>();
+            for s in rest {
+                *s = exp(*s - max);
+                sum += *s;
+            }
+            (max + sum.ln(), 1.0 / sum)
+        },
+    )
 }

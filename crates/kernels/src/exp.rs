@@ -29,7 +29,8 @@ pub fn exp(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { p * scale }
 }
 
-/// Runs a loop compiled for the processor's widest vectors.
+/// Runs a loop compiled for the processor's widest vectors: `vectorised(#[inline(always)] || ...)`. A closure that isn't
+/// inlined here is compiled for the oldest processor instead, which no test can see.
 #[inline(always)]
 pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

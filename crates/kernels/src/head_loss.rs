@@ -120,7 +120,10 @@ impl Head<'_> {
                     let lse = log_sum_exp(row);
                     *nll = (lse - f64::from(row[target as usize])) as f32;
                     let lse = lse as f32;
-                    vectorised(|| row.iter_mut().for_each(|z| *z = weight * exp(*z - lse)));
+                    vectorised(
+                        #[inline(always)]
+                        || row.iter_mut().for_each(|z| *z = weight * exp(*z - lse)),
+                    );
                     row[target as usize] -= weight;
                 });
             let x = &x[range.start * width..range.end * width];
@@ -150,10 +153,13 @@ impl Head<'_> {
 
 /// `ln sum exp z`, in f64 from f32 exponentials.
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    vectorised(|| {
-        let max = exp::max(logits);
-        f64::from(max) + exp::sum(logits, |z| exp(z - max)).ln()
-    })
+    vectorised(
+        #[inline(always)]
+        || {
+            let max = exp::max(logits);
+            f64::from(max) + exp::sum(logits, |z| exp(z - max)).ln()
+        },
+    )
 }
 
 /// What the softmax of some logits comes to; those of all are merged from those of parts.
@@ -171,20 +177,23 @@ struct Statistics {
 impl Statistics {
     /// Of fewer logits than would need sums in f64.
     fn new(logits: &[f32], target: f32) -> Self {
-        vectorised(|| {
-            let max = exp::max(logits);
-            let [mut z, mut dot] = [[0.0f32; exp::LANES]; 2];
-            for chunk in logits.chunks(exp::LANES) {
-                for ((z, dot), logit) in z.iter_mut().zip(&mut dot).zip(chunk) {
-                    // An impossible token's distance is cut off, for 0 * -inf is no number.
-                    let distance = if logit - max < LOWEST { LOWEST } else { logit - max };
-                    let e = exp(distance);
-                    *z += e;
-                    *dot += e * distance;
+        vectorised(
+            #[inline(always)]
+            || {
+                let max = exp::max(logits);
+                let [mut z, mut dot] = [[0.0f32; exp::LANES]; 2];
+                for chunk in logits.chunks(exp::LANES) {
+                    for ((z, dot), logit) in z.iter_mut().zip(&mut dot).zip(chunk) {
+                        // An impossible token's distance is cut off, for 0 * -inf is no number.
+                        let distance = if logit - max < LOWEST { LOWEST } else { logit - max };
+                        let e = exp(distance);
+                        *z += e;
+                        *dot += e * distance;
+                    }
                 }
-            }
-            Self { max, z: z.iter().sum::<f32>().into(), dot: dot.iter().sum::<f32>().into(), target }
-        })
+                Self { max, z: z.iter().sum::<f32>().into(), dot: dot.iter().sum::<f32>().into(), target }
+            },
+        )
     }
 
     fn merge(self, other: Self) -> Self {

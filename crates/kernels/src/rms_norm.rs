@@ -14,12 +14,15 @@ const PARTIAL_ROWS: usize = 64;
 pub fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
     let width = gain.len();
     y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
-        vectorised(|| {
-            let scale = inverse_rms(x, eps);
-            for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
-                *y = x * scale * g;
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                let scale = inverse_rms(x, eps);
+                for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
+                    *y = x * scale * g;
+                }
+            },
+        );
     });
 }
 
@@ -27,13 +30,16 @@ pub fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
 pub fn backward(dx: &mut [f32], dgain: Option<&mut [f32]>, dy: &[f32], x: &[f32], gain: &[f32], eps: f32) {
     let width = gain.len();
     dx.par_chunks_mut(width).zip(dy.par_chunks(width)).zip(x.par_chunks(width)).for_each(|((dx, dy), x)| {
-        vectorised(|| {
-            let scale = inverse_rms(x, eps);
-            let shrink = scale * scale * scale * dot3(dy, gain, x) / width as f32;
-            for (((dx, dy), g), x) in dx.iter_mut().zip(dy).zip(gain).zip(x) {
-                *dx += dy * g * scale - x * shrink;
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                let scale = inverse_rms(x, eps);
+                let shrink = scale * scale * scale * dot3(dy, gain, x) / width as f32;
+                for (((dx, dy), g), x) in dx.iter_mut().zip(dy).zip(gain).zip(x) {
+                    *dx += dy * g * scale - x * shrink;
+                }
+            },
+        );
     });
     let Some(dgain) = dgain else { return };
     let partials: Vec<Vec<f32>> = dy
@@ -42,12 +48,15 @@ pub fn backward(dx: &mut [f32], dgain: Option<&mut [f32]>, dy: &[f32], x: &[f32]
         .map(|(dy, x)| {
             let mut partial = vec![0.0; width];
             for (dy, x) in dy.chunks(width).zip(x.chunks(width)) {
-                vectorised(|| {
-                    let scale = inverse_rms(x, eps);
-                    for ((p, dy), x) in partial.iter_mut().zip(dy).zip(x) {
-                        *p += dy * x * scale;
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let scale = inverse_rms(x, eps);
+                        for ((p, dy), x) in partial.iter_mut().zip(dy).zip(x) {
+                            *p += dy * x * scale;
+                        }
+                    },
+                );
             }
             partial
         })

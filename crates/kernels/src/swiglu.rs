@@ -13,26 +13,32 @@ const CHUNK: usize = 1 << 14;
 /// All `[N, mlp width]`.
 pub fn forward(h: &mut [f32], gate: &[f32], up: &[f32]) {
     h.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((h, g), u)| {
-        vectorised(|| {
-            for ((h, g), u) in h.iter_mut().zip(g).zip(u) {
-                *h = g * sigmoid(*g) * u;
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((h, g), u) in h.iter_mut().zip(g).zip(u) {
+                    *h = g * sigmoid(*g) * u;
+                }
+            },
+        );
     });
 }
 
 /// Turns `gate` and `up` into their gradients in place: both are recomputed and needed no more.
 pub fn backward(gate: &mut [f32], up: &mut [f32], dh: &[f32]) {
     gate.par_chunks_mut(CHUNK).zip(up.par_chunks_mut(CHUNK)).zip(dh.par_chunks(CHUNK)).for_each(|((g, u), dh)| {
-        vectorised(|| {
-            for ((g, u), dh) in g.iter_mut().zip(u).zip(dh) {
-                let s = sigmoid(*g);
-                let silu = *g * s;
-                let dgate = dh * *u * (s + silu * (1.0 - s));
-                *u = dh * silu;
-                *g = dgate;
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((g, u), dh) in g.iter_mut().zip(u).zip(dh) {
+                    let s = sigmoid(*g);
+                    let silu = *g * s;
+                    let dgate = dh * *u * (s + silu * (1.0 - s));
+                    *u = dh * silu;
+                    *g = dgate;
+                }
+            },
+        );
     });
 }
 

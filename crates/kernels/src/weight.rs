@@ -143,7 +143,10 @@ impl Weight {
                 let mut block = Vec::with_capacity(rows.len() * cols.len());
                 for row in rows.clone() {
                     let row = &data[row * self.cols..][cols.clone()];
-                    vectorised(|| block.extend(row.iter().map(|x| widen(*x))));
+                    vectorised(
+                        #[inline(always)]
+                        || block.extend(row.iter().map(|x| widen(*x))),
+                    );
                 }
                 f(View::new(&block, rows.len(), cols.len()))
             }
