@@ -155,7 +155,7 @@ impl Default for TrainTable {
             max_steps: None,
             micro_batch_size: 1,
             grad_accum_steps: 1,
-            activation_memory_gb: 0.25,
+            activation_memory_gb: 0.2,
             lr: 1e-4,
             lr_schedule: LrSchedule::default(),
             warmup_steps: 0,

@@ -3,7 +3,7 @@
 //!
 //! Shape letters: `N` tokens of a packed batch, `D` width, `H` heads, `K` key/value heads, `V` rows of the
 //! LM head, `R` LoRA rank. Every matrix is row-major and contiguous. Arithmetic is f32, totals are f64.
-//! Work is split into pieces of a fixed size, so a result has the same bits at any number of threads.
+//! Every sum takes its terms in an order that doesn't depend on the threads, and neither do a result's bits.
 
 pub mod adamw;
 pub mod attention;
