@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use weft_kernels::precision::Precision;
 
 use crate::data::packing::Padding;
 use crate::error::{Error, Result};
@@ -39,6 +40,8 @@ pub struct Recipe {
 pub struct ModelTable {
     /// A checkpoint's folder, or `tiny-base` for the embedded one.
     pub path: PathBuf,
+    /// The format of products' factors, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
+    pub precision: Precision,
     /// Rank of the adapter.
     pub lora_rank: usize,
     /// Numerator of the adapter's scale.
@@ -137,6 +140,7 @@ impl Default for ModelTable {
     fn default() -> Self {
         Self {
             path: PathBuf::from("tiny-base"),
+            precision: Precision::F32,
             lora_rank: 32,
             lora_alpha: 64.0,
             lora_dropout: 0.0,
@@ -205,6 +209,8 @@ impl Recipe {
             &format!("objective.entropy_every {sft}"),
         );
         warn(is_sft && self.objective.reference != default.reference, &format!("objective.reference {sft}"));
+        let precision = self.objective.entropy_precision;
+        warn(is_sft && precision.is_some(), &format!("objective.entropy_precision {sft}"));
         let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
         warn(!has_held_out && self.train.eval_every > 0, "train.eval_every has no effect without data.held_out");
         warn(!has_held_out && self.eval.task.is_some(), "eval.task has no effect without data.held_out");

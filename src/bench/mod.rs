@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use weft_kernels::matrix::{self, Into, View};
+use weft_kernels::precision::Precision;
 
 use crate::data::Example;
 use crate::data::packing::Padding;
@@ -24,8 +25,10 @@ const GEMM_SIDE: usize = 1024;
 pub struct Plan {
     /// `P`, `llada-8b`, or a checkpoint's folder.
     pub shape: String,
-    /// Whether weights are stored in bf16; else f32. A checkpoint keeps its own.
-    pub bf16: bool,
+    /// What products round their factors to, and how a named shape's weights are stored.
+    pub precision: Precision,
+    /// The same for the pass for entropies.
+    pub entropy_precision: Precision,
     /// Whether everything is trained; else LoRA on queries, keys and values, of rank 32 (`llada-8b`: 128).
     pub full: bool,
     /// Sequences of a step.
@@ -47,8 +50,12 @@ pub struct Measurement {
     pub sequences: usize,
     /// Tokens of a sequence.
     pub tokens: usize,
-    /// `f32` or `bf16`.
-    pub dtype: &'static str,
+    /// What products round their factors to.
+    pub dtype: Precision,
+    /// The same for the pass for entropies.
+    pub entropy_dtype: Precision,
+    /// How this processor computes such products.
+    pub instructions: &'static str,
     /// `lora` or `full`.
     pub trainable: &'static str,
     /// `sft` or `weft`.
@@ -61,7 +68,7 @@ pub struct Measurement {
     pub peak_rss_bytes: u64,
     /// The same of each phase.
     pub phases: Phases,
-    /// The machine's rate of products of f32 matrices, measured beside.
+    /// The machine's rate of such products, in 10^9 operations per second, measured beside.
     pub gemm_gflops: f64,
     /// The step's arithmetic, recomputation left out, at that rate.
     pub floor_seconds: f64,
@@ -88,10 +95,6 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
 fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Measurement, Transformer)> {
     let [matrices, head] = products(&model);
     let attention = model.blocks.len() * plan.tokens * model.config.width;
-    let dtype = match model.params[model.blocks[0].qkv[0].weight].weight.dtype() {
-        weft_kernels::weight::Dtype::F32 => "f32",
-        weft_kernels::weight::Dtype::Bf16 => "bf16",
-    };
     let prompt = plan.tokens / 4;
     let vocab = model.params[model.embedding].weight.rows() as f64;
     let ids = |example: u64, tokens: std::ops::Range<usize>| -> Vec<u32> {
@@ -107,7 +110,12 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     let example = |e| Example { prompt_ids: ids(e, 0..prompt), answer_ids: ids(e, prompt..plan.tokens) };
     let job = Job {
         examples: (0..count).map(example).collect(),
-        objective: Objective { kind, entropy_every: plan.entropy_every, ..Objective::default() },
+        objective: Objective {
+            kind,
+            entropy_every: plan.entropy_every,
+            entropy_precision: Some(plan.entropy_precision),
+            ..Objective::default()
+        },
         padding: Padding::None,
         eos_token_id: 0,
         settings: TrainTable {
@@ -122,7 +130,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     for i in 0..all_steps {
         let report = trainer.step()?;
         if i >= plan.warm_up {
-            rates.push(gemm_gflops());
+            rates.push([plan.precision, plan.entropy_precision].map(gemm_gflops));
             steps.push((report.phases, report.masked_share));
         }
     }
@@ -137,13 +145,14 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     let layers = tokens * (matrices + 2 * attention) as f64;
     let passes = if plan.full { 3.0 } else { 2.0 };
     let pass_1 = if kind == Kind::Weft { (layers + answers * head as f64) / plan.entropy_every as f64 } else { 0.0 };
-    let flop = 2.0 * (passes * layers + passes * masked * head as f64 + pass_1);
-    let gemm_gflops = median(rates);
-    let floor_seconds = flop / 1e9 / gemm_gflops;
+    let [rate, pass_1_rate] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
+    let floor_seconds = 2e-9 * ((passes * layers + passes * masked * head as f64) / rate + pass_1 / pass_1_rate);
     let measurement = Measurement {
         sequences: plan.sequences,
         tokens: plan.tokens,
-        dtype,
+        dtype: plan.precision,
+        entropy_dtype: plan.entropy_precision,
+        instructions: plan.precision.instructions(),
         trainable: if plan.full { "full" } else { "lora" },
         objective: if kind == Kind::Weft { "weft" } else { "sft" },
         step_seconds,
@@ -156,7 +165,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
             backward: of(&|p| p.backward),
             optimizer: of(&|p| p.optimizer),
         },
-        gemm_gflops,
+        gemm_gflops: rate,
         floor_seconds,
         gemm_share: floor_seconds / step_seconds,
     };
@@ -172,13 +181,13 @@ fn products(model: &Transformer) -> [usize; 2] {
     [model.blocks.iter().map(block).sum(), of(model.head.weight)]
 }
 
-/// The machine's rate of f32 products, in 10^9 operations per second: the best of nine.
-fn gemm_gflops() -> f64 {
+/// The machine's rate of products, in 10^9 operations per second: the best of nine.
+fn gemm_gflops(precision: Precision) -> f64 {
     let side = GEMM_SIDE;
     let (a, b, mut c) = (vec![1.0f32; side * side], vec![1.0f32; side * side], vec![0.0f32; side * side]);
     let rate = || {
         let started = Instant::now();
-        matrix::par_product(&mut c, View::new(&a, side, side), View::new(&b, side, side), 1.0, Into::Set);
+        matrix::par_product(&mut c, View::new(&a, side, side), View::new(&b, side, side), 1.0, Into::Set, precision);
         2.0 * (side as f64).powi(3) / started.elapsed().as_secs_f64() / 1e9
     };
     std::iter::repeat_with(rate).take(9).fold(0.0, f64::max)

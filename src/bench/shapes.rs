@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
+use weft_kernels::precision::Precision;
 use weft_kernels::weight::{Weight, to_bf16_bytes};
 
 use super::Plan;
@@ -62,7 +63,7 @@ const SHAPES: [Shape; 2] = [
 pub(super) fn model(plan: &Plan) -> Result<Transformer> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
     let mut model = match named {
-        Some(shape) if plan.bf16 => {
+        Some(shape) if plan.precision == Precision::Bf16 => {
             // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
             let folder = Scratch::new()?;
             write_random(&folder.0, &LladaConfig::new(shape.sizes))?;
@@ -75,6 +76,7 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
             return Err(Error::Usage(format!("--shape {shape} is neither P, llada-8b nor a checkpoint's folder")));
         }
     };
+    model.config.precision = plan.precision;
     model.params.iter_mut().for_each(|p| p.trainable = plan.full);
     if !plan.full {
         let rank = named.map_or(32, |shape| shape.lora_rank);

@@ -6,6 +6,7 @@ use clap::Args;
 use weft::bench::{Measurement, Plan, measure};
 use weft::error::{Error, Result};
 use weft::objective::Kind;
+use weft_kernels::precision::Precision;
 
 /// Measure training steps of a shape
 ///
@@ -18,9 +19,12 @@ pub struct Bench {
     /// P (width 512, 8 layers, vocabulary 32,000), llada-8b (with bf16: 16 GB on disk), or a checkpoint's folder
     #[arg(long, default_value = "P", value_name = "SHAPE")]
     shape: String,
-    /// How a named shape's weights are stored: f32 or bf16
-    #[arg(long, default_value = "f32", value_name = "DTYPE")]
-    dtype: String,
+    /// What products round their factors to, and how a named shape's weights are stored: f32 or bf16
+    #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
+    dtype: Precision,
+    /// The same for the pass for entropies; as --dtype where absent
+    #[arg(long, value_name = "DTYPE", value_parser = super::precision)]
+    entropy_dtype: Option<Precision>,
     /// Objectives, one after the other
     #[arg(long, value_delimiter = ',', default_value = "sft,weft", value_name = "LIST")]
     objective: Vec<String>,
@@ -55,7 +59,8 @@ impl Bench {
             _ => Err(Error::Usage(format!("--{option} {value}: the known ones are {yes} and {no}"))),
         };
         let plan = Plan {
-            bf16: one_of("dtype", &self.dtype, ["bf16", "f32"])?,
+            precision: self.dtype,
+            entropy_precision: self.entropy_dtype.unwrap_or(self.dtype),
             full: one_of("trainable", &self.trainable, ["full", "lora"])?,
             sequences: self.sequences.max(1),
             tokens: self.tokens.max(4),
@@ -89,8 +94,9 @@ fn print(m: &Measurement) {
     );
     println!("  peak        {:.2} GB resident", m.peak_rss_bytes as f64 / 1e9);
     println!(
-        "  products    {:.0} GFLOP/s on this machine: {:.3} s for the step's arithmetic, {:.0} % of its time",
+        "  products    {:.0} GFLOP/s on this machine ({}): {:.3} s for the step's arithmetic, {:.0} % of its time",
         m.gemm_gflops,
+        m.instructions,
         m.floor_seconds,
         100.0 * m.gemm_share
     );

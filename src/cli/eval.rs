@@ -20,12 +20,8 @@ use super::generate::SamplingArgs;
     after_help = "Example:\n  weft eval --model tiny-base --task sudoku --data runs/quickstart/data/held-out.jsonl --limit 64 --gen-length 32 --diffusion-steps 32 --out base.json"
 )]
 pub struct Eval {
-    /// The checkpoint's folder, or tiny-base
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// A PEFT adapter's folder
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    model: super::ModelArgs,
     /// The task: sudoku or countdown
     #[arg(long, value_name = "TASK")]
     task: String,
@@ -48,7 +44,7 @@ impl Eval {
         let sampling = self.sampling.over(Sampling::default())?;
         let mut problems = read_problems(task, &self.data)?;
         problems.truncate(self.limit.unwrap_or(problems.len()));
-        let base = super::open(&self.model, self.adapter.as_deref())?;
+        let base = self.model.open()?;
         let generations = answer(&base, task, &problems, &sampling)?;
         save(&self.out, task, &generations)?;
         println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));

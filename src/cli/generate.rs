@@ -18,12 +18,8 @@ use weft::sampler::remasking::Remasking;
     after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --block-length 32 --diffusion-steps 32"
 )]
 pub struct Generate {
-    /// The checkpoint's folder, or tiny-base
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// A PEFT adapter's folder
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    model: super::ModelArgs,
     /// The user's turn; standard input where absent
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -97,7 +93,7 @@ impl SamplingArgs {
 impl Generate {
     pub fn run(self) -> Result<ExitCode> {
         let sampling = self.sampling.over(Sampling::default())?;
-        let base = super::open(&self.model, self.adapter.as_deref())?;
+        let base = self.model.open()?;
         let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling };
         let content = match self.prompt {
             Some(prompt) => prompt,

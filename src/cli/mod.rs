@@ -8,13 +8,14 @@ mod parity;
 mod pretrain;
 mod train;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
 use weft::error::{Error, Result};
 use weft::model::lora;
+use weft_kernels::precision::Precision;
 
 /// Most threads: beyond, starting them takes longer than any work they share.
 const MAX_THREADS: usize = 1024;
@@ -73,11 +74,36 @@ impl Cli {
     }
 }
 
-/// Opens a base with its adapter, if there is one.
-fn open(model: &Path, adapter: Option<&Path>) -> Result<Base> {
-    let mut base = Base::open(model)?;
-    if let Some(adapter) = adapter {
-        lora::load(adapter, &mut base.model)?;
+/// The model that a command asks.
+#[derive(Args)]
+struct ModelArgs {
+    /// The checkpoint's folder, or tiny-base
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A PEFT adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// What products round their factors to: f32 (nothing) or bf16 (faster on some processors)
+    #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
+    precision: Precision,
+}
+
+impl ModelArgs {
+    /// Opens the base with its adapter, if there is one.
+    fn open(&self) -> Result<Base> {
+        let mut base = Base::open(&self.model)?;
+        if let Some(adapter) = &self.adapter {
+            lora::load(adapter, &mut base.model)?;
+        }
+        base.model.config.precision = self.precision;
+        Ok(base)
     }
-    Ok(base)
+}
+
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    match name {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err("the known ones are f32 and bf16".to_owned()),
+    }
 }

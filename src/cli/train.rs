@@ -58,6 +58,7 @@ impl Train {
         run::check_output(&output, self.resume)?;
         // 1. Base and rows.
         let mut base = Base::open(&recipe.model.path)?;
+        base.model.config.precision = recipe.model.precision;
         let rows = rows(&recipe, &base)?;
         describe(&recipe, &base, &rows);
         // 2. The base's score, before anything is trained.

@@ -7,12 +7,13 @@ use weft_kernels::buffer::Buffer;
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{Dropout, Lora, LoraGrad};
 use weft_kernels::matrix::Into;
+use weft_kernels::precision::Precision;
 use weft_kernels::rope::Rope;
 use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, lora_linear, rms_norm};
 
 use super::batch::{Batch, Targets};
-use super::layer::{Rows, Span};
+use super::layer::{Mode, Rows, Span};
 
 /// The index of a parameter in the model's table.
 pub type ParamId = usize;
@@ -77,6 +78,10 @@ pub struct Config {
     pub lora_dropout: f32,
     /// Memory for activations kept between forward and backward beyond each layer's input and attention.
     pub activation_bytes: usize,
+    /// The format of products' factors.
+    pub precision: Precision,
+    /// The same, in the pass for entropies.
+    pub entropy_precision: Precision,
 }
 
 /// What a backward pass gives beside the gradients.
@@ -117,30 +122,34 @@ impl Transformer {
 
     /// Token entropies in nats at some rows, without gradients or dropout.
     pub fn entropy(&self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
-        self.head(None).entropy(&self.head_inputs(batch, rows))
+        let precision = self.config.entropy_precision;
+        self.head(Mode { dropout_keys: None, precision }).entropy(&self.head_inputs(batch, rows, precision))
     }
 
     /// The `nll` in nats of `ids` at some rows, without gradients or dropout.
     pub fn nll(&self, batch: &Batch, rows: &[usize], ids: &[u32]) -> Vec<f32> {
-        self.head(None).nll(&self.head_inputs(batch, rows), ids)
+        let precision = self.config.precision;
+        self.head(Mode { dropout_keys: None, precision }).nll(&self.head_inputs(batch, rows, precision), ids)
     }
 
     /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits at some rows.
     pub fn for_each_logits(&self, batch: &Batch, rows: &[usize], f: impl FnMut(usize, &mut [f32])) {
-        self.head(None).for_each_chunk(&self.head_inputs(batch, rows), f);
+        let precision = self.config.precision;
+        self.head(Mode { dropout_keys: None, precision }).for_each_chunk(&self.head_inputs(batch, rows, precision), f);
     }
 
     /// Each target's `nll`; adds the gradient of `sum of weight * nll` to `grads`.
     pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Pass {
         let started = Instant::now();
-        let eps = self.config.rms_norm_eps;
+        let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, targets.rows));
         // 1. Forward, keeping each layer's input and attention, and the last ones' products.
         let mut x = self.embed(batch);
         let keep_from = self.first_kept_layer(&all, &wanted);
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
-            let (output, kept) = self.layer_forward(block, x, self.span(index, &all, &wanted), index >= keep_from);
+            let (output, kept) =
+                self.layer_forward(block, x, self.span(index, &all, &wanted, precision), index >= keep_from);
             x = output;
             layers.push(kept);
         }
@@ -153,7 +162,7 @@ impl Transformer {
         let mut dweight = grads[self.head.weight].take();
         let mut dlora = self.head.lora.map(|ids| take_pair(grads, ids));
         let grad = HeadGrad { weight: dweight.as_deref_mut(), lora: dlora.as_mut().map(|[a, b]| LoraGrad { a, b }) };
-        let head = self.head(wanted.dropout_keys.as_deref());
+        let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
         let nll = head.loss(&normed, targets.ids, targets.weights, &mut dnormed, grad);
         grads[self.head.weight] = dweight;
         give_back(grads, self.head.lora, dlora);
@@ -165,7 +174,7 @@ impl Transformer {
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let kept = layers.pop().expect("something was kept of each layer");
             let wants_input = index > 0 || grads[self.embedding].is_some() || grads[block.attn_norm].is_some();
-            dx = self.layer_backward(block, dx, kept, self.span(index, &all, &wanted), grads, wants_input);
+            dx = self.layer_backward(block, dx, kept, self.span(index, &all, &wanted, precision), grads, wants_input);
         }
         if let Some(dweight) = &mut grads[self.embedding] {
             embedding::backward(dweight, &batch.ids, &dx);
@@ -178,7 +187,7 @@ impl Transformer {
     fn first_kept_layer(&self, all: &Rows, wanted: &Rows) -> usize {
         let mut left = self.config.activation_bytes;
         let fits = |index: &usize| {
-            let bytes = self.product_bytes(&self.blocks[*index], self.span(*index, all, wanted));
+            let bytes = self.product_bytes(&self.blocks[*index], self.span(*index, all, wanted, self.config.precision));
             left = left.saturating_sub(bytes);
             left > 0
         };
@@ -186,11 +195,11 @@ impl Transformer {
     }
 
     /// The head's input at some rows, without gradients or dropout.
-    fn head_inputs(&self, batch: &Batch, rows: &[usize]) -> Buffer {
+    fn head_inputs(&self, batch: &Batch, rows: &[usize], precision: Precision) -> Buffer {
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, rows));
         let mut x = self.embed(batch);
         for (index, block) in self.blocks.iter().enumerate() {
-            x = self.layer_output(block, &x, self.span(index, &all, &wanted));
+            x = self.layer_output(block, &x, self.span(index, &all, &wanted, precision));
         }
         let mut normed = Buffer::unset(x.len());
         rms_norm::forward(&mut normed, &x, &self.params[self.final_norm].weight.to_f32(), self.config.rms_norm_eps);
@@ -226,35 +235,37 @@ impl Transformer {
     }
 
     /// Only the last layer writes fewer rows than it reads.
-    fn span<'a>(&self, index: usize, all: &'a Rows<'a>, wanted: &'a Rows<'a>) -> Span<'a> {
-        Span { from: all, to: if index + 1 == self.blocks.len() { wanted } else { all } }
+    fn span<'a>(&self, index: usize, all: &'a Rows<'a>, wanted: &'a Rows<'a>, precision: Precision) -> Span<'a> {
+        Span { from: all, to: if index + 1 == self.blocks.len() { wanted } else { all }, precision }
     }
 
     fn rope(&self, positions: &[u32]) -> Rope {
         Rope::new(positions, self.config.width / self.config.heads, self.config.rope_theta)
     }
 
-    fn lora<'a>(&'a self, layer: &Linear, keys: Option<&'a [u64]>) -> Option<Lora<'a>> {
+    fn lora<'a>(&'a self, layer: &Linear, mode: Mode<'a>) -> Option<Lora<'a>> {
         let [a, b] = layer.lora?;
         let probability = self.config.lora_dropout;
-        let dropout = keys.filter(|_| probability > 0.0).map(|token_keys| Dropout {
+        let dropout = mode.dropout_keys.filter(|_| probability > 0.0).map(|token_keys| Dropout {
             probability,
             token_keys,
             module: layer.weight as u32,
         });
-        Some(Lora { a: &self.params[a].weight, b: &self.params[b].weight, scale: self.config.lora_scale, dropout })
+        let [a, b] = [a, b].map(|id| &self.params[id].weight);
+        Some(Lora { a, b, scale: self.config.lora_scale, dropout, precision: mode.precision })
     }
 
-    fn head<'a>(&'a self, keys: Option<&'a [u64]>) -> Head<'a> {
-        Head { weight: &self.params[self.head.weight].weight, lora: self.lora(&self.head, keys) }
+    fn head<'a>(&'a self, mode: Mode<'a>) -> Head<'a> {
+        let weight = &self.params[self.head.weight].weight;
+        Head { weight, lora: self.lora(&self.head, mode), precision: mode.precision }
     }
 
     /// A linear layer's output, its adapter's included.
-    pub(super) fn apply(&self, layer: &Linear, x: &[f32], keys: Option<&[u64]>) -> Buffer {
+    pub(super) fn apply(&self, layer: &Linear, x: &[f32], mode: Mode) -> Buffer {
         let weight = &self.params[layer.weight].weight;
         let mut y = Buffer::unset(x.len() / weight.cols() * weight.rows());
-        match self.lora(layer, keys) {
-            None => linear::forward(&mut y, x, weight),
+        match self.lora(layer, mode) {
+            None => linear::forward(&mut y, x, weight, mode.precision),
             Some(lora) => lora_linear::forward(&mut y, x, weight, &lora),
         }
         y
@@ -267,14 +278,14 @@ impl Transformer {
         dx: Option<(&mut Buffer, Into)>,
         dy: &[f32],
         x: &[f32],
-        keys: Option<&[u64]>,
+        mode: Mode,
         grads: &mut Gradients,
     ) {
         let weight = &self.params[layer.weight].weight;
         if let Some(dw) = &mut grads[layer.weight] {
-            linear::backward_weight(dw, dy, x, x.len() / weight.cols());
+            linear::backward_weight(dw, dy, x, x.len() / weight.cols(), mode.precision);
         }
-        match (self.lora(layer, keys), layer.lora) {
+        match (self.lora(layer, mode), layer.lora) {
             (Some(lora), Some(ids)) => {
                 let [mut a, mut b] = take_pair(grads, ids);
                 let grad = LoraGrad { a: &mut a, b: &mut b };
@@ -283,7 +294,7 @@ impl Transformer {
             }
             _ => {
                 if let Some((dx, into)) = dx {
-                    linear::backward_input(dx, dy, weight, into);
+                    linear::backward_input(dx, dy, weight, into, mode.precision);
                 }
             }
         }

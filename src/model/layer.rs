@@ -6,6 +6,7 @@ use std::ops::Range;
 use weft_kernels::attention::{self, Qkv};
 use weft_kernels::buffer::Buffer;
 use weft_kernels::matrix::{self, Into};
+use weft_kernels::precision::Precision;
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::{rms_norm, swiglu};
 
@@ -37,11 +38,31 @@ impl Rows<'_> {
     }
 }
 
-/// The rows a layer reads and those it writes.
+/// The rows a layer reads and those it writes, and the format of its products' factors.
 #[derive(Clone, Copy)]
 pub(super) struct Span<'a> {
     pub(super) from: &'a Rows<'a>,
     pub(super) to: &'a Rows<'a>,
+    pub(super) precision: Precision,
+}
+
+/// How a linear layer computes some rows.
+#[derive(Clone, Copy)]
+pub(super) struct Mode<'a> {
+    /// Keys of its adapter's dropout.
+    pub(super) dropout_keys: Option<&'a [u64]>,
+    /// Of its products.
+    pub(super) precision: Precision,
+}
+
+impl<'a> Span<'a> {
+    fn reads(self) -> Mode<'a> {
+        Mode { dropout_keys: self.from.dropout_keys.as_deref(), precision: self.precision }
+    }
+
+    fn writes(self) -> Mode<'a> {
+        Mode { dropout_keys: self.to.dropout_keys.as_deref(), precision: self.precision }
+    }
 }
 
 /// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep; the
@@ -109,7 +130,7 @@ impl Transformer {
         let Kept { input, attention, products } = kept;
         let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up: [mut gate, mut up], hidden } =
             self.activations(block, &input, span, Some(attention), products);
-        let (from, to) = (span.from.dropout_keys.as_deref(), span.to.dropout_keys.as_deref());
+        let (from, to) = (span.reads(), span.writes());
         // 1. The MLP.
         let mut dhidden = Buffer::unset(hidden.len());
         self.apply_backward(&block.down, Some((&mut dhidden, Into::Set)), &dx, &hidden, to, grads);
@@ -173,7 +194,7 @@ impl Transformer {
     }
 
     fn output(&self, block: &Block, a: &Activations, span: Span) -> Buffer {
-        let mut y = self.apply(&block.down, &a.hidden, span.to.dropout_keys.as_deref());
+        let mut y = self.apply(&block.down, &a.hidden, span.writes());
         matrix::add(&mut y, &a.middle);
         y
     }
@@ -187,16 +208,15 @@ impl Transformer {
         attention: Option<[Buffer; 2]>,
         products: Option<Products>,
     ) -> Activations {
-        let Span { from, to } = span;
+        let Span { from, to, .. } = span;
         let Config { width, heads, kv_heads, .. } = self.config;
-        let to_keys = to.dropout_keys.as_deref();
         let (qkv, mlp) = match products {
             Some(Products { qkv, middle, gate_up }) => (qkv, Some((middle, gate_up))),
             None => {
                 let normed = self.norm(x, block.attn_norm);
                 let [q, k, v] = &block.qkv;
-                let mut q = self.apply(q, &to.of(&normed, width), to_keys);
-                let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, from.dropout_keys.as_deref()));
+                let mut q = self.apply(q, &to.of(&normed, width), span.writes());
+                let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
                 to.rope.apply(&mut q, heads, Turn::Position);
                 from.rope.apply(&mut k, kv_heads, Turn::Position);
                 ([q, k, v], None)
@@ -213,10 +233,10 @@ impl Transformer {
                 (middle, ff_normed, gate_up)
             }
             None => {
-                let mut middle = self.apply(&block.attn_out, &attention[0], to_keys);
+                let mut middle = self.apply(&block.attn_out, &attention[0], span.writes());
                 matrix::add(&mut middle, &to.of(x, width));
                 let ff_normed = self.norm(&middle, block.ff_norm);
-                let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, to_keys));
+                let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, span.writes()));
                 (middle, ff_normed, gate_up)
             }
         };
@@ -228,7 +248,7 @@ impl Transformer {
     fn shape<'a>(&self, span: Span<'a>) -> attention::Shape<'a> {
         let Config { width, heads, kv_heads, .. } = self.config;
         let (sequences, queries) = (&span.from.sequences, &span.to.sequences);
-        attention::Shape { heads, kv_heads, head_dim: width / heads, sequences, queries }
+        attention::Shape { heads, kv_heads, head_dim: width / heads, sequences, queries, precision: span.precision }
     }
 
     fn norm(&self, x: &[f32], gain: ParamId) -> Buffer {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use weft_kernels::precision::Precision;
 use weft_kernels::weight::Weight;
 
 use super::block::{Block, Config, Linear, Param, ParamId, Transformer};
@@ -268,6 +269,8 @@ pub(crate) fn build(config: &LladaConfig, take: impl FnMut(&str, &[usize]) -> Re
         lora_scale: 1.0,
         lora_dropout: 0.0,
         activation_bytes: 0,
+        precision: Precision::F32,
+        entropy_precision: Precision::F32,
     };
     Ok(Transformer { config, params: table.params, embedding, blocks, final_norm, head })
 }

@@ -2,6 +2,7 @@
 //! The rates come from `noising`; SFT is the same loss with `r_i = 1`.
 
 use serde::{Deserialize, Serialize};
+use weft_kernels::precision::Precision;
 
 use crate::noising::entropy::{Reference, Transform};
 use crate::noising::schedule::T_MIN;
@@ -66,6 +67,8 @@ pub struct Objective {
     pub t_min: f64,
     /// Epochs between computations of an example's entropies (WeFT), which are reused in between; 1 reuses none.
     pub entropy_every: u64,
+    /// The format of products' factors in the pass for entropies; `None` is `model.precision` (WeFT).
+    pub entropy_precision: Option<Precision>,
 }
 
 impl Default for Objective {
@@ -79,6 +82,7 @@ impl Default for Objective {
             rate_floor: 0.0,
             t_min: T_MIN,
             entropy_every: 1,
+            entropy_precision: None,
         }
     }
 }

@@ -117,6 +117,7 @@ impl Trainer {
     /// A model's training from its beginning; its trainable parameters are what is trained.
     pub fn new(mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = (job.settings.activation_memory_gb * 1e9) as usize;
+        model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
         let entropies = EntropyReuse::new(job.objective.entropy_every);
         Self { optimizer: Optimizer::new(&model), model, step: 0, job, entropies, order: None }
     }

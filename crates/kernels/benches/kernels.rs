@@ -10,6 +10,7 @@ use weft_kernels::attention::{self, Qkv, Shape};
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Lora, LoraGrad};
 use weft_kernels::matrix::{self, Into, View};
+use weft_kernels::precision::Precision;
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 use weft_kernels::{embedding, linear, rms_norm, swiglu};
@@ -22,6 +23,8 @@ const VOCAB: usize = 32_000;
 const RANK: usize = 32;
 /// Rows whose loss is computed: about half of three quarters.
 const MASKED: usize = 768;
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+const LENGTHS: [usize; 3] = [128, 512, 2048];
 
 fn main() {
     divan::main();
@@ -31,8 +34,12 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
 }
 
-fn weight(rows: usize, cols: usize) -> Weight {
-    Weight::from_f32(rows, cols, numbers(rows * cols))
+/// Stored in the format of the products.
+fn weight(rows: usize, cols: usize, precision: Precision) -> Weight {
+    match precision {
+        Precision::F32 => Weight::from_f32(rows, cols, numbers(rows * cols)),
+        Precision::Bf16 => Weight::from_bytes(rows, cols, Dtype::Bf16, &to_bf16_bytes(&numbers(rows * cols))),
+    }
 }
 
 fn flop(m: usize, k: usize, n: usize) -> ItemsCount {
@@ -46,11 +53,13 @@ fn bytes(numbers: usize) -> BytesCount {
 mod machine {
     use super::*;
 
-    #[divan::bench]
-    fn product_of_1024_squared(bencher: Bencher) {
+    #[divan::bench(args = PRECISIONS)]
+    fn product_of_1024_squared(bencher: Bencher, precision: Precision) {
         let (side, a, mut c) = (1024, numbers(1 << 20), numbers(1 << 20));
         let view = View::new(&a, side, side);
-        bencher.counter(flop(side, side, side)).bench_local(|| matrix::par_product(&mut c, view, view, 1.0, Into::Set));
+        bencher
+            .counter(flop(side, side, side))
+            .bench_local(|| matrix::par_product(&mut c, view, view, 1.0, Into::Set, precision));
     }
 
     #[divan::bench]
@@ -75,7 +84,9 @@ mod instructions {
     fn multiply_adds() -> f32 {
         let (a, b, mut sums) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(0.5), [_mm512_set1_ps(1.0); SUMS]);
         for _ in 0..ROUNDS {
-            sums = sums.map(|sum| _mm512_fmadd_ps(a, b, sum));
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
         }
         sums.map(|sum| _mm512_reduce_add_ps(sum)).iter().sum()
     }
@@ -86,7 +97,9 @@ mod instructions {
         let a: __m512bh = unsafe { std::mem::transmute(_mm512_set1_ps(black_box(0.5))) };
         let mut sums = [_mm512_set1_ps(1.0); SUMS];
         for _ in 0..ROUNDS {
-            sums = sums.map(|sum| _mm512_dpbf16_ps(sum, a, a));
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, a);
+            }
         }
         sums.map(|sum| _mm512_reduce_add_ps(sum)).iter().sum()
     }
@@ -108,42 +121,45 @@ mod instructions {
     }
 }
 
-#[divan::bench(args = ["f32", "bf16"])]
-fn linear_forward(bencher: Bencher, dtype: &str) {
-    let mut w = weight(MLP, WIDTH);
-    if dtype == "bf16" {
-        w = Weight::from_bytes(MLP, WIDTH, Dtype::Bf16, &to_bf16_bytes(&w.to_f32()));
-    }
+#[divan::bench(args = PRECISIONS)]
+fn linear_forward(bencher: Bencher, precision: Precision) {
+    let w = weight(MLP, WIDTH, precision);
     let (x, mut y) = (numbers(TOKENS * WIDTH), numbers(TOKENS * MLP));
-    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| linear::forward(&mut y, &x, &w));
+    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| linear::forward(&mut y, &x, &w, precision));
 }
 
-#[divan::bench]
-fn linear_backward_input(bencher: Bencher) {
-    let (w, dy, mut dx) = (weight(MLP, WIDTH), numbers(TOKENS * MLP), numbers(TOKENS * WIDTH));
-    bencher.counter(flop(TOKENS, MLP, WIDTH)).bench_local(|| linear::backward_input(&mut dx, &dy, &w, Into::Set));
+#[divan::bench(args = PRECISIONS)]
+fn linear_backward_input(bencher: Bencher, precision: Precision) {
+    let (w, dy, mut dx) = (weight(MLP, WIDTH, precision), numbers(TOKENS * MLP), numbers(TOKENS * WIDTH));
+    bencher
+        .counter(flop(TOKENS, MLP, WIDTH))
+        .bench_local(|| linear::backward_input(&mut dx, &dy, &w, Into::Set, precision));
 }
 
-#[divan::bench]
-fn linear_backward_weight(bencher: Bencher) {
+#[divan::bench(args = PRECISIONS)]
+fn linear_backward_weight(bencher: Bencher, precision: Precision) {
     let (x, dy, mut dw) = (numbers(TOKENS * WIDTH), numbers(TOKENS * MLP), numbers(MLP * WIDTH));
-    bencher.counter(flop(MLP, TOKENS, WIDTH)).bench_local(|| linear::backward_weight(&mut dw, &dy, &x, TOKENS));
+    bencher
+        .counter(flop(MLP, TOKENS, WIDTH))
+        .bench_local(|| linear::backward_weight(&mut dw, &dy, &x, TOKENS, precision));
 }
 
-#[divan::bench]
-fn lora_forward(bencher: Bencher) {
-    let (w, a, b) = (weight(WIDTH, WIDTH), weight(RANK, WIDTH), weight(WIDTH, RANK));
+#[divan::bench(args = PRECISIONS)]
+fn lora_forward(bencher: Bencher, precision: Precision) {
+    let w = weight(WIDTH, WIDTH, precision);
+    let [a, b] = [[RANK, WIDTH], [WIDTH, RANK]].map(|[rows, cols]| weight(rows, cols, Precision::F32));
     let (x, mut y) = (numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH));
-    let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None };
+    let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher.counter(flop(TOKENS, WIDTH, WIDTH + 2 * RANK)).bench_local(|| lora_linear::forward(&mut y, &x, &w, &lora));
 }
 
-#[divan::bench]
-fn lora_backward(bencher: Bencher) {
-    let (w, a, b) = (weight(WIDTH, WIDTH), weight(RANK, WIDTH), weight(WIDTH, RANK));
+#[divan::bench(args = PRECISIONS)]
+fn lora_backward(bencher: Bencher, precision: Precision) {
+    let w = weight(WIDTH, WIDTH, precision);
+    let [a, b] = [[RANK, WIDTH], [WIDTH, RANK]].map(|[rows, cols]| weight(rows, cols, Precision::F32));
     let (x, dy, mut dx) = (numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH));
     let (mut da, mut db) = (numbers(RANK * WIDTH), numbers(WIDTH * RANK));
-    let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None };
+    let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher.counter(flop(TOKENS, WIDTH, WIDTH + 5 * RANK)).bench_local(|| {
         let grad = LoraGrad { a: &mut da, b: &mut db };
         lora_linear::backward(Some((&mut dx, Into::Set)), grad, &dy, &x, &w, &lora);
@@ -151,25 +167,25 @@ fn lora_backward(bencher: Bencher) {
 }
 
 /// Queries, keys and values of the tokens in sequences of `length`.
-fn attention_of(length: usize, run: impl FnOnce(Qkv, &Shape, ItemsCount)) {
+fn attention_of(length: usize, precision: Precision, run: impl FnOnce(Qkv, &Shape, ItemsCount)) {
     let sequences: Vec<_> = (0..TOKENS).step_by(length).map(|start| start..start + length).collect();
-    let shape =
-        Shape { heads: HEADS, kv_heads: HEADS, head_dim: WIDTH / HEADS, sequences: &sequences, queries: &sequences };
+    let (sequences, head_dim) = (&sequences[..], WIDTH / HEADS);
+    let shape = Shape { heads: HEADS, kv_heads: HEADS, head_dim, sequences, queries: sequences, precision };
     let [q, k, v] = [(); 3].map(|()| numbers(TOKENS * WIDTH));
     run(Qkv { q: &q, k: &k, v: &v }, &shape, flop(TOKENS, length, 2 * WIDTH));
 }
 
-#[divan::bench(args = [128, 512, 2048])]
-fn attention_forward(bencher: Bencher, length: usize) {
-    attention_of(length, |qkv, shape, flop| {
+#[divan::bench(args = LENGTHS, consts = [false, true])]
+fn attention_forward<const BF16: bool>(bencher: Bencher, length: usize) {
+    attention_of(length, PRECISIONS[usize::from(BF16)], |qkv, shape, flop| {
         let mut out = numbers(TOKENS * WIDTH);
         bencher.counter(flop).bench_local(|| attention::forward(&mut out, qkv, shape));
     });
 }
 
-#[divan::bench(args = [128, 512, 2048])]
-fn attention_backward(bencher: Bencher, length: usize) {
-    attention_of(length, |qkv, shape, _| {
+#[divan::bench(args = LENGTHS, consts = [false, true])]
+fn attention_backward<const BF16: bool>(bencher: Bencher, length: usize) {
+    attention_of(length, PRECISIONS[usize::from(BF16)], |qkv, shape, _| {
         let mut out = numbers(TOKENS * WIDTH);
         let lse = attention::forward(&mut out, qkv, shape);
         let dout = numbers(TOKENS * WIDTH);
@@ -179,18 +195,18 @@ fn attention_backward(bencher: Bencher, length: usize) {
     });
 }
 
-#[divan::bench]
-fn head_entropy(bencher: Bencher) {
-    let (w, x) = (weight(VOCAB, WIDTH), numbers(MASKED * WIDTH));
-    let head = Head { weight: &w, lora: None };
+#[divan::bench(args = PRECISIONS)]
+fn head_entropy(bencher: Bencher, precision: Precision) {
+    let (w, x) = (weight(VOCAB, WIDTH, precision), numbers(MASKED * WIDTH));
+    let head = Head { weight: &w, lora: None, precision };
     bencher.counter(flop(MASKED, WIDTH, VOCAB)).bench_local(|| head.entropy(black_box(&x)));
 }
 
-#[divan::bench]
-fn head_loss_and_gradient(bencher: Bencher) {
-    let (w, x, mut dx) = (weight(VOCAB, WIDTH), numbers(MASKED * WIDTH), numbers(MASKED * WIDTH));
+#[divan::bench(args = PRECISIONS)]
+fn head_loss_and_gradient(bencher: Bencher, precision: Precision) {
+    let (w, x, mut dx) = (weight(VOCAB, WIDTH, precision), numbers(MASKED * WIDTH), numbers(MASKED * WIDTH));
     let (targets, weights) = (vec![1; MASKED], vec![1.0; MASKED]);
-    let head = Head { weight: &w, lora: None };
+    let head = Head { weight: &w, lora: None, precision };
     bencher
         .counter(flop(MASKED, WIDTH, 2 * VOCAB))
         .bench_local(|| head.loss(&x, &targets, &weights, &mut dx, HeadGrad::default()));
@@ -235,7 +251,7 @@ fn swiglu_backward(bencher: Bencher) {
 
 #[divan::bench]
 fn embedding_forward(bencher: Bencher) {
-    let (w, mut x) = (weight(VOCAB, WIDTH), numbers(TOKENS * WIDTH));
+    let (w, mut x) = (weight(VOCAB, WIDTH, Precision::F32), numbers(TOKENS * WIDTH));
     let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 13 % VOCAB as u32).collect();
     bencher.counter(bytes(2 * x.len())).bench_local(|| embedding::forward(&mut x, &ids, &w));
 }

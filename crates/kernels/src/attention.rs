@@ -12,6 +12,7 @@ use crate::exp::{self, exp, vectorised};
 use crate::matrix::{Into, Shared, View};
 use crate::microkernel::{Output, multiply};
 use crate::panels::Panels;
+use crate::precision::Precision;
 
 /// Scores held at once by a task.
 const SCORES: usize = 1 << 16;
@@ -31,6 +32,8 @@ pub struct Shape<'a> {
     pub sequences: &'a [Range<usize>],
     /// Each sequence's rows of the queries: `sequences` where every token asks.
     pub queries: &'a [Range<usize>],
+    /// Of the products.
+    pub precision: Precision,
 }
 
 /// Queries, keys and values after RoPE: `q` `[M, H * head_dim]`, `k` and `v` `[N, K * head_dim]`.
@@ -83,6 +86,7 @@ impl Shape<'_> {
 /// `out` `[M, H * head_dim]`.
 pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
     let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
+    let layout = shape.precision.layout();
     assert_eq!(out.len(), n * width, "an output of [{n}, {width}]");
     let mut lse = Buffer::unset(shape.heads * n);
     let (out, lse_out) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
@@ -96,13 +100,14 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
     tasks.into_par_iter().for_each(|(sequence, queries, head)| {
         let [mut keys, mut values] = [Panels::default(), Panels::default()];
         let kv_head = head / (shape.heads / shape.kv_heads);
-        keys.pack(shape.head(qkv.k, shape.kv_heads, sequence, kv_head).t());
-        values.pack(shape.head(qkv.v, shape.kv_heads, sequence, kv_head));
+        keys.pack(shape.head(qkv.k, shape.kv_heads, sequence, kv_head).t(), layout);
+        values.pack(shape.head(qkv.v, shape.kv_heads, sequence, kv_head), layout);
+        let mut words = vec![];
         let mut scores = vec![0.0; query_block(sequence) * sequence.len()];
         for block in blocks(&queries, query_block(sequence)) {
             let scores = &mut scores[..block.len() * sequence.len()];
             let q = shape.head(qkv.q, shape.heads, &block, head);
-            multiply_into(scores, q, &keys, shape.scale(), Into::Set);
+            multiply_into(scores, layout.of(q, &mut words), &keys, shape.scale(), Into::Set);
             // SAFETY: this task alone has these queries of this head.
             let [o, lse] = unsafe { [out.at(block.start * width + head * dim), lse_out.at(head * n + block.start)] };
             let inverse: Vec<f32> = scores
@@ -115,7 +120,7 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
                     inverse
                 })
                 .collect();
-            let p = View::new(scores, block.len(), sequence.len());
+            let p = layout.of(View::new(scores, block.len(), sequence.len()), &mut words);
             // SAFETY: the block's rows of the head's columns.
             unsafe { multiply(Output { start: o, stride: width }, p, &values, 1.0, Into::Set) };
             // Dividing the outputs is less work than dividing the scores.
@@ -142,11 +147,13 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
         let kv_width = shape.kv_heads * dim;
         let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
         let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
+        let layout = shape.precision.layout();
         let mut panels: [Panels; 5] = Default::default();
         let [k_t, v_t, k_rows, dout_rows, q_rows] = &mut panels;
-        k_t.pack(k.t());
-        v_t.pack(v.t());
-        k_rows.pack(k);
+        k_t.pack(k.t(), layout);
+        v_t.pack(v.t(), layout);
+        k_rows.pack(k, layout);
+        let mut words = vec![];
         let at = sequence.start * kv_width + kv_head * dim;
         // SAFETY: this task alone has the rows of its sequence in the columns of its heads.
         let [dk, dv] = unsafe { [to[1].at(at), to[2].at(at)] }.map(|start| Output { start, stride: kv_width });
@@ -158,22 +165,22 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
                 let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
                 let q = shape.head(qkv.q, shape.heads, &block, head);
                 let d_o = shape.head(dout, shape.heads, &block, head);
-                multiply_into(p, q, k_t, shape.scale(), Into::Set);
-                multiply_into(ds, d_o, v_t, 1.0, Into::Set);
+                multiply_into(p, layout.of(q, &mut words), k_t, shape.scale(), Into::Set);
+                multiply_into(ds, layout.of(d_o, &mut words), v_t, 1.0, Into::Set);
                 for (i, (p, ds)) in p.chunks_mut(keys).zip(ds.chunks_mut(keys)).enumerate() {
                     let query = block.start + i;
                     let at = query * width + head * dim;
                     softmax_backward(p, ds, lse[head * n + query], [&dout[at..at + dim], &out[at..at + dim]]);
                 }
                 let (p, ds) = (View::new(p, rows, keys), View::new(ds, rows, keys));
-                dout_rows.pack(d_o);
-                q_rows.pack(q);
+                dout_rows.pack(d_o, layout);
+                q_rows.pack(q, layout);
                 // SAFETY: the block's queries, and the sequence's keys and values.
                 unsafe {
                     let dq = Output { start: to[0].at(block.start * width + head * dim), stride: width };
-                    multiply(dq, ds, k_rows, shape.scale(), Into::Set);
-                    multiply(dv, p.t(), dout_rows, 1.0, Into::Add);
-                    multiply(dk, ds.t(), q_rows, shape.scale(), Into::Add);
+                    multiply(dq, layout.of(ds, &mut words), k_rows, shape.scale(), Into::Set);
+                    multiply(dv, layout.of(p.t(), &mut words), dout_rows, 1.0, Into::Add);
+                    multiply(dk, layout.of(ds.t(), &mut words), q_rows, shape.scale(), Into::Add);
                 }
             }
         }
@@ -181,7 +188,7 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
     grad
 }
 
-/// `out = scale * a b` for a contiguous result.
+/// `out = scale * a b` for a contiguous result; `a` in the words of `b`'s layout.
 fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
     assert_eq!(out.len(), a.rows() * b.cols(), "a result of [{}, {}]", a.rows(), b.cols());
     // SAFETY: the assertion above bounds every element, and `out` is borrowed mutably.

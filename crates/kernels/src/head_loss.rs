@@ -11,6 +11,7 @@ use crate::linear;
 use crate::lora_linear::{self, Dropout, Lora, LoraGrad};
 use crate::matrix::{self, Into, Term, View};
 use crate::panels::Right;
+use crate::precision::Precision;
 use crate::weight::Weight;
 
 /// Most logits held at once.
@@ -25,6 +26,8 @@ pub struct Head<'a> {
     pub weight: &'a Weight,
     /// The adapter.
     pub lora: Option<Lora<'a>>,
+    /// Of its products.
+    pub precision: Precision,
 }
 
 /// Where the head's gradients are added; `None` for what is frozen.
@@ -46,7 +49,7 @@ impl Head<'_> {
             let first = i * rows;
             let logits = &mut logits[..x.len() / width * vocab];
             match self.lora_rows(first, x.len() / width) {
-                None => linear::forward(logits, x, self.weight),
+                None => linear::forward(logits, x, self.weight, self.precision),
                 Some(lora) => lora_linear::forward(logits, x, self.weight, &lora),
             }
             f(first, logits);
@@ -82,11 +85,11 @@ impl Head<'_> {
         let tiles = match self.lora_rows(0, rows) {
             None => {
                 let a = View::new(x, rows, self.weight.cols());
-                matrix::map_tiles(&[Term { a, b: Right::WeightT(self.weight), scale: 1.0 }], of_tile)
+                matrix::map_tiles(&[Term { a, b: Right::WeightT(self.weight), scale: 1.0 }], self.precision, of_tile)
             }
             Some(lora) => {
                 let u = lora_linear::project_down(&lora_linear::dropped(x, &lora), &lora);
-                matrix::map_tiles(&lora_linear::terms(x, &u, self.weight, &lora), of_tile)
+                matrix::map_tiles(&lora_linear::terms(x, &u, self.weight, &lora), self.precision, of_tile)
             }
         };
         let merged = |blocks: &Vec<Vec<Statistics>>| -> Vec<Statistics> {
@@ -129,14 +132,14 @@ impl Head<'_> {
             let x = &x[range.start * width..range.end * width];
             let dx = &mut dx[range.start * width..range.end * width];
             if let Some(dw) = grad.weight.as_deref_mut() {
-                linear::backward_weight(dw, logits, x, rows);
+                linear::backward_weight(dw, logits, x, rows, self.precision);
             }
             match (self.lora_rows(first, rows), &mut grad.lora) {
                 (Some(lora), Some(g)) => {
                     let grad = LoraGrad { a: &mut *g.a, b: &mut *g.b };
                     lora_linear::backward(Some((dx, Into::Set)), grad, logits, x, self.weight, &lora);
                 }
-                _ => linear::backward_input(dx, logits, self.weight, Into::Set),
+                _ => linear::backward_input(dx, logits, self.weight, Into::Set, self.precision),
             }
         });
         nll

@@ -2,7 +2,8 @@
 //! one file each. It knows tensors and nothing of diffusion, checkpoints' names or recipes.
 //!
 //! Shape letters: `N` tokens of a packed batch, `D` width, `H` heads, `K` key/value heads, `V` rows of the
-//! LM head, `R` LoRA rank. Every matrix is row-major and contiguous. Arithmetic is f32, totals are f64.
+//! LM head, `R` LoRA rank. Every matrix is row-major and contiguous. Arithmetic is f32, totals are
+//! f64; products may round their factors to bf16 (`precision`).
 //! Every sum takes its terms in an order that doesn't depend on the threads, and neither do a result's bits.
 
 pub mod adamw;
@@ -17,6 +18,7 @@ pub mod matrix;
 mod microkernel;
 mod panels;
 pub mod philox;
+pub mod precision;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -7,6 +7,7 @@ use crate::buffer::Buffer;
 use crate::matrix::{self, Into, Term, View, sum_of_products};
 use crate::panels::Right;
 use crate::philox::{philox, unit_f32};
+use crate::precision::Precision;
 use crate::weight::Weight;
 
 /// Adapter dropout of one module in one pass.
@@ -31,6 +32,8 @@ pub struct Lora<'a> {
     pub scale: f32,
     /// Off outside training and in the entropy pass.
     pub dropout: Option<Dropout<'a>>,
+    /// Of every product of the layer, its weight's included.
+    pub precision: Precision,
 }
 
 /// Where the adapter's gradients are added.
@@ -47,7 +50,7 @@ pub struct LoraGrad<'a> {
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
 pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight, lora: &Lora) {
     let u = project_down(&dropped(x, lora), lora);
-    sum_of_products(y, &terms(x, &u, weight, lora), Into::Set);
+    sum_of_products(y, &terms(x, &u, weight, lora), Into::Set, lora.precision);
 }
 
 /// The two products whose sum is the layer's output; `u` is [`project_down`]'s.
@@ -66,20 +69,25 @@ pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &
     let x_dropped = dropped(x, lora);
     let u = project_down(&x_dropped, lora);
     let dy_view = View::new(dy, n, outputs);
-    matrix::par_product(grad.b, dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add);
+    matrix::par_product(grad.b, dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add, lora.precision);
     let mut du = Buffer::unset(n * rank);
-    sum_of_products(&mut du, &[Term { a: dy_view, b: Right::Weight(lora.b), scale: lora.scale }], Into::Set);
+    sum_of_products(
+        &mut du,
+        &[Term { a: dy_view, b: Right::Weight(lora.b), scale: lora.scale }],
+        Into::Set,
+        lora.precision,
+    );
     let du = View::new(&du, n, rank);
-    matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add);
+    matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add, lora.precision);
     let Some((dx, into)) = dx else { return };
     let through_weight = Term { a: dy_view, b: Right::Weight(weight), scale: 1.0 };
     let through_adapter = Term { a: du, b: Right::Weight(lora.a), scale: 1.0 };
     match &lora.dropout {
-        None => sum_of_products(dx, &[through_weight, through_adapter], into),
+        None => sum_of_products(dx, &[through_weight, through_adapter], into, lora.precision),
         Some(dropout) => {
-            sum_of_products(dx, &[through_weight], into);
+            sum_of_products(dx, &[through_weight], into, lora.precision);
             let mut through = Buffer::unset(n * inputs);
-            sum_of_products(&mut through, &[through_adapter], Into::Set);
+            sum_of_products(&mut through, &[through_adapter], Into::Set, lora.precision);
             apply_dropout(&mut through, inputs, dropout);
             matrix::add(dx, &through);
         }
@@ -91,7 +99,7 @@ pub(crate) fn project_down(x: &[f32], lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let n = x.len() / inputs;
     let mut u = Buffer::unset(n * rank);
-    matrix::times_weight_t(&mut u, View::new(x, n, inputs), lora.a, Into::Set);
+    matrix::times_weight_t(&mut u, View::new(x, n, inputs), lora.a, Into::Set, lora.precision);
     u
 }
 

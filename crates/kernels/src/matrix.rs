@@ -8,9 +8,10 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::microkernel::{Output, multiply};
 use crate::panels::{Panels, Right};
+use crate::precision::{LaidOut, Layout, Precision};
 use crate::weight::Weight;
 
-/// Rows and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
+/// Rows of words and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
 const BLOCK: [usize; 2] = [512, 256];
 /// Fewest rows of a task: packing costs as much as some ten rows.
 const TASK_ROWS: usize = 192;
@@ -57,6 +58,11 @@ impl<'a> View<'a> {
         Self { data: self.data.get(start..).unwrap_or(&[]), rows: rows.len(), cols: cols.len(), ..self }
     }
 
+    /// Some rows.
+    fn some_rows(self, rows: Range<usize>) -> Self {
+        self.block(rows, 0..self.cols)
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
@@ -101,32 +107,19 @@ pub enum Into {
     Add,
 }
 
-/// `out = scale * a b` (or `+=`) on this thread; `out` has rows of `out_stride` numbers, of which it writes the first
-/// `b.cols`.
-pub fn product(out: &mut [f32], out_stride: usize, a: View, b: View, scale: f32, into: Into) {
-    let (m, n) = (a.rows, b.cols);
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(n <= out_stride && (m - 1) * out_stride + n <= out.len(), "the result holds [{m}, {n}]");
-    let out = Output { start: out.as_mut_ptr(), stride: out_stride };
-    // SAFETY: the assertion above bounds every element written, and `out` is borrowed mutably.
-    unsafe { task(out, a, Right::Matrix(b), 0..n, scale, into) }
-}
-
 /// `out [M, N] = scale * a b` (or `+=`).
-pub fn par_product(out: &mut [f32], a: View, b: View, scale: f32, into: Into) {
-    sum_of_products(out, &[Term { a, b: Right::Matrix(b), scale }], into);
+pub fn par_product(out: &mut [f32], a: View, b: View, scale: f32, into: Into, precision: Precision) {
+    sum_of_products(out, &[Term { a, b: Right::Matrix(b), scale }], into, precision);
 }
 
-/// `out [N, out] = x W^T` (or `+=`); a bf16 weight is widened block by block while it is used.
-pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into) {
-    sum_of_products(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into);
+/// `out [N, out] = x W^T` (or `+=`); a bf16 weight is read block by block while it is used.
+pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into, precision: Precision) {
+    sum_of_products(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into, precision);
 }
 
 /// `out [N, in] = y W` (or `+=`).
-pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into) {
-    sum_of_products(out, &[Term { a: y, b: Right::Weight(weight), scale: 1.0 }], into);
+pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into, precision: Precision) {
+    sum_of_products(out, &[Term { a: y, b: Right::Weight(weight), scale: 1.0 }], into, precision);
 }
 
 /// One product `scale * a b` of a sum.
@@ -139,13 +132,18 @@ pub(crate) struct Term<'a> {
 
 /// `out [M, N] = sum of products` (or `+=`), cut into tasks: blocks of columns, each packed once by every task, and of
 /// rows. A block of the result stays in the cache from one product to the next.
-pub(crate) fn sum_of_products(out: &mut [f32], terms: &[Term], into: Into) {
+pub(crate) fn sum_of_products(out: &mut [f32], terms: &[Term], into: Into, precision: Precision) {
+    sum_in(precision.layout(), out, terms, into);
+}
+
+fn sum_in(layout: Layout, out: &mut [f32], terms: &[Term], into: Into) {
     let (m, n) = (terms[0].a.rows, terms[0].b.cols());
     assert_eq!(out.len(), m * n, "a result of [{m}, {n}]");
     if m == 0 || n == 0 {
         return;
     }
     let out = Shared(out.as_mut_ptr());
+    let lefts: Vec<LaidOut> = terms.iter().map(|term| LaidOut::new(term.a, layout)).collect();
     let blocks = n.div_ceil(BLOCK[1]);
     let splits = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(blocks);
     let rows_per_task = m.div_ceil(splits).max(TASK_ROWS);
@@ -153,36 +151,39 @@ pub(crate) fn sum_of_products(out: &mut [f32], terms: &[Term], into: Into) {
         let (row, col) = (index / blocks * rows_per_task, index % blocks * BLOCK[1]);
         let rows = row..(row + rows_per_task).min(m);
         let cols = col..(col + BLOCK[1]).min(n);
-        for (term, into) in terms.iter().zip(std::iter::once(into).chain(std::iter::repeat(Into::Add))) {
+        for ((term, left), into) in
+            terms.iter().zip(&lefts).zip(std::iter::once(into).chain(std::iter::repeat(Into::Add)))
+        {
             assert!(term.a.rows == m && term.b.cols() == n, "products of one shape");
             // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two tasks
             // have an element in common.
             unsafe {
                 let out = Output { start: out.at(row * n + col), stride: n };
-                task(out, term.a.block(rows.clone(), 0..term.a.cols), term.b, cols.clone(), term.scale, into);
+                task(out, left.view().some_rows(rows.clone()), term, layout, cols.clone(), into);
             }
         }
     });
 }
 
-/// All rows of `a` times columns `cols` of `b`.
+/// All rows of `a`, the words of the term's left factor, times columns `cols` of its right one.
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows` rows of `cols.len()` numbers, which nothing else touches meanwhile.
-unsafe fn task(out: Output, a: View, b: Right, cols: Range<usize>, scale: f32, into: Into) {
-    assert_eq!(a.cols, b.inner(), "inner sizes of a product");
+unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, cols: Range<usize>, into: Into) {
+    let (inner, per_word) = (term.b.inner(), layout.numbers_per_word());
+    assert_eq!(term.a.cols, inner, "inner sizes of a product");
     Panels::with_spare(|panels| {
         for start in cols.clone().step_by(BLOCK[1]) {
             let block = start..(start + BLOCK[1]).min(cols.end);
             // A sum of no terms is written too.
-            for k in (0..b.inner().max(1)).step_by(BLOCK[0]) {
-                let inner = k..(k + BLOCK[0]).min(b.inner());
-                b.pack(panels, inner.clone(), block.clone());
+            for k in (0..a.cols.max(1)).step_by(BLOCK[0]) {
+                let words = k..(k + BLOCK[0]).min(a.cols);
+                term.b.pack(panels, layout, k * per_word..(words.end * per_word).min(inner), block.clone());
                 let into = if k == 0 { into } else { Into::Add };
                 // SAFETY: the block's columns lie within the caller's.
                 unsafe {
                     let out = Output { start: out.start.add(start - cols.start), ..out };
-                    multiply(out, a.block(0..a.rows, inner), panels, scale, into);
+                    multiply(out, a.block(0..a.rows, words), panels, term.scale, into);
                 }
             }
         }
@@ -191,15 +192,20 @@ unsafe fn task(out: Output, a: View, b: Right, cols: Range<usize>, scale: f32, i
 
 /// `f(first row, columns, tile)` of every tile of a sum of products that is never stored as a whole: for each block of
 /// rows its blocks of columns, in order.
-pub(crate) fn map_tiles<R: Send>(terms: &[Term], f: impl Fn(usize, Range<usize>, &[f32]) -> R + Sync) -> Vec<Vec<R>> {
+pub(crate) fn map_tiles<R: Send>(
+    terms: &[Term],
+    precision: Precision,
+    f: impl Fn(usize, Range<usize>, &[f32]) -> R + Sync,
+) -> Vec<Vec<R>> {
     let (m, n) = (terms[0].a.rows, terms[0].b.cols());
+    let layout = precision.layout();
+    let lefts: Vec<LaidOut> = terms.iter().map(|term| LaidOut::new(term.a, layout)).collect();
     let tile = |rows: Range<usize>, cols: Range<usize>| {
         let mut tile = Buffer::unset(rows.len() * cols.len());
-        for (term, into) in terms.iter().zip([Into::Set, Into::Add]) {
+        for ((term, left), into) in terms.iter().zip(&lefts).zip([Into::Set, Into::Add]) {
             let out = Output { start: tile.as_mut_ptr(), stride: cols.len() };
-            let a = term.a.block(rows.clone(), 0..term.a.cols);
             // SAFETY: the tile holds `rows` rows of `cols` columns, and is borrowed mutably.
-            unsafe { task(out, a, term.b, cols.clone(), term.scale, into) };
+            unsafe { task(out, left.view().some_rows(rows.clone()), term, layout, cols.clone(), into) };
         }
         f(rows.start, cols, &tile)
     };
@@ -232,5 +238,44 @@ impl Shared {
     pub(crate) unsafe fn at(&self, start: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(start) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::philox::{philox, unit_f32};
+    use crate::precision::has_pairs;
+
+    #[test]
+    fn products_in_bf16_are_exact_sums_of_rounded_factors() {
+        let random = |seed, len: usize| -> Vec<f32> {
+            (0..len).map(|i| 2.0 * unit_f32(philox(seed, [i as u32, 0, 0, 0])[0]) - 1.0).collect()
+        };
+        let wide = |x: f32| bf16::from_f32(x).to_f64();
+        for (m, k, n) in [(1, 1, 1), (5, 7, 3), (13, 1027, 33), (97, 514, 300)] {
+            let (a, b) = (random(1, m * k), random(2, k * n));
+            let lefts = [View::new(&a, m, k), View::new(&a, k, m).t()];
+            let rights = [View::new(&b, k, n), View::new(&b, n, k).t()];
+            let at = |x: View, i: usize, j: usize| if x.is_row_major() { x.row(i)[j] } else { x.t().row(j)[i] };
+            let layouts = [Some(Layout::Rounded), has_pairs().then_some(Layout::Pairs)];
+            for (layout, (left, right)) in
+                layouts.into_iter().flatten().flat_map(|l| [0, 1, 2, 3].map(|i| (l, (lefts[i / 2], rights[i % 2]))))
+            {
+                let mut out = vec![1.0; m * n];
+                sum_in(layout, &mut out, &[Term { a: left, b: Right::Matrix(right), scale: 2.0 }], Into::Add);
+                for (i, j) in [(0, 0), (m - 1, n - 1), (m / 2, n / 3), (m / 3, n / 2)] {
+                    let terms = (0..k).map(|l| wide(at(left, i, l)) * wide(at(right, l, j)));
+                    let expected = 1.0 + 2.0 * terms.sum::<f64>();
+                    let got = f64::from(out[i * n + j]);
+                    assert!(
+                        (got - expected).abs() < 1e-6 * k as f64 + 1e-5,
+                        "{layout:?} {m} {k} {n}: {got}, {expected}"
+                    );
+                }
+            }
+        }
     }
 }

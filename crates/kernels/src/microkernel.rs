@@ -1,4 +1,5 @@
-//! The innermost loops of every product: a strip of rows times a panel of columns, its sums in registers.
+//! The innermost loops of every product: a strip of rows times a panel of columns, its sums in registers. Factors are
+//! words, a number or a pair of bf16 each; only the innermost instruction knows which.
 //! A sum takes its terms in order, whatever else is computed beside it, so an element has the same bits wherever it
 //! stands, in any tile and with any vectors.
 
@@ -9,6 +10,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::matrix::{Into, View};
 use crate::panels::{PANEL, Panels};
+use crate::precision::Layout;
 
 /// Rows that are computed before the next ones are touched.
 const ROWS: usize = 96;
@@ -26,14 +28,99 @@ pub(crate) struct Output {
     pub(crate) stride: usize,
 }
 
-/// `out = scale * a b` (or `+=`).
+/// `out = scale * a b` (or `+=`), `a` in the words of `b`'s layout.
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows()` rows of `b.cols()` numbers, which nothing else touches meanwhile.
 pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into: Into) {
     assert_eq!(a.cols(), b.inner(), "inner sizes of a product");
     assert!(a.holds(), "the left factor lies within its slice");
-    pulp::Arch::new().dispatch(Multiply { out, a, b, scale, into });
+    let multiply = Multiply { out, a, b, scale, into };
+    match b.layout() {
+        Layout::Singles | Layout::Rounded => pulp::Arch::new().dispatch(multiply),
+        Layout::Pairs => pairs::multiply(multiply),
+    }
+}
+
+/// What the innermost loop does with two vectors of words.
+trait MultiplyAdd: Copy {
+    type Simd: Simd;
+    fn simd(self) -> Self::Simd;
+    /// `sum + a b`, word by word.
+    fn multiply_add(self, a: F32s<Self>, b: F32s<Self>, sum: F32s<Self>) -> F32s<Self>;
+}
+
+type F32s<M> = <<M as MultiplyAdd>::Simd as Simd>::f32s;
+
+/// A word is a number.
+#[derive(Clone, Copy)]
+struct Singles<S>(S);
+
+impl<S: Simd> MultiplyAdd for Singles<S> {
+    type Simd = S;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: S::f32s, b: S::f32s, sum: S::f32s) -> S::f32s {
+        self.0.mul_add_f32s(a, b, sum)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod pairs {
+    use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
+    use std::mem::transmute;
+
+    use pulp::x86::V4;
+
+    use super::{F32s, Multiply, MultiplyAdd};
+    use crate::precision::has_pairs;
+
+    /// A word is a pair of bf16.
+    #[derive(Clone, Copy)]
+    struct Pairs(V4);
+
+    impl MultiplyAdd for Pairs {
+        type Simd = V4;
+
+        #[inline(always)]
+        fn simd(self) -> V4 {
+            self.0
+        }
+
+        #[inline(always)]
+        fn multiply_add(self, a: F32s<Self>, b: F32s<Self>, sum: F32s<Self>) -> F32s<Self> {
+            // SAFETY: 64 bytes each, without invalid patterns; `Pairs` is made in `with_pairs` alone, which has the feature.
+            unsafe {
+                let [a, b] = [a, b].map(|x| transmute::<F32s<Self>, __m512bh>(x));
+                transmute::<__m512, F32s<Self>>(_mm512_dpbf16_ps(transmute::<F32s<Self>, __m512>(sum), a, b))
+            }
+        }
+    }
+
+    pub(super) fn multiply(multiply: Multiply) {
+        let simd = V4::try_new()
+            .filter(|_| has_pairs())
+            .expect("a layout of pairs is chosen where there are products of them");
+        // SAFETY: the processor has the features.
+        unsafe { with_pairs(multiply, simd) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512cd,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi1,bmi2")]
+    fn with_pairs(multiply: Multiply, simd: V4) {
+        multiply.run(Pairs(simd));
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod pairs {
+    pub(super) fn multiply(_: super::Multiply) {
+        unreachable!("a layout of pairs is chosen where there are products of them");
+    }
 }
 
 struct Multiply<'a> {
@@ -49,36 +136,41 @@ impl WithSimd for Multiply<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        self.run(Singles(simd));
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn run<M: MultiplyAdd>(self, words: M) {
         // Plain loops: the body of a closure isn't compiled for the vectors unless it happens to be inlined.
         let (all_rows, inner, panels) = (self.a.rows(), self.b.inner(), self.b.cols().div_ceil(PANEL));
         let mut copy = vec![];
         for start in (0..all_rows).step_by(ROWS) {
             let rows = start..(start + ROWS).min(all_rows);
             if !self.a.is_row_major() {
-                copy_strips::<S>(&mut copy, self.a, rows.clone());
+                copy_strips::<M::Simd>(&mut copy, self.a, rows.clone());
             }
             if rows.len() * inner <= FIRST_CACHE {
                 for panel in 0..panels {
-                    for strip in Strips::<S>::new(&rows) {
-                        self.tile(simd, strip, &rows, &copy, panel);
+                    for strip in Strips::<M::Simd>::new(&rows) {
+                        self.tile(words, strip, &rows, &copy, panel);
                     }
                 }
             } else {
-                for strip in Strips::<S>::new(&rows) {
+                for strip in Strips::<M::Simd>::new(&rows) {
                     self.prefetch(strip.end..(strip.end + strip.len()).min(all_rows));
                     for panel in 0..panels {
-                        self.tile(simd, strip.clone(), &rows, &copy, panel);
+                        self.tile(words, strip.clone(), &rows, &copy, panel);
                     }
                 }
             }
         }
     }
-}
 
-impl Multiply<'_> {
     /// A strip of `rows` times a panel; `copy` holds the rows where the left factor is transposed.
     #[inline(always)]
-    fn tile<S: Simd>(&self, simd: S, strip: Range<usize>, rows: &Range<usize>, copy: &[f32], panel: usize) {
+    fn tile<M: MultiplyAdd>(&self, words: M, strip: Range<usize>, rows: &Range<usize>, copy: &[f32], panel: usize) {
         let (inner, height, col) = (self.b.inner(), strip.len(), panel * PANEL);
         let left = match self.a.is_row_major() {
             true => Left { start: self.a.at(strip.start), row_stride: self.a.row_stride(), inner_stride: 1 },
@@ -99,12 +191,12 @@ impl Multiply<'_> {
         // SAFETY: as above for `to`; `left` is a strip of `height` rows of `inner` numbers.
         unsafe {
             match height {
-                12 => strip_times_panel::<S, 12>(simd, left, panel, to),
-                8 => strip_times_panel::<S, 8>(simd, left, panel, to),
-                6 => strip_times_panel::<S, 6>(simd, left, panel, to),
-                4 => strip_times_panel::<S, 4>(simd, left, panel, to),
-                2 => strip_times_panel::<S, 2>(simd, left, panel, to),
-                _ => strip_times_panel::<S, 1>(simd, left, panel, to),
+                12 => strip_times_panel::<M, 12>(words, left, panel, to),
+                8 => strip_times_panel::<M, 8>(words, left, panel, to),
+                6 => strip_times_panel::<M, 6>(words, left, panel, to),
+                4 => strip_times_panel::<M, 4>(words, left, panel, to),
+                2 => strip_times_panel::<M, 2>(words, left, panel, to),
+                _ => strip_times_panel::<M, 1>(words, left, panel, to),
             }
         }
     }
@@ -189,21 +281,22 @@ struct Tile {
 /// `left` is valid for `HEIGHT` rows of as many numbers as the panel has rows; `to` for reads and writes of `HEIGHT` rows
 /// of `to.cols` numbers.
 #[inline(always)]
-unsafe fn strip_times_panel<S: Simd, const HEIGHT: usize>(simd: S, left: Left, panel: &[f32], to: Tile) {
+unsafe fn strip_times_panel<M: MultiplyAdd, const HEIGHT: usize>(words: M, left: Left, panel: &[f32], to: Tile) {
+    let simd = words.simd();
     let scale = simd.splat_f32s(to.scale);
-    for first in (0..to.cols).step_by(2 * S::F32_LANES) {
+    for first in (0..to.cols).step_by(2 * M::Simd::F32_LANES) {
         // The strides are told apart here, so that each loop knows its own.
         let sums = match left.inner_stride {
             // SAFETY: the caller's promise.
-            1 => unsafe { sums::<S, HEIGHT>(simd, left.start, [left.row_stride, 1], panel, first) },
+            1 => unsafe { sums::<M, HEIGHT>(words, left.start, [left.row_stride, 1], panel, first) },
             // SAFETY: the caller's promise; a copied strip's columns are `HEIGHT` numbers apart.
-            _ => unsafe { sums::<S, HEIGHT>(simd, left.start, [1, HEIGHT], panel, first) },
+            _ => unsafe { sums::<M, HEIGHT>(words, left.start, [1, HEIGHT], panel, first) },
         };
-        let cols = (2 * S::F32_LANES).min(to.cols - first);
+        let cols = (2 * M::Simd::F32_LANES).min(to.cols - first);
         for (i, sums) in sums.iter().enumerate() {
             // SAFETY: row `i` and `cols` columns from `first` lie within the tile.
             let out = unsafe { std::slice::from_raw_parts_mut(to.start.add(i * to.stride + first), cols) };
-            match (S::as_mut_simd_f32s(out).0, to.into) {
+            match (M::Simd::as_mut_simd_f32s(out).0, to.into) {
                 ([o0, o1], Into::Set) => {
                     *o0 = simd.mul_f32s(sums[0], scale);
                     *o1 = simd.mul_f32s(sums[1], scale);
@@ -229,23 +322,24 @@ unsafe fn strip_times_panel<S: Simd, const HEIGHT: usize>(simd: S, left: Left, p
 /// `left` is valid for `HEIGHT` rows of as many numbers as the panel has rows; column `first` and two vectors from it lie
 /// within the panel, or its rows are not as wide and belong to one number's vectors.
 #[inline(always)]
-unsafe fn sums<S: Simd, const HEIGHT: usize>(
-    simd: S,
+unsafe fn sums<M: MultiplyAdd, const HEIGHT: usize>(
+    words: M,
     mut left: *const f32,
     [row_stride, inner_stride]: [usize; 2],
     panel: &[f32],
     first: usize,
-) -> [[S::f32s; 2]; HEIGHT] {
-    const { assert!(PANEL.is_multiple_of(2 * S::F32_LANES), "two vectors divide a panel") };
+) -> [[F32s<M>; 2]; HEIGHT] {
+    let simd = words.simd();
+    const { assert!(PANEL.is_multiple_of(2 * M::Simd::F32_LANES), "two vectors divide a panel") };
     let mut sums = [[simd.splat_f32s(0.0); 2]; HEIGHT];
     for row in panel.as_chunks::<PANEL>().0 {
-        let (vectors, _) = S::as_simd_f32s(&row[first..]);
+        let (vectors, _) = M::Simd::as_simd_f32s(&row[first..]);
         let [b0, b1] = [vectors[0], vectors[1]];
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: row `i` of the strip, at the panel's row.
             let a = simd.splat_f32s(unsafe { *left.add(i * row_stride) });
-            sums[0] = simd.mul_add_f32s(a, b0, sums[0]);
-            sums[1] = simd.mul_add_f32s(a, b1, sums[1]);
+            sums[0] = words.multiply_add(a, b0, sums[0]);
+            sums[1] = words.multiply_add(a, b1, sums[1]);
         }
         left = left.wrapping_add(inner_stride);
     }

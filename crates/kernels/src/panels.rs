@@ -1,9 +1,10 @@
-//! A product's right factor as the innermost loop reads it: panels of 32 columns, one after the other.
+//! A product's right factor as the innermost loop reads it: panels of 32 columns of words, one after the other.
 
 use std::cell::Cell;
 use std::ops::Range;
 
 use crate::matrix::View;
+use crate::precision::Layout;
 use crate::weight::Weight;
 
 /// Columns of a panel.
@@ -19,16 +20,19 @@ pub(crate) enum Right<'a> {
     WeightT(&'a Weight),
 }
 
-/// A block of a right factor: panel after panel `[inner, 32]` in f32, the last one filled up with zeros.
+/// A block of a right factor: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
 #[derive(Default)]
 pub(crate) struct Panels {
-    numbers: Vec<f32>,
+    words: Vec<f32>,
+    /// Where a layout is made before it goes into panels.
+    spare: Vec<f32>,
+    layout: Layout,
     inner: usize,
     cols: usize,
 }
 
 thread_local! {
-    static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static SPARE: Cell<Option<Panels>> = const { Cell::new(None) };
 }
 
 impl<'a> Right<'a> {
@@ -50,12 +54,12 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// Copies a block of it into panels; bf16 becomes f32.
-    pub(crate) fn pack(&self, panels: &mut Panels, inner: Range<usize>, cols: Range<usize>) {
+    /// Copies a block of it into panels.
+    pub(crate) fn pack(&self, panels: &mut Panels, layout: Layout, inner: Range<usize>, cols: Range<usize>) {
         match self {
-            Self::Matrix(view) => panels.pack(view.block(inner, cols)),
-            Self::Weight(weight) => weight.with_block(inner, cols, |block| panels.pack(block)),
-            Self::WeightT(weight) => weight.with_block(cols, inner, |block| panels.pack(block.t())),
+            Self::Matrix(view) => panels.pack(view.block(inner, cols), layout),
+            Self::Weight(weight) => weight.with_block(inner, cols, |block| panels.pack(block, layout)),
+            Self::WeightT(weight) => weight.with_block(cols, inner, |block| panels.pack(block.t(), layout)),
         }
     }
 }
@@ -63,20 +67,21 @@ impl<'a> Right<'a> {
 impl Panels {
     /// Runs `f` with panels whose memory this thread uses again and again.
     pub(crate) fn with_spare<R>(f: impl FnOnce(&mut Self) -> R) -> R {
-        let mut panels = Self { numbers: SPARE.take(), ..Self::default() };
+        let mut panels = SPARE.take().unwrap_or_default();
         let result = f(&mut panels);
-        SPARE.set(panels.numbers);
+        SPARE.set(Some(panels));
         result
     }
 
     /// Copies a matrix.
-    pub(crate) fn pack(&mut self, b: View) {
-        (self.inner, self.cols) = (b.rows(), b.cols());
-        self.numbers.resize(self.cols.div_ceil(PANEL) * self.inner * PANEL, 0.0);
-        if self.numbers.is_empty() {
+    pub(crate) fn pack(&mut self, b: View, layout: Layout) {
+        let b = layout.of(b.t(), &mut self.spare).t();
+        (self.inner, self.cols, self.layout) = (b.rows(), b.cols(), layout);
+        self.words.resize(self.cols.div_ceil(PANEL) * self.inner * PANEL, 0.0);
+        if self.words.is_empty() {
             return;
         }
-        for (p, panel) in self.numbers.chunks_mut(self.inner * PANEL).enumerate() {
+        for (p, panel) in self.words.chunks_mut(self.inner * PANEL).enumerate() {
             let cols = p * PANEL..((p + 1) * PANEL).min(self.cols);
             if cols.len() < PANEL {
                 panel.fill(0.0);
@@ -88,7 +93,12 @@ impl Panels {
         }
     }
 
-    /// Rows of the block.
+    /// What a word holds.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Rows of the block, in words.
     pub(crate) fn inner(&self) -> usize {
         self.inner
     }
@@ -100,7 +110,7 @@ impl Panels {
 
     /// A panel `[inner, 32]`.
     pub(crate) fn panel(&self, index: usize) -> &[f32] {
-        &self.numbers[index * self.inner * PANEL..(index + 1) * self.inner * PANEL]
+        &self.words[index * self.inner * PANEL..(index + 1) * self.inner * PANEL]
     }
 }
 

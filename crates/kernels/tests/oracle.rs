@@ -9,6 +9,7 @@ use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Dropout, Lora, LoraGrad};
 use weft_kernels::matrix::Into;
 use weft_kernels::philox::{philox, unit_f32};
+use weft_kernels::precision::Precision;
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, rms_norm, swiglu};
@@ -66,14 +67,14 @@ fn linear_and_its_gradients() {
         let (x, w, dy) = (random(1, n * inputs), random(2, outputs * inputs), random(3, n * outputs));
         let weight = Weight::from_f32(outputs, inputs, w.clone());
         let mut y = vec![0.0; n * outputs];
-        linear::forward(&mut y, &x, &weight);
+        linear::forward(&mut y, &x, &weight, Precision::F32);
         assert_close("y", &y, &linear64(&wide(&x), &wide(&w), inputs));
         if n > 100 {
             continue; // the forward covers the tiles; central differences of so many numbers take minutes
         }
         let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-        linear::backward_input(&mut dx, &dy, &weight, Into::Add);
-        linear::backward_weight(&mut dw, &dy, &x, n);
+        linear::backward_input(&mut dx, &dy, &weight, Into::Add, Precision::F32);
+        linear::backward_weight(&mut dw, &dy, &x, n, Precision::F32);
         assert_gradient("dx", &dx, &x, |x| dot(&linear64(x, &wide(&w), inputs), &dy));
         assert_gradient("dw", &dw, &w, |w| dot(&linear64(&wide(&x), w, inputs), &dy));
     }
@@ -87,10 +88,10 @@ fn bf16_weights_are_read_as_stored() {
     let weight = Weight::from_bf16(outputs, inputs, stored);
     let (x, dy) = (random(2, n * inputs), random(3, n * outputs));
     let mut y = vec![0.0; n * outputs];
-    linear::forward(&mut y, &x, &weight);
+    linear::forward(&mut y, &x, &weight, Precision::F32);
     assert_close("y", &y, &linear64(&wide(&x), &wide_w, inputs));
     let mut dx = vec![0.0; x.len()];
-    linear::backward_input(&mut dx, &dy, &weight, Into::Add);
+    linear::backward_input(&mut dx, &dy, &weight, Into::Add, Precision::F32);
     assert_gradient("dx", &dx, &x, |x| dot(&linear64(x, &wide_w, inputs), &dy));
 }
 
@@ -104,7 +105,7 @@ fn lora_linear_and_its_gradients() {
     let keys: Vec<u64> = (0..n as u64).map(|i| i * 77 + 5).collect();
     for probability in [0.0, 0.4] {
         let dropout = (probability > 0.0).then_some(Dropout { probability, token_keys: &keys, module: 6 });
-        let lora = Lora { a: &wa, b: &wb, scale, dropout };
+        let lora = Lora { a: &wa, b: &wb, scale, dropout, precision: Precision::F32 };
         let keep = |token: usize, i: usize| match probability {
             0.0 => 1.0,
             p => f64::from(unit_f32(philox(keys[token], [i as u32 / 4, 6, 0, 0])[i % 4]) >= p) / f64::from(1.0 - p),
@@ -205,7 +206,14 @@ fn attention_and_its_gradients() {
         [(1, 1, 3, vec![0..1, 1..1, 1..6]), (4, 2, 5, vec![0..7, 7..10]), (3, 1, 2, vec![0..133, 133..134])]
     {
         let n = sequences.last().expect("a sequence").end;
-        let shape = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences, queries: &sequences };
+        let shape = Shape {
+            heads,
+            kv_heads,
+            head_dim: dim,
+            sequences: &sequences,
+            queries: &sequences,
+            precision: Precision::F32,
+        };
         let sizes = (heads, kv_heads, dim);
         let (q, k, v) = (random(1, n * heads * dim), random(2, n * kv_heads * dim), random(3, n * kv_heads * dim));
         let dout = random(4, q.len());
@@ -239,7 +247,8 @@ fn attention_of_some_queries_is_that_of_all_at_their_rows() {
     for (row, d) in rows.iter().zip(dsome.chunks(width)) {
         dout[row * width..(row + 1) * width].copy_from_slice(d);
     }
-    let all = Shape { heads, kv_heads, head_dim: dim, sequences: &sequences, queries: &sequences };
+    let all =
+        Shape { heads, kv_heads, head_dim: dim, sequences: &sequences, queries: &sequences, precision: Precision::F32 };
     let mut out = vec![0.0; q.len()];
     let lse = attention::forward(&mut out, Qkv { q: &q, k: &k, v: &v }, &all);
     let grad = attention::backward(&dout, &out, &lse, Qkv { q: &q, k: &k, v: &v }, &all);
@@ -260,10 +269,10 @@ fn a_row_of_a_product_has_the_same_bits_wherever_it_stands() {
     let (n, inputs, outputs) = (61, 700, 300);
     let (x, weight) = (random(1, n * inputs), Weight::from_f32(outputs, inputs, random(2, inputs * outputs)));
     let mut all = vec![0.0; n * outputs];
-    linear::forward(&mut all, &x, &weight);
+    linear::forward(&mut all, &x, &weight, Precision::F32);
     for row in 0..n {
         let mut alone = vec![0.0; outputs];
-        linear::forward(&mut alone, &x[row * inputs..(row + 1) * inputs], &weight);
+        linear::forward(&mut alone, &x[row * inputs..(row + 1) * inputs], &weight, Precision::F32);
         assert_eq!(alone, all[row * outputs..(row + 1) * outputs], "row {row}");
     }
 }
@@ -303,7 +312,7 @@ fn head_loss_and_its_gradients() {
     let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
     let row_weights = random(3, n);
     let weight = Weight::from_f32(vocab, width, w.clone());
-    let head = Head { weight: &weight, lora: None };
+    let head = Head { weight: &weight, lora: None, precision: Precision::F32 };
     let log_probabilities = |x: &[f64], w: &[f64]| -> Vec<Vec<f64>> {
         let logits = linear64(x, w, width);
         logits
@@ -331,7 +340,7 @@ fn head_loss_and_its_gradients() {
 #[test]
 fn entropy_of_a_degenerate_distribution_is_zero() {
     let weight = Weight::from_f32(3, 1, vec![1e4, 0.0, -1e4]);
-    assert_eq!(Head { weight: &weight, lora: None }.entropy(&[1.0]), [0.0]);
+    assert_eq!(Head { weight: &weight, lora: None, precision: Precision::F32 }.entropy(&[1.0]), [0.0]);
 }
 
 #[test]
@@ -344,7 +353,13 @@ fn thread_count_changes_no_bit() {
         pool.install(|| {
             let (mut dx, mut dw) = (vec![0.0; n * width], vec![0.0; vocab * width]);
             let grad = HeadGrad { weight: Some(&mut dw), lora: None };
-            let nll = Head { weight: &weight, lora: None }.loss(&x, &vec![1; n], &vec![0.5; n], &mut dx, grad);
+            let nll = Head { weight: &weight, lora: None, precision: Precision::F32 }.loss(
+                &x,
+                &vec![1; n],
+                &vec![0.5; n],
+                &mut dx,
+                grad,
+            );
             (nll, dx, dw)
         })
     };

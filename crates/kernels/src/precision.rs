@@ -1,0 +1,237 @@
+//! The number format that a product's factors are rounded to, and how factors in it are laid out for the innermost loop:
+//! as words of 32 bits, a number or a pair each. Sums are f32 in every format.
+
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::buffer::Buffer;
+use crate::exp::vectorised;
+use crate::matrix::View;
+
+/// Words per task of a layout.
+const CHUNK: usize = 1 << 14;
+
+/// The format of a product's factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// As they are; bf16 weights are widened, which is exact.
+    #[default]
+    F32,
+    /// Rounded to bf16, to nearest, ties to even.
+    Bf16,
+}
+
+/// What a word of a factor holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// A number.
+    #[default]
+    Singles,
+    /// A number rounded to bf16, for processors without fast products of pairs.
+    Rounded,
+    /// Two bf16 numbers of neighbouring inner indices, the first in the lower half.
+    Pairs,
+}
+
+impl Precision {
+    /// The fastest layout on this processor.
+    pub(crate) fn layout(self) -> Layout {
+        match self {
+            Self::F32 => Layout::Singles,
+            Self::Bf16 if *HAS_FAST_PAIRS => Layout::Pairs,
+            Self::Bf16 => Layout::Rounded,
+        }
+    }
+
+    /// How products in this format are computed on this processor, in a few words.
+    pub fn instructions(self) -> &'static str {
+        match self.layout() {
+            Layout::Singles => "f32 multiply-adds",
+            Layout::Rounded => "f32 multiply-adds of rounded numbers",
+            Layout::Pairs => "AVX512-BF16 dot products",
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Processors that start a dot product of pairs as often as a multiply-add. The feature bit doesn't tell: Intel's set it
+/// too and take four times as long for it.
+static HAS_FAST_PAIRS: LazyLock<bool> = LazyLock::new(|| has_pairs() && is_amd());
+
+/// Whether the processor has dot products of pairs, fast or not.
+pub(crate) fn has_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16") && pulp::x86::V4::try_new().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+fn is_amd() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+impl Layout {
+    /// Inner indices of a word.
+    pub(crate) fn numbers_per_word(self) -> usize {
+        if self == Self::Pairs { 2 } else { 1 }
+    }
+
+    /// Words of so many inner indices.
+    fn words(self, numbers: usize) -> usize {
+        numbers.div_ceil(self.numbers_per_word())
+    }
+
+    /// Row after row of words of a left factor `[M, inner]`; a factor with contiguous columns keeps them so.
+    fn shape(self, a: View) -> [usize; 2] {
+        let words = self.words(a.cols());
+        if a.is_row_major() { [a.rows(), words] } else { [words, a.rows()] }
+    }
+
+    /// Writes a row of the words.
+    fn write_row(self, to: &mut [f32], a: View, row: usize) {
+        let pairs_of_rows = !a.is_row_major() && self == Self::Pairs;
+        let [first, second] = match (a.is_row_major(), self) {
+            (true, _) => [a.row(row), &[]],
+            (false, Self::Pairs) if 2 * row + 1 < a.cols() => [a.t().row(2 * row), a.t().row(2 * row + 1)],
+            (false, Self::Pairs) => [a.t().row(2 * row), &[]],
+            (false, _) => [a.t().row(row), &[]],
+        };
+        vectorised(
+            #[inline(always)]
+            || match (self, second) {
+                (Self::Singles, _) => to.copy_from_slice(first),
+                (Self::Rounded, _) => to.iter_mut().zip(first).for_each(|(to, x)| *to = f32::from_bits(rounded(*x))),
+                (Self::Pairs, []) if pairs_of_rows => to.iter_mut().zip(first).for_each(|(to, x)| *to = pair(*x, 0.0)),
+                (Self::Pairs, []) => {
+                    let (pairs, rest) = first.as_chunks::<2>();
+                    to.iter_mut().zip(pairs).for_each(|(to, [x, y])| *to = pair(*x, *y));
+                    to.iter_mut().skip(pairs.len()).zip(rest).for_each(|(to, x)| *to = pair(*x, 0.0));
+                }
+                (Self::Pairs, _) => {
+                    to.iter_mut().zip(first).zip(second).for_each(|((to, x), y)| *to = pair(*x, *y));
+                }
+            },
+        );
+    }
+
+    /// A left factor's words in `spare`, or as it is where a word is a number.
+    pub(crate) fn of<'a>(self, a: View<'a>, spare: &'a mut Vec<f32>) -> View<'a> {
+        if self == Self::Singles {
+            return a;
+        }
+        let [rows, cols] = self.shape(a);
+        spare.resize(rows * cols, 0.0);
+        if !spare.is_empty() {
+            spare.chunks_mut(cols).enumerate().for_each(|(row, to)| self.write_row(to, a, row));
+        }
+        as_factor(a, &spare[..], [rows, cols])
+    }
+}
+
+/// A left factor whose words many tasks read.
+pub(crate) struct LaidOut<'a> {
+    numbers: View<'a>,
+    words: Option<(Buffer, [usize; 2])>,
+}
+
+impl<'a> LaidOut<'a> {
+    /// Lays a factor out on all threads.
+    pub(crate) fn new(a: View<'a>, layout: Layout) -> Self {
+        if layout == Layout::Singles {
+            return Self { numbers: a, words: None };
+        }
+        let [rows, cols] = layout.shape(a);
+        let mut words = Buffer::unset(rows * cols);
+        let rows_per_task = (CHUNK / cols.max(1)).max(1);
+        words.par_chunks_mut((rows_per_task * cols).max(1)).enumerate().for_each(|(task, to)| {
+            let row = task * rows_per_task;
+            to.chunks_mut(cols).enumerate().for_each(|(i, to)| layout.write_row(to, a, row + i));
+        });
+        Self { numbers: a, words: Some((words, [rows, cols])) }
+    }
+
+    /// The words.
+    pub(crate) fn view(&self) -> View<'_> {
+        match &self.words {
+            None => self.numbers,
+            Some((words, shape)) => as_factor(self.numbers, words, *shape),
+        }
+    }
+}
+
+/// Words as the factor they were made of.
+fn as_factor<'w>(a: View, words: &'w [f32], [rows, cols]: [usize; 2]) -> View<'w> {
+    let words = View::new(words, rows, cols);
+    if a.is_row_major() { words } else { words.t() }
+}
+
+/// A number's bits rounded to bf16, in the upper half; the lower half is 0.
+#[inline(always)]
+fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding up could turn a number gone wrong into infinity.
+    (if x.is_nan() { bits | 0x40_0000 } else { nearest }) & 0xffff_0000
+}
+
+#[inline(always)]
+fn pair(x: f32, y: f32) -> f32 {
+    f32::from_bits(rounded(x) >> 16 | rounded(y))
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_nearest_ties_to_even() {
+        let odd = [0.0, -0.0, 1.0, -1.0, 1.003_906_2, 1.011_718_8, 3.4e38, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        for x in odd.into_iter().chain((0..10_000).map(|i| (i as f32 - 5000.0) * 1.37e-3)) {
+            assert_eq!(f32::from_bits(rounded(x)), bf16::from_f32(x).to_f32(), "{x}");
+        }
+        assert!(f32::from_bits(rounded(f32::from_bits(0x7fff_ffff))).is_nan(), "a number gone wrong must stay visible");
+    }
+
+    #[test]
+    fn a_layout_holds_every_number_once() {
+        for (rows, cols) in [(1, 1), (3, 4), (2, 5), (17, 33)] {
+            let numbers: Vec<f32> = (0..rows * cols).map(|i| (i % 200) as f32 - 7.0).collect();
+            for a in [View::new(&numbers, rows, cols), View::new(&numbers, cols, rows).t()] {
+                let at = |i: usize, k: usize| if a.is_row_major() { a.row(i)[k] } else { a.t().row(k)[i] };
+                let mut spare = vec![];
+                let (one, many) = (Layout::Pairs.of(a, &mut spare), LaidOut::new(a, Layout::Pairs));
+                for words in [one, many.view()] {
+                    assert_eq!(
+                        (words.rows(), words.cols(), words.is_row_major()),
+                        (rows, cols.div_ceil(2), a.is_row_major())
+                    );
+                    for (i, k) in (0..rows).flat_map(|i| (0..cols).map(move |k| (i, k))) {
+                        let word =
+                            if a.is_row_major() { words.row(i)[k / 2] } else { words.t().row(k / 2)[i] }.to_bits();
+                        let half = if k % 2 == 0 { word << 16 } else { word & 0xffff_0000 };
+                        assert_eq!(f32::from_bits(half), at(i, k), "[{i}, {k}] of [{rows}, {cols}]");
+                    }
+                }
+            }
+        }
+    }
+}
