@@ -159,7 +159,7 @@ impl Default for TrainTable {
             max_steps: None,
             micro_batch_size: 1,
             grad_accum_steps: 1,
-            activation_memory_gb: 0.2,
+            activation_memory_gb: 0.35,
             lr: 1e-4,
             lr_schedule: LrSchedule::default(),
             warmup_steps: 0,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use weft_kernels::attention::{self, Qkv};
 use weft_kernels::buffer::Buffer;
 use weft_kernels::matrix::{self, Into};
-use weft_kernels::precision::Precision;
+use weft_kernels::precision::{Kept, Precision};
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::{rms_norm, swiglu};
 
@@ -67,7 +67,7 @@ impl<'a> Span<'a> {
 
 /// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep; the
 /// products are kept as far as memory is granted.
-pub(super) struct Kept {
+pub(super) struct KeptLayer {
     input: Buffer,
     attention: [Buffer; 2],
     products: Option<Products>,
@@ -75,9 +75,9 @@ pub(super) struct Kept {
 
 /// The results of a layer's products that its backward needs.
 struct Products {
-    qkv: [Buffer; 3],
+    qkv: [Kept; 3],
     middle: Buffer,
-    gate_up: [Buffer; 2],
+    gate_up: [Kept; 2],
 }
 
 /// What a layer's backward needs of its forward.
@@ -88,7 +88,6 @@ struct Activations {
     middle: Buffer,
     ff_normed: Buffer,
     gate_up: [Buffer; 2],
-    hidden: Buffer,
 }
 
 impl Transformer {
@@ -99,21 +98,28 @@ impl Transformer {
     }
 
     /// A layer's output, and what is kept of it: with the products' results if `keep_products`.
-    pub(super) fn layer_forward(&self, block: &Block, x: Buffer, span: Span, keep_products: bool) -> (Buffer, Kept) {
+    pub(super) fn layer_forward(
+        &self,
+        block: &Block,
+        x: Buffer,
+        span: Span,
+        keep_products: bool,
+    ) -> (Buffer, KeptLayer) {
         let a = self.activations(block, &x, span, None, None);
         let output = self.output(block, &a, span);
         let Activations { qkv, attention, middle, gate_up, .. } = a;
-        let products = keep_products.then_some(Products { qkv, middle, gate_up });
-        (output, Kept { input: x, attention, products })
+        let keep = |numbers| Kept::new(numbers, span.precision);
+        let products = keep_products.then(|| Products { qkv: qkv.map(keep), middle, gate_up: gate_up.map(keep) });
+        (output, KeptLayer { input: x, attention, products })
     }
 
     /// Bytes that keeping a layer's products takes.
     pub(super) fn product_bytes(&self, block: &Block, span: Span) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
-        let read = outputs(k) + outputs(v);
-        let written = outputs(q) + self.config.width + outputs(gate) + outputs(up);
-        (span.from.count() * read + span.to.count() * written) * size_of::<f32>()
+        let read = span.from.count() * (outputs(k) + outputs(v));
+        let written = span.to.count() * (outputs(q) + outputs(gate) + outputs(up));
+        Kept::bytes(read + written, span.precision) + Kept::bytes(span.to.count() * self.config.width, Precision::F32)
     }
 
     /// Turns the gradient of a layer's output into that of its input, where `wants_input`; adds the parameters' gradients.
@@ -121,21 +127,25 @@ impl Transformer {
         &self,
         block: &Block,
         mut dx: Buffer,
-        kept: Kept,
+        kept: KeptLayer,
         span: Span,
         grads: &mut Gradients,
         wants_input: bool,
     ) -> Buffer {
         let Config { width, heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
-        let Kept { input, attention, products } = kept;
-        let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up: [mut gate, mut up], hidden } =
+        let KeptLayer { input, attention, products } = kept;
+        let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up } =
             self.activations(block, &input, span, Some(attention), products);
         let (from, to) = (span.reads(), span.writes());
         // 1. The MLP.
-        let mut dhidden = Buffer::unset(hidden.len());
+        // Only a trained projection's gradient needs its input.
+        let trains_down = block.down.lora.is_some() || grads[block.down.weight].is_some();
+        let hidden = if trains_down { self.hidden(&gate_up, span) } else { Buffer::unset(0) };
+        let [mut gate, mut up] = gate_up;
+        let mut dhidden = Buffer::unset(gate.len());
         self.apply_backward(&block.down, Some((&mut dhidden, Into::Set)), &dx, &hidden, to, grads);
         drop(hidden);
-        swiglu::backward(&mut gate, &mut up, &dhidden);
+        swiglu::backward(&mut gate, &mut up, &dhidden, span.precision);
         drop(dhidden);
         let mut dnormed = Buffer::unset(ff_normed.len());
         for ((layer, dy), into) in block.gate_up.iter().zip([gate, up]).zip([Into::Set, Into::Add]) {
@@ -194,9 +204,16 @@ impl Transformer {
     }
 
     fn output(&self, block: &Block, a: &Activations, span: Span) -> Buffer {
-        let mut y = self.apply(&block.down, &a.hidden, span.writes());
+        let mut y = self.apply(&block.down, &self.hidden(&a.gate_up, span), span.writes());
         matrix::add(&mut y, &a.middle);
         y
+    }
+
+    /// The input of the MLP's down projection.
+    fn hidden(&self, [gate, up]: &[Buffer; 2], span: Span) -> Buffer {
+        let mut hidden = Buffer::unset(gate.len());
+        swiglu::forward(&mut hidden, gate, up, span.precision);
+        hidden
     }
 
     /// The activations of a layer with input `x`; what was kept of them isn't computed again.
@@ -211,7 +228,7 @@ impl Transformer {
         let Span { from, to, .. } = span;
         let Config { width, heads, kv_heads, .. } = self.config;
         let (qkv, mlp) = match products {
-            Some(Products { qkv, middle, gate_up }) => (qkv, Some((middle, gate_up))),
+            Some(Products { qkv, middle, gate_up }) => (qkv.map(Kept::take), Some((middle, gate_up.map(Kept::take)))),
             None => {
                 let normed = self.norm(x, block.attn_norm);
                 let [q, k, v] = &block.qkv;
@@ -240,9 +257,7 @@ impl Transformer {
                 (middle, ff_normed, gate_up)
             }
         };
-        let mut hidden = Buffer::unset(gate_up[0].len());
-        swiglu::forward(&mut hidden, &gate_up[0], &gate_up[1]);
-        Activations { qkv, attention, middle, ff_normed, gate_up, hidden }
+        Activations { qkv, attention, middle, ff_normed, gate_up }
     }
 
     fn shape<'a>(&self, span: Span<'a>) -> attention::Shape<'a> {

@@ -236,7 +236,7 @@ fn rope(bencher: Bencher) {
 #[divan::bench]
 fn swiglu_forward(bencher: Bencher) {
     let [gate, up, mut h] = [(); 3].map(|()| numbers(TOKENS * MLP));
-    bencher.counter(bytes(3 * gate.len())).bench_local(|| swiglu::forward(&mut h, &gate, &up));
+    bencher.counter(bytes(3 * gate.len())).bench_local(|| swiglu::forward(&mut h, &gate, &up, Precision::F32));
 }
 
 #[divan::bench]
@@ -246,7 +246,7 @@ fn swiglu_backward(bencher: Bencher) {
     bencher
         .counter(bytes(5 * dh.len()))
         .with_inputs(|| [(); 2].map(|()| numbers(TOKENS * MLP)))
-        .bench_local_refs(|[gate, up]| swiglu::backward(gate, up, &dh));
+        .bench_local_refs(|[gate, up]| swiglu::backward(gate, up, &dh, Precision::F32));
 }
 
 #[divan::bench]

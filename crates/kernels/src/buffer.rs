@@ -1,34 +1,65 @@
 //! Memory for activations, used again by the next operation that needs as much. The system clears every page that it
-//! hands out, which costs as much as an element-wise operation.
+//! hands out, which costs as much as an element-wise operation. It comes from the system and goes back there without an
+//! allocator between, which would hold on to some.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
+use memmap2::MmapMut;
+
 /// Classes of sizes in an octave: batches whose lengths differ a little share their buffers.
 const CLASSES: usize = 8;
+/// Numbers of two huge pages: less would waste much of one.
+const HUGE: usize = 1 << 20;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { spare: vec![], spare_len: 0, used_len: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool { spare: vec![], spare_len: 0, used_len: 0, most_used: 0 });
 
 struct Pool {
     /// Memory that nobody uses, what has waited longest first.
-    spare: Vec<Vec<f32>>,
+    spare: Vec<Memory>,
+    /// Numbers that it holds.
     spare_len: usize,
     used_len: usize,
+    /// The most that was used at once.
+    most_used: usize,
 }
+
+/// Whole pages.
+#[derive(Debug)]
+struct Memory(MmapMut);
 
 /// A slice of numbers on loan; its memory is spare again when it is dropped.
 #[derive(Debug)]
-pub struct Buffer(Vec<f32>);
+pub struct Buffer {
+    memory: Option<Memory>,
+    len: usize,
+}
+
+impl Memory {
+    /// Zeros.
+    fn new(len: usize) -> Self {
+        // Like an allocator, which ends the program where there is no memory.
+        let pages = MmapMut::map_anon(len * size_of::<f32>())
+            .unwrap_or_else(|e| panic!("{} MB of memory for activations: {e}", len * size_of::<f32>() / 1_000_000));
+        #[cfg(target_os = "linux")]
+        if len >= HUGE {
+            // A system without huge pages serves small ones.
+            let _ = pages.advise(memmap2::Advice::HugePage);
+        }
+        Self(pages)
+    }
+
+    /// Numbers that it holds.
+    fn len(&self) -> usize {
+        self.0.len() / size_of::<f32>()
+    }
+}
 
 impl Buffer {
     /// Numbers that hold whatever was there before: for a result that overwrites them all.
     pub fn unset(len: usize) -> Self {
-        if len == 0 {
-            return Self(vec![]);
-        }
-        let mut numbers = POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len);
-        numbers.resize(len, 0.0);
-        Self(numbers)
+        let take = || POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len);
+        Self { memory: (len > 0).then(take), len }
     }
 
     /// Zeros.
@@ -41,40 +72,42 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.0.capacity() > 0 {
-            POOL.lock().unwrap_or_else(PoisonError::into_inner).give_back(std::mem::take(&mut self.0));
+        if let Some(memory) = self.memory.take() {
+            POOL.lock().unwrap_or_else(PoisonError::into_inner).give_back(memory);
         }
     }
 }
 
 impl Pool {
-    /// The smallest spare vector that holds `len` numbers and isn't twice as large, or a new one.
-    fn take(&mut self, len: usize) -> Vec<f32> {
-        let fits = |v: &Vec<f32>| (len..=2 * len).contains(&v.capacity());
-        let smallest =
-            (0..self.spare.len()).filter(|i| fits(&self.spare[*i])).min_by_key(|i| self.spare[*i].capacity());
-        let numbers = match smallest {
+    /// The smallest spare memory that holds `len` numbers and isn't twice as large, or new one.
+    fn take(&mut self, len: usize) -> Memory {
+        let fits = |memory: &Memory| (len..=2 * len).contains(&memory.len());
+        let smallest = (0..self.spare.len()).filter(|i| fits(&self.spare[*i])).min_by_key(|i| self.spare[*i].len());
+        let memory = match smallest {
             Some(index) => {
-                let numbers = self.spare.remove(index);
-                self.spare_len -= numbers.capacity();
-                numbers
+                let memory = self.spare.remove(index);
+                self.spare_len -= memory.len();
+                memory
             }
             None => {
-                // Sizes have changed: what has waited long may never fit again.
-                while self.spare_len > self.used_len / 2 && !self.spare.is_empty() {
-                    self.spare_len -= self.spare.remove(0).capacity();
+                let len = len.next_multiple_of((len.next_power_of_two() / (2 * CLASSES)).max(1));
+                // What has waited long may never fit again; together they never take more than was used at once.
+                let limit = self.most_used.max(self.used_len + len);
+                while self.used_len + self.spare_len + len > limit && !self.spare.is_empty() {
+                    self.spare_len -= self.spare.remove(0).len();
                 }
-                Vec::with_capacity(len.next_multiple_of((len.next_power_of_two() / (2 * CLASSES)).max(1)))
+                Memory::new(len)
             }
         };
-        self.used_len += numbers.capacity();
-        numbers
+        self.used_len += memory.len();
+        self.most_used = self.most_used.max(self.used_len);
+        memory
     }
 
-    fn give_back(&mut self, numbers: Vec<f32>) {
-        self.used_len -= numbers.capacity();
-        self.spare_len += numbers.capacity();
-        self.spare.push(numbers);
+    fn give_back(&mut self, memory: Memory) {
+        self.used_len -= memory.len();
+        self.spare_len += memory.len();
+        self.spare.push(memory);
     }
 }
 
@@ -82,13 +115,13 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.0
+        self.memory.as_ref().map_or(&[], |memory| &bytemuck::cast_slice(&memory.0)[..self.len])
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        self.memory.as_mut().map_or(&mut [], |memory| &mut bytemuck::cast_slice_mut(&mut memory.0)[..self.len])
     }
 }
 
@@ -98,16 +131,21 @@ mod tests {
 
     #[test]
     fn spare_memory_is_used_again_and_what_fits_nothing_goes() {
-        let mut pool = Pool { spare: vec![], spare_len: 0, used_len: 0 };
+        let mut pool = Pool { spare: vec![], spare_len: 0, used_len: 0, most_used: 0 };
         let first = pool.take(1000);
-        let start = first.as_ptr();
+        let start = first.0.as_ptr();
         pool.give_back(first);
         let second = pool.take(900);
-        assert_eq!((second.as_ptr(), pool.spare_len), (start, 0), "a little less fits");
-        pool.give_back(second);
+        assert_eq!((second.0.as_ptr(), pool.spare_len), (start, 0), "a little less fits");
         let third = pool.take(5000);
-        assert_eq!((pool.spare.len(), pool.used_len), (0, third.capacity()), "the small one went");
-        assert!(third.capacity() >= 5000 && third.capacity() <= 5632);
+        assert!((5000..=5632).contains(&third.len()));
+        let both = second.len() + third.len();
+        pool.give_back(second);
+        pool.give_back(third);
+        let fourth = pool.take(400);
+        assert_eq!(pool.spare.len(), 1, "what has waited longest went");
+        assert!(pool.spare_len + pool.used_len <= both && pool.most_used == both);
+        pool.give_back(fourth);
     }
 
     #[test]

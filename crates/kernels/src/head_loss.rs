@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::exp::{self, exp, vectorised};
+use crate::frozen_head::{self, Rows};
 use crate::linear;
 use crate::lora_linear::{self, Dropout, Lora, LoraGrad};
 use crate::matrix::{self, Into, Term, View};
@@ -109,6 +110,9 @@ impl Head<'_> {
         dx: &mut [f32],
         mut grad: HeadGrad,
     ) -> Vec<f32> {
+        if grad.weight.is_none() && self.lora.is_none() {
+            return frozen_head::loss(self, Rows { x, targets, weights: row_weights }, dx);
+        }
         let (vocab, width) = (self.weight.rows(), self.weight.cols());
         let mut nll = vec![0.0; targets.len()];
         self.for_each_chunk(x, |first, logits| {

@@ -12,7 +12,7 @@ use crate::precision::{LaidOut, Layout, Precision};
 use crate::weight::Weight;
 
 /// Rows of words and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
-const BLOCK: [usize; 2] = [512, 256];
+pub(crate) const BLOCK: [usize; 2] = [512, 256];
 /// Fewest rows of a task: packing costs as much as some ten rows.
 const TASK_ROWS: usize = 192;
 /// Rows of a tile that isn't stored; its columns are packed anew for as many.
@@ -169,7 +169,7 @@ fn sum_in(layout: Layout, out: &mut [f32], terms: &[Term], into: Into) {
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows` rows of `cols.len()` numbers, which nothing else touches meanwhile.
-unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, cols: Range<usize>, into: Into) {
+pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, cols: Range<usize>, into: Into) {
     let (inner, per_word) = (term.b.inner(), layout.numbers_per_word());
     assert_eq!(term.a.cols, inner, "inner sizes of a product");
     Panels::with_spare(|panels| {

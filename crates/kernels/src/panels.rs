@@ -18,6 +18,8 @@ pub(crate) enum Right<'a> {
     Matrix(View<'a>),
     Weight(&'a Weight),
     WeightT(&'a Weight),
+    /// Some rows of a weight, from the first to before the last.
+    WeightRows(&'a Weight, [usize; 2]),
 }
 
 /// A block of a right factor: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
@@ -42,6 +44,7 @@ impl<'a> Right<'a> {
             Self::Matrix(view) => view.rows(),
             Self::Weight(weight) => weight.rows(),
             Self::WeightT(weight) => weight.cols(),
+            Self::WeightRows(_, [start, end]) => end - start,
         }
     }
 
@@ -49,7 +52,7 @@ impl<'a> Right<'a> {
     pub(crate) fn cols(&self) -> usize {
         match self {
             Self::Matrix(view) => view.cols(),
-            Self::Weight(weight) => weight.cols(),
+            Self::Weight(weight) | Self::WeightRows(weight, _) => weight.cols(),
             Self::WeightT(weight) => weight.rows(),
         }
     }
@@ -59,6 +62,10 @@ impl<'a> Right<'a> {
         match self {
             Self::Matrix(view) => panels.pack(view.block(inner, cols), layout),
             Self::Weight(weight) => weight.with_block(inner, cols, |block| panels.pack(block, layout)),
+            Self::WeightRows(weight, [start, _]) => {
+                let rows = start + inner.start..start + inner.end;
+                weight.with_block(rows, cols, |block| panels.pack(block, layout));
+            }
             Self::WeightT(weight) => weight.with_block(cols, inner, |block| panels.pack(block.t(), layout)),
         }
     }

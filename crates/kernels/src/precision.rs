@@ -106,7 +106,6 @@ impl Layout {
 
     /// Writes a row of the words.
     fn write_row(self, to: &mut [f32], a: View, row: usize) {
-        let pairs_of_rows = !a.is_row_major() && self == Self::Pairs;
         let [first, second] = match (a.is_row_major(), self) {
             (true, _) => [a.row(row), &[]],
             (false, Self::Pairs) if 2 * row + 1 < a.cols() => [a.t().row(2 * row), a.t().row(2 * row + 1)],
@@ -117,13 +116,9 @@ impl Layout {
             #[inline(always)]
             || match (self, second) {
                 (Self::Singles, _) => to.copy_from_slice(first),
-                (Self::Rounded, _) => to.iter_mut().zip(first).for_each(|(to, x)| *to = f32::from_bits(rounded(*x))),
-                (Self::Pairs, []) if pairs_of_rows => to.iter_mut().zip(first).for_each(|(to, x)| *to = pair(*x, 0.0)),
-                (Self::Pairs, []) => {
-                    let (pairs, rest) = first.as_chunks::<2>();
-                    to.iter_mut().zip(pairs).for_each(|(to, [x, y])| *to = pair(*x, *y));
-                    to.iter_mut().skip(pairs.len()).zip(rest).for_each(|(to, x)| *to = pair(*x, 0.0));
-                }
+                (Self::Rounded, _) => to.iter_mut().zip(first).for_each(|(to, x)| *to = round(*x)),
+                (Self::Pairs, _) if a.is_row_major() => write_pairs(to, first),
+                (Self::Pairs, []) => to.iter_mut().zip(first).for_each(|(to, x)| *to = pair(*x, 0.0)),
                 (Self::Pairs, _) => {
                     to.iter_mut().zip(first).zip(second).for_each(|((to, x), y)| *to = pair(*x, *y));
                 }
@@ -182,18 +177,89 @@ fn as_factor<'w>(a: View, words: &'w [f32], [rows, cols]: [usize; 2]) -> View<'w
     if a.is_row_major() { words } else { words.t() }
 }
 
-/// A number's bits rounded to bf16, in the upper half; the lower half is 0.
+/// Numbers that wait for backward, in the format that those who read them round them to anyway.
+pub struct Kept {
+    words: Buffer,
+    len: usize,
+    precision: Precision,
+}
+
+impl Kept {
+    /// Keeps numbers.
+    pub fn new(numbers: Buffer, precision: Precision) -> Self {
+        let len = numbers.len();
+        let words = match precision {
+            Precision::F32 => numbers,
+            Precision::Bf16 => {
+                let mut words = Buffer::unset(len.div_ceil(2));
+                let pieces = words.par_chunks_mut(CHUNK).zip(numbers.par_chunks(2 * CHUNK));
+                pieces.for_each(|(words, numbers)| {
+                    vectorised(
+                        #[inline(always)]
+                        || write_pairs(words, numbers),
+                    );
+                });
+                words
+            }
+        };
+        Self { words, len, precision }
+    }
+
+    /// The numbers as f32.
+    pub fn take(self) -> Buffer {
+        if self.precision == Precision::F32 {
+            return self.words;
+        }
+        let mut numbers = Buffer::unset(self.len);
+        numbers.par_chunks_mut(2 * CHUNK).zip(self.words.par_chunks(CHUNK)).for_each(|(numbers, words)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (numbers, word) in numbers.chunks_mut(2).zip(words) {
+                        let halves = [word.to_bits() << 16, word.to_bits() & 0xffff_0000];
+                        numbers.iter_mut().zip(halves).for_each(|(x, half)| *x = f32::from_bits(half));
+                    }
+                },
+            );
+        });
+        numbers
+    }
+
+    /// Bytes that so many numbers take.
+    pub fn bytes(numbers: usize, precision: Precision) -> usize {
+        match precision {
+            Precision::F32 => 4 * numbers,
+            Precision::Bf16 => 4 * numbers.div_ceil(2),
+        }
+    }
+}
+
+/// A number rounded to bf16.
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
+pub(crate) fn round(x: f32) -> f32 {
+    f32::from_bits(rounded_bits(x))
+}
+
+#[inline(always)]
+fn rounded_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     // Rounding up could turn a number gone wrong into infinity.
     (if x.is_nan() { bits | 0x40_0000 } else { nearest }) & 0xffff_0000
 }
 
+/// The word of two numbers.
 #[inline(always)]
 fn pair(x: f32, y: f32) -> f32 {
-    f32::from_bits(rounded(x) >> 16 | rounded(y))
+    f32::from_bits(rounded_bits(x) >> 16 | rounded_bits(y))
+}
+
+/// The words of a row; an odd number at its end has a 0 beside it.
+#[inline(always)]
+fn write_pairs(to: &mut [f32], row: &[f32]) {
+    let (pairs, rest) = row.as_chunks::<2>();
+    to.iter_mut().zip(pairs).for_each(|(to, [x, y])| *to = pair(*x, *y));
+    to.iter_mut().skip(pairs.len()).zip(rest).for_each(|(to, x)| *to = pair(*x, 0.0));
 }
 
 #[cfg(test)]
@@ -206,9 +272,25 @@ mod tests {
     fn rounding_is_to_nearest_ties_to_even() {
         let odd = [0.0, -0.0, 1.0, -1.0, 1.003_906_2, 1.011_718_8, 3.4e38, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
         for x in odd.into_iter().chain((0..10_000).map(|i| (i as f32 - 5000.0) * 1.37e-3)) {
-            assert_eq!(f32::from_bits(rounded(x)), bf16::from_f32(x).to_f32(), "{x}");
+            assert_eq!(round(x), bf16::from_f32(x).to_f32(), "{x}");
         }
-        assert!(f32::from_bits(rounded(f32::from_bits(0x7fff_ffff))).is_nan(), "a number gone wrong must stay visible");
+        assert!(round(f32::from_bits(0x7fff_ffff)).is_nan(), "a number gone wrong must stay visible");
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_rounded() {
+        for len in [0, 1, 2, 7, 2 * CHUNK + 3] {
+            let mut numbers = Buffer::unset(len);
+            numbers.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 7.0 - 1.0);
+            let expected: Vec<f32> = numbers.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+            let exact = numbers.to_vec();
+            let kept = Kept::new(numbers, Precision::Bf16);
+            assert_eq!(4 * kept.words.len(), Kept::bytes(len, Precision::Bf16));
+            let rounded = kept.take();
+            assert_eq!(*rounded, expected);
+            assert_eq!(*Kept::new(rounded, Precision::F32).take(), expected);
+            assert!(len < 3 || exact != expected, "the test sees no rounding");
+        }
     }
 
     #[test]

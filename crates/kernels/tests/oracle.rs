@@ -283,10 +283,10 @@ fn swiglu_and_its_gradients() {
     let oracle =
         |g: &[f64], u: &[f64]| -> Vec<f64> { g.iter().zip(u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect() };
     let mut h = vec![0.0; 37];
-    swiglu::forward(&mut h, &gate, &up);
+    swiglu::forward(&mut h, &gate, &up, Precision::F32);
     assert_close("h", &h, &oracle(&wide(&gate), &wide(&up)));
     let (mut dgate, mut dup) = (gate.clone(), up.clone());
-    swiglu::backward(&mut dgate, &mut dup, &dh);
+    swiglu::backward(&mut dgate, &mut dup, &dh, Precision::F32);
     assert_gradient("dgate", &dgate, &gate, |g| dot(&oracle(g, &wide(&up)), &dh));
     assert_gradient("dup", &dup, &up, |u| dot(&oracle(&wide(&gate), u), &dh));
 }
@@ -335,6 +335,36 @@ fn head_loss_and_its_gradients() {
     assert_close("nll", &got, &nll(&wide(&x), &wide(&w)));
     assert_gradient("dx", &dx, &x, |x| dot(&nll(x, &wide(&w)), &row_weights));
     assert_gradient("dw", &dw, &w, |w| dot(&nll(&wide(&x), w), &row_weights));
+}
+
+#[test]
+fn a_frozen_head_has_the_same_loss_and_input_gradient() {
+    // One block of the vocabulary, fewer than there are parts, several a part.
+    for vocab in [1, 11, 700, 5000] {
+        let (n, width) = (13, 3);
+        let (x, w, row_weights) = (random(1, n * width), random(2, vocab * width), random(3, n));
+        let targets: Vec<u32> = (0..n as u32).map(|i| i * 397 % vocab as u32).collect();
+        let weight = Weight::from_f32(vocab, width, w.iter().map(|w| 8.0 * w).collect());
+        let head = Head { weight: &weight, lora: None, precision: Precision::F32 };
+        let mut dw = vec![0.0; w.len()];
+        let [mut dx, mut dx_trained] = [(); 2].map(|()| vec![0.0; x.len()]);
+        let nll = head.loss(&x, &targets, &row_weights, &mut dx, HeadGrad::default());
+        let trained = HeadGrad { weight: Some(&mut dw), lora: None };
+        let expected = head.loss(&x, &targets, &row_weights, &mut dx_trained, trained);
+        assert_close("nll", &nll, &wide(&expected));
+        assert_close("dx", &dx, &wide(&dx_trained));
+    }
+}
+
+#[test]
+fn a_frozen_head_that_is_certain_keeps_a_small_gradient_in_bf16() {
+    // The target's logit is 12 above the other's: p = 1 - 6e-6, which bf16 would round to 1.
+    let (weight, x) = (Weight::from_f32(2, 1, vec![12.0, 0.0]), [1.0]);
+    let mut dx = [0.0];
+    let head = Head { weight: &weight, lora: None, precision: Precision::Bf16 };
+    head.loss(&x, &[0], &[1.0], &mut dx, HeadGrad::default());
+    let expected = -12.0 * (1.0 - 1.0 / (1.0 + (-12f64).exp()));
+    assert!((f64::from(dx[0]) / expected - 1.0).abs() < 1e-5, "{} instead of {expected}", dx[0]);
 }
 
 #[test]

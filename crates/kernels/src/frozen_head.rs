@@ -1,0 +1,154 @@
+//! The loss of a head that isn't trained: each row's negative log-likelihood and the gradient of its input, in one pass
+//! over the vocabulary. It is attention with the head's rows as keys and values: a block's logits become exponentials
+//! and are multiplied by the same block while it lies in the cache, so that no logits are stored. A head that is trained
+//! needs them (`head_loss`).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::buffer::Buffer;
+use crate::exp::{self, exp, vectorised};
+use crate::head_loss::Head;
+use crate::matrix::{BLOCK, Into, Term, View, task};
+use crate::microkernel::Output;
+use crate::panels::Right;
+use crate::precision::LaidOut;
+
+/// Parts of the vocabulary with sums of their own; their number is fixed, so that no bit depends on the threads.
+const PARTS: usize = 8;
+/// Most numbers of all parts' sums.
+const SUMS: usize = 1 << 23;
+
+/// The rows of a chunk: inputs `[N, D]`, targets and weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) targets: &'a [u32],
+    pub(crate) weights: &'a [f32],
+}
+
+/// Sums over one part of the vocabulary, without the target: near certainty its gradient is a small difference, which
+/// rounded factors would drown.
+struct Part {
+    /// Each row's largest logit.
+    max: Vec<f32>,
+    /// `sum of e^(z_v - max)`.
+    z: Vec<f64>,
+    /// `sum of e^(z_v - max) W_v`, `[N, D]`.
+    sums: Buffer,
+    /// Each row's target and its logit, where the part has it.
+    target: Vec<Option<f32>>,
+}
+
+/// Each row's `nll`; `dx` becomes the gradient of `sum of weight * nll`.
+///
+/// # Shapes
+/// `dx` `[N, D]`.
+pub(crate) fn loss(head: &Head, rows: Rows, dx: &mut [f32]) -> Vec<f32> {
+    let width = head.weight.cols();
+    let at_once = (SUMS / (PARTS * width)).clamp(96, 2048);
+    let chunks = rows.x.chunks(at_once * width).zip(rows.targets.chunks(at_once)).zip(rows.weights.chunks(at_once));
+    let chunk = |(((x, targets), weights), dx)| loss_of_chunk(head, Rows { x, targets, weights }, dx);
+    chunks.zip(dx.chunks_mut(at_once * width)).flat_map(chunk).collect()
+}
+
+fn loss_of_chunk(head: &Head, rows: Rows, dx: &mut [f32]) -> Vec<f32> {
+    let (vocab, width) = (head.weight.rows(), head.weight.cols());
+    let blocks = vocab.div_ceil(BLOCK[1]);
+    let x = LaidOut::new(View::new(rows.x, rows.targets.len(), width), head.precision.layout());
+    let part = |p: usize| {
+        let cols = p * blocks / PARTS * BLOCK[1]..((p + 1) * blocks / PARTS * BLOCK[1]).min(vocab);
+        Part::new(head, rows, &x, cols)
+    };
+    let parts: Vec<Part> = (0..PARTS).into_par_iter().map(part).collect();
+    dx.par_chunks_mut(width).enumerate().map(|(i, dx)| merge(&parts, i, rows, head, dx)).collect()
+}
+
+impl Part {
+    fn new(head: &Head, rows: Rows, x: &LaidOut, cols: Range<usize>) -> Self {
+        let (n, width, layout) = (rows.targets.len(), head.weight.cols(), head.precision.layout());
+        let mut part = Self {
+            max: vec![f32::NEG_INFINITY; n],
+            z: vec![0.0; n],
+            sums: Buffer::zeros(n * width),
+            target: vec![None; n],
+        };
+        let numbers = View::new(rows.x, n, width);
+        let mut tile = Buffer::unset(n * BLOCK[1].min(cols.len()));
+        let mut spare = vec![];
+        for start in cols.clone().step_by(BLOCK[1]) {
+            let block = start..(start + BLOCK[1]).min(cols.end);
+            let tile = &mut tile[..n * block.len()];
+            let logits = Term { a: numbers, b: Right::WeightT(head.weight), scale: 1.0 };
+            // SAFETY: the tile holds `n` rows of the block's columns, and is borrowed mutably.
+            unsafe {
+                let out = Output { start: tile.as_mut_ptr(), stride: block.len() };
+                task(out, x.view(), &logits, layout, block.clone(), Into::Set);
+            }
+            for (i, row) in tile.chunks_mut(block.len()).enumerate() {
+                let target = Some(rows.targets[i] as usize).filter(|t| block.contains(t));
+                part.take_row(i, row, target.map(|t| t - start));
+            }
+            let tile = View::new(tile, n, block.len());
+            let values = Term { a: tile, b: Right::WeightRows(head.weight, [block.start, block.end]), scale: 1.0 };
+            // SAFETY: the sums hold `n` rows of `width` numbers, and are borrowed mutably.
+            unsafe {
+                let out = Output { start: part.sums.as_mut_ptr(), stride: width };
+                task(out, layout.of(tile, &mut spare), &values, layout, 0..width, Into::Add);
+            }
+        }
+        part
+    }
+
+    /// Turns a row's next logits into exponentials of their distance to the largest so far.
+    fn take_row(&mut self, i: usize, row: &mut [f32], target: Option<usize>) {
+        if let Some(t) = target {
+            self.target[i] = Some(row[t]);
+            row[t] = f32::NEG_INFINITY;
+        }
+        let width = self.sums.len() / self.max.len();
+        let (max, sums) = (&mut self.max[i], &mut self.sums[i * width..(i + 1) * width]);
+        let z = &mut self.z[i];
+        vectorised(
+            #[inline(always)]
+            || {
+                let largest = exp::max(row);
+                if largest > *max {
+                    let shrink = exp(*max - largest);
+                    sums.iter_mut().for_each(|sum| *sum *= shrink);
+                    *z *= f64::from(shrink);
+                    *max = largest;
+                }
+                // Nothing but the target so far: its distance to nothing is no number.
+                let from = if *max == f32::NEG_INFINITY { 0.0 } else { *max };
+                row.iter_mut().for_each(|logit| *logit = exp(*logit - from));
+                *z += exp::sum(row, |e| e);
+            },
+        );
+    }
+}
+
+/// A row's `nll` and the gradient of its input, from the parts' sums.
+fn merge(parts: &[Part], i: usize, rows: Rows, head: &Head, dx: &mut [f32]) -> f32 {
+    let (width, weight, target) = (dx.len(), rows.weights[i], rows.targets[i] as usize);
+    let target_logit = parts.iter().find_map(|part| part.target[i]).expect("the target is a row of the head");
+    let max = parts.iter().map(|part| part.max[i]).fold(target_logit, f32::max);
+    let factors: Vec<f64> = parts.iter().map(|part| f64::from(part.max[i] - max).exp()).collect();
+    let others: f64 = parts.iter().zip(&factors).map(|(part, factor)| part.z[i] * factor).sum();
+    let z = others + f64::from(target_logit - max).exp();
+    let of_target = head.weight.rows_f32(target..target + 1);
+    let away = f64::from(weight) * (others / z);
+    dx.iter_mut().zip(&*of_target).for_each(|(dx, w)| *dx = -(away as f32) * w);
+    for (part, factor) in parts.iter().zip(factors) {
+        let factor = (f64::from(weight) * factor / z) as f32;
+        vectorised(
+            #[inline(always)]
+            || {
+                let sums = &part.sums[i * width..(i + 1) * width];
+                dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx += factor * sum);
+            },
+        );
+    }
+    (f64::from(max) + z.ln() - f64::from(target_logit)) as f32
+}
