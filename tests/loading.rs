@@ -132,7 +132,7 @@ fn tied_weights_equal_a_copied_head_and_sum_its_gradient() {
     };
     let (of_tied, of_copied) = (gradients(&mut tied), gradients(&mut copied));
     let of = |id: usize| of_copied[id].as_ref().expect("everything is trained");
-    let sum: Vec<f32> = of(copied.embedding).iter().zip(of(copied.head.weight)).map(|(a, b)| a + b).collect();
+    let sum: Vec<f32> = of(copied.embedding).iter().zip(of(copied.head.weight).iter()).map(|(a, b)| a + b).collect();
     assert_close(of_tied[tied.embedding].as_ref().expect("everything is trained"), &sum, 1e-5);
 }
 
