@@ -10,7 +10,6 @@ use weft::error::{Error, Result};
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
 use weft::model::lora::{self, LoraConfig};
-use weft::objective::Kind;
 use weft::recipe::{DataTable, Recipe};
 use weft::sampler::generate::Sampling;
 use weft::train::entropy_reuse::Drift;
@@ -134,8 +133,7 @@ fn generated(task: Task, recipe: &Recipe, folder: &Path) -> Result<[PathBuf; 2]>
 fn describe(recipe: &Recipe, base: &Base, rows: &Rows) {
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     println!("base       {} ({:.2} million parameters)", base.name, parameters as f64 / 1e6);
-    let (kind, normalizer) = (recipe.objective.kind, recipe.objective.normalizer());
-    let name = if kind == Kind::Weft { "weft" } else { "sft" };
+    let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     println!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
     let Dataset { examples, truncated } = &rows.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
