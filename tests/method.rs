@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 use weft::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
 use weft::noising::forward_process;
 use weft::noising::schedule::{T_MIN, diffusion_time};
-use weft::objective::{DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, Weighting, cart};
+use weft::objective::{DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, Weighting, cart, weft as page};
 use weft::rng::{Draws, Stream};
 
 const GOLDEN: &[u8] = include_bytes!("golden/llada/objectives.safetensors");
@@ -240,6 +240,15 @@ proptest! {
         for (weight, expected) in token_weight.2.iter().zip(&sft.2) {
             prop_assert!((weight - expected).abs() <= 1e-5 * expected, "{} against {}", weight, expected);
         }
+    }
+
+    #[test]
+    fn the_exact_weight_is_the_rates_derivative(r in 0.1f64..5.0, t in 0.05f64..0.95) {
+        let (rate, step) = (page::rate(t, r), 1e-5);
+        let slope = (page::rate(t + step, r) - page::rate(t - step, r)) / (2.0 * step);
+        let weight = page::weight(Weighting::Elbo, t, r, rate);
+        prop_assert!((weight * rate - slope).abs() <= 1e-6 * slope, "{} and {}", weight * rate, slope);
+        prop_assert_eq!(page::weight(Weighting::Inverse, t, r, rate), 1.0 / rate);
     }
 
     #[test]

@@ -53,9 +53,9 @@ impl Kind {
         matches!(self, Self::Weft | Self::TokenWeight)
     }
 
-    /// The divisor unless one is chosen: that of the objective's own source. The algorithm of WeFT's paper and Dream's
-    /// code divide by the masked tokens, and so does the paper's comparison with token weights; SFT divides by the
-    /// answer tokens, which makes it the bound that LLaDA derives.
+    /// The divisor unless one is chosen: the masked tokens for WeFT, as its paper's algorithm has it, for token weights,
+    /// which are there to be compared with it, and for CART, as Dream's code; the answer tokens for SFT, whose sum over
+    /// them is a bound.
     pub fn normalizer(self) -> Normalizer {
         match self {
             Self::Sft => Normalizer::Answer,
