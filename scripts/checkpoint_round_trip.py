@@ -69,7 +69,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "reference.safetensors")
         save_file(tensors, out, metadata={"format": "pt"})
-        command = [args.weft, "parity", "--model", args.checkpoint, "--reference", out]
+        command = [args.weft.resolve(), "parity", "--model", args.checkpoint, "--reference", out]
         return subprocess.run(command).returncode
 
 
