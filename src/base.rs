@@ -1,16 +1,25 @@
-//! A base to fine-tune or to ask: a checkpoint's network together with its tokenizer and chat template.
-//! `tiny-base` is part of the program (assets/tiny-base).
+//! A base to fine-tune or to ask: a checkpoint's network together with its tokenizer and chat template; and the way
+//! back, a trained base as a checkpoint of its own. `tiny-base` is part of the program (assets/tiny-base).
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use weft_kernels::weight::Dtype;
 
 use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
+use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
 use crate::model::llada::{self, LladaConfig};
-use crate::model::weights::Checkpoint;
+use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// The embedded base's name.
 pub const TINY_BASE: &str = "tiny-base";
+
+/// What belongs to a checkpoint beside config.json and its weights, by the end of its name: tokenizer, chat template,
+/// generation settings, and the modelling code that `trust_remote_code` runs.
+const COMPANIONS: [&str; 5] = [".json", ".jinja", ".py", ".txt", ".model"];
 
 /// A network and its text.
 pub struct Base {
@@ -20,6 +29,10 @@ pub struct Base {
     pub text: TextModel,
     /// The folder or the embedded base's name.
     pub name: String,
+    /// The format that its weights are stored in, by its embedding.
+    pub dtype: Dtype,
+    /// Where its other files are; `None` for the embedded one.
+    folder: Option<PathBuf>,
 }
 
 impl Base {
@@ -29,11 +42,13 @@ impl Base {
     /// A file that is missing, damaged or of a family that Weft doesn't compute; a mask token that the tokenizer lacks.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let (model, text) = match path == Path::new(TINY_BASE) && !path.exists() {
+        let is_embedded = path == Path::new(TINY_BASE) && !path.exists();
+        let (model, text) = match is_embedded {
             true => embedded()?,
             false => (llada::load(path)?, TextModel::open(path)?),
         };
-        let rows = model.params[model.embedding].weight.rows();
+        let embedding = &model.params[model.embedding].weight;
+        let (rows, dtype) = (embedding.rows(), embedding.dtype());
         if text.vocab_size() > rows {
             return Err(Error::Config {
                 path: path.join("tokenizer.json"),
@@ -43,19 +58,81 @@ impl Base {
                 ),
             });
         }
-        Ok(Self { model, text, name })
+        Ok(Self { model, text, name, dtype, folder: (!is_embedded).then(|| path.to_owned()) })
+    }
+
+    /// Saves the network with its weights as they are now, in a folder that loads wherever the base's own does: the
+    /// same names and files, with config.json naming `dtype`. Adapters aren't part of it. An earlier folder is replaced.
+    ///
+    /// # Errors
+    /// A file of the base that can't be read, or one that can't be written; nothing is left then.
+    pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
+        write_folder_whole(folder, |partial| {
+            for (name, bytes) in self.companions()? {
+                write_whole(&partial.join(name), &bytes)?;
+            }
+            let own = self.model.params.iter().filter(|p| !p.name.starts_with("base_model."));
+            write_tensors(&partial.join("model.safetensors"), own.map(|p| Tensor::of(p, dtype)).collect())?;
+            write_whole(&partial.join("config.json"), self.config(dtype)?.as_bytes())
+        })
+    }
+
+    /// The base's config.json with another dtype.
+    fn config(&self, dtype: Dtype) -> Result<String> {
+        let (path, text) = match &self.folder {
+            Some(folder) => (folder.join("config.json"), read_text(&folder.join("config.json"))?),
+            None => (PathBuf::from(EMBEDDED[0].0), String::from_utf8_lossy(EMBEDDED[0].1).into_owned()),
+        };
+        let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
+        let mut fields: Value = serde_json::from_str(&text).map_err(format)?;
+        let name = match dtype {
+            Dtype::F32 => "float32",
+            Dtype::Bf16 => "bfloat16",
+        };
+        // transformers 5 writes the first key, older ones the second; every one reads the second.
+        let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| fields.get(key).is_some()).collect::<Vec<_>>();
+        for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
+            fields[key] = Value::from(name);
+        }
+        Ok(serde_json::to_string_pretty(&fields).expect("JSON values print"))
+    }
+
+    /// The base's other files: names and contents.
+    fn companions(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let Some(folder) = &self.folder else {
+            return Ok(EMBEDDED[1..].iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect());
+        };
+        let read_error = |source| Error::Read { path: folder.clone(), source };
+        let mut files = vec![];
+        for entry in fs::read_dir(folder).map_err(read_error)? {
+            let path = entry.map_err(read_error)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // An adapter beside the base took no part in the training.
+            let is_own = ["config.json", "adapter_config.json"].contains(&&*name) || name.ends_with(".index.json");
+            if path.is_file() && !is_own && COMPANIONS.iter().any(|end| name.ends_with(end)) {
+                let bytes = fs::read(&path).map_err(|source| Error::Read { path, source })?;
+                files.push((name, bytes));
+            }
+        }
+        Ok(files)
     }
 }
 
+macro_rules! asset {
+    ($file:literal) => {
+        ($file, include_bytes!(concat!("../assets/tiny-base/", $file)))
+    };
+}
+
+/// The embedded base's files but its weights, config.json first.
+const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.json"), asset!("tokenizer_config.json")];
+
 fn embedded() -> Result<(Transformer, TextModel)> {
-    macro_rules! asset {
-        ($file:literal) => {
-            include_bytes!(concat!("../assets/tiny-base/", $file))
-        };
-    }
     let utf8 = |bytes: &'static [u8]| std::str::from_utf8(bytes).expect("the embedded texts are UTF-8");
-    let config = LladaConfig::parse(utf8(asset!("config.json")), Path::new("tiny-base/config.json"))?;
-    let checkpoint = Checkpoint::from_bytes("tiny-base/model.safetensors", asset!("model.safetensors"))?;
-    let text = TextModel::from_bytes(asset!("tokenizer.json"), utf8(asset!("tokenizer_config.json")))?;
+    let [(_, config), (_, tokenizer), (_, tokenizer_config)] = EMBEDDED;
+    let config = LladaConfig::parse(utf8(config), Path::new("tiny-base/config.json"))?;
+    let (_, weights) = asset!("model.safetensors");
+    let checkpoint = Checkpoint::from_bytes("tiny-base/model.safetensors", weights)?;
+    let text = TextModel::from_bytes(tokenizer, utf8(tokenizer_config))?;
     Ok((llada::assemble(&config, checkpoint)?, text))
 }

@@ -10,10 +10,8 @@ use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::model::batch::{Batch, Targets};
 use crate::model::block::Transformer;
-use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
-use crate::noising::forward_process;
-use crate::noising::schedule::token_rate;
-use crate::objective::{NoisedAnswer, Normalizer, Weighting, loss_weights};
+use crate::noising::entropy::{AnswerEntropy, Reference, Transform};
+use crate::objective::{DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, Weighting};
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::sampler::remasking::Remasking;
 
@@ -29,14 +27,14 @@ pub struct Row {
     pub error: f64,
 }
 
-/// The objectives a reference may hold, with how their relative uncertainties come about; `None` is SFT.
-const OBJECTIVES: [(&str, Option<(Transform, Reference)>); 6] = [
-    ("sft", None),
-    ("weft_sqrt", Some((Transform::Sqrt, Reference::Sequence))),
-    ("weft_raw", Some((Transform::Identity, Reference::Sequence))),
-    ("weft_cbrt", Some((Transform::Cbrt, Reference::Sequence))),
-    ("weft_log", Some((Transform::Log1p, Reference::Sequence))),
-    ("weft_batch_ref", Some((Transform::Sqrt, Reference::Batch))),
+/// The objectives a reference may hold, with how their relative uncertainties come about.
+const OBJECTIVES: [(&str, Kind, Transform, Reference); 6] = [
+    ("sft", Kind::Sft, Transform::Sqrt, Reference::Sequence),
+    ("weft_sqrt", Kind::Weft, Transform::Sqrt, Reference::Sequence),
+    ("weft_raw", Kind::Weft, Transform::Identity, Reference::Sequence),
+    ("weft_cbrt", Kind::Weft, Transform::Cbrt, Reference::Sequence),
+    ("weft_log", Kind::Weft, Transform::Log1p, Reference::Sequence),
+    ("weft_batch_ref", Kind::Weft, Transform::Sqrt, Reference::Batch),
 ];
 
 /// The four losses: their name, schedule factor and divisor.
@@ -81,9 +79,10 @@ pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
     let batch = Batch::pack(all_masked.chunks(case.length));
     let entropy = case.spread(&answers, &model.entropy(&batch, &answers));
     rows.push(tensors.compare("entropy", &entropy)?);
-    for (name, scope) in OBJECTIVES {
+    for (name, kind, transform, reference) in OBJECTIVES {
         if tensors.has(&format!("{name}.t_i")) {
-            rows.extend(case.objective(name, scope, &entropy, &tensors)?);
+            let objective = Objective { kind, transform, reference, ..Objective::default() };
+            rows.extend(case.objective(name, objective, &entropy, &tensors)?);
         }
     }
     Ok(rows)
@@ -174,28 +173,16 @@ impl Case<'_> {
         x.chunks(self.length).zip(&self.starts).map(|(row, start)| &row[*start..]).collect()
     }
 
-    fn objective(
-        &self,
-        name: &str,
-        scope: Option<(Transform, Reference)>,
-        entropy: &[f32],
-        tensors: &Tensors,
-    ) -> Result<Vec<Row>> {
+    fn objective(&self, name: &str, objective: Objective, entropy: &[f32], tensors: &Tensors) -> Result<Vec<Row>> {
         let (t, u) = (tensors.numbers("t", self.starts.len())?, tensors.numbers("u", self.ids.len())?);
-        let relative = match scope {
-            None => self.answers(entropy).iter().map(|a| vec![1.0; a.len()]).collect(),
-            Some((transform, reference)) => {
-                let whole = |a| AnswerEntropy { token_entropy: a, num_supervised: a.len() };
-                let answers: Vec<AnswerEntropy> = self.answers(entropy).into_iter().map(whole).collect();
-                relative_uncertainty(&answers, transform, reference)
-            }
-        };
-        let noise = |((r, t), u): ((Vec<f32>, &f32), &[f32])| {
-            let t = f64::from(*t);
-            let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, 0.0)).collect();
-            NoisedAnswer { t, masked: forward_process(&p_mask, u), relative_uncertainty: r, p_mask }
-        };
-        let noised: Vec<NoisedAnswer> = relative.into_iter().zip(&t).zip(self.answers(&u)).map(noise).collect();
+        let draws = self.answers(entropy).into_iter().zip(self.answers(&u)).zip(t.iter().zip(&self.starts));
+        let drawn = draws.map(|((token_entropy, u), (t, start))| DrawnAnswer {
+            prompt_len: *start,
+            entropy: AnswerEntropy { token_entropy, num_supervised: token_entropy.len() },
+            t: f64::from(*t),
+            u,
+        });
+        let noised: Vec<NoisedAnswer> = objective.noise(&drawn.collect::<Vec<_>>());
         let answer_tokens: Vec<usize> = (0..self.ids.len()).filter(|n| self.is_answer(*n)).collect();
         let p_mask: Vec<f32> = noised.iter().flat_map(|a| a.p_mask.clone()).collect();
         let masked: Vec<bool> = noised.iter().flat_map(|a| a.masked.clone()).collect();
@@ -209,7 +196,7 @@ impl Case<'_> {
         let batch = Batch::pack(batch_ids.chunks(self.length));
         let ids: Vec<u32> = rows.iter().map(|n| self.ids[*n]).collect();
         let weights_of = |weighting, normalizer| -> Vec<f32> {
-            let all = loss_weights(&noised, weighting, normalizer);
+            let all = Objective { weighting, normalizer: Some(normalizer), ..objective }.loss_weights(&noised);
             all.into_iter().flatten().zip(&masked).filter(|(_, m)| **m).map(|(w, _)| w).collect()
         };
         let weights = weights_of(Weighting::Inverse, Normalizer::Answer);

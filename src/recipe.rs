@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft_kernels::precision::Precision;
+use weft_kernels::weight::Dtype;
 
 use crate::data::packing::Padding;
 use crate::error::{Error, Result};
@@ -42,6 +43,10 @@ pub struct ModelTable {
     pub path: PathBuf,
     /// The format of products' factors, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
     pub precision: Precision,
+    /// What is trained: `lora`, an adapter on the frozen base, or `full`, every weight, in f32.
+    pub trainable: Trainable,
+    /// The format of the checkpoint that a full run ends with; the base's own where absent.
+    pub save_dtype: Option<SaveDtype>,
     /// Rank of the adapter.
     pub lora_rank: usize,
     /// Numerator of the adapter's scale.
@@ -52,6 +57,36 @@ pub struct ModelTable {
     pub lora_targets: Vec<String>,
     /// Scale by `lora_alpha / sqrt(lora_rank)`.
     pub use_rslora: bool,
+}
+
+/// What of the base is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trainable {
+    /// A LoRA adapter.
+    #[default]
+    Lora,
+    /// Every weight.
+    Full,
+}
+
+/// A format that checkpoints are saved in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveDtype {
+    /// The trained weights as they are.
+    F32,
+    /// Half the size, rounded to nearest.
+    Bf16,
+}
+
+impl From<SaveDtype> for Dtype {
+    fn from(dtype: SaveDtype) -> Self {
+        match dtype {
+            SaveDtype::F32 => Self::F32,
+            SaveDtype::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// `[data]`: the examples.
@@ -141,6 +176,8 @@ impl Default for ModelTable {
         Self {
             path: PathBuf::from("tiny-base"),
             precision: Precision::F32,
+            trainable: Trainable::default(),
+            save_dtype: None,
             lora_rank: 32,
             lora_alpha: 64.0,
             lora_dropout: 0.0,
@@ -198,22 +235,28 @@ impl Recipe {
 
     /// Settings without effect, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let default = Objective::default();
-        let mut warnings = vec![];
-        let mut warn = |is_idle: bool, sentence: &str| warnings.extend(is_idle.then(|| sentence.to_owned()));
-        let is_sft = self.objective.kind == Kind::Sft;
-        let sft = "has no effect: objective.kind is sft, whose rates come from no entropy";
-        warn(is_sft && self.objective.transform != default.transform, &format!("objective.transform {sft}"));
-        warn(
-            is_sft && self.objective.entropy_every != default.entropy_every,
-            &format!("objective.entropy_every {sft}"),
-        );
-        warn(is_sft && self.objective.reference != default.reference, &format!("objective.reference {sft}"));
-        let precision = self.objective.entropy_precision;
-        warn(is_sft && precision.is_some(), &format!("objective.entropy_precision {sft}"));
+        let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
         let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
-        warn(!has_held_out && self.train.eval_every > 0, "train.eval_every has no effect without data.held_out");
-        warn(!has_held_out && self.eval.task.is_some(), "eval.task has no effect without data.held_out");
+        let entropy = ["transform", "reference", "entropy_every", "entropy_precision"];
+        let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
+        let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
+        let held_out = "there is no data.held_out".to_owned();
+        let idle: [(bool, &str, &[&str], String); 7] = [
+            (!kind.needs_entropy(), "objective", &entropy, of_kind("which asks for no entropy")),
+            (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
+            (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
+            (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
+            (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
+            (!has_held_out, "train", &["eval_every"], held_out.clone()),
+            (!has_held_out, "eval", &["task"], held_out),
+        ];
+        let value = |recipe: &Self| serde_json::to_value(recipe).expect("a recipe is JSON");
+        let (own, default) = (value(self), value(&Self::default()));
+        let mut warnings = vec![];
+        for (_, table, keys, reason) in idle.iter().filter(|(is_idle, ..)| *is_idle) {
+            let set = keys.iter().filter(|key| own[table][key] != default[table][key]);
+            warnings.extend(set.map(|key| format!("{table}.{key} has no effect: {reason}")));
+        }
         warnings
     }
 
@@ -221,7 +264,8 @@ impl Recipe {
         let mut problems = self.train.problems();
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         let (model, data, objective) = (&self.model, &self.data, &self.objective);
-        refuse(model.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
+        let is_lora = model.trainable == Trainable::Lora;
+        refuse(is_lora && model.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
         let dropout = model.lora_dropout;
         refuse(!(0.0..1.0).contains(&dropout), format!("model.lora_dropout = {dropout} lies outside [0, 1)"));
         let sources = usize::from(data.train.is_some()) + usize::from(data.generate.is_some());
@@ -230,6 +274,8 @@ impl Recipe {
         refuse(data.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", data.max_seq_len.0));
         let floor = objective.rate_floor;
         refuse(!(0.0..1.0).contains(&floor), format!("objective.rate_floor = {floor} lies outside [0, 1)"));
+        let geo_p = objective.geo_p;
+        refuse(!(geo_p > 0.0 && geo_p <= 1.0), format!("objective.geo_p = {geo_p} lies outside (0, 1]"));
         let every = objective.entropy_every;
         refuse(every == 0, "objective.entropy_every = 0; 1 computes the entropies in every epoch".to_owned());
         let padded = "objective.entropy_every above 1 needs data.padding = \"none\": the entropies of padding change with \

@@ -111,6 +111,10 @@ fn bad_input_is_one_sentence_with_its_place() {
     fs::create_dir(&qwen).expect("the folder can be made");
     fs::write(qwen.join("config.json"), "{\"model_type\": \"qwen2\"}").expect("written");
     assert!(train(&["model.path=qwen"]).contains("model_type \"qwen2\" is not supported"));
+    assert_eq!(
+        refused(&folder, &["bench", "--objective", "sft,dream"]),
+        "error: --objective dream: the known ones are weft, sft, cart, token_weight"
+    );
     assert!(refused(&folder, &["train", "recipe.toml", "--device", "cuda"]).contains("use --device cpu"));
     assert!(
         refused(&folder, &["eval", "--model", "tiny-base", "--task", "chess", "--data", "x", "--out", "y"])

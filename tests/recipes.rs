@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use weft::recipe::Recipe;
+use weft::objective::{Kind, Normalizer, Objective};
+use weft::recipe::{Recipe, Trainable};
 use weft::train::pretrain::PretrainRecipe;
 
 #[test]
@@ -20,7 +21,110 @@ fn every_recipe_is_whole() {
         }
         count += 1;
     }
-    assert!(count >= 3, "{count} recipes");
+    assert!(count >= 8, "{count} recipes");
+}
+
+fn recipe(name: &str) -> Recipe {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes").join(format!("{name}.toml"));
+    Recipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn the_papers_recipes_have_its_settings() {
+    for name in [
+        "llada-8b-s1k-sft-lora",
+        "llada-8b-s1k-weft-lora",
+        "llada-8b-s1k-weft-full",
+        "dream-7b-s1k-sft-lora",
+        "dream-7b-s1k-weft-lora",
+    ] {
+        let Recipe { model, data, objective, train, .. } = recipe(name);
+        let is_full = name.ends_with("-full");
+        assert_eq!(model.trainable, if is_full { Trainable::Full } else { Trainable::Lora }, "{name}");
+        if !is_full {
+            assert_eq!((model.lora_rank, model.lora_alpha), (128, 256.0), "{name}");
+            assert_eq!(model.lora_targets, ["q_proj", "k_proj", "v_proj"], "{name}");
+        }
+        assert_eq!(model.path.starts_with("Dream-7B"), name.starts_with("dream"), "{name}");
+        assert_eq!(objective.kind, if name.contains("-sft-") { Kind::Sft } else { Kind::Weft }, "{name}");
+        assert_eq!(
+            objective,
+            Objective { kind: objective.kind, normalizer: objective.normalizer, ..Objective::default() }
+        );
+        assert_eq!((train.lr, train.epochs, data.max_seq_len.0), (1e-5, 20, 4096), "{name}");
+        assert_eq!((train.weight_decay, train.max_grad_norm), (0.1, 1.0), "{name}");
+        assert_eq!(train.global_batch_size(), 8, "{name}");
+    }
+}
+
+#[test]
+fn the_comparisons_recipes_differ_in_the_objective_alone() {
+    for family in ["llada-8b", "dream-7b"] {
+        let [sft, mut weft] = ["sft", "weft"].map(|kind| recipe(&format!("{family}-s1k-{kind}-lora")));
+        assert_ne!(sft.train.output, weft.train.output);
+        weft.train.output = sft.train.output.clone();
+        weft.objective.kind = Kind::Sft;
+        assert_eq!(sft, weft);
+        // Said in the recipe: the kinds' own would differ.
+        assert_eq!(sft.objective.normalizer, Some(Normalizer::Masked));
+    }
+}
+
+#[test]
+fn settings_without_effect_are_told() {
+    let warnings = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &settings).expect("it is whole").warnings()
+    };
+    let entropy = ["objective.transform=cbrt", "objective.reference=batch", "objective.entropy_every=2"];
+    let entropy = [&entropy[..], &["objective.entropy_precision=bf16"]].concat();
+    for (kind, asks) in [("weft", true), ("token_weight", true), ("sft", false), ("cart", false)] {
+        let kind = format!("objective.kind={kind}");
+        let told = warnings(&[&[kind.as_str()][..], &entropy].concat());
+        assert_eq!(told.len(), if asks { 0 } else { 4 }, "{told:?}");
+    }
+    assert_eq!(
+        warnings(&["objective.kind=cart", "objective.transform=identity", "objective.geo_p=0.3"]),
+        ["objective.transform has no effect: objective.kind is cart, which asks for no entropy"]
+    );
+    assert_eq!(
+        warnings(&["objective.kind=token_weight", "objective.weighting=elbo", "objective.geo_p=0.3"]),
+        [
+            "objective.weighting has no effect: objective.kind is token_weight, not weft",
+            "objective.geo_p has no effect: objective.kind is token_weight, not cart",
+        ]
+    );
+    let lora = ["model.lora_rank=4", "model.lora_alpha=1", "model.lora_dropout=0.5", "model.use_rslora=true"];
+    let lora = [&lora[..], &["model.lora_targets=[\"all-linear\"]"]].concat();
+    assert!(warnings(&lora).is_empty());
+    assert_eq!(warnings(&[&lora[..], &["model.trainable=full", "model.save_dtype=f32"]].concat()).len(), 5);
+    assert_eq!(
+        warnings(&["model.save_dtype=f32"]),
+        ["model.save_dtype has no effect: model.trainable is lora, and adapters are saved in f32"]
+    );
+    assert_eq!(
+        warnings(&["train.eval_every=5", "eval.task=sudoku"]),
+        [
+            "train.eval_every has no effect: there is no data.held_out",
+            "eval.task has no effect: there is no data.held_out",
+        ]
+    );
+}
+
+#[test]
+fn values_without_sense_are_refused() {
+    let error = |setting: &str| {
+        let parsed = Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &[setting.to_owned()]);
+        parsed.expect_err("the value is refused").to_string()
+    };
+    assert_eq!(error("objective.geo_p=0"), "r.toml: objective.geo_p = 0 lies outside (0, 1]");
+    assert_eq!(error("objective.geo_p=1.5"), "r.toml: objective.geo_p = 1.5 lies outside (0, 1]");
+    assert!(error("objective.kind=dream").contains("expected one of `gift`, `weft`, `sft`, `cart`, `token_weight`"));
+    assert!(error("model.trainable=all").contains("expected `lora` or `full`"));
+    assert!(error("model.save_dtype=f16").contains("expected `f32` or `bf16`"));
+    assert!(error("model.lora_rank=0").contains("is no rank"));
+    let full = ["model.lora_rank=0".to_owned(), "model.trainable=full".to_owned()];
+    assert!(Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &full).is_ok());
 }
 
 #[test]

@@ -13,7 +13,9 @@ use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::TrainTable;
 use weft::train::lr_schedule::LrSchedule;
+use weft::train::optimizer::train_everything;
 use weft::train::{Job, Trainer, run};
+use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
 const EOS: u32 = 157;
 
@@ -51,6 +53,24 @@ fn trainer(settings: TrainTable, objective: Objective, padding: Padding) -> Trai
     Trainer::new(model(0.1), Job { examples: examples(), objective, padding, eos_token_id: EOS, settings })
 }
 
+/// Trains every weight of a base that is stored in bf16.
+fn full_trainer(settings: TrainTable, objective: Objective) -> Trainer {
+    let mut model = bf16_base();
+    train_everything(&mut model);
+    let job = Job { examples: examples(), objective, padding: Padding::None, eos_token_id: EOS, settings };
+    Trainer::new(model, job)
+}
+
+fn bf16_base() -> Transformer {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
+    let mut model = llada::load(&golden).expect("the golden checkpoint loads");
+    for weight in model.params.iter_mut().map(|p| &mut p.weight) {
+        let bytes = to_bf16_bytes(&weight.to_f32());
+        *weight = Weight::from_bytes(weight.rows(), weight.cols(), Dtype::Bf16, &bytes);
+    }
+    model
+}
+
 fn weights(trainer: &Trainer) -> Vec<u32> {
     let trained = trainer.model.params.iter().filter(|p| p.trainable);
     trained.flat_map(|p| p.weight.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect()
@@ -78,7 +98,8 @@ fn ten_examples_make_three_steps_an_epoch() {
 /// A change of these numbers is a change of the method: say so in the changelog.
 #[test]
 fn nine_losses_stay_what_they_were() {
-    for (kind, expected) in [(Kind::Weft, WEFT_LOSSES), (Kind::Sft, SFT_LOSSES)] {
+    let expected = [WEFT_LOSSES, SFT_LOSSES, CART_LOSSES, TOKEN_WEIGHT_LOSSES];
+    for (kind, expected) in Kind::ALL.into_iter().zip(expected) {
         let mut trainer = trainer(settings(), Objective { kind, ..Objective::default() }, Padding::None);
         let losses = run_steps(&mut trainer);
         assert_eq!(losses.len(), expected.len());
@@ -91,6 +112,9 @@ fn nine_losses_stay_what_they_were() {
 
 const WEFT_LOSSES: [f64; 9] = [23.0306, 31.5806, 24.5706, 47.3865, 23.0026, 15.1563, 45.2304, 17.3145, 97.8095];
 const SFT_LOSSES: [f64; 9] = [14.0089, 13.3886, 15.2970, 14.6538, 10.4441, 7.0707, 7.9008, 11.4822, 17.6936];
+const CART_LOSSES: [f64; 9] = [3.2765, 3.1891, 3.2852, 3.1223, 2.0692, 2.3041, 5.0866, 2.0536, 6.9281];
+const TOKEN_WEIGHT_LOSSES: [f64; 9] =
+    [22.8029, 30.4772, 25.9032, 43.9155, 22.0844, 16.5043, 44.0062, 17.5873, 102.4065];
 
 #[test]
 fn training_lowers_the_loss() {
@@ -121,6 +145,8 @@ fn the_micro_batch_changes_no_mask_and_the_rest_by_rounding_only() {
     for objective in [
         Objective::default(),
         Objective { kind: Kind::Sft, ..Objective::default() },
+        Objective { kind: Kind::Cart, ..Objective::default() },
+        Objective { kind: Kind::TokenWeight, ..Objective::default() },
         Objective { normalizer: Some(Normalizer::Sequence), ..Objective::default() },
     ] {
         let with_micro_batch = |micro_batch_size: usize| {
@@ -144,6 +170,42 @@ fn eos_padding_supervises_the_padding() {
     let mut packed = trainer(settings(), Objective::default(), Padding::None);
     let tokens = |t: &mut Trainer| t.step().expect("the step works").tokens;
     assert!(tokens(&mut padded) > tokens(&mut packed));
+}
+
+#[test]
+fn pass_1_runs_for_objectives_with_entropies_alone() {
+    for kind in Kind::ALL {
+        let mut trainer = trainer(settings(), Objective { kind, ..Objective::default() }, Padding::None);
+        let entropy = trainer.step().expect("the step works").mean_entropy;
+        assert_eq!(entropy.is_some(), [Kind::Weft, Kind::TokenWeight].contains(&kind), "{kind:?}");
+    }
+}
+
+#[test]
+fn full_training_moves_every_tensor_and_keeps_what_bf16_would_lose() {
+    let before = bf16_base();
+    let mut trainer = full_trainer(TrainTable { lr: 1e-5, ..settings() }, Objective::default());
+    trainer.step().expect("the step works");
+    let (mut moved, mut moved_in_bf16) = (0, 0);
+    for (was, is) in before.params.iter().zip(&trainer.model.params) {
+        assert_eq!((was.weight.dtype(), is.weight.dtype()), (Dtype::Bf16, Dtype::F32), "{}", is.name);
+        let (was, is_now) = (was.weight.to_f32(), is.weight.to_f32());
+        let changed = was.iter().zip(&*is_now).filter(|(a, b)| a != b).count();
+        assert!(changed > 0, "{} is trained", is.name);
+        moved += changed;
+        let rounded = |x: &[f32]| to_bf16_bytes(x);
+        moved_in_bf16 += rounded(&was).chunks(2).zip(rounded(&is_now).chunks(2)).filter(|(a, b)| a != b).count();
+    }
+    // Adam's first step is about the learning rate, far below bf16's resolution of most weights.
+    assert!(moved_in_bf16 < moved / 4, "{moved} weights moved, {moved_in_bf16} of them in bf16");
+}
+
+#[test]
+fn full_training_lowers_the_loss() {
+    let long = TrainTable { epochs: 20, lr: 3e-3, ..settings() };
+    let losses = run_steps(&mut full_trainer(long, Objective { kind: Kind::Sft, ..Objective::default() }));
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    assert!(mean(&losses[50..]) < 0.8 * mean(&losses[..10]), "{losses:?}");
 }
 
 #[test]
@@ -179,18 +241,30 @@ fn entropies_are_reused_between_epochs_and_their_drift_is_told() {
 
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
-    resumes_bit_for_bit("fresh", Objective::default());
+    resumes_bit_for_bit("fresh", || trainer(settings(), Objective::default(), Padding::None));
+}
+
+#[test]
+fn a_resumed_full_run_equals_an_uninterrupted_one() {
+    resumes_bit_for_bit("full", || full_trainer(settings(), Objective::default()));
 }
 
 #[test]
 fn a_resumed_run_has_the_entropies_that_it_reuses() {
-    resumes_bit_for_bit("reused", Objective { entropy_every: 3, ..Objective::default() });
+    let objective = Objective { entropy_every: 3, ..Objective::default() };
+    resumes_bit_for_bit("reused", || trainer(settings(), objective, Padding::None));
 }
 
-fn resumes_bit_for_bit(name: &str, objective: Objective) {
+#[test]
+fn token_weights_reuse_entropies_too() {
+    let objective = Objective { kind: Kind::TokenWeight, entropy_every: 3, ..Objective::default() };
+    resumes_bit_for_bit("reused-token-weight", || trainer(settings(), objective, Padding::None));
+}
+
+fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
     let recipe = json!({ "train": { "lr": 1e-2 } });
     let whole = |output: &Path| {
-        let mut trainer = trainer(settings(), objective, Padding::None);
+        let mut trainer = start();
         run::train(&mut trainer, &examples()[..3], output, &recipe, false).expect("the run works");
         weights(&trainer)
     };
@@ -198,9 +272,9 @@ fn resumes_bit_for_bit(name: &str, objective: Objective) {
     let output = folder(&format!("{name}-resumed"));
     for stop in [3, 5, 9] {
         // A run that ends early without its last checkpoint stands for a killed one.
-        let mut killed = trainer(settings(), objective, Padding::None);
+        let mut killed = start();
         let _ = std::fs::remove_dir_all(&output);
-        let mut job = trainer(settings(), objective, Padding::None);
+        let mut job = start();
         std::fs::create_dir_all(&output).expect("the folder can be made");
         for step in 1..=stop {
             killed.step().expect("the step works");

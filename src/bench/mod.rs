@@ -58,7 +58,7 @@ pub struct Measurement {
     pub instructions: &'static str,
     /// `lora` or `full`.
     pub trainable: &'static str,
-    /// `sft` or `weft`.
+    /// Its name in recipes.
     pub objective: &'static str,
     /// The median step; the mean where entropies are reused.
     pub step_seconds: f64,
@@ -144,7 +144,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     // Multiply-adds of a forward; a backward to the inputs costs as much again, and to the weights once more.
     let layers = tokens * (matrices + 2 * attention) as f64;
     let passes = if plan.full { 3.0 } else { 2.0 };
-    let pass_1 = if kind == Kind::Weft { (layers + answers * head as f64) / plan.entropy_every as f64 } else { 0.0 };
+    let pass_1 = if kind.needs_entropy() { (layers + answers * head as f64) / plan.entropy_every as f64 } else { 0.0 };
     let [rate, pass_1_rate] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
     let floor_seconds = 2e-9 * ((passes * layers + passes * masked * head as f64) / rate + pass_1 / pass_1_rate);
     let measurement = Measurement {
@@ -154,7 +154,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
         entropy_dtype: plan.entropy_precision,
         instructions: plan.precision.instructions(),
         trainable: if plan.full { "full" } else { "lora" },
-        objective: if kind == Kind::Weft { "weft" } else { "sft" },
+        objective: kind.name(),
         step_seconds,
         tokens_per_second: tokens / step_seconds,
         peak_rss_bytes: peak_rss_bytes(),

@@ -25,7 +25,7 @@ pub struct Bench {
     /// The same for the pass for entropies; as --dtype where absent
     #[arg(long, value_name = "DTYPE", value_parser = super::precision)]
     entropy_dtype: Option<Precision>,
-    /// Objectives, one after the other
+    /// Objectives, one after the other: sft, weft, cart, token_weight
     #[arg(long, value_delimiter = ',', default_value = "sft,weft", value_name = "LIST")]
     objective: Vec<String>,
     /// What is trained: lora (rank 32 on q, k, v; llada-8b: 128) or full
@@ -69,11 +69,7 @@ impl Bench {
             steps: self.steps.max(1).next_multiple_of(self.entropy_every.max(1) as usize),
             shape: self.shape,
         };
-        let kind = |name: &String| match one_of("objective", name, ["weft", "sft"])? {
-            true => Ok(Kind::Weft),
-            false => Ok(Kind::Sft),
-        };
-        let kinds = self.objective.iter().map(kind).collect::<Result<Vec<_>>>()?;
+        let kinds = self.objective.iter().map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
         for measurement in measure(&plan, &kinds)? {
             match self.json {
                 true => println!("{}", serde_json::to_string(&measurement).expect("a measurement is JSON")),
@@ -82,6 +78,12 @@ impl Bench {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn kind(name: &str) -> Result<Kind> {
+    let known = || Kind::ALL.map(Kind::name).join(", ");
+    let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    found.ok_or_else(|| Error::Usage(format!("--objective {name}: the known ones are {}", known())))
 }
 
 fn print(m: &Measurement) {

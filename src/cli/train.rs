@@ -1,4 +1,4 @@
-//! `weft train`: the main job. Reads a recipe, scores the base, trains the adapter, saves it, scores it.
+//! `weft train`: the main job. Reads a recipe, scores the base, trains an adapter or every weight, saves, scores again.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,11 +9,12 @@ use weft::data::{self, Dataset, Limits};
 use weft::error::{Error, Result};
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
+use weft::model::block::Transformer;
 use weft::model::lora::{self, LoraConfig};
-use weft::objective::Kind;
-use weft::recipe::{DataTable, Recipe};
+use weft::recipe::{DataTable, ModelTable, Recipe, Trainable};
 use weft::sampler::generate::Sampling;
 use weft::train::entropy_reuse::Drift;
+use weft::train::optimizer::train_everything;
 use weft::train::{Job, Trainer, run};
 
 use super::eval::in_percent;
@@ -23,8 +24,9 @@ const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
 
 /// Fine-tune a model by a recipe
 ///
-/// Writes metrics.jsonl, checkpoints and the PEFT adapter into the recipe's train.output. Without a recipe it runs the
-/// quick start: the embedded base learns to answer 4x4 Sudoku in a chat, in a few minutes.
+/// Writes metrics.jsonl, checkpoints to resume from, and the PEFT adapter (model.trainable = "full": the whole trained
+/// checkpoint) into the recipe's train.output. Without a recipe it runs the quick start: the embedded base learns to
+/// answer 4x4 Sudoku in a chat, in a few minutes.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft train\n  weft train recipes/gsm8k.toml --set train.lr=5e-4 --set train.output=runs/try-2\n  weft train recipes/gsm8k.toml --resume"
@@ -63,16 +65,8 @@ impl Train {
         describe(&recipe, &base, &rows);
         // 2. The base's score, before anything is trained.
         let before = evaluate(&recipe, &base, &rows, &output.join("base-generations.json"))?;
-        // 3. The adapter.
-        let config = LoraConfig::new(
-            recipe.model.lora_rank,
-            recipe.model.lora_alpha,
-            recipe.model.lora_dropout,
-            recipe.model.lora_targets.clone(),
-            recipe.model.use_rslora,
-        );
-        lora::attach_fresh(&mut base.model, &config, recipe.train.seed)
-            .map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?;
+        // 3. Training.
+        let adapter = make_trainable(&recipe, &mut base.model)?;
         let held_out = rows.held_out.as_ref().map_or(&[][..], |d| &d.examples);
         let job = Job {
             examples: rows.train.examples.clone(),
@@ -85,10 +79,14 @@ impl Train {
         let resolved = serde_json::to_value(&recipe).expect("a recipe is JSON");
         let summary = run::train(&mut trainer, held_out, &output, &resolved, self.resume)?;
         base.model = trainer.model;
-        let adapter = output.join("adapter");
-        lora::save(&adapter, &base.model, &config, &base.name)?;
-        // 4. The adapter's score, and where everything lies.
-        let after = evaluate(&recipe, &base, &rows, &output.join("adapter-generations.json"))?;
+        let product = if adapter.is_some() { "adapter" } else { "checkpoint" };
+        let folder = output.join(product);
+        match adapter {
+            Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
+            None => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
+        }
+        // 4. The score after it, and where everything lies.
+        let after = evaluate(&recipe, &base, &rows, &output.join(format!("{product}-generations.json")))?;
         println!("trained {} steps in {:.0} s", trainer.step - summary.first_step, summary.train_secs);
         if let Some(Drift { rank_correlation, mean_change }) = summary.entropy_drift {
             println!(
@@ -100,12 +98,26 @@ impl Train {
         }
         if let (Some(task), Some(before), Some(after)) = (recipe.eval.task, before, after) {
             println!("{} on the same {} held-out problems:", task.name(), before.1);
-            println!("  base     {}", in_percent(&before.0));
-            println!("  adapter  {}", in_percent(&after.0));
+            let width = product.len();
+            println!("  {:width$}  {}", "base", in_percent(&before.0));
+            println!("  {product}  {}", in_percent(&after.0));
         }
-        println!("the adapter lies in {}", adapter.display());
+        println!("the {product} lies in {}", folder.display());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Attaches the recipe's adapter, whose configuration is returned, or makes every weight trainable.
+fn make_trainable(recipe: &Recipe, model: &mut Transformer) -> Result<Option<LoraConfig>> {
+    let ModelTable { trainable, lora_rank, lora_alpha, lora_dropout, lora_targets, use_rslora, .. } = &recipe.model;
+    if *trainable == Trainable::Full {
+        train_everything(model);
+        return Ok(None);
+    }
+    let config = LoraConfig::new(*lora_rank, *lora_alpha, *lora_dropout, lora_targets.clone(), *use_rslora);
+    let attached = lora::attach_fresh(model, &config, recipe.train.seed);
+    attached.map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?;
+    Ok(Some(config))
 }
 
 /// Reads the recipe's rows, or generates them into the run's folder.
@@ -133,9 +145,9 @@ fn generated(task: Task, recipe: &Recipe, folder: &Path) -> Result<[PathBuf; 2]>
 
 fn describe(recipe: &Recipe, base: &Base, rows: &Rows) {
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
-    println!("base       {} ({:.2} million parameters)", base.name, parameters as f64 / 1e6);
-    let (kind, normalizer) = (recipe.objective.kind, recipe.objective.normalizer());
-    let name = if kind == Kind::Weft { "weft" } else { "sft" };
+    let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
+    println!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     println!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
     let Dataset { examples, truncated } = &rows.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();

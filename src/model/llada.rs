@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft_kernels::precision::Precision;
-use weft_kernels::weight::Weight;
+use weft_kernels::weight::{Dtype, Weight};
 
 use super::block::{Block, Config, Linear, Param, ParamId, Transformer};
 use super::weights::{Checkpoint, Tensor, write_tensors};
@@ -232,7 +232,8 @@ pub fn fresh(config: &LladaConfig, seed: u64) -> Transformer {
 /// A file that can't be written.
 pub fn save(folder: &Path, model: &Transformer, config: &LladaConfig) -> Result<()> {
     make_folder(folder)?;
-    write_tensors(&folder.join("model.safetensors"), model.params.iter().map(Tensor::of_bf16).collect())?;
+    let tensors = model.params.iter().map(|param| Tensor::of(param, Dtype::Bf16)).collect();
+    write_tensors(&folder.join("model.safetensors"), tensors)?;
     let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
     write_whole(&folder.join("config.json"), text.as_bytes())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use weft_kernels::weight::Weight;
+use weft_kernels::weight::{Dtype, Weight};
 
 use super::block::{Linear, Param, Transformer};
 use super::weights::{Checkpoint, Tensor, write_tensors};
@@ -187,8 +187,8 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
 /// A file that can't be written.
 pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str) -> Result<()> {
     make_folder(folder)?;
-    let tensors = model.params.iter().filter(|p| p.name.starts_with("base_model.")).map(Tensor::of);
-    write_tensors(&folder.join(TENSORS), tensors.collect())?;
+    let tensors = model.params.iter().filter(|p| p.name.starts_with("base_model."));
+    write_tensors(&folder.join(TENSORS), tensors.map(|p| Tensor::of(p, Dtype::F32)).collect())?;
     let mut fields = serde_json::json!({
         "peft_type": "LORA",
         "task_type": null,

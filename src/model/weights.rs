@@ -1,16 +1,17 @@
 //! A checkpoint folder's tensors by name: single or sharded safetensors, memory-mapped; and writing such files.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::tensor::{SafeTensorError, SafeTensors, View};
 use serde::Deserialize;
 use weft_kernels::weight::{Dtype, MappedFile, Weight};
 
 use super::block::Param;
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_whole};
+use crate::files::{read_text, write_whole_by};
 
 /// The tensors of a checkpoint.
 pub struct Checkpoint {
@@ -91,30 +92,56 @@ impl Checkpoint {
     }
 }
 
-/// A tensor to be written.
+/// A tensor to be written; its bytes are made when they are, one tensor after the other.
 pub struct Tensor<'a> {
     name: &'a str,
     shape: Vec<usize>,
     dtype: Dtype,
-    bytes: Vec<u8>,
+    numbers: Numbers<'a>,
+}
+
+enum Numbers<'a> {
+    Plain(&'a [f32]),
+    Weight(&'a Weight),
 }
 
 impl<'a> Tensor<'a> {
-    /// A parameter in f32.
-    pub fn of(param: &'a Param) -> Self {
-        Self::f32(&param.name, param.shape.clone(), &param.weight.to_f32())
-    }
-
-    /// A parameter in bf16, rounded to nearest.
-    pub fn of_bf16(param: &'a Param) -> Self {
-        let bytes = weft_kernels::weight::to_bf16_bytes(&param.weight.to_f32());
-        Self { name: &param.name, shape: param.shape.clone(), dtype: Dtype::Bf16, bytes }
+    /// A parameter, rounded to nearest where `dtype` is bf16.
+    pub fn of(param: &'a Param, dtype: Dtype) -> Self {
+        Self { name: &param.name, shape: param.shape.clone(), dtype, numbers: Numbers::Weight(&param.weight) }
     }
 
     /// Some numbers.
-    pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &[f32]) -> Self {
-        let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Self { name, shape, dtype: Dtype::F32, bytes }
+    pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &'a [f32]) -> Self {
+        Self { name, shape, dtype: Dtype::F32, numbers: Numbers::Plain(numbers) }
+    }
+}
+
+impl View for Tensor<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let numbers = match self.numbers {
+            Numbers::Plain(numbers) => Cow::Borrowed(numbers),
+            Numbers::Weight(weight) => weight.to_f32(),
+        };
+        Cow::Owned(match self.dtype {
+            Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Dtype::Bf16 => weft_kernels::weight::to_bf16_bytes(&numbers),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        self.dtype.size() * self.shape.iter().product::<usize>()
     }
 }
 
@@ -123,18 +150,15 @@ impl<'a> Tensor<'a> {
 /// # Errors
 /// A file that can't be written.
 pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
-    let views = tensors.iter().map(|t| {
-        let dtype = match t.dtype {
-            Dtype::F32 => safetensors::Dtype::F32,
-            Dtype::Bf16 => safetensors::Dtype::BF16,
-        };
-        let view = TensorView::new(dtype, t.shape.clone(), &t.bytes).expect("the bytes are the shape's");
-        (t.name, view)
-    });
     // transformers refuses a file whose metadata doesn't name the format.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata)).expect("names are unique and views whole");
-    write_whole(path, &bytes)
+    let views = tensors.into_iter().map(|t| (t.name, t));
+    write_whole_by(path, |partial| {
+        safetensors::serialize_to_file(views, Some(metadata), partial).map_err(|error| match error {
+            SafeTensorError::IoError(error) => error,
+            other => std::io::Error::other(other),
+        })
+    })
 }
 
 fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>) -> Result<()> {

@@ -1,5 +1,5 @@
-//! The forward process: which answer tokens are masked, and at what rate. Pure functions of entropies and draws;
-//! what the masked tokens' losses weigh is `objective`'s.
+//! The forward process: relative uncertainties, diffusion time, and which answer tokens are masked. Pure functions of
+//! entropies and draws; at what rate a token is masked and what its loss then weighs is `objective`'s.
 
 pub mod entropy;
 pub mod schedule;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use weft_kernels::weight::Dtype;
 
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
 use crate::error::{Error, Result};
-use crate::files::{make_folder, partial_name, read_text, sync_folder, write_whole};
+use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// Checkpoints that are kept: should the newest be damaged, one is left.
@@ -34,44 +35,29 @@ const ENTROPIES: &str = "token_entropy";
 /// A file that can't be written; earlier checkpoints are untouched then.
 pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
     let folder = folder(output).join(format!("step-{:08}", trainer.step));
-    let partial = partial_name(&folder);
-    let write_error = |source| Error::Write { path: folder.clone(), source };
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(write_error)?;
-    }
-    make_folder(&partial)?;
-    let write = || -> Result<()> {
-        let names = |i: usize| ["", "m.", "v."].map(|prefix| format!("{prefix}{}", trainer.model.params[i].name));
-        let trained = trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable);
-        let named: Vec<_> = trained.map(|(i, param)| (i, param, names(i))).collect();
-        let tensors = named.iter().flat_map(|(i, param, [w, m, v])| {
-            [
-                Tensor::f32(w, param.shape.clone(), &param.weight.to_f32()),
-                Tensor::f32(m, param.shape.clone(), &trainer.optimizer.m[*i]),
-                Tensor::f32(v, param.shape.clone(), &trainer.optimizer.v[*i]),
-            ]
-        });
+    write_folder_whole(&folder, |partial| {
         let kept = &trainer.entropies.kept;
         let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
-        let entropies_tensor = Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies);
-        let tensors = tensors.chain((!kept.is_empty()).then_some(entropies_tensor));
-        write_tensors(&partial.join("state.safetensors"), tensors.collect())?;
+        let names = |i: usize| ["m.", "v."].map(|prefix| format!("{prefix}{}", trainer.model.params[i].name));
+        let trained = trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable);
+        let named: Vec<_> = trained.map(|(i, param)| (i, param, names(i))).collect();
+        let mut tensors = vec![];
+        for (i, param, [m, v]) in &named {
+            tensors.push(Tensor::of(param, Dtype::F32));
+            tensors.push(Tensor::f32(m, param.shape.clone(), &trainer.optimizer.m[*i]));
+            tensors.push(Tensor::f32(v, param.shape.clone(), &trainer.optimizer.v[*i]));
+        }
+        if !kept.is_empty() {
+            tensors.push(Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies));
+        }
+        write_tensors(&partial.join("state.safetensors"), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
         let state = State { step: trainer.step, recipe: recipe.clone(), entropies };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
         write_whole(&partial.join("state.json"), text.as_bytes())
-    };
-    if let Err(error) = write() {
-        // The first error is the one worth telling.
-        let _ = fs::remove_dir_all(&partial);
-        return Err(error);
-    }
-    if folder.exists() {
-        fs::remove_dir_all(&folder).map_err(write_error)?;
-    }
-    fs::rename(&partial, &folder).and_then(|()| sync_folder(&folder)).map_err(write_error)?;
+    })?;
     for old in list(output).into_iter().rev().skip(KEPT) {
-        fs::remove_dir_all(&old).map_err(write_error)?;
+        fs::remove_dir_all(&old).map_err(|source| Error::Write { path: old, source })?;
     }
     Ok(())
 }

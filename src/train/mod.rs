@@ -1,4 +1,4 @@
-//! The training loop. A step noises a global batch (for WeFT after a pass for the entropies), weighs its losses,
+//! The training loop. A step noises a global batch (after a pass for entropies where wanted), weighs its losses,
 //! goes backward micro-batch by micro-batch and updates; what it masks depends on seed, epoch and example alone.
 //! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
 
@@ -21,10 +21,9 @@ use crate::data::packing::{Padding, pad_answers};
 use crate::error::{Error, Result};
 use crate::model::batch::{Batch, Targets};
 use crate::model::block::{Gradients, Pass, Transformer};
-use crate::noising::entropy::{AnswerEntropy, relative_uncertainty};
-use crate::noising::forward_process;
-use crate::noising::schedule::{diffusion_time, token_rate};
-use crate::objective::{Kind, NoisedAnswer, Objective, loss_weights};
+use crate::noising::entropy::AnswerEntropy;
+use crate::noising::schedule::diffusion_time;
+use crate::objective::{DrawnAnswer, NoisedAnswer, Objective};
 use crate::recipe::TrainTable;
 use crate::rng::{Draws, Stream};
 use entropy_reuse::{Drift, EntropyReuse};
@@ -79,7 +78,7 @@ pub struct StepReport {
     pub tokens: usize,
     /// The share of answer tokens that was masked.
     pub masked_share: f64,
-    /// The mean of the answer tokens' entropies in nats (WeFT).
+    /// The mean of the answer tokens' entropies in nats, where the objective asks for them.
     pub mean_entropy: Option<f64>,
     /// How far the entropies that this step computed lie from the reused ones they replace.
     pub entropy_drift: Option<Drift>,
@@ -109,7 +108,7 @@ struct Noised {
     ids: Vec<u32>,
     answer_start: usize,
     num_supervised: usize,
-    /// `H_i` in nats; empty for SFT.
+    /// `H_i` in nats; empty where the objective asks for none.
     token_entropy: Vec<f32>,
 }
 
@@ -147,17 +146,17 @@ impl Trainer {
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
         let chosen = self.examples_of(epoch, index as usize);
         let (started, mut phases) = (Instant::now(), Phases::default());
-        // 2. Masks: entropies for WeFT, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
+        // 2. Masks: entropies where the objective asks for them, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
         let (mut sequences, mut answers, mut drifts) = (vec![], vec![], vec![]);
         for examples in chosen.chunks(self.job.settings.micro_batch_size) {
             let mut micro_batch = self.lay_out(examples);
-            if self.job.objective.kind == Kind::Weft {
+            if self.job.objective.kind.needs_entropy() {
                 drifts.extend(self.find_entropies(&mut micro_batch, epoch));
             }
             answers.extend(self.noise(&micro_batch, epoch));
             sequences.extend(micro_batch);
         }
-        let weights = loss_weights(&answers, self.job.objective.weighting, self.job.objective.normalizer());
+        let weights = self.job.objective.loss_weights(&answers);
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
         let mut grads = self.model.zero_gradients();
@@ -278,27 +277,19 @@ impl Trainer {
 
     /// Times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
-        let objective = &self.job.objective;
-        let relative = match objective.kind {
-            Kind::Sft => micro_batch.iter().map(|s| vec![1.0; s.ids.len() - s.answer_start]).collect(),
-            Kind::Weft => {
-                let entropies: Vec<AnswerEntropy> = micro_batch
-                    .iter()
-                    .map(|s| AnswerEntropy { token_entropy: &s.token_entropy, num_supervised: s.num_supervised })
-                    .collect();
-                relative_uncertainty(&entropies, objective.transform, objective.reference)
-            }
+        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.example as u64);
+        let of_tokens = |s: &Noised| -> Vec<f32> {
+            let (draws, positions) = (draws(Stream::Mask, s), s.answer_start as u64..s.ids.len() as u64);
+            positions.map(|p| draws.unit_f32(p)).collect()
         };
-        let noise = |(sequence, r): (&Noised, Vec<f32>)| {
-            let draws = |stream| Draws::new(self.job.settings.seed, stream, epoch, sequence.example as u64);
-            let t = diffusion_time(draws(Stream::Time).unit_f64(0), objective.t_min);
-            let p_mask: Vec<f32> = r.iter().map(|r| token_rate(t, *r, objective.rate_floor as f32)).collect();
-            let positions = sequence.answer_start as u64..sequence.ids.len() as u64;
-            let u: Vec<f32> = positions.map(|p| draws(Stream::Mask).unit_f32(p)).collect();
-            let masked = forward_process(&p_mask, &u);
-            NoisedAnswer { t, relative_uncertainty: r, p_mask, masked }
-        };
-        micro_batch.iter().zip(relative).map(noise).collect()
+        let u: Vec<Vec<f32>> = micro_batch.iter().map(of_tokens).collect();
+        let drawn = micro_batch.iter().zip(&u).map(|(s, u)| DrawnAnswer {
+            prompt_len: s.answer_start,
+            entropy: AnswerEntropy { token_entropy: &s.token_entropy, num_supervised: s.num_supervised },
+            t: diffusion_time(draws(Stream::Time, s).unit_f64(0), self.job.objective.t_min),
+            u,
+        });
+        self.job.objective.noise(&drawn.collect::<Vec<_>>())
     }
 
     /// Pass 2 of a micro-batch: its part of the loss, and seconds as [`Pass`] has them; adds its gradients.

@@ -50,6 +50,14 @@ impl Optimizer {
     }
 }
 
+/// Makes every weight of a model trainable: each gets its f32 master copy, which is what is updated and computed with.
+pub fn train_everything(model: &mut Transformer) {
+    for param in &mut model.params {
+        param.weight.make_trainable();
+        param.trainable = true;
+    }
+}
+
 /// The norm of all gradients together.
 pub fn gradient_norm(grads: &Gradients) -> f64 {
     grads.iter().flatten().map(|g| sum_of_squares(g)).sum::<f64>().sqrt()
