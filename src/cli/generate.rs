@@ -39,7 +39,7 @@ pub struct SamplingArgs {
     /// Tokens of a block, a divisor of the answer's
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
-    /// Denoising steps of the whole answer
+    /// Denoising steps of the whole answer; half as many as --gen-length where only that is given
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
     /// Gumbel temperature; 0 is greedy
@@ -73,10 +73,11 @@ impl SamplingArgs {
                 return Err(Error::Usage(format!("--remasking {other}: the known ones are low_confidence and random")));
             }
         };
+        let half = self.gen_length.map(|tokens| tokens / 2);
         let sampling = Sampling {
             gen_length: self.gen_length.unwrap_or(base.gen_length),
             block_length: self.block_length.unwrap_or(base.block_length),
-            diffusion_steps: self.diffusion_steps.unwrap_or(base.diffusion_steps),
+            diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
             temperature: self.temperature.unwrap_or(base.temperature),
             cfg_scale: self.cfg_scale.unwrap_or(base.cfg_scale),
             remasking,

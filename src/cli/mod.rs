@@ -6,6 +6,7 @@ mod eval;
 mod generate;
 mod parity;
 mod pretrain;
+mod score;
 mod train;
 
 use std::path::PathBuf;
@@ -38,6 +39,7 @@ pub struct Cli {
 enum Command {
     Train(train::Train),
     Eval(eval::Eval),
+    Score(score::Score),
     Generate(generate::Generate),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
@@ -66,6 +68,7 @@ impl Cli {
         pool.install(|| match self.command {
             Command::Train(command) => command.run(),
             Command::Eval(command) => command.run(),
+            Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),
