@@ -69,7 +69,19 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
             write_random(&folder.0, &LladaConfig::new(shape.sizes))?;
             llada::load(&folder.0)?
         }
-        Some(shape) => llada::fresh(&LladaConfig::new(shape.sizes), 1),
+        Some(shape) => {
+            let config = LladaConfig::new(shape.sizes);
+            let needed = 2 * tensors(&config)?.iter().map(|(_, tensor)| tensor.data_len() as u64).sum::<u64>();
+            if let Some(free) = available_bytes().filter(|free| needed > *free) {
+                let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
+                return Err(Error::Usage(format!(
+                    "--shape {}: its f32 weights take {needed:.0} GB, and {free:.0} GB are free; use --dtype bf16, which maps \
+                     them from disk",
+                    shape.name
+                )));
+            }
+            llada::fresh(&config, 1)
+        }
         None if Path::new(&plan.shape).is_dir() => llada::load(Path::new(&plan.shape))?,
         None => {
             let shape = &plan.shape;
@@ -89,17 +101,29 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
 
 /// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.
 fn write_random(folder: &Path, config: &LladaConfig) -> Result<()> {
+    let path = folder.join("model.safetensors");
+    safetensors::serialize_to_file(tensors(config)?, None, &path)
+        .map_err(|e| Error::Write { path, source: std::io::Error::other(e.to_string()) })?;
+    let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
+    write_whole(&folder.join("config.json"), text.as_bytes())
+}
+
+/// The tensors of a configuration, in bf16.
+fn tensors(config: &LladaConfig) -> Result<Vec<(String, Random)>> {
     let mut tensors = vec![];
     let mut note = |name: &str, shape: &[usize]| {
         tensors.push((name.to_owned(), Random { shape: shape.to_vec(), seed: tensors.len() as u64 }));
         Ok(Weight::from_f32(0, 0, vec![]))
     };
     llada::build(config, &mut note)?;
-    let path = folder.join("model.safetensors");
-    safetensors::serialize_to_file(tensors, None, &path)
-        .map_err(|e| Error::Write { path, source: std::io::Error::other(e.to_string()) })?;
-    let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
-    write_whole(&folder.join("config.json"), text.as_bytes())
+    Ok(tensors)
+}
+
+/// Memory that the system would give; `None` where it doesn't say.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// A tensor that is drawn when it is written.
