@@ -12,7 +12,8 @@ use super::Plan;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
 use crate::model::block::Transformer;
-use crate::model::llada::{self, LladaConfig, Sizes};
+use crate::model::family::{self, ModelConfig};
+use crate::model::llada::{Sizes, new_config};
 use crate::model::lora::{self, LoraConfig};
 
 /// The deviation of random weights.
@@ -25,6 +26,12 @@ struct Shape {
     name: &'static str,
     sizes: Sizes,
     lora_rank: usize,
+}
+
+impl Shape {
+    fn config(&self) -> ModelConfig {
+        new_config(self.sizes).expect("the shapes below are models")
+    }
 }
 
 const SHAPES: [Shape; 2] = [
@@ -66,11 +73,11 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
         Some(shape) if plan.precision == Precision::Bf16 => {
             // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
             let folder = Scratch::new()?;
-            write_random(&folder.0, &LladaConfig::new(shape.sizes))?;
-            llada::load(&folder.0)?
+            write_random(&folder.0, &shape.config())?;
+            family::load(&folder.0)?
         }
-        Some(shape) => llada::fresh(&LladaConfig::new(shape.sizes), 1),
-        None if Path::new(&plan.shape).is_dir() => llada::load(Path::new(&plan.shape))?,
+        Some(shape) => family::fresh(&shape.config(), 1),
+        None if Path::new(&plan.shape).is_dir() => family::load(Path::new(&plan.shape))?,
         None => {
             let shape = &plan.shape;
             return Err(Error::Usage(format!("--shape {shape} is neither P, llada-8b nor a checkpoint's folder")));
@@ -88,18 +95,17 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
 }
 
 /// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.
-fn write_random(folder: &Path, config: &LladaConfig) -> Result<()> {
+fn write_random(folder: &Path, config: &ModelConfig) -> Result<()> {
     let mut tensors = vec![];
     let mut note = |name: &str, shape: &[usize]| {
         tensors.push((name.to_owned(), Random { shape: shape.to_vec(), seed: tensors.len() as u64 }));
         Ok(Weight::from_f32(0, 0, vec![]))
     };
-    llada::build(config, &mut note)?;
+    family::build(config, &mut note)?;
     let path = folder.join("model.safetensors");
     safetensors::serialize_to_file(tensors, None, &path)
         .map_err(|e| Error::Write { path, source: std::io::Error::other(e.to_string()) })?;
-    let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
-    write_whole(&folder.join("config.json"), text.as_bytes())
+    write_whole(&folder.join("config.json"), config.to_json().as_bytes())
 }
 
 /// A tensor that is drawn when it is written.
