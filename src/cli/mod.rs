@@ -4,6 +4,7 @@
 mod bench;
 mod eval;
 mod generate;
+mod merge;
 mod parity;
 mod pretrain;
 mod train;
@@ -39,6 +40,7 @@ enum Command {
     Train(train::Train),
     Eval(eval::Eval),
     Generate(generate::Generate),
+    Merge(merge::Merge),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
     Bench(bench::Bench),
@@ -67,6 +69,7 @@ impl Cli {
             Command::Train(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),
             Command::Bench(command) => command.run(),
