@@ -12,6 +12,7 @@ use weft_kernels::weight::Dtype;
 use crate::data::packing::Padding;
 use crate::error::{Error, Result};
 use crate::eval::Task;
+use crate::eval::generated::Puzzle;
 use crate::files::read_text;
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
@@ -98,7 +99,7 @@ pub struct DataTable {
     /// Held-out rows (JSONL).
     pub held_out: Option<PathBuf>,
     /// A generated task instead of files.
-    pub generate: Option<Task>,
+    pub generate: Option<Puzzle>,
     /// Training rows that are used or generated; all where absent.
     pub train_rows: Option<usize>,
     /// Held-out rows that are used or generated; all where absent.

@@ -55,7 +55,7 @@ fn small_run(folder: &Path, more: &str) {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["train", "eval", "generate", "merge", "parity", "pretrain", "bench"] {
+    for command in ["train", "eval", "score", "generate", "merge", "parity", "pretrain", "bench"] {
         let output = output(Path::new("."), &[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains(&format!("\n  weft {command}")) && text.contains("Example"), "{text}");
@@ -118,7 +118,7 @@ fn bad_input_is_one_sentence_with_its_place() {
     assert!(refused(&folder, &["train", "recipe.toml", "--device", "cuda"]).contains("use --device cpu"));
     assert!(
         refused(&folder, &["eval", "--model", "tiny-base", "--task", "chess", "--data", "x", "--out", "y"])
-            .contains("unknown task \"chess\"; the known ones are sudoku and countdown")
+            .contains("unknown task \"chess\"; the known ones are sudoku, countdown, gsm8k, math500")
     );
     assert!(
         refused(&folder, &["generate", "--model", "tiny-base", "--prompt", "a", "--gen-length", "10"])

@@ -53,10 +53,12 @@ fn every_form_is_one_conversation() {
         r#"{"prompt": "7 + 5?", "response": "12"}"#,
         "",
         r#"{"question": "7 + 5?", "answer": "12", "level": 3}"#,
+        r#"{"problem": "7 + 5?", "solution": "12", "answer": "twelve"}"#,
+        r#"{"problem": "7 + 5?", "answer": "12"}"#,
     ];
     let dataset = load_text("forms", &rows.join("\n"), 100).expect("the rows are read");
     let [first, rest @ ..] = &dataset.examples[..] else { panic!("no example") };
-    assert_eq!(rest, [first.clone(), first.clone()]);
+    assert_eq!(rest, vec![first.clone(); 4]);
     assert_eq!(dataset.truncated, 0);
 }
 
@@ -172,7 +174,7 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
             "{\"prompt\": ",
             "rows.jsonl:2: not JSON (EOF while parsing a value at line 1 column 11); write one object per line",
         ),
-        ("array", "[1]", "rows.jsonl:2: not a JSON object; write a row as {\"prompt\": ..., \"response\": ...}"),
+        ("array", "[1]", "rows.jsonl:2: not a JSON object; write one object per line"),
         (
             "lacks",
             r#"{"prompt": "a"}"#,
@@ -197,7 +199,7 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
         (
             "form",
             r#"{"text": "a"}"#,
-            "rows.jsonl:2: the keys [\"text\"] are no known form; give messages, prompt and response, or question and answer",
+            "rows.jsonl:2: the keys [\"text\"] are no known form; give messages, prompt and response, question and answer, or problem and solution",
         ),
         (
             "last",

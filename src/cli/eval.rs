@@ -21,10 +21,10 @@ use super::generate::SamplingArgs;
 pub struct Eval {
     #[command(flatten)]
     model: super::ModelArgs,
-    /// The task: sudoku or countdown
+    /// The task: sudoku, countdown, gsm8k or math500
     #[arg(long, value_name = "TASK")]
     task: String,
-    /// The problems: d1's test file of the task, or JSONL rows with their own prompts
+    /// The problems: d1's test file, GSM8K's or MATH-500's JSONL, or JSONL rows with their own prompts
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Problems to answer; all where absent

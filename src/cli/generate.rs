@@ -41,7 +41,7 @@ pub struct SamplingArgs {
     /// Tokens of a block of LLaDA's sampler, a divisor of the answer's
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
-    /// Denoising steps of the whole answer
+    /// Denoising steps of the whole answer; half as many as --gen-length where only that is given
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
     /// Gumbel temperature; 0 is greedy
@@ -84,10 +84,11 @@ impl SamplingArgs {
     }
 
     fn over(&self, base: Sampling) -> Sampling {
+        let half = self.gen_length.map(|tokens| (tokens / 2).max(1));
         Sampling {
             gen_length: self.gen_length.unwrap_or(base.gen_length),
             block_length: self.block_length.unwrap_or(base.block_length),
-            diffusion_steps: self.diffusion_steps.unwrap_or(base.diffusion_steps),
+            diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
             temperature: self.temperature.unwrap_or(base.temperature),
             top_p: self.top_p.unwrap_or(base.top_p),
             top_k: self.top_k.unwrap_or(base.top_k),

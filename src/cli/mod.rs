@@ -7,6 +7,7 @@ mod generate;
 mod merge;
 mod parity;
 mod pretrain;
+mod score;
 mod train;
 
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ pub struct Cli {
 enum Command {
     Train(train::Train),
     Eval(eval::Eval),
+    Score(score::Score),
     Generate(generate::Generate),
     Merge(merge::Merge),
     Parity(parity::Parity),
@@ -68,6 +70,7 @@ impl Cli {
         pool.install(|| match self.command {
             Command::Train(command) => command.run(),
             Command::Eval(command) => command.run(),
+            Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),

@@ -7,8 +7,10 @@ use clap::Args;
 use weft::base::Base;
 use weft::data::{self, Dataset, Limits};
 use weft::error::{Error, Result};
+use weft::eval::generated::{self, Puzzle};
 use weft::eval::generations::{accuracy_of, answer, save};
-use weft::eval::{Accuracy, Task, read_problems};
+use weft::eval::{Accuracy, read_problems};
+use weft::files::make_folder;
 use weft::model::block::Transformer;
 use weft::model::lora::{self, LoraConfig};
 use weft::recipe::{DataTable, ModelTable, Recipe, Trainable};
@@ -130,9 +132,9 @@ fn make_trainable(recipe: &Recipe, model: &mut Transformer) -> Result<Option<Lor
 fn rows(recipe: &Recipe, base: &Base) -> Result<Rows> {
     let DataTable { train, held_out, generate, train_rows, held_out_rows, max_seq_len, .. } = recipe.data.clone();
     let (train_file, held_out_file) = match generate {
-        Some(task) => {
+        Some(puzzle) => {
             let folder = recipe.train.output.join("data");
-            let [train, held_out] = generated(task, recipe, &folder)?;
+            let [train, held_out] = generated_rows(puzzle, recipe, &folder)?;
             (train, Some(held_out))
         }
         None => (train.expect("the recipe was checked to name its rows"), held_out),
@@ -144,9 +146,9 @@ fn rows(recipe: &Recipe, base: &Base) -> Result<Rows> {
     Ok(Rows { train, held_out, held_out_file })
 }
 
-fn generated(task: Task, recipe: &Recipe, folder: &Path) -> Result<[PathBuf; 2]> {
+fn generated_rows(puzzle: Puzzle, recipe: &Recipe, folder: &Path) -> Result<[PathBuf; 2]> {
     let (rows, held_out_rows) = (recipe.data.train_rows.unwrap_or(4096), recipe.data.held_out_rows.unwrap_or(256));
-    weft::eval::generated::write(task, recipe.train.seed, [rows, held_out_rows], folder)
+    generated::write(puzzle, recipe.train.seed, [rows, held_out_rows], folder)
 }
 
 fn describe(recipe: &Recipe, base: &Base, rows: &Rows) {
@@ -173,6 +175,8 @@ fn evaluate(recipe: &Recipe, base: &Base, rows: &Rows, out: &Path) -> Result<Opt
     let mut problems = read_problems(task, file)?;
     problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
     let sampling = Sampling { seed: recipe.train.seed, ..recipe.sampler.clone() };
+    // The base is scored before the run makes its folder.
+    make_folder(&recipe.train.output)?;
     let generations = answer(base, task, &problems, &sampling)?;
     save(out, task, &generations)?;
     Ok(Some((accuracy_of(&generations), problems.len())))

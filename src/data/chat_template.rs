@@ -186,6 +186,11 @@ impl TextModel {
         self.tokenizer.decode(&ids[..end], true).unwrap_or_default()
     }
 
+    /// The text of all of a canvas's tokens, special ones included, as d1 keeps and scores it.
+    pub fn decode_canvas(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids, false).unwrap_or_default()
+    }
+
     /// `eos_token`.
     pub fn eos_token_id(&self) -> u32 {
         self.eos_token_id

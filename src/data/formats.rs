@@ -7,9 +7,11 @@ use super::{Conversation, Message};
 
 /// Forms of one question and one answer, by their keys. GSM8K's answers keep their calculator annotations
 /// (`<<3*4=12>>`), as LLaDA's and d1's training keep them.
-const PAIRS: [[&str; 2]; 2] = [["prompt", "response"], ["question", "answer"]];
+const PAIRS: [[&str; 2]; 4] =
+    [["prompt", "response"], ["question", "answer"], ["problem", "solution"], ["problem", "answer"]];
 
-/// A row as a conversation: `messages`, `prompt` and `response`, or `question` and `answer`.
+/// A row as a conversation: `messages`, `prompt` and `response`, `question` and `answer` (GSM8K), `problem` and
+/// `solution`, or `answer` where there is none (MATH).
 ///
 /// # Errors
 /// What is missing or of another kind, as one sentence.
@@ -41,11 +43,12 @@ fn from_messages(messages: &Value) -> Result<Conversation, String> {
 }
 
 fn from_pair(row: &Fields) -> Result<Conversation, String> {
-    let has = |key: &str| row.contains_key(key);
-    let Some([ask, reply]) = PAIRS.iter().find(|[ask, reply]| has(ask) || has(reply)) else {
+    let has = |key: &&str| row.contains_key(*key);
+    let whole = PAIRS.iter().find(|pair| pair.iter().all(has));
+    let Some([ask, reply]) = whole.or_else(|| PAIRS.iter().find(|pair| pair.iter().any(has))) else {
         let found: Vec<&str> = row.keys().map(String::as_str).collect();
         return Err(format!(
-            "the keys {found:?} are no known form; give messages, prompt and response, or question and answer"
+            "the keys {found:?} are no known form; give messages, prompt and response, question and answer, or problem and solution"
         ));
     };
     let text = |key: &str| match row.get(key) {

@@ -28,7 +28,7 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Fie
         }
         match serde_json::from_str(text) {
             Ok(Value::Object(fields)) => Ok(Some((i + 1, fields))),
-            Ok(_) => Err(wrong("not a JSON object; write a row as {\"prompt\": ..., \"response\": ...}".to_owned())),
+            Ok(_) => Err(wrong("not a JSON object; write one object per line".to_owned())),
             Err(e) => Err(wrong(format!("not JSON ({e}); write one object per line"))),
         }
     });

@@ -1,29 +1,171 @@
-//! Finding the answer in a generated text.
+//! Answers in generated texts: where they stand, which number they are, and when two of them in LaTeX say the same.
+//! The rules are d1's to the letter, its oddities included, so that figures can be compared.
 
-/// What stands in the last `\boxed{...}`, or after the last `\boxed `; `None` without a whole one.
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// What stands in the last `\boxed{...}`, or after the last `\boxed ` up to a dollar sign. `None` where the last box is
+/// never closed; the whole text where there is no box; a box that isn't `\boxed{...}`, `\fbox{...}` for one, as it stands.
+///
+/// # Source
+/// d1's `last_boxed_only_string` and `remove_boxed` (dllm-reasoning/d1, eval/parser_helper.py).
 pub fn boxed(text: &str) -> Option<&str> {
     if let Some((_, after)) = text.rsplit_once("\\boxed ") {
         return Some(after.split('$').next().unwrap_or(after));
     }
-    let start = text.rfind("\\boxed{")? + "\\boxed{".len();
-    let mut depth = 1;
-    for (i, c) in text[start..].char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return Some(&text[start..start + i]);
-        }
-    }
-    None
+    let Some(start) = text.rfind("\\boxed").or_else(|| text.rfind("\\fbox")) else { return Some(text) };
+    let mut depth = 0_i64;
+    let end = text[start..].char_indices().find_map(|(i, c)| {
+        depth += i64::from(c == '{') - i64::from(c == '}');
+        (c == '}' && depth == 0).then_some(start + i)
+    })?;
+    Some(text[start..end].strip_prefix("\\boxed{").unwrap_or(&text[start..=end]))
 }
 
-/// What stands after `<answer>`, up to `</answer>` or an end token.
-pub fn tagged(text: &str) -> Option<&str> {
+/// What stands between the first `<answer>` and the next `</answer>`.
+pub fn answered(text: &str) -> Option<&str> {
     let (_, after) = text.split_once("<answer>")?;
-    let ends = ["<|eot_id|>", "<|endoftext|>", "</answer>"];
-    let end = ends.iter().filter_map(|end| after.find(end)).min()?;
-    Some(&after[..end])
+    after.split_once("</answer>").map(|(answer, _)| answer)
+}
+
+/// A number as Python's `float` reads it: `inf` and `nan`, digits of any script, underscores between digits.
+pub fn number(text: &str) -> Option<f64> {
+    plain_digits(text)?.parse().ok()
+}
+
+/// Whether two answers in LaTeX say the same: equal once both are rewritten; where one can't be, equal as they stand.
+///
+/// # Source
+/// d1's `is_equiv` (dllm-reasoning/d1, eval/parser_helper.py), which follows MATH (Hendrycks et al., arXiv 2103.03874).
+pub fn is_equivalent(a: &str, b: &str) -> bool {
+    match (rewritten(a), rewritten(b)) {
+        (Some(rewritten_a), Some(rewritten_b)) => rewritten_a == rewritten_b,
+        _ => a == b,
+    }
+}
+
+/// LaTeX without spaces, units, signs of degree, dollar and percent, a short left side of an equation, and with braces
+/// around what `\sqrt` and `\frac` take. `None` where d1's code fails on the text.
+fn rewritten(latex: &str) -> Option<String> {
+    const REPLACED: [(&str, &str); 10] = [
+        ("\n", ""),
+        ("\\!", ""),
+        ("\\\\", "\\"),
+        ("tfrac", "frac"),
+        ("dfrac", "frac"),
+        ("\\left", ""),
+        ("\\right", ""),
+        ("^{\\circ}", ""),
+        ("^\\circ", ""),
+        ("\\$", ""),
+    ];
+    let replace = |text: String, pair: &(&str, &str)| text.replace(pair.0, pair.1);
+    let mut text = REPLACED.iter().fold(latex.to_owned(), replace);
+    if let Some((quantity, unit)) = text.split_once("\\text{ ") {
+        if unit.contains("\\text{ ") {
+            return None;
+        }
+        text = quantity.to_owned();
+    }
+    text = [("\\%", ""), (" .", " 0."), ("{.", "{0.")].iter().fold(text, replace);
+    if text.starts_with('.') {
+        text.insert(0, '0');
+    }
+    if let Some((left, right)) = text.split_once('=')
+        && !right.contains('=')
+        && left.chars().nth(2).is_none()
+    {
+        text = right.to_owned();
+    }
+    // Spaces go after the roots are braced: the root of a space is empty.
+    text = braced_fractions(&braced_roots(&text)?.replace(' ', ""))?;
+    if text == "0.5" {
+        text = "\\frac{1}{2}".to_owned();
+    }
+    slash_as_fraction(text)
+}
+
+/// `\sqrt3` as `\sqrt{3}`; `None` for a root at the end.
+fn braced_roots(text: &str) -> Option<String> {
+    let mut parts = text.split("\\sqrt");
+    let mut braced = parts.next()?.to_owned();
+    for part in parts {
+        let mut rest = part.chars();
+        match rest.next()? {
+            '{' => braced.extend(["\\sqrt", part]),
+            c => braced += &format!("\\sqrt{{{c}}}{}", rest.as_str()),
+        }
+    }
+    Some(braced)
+}
+
+/// `\frac12` as `\frac{1}{2}`; `None` for a fraction of nothing at the end of a part, the text as it is for half a one.
+fn braced_fractions(text: &str) -> Option<String> {
+    let mut parts = text.split("\\frac");
+    let mut braced = parts.next()?.to_owned();
+    for part in parts {
+        let mut rest = part.chars();
+        match (rest.next()?, rest.next()) {
+            ('{', _) => braced.extend(["\\frac", part]),
+            (_, None) => return Some(text.to_owned()),
+            (a, Some('{')) => braced += &format!("\\frac{{{a}}}{{{}", rest.as_str()),
+            (a, Some(b)) => braced += &format!("\\frac{{{a}}}{{{b}}}{}", rest.as_str()),
+        }
+    }
+    Some(braced)
+}
+
+/// `3/4` as `\frac{3}{4}` where both are whole numbers as Python writes them; `None` where one is no whole number.
+fn slash_as_fraction(text: String) -> Option<String> {
+    let Some((a, b)) = text.split_once('/').filter(|(_, b)| !b.contains('/')) else { return Some(text) };
+    let is_whole = |side: &str| {
+        let digits = plain_digits(side)?;
+        let digits = digits.strip_prefix(['+', '-']).unwrap_or(&digits);
+        (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then_some(())
+    };
+    is_whole(a)?;
+    is_whole(b)?;
+    let is_canonical = |side: &str| {
+        let digits = side.strip_prefix('-').unwrap_or(side);
+        let starts_well = !digits.starts_with('0') || side == "0";
+        starts_well && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    Some(if is_canonical(a) && is_canonical(b) { format!("\\frac{{{a}}}{{{b}}}") } else { text })
+}
+
+/// The text of a number with ASCII digits, without the space around it and the underscores between its digits; `None`
+/// where an underscore stands elsewhere.
+fn plain_digits(text: &str) -> Option<String> {
+    let mut plain = String::new();
+    let mut chars = text.trim().chars().peekable();
+    while let Some(c) = chars.next() {
+        match digit(c) {
+            Some(digit) => plain.push(digit),
+            None if c == '_' => {
+                let is_between = plain.ends_with(|c: char| c.is_ascii_digit())
+                    && chars.peek().is_some_and(|next| digit(*next).is_some());
+                if !is_between {
+                    return None;
+                }
+            }
+            None => plain.push(c),
+        }
+    }
+    Some(plain)
+}
+
+/// The ASCII digit of a decimal digit of any script.
+fn digit(c: char) -> Option<char> {
+    static DIGIT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\d$").expect("the pattern is valid"));
+    if c.is_ascii() {
+        return c.is_ascii_digit().then_some(c);
+    }
+    let is_digit = |c: char| DIGIT.is_match(c.encode_utf8(&mut [0; 4]));
+    if !is_digit(c) {
+        return None;
+    }
+    // Unicode has them in runs of ten, zero first.
+    let before = (1..=u32::from(c)).take_while(|back| char::from_u32(u32::from(c) - back).is_some_and(is_digit));
+    char::from_digit(before.count() as u32 % 10, 10)
 }

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Task;
 use crate::data::synthetic::{self, Choices, Side};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
@@ -14,16 +14,26 @@ const EMPTY_CELLS: usize = 8;
 /// The largest number of a Countdown.
 const LARGEST: i64 = 50;
 
+/// A task whose problems can be generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Puzzle {
+    /// 4x4 Sudoku.
+    Sudoku,
+    /// Make a number of three others.
+    Countdown,
+}
+
 /// Writes `train.jsonl` and `held-out.jsonl`: rows with `messages`, and `question` and `ground_truth` for scoring.
 /// No puzzle is on both sides.
 ///
 /// # Errors
 /// A file that can't be written.
-pub fn write(task: Task, seed: u64, [train, held_out]: [usize; 2], folder: &Path) -> Result<[PathBuf; 2]> {
+pub fn write(puzzle: Puzzle, seed: u64, [train, held_out]: [usize; 2], folder: &Path) -> Result<[PathBuf; 2]> {
     make_folder(folder)?;
     let write = |file: &str, rows: usize, (seed, side): (u64, Side)| -> Result<PathBuf> {
         let path = folder.join(file);
-        let lines: String = (0..rows as u64).map(|i| format!("{}\n", row(task, seed, i, side))).collect();
+        let lines: String = (0..rows as u64).map(|i| format!("{}\n", row(puzzle, seed, i, side))).collect();
         write_whole(&path, lines.as_bytes())?;
         Ok(path)
     };
@@ -31,18 +41,18 @@ pub fn write(task: Task, seed: u64, [train, held_out]: [usize; 2], folder: &Path
     Ok([write("train.jsonl", train, (seed, Side::Train))?, write("held-out.jsonl", held_out, (0, Side::HeldOut))?])
 }
 
-fn row(task: Task, seed: u64, index: u64, side: Side) -> Value {
+fn row(puzzle: Puzzle, seed: u64, index: u64, side: Side) -> Value {
     let mut choices = Choices::new(seed, index);
-    let (question, answer, ground_truth) = match task {
-        Task::Sudoku => {
+    let (question, answer, ground_truth) = match puzzle {
+        Puzzle::Sudoku => {
             let sudoku = synthetic::sudoku(&mut choices, EMPTY_CELLS, side);
             let question = format!("Solve the following Sudoku puzzle: {}\n", sudoku.puzzle);
             (question, sudoku.solution.clone(), json!(sudoku.solution))
         }
-        Task::Countdown => {
-            let puzzle = synthetic::countdown(&mut choices, LARGEST, side);
-            let question = format!("Numbers: {:?}\nTarget: {}", puzzle.numbers, puzzle.target);
-            (question, format!("\\boxed{{{}}}", puzzle.expression), json!([puzzle.numbers, puzzle.target]))
+        Puzzle::Countdown => {
+            let made = synthetic::countdown(&mut choices, LARGEST, side);
+            let question = format!("Numbers: {:?}\nTarget: {}", made.numbers, made.target);
+            (question, format!("\\boxed{{{}}}", made.expression), json!([made.numbers, made.target]))
         }
     };
     json!({

@@ -19,7 +19,7 @@ const BATCH_TOKENS: usize = 4096;
 pub struct Generation {
     /// What was asked.
     pub question: String,
-    /// What the model wrote, up to its end token.
+    /// What the model wrote, end tokens and what follows them included.
     pub generation: String,
     /// The task's truth.
     pub ground_truth: Value,
@@ -58,7 +58,7 @@ pub fn answer(base: &Base, task: Task, problems: &[Problem], sampling: &Sampling
         let outputs = generate(&base.model, &batch, &sampling).map_err(Error::Usage)?;
         for (i, output) in (first..).zip(outputs) {
             let Problem { question, ground_truth, .. } = problems[i].clone();
-            let generation = base.text.decode_answer(&output[prompts[i].len()..]);
+            let generation = base.text.decode_canvas(&output[prompts[i].len()..]);
             let score = score(task, &question, &generation, &ground_truth);
             generations.push(Generation { question, generation, ground_truth, score });
         }

@@ -1,9 +1,13 @@
 //! Tasks: their problems, d1's protocol for asking them, and scoring. What is generated is `sampler`'s.
 
 pub mod answer;
+pub mod arithmetic;
 pub mod countdown;
 pub mod generated;
 pub mod generations;
+pub mod gsm8k;
+pub mod math500;
+pub mod stored;
 pub mod sudoku;
 
 use std::path::Path;
@@ -24,6 +28,10 @@ pub enum Task {
     Sudoku,
     /// Make a number of three others.
     Countdown,
+    /// Word problems with a number as answer.
+    Gsm8k,
+    /// Competition problems with LaTeX as answer.
+    Math500,
 }
 
 /// A problem of a task.
@@ -35,15 +43,15 @@ pub struct Problem {
     pub prompt: Vec<Message>,
     /// What the answer begins with, given to the model.
     pub prefill: String,
-    /// The task's truth: a Sudoku's solution; a Countdown's numbers and target.
+    /// The task's truth: a Sudoku's solution; a Countdown's numbers and target; GSM8K's number; MATH-500's LaTeX.
     pub ground_truth: Value,
 }
 
 /// What a scorer made of a generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// The answer it found; empty where there is none.
-    pub extracted: String,
+    /// The answer it found: a text, GSM8K's as a number; an empty text or null where there is none.
+    pub extracted: Value,
     /// Points.
     pub correct: usize,
     /// Points that could be had.
@@ -64,16 +72,17 @@ pub struct Accuracy {
 }
 
 impl Task {
+    /// Every task.
+    pub const ALL: [Self; 4] = [Self::Sudoku, Self::Countdown, Self::Gsm8k, Self::Math500];
+
     /// The task of a name.
     ///
     /// # Errors
     /// A name that is none, with those that are.
     pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "sudoku" => Ok(Self::Sudoku),
-            "countdown" => Ok(Self::Countdown),
-            _ => Err(Error::Usage(format!("unknown task {name:?}; the known ones are sudoku and countdown"))),
-        }
+        let known = Self::ALL.map(Self::name).join(", ");
+        let wrong = || Error::Usage(format!("unknown task {name:?}; the known ones are {known}"));
+        Self::ALL.into_iter().find(|task| task.name() == name).ok_or_else(wrong)
     }
 
     /// Its name.
@@ -81,6 +90,8 @@ impl Task {
         match self {
             Self::Sudoku => "sudoku",
             Self::Countdown => "countdown",
+            Self::Gsm8k => "gsm8k",
+            Self::Math500 => "math500",
         }
     }
 
@@ -89,12 +100,34 @@ impl Task {
         match self {
             Self::Sudoku => sudoku::INSTRUCTION,
             Self::Countdown => countdown::INSTRUCTION,
+            Self::Gsm8k | Self::Math500 => gsm8k::INSTRUCTION,
         }
+    }
+
+    /// Says what is wrong with a question and its truth where the task can't score against them.
+    ///
+    /// # Errors
+    /// One sentence with the value.
+    fn check(self, question: &str, ground_truth: &Value) -> std::result::Result<(), String> {
+        let (fits, truth) = match self {
+            Self::Sudoku => {
+                if sudoku::puzzle(question).is_none() {
+                    return Err(format!("the question {question:.40?} holds no puzzle; write 16 digits, 0 for empty"));
+                }
+                (ground_truth.as_str().is_some_and(|text| text.chars().count() == sudoku::CELLS), "a text of 16 digits")
+            }
+            Self::Countdown => (countdown::truth(ground_truth).is_some(), "[[30, 100, 93], 23], numbers and target"),
+            // d1 writes null for the negative answers that it doesn't read.
+            Self::Gsm8k => (ground_truth.is_number() || ground_truth.is_null(), "a number or null"),
+            Self::Math500 => (ground_truth.is_string(), "a text"),
+        };
+        let wrong = || format!("ground_truth is {:.40}; {}'s is {truth}", ground_truth.to_string(), self.name());
+        fits.then_some(()).ok_or_else(wrong)
     }
 }
 
-/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), or JSONL rows that bring their own
-/// `messages`, `question` and `ground_truth`.
+/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), GSM8K's or MATH-500's JSONL, or JSONL
+/// rows that bring their own `messages`, `question` and `ground_truth`.
 ///
 /// # Errors
 /// The file and line of a row that is no problem.
@@ -123,6 +156,7 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
             return Err("the key \"question\" is missing; give the text that is scored against".to_owned());
         };
         let ground_truth = row.get("ground_truth").ok_or("the key \"ground_truth\" is missing; give the answer")?;
+        task.check(question, ground_truth)?;
         let prompt = std::mem::take(&mut conversation.prompt);
         return Ok(Problem {
             question: question.clone(),
@@ -134,6 +168,8 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
     match task {
         Task::Sudoku => Err("the row has no \"messages\"; give those, or d1's CSV file (Puzzle,Solution)".to_owned()),
         Task::Countdown => countdown::problem(row),
+        Task::Gsm8k => gsm8k::problem(row),
+        Task::Math500 => math500::problem(row),
     }
 }
 
@@ -152,6 +188,8 @@ pub fn score(task: Task, question: &str, generation: &str, ground_truth: &Value)
     match task {
         Task::Sudoku => sudoku::score(question, generation, ground_truth),
         Task::Countdown => countdown::score(generation, ground_truth),
+        Task::Gsm8k => gsm8k::score(generation, ground_truth),
+        Task::Math500 => math500::score(generation, ground_truth),
     }
 }
 

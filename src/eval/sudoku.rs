@@ -5,14 +5,15 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::{Value, json};
 
-use super::{Problem, Score, Task, answer, by_protocol};
+use super::{Problem, Score, Task, by_protocol};
 
 /// What d1's protocol asks for, in our words.
 pub const INSTRUCTION: &str = "Solve this 4x4 Sudoku. It is written as 16 digits, row by row, 0 for an empty cell. \
 Fill the empty cells so that each row, each column and each 2x2 box holds 1, 2, 3 and 4 once. Think between <reasoning> \
 and </reasoning>, then write the 16 digits of the solved grid between <answer> and </answer>.";
 
-const CELLS: usize = 16;
+/// Cells of a grid.
+pub const CELLS: usize = 16;
 
 /// The problems of a CSV of `Puzzle,Solution`; an error is a line and its reason.
 pub fn read_csv(text: &str) -> impl Iterator<Item = Result<Problem, (usize, String)>> {
@@ -40,10 +41,10 @@ fn grid(field: &str) -> Option<String> {
 /// Scores a generation: the cells that were empty and are right now.
 ///
 /// # Source
-/// d1's public scorer (dllm-reasoning/d1, eval).
+/// d1's `parse_sudoku_answers` (dllm-reasoning/d1, eval/parse_and_get_acc.py).
 pub fn score(question: &str, generation: &str, ground_truth: &Value) -> Score {
     let solution = ground_truth.as_str().unwrap_or_default();
-    let puzzle = run_of_digits(question).unwrap_or_default();
+    let puzzle = puzzle(question).unwrap_or_default();
     let mut extracted: String = extract(generation).chars().filter(|c| !c.is_whitespace()).take(CELLS).collect();
     if !extracted.is_empty() {
         // d1 counts what an answer lacks as zeros.
@@ -57,25 +58,28 @@ pub fn score(question: &str, generation: &str, ground_truth: &Value) -> Score {
         total += 1;
         correct += usize::from(truth.is_some() && extracted.chars().nth(cell) == truth);
     }
-    Score { extracted, correct, total }
+    Score { extracted: json!(extracted), correct, total }
 }
 
 /// The first 16 digits in a row of a question.
-fn run_of_digits(question: &str) -> Option<&str> {
+pub fn puzzle(question: &str) -> Option<&str> {
     static RUN: LazyLock<Regex> = LazyLock::new(|| Regex::new("[0-9]{16}").expect("the pattern is valid"));
     RUN.find(question).map(|m| m.as_str())
 }
 
 /// The first of d1's places for an answer that holds something.
 fn extract(generation: &str) -> &str {
-    static PATTERNS: LazyLock<[Regex; 4]> = LazyLock::new(|| {
+    static PATTERNS: LazyLock<[Regex; 5]> = LazyLock::new(|| {
         let fenced = r"(?s)<answer>.*?```\s*([\d\s]+)```";
+        let tagged = r"(?s)<answer>(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|</answer>)";
         let after = r"(?s)</answer>\s*(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|$)";
         let before = r"(?s).*?(\d{16})\s*</answer>";
-        [fenced, after, before, r"\b(\d{16})\b"].map(|p| Regex::new(p).expect("the pattern is valid"))
+        // Python's `\b`: it takes every number for part of a word.
+        let anywhere = r"(?:^|[^\p{L}\p{N}_])(\d{16})(?:[^\p{L}\p{N}_]|$)";
+        [fenced, tagged, after, before, anywhere].map(|p| Regex::new(p).expect("the pattern is valid"))
     });
-    let [fenced, after, before, anywhere] = &*PATTERNS;
+    let [fenced, tagged, after, before, anywhere] = &*PATTERNS;
     let found = |pattern: &Regex| pattern.captures(generation).and_then(|c| c.get(1)).map(|m| m.as_str());
-    let places = [found(fenced), answer::tagged(generation), found(after), found(before), found(anywhere)];
+    let places = [found(fenced), found(tagged), found(after), found(before), found(anywhere)];
     places.into_iter().flatten().map(str::trim).find(|text| !text.is_empty()).unwrap_or_default()
 }

@@ -107,7 +107,7 @@ pub struct Pass {
 }
 
 /// A gradient for each trainable parameter of the table, `None` for a frozen one.
-pub type Gradients = Vec<Option<Vec<f32>>>;
+pub type Gradients = Vec<Option<Buffer>>;
 
 /// The network.
 #[derive(Clone, Debug)]
@@ -154,7 +154,7 @@ impl Transformer {
 
     /// Zero gradients of everything that is trained.
     pub fn zero_gradients(&self) -> Gradients {
-        let zeros = |p: &Param| p.trainable.then(|| vec![0.0; p.weight.rows() * p.weight.cols()]);
+        let zeros = |p: &Param| p.trainable.then(|| Buffer::zeros(p.weight.rows() * p.weight.cols()));
         self.params.iter().map(zeros).collect()
     }
 
@@ -357,11 +357,11 @@ impl Transformer {
 }
 
 /// Takes an adapter's two gradients out of the table, so that both can be written at once.
-fn take_pair(grads: &mut Gradients, ids: [ParamId; 2]) -> [Vec<f32>; 2] {
+fn take_pair(grads: &mut Gradients, ids: [ParamId; 2]) -> [Buffer; 2] {
     ids.map(|id| grads[id].take().expect("an adapter is trainable wherever gradients are asked for"))
 }
 
-fn give_back(grads: &mut Gradients, ids: Option<[ParamId; 2]>, pair: Option<[Vec<f32>; 2]>) {
+fn give_back(grads: &mut Gradients, ids: Option<[ParamId; 2]>, pair: Option<[Buffer; 2]>) {
     for (id, grad) in ids.into_iter().flatten().zip(pair.into_iter().flatten()) {
         grads[id] = Some(grad);
     }

@@ -3,7 +3,7 @@
 
 use weft_kernels::adamw::{AdamW, sum_of_squares};
 
-use crate::model::block::{Gradients, Transformer};
+use crate::model::block::{Gradients, Param, Transformer};
 use crate::recipe::TrainTable;
 
 /// First and second moments of each parameter, empty for a frozen one.
@@ -18,7 +18,8 @@ pub struct Optimizer {
 impl Optimizer {
     /// Moments of zero.
     pub fn new(model: &Transformer) -> Self {
-        let zeros: Vec<Vec<f32>> = model.zero_gradients().into_iter().map(Option::unwrap_or_default).collect();
+        let trained = |p: &Param| if p.trainable { p.weight.rows() * p.weight.cols() } else { 0 };
+        let zeros: Vec<Vec<f32>> = model.params.iter().map(|p| vec![0.0; trained(p)]).collect();
         Self { m: zeros.clone(), v: zeros }
     }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Scratch};
 use crate::exp::{self, exp, vectorised};
 use crate::matrix::{Into, Shared, View};
 use crate::microkernel::{Output, multiply};
@@ -98,12 +98,12 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
         .flat_map(|(s, queries)| (0..shape.heads).map(move |head| (s, queries.clone(), head)))
         .collect();
     tasks.into_par_iter().for_each(|(sequence, queries, head)| {
-        let [mut keys, mut values] = [Panels::default(), Panels::default()];
+        let [mut keys, mut values] = [(); 2].map(|()| Panels::new());
         let kv_head = head / (shape.heads / shape.kv_heads);
         keys.pack(shape.head(qkv.k, shape.kv_heads, sequence, kv_head).t(), layout);
         values.pack(shape.head(qkv.v, shape.kv_heads, sequence, kv_head), layout);
-        let mut words = vec![];
-        let mut scores = vec![0.0; query_block(sequence) * sequence.len()];
+        let mut words = Scratch::new();
+        let mut scores = Scratch::unset(query_block(sequence) * sequence.len());
         for block in blocks(&queries, query_block(sequence)) {
             let scores = &mut scores[..block.len() * sequence.len()];
             let q = shape.head(qkv.q, shape.heads, &block, head);
@@ -148,17 +148,17 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
         let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
         let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
         let layout = shape.precision.layout();
-        let mut panels: [Panels; 5] = Default::default();
+        let mut panels = [(); 5].map(|()| Panels::new());
         let [k_t, v_t, k_rows, dout_rows, q_rows] = &mut panels;
         k_t.pack(k.t(), layout);
         v_t.pack(v.t(), layout);
         k_rows.pack(k, layout);
-        let mut words = vec![];
+        let mut words = Scratch::new();
         let at = sequence.start * kv_width + kv_head * dim;
         // SAFETY: this task alone has the rows of its sequence in the columns of its heads.
         let [dk, dv] = unsafe { [to[1].at(at), to[2].at(at)] }.map(|start| Output { start, stride: kv_width });
         let size = query_block(sequence) * sequence.len();
-        let (mut p, mut ds) = (vec![0.0; size], vec![0.0; size]);
+        let (mut p, mut ds) = (Scratch::unset(size), Scratch::unset(size));
         for head in shape.query_heads(kv_head) {
             for block in blocks(queries, query_block(sequence)) {
                 let (rows, keys) = (block.len(), sequence.len());

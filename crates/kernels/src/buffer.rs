@@ -2,10 +2,12 @@
 //! hands out, which costs as much as an element-wise operation. It comes from the system and goes back there without an
 //! allocator between, which would hold on to some.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 use memmap2::MmapMut;
+use rayon::prelude::*;
 
 /// Classes of sizes in an octave: batches whose lengths differ a little share their buffers.
 const CLASSES: usize = 8;
@@ -65,7 +67,7 @@ impl Buffer {
     /// Zeros.
     pub fn zeros(len: usize) -> Self {
         let mut buffer = Self::unset(len);
-        buffer.fill(0.0);
+        buffer.par_chunks_mut(HUGE).for_each(|chunk| chunk.fill(0.0));
         buffer
     }
 }
@@ -75,6 +77,53 @@ impl Drop for Buffer {
         if let Some(memory) = self.memory.take() {
             POOL.lock().unwrap_or_else(PoisonError::into_inner).give_back(memory);
         }
+    }
+}
+
+/// A vector whose memory this thread uses again and again: an innermost loop's, too small for the pool. A fresh one for
+/// every product would cost the system's calls, which stop the other threads.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Vec<f32>);
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(vec![]) };
+}
+
+impl Scratch {
+    /// An empty one.
+    pub(crate) fn new() -> Self {
+        let mut numbers = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+        numbers.clear();
+        Self(numbers)
+    }
+
+    /// Numbers that hold whatever was there before.
+    pub(crate) fn unset(len: usize) -> Self {
+        let mut scratch = Self(SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default());
+        scratch.resize(len, 0.0);
+        scratch
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let numbers = std::mem::take(&mut self.0);
+        // A thread that ends has no place for it any more.
+        let _ = SCRATCH.try_with(|spare| spare.borrow_mut().push(numbers));
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Vec<f32>;
+
+    fn deref(&self) -> &Vec<f32> {
+        &self.0
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut Vec<f32> {
+        &mut self.0
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Scratch};
 use crate::exp::{self, exp, vectorised};
 use crate::head_loss::Head;
 use crate::matrix::{BLOCK, Into, Term, View, task};
@@ -76,7 +76,7 @@ impl Part {
         };
         let numbers = View::new(rows.x, n, width);
         let mut tile = Buffer::unset(n * BLOCK[1].min(cols.len()));
-        let mut spare = vec![];
+        let mut spare = Scratch::new();
         for start in cols.clone().step_by(BLOCK[1]) {
             let block = start..(start + BLOCK[1]).min(cols.end);
             let tile = &mut tile[..n * block.len()];

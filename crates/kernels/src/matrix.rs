@@ -172,22 +172,21 @@ fn sum_in(layout: Layout, out: &mut [f32], terms: &[Term], into: Into) {
 pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, cols: Range<usize>, into: Into) {
     let (inner, per_word) = (term.b.inner(), layout.numbers_per_word());
     assert_eq!(term.a.cols, inner, "inner sizes of a product");
-    Panels::with_spare(|panels| {
-        for start in cols.clone().step_by(BLOCK[1]) {
-            let block = start..(start + BLOCK[1]).min(cols.end);
-            // A sum of no terms is written too.
-            for k in (0..a.cols.max(1)).step_by(BLOCK[0]) {
-                let words = k..(k + BLOCK[0]).min(a.cols);
-                term.b.pack(panels, layout, k * per_word..(words.end * per_word).min(inner), block.clone());
-                let into = if k == 0 { into } else { Into::Add };
-                // SAFETY: the block's columns lie within the caller's.
-                unsafe {
-                    let out = Output { start: out.start.add(start - cols.start), ..out };
-                    multiply(out, a.block(0..a.rows, words), panels, term.scale, into);
-                }
+    let mut panels = Panels::new();
+    for start in cols.clone().step_by(BLOCK[1]) {
+        let block = start..(start + BLOCK[1]).min(cols.end);
+        // A sum of no terms is written too.
+        for k in (0..a.cols.max(1)).step_by(BLOCK[0]) {
+            let words = k..(k + BLOCK[0]).min(a.cols);
+            term.b.pack(&mut panels, layout, k * per_word..(words.end * per_word).min(inner), block.clone());
+            let into = if k == 0 { into } else { Into::Add };
+            // SAFETY: the block's columns lie within the caller's.
+            unsafe {
+                let out = Output { start: out.start.add(start - cols.start), ..out };
+                multiply(out, a.block(0..a.rows, words), &panels, term.scale, into);
             }
         }
-    });
+    }
 }
 
 /// `f(first row, columns, tile)` of every tile of a sum of products that is never stored as a whole: for each block of

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::buffer::Scratch;
 use crate::matrix::{Into, View};
 use crate::panels::{PANEL, Panels};
 use crate::precision::Layout;
@@ -145,7 +146,7 @@ impl Multiply<'_> {
     fn run<M: MultiplyAdd>(self, words: M) {
         // Plain loops: the body of a closure isn't compiled for the vectors unless it happens to be inlined.
         let (all_rows, inner, panels) = (self.a.rows(), self.b.inner(), self.b.cols().div_ceil(PANEL));
-        let mut copy = vec![];
+        let mut copy = Scratch::new();
         for start in (0..all_rows).step_by(ROWS) {
             let rows = start..(start + ROWS).min(all_rows);
             if !self.a.is_row_major() {

@@ -1,8 +1,8 @@
 //! A product's right factor as the innermost loop reads it: panels of 32 columns of words, one after the other.
 
-use std::cell::Cell;
 use std::ops::Range;
 
+use crate::buffer::Scratch;
 use crate::matrix::View;
 use crate::precision::Layout;
 use crate::weight::Weight;
@@ -23,18 +23,13 @@ pub(crate) enum Right<'a> {
 }
 
 /// A block of a right factor: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
-#[derive(Default)]
 pub(crate) struct Panels {
-    words: Vec<f32>,
+    words: Scratch,
     /// Where a layout is made before it goes into panels.
-    spare: Vec<f32>,
+    spare: Scratch,
     layout: Layout,
     inner: usize,
     cols: usize,
-}
-
-thread_local! {
-    static SPARE: Cell<Option<Panels>> = const { Cell::new(None) };
 }
 
 impl<'a> Right<'a> {
@@ -72,12 +67,9 @@ impl<'a> Right<'a> {
 }
 
 impl Panels {
-    /// Runs `f` with panels whose memory this thread uses again and again.
-    pub(crate) fn with_spare<R>(f: impl FnOnce(&mut Self) -> R) -> R {
-        let mut panels = SPARE.take().unwrap_or_default();
-        let result = f(&mut panels);
-        SPARE.set(Some(panels));
-        result
+    /// Empty ones.
+    pub(crate) fn new() -> Self {
+        Self { words: Scratch::new(), spare: Scratch::new(), layout: Layout::default(), inner: 0, cols: 0 }
     }
 
     /// Copies a matrix.

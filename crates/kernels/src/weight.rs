@@ -10,6 +10,7 @@ use std::sync::Arc;
 use half::bf16;
 use memmap2::Mmap;
 
+use crate::buffer::Scratch;
 use crate::exp::vectorised;
 use crate::matrix::View;
 
@@ -140,7 +141,7 @@ impl Weight {
         match self.numbers() {
             Numbers::F32(data) => f(View::new(data, self.rows, self.cols).block(rows, cols)),
             Numbers::Bf16(data) => {
-                let mut block = Vec::with_capacity(rows.len() * cols.len());
+                let mut block = Scratch::new();
                 for row in rows.clone() {
                     let row = &data[row * self.cols..][cols.clone()];
                     vectorised(

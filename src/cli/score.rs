@@ -1,0 +1,42 @@
+//! `weft score`: scores generations that lie in a file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::error::Result;
+use weft::eval::Task;
+use weft::eval::stored::{load, save_scores};
+
+use super::eval::in_percent;
+
+/// Score generations of a task again
+///
+/// As d1 scores them, answer for answer; prints the accuracy with its standard error over problems.
+#[derive(Args)]
+#[command(after_help = "Example:\n  weft score --task gsm8k generations.json --out scores.jsonl")]
+pub struct Score {
+    /// The task: sudoku, countdown, gsm8k or math500
+    #[arg(long, value_name = "TASK")]
+    task: String,
+    /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth
+    file: PathBuf,
+    /// The file for a row each with what was extracted and its points (JSONL)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Score {
+    pub fn run(self) -> Result<ExitCode> {
+        let task = Task::parse(&self.task)?;
+        let scores = load(task, &self.file)?;
+        if let Some(out) = &self.out {
+            save_scores(out, &scores)?;
+        }
+        println!("{} on {} generations: {}", self.task, scores.len(), in_percent(&weft::eval::accuracy(&scores)));
+        if let Some(out) = &self.out {
+            println!("scores lie in {}", out.display());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
