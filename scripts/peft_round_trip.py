@@ -1,7 +1,8 @@
 """Shows that an adapter folder saved by Weft loads in PEFT and computes the same numbers there.
 
-This file is responsible for PEFT's side: LLaDA's network in plain PyTorch, the adapter loaded into it by `peft` and
-left unmerged, and a reference file of logits, entropies, losses and gradients (f32, CPU), which `weft parity` judges.
+This file is responsible for PEFT's side: the network (LLaDA's in plain PyTorch, Dream's from transformers' Qwen2), the
+adapter loaded into it by `peft` and left unmerged, and a reference file of logits, entropies, losses and gradients (f32,
+CPU), which `weft parity` judges.
 
     python -m venv .venv && .venv/bin/pip install -r scripts/requirements.txt
     .venv/bin/python scripts/peft_round_trip.py --model BASE --adapter ADAPTER --weft target/release/weft
@@ -9,6 +10,7 @@ left unmerged, and a reference file of logits, entropies, losses and gradients (
 The exit status is that of `weft parity`; 1 where PEFT and the adapter's files disagree about which tensors there are.
 `--out FILE` keeps the reference file, `--reference-only` stops after writing it. `--check-golden DIR` tests this
 script's own network instead: it recomputes DIR/objectives.safetensors and exits with 1 past a relative error of 1e-4.
+`--merged DIR` also loads what `weft merge` made of the two and compares its logits with those of PEFT.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 LENGTH, PROMPTS, TOLERANCE = 40, (8, 11, 14), 1e-4
 DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "weight_tying": False, "mlp_ratio": 4, "mlp_hidden_size": None}
@@ -83,20 +85,46 @@ class Base(PreTrainedModel):
         return F.linear(x, head.weight) if self.config.weight_tying else head(x)
 
 
+class Dream(Qwen2ForCausalLM):
+    """Qwen2's network with attention in both directions, and the logits moved to the positions that they predict."""
+
+    def forward(self, input_ids):
+        see_all = torch.zeros(len(input_ids), 1, input_ids.shape[1], input_ids.shape[1])
+        logits = super().forward(input_ids=input_ids, attention_mask=see_all, use_cache=False).logits
+        return torch.cat([logits[:, :1], logits[:, :-1]], 1)
+
+
+def load_dream(fields, tensors):
+    neutral = ("model_type", "architectures", "torch_dtype", "dtype", "auto_map", "transformers_version")
+    config = Qwen2Config(**{k: v for k, v in fields.items() if k not in neutral}, attn_implementation="eager")
+    config.max_sequence_length = fields["max_position_embeddings"]
+    base = Dream(config)
+    if config.tie_word_embeddings:
+        tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    base.load_state_dict(tensors, strict=True)
+    return base.eval()
+
+
+def load_tensors(folder):
+    index = folder / "model.safetensors.index.json"
+    files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return {name: x.float() for file in files for name, x in load_file(folder / file).items()}
+
+
 def load_base(folder):
-    fields = DEFAULTS | COMPUTED | json.loads((folder / "config.json").read_text())
+    fields = json.loads((folder / "config.json").read_text())
+    if fields["model_type"] == "Dream":
+        return load_dream(fields, load_tensors(folder))
+    fields = DEFAULTS | COMPUTED | fields
     for name, value in COMPUTED.items():
         if fields[name] != value:
             sys.exit(f"{folder}/config.json: {name} = {fields[name]!r} is not computed here, only {value!r}")
     config = PretrainedConfig(tie_word_embeddings=fields["weight_tying"])
     for name in (*DEFAULTS, *"d_model n_layers n_heads vocab_size max_sequence_length mask_token_id".split()):
         setattr(config, name, fields[name])
-    index = folder / "model.safetensors.index.json"
-    files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    tensors = {name: x.float() for file in files for name, x in load_file(folder / file).items()}
     with torch.device("meta"):
         base = Base(config)
-    base.load_state_dict(tensors, strict=True, assign=True)
+    base.load_state_dict(load_tensors(folder), strict=True, assign=True)
     return base.eval()
 
 
@@ -174,7 +202,7 @@ def check_golden(params, base, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("--model", "--adapter", "--weft", "--out", "--check-golden"):
+    for option in ("--model", "--adapter", "--weft", "--out", "--check-golden", "--merged"):
         parser.add_argument(option, type=Path, required=option in ("--model", "--adapter"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reference-only", action="store_true")
@@ -189,6 +217,12 @@ def main():
     with torch.no_grad(), model.disable_adapter():
         effect = (base(tensors["input_ids"]) - tensors["logits_clean"]).abs().max()
         print(f"the adapter moves the base's logits by up to {effect:.2e}", flush=True)
+        if args.merged:
+            logits = load_base(args.merged)(tensors["input_ids"])
+            error = ((logits - tensors["logits_clean"]).abs().max() / logits.abs().max()).item()
+            print(f"the merged checkpoint's logits lie within {error:.1e} of PEFT's", flush=True)
+            if not error <= TOLERANCE:
+                return 1
     with tempfile.TemporaryDirectory() as scratch:
         out = args.out or Path(scratch, "reference.safetensors")
         save_file(tensors, out, metadata={"format": "pt"})

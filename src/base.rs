@@ -11,7 +11,7 @@ use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
-use crate::model::llada::{self, LladaConfig};
+use crate::model::family::{self, ModelConfig};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// The embedded base's name.
@@ -45,7 +45,7 @@ impl Base {
         let is_embedded = path == Path::new(TINY_BASE) && !path.exists();
         let (model, text) = match is_embedded {
             true => embedded()?,
-            false => (llada::load(path)?, TextModel::open(path)?),
+            false => (family::load(path)?, TextModel::open(path)?),
         };
         let embedding = &model.params[model.embedding].weight;
         let (rows, dtype) = (embedding.rows(), embedding.dtype());
@@ -71,18 +71,34 @@ impl Base {
             for (name, bytes) in self.companions()? {
                 write_whole(&partial.join(name), &bytes)?;
             }
-            let own = self.model.params.iter().filter(|p| !p.name.starts_with("base_model."));
+            let own = self.model.params.iter().filter(|p| !p.is_adapters());
             write_tensors(&partial.join("model.safetensors"), own.map(|p| Tensor::of(p, dtype)).collect())?;
             write_whole(&partial.join("config.json"), self.config(dtype)?.as_bytes())
         })
     }
 
-    /// The base's config.json with another dtype.
-    fn config(&self, dtype: Dtype) -> Result<String> {
-        let (path, text) = match &self.folder {
+    /// The checkpoint's tensors as they are stored.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged by now.
+    pub(crate) fn checkpoint(&self) -> Result<Checkpoint> {
+        match &self.folder {
+            Some(folder) => Checkpoint::open(folder),
+            None => embedded_tensors(),
+        }
+    }
+
+    /// Where config.json is, and its text.
+    pub(crate) fn config_text(&self) -> Result<(PathBuf, String)> {
+        Ok(match &self.folder {
             Some(folder) => (folder.join("config.json"), read_text(&folder.join("config.json"))?),
             None => (PathBuf::from(EMBEDDED[0].0), String::from_utf8_lossy(EMBEDDED[0].1).into_owned()),
-        };
+        })
+    }
+
+    /// The base's config.json with another dtype.
+    fn config(&self, dtype: Dtype) -> Result<String> {
+        let (path, text) = self.config_text()?;
         let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
         let mut fields: Value = serde_json::from_str(&text).map_err(format)?;
         let name = match dtype {
@@ -98,7 +114,7 @@ impl Base {
     }
 
     /// The base's other files: names and contents.
-    fn companions(&self) -> Result<Vec<(String, Vec<u8>)>> {
+    pub(crate) fn companions(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let Some(folder) = &self.folder else {
             return Ok(EMBEDDED[1..].iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect());
         };
@@ -130,9 +146,12 @@ const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.j
 fn embedded() -> Result<(Transformer, TextModel)> {
     let utf8 = |bytes: &'static [u8]| std::str::from_utf8(bytes).expect("the embedded texts are UTF-8");
     let [(_, config), (_, tokenizer), (_, tokenizer_config)] = EMBEDDED;
-    let config = LladaConfig::parse(utf8(config), Path::new("tiny-base/config.json"))?;
-    let (_, weights) = asset!("model.safetensors");
-    let checkpoint = Checkpoint::from_bytes("tiny-base/model.safetensors", weights)?;
+    let config = ModelConfig::parse(utf8(config), Path::new("tiny-base/config.json"))?;
     let text = TextModel::from_bytes(tokenizer, utf8(tokenizer_config))?;
-    Ok((llada::assemble(&config, checkpoint)?, text))
+    Ok((family::assemble(&config, embedded_tensors()?)?, text))
+}
+
+fn embedded_tensors() -> Result<Checkpoint> {
+    let (_, weights) = asset!("model.safetensors");
+    Checkpoint::from_bytes("tiny-base/model.safetensors", weights)
 }

@@ -4,7 +4,7 @@
 //! From the command down: [`train`] and [`eval`] run; [`objective`] and [`sampler`] decide; [`noising`] and [`model`]
 //! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and explicit
 //! random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] what they bring,
-//! [`parity`] the comparison with PyTorch.
+//! [`parity`] the comparison with PyTorch, [`merge`] what of a run transformers loads.
 #![forbid(unsafe_code)]
 
 pub mod base;
@@ -13,6 +13,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod files;
+pub mod merge;
 pub mod model;
 pub mod noising;
 pub mod objective;

@@ -13,7 +13,7 @@ use crate::model::block::Transformer;
 use crate::noising::entropy::{AnswerEntropy, Reference, Transform};
 use crate::objective::{DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, Weighting};
 use crate::sampler::generate::{Prompt, Sampling, generate};
-use crate::sampler::remasking::Remasking;
+use crate::sampler::remasking::{Remasking, T_END};
 
 /// One quantity's agreement.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +44,57 @@ const LOSSES: [(&str, Weighting, Normalizer); 4] = [
     ("loss_masked", Weighting::Inverse, Normalizer::Masked),
     ("loss_elbo", Weighting::Elbo, Normalizer::Answer),
 ];
+
+/// A sampling case's settings, in LLaDA's words or in Dream's.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SamplingCase {
+    Llada {
+        gen_length: usize,
+        block_length: usize,
+        steps: usize,
+        cfg_scale: f64,
+        temperature: f64,
+        remasking: Remasking,
+    },
+    Dream {
+        max_length: usize,
+        steps: usize,
+        temperature: f64,
+        alg: Remasking,
+        alg_temp: f64,
+        eps: f32,
+    },
+}
+
+impl SamplingCase {
+    fn settings(&self, prompt_length: usize) -> std::result::Result<Sampling, String> {
+        let sampling = match *self {
+            Self::Llada { gen_length, block_length, steps, cfg_scale, temperature, remasking } => Sampling {
+                gen_length,
+                block_length,
+                diffusion_steps: steps,
+                temperature,
+                cfg_scale,
+                remasking: Some(remasking),
+                ..Sampling::default()
+            },
+            Self::Dream { eps, .. } if eps != T_END => return Err(format!("eps is {eps}, only {T_END} compares")),
+            Self::Dream { max_length, steps, temperature, alg, alg_temp, .. } => Sampling {
+                gen_length: max_length.saturating_sub(prompt_length),
+                diffusion_steps: steps,
+                temperature,
+                alg_temp,
+                remasking: Some(alg),
+                ..Sampling::default()
+            },
+        };
+        match sampling.temperature > 0.0 || sampling.alg_temp > 0.0 || sampling.remasking == Some(Remasking::Origin) {
+            true => Err("its tokens are drawn; only greedy cases compare".to_owned()),
+            false => Ok(sampling),
+        }
+    }
+}
 
 /// A reference file's tensors by name.
 struct Tensors<'a> {
@@ -93,15 +144,6 @@ pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
 /// # Errors
 /// A file that is missing or damaged, or a case whose settings don't fit.
 pub fn check_sampling(model: &Transformer, path: &Path, cases: &Path) -> Result<Vec<Row>> {
-    #[derive(Deserialize)]
-    struct SamplingCase {
-        gen_length: usize,
-        block_length: usize,
-        steps: usize,
-        cfg_scale: f64,
-        temperature: f64,
-        remasking: Remasking,
-    }
     let text = read_text(cases)?;
     let format = |reason: String| Error::Format { path: cases.to_owned(), reason };
     let settings: Vec<SamplingCase> = serde_json::from_str(&text).map_err(|e| format(e.to_string()))?;
@@ -109,18 +151,8 @@ pub fn check_sampling(model: &Transformer, path: &Path, cases: &Path) -> Result<
     let tensors = Tensors::open(path, &bytes)?;
     let mut rows = vec![];
     for (i, case) in settings.iter().enumerate() {
-        if case.temperature > 0.0 {
-            return Err(format(format!("case {i} has temperature {}, only greedy cases compare", case.temperature)));
-        }
-        let sampling = Sampling {
-            gen_length: case.gen_length,
-            block_length: case.block_length,
-            diffusion_steps: case.steps,
-            cfg_scale: case.cfg_scale,
-            remasking: case.remasking,
-            ..Sampling::default()
-        };
         let prompt = tensors.integers(&format!("{i}.prompt"))?;
+        let sampling = case.settings(prompt.len()).map_err(|e| format(format!("case {i}: {e}")))?;
         tensors.check_ids(&prompt, model)?;
         let name = format!("{i}.output");
         let expected = tensors.integers(&name)?;

@@ -1,152 +1,98 @@
 //! Checkpoints and adapters as files: every layout that means the same computes the same, what Weft doesn't compute is
 //! refused by its name, and damaged files are errors, never panics.
 
+mod fixtures;
+
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use fixtures::{DREAM, FAMILIES, Golden, IDS, LLADA, assert_close, disturb, folder, load, logits, write};
 use serde_json::{Value, json};
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
-use weft::model::llada::{self, LladaConfig, Sizes};
+use weft::model::family::{self, ModelConfig};
+use weft::model::llada::{Sizes, new_config};
 use weft::model::lora::{self, LoraConfig};
-
-const IDS: [u32; 9] = [5, 9, 159, 3, 77, 159, 2, 40, 11];
-
-/// A tensor's shape and numbers.
-type Tensor = (Vec<usize>, Vec<f32>);
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada")
-}
-
-/// A folder of this process that is empty at first.
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-loading-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
-
-fn golden_tensors() -> HashMap<String, Tensor> {
-    let bytes = fs::read(golden().join("model.safetensors")).expect("the golden checkpoint is there");
-    let file = SafeTensors::deserialize(&bytes).expect("the golden checkpoint is whole");
-    let numbers = |data: &[u8]| data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-    file.tensors().into_iter().map(|(name, t)| (name, (t.shape().to_vec(), numbers(t.data())))).collect()
-}
-
-fn write(path: &Path, tensors: &HashMap<String, Tensor>) {
-    let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> =
-        tensors.iter().map(|(n, (s, x))| (n, s, x.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
-    let views = bytes.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.to_vec(), b).expect("whole")));
-    fs::write(path, safetensors::serialize(views, None).expect("names are unique")).expect("the file is written");
-}
-
-fn golden_config(changes: Value) -> String {
-    let text = fs::read_to_string(golden().join("config.json")).expect("the golden config is there");
-    let mut config: Value = serde_json::from_str(&text).expect("the golden config is JSON");
-    let fields = config.as_object_mut().expect("the config is an object");
-    fields.extend(changes.as_object().expect("the changes are an object").clone());
-    config.to_string()
-}
-
-fn checkpoint(name: &str, changes: Value, tensors: &HashMap<String, Tensor>) -> PathBuf {
-    let folder = folder(name);
-    fs::write(folder.join("config.json"), golden_config(changes)).expect("the config is written");
-    write(&folder.join("model.safetensors"), tensors);
-    folder
-}
-
-fn logits(model: &Transformer) -> Vec<f32> {
-    let mut all = vec![];
-    model.for_each_logits(&Batch::pack([&IDS[..]]), &[0, 4, 8], |_, chunk| all.extend_from_slice(chunk));
-    all
-}
-
-fn load(folder: &Path) -> Transformer {
-    llada::load(folder).unwrap_or_else(|e| panic!("{e}"))
-}
-
-fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), expected.len());
-    let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    for (g, e) in got.iter().zip(expected) {
-        assert!((g - e).abs() <= tolerance * largest, "got {g}, expected {e}");
-    }
-}
+use weft_kernels::weight::Dtype;
 
 #[test]
 fn shards_are_one_checkpoint() {
-    let folder = folder("shards");
-    fs::copy(golden().join("config.json"), folder.join("config.json")).expect("the config is copied");
-    let (mut shards, mut map) = ([HashMap::new(), HashMap::new()], HashMap::new());
-    for (i, (name, tensor)) in golden_tensors().into_iter().enumerate() {
-        map.insert(name.clone(), format!("model-{}.safetensors", i % 2));
-        shards[i % 2].insert(name, tensor);
+    for golden in FAMILIES {
+        let folder = folder(&format!("{}-shards", golden.name));
+        fs::copy(golden.path().join("config.json"), folder.join("config.json")).expect("the config is copied");
+        let (mut shards, mut map) = ([HashMap::new(), HashMap::new()], HashMap::new());
+        for (i, (name, tensor)) in golden.tensors().into_iter().enumerate() {
+            map.insert(name.clone(), format!("model-{}.safetensors", i % 2));
+            shards[i % 2].insert(name, tensor);
+        }
+        for (i, shard) in shards.iter().enumerate() {
+            write(&folder.join(format!("model-{i}.safetensors")), shard);
+        }
+        let index = folder.join("model.safetensors.index.json");
+        fs::write(&index, json!({ "weight_map": map }).to_string()).expect("the index is written");
+        assert_eq!(logits(&load(&folder)), logits(&golden.load()));
+        let outside = json!({ "weight_map": { "x": "../../etc/passwd" } }).to_string();
+        fs::write(&index, outside).expect("the index is written");
+        assert!(error(&folder).contains("lies outside the folder"));
     }
-    for (i, shard) in shards.iter().enumerate() {
-        write(&folder.join(format!("model-{i}.safetensors")), shard);
-    }
-    let index = folder.join("model.safetensors.index.json");
-    fs::write(&index, json!({ "weight_map": map }).to_string()).expect("the index is written");
-    assert_eq!(logits(&load(&folder)), logits(&load(&golden())));
-    fs::write(&index, json!({ "weight_map": { "x": "../../etc/passwd" } }).to_string()).expect("the index is written");
-    assert!(error(&folder).contains("lies outside the folder"));
 }
 
 #[test]
 fn grouped_heads_equal_repeated_ones() {
-    let (mut grouped, mut repeated) = (golden_tensors(), golden_tensors());
-    for block in 0..2 {
-        for part in ["k_proj", "v_proj"] {
-            let name = format!("model.transformer.blocks.{block}.{part}.weight");
-            let half: Vec<f32> = grouped[&name].1[..2 * 16 * 64].to_vec();
-            // Each of 2 key/value heads serves 2 query heads.
-            let heads: Vec<f32> = half.chunks(16 * 64).flat_map(|head| [head, head].concat()).collect();
-            grouped.insert(name.clone(), (vec![32, 64], half));
-            repeated.insert(name, (vec![64, 64], heads));
+    for golden in FAMILIES {
+        let (mut grouped, mut repeated) = (golden.tensors(), golden.tensors());
+        for (name, (shape, numbers)) in golden.tensors() {
+            let part = name.trim_end_matches(".weight").trim_end_matches(".bias");
+            if !golden.kv.iter().any(|kv| part.ends_with(kv)) {
+                continue;
+            }
+            // Two key/value heads of 16 rows; each serves 2 of the 4 query heads.
+            let cols = shape.get(1).copied().unwrap_or(1);
+            let half = numbers[..2 * 16 * cols].to_vec();
+            let heads: Vec<f32> = half.chunks(16 * cols).flat_map(|head| [head, head].concat()).collect();
+            let sized = |rows: usize| [&[rows], &shape[1..]].concat();
+            grouped.insert(name.clone(), (sized(32), half));
+            repeated.insert(name, (sized(64), heads));
         }
+        let [grouped, repeated] = [("grouped", 2, grouped), ("repeated", 4, repeated)]
+            .map(|(name, heads, tensors)| golden.checkpoint(name, json!({ golden.kv_heads_field: heads }), &tensors));
+        assert_close(&logits(&load(&grouped)), &logits(&load(&repeated)), 1e-5);
     }
-    let grouped = load(&checkpoint("grouped", json!({ "n_kv_heads": 2 }), &grouped));
-    let repeated = load(&checkpoint("repeated", json!({}), &repeated));
-    assert_close(&logits(&grouped), &logits(&repeated), 1e-5);
 }
 
 #[test]
 fn tied_weights_equal_a_copied_head_and_sum_its_gradient() {
-    let mut tensors = golden_tensors();
-    let wte = tensors["model.transformer.wte.weight"].clone();
-    tensors.insert("model.transformer.ff_out.weight".to_owned(), wte);
-    let mut copied = load(&checkpoint("copied", json!({}), &tensors));
-    tensors.remove("model.transformer.ff_out.weight");
-    let mut tied = load(&checkpoint("tied", json!({ "weight_tying": true }), &tensors));
-    assert_eq!(logits(&tied), logits(&copied));
-    let gradients = |model: &mut Transformer| {
-        model.params.iter_mut().for_each(|p| p.trainable = true);
-        let mut grads = model.zero_gradients();
-        let targets = Targets { rows: &[2, 5], ids: &[7, 8], weights: &[0.5, 1.5] };
-        model.loss_and_gradients(&Batch::pack([&IDS[..]]), targets, &mut grads);
-        grads
-    };
-    let (of_tied, of_copied) = (gradients(&mut tied), gradients(&mut copied));
-    let of = |id: usize| of_copied[id].as_ref().expect("everything is trained");
-    let sum: Vec<f32> = of(copied.embedding).iter().zip(of(copied.head.weight).iter()).map(|(a, b)| a + b).collect();
-    assert_close(of_tied[tied.embedding].as_ref().expect("everything is trained"), &sum, 1e-5);
+    for golden in FAMILIES {
+        let [mut tied, mut copied] = golden.tied_and_copied("equal").map(|folder| load(&folder));
+        assert_eq!(logits(&tied), logits(&copied));
+        let gradients = |model: &mut Transformer| {
+            model.params.iter_mut().for_each(|p| p.trainable = true);
+            let mut grads = model.zero_gradients();
+            let targets = Targets { rows: &[2, 5], ids: &[7, 8], weights: &[0.5, 1.5] };
+            model.loss_and_gradients(&Batch::pack([&IDS[..]]), targets, &mut grads);
+            grads
+        };
+        let (of_tied, of_copied) = (gradients(&mut tied), gradients(&mut copied));
+        let of = |id: usize| of_copied[id].as_ref().expect("everything is trained");
+        let sum: Vec<f32> =
+            of(copied.embedding).iter().zip(of(copied.head.weight).iter()).map(|(a, b)| a + b).collect();
+        assert_close(of_tied[tied.embedding].as_ref().expect("everything is trained"), &sum, 1e-5);
+    }
 }
 
 #[test]
 fn bf16_is_f32_rounded() {
-    let config =
-        LladaConfig::parse(&golden_config(json!({})), Path::new("config.json")).expect("the config is LLaDA's");
-    let folder = folder("bf16");
-    llada::save(&folder, &load(&golden()), &config).expect("the checkpoint is saved");
-    let mut rounded = golden_tensors();
-    for (_, numbers) in rounded.values_mut() {
-        numbers.iter_mut().for_each(|x| *x = half_rounded(*x));
+    for golden in FAMILIES {
+        let config = ModelConfig::parse(&golden.config(json!({})), Path::new("config.json")).expect("it is a config");
+        let folder = folder(&format!("{}-bf16", golden.name));
+        family::save(&folder, &golden.load(), &config, Dtype::Bf16).expect("the checkpoint is saved");
+        let mut rounded = golden.tensors();
+        for (_, numbers) in rounded.values_mut() {
+            numbers.iter_mut().for_each(|x| *x = half_rounded(*x));
+        }
+        assert_eq!(logits(&load(&folder)), logits(&load(&golden.checkpoint("rounded", json!({}), &rounded))));
     }
-    assert_eq!(logits(&load(&folder)), logits(&load(&checkpoint("rounded", json!({}), &rounded))));
 }
 
 /// Round to nearest even at 16 bits.
@@ -157,50 +103,86 @@ fn half_rounded(x: f32) -> f32 {
 
 #[test]
 fn a_fresh_adapter_computes_its_base_and_comes_back_from_disk() {
-    let base = load(&golden());
-    for (name, targets) in
-        [("all", vec!["all-linear"]), ("head", vec!["ff_out"]), ("qv", vec!["q_proj", "blocks.1.v_proj"])]
-    {
-        let mut model = base.clone();
-        let config = LoraConfig::new(3, 6.0, 0.0, targets.iter().map(|t| (*t).to_owned()).collect(), true);
-        lora::attach_fresh(&mut model, &config, 5).expect("the targets are there");
-        assert_eq!(logits(&model), logits(&base), "{name}: B is zero");
-        for (i, x) in
-            model.params.iter_mut().filter(|p| p.trainable).flat_map(|p| p.weight.make_trainable()).enumerate()
-        {
-            *x += 1e-2 * (i % 7) as f32 - 3e-2;
+    for golden in FAMILIES {
+        let head = golden.head.rsplit('.').next().expect("a name has an end");
+        let block = format!("{}.1.{}", golden.blocks.rsplit('.').next().expect("a name has an end"), golden.kv[1]);
+        for (name, targets) in [("all", vec!["all-linear"]), ("head", vec![head]), ("qv", vec!["q_proj", &block])] {
+            let base = golden.load();
+            let mut model = base.clone();
+            let config = LoraConfig::new(3, 6.0, 0.0, targets.iter().map(|t| (*t).to_owned()).collect(), true);
+            assert_eq!(config.scale(), (6.0 / f64::sqrt(3.0)) as f32, "rsLoRA");
+            lora::attach_fresh(&mut model, &config, 5).expect("the targets are there");
+            assert_eq!(logits(&model), logits(&base), "{name}: B is zero");
+            disturb(&mut model);
+            let folder = folder(&format!("{}-adapter-{name}", golden.name));
+            lora::save(&folder, &model, &config, "base").expect("the adapter is saved");
+            let mut again = base.clone();
+            lora::load(&folder, &mut again).expect("the adapter loads");
+            assert_eq!(logits(&again), logits(&model), "{name}: save and load are inverse");
+            assert_ne!(logits(&again), logits(&base), "{name}: the adapter does something");
+            check_gradients(&mut model);
         }
-        let folder = folder(&format!("adapter-{name}"));
-        lora::save(&folder, &model, &config, "base").expect("the adapter is saved");
-        let mut again = base.clone();
-        lora::load(&folder, &mut again).expect("the adapter loads");
-        assert_eq!(logits(&again), logits(&model), "{name}: save and load are inverse");
-        assert_ne!(logits(&again), logits(&base), "{name}: the adapter does something");
-        check_gradients(&mut model);
     }
 }
 
 #[test]
-fn ff_out_names_the_head_as_well_as_each_down_projection() {
-    let adapted = |target: &str| {
-        let mut model = load(&golden());
+fn full_training_has_the_gradients_of_biases_and_of_a_first_token() {
+    for golden in FAMILIES {
+        let mut model = golden.load();
+        model.params.iter_mut().for_each(|p| p.trainable = true);
+        check_gradients(&mut model);
+        // With shifted logits the first row predicts the first token and the second.
+        check_gradients_of(&mut model, &[0, 1, 5]);
+    }
+}
+
+#[test]
+fn names_choose_layers_as_peft_does() {
+    let adapted = |golden: Golden, target: &str| {
+        let mut model = golden.load();
         lora::attach_fresh(&mut model, &LoraConfig::new(2, 2.0, 0.0, vec![target.to_owned()], false), 1)
             .map(|()| model.params.iter().filter(|p| p.trainable).count() / 2)
     };
-    assert_eq!(adapted("ff_out"), Ok(3), "two blocks and the head");
-    assert_eq!(adapted("all-linear"), Ok(14), "seven layers of two blocks, not the head");
-    assert!(adapted("wte").is_err_and(|e| e.contains("name the embedding model.transformer.wte")));
-    assert!(adapted("f_out").is_err_and(|e| e.contains("name no layer of the model")));
+    assert_eq!(adapted(LLADA, "ff_out"), Ok(3), "two blocks and the head");
+    assert_eq!(adapted(DREAM, "down_proj"), Ok(2), "two blocks");
+    assert_eq!(adapted(DREAM, "lm_head"), Ok(1), "the head");
+    for golden in FAMILIES {
+        assert_eq!(adapted(golden, "all-linear"), Ok(14), "seven layers of two blocks, not the head");
+        let embedding = golden.embedding.rsplit('.').next().expect("a name has an end");
+        let message = format!("name the embedding {}", golden.embedding);
+        assert!(adapted(golden, embedding).is_err_and(|e| e.contains(&message)));
+        assert!(adapted(golden, "f_out").is_err_and(|e| e.contains("name no layer of the model")));
+    }
 }
 
-/// The adapters' gradients against central differences of the loss.
+#[test]
+fn a_tied_head_is_adapted_where_it_is_a_module() {
+    let adapt = |golden: Golden, target: &str| {
+        let mut model = load(&golden.tied_and_copied("head")[0]);
+        let config = LoraConfig::new(2, 2.0, 0.0, vec![target.to_owned()], false);
+        lora::attach_fresh(&mut model, &config, 1).map(|()| model)
+    };
+    let mut dream = adapt(DREAM, "lm_head").expect("Dream's head is a module even where it is tied");
+    let names: Vec<&str> = dream.params.iter().filter(|p| p.trainable).map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["base_model.model.lm_head.lora_A.weight", "base_model.model.lm_head.lora_B.weight"]);
+    disturb(&mut dream);
+    check_gradients(&mut dream);
+    let llada = adapt(LLADA, "ff_out").expect("the down projections are there");
+    assert_eq!(llada.params.iter().filter(|p| p.trainable).count(), 4, "LLaDA's tied network has no head module");
+}
+
+/// The trained parameters' gradients against central differences of the loss.
 fn check_gradients(model: &mut Transformer) {
+    check_gradients_of(model, &[2, 5]);
+}
+
+fn check_gradients_of(model: &mut Transformer, rows: &[usize]) {
     let batch = Batch::pack([&IDS[..]]);
-    let (rows, ids, weights) = ([2, 5], [7, 8], [0.5, 1.5]);
+    let (ids, weights) = (&[7, 8, 9][..rows.len()], &[0.5, 1.5, 1.0][..rows.len()]);
     let mut grads = model.zero_gradients();
-    model.loss_and_gradients(&batch, Targets { rows: &rows, ids: &ids, weights: &weights }, &mut grads);
+    model.loss_and_gradients(&batch, Targets { rows, ids, weights }, &mut grads);
     let loss = |model: &Transformer| -> f64 {
-        model.nll(&batch, &rows, &ids).iter().zip(weights).map(|(nll, w)| f64::from(*nll) * f64::from(w)).sum()
+        model.nll(&batch, rows, ids).iter().zip(weights).map(|(nll, w)| f64::from(*nll) * f64::from(*w)).sum()
     };
     for (i, grad) in grads.iter().enumerate().filter_map(|(i, g)| g.as_ref().map(|g| (i, g))) {
         let largest = (0..grad.len()).max_by(|a, b| grad[*a].abs().total_cmp(&grad[*b].abs())).expect("numbers");
@@ -228,13 +210,15 @@ fn a_new_models_config_is_one_that_loads() {
         mask_token_id: 159,
         eos_token_id: 157,
     };
-    let (config, folder) = (LladaConfig::new(sizes), folder("new"));
-    llada::save(&folder, &llada::fresh(&config, 3), &config).expect("the model is saved");
-    assert_eq!(logits(&load(&folder)).len(), 3 * 160);
+    let (config, folder) = (new_config(sizes).expect("the sizes are a model's"), folder("new"));
+    family::save(&folder, &family::fresh(&config, 3), &config, Dtype::Bf16).expect("the model is saved");
+    assert_eq!(logits(&load(&folder)).len(), 4 * 160);
+    let sizes = Sizes { heads: 3, ..sizes };
+    assert!(new_config(sizes).is_err_and(|e| e.contains("n_heads 3")), "16 is no multiple of 6");
 }
 
 fn error(folder: &Path) -> String {
-    llada::load(folder)
+    family::load(folder)
         .expect_err("the checkpoint is refused")
         .to_string()
         .replace(&folder.display().to_string(), "DIR")
@@ -242,44 +226,88 @@ fn error(folder: &Path) -> String {
 
 #[test]
 fn what_weft_does_not_compute_is_refused_by_its_name() {
-    let folder = folder("refused");
-    fs::copy(golden().join("model.safetensors"), folder.join("model.safetensors")).expect("the weights are copied");
-    for (changes, expected) in [
-        (
-            json!({"model_type": "qwen2"}),
-            "DIR/config.json: model_type \"qwen2\" is not supported; give a checkpoint of model_type llada",
-        ),
-        (json!({"include_qkv_bias": true}), "DIR/config.json: include_qkv_bias = true is not supported; only false is"),
-        (json!({"alibi": true}), "DIR/config.json: alibi = true is not supported; only false is"),
-        (json!({"attention_dropout": 0.1}), "DIR/config.json: attention_dropout = 0.1 is not supported; set it to 0"),
-        (
-            json!({"mask_token_id": 160}),
-            "DIR/config.json: mask_token_id 160 lies outside the vocabulary of 160; set it below",
-        ),
+    let only = |field: &str, value: &str, only: &str| {
+        format!("DIR/config.json: {field} = {value} is not supported; only {only} is")
+    };
+    let shape = "is this the checkpoint that config.json describes?";
+    let both = |golden: Golden| {
+        vec![
+            (
+                json!({"model_type": "qwen2"}),
+                "DIR/config.json: model_type \"qwen2\" is not supported; give a checkpoint of model_type llada or Dream"
+                    .to_owned(),
+            ),
+            (
+                json!({"attention_dropout": 0.1}),
+                "DIR/config.json: attention_dropout = 0.1 is not supported; set it to 0".to_owned(),
+            ),
+            (
+                json!({"mask_token_id": 160}),
+                "DIR/config.json: mask_token_id 160 lies outside the vocabulary of 160; set it below".to_owned(),
+            ),
+            (
+                json!({ golden.tie_field: "no" }),
+                "DIR/config.json: invalid type: string \"no\", expected a boolean".to_owned(),
+            ),
+        ]
+    };
+    let llada = [
+        (json!({"include_qkv_bias": true}), only("include_qkv_bias", "true", "false")),
+        (json!({"alibi": true}), only("alibi", "true", "false")),
         (
             json!({"n_heads": 3}),
-            "DIR/config.json: d_model 64, n_heads 3 and n_kv_heads 4 do not divide into even heads",
+            "DIR/config.json: d_model 64, n_heads 3 and n_kv_heads 4 do not divide into even heads".to_owned(),
         ),
-        (json!({"embedding_size": 100}), "DIR/config.json: embedding_size 100 is smaller than vocab_size 160"),
+        (
+            json!({"embedding_size": 100}),
+            "DIR/config.json: embedding_size 100 is smaller than vocab_size 160".to_owned(),
+        ),
         (
             json!({"mlp_hidden_size": 96}),
-            "tensor model.transformer.blocks.0.ff_proj.weight in DIR: expected [96, 64], got [160, 64]; is this the checkpoint that config.json describes?",
+            format!(
+                "tensor model.transformer.blocks.0.ff_proj.weight in DIR: expected [96, 64], got [160, 64]; {shape}"
+            ),
+        ),
+        (json!({"n_layers": 3}), format!("tensor model.transformer.blocks.2.q_proj.weight in DIR: missing; {shape}")),
+    ];
+    let yarn = json!({"factor": 4.0, "type": "yarn"});
+    let dream = [
+        (json!({"hidden_act": "gelu"}), only("hidden_act", "\"gelu\"", "\"silu\"")),
+        (json!({"use_sliding_window": true}), only("use_sliding_window", "true", "false")),
+        (json!({"rope_scaling": yarn}), only("rope_scaling", &yarn.to_string(), "null")),
+        (
+            json!({"num_key_value_heads": 3}),
+            "DIR/config.json: hidden_size 64, num_attention_heads 4 and num_key_value_heads 3 do not divide into even heads"
+                .to_owned(),
         ),
         (
-            json!({"n_layers": 3}),
-            "tensor model.transformer.blocks.2.q_proj.weight in DIR: missing; is this the checkpoint that config.json describes?",
+            json!({"intermediate_size": 96}),
+            format!("tensor model.layers.0.mlp.gate_proj.weight in DIR: expected [96, 64], got [160, 64]; {shape}"),
         ),
-    ] {
-        fs::write(folder.join("config.json"), golden_config(changes)).expect("the config is written");
-        assert_eq!(error(&folder), expected);
+        (
+            json!({"num_hidden_layers": 3}),
+            format!("tensor model.layers.2.self_attn.q_proj.weight in DIR: missing; {shape}"),
+        ),
+    ];
+    for (golden, own) in [(LLADA, llada), (DREAM, dream)] {
+        let folder = folder(&format!("{}-refused", golden.name));
+        fs::copy(golden.path().join("model.safetensors"), folder.join("model.safetensors")).expect("copied");
+        for (changes, expected) in both(golden).into_iter().chain(own) {
+            fs::write(folder.join("config.json"), golden.config(changes)).expect("the config is written");
+            assert_eq!(error(&folder), expected);
+        }
+        fs::remove_file(folder.join("config.json")).expect("the config is removed");
+        assert!(error(&folder).starts_with("cannot read DIR/config.json: "));
     }
-    fs::remove_file(folder.join("config.json")).expect("the config is removed");
-    assert!(error(&folder).starts_with("cannot read DIR/config.json: "));
+    let mut tensors = DREAM.tensors();
+    tensors.remove("model.layers.1.self_attn.k_proj.bias");
+    let folder = DREAM.checkpoint("unbiased", json!({}), &tensors);
+    assert_eq!(error(&folder), format!("tensor model.layers.1.self_attn.k_proj.bias in DIR: missing; {shape}"));
 }
 
 #[test]
 fn damaged_safetensors_are_errors() {
-    let whole = fs::read(golden().join("model.safetensors")).expect("the golden checkpoint is there");
+    let whole = fs::read(LLADA.path().join("model.safetensors")).expect("the golden checkpoint is there");
     let lying = |from: &str, to: &str| {
         let header = String::from_utf8_lossy(&whole[8..4000]).into_owned();
         let changed = header.replacen(from, to, 1);
@@ -287,7 +315,7 @@ fn damaged_safetensors_are_errors() {
         [&whole[..8], changed.as_bytes(), &whole[4000..]].concat()
     };
     let folder = folder("damaged");
-    fs::copy(golden().join("config.json"), folder.join("config.json")).expect("the config is copied");
+    fs::copy(LLADA.path().join("config.json"), folder.join("config.json")).expect("the config is copied");
     for (what, bytes) in [
         ("empty", vec![]),
         ("header cut", whole[..5].to_vec()),
@@ -306,7 +334,7 @@ fn damaged_safetensors_are_errors() {
 #[test]
 fn adapters_that_are_no_plain_lora_are_refused() {
     let folder = folder("no-lora");
-    let adapter = golden().join("lora/adapter");
+    let adapter = LLADA.path().join("lora/adapter");
     fs::copy(adapter.join("adapter_model.safetensors"), folder.join("adapter_model.safetensors")).expect("copied");
     let text = fs::read_to_string(adapter.join("adapter_config.json")).expect("the golden adapter is there");
     for (field, value) in [
@@ -324,7 +352,7 @@ fn adapters_that_are_no_plain_lora_are_refused() {
         let mut config: Value = serde_json::from_str(&text).expect("the config is JSON");
         config[field] = value.clone();
         fs::write(folder.join("adapter_config.json"), config.to_string()).expect("the config is written");
-        let message = lora::load(&folder, &mut load(&golden())).expect_err(field).to_string();
+        let message = lora::load(&folder, &mut LLADA.load()).expect_err(field).to_string();
         assert!(message.contains(&format!("{field} = {value} is not supported")), "{message}");
     }
     for (field, value, expected) in [
@@ -336,11 +364,11 @@ fn adapters_that_are_no_plain_lora_are_refused() {
         let mut config: Value = serde_json::from_str(&text).expect("the config is JSON");
         config[field] = value;
         fs::write(folder.join("adapter_config.json"), config.to_string()).expect("the config is written");
-        let message = lora::load(&folder, &mut load(&golden())).expect_err(field).to_string();
+        let message = lora::load(&folder, &mut LLADA.load()).expect_err(field).to_string();
         assert!(message.contains(expected), "{message}");
     }
     let mut config: Value = serde_json::from_str(&text).expect("the config is JSON");
     config["target_modules"] = json!(r".*\.[qkv]_proj");
     fs::write(folder.join("adapter_config.json"), config.to_string()).expect("the config is written");
-    lora::load(&folder, &mut load(&golden())).expect("PEFT reads a text as a pattern of the whole name");
+    lora::load(&folder, &mut LLADA.load()).expect("PEFT reads a text as a pattern of the whole name");
 }

@@ -7,17 +7,18 @@ use weft::data::Example;
 use weft::data::packing::Padding;
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
-use weft::model::llada::{self, LladaConfig};
+use weft::model::family::{self, ModelConfig};
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
 use weft::recipe::TrainTable;
 use weft::train::{Job, Trainer};
 use weft_kernels::precision::Precision;
+use weft_kernels::weight::Dtype;
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
 fn adapted(folder: &Path, precision: Precision) -> Transformer {
-    let mut model = llada::load(folder).expect("the checkpoint loads");
+    let mut model = family::load(folder).expect("the checkpoint loads");
     let targets = ["q_proj", "k_proj", "v_proj", "ff_proj"].map(str::to_owned).to_vec();
     lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, 0.1, targets, false), 3).expect("there are such layers");
     model.config.precision = precision;
@@ -61,9 +62,10 @@ fn norm(x: impl Iterator<Item = f32>) -> f64 {
 fn gradients_lie_within_five_hundredths_of_f32s() {
     let config = golden().join("config.json");
     let text = std::fs::read_to_string(&config).expect("the golden configuration");
-    let config = LladaConfig::parse(&text, &config).expect("it is one");
+    let config = ModelConfig::parse(&text, &config).expect("it is one");
     let rounded = std::env::temp_dir().join(format!("weft-precision-{}", std::process::id()));
-    llada::save(&rounded, &llada::load(golden()).expect("the golden checkpoint loads"), &config).expect("it is saved");
+    family::save(&rounded, &family::load(golden()).expect("the golden checkpoint loads"), &config, Dtype::Bf16)
+        .expect("it is saved");
     let gradient = |folder: &Path, precision| {
         let model = adapted(folder, precision);
         let (rows, ids) = ((0..20).collect::<Vec<_>>(), (0..20).map(|i| i * 7 % 150).collect::<Vec<u32>>());

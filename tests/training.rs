@@ -8,7 +8,7 @@ use weft::data::Example;
 use weft::data::packing::Padding;
 use weft::error::Error;
 use weft::model::block::Transformer;
-use weft::model::llada;
+use weft::model::family;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::TrainTable;
@@ -21,7 +21,7 @@ const EOS: u32 = 157;
 
 fn model(lora_dropout: f64) -> Transformer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = llada::load(&folder).expect("the golden checkpoint loads");
+    let mut model = family::load(&folder).expect("the golden checkpoint loads");
     let targets = vec!["all-linear".to_owned()];
     lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, lora_dropout, targets, false), 3)
         .expect("there are layers");
@@ -63,7 +63,7 @@ fn full_trainer(settings: TrainTable, objective: Objective) -> Trainer {
 
 fn bf16_base() -> Transformer {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = llada::load(&golden).expect("the golden checkpoint loads");
+    let mut model = family::load(&golden).expect("the golden checkpoint loads");
     for weight in model.params.iter_mut().map(|p| &mut p.weight) {
         let bytes = to_bf16_bytes(&weight.to_f32());
         *weight = Weight::from_bytes(weight.rows(), weight.cols(), Dtype::Bf16, &bytes);

@@ -12,7 +12,8 @@ use super::Plan;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
 use crate::model::block::Transformer;
-use crate::model::llada::{self, LladaConfig, Sizes};
+use crate::model::family::{self, ModelConfig};
+use crate::model::llada::{Sizes, new_config};
 use crate::model::lora::{self, LoraConfig};
 
 /// The deviation of random weights.
@@ -25,6 +26,12 @@ struct Shape {
     name: &'static str,
     sizes: Sizes,
     lora_rank: usize,
+}
+
+impl Shape {
+    fn config(&self) -> ModelConfig {
+        new_config(self.sizes).expect("the shapes below are models")
+    }
 }
 
 const SHAPES: [Shape; 2] = [
@@ -66,11 +73,11 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
         Some(shape) if plan.precision == Precision::Bf16 => {
             // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
             let folder = Scratch::new()?;
-            write_random(&folder.0, &LladaConfig::new(shape.sizes))?;
-            llada::load(&folder.0)?
+            write_random(&folder.0, &shape.config())?;
+            family::load(&folder.0)?
         }
         Some(shape) => {
-            let config = LladaConfig::new(shape.sizes);
+            let config = shape.config();
             let needed = 2 * tensors(&config)?.iter().map(|(_, tensor)| tensor.data_len() as u64).sum::<u64>();
             if let Some(free) = available_bytes().filter(|free| needed > *free) {
                 let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
@@ -80,9 +87,9 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
                     shape.name
                 )));
             }
-            llada::fresh(&config, 1)
+            family::fresh(&config, 1)
         }
-        None if Path::new(&plan.shape).is_dir() => llada::load(Path::new(&plan.shape))?,
+        None if Path::new(&plan.shape).is_dir() => family::load(Path::new(&plan.shape))?,
         None => {
             let shape = &plan.shape;
             return Err(Error::Usage(format!("--shape {shape} is neither P, llada-8b nor a checkpoint's folder")));
@@ -100,22 +107,21 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
 }
 
 /// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.
-fn write_random(folder: &Path, config: &LladaConfig) -> Result<()> {
+fn write_random(folder: &Path, config: &ModelConfig) -> Result<()> {
     let path = folder.join("model.safetensors");
     safetensors::serialize_to_file(tensors(config)?, None, &path)
         .map_err(|e| Error::Write { path, source: std::io::Error::other(e.to_string()) })?;
-    let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
-    write_whole(&folder.join("config.json"), text.as_bytes())
+    write_whole(&folder.join("config.json"), config.to_json().as_bytes())
 }
 
 /// The tensors of a configuration, in bf16.
-fn tensors(config: &LladaConfig) -> Result<Vec<(String, Random)>> {
+fn tensors(config: &ModelConfig) -> Result<Vec<(String, Random)>> {
     let mut tensors = vec![];
     let mut note = |name: &str, shape: &[usize]| {
         tensors.push((name.to_owned(), Random { shape: shape.to_vec(), seed: tensors.len() as u64 }));
         Ok(Weight::from_f32(0, 0, vec![]))
     };
-    llada::build(config, &mut note)?;
+    family::build(config, &mut note)?;
     Ok(tensors)
 }
 

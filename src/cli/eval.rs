@@ -7,7 +7,6 @@ use clap::Args;
 use weft::error::Result;
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
-use weft::sampler::generate::Sampling;
 
 use super::generate::SamplingArgs;
 
@@ -41,10 +40,10 @@ pub struct Eval {
 impl Eval {
     pub fn run(self) -> Result<ExitCode> {
         let task = Task::parse(&self.task)?;
-        let sampling = self.sampling.over(Sampling::default())?;
         let mut problems = read_problems(task, &self.data)?;
         problems.truncate(self.limit.unwrap_or(problems.len()));
         let base = self.model.open()?;
+        let sampling = self.sampling.sampling(&base)?;
         let generations = answer(&base, task, &problems, &sampling)?;
         save(&self.out, task, &generations)?;
         println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));

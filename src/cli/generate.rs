@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use weft::base::Base;
 use weft::data::Message;
 use weft::error::{Error, Result};
 use weft::sampler::generate::{Prompt, Sampling, generate};
@@ -12,7 +13,8 @@ use weft::sampler::remasking::Remasking;
 
 /// Answer a prompt
 ///
-/// The prompt is rendered by the checkpoint's chat template and answered by LLaDA's sampler.
+/// The prompt is rendered by the checkpoint's chat template and answered by its family's sampler, or by the one that
+/// --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --block-length 32 --diffusion-steps 32"
@@ -36,7 +38,7 @@ pub struct SamplingArgs {
     /// Tokens of the answer
     #[arg(long, value_name = "N")]
     gen_length: Option<usize>,
-    /// Tokens of a block, a divisor of the answer's
+    /// Tokens of a block of LLaDA's sampler, a divisor of the answer's
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
     /// Denoising steps of the whole answer; half as many as --gen-length where only that is given
@@ -45,12 +47,22 @@ pub struct SamplingArgs {
     /// Gumbel temperature; 0 is greedy
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
+    /// Dream's sampler: draw from the likeliest tokens that hold this probability together; 1 is off
+    #[arg(long, value_name = "X")]
+    top_p: Option<f64>,
+    /// Dream's sampler: draw from the N likeliest tokens; 0 is off
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Dream's sampler: temperature of the choice of the predictions that are kept; 0 keeps the most confident
+    #[arg(long, value_name = "X")]
+    alg_temp: Option<f64>,
     /// Classifier-free guidance; 0 is off
     #[arg(long, value_name = "X")]
     cfg_scale: Option<f64>,
-    /// Which predictions are kept: low_confidence or random
-    #[arg(long, value_name = "HOW")]
-    remasking: Option<String>,
+    /// Which predictions are kept: low_confidence or random (LLaDA's sampler); origin, maskgit_plus, topk_margin or
+    /// entropy (Dream's)
+    #[arg(long, value_name = "HOW", value_parser = Remasking::parse)]
+    remasking: Option<Remasking>,
     /// Never predict an end token
     #[arg(long)]
     forbid_eos: bool,
@@ -63,39 +75,44 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// The settings that differ from `base`.
-    pub fn over(&self, base: Sampling) -> Result<Sampling> {
-        let remasking = match self.remasking.as_deref() {
-            None => base.remasking,
-            Some("low_confidence") => Remasking::LowConfidence,
-            Some("random") => Remasking::Random,
-            Some(other) => {
-                return Err(Error::Usage(format!("--remasking {other}: the known ones are low_confidence and random")));
-            }
-        };
-        let half = self.gen_length.map(|tokens| tokens / 2);
-        let sampling = Sampling {
+    /// The library's settings but for these; those without effect on a model are told.
+    pub fn sampling(&self, base: &Base) -> Result<Sampling> {
+        let sampling = self.over(Sampling::default()).for_family(base.model.config.family);
+        tell_idle(&sampling);
+        sampling.check().map_err(Error::Usage)?;
+        Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
+    }
+
+    fn over(&self, base: Sampling) -> Sampling {
+        let half = self.gen_length.map(|tokens| (tokens / 2).max(1));
+        Sampling {
             gen_length: self.gen_length.unwrap_or(base.gen_length),
             block_length: self.block_length.unwrap_or(base.block_length),
             diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
             temperature: self.temperature.unwrap_or(base.temperature),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            alg_temp: self.alg_temp.unwrap_or(base.alg_temp),
             cfg_scale: self.cfg_scale.unwrap_or(base.cfg_scale),
-            remasking,
+            remasking: self.remasking.or(base.remasking),
             eos_token_ids: base.eos_token_ids,
             forbid_eos: self.forbid_eos || base.forbid_eos,
             defer_eos: self.defer_eos || base.defer_eos,
             seed: self.seed.unwrap_or(base.seed),
-        };
-        sampling.check().map_err(Error::Usage)?;
-        Ok(sampling)
+        }
     }
+}
+
+/// Tells settings without effect.
+pub fn tell_idle(sampling: &Sampling) {
+    let warnings = sampling.remasking.map(|remasking| sampling.warnings(remasking));
+    warnings.into_iter().flatten().for_each(|warning| eprintln!("warning: {warning}"));
 }
 
 impl Generate {
     pub fn run(self) -> Result<ExitCode> {
-        let sampling = self.sampling.over(Sampling::default())?;
         let base = self.model.open()?;
-        let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling };
+        let sampling = self.sampling.sampling(&base)?;
         let content = match self.prompt {
             Some(prompt) => prompt,
             None => {

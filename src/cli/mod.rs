@@ -4,6 +4,7 @@
 mod bench;
 mod eval;
 mod generate;
+mod merge;
 mod parity;
 mod pretrain;
 mod score;
@@ -41,6 +42,7 @@ enum Command {
     Eval(eval::Eval),
     Score(score::Score),
     Generate(generate::Generate),
+    Merge(merge::Merge),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
     Bench(bench::Bench),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Eval(command) => command.run(),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),
             Command::Bench(command) => command.run(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::{Error, Result};
-use weft::model::{llada, lora};
+use weft::model::{family, lora};
 use weft::parity::{Row, check, check_sampling};
 
 /// Recompute a reference file made by PyTorch and compare
@@ -42,7 +42,7 @@ pub struct Parity {
 
 impl Parity {
     pub fn run(self) -> Result<ExitCode> {
-        let mut model = llada::load(&self.model)?;
+        let mut model = family::load(&self.model)?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),

@@ -20,6 +20,7 @@ use weft::train::optimizer::train_everything;
 use weft::train::{Job, Trainer, run};
 
 use super::eval::in_percent;
+use super::generate::tell_idle;
 
 /// The recipe of the default job.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
@@ -63,6 +64,11 @@ impl Train {
         // 1. Base and rows.
         let mut base = Base::open(&recipe.model.path)?;
         base.model.config.precision = recipe.model.precision;
+        if recipe.eval.task.is_some() {
+            let sampling = recipe.sampler.for_family(base.model.config.family);
+            tell_idle(&sampling);
+            sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
+        }
         let rows = rows(&recipe, &base)?;
         describe(&recipe, &base, &rows);
         // 2. The base's score, before anything is trained.

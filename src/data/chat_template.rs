@@ -8,14 +8,15 @@ use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::{Conversation, Example, Message};
+use super::{Conversation, Example, Message, qwen_tokenizer};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
 /// Instructions a template may spend; a template of hundreds of turns needs some ten thousand.
 const FUEL: u64 = 10_000_000;
-/// The end token of a turn in the chat templates of LLaDA and Llama 3, which differs from `eos_token`.
-const END_OF_TURN: &str = "<|eot_id|>";
+/// The end tokens of a turn in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, which differ from
+/// `eos_token`.
+const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
 const TEMPLATE: &str = "chat_template";
 
 /// Tokenizer and chat template.
@@ -32,18 +33,26 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Opens `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` where they are.
+    /// Opens `tokenizer.json`, or `vocab.json` and `merges.txt` as Dream's checkpoints bring them, and
+    /// `tokenizer_config.json` and `chat_template.jinja` where they are.
     ///
     /// # Errors
     /// A file that is missing or damaged, or a template that doesn't parse.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let tokenizer = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
         let read = |name: &str| match folder.join(name) {
             path if path.exists() => read_text(&path).map(Some),
             _ => Ok(None),
         };
         let config = read("tokenizer_config.json")?.unwrap_or_else(|| "{}".to_owned());
+        let path = folder.join("tokenizer.json");
+        let parts = || {
+            // A damaged configuration is told of by `build`.
+            qwen_tokenizer::tokenizer_json(folder, &serde_json::from_str(&config).unwrap_or_default())
+        };
+        let tokenizer = match if path.exists() { None } else { parts()? } {
+            Some(tokenizer) => tokenizer,
+            None => std::fs::read(&path).map_err(|source| Error::Read { path, source })?,
+        };
         Self::build(folder, &tokenizer, &config, read("chat_template.jinja")?)
     }
 
@@ -187,10 +196,10 @@ impl TextModel {
         self.eos_token_id
     }
 
-    /// `eos_token`, and the end of a turn where the tokenizer has another one.
+    /// `eos_token`, and the ends of a turn that the tokenizer has beside it.
     pub fn end_token_ids(&self) -> Vec<u32> {
         let mut ids = vec![self.eos_token_id];
-        ids.extend(self.token_id(END_OF_TURN).filter(|id| *id != self.eos_token_id));
+        ids.extend(ENDS_OF_TURN.iter().filter_map(|end| self.token_id(end)).filter(|id| *id != self.eos_token_id));
         ids
     }
 

@@ -3,6 +3,7 @@
 pub mod chat_template;
 pub mod formats;
 pub mod packing;
+mod qwen_tokenizer;
 pub mod sources;
 pub mod synthetic;
 pub mod tokenizer;

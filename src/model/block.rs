@@ -1,6 +1,7 @@
 //! The bidirectional transformer that every supported family is: parameters in one table, a forward through its layers,
 //! and the backward. Names and configurations are the families' own business.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use weft_kernels::buffer::Buffer;
@@ -13,6 +14,7 @@ use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, lora_linear, rms_norm};
 
 use super::batch::{Batch, Targets};
+use super::family::Family;
 use super::layer::{Mode, Rows, Span};
 
 /// The index of a parameter in the model's table.
@@ -31,11 +33,20 @@ pub struct Param {
     pub trainable: bool,
 }
 
+impl Param {
+    /// Whether it is an adapter's, not the base's.
+    pub fn is_adapters(&self) -> bool {
+        self.name.starts_with("base_model.")
+    }
+}
+
 /// A linear layer's parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     /// `[out, in]`.
     pub weight: ParamId,
+    /// `[out]`.
+    pub bias: Option<ParamId>,
     /// `lora_a` `[R, in]` and `lora_b` `[out, R]`.
     pub lora: Option<[ParamId; 2]>,
 }
@@ -60,6 +71,8 @@ pub struct Block {
 /// The sizes and constants that change the numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
+    /// Whose checkpoint it is.
+    pub family: Family,
     /// Width.
     pub width: usize,
     /// Query heads.
@@ -114,6 +127,31 @@ pub struct Transformer {
 }
 
 impl Transformer {
+    /// Every linear layer in a fixed order: the blocks', then the head.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let blocks = self.blocks.iter();
+        let blocks = blocks.flat_map(|b| b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]));
+        blocks.chain([&self.head])
+    }
+
+    /// The same, to be changed.
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let blocks = self.blocks.iter_mut();
+        let blocks =
+            blocks.flat_map(|b| b.qkv.iter_mut().chain([&mut b.attn_out]).chain(&mut b.gate_up).chain([&mut b.down]));
+        blocks.chain([&mut self.head])
+    }
+
+    /// A layer's adapter as it computes outside training.
+    pub fn adapter(&self, layer: &Linear) -> Option<Lora<'_>> {
+        self.lora(layer, Mode { dropout_keys: None, precision: Precision::F32 })
+    }
+
+    /// Whether the embedding is the head's weight too.
+    pub fn has_tied_head(&self) -> bool {
+        self.head.weight == self.embedding
+    }
+
     /// Zero gradients of everything that is trained.
     pub fn zero_gradients(&self) -> Gradients {
         let zeros = |p: &Param| p.trainable.then(|| Buffer::zeros(p.weight.rows() * p.weight.cols()));
@@ -142,7 +180,8 @@ impl Transformer {
     pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Pass {
         let started = Instant::now();
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
-        let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, targets.rows));
+        let predicting = self.predicting(batch, targets.rows);
+        let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
         // 1. Forward, keeping each layer's input and attention, and the last ones' products.
         let mut x = self.embed(batch);
         let keep_from = self.first_kept_layer(&all, &wanted);
@@ -196,7 +235,8 @@ impl Transformer {
 
     /// The head's input at some rows, without gradients or dropout.
     fn head_inputs(&self, batch: &Batch, rows: &[usize], precision: Precision) -> Buffer {
-        let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, rows));
+        let predicting = self.predicting(batch, rows);
+        let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
         let mut x = self.embed(batch);
         for (index, block) in self.blocks.iter().enumerate() {
             x = self.layer_output(block, &x, self.span(index, &all, &wanted, precision));
@@ -221,9 +261,18 @@ impl Transformer {
         }
     }
 
-    /// The rows of which the last layer's output is needed.
+    /// The rows whose outputs predict some tokens: their own, or with shifted logits the ones before. A sequence's first
+    /// token has none before it, so its own row predicts it as well as the second.
+    fn predicting<'a>(&self, batch: &Batch, tokens: &'a [usize]) -> Cow<'a, [usize]> {
+        assert!(tokens.is_sorted_by(|a, b| a < b), "the rows rise");
+        match self.config.family.logits_shifted() {
+            false => tokens.into(),
+            true => tokens.iter().map(|n| n - usize::from(batch.positions[*n] > 0)).collect(),
+        }
+    }
+
+    /// The rows of which the last layer's output is needed; one may come twice.
     fn some_rows<'a>(&self, batch: &Batch, rows: &'a [usize]) -> Rows<'a> {
-        assert!(rows.is_sorted_by(|a, b| a < b), "the rows rise");
         let before = |token: usize| rows.partition_point(|row| *row < token);
         let positions: Vec<u32> = rows.iter().map(|row| batch.positions[*row]).collect();
         Rows {
@@ -268,6 +317,9 @@ impl Transformer {
             None => linear::forward(&mut y, x, weight, mode.precision),
             Some(lora) => lora_linear::forward(&mut y, x, weight, &lora),
         }
+        if let Some(bias) = layer.bias {
+            linear::add_bias(&mut y, &self.params[bias].weight.to_f32());
+        }
         y
     }
 
@@ -282,6 +334,9 @@ impl Transformer {
         grads: &mut Gradients,
     ) {
         let weight = &self.params[layer.weight].weight;
+        if let Some(db) = layer.bias.and_then(|bias| grads[bias].as_mut()) {
+            linear::backward_bias(db, dy);
+        }
         if let Some(dw) = &mut grads[layer.weight] {
             linear::backward_weight(dw, dy, x, x.len() / weight.cols(), mode.precision);
         }

@@ -181,7 +181,7 @@ impl Transformer {
         for (i, row) in index.iter().enumerate().filter(|_| wants_input) {
             let (row, i) = (row * width..(row + 1) * width, i * width..(i + 1) * width);
             dnormed[row.clone()].iter_mut().zip(&dq_normed[i.clone()]).for_each(|(d, q)| *d += q);
-            dx_of_all[row].copy_from_slice(&dx[i]);
+            dx_of_all[row].iter_mut().zip(&dx[i]).for_each(|(all, d)| *all += d);
         }
         self.norm_backward(block, dx_of_all, &dnormed, &input, grads)
     }

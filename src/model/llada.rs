@@ -1,22 +1,29 @@
-//! LLaDA: its configuration, and its tensors' names as fields of the transformer.
+//! LLaDA: its configuration and its modules' names.
 
-use std::path::Path;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use weft_kernels::precision::Precision;
-use weft_kernels::weight::{Dtype, Weight};
+use super::block::Config;
+use super::family::{Family, ModelConfig};
+use super::layout::{Layout, Names, check_fields};
 
-use super::block::{Block, Config, Linear, Param, ParamId, Transformer};
-use super::weights::{Checkpoint, Tensor, write_tensors};
-use crate::error::{Error, Result};
-use crate::files::{make_folder, read_text, write_whole};
-use crate::rng::{Draws, Stream};
+/// LLaDA's modules.
+pub(super) const NAMES: Names = Names {
+    embedding: "model.transformer.wte",
+    blocks: "model.transformer.blocks",
+    attn_norm: "attn_norm",
+    qkv: ["q_proj", "k_proj", "v_proj"],
+    attn_out: "attn_out",
+    ff_norm: "ff_norm",
+    gate_up: ["ff_proj", "up_proj"],
+    down: "ff_out",
+    final_norm: "model.transformer.ln_f",
+    head: "model.transformer.ff_out",
+};
 
 /// The fields of config.json that change the numbers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LladaConfig {
-    model_type: String,
+#[derive(Deserialize)]
+struct LladaConfig {
     d_model: usize,
     n_layers: usize,
     n_heads: usize,
@@ -33,8 +40,6 @@ pub struct LladaConfig {
     #[serde(default)]
     weight_tying: bool,
     mask_token_id: u32,
-    #[serde(flatten)]
-    others: Map<String, Value>,
 }
 
 fn default_mlp_ratio() -> usize {
@@ -90,207 +95,63 @@ pub struct Sizes {
     pub eos_token_id: u32,
 }
 
-impl LladaConfig {
-    /// The configuration of a new model, with every field that LLaDA's own code asks for.
-    pub fn new(sizes: Sizes) -> Self {
-        let Sizes { width, layers, heads, mlp_hidden_size, vocab_size, max_seq_len, mask_token_id, eos_token_id } =
-            sizes;
-        let mut others: Map<String, Value> = REQUIRED
-            .into_iter()
-            .map(|(field, only)| (field.to_owned(), serde_json::from_str(only).expect("the table holds JSON")))
-            .collect();
-        others.extend(DROPOUTS.map(|field| (field.to_owned(), Value::from(0.0))));
-        others.extend([
-            ("max_sequence_length".to_owned(), Value::from(max_seq_len)),
-            ("eos_token_id".to_owned(), Value::from(eos_token_id)),
-            ("pad_token_id".to_owned(), Value::from(eos_token_id)),
-            ("architectures".to_owned(), Value::from(vec!["LLaDAModelLM"])),
-            ("torch_dtype".to_owned(), Value::from("bfloat16")),
-        ]);
-        Self {
-            model_type: "llada".to_owned(),
-            d_model: width,
-            n_layers: layers,
-            n_heads: heads,
-            n_kv_heads: Some(heads),
-            mlp_hidden_size: Some(mlp_hidden_size),
-            mlp_ratio: default_mlp_ratio(),
-            vocab_size,
-            embedding_size: Some(vocab_size),
-            rope_theta: default_rope_theta(),
-            rms_norm_eps: default_eps(),
-            weight_tying: false,
-            mask_token_id,
-            others,
-        }
-    }
-
-    /// Reads config.json's text; `path` is named in errors.
-    ///
-    /// # Errors
-    /// A field that Weft doesn't compute, by its name.
-    pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
-        let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
-        let fields: Value = serde_json::from_str(text).map_err(format)?;
-        // Another family lacks LLaDA's fields; its name is the better message.
-        let family = &fields["model_type"];
-        if family != "llada" {
-            return Err(refuse(format!("model_type {family} is not supported; give a checkpoint of model_type llada")));
-        }
-        let config: Self = serde_json::from_value(fields).map_err(|e| refuse(e.to_string()))?;
-        config.check().map_err(refuse)?;
-        Ok(config)
-    }
-
-    fn check(&self) -> std::result::Result<(), String> {
-        for (field, only) in REQUIRED {
-            let found = self.others.get(field).filter(|v| !v.is_null()).map(ToString::to_string);
-            if let Some(value) = found.filter(|value| value != only) {
-                return Err(format!("{field} = {value} is not supported; only {only} is"));
-            }
-        }
-        for field in DROPOUTS {
-            if let Some(value) = self.others.get(field).filter(|v| v.as_f64() != Some(0.0) && !v.is_null()) {
-                return Err(format!("{field} = {value} is not supported; set it to 0"));
-            }
-        }
-        let (d, heads, kv_heads) = (self.d_model, self.n_heads, self.kv_heads());
-        if heads == 0 || kv_heads == 0 || d == 0 || d % (2 * heads) != 0 || heads % kv_heads != 0 {
-            return Err(format!(
-                "d_model {d}, n_heads {heads} and n_kv_heads {kv_heads} do not divide into even heads"
-            ));
-        }
-        if self.rows() < self.vocab_size {
-            let (rows, vocab) = (self.rows(), self.vocab_size);
-            return Err(format!("embedding_size {rows} is smaller than vocab_size {vocab}"));
-        }
-        if self.mask_token_id as usize >= self.rows() {
-            let id = self.mask_token_id;
-            return Err(format!("mask_token_id {id} lies outside the vocabulary of {}; set it below", self.rows()));
-        }
-        Ok(())
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.n_kv_heads.unwrap_or(self.n_heads)
-    }
-
-    /// Rows of the embedding and the head.
-    fn rows(&self) -> usize {
-        self.embedding_size.unwrap_or(self.vocab_size)
-    }
-}
-
-/// Opens a LLaDA checkpoint's folder.
+/// The configuration of a new LLaDA model, with every field that LLaDA's own code asks for.
 ///
 /// # Errors
-/// A config field that Weft doesn't compute, by its name; a file or tensor that is missing or damaged.
-pub fn load(folder: &Path) -> Result<Transformer> {
-    let path = folder.join("config.json");
-    let config = LladaConfig::parse(&read_text(&path)?, &path)?;
-    assemble(&config, Checkpoint::open(folder)?)
+/// Sizes that aren't a model's, as one sentence.
+pub fn new_config(sizes: Sizes) -> Result<ModelConfig, String> {
+    let Sizes { width, layers, heads, mlp_hidden_size, vocab_size, max_seq_len, mask_token_id, eos_token_id } = sizes;
+    let sized = json!({
+        "model_type": "llada",
+        "d_model": width,
+        "n_layers": layers,
+        "n_heads": heads,
+        "n_kv_heads": heads,
+        "mlp_hidden_size": mlp_hidden_size,
+        "mlp_ratio": default_mlp_ratio(),
+        "vocab_size": vocab_size,
+        "embedding_size": vocab_size,
+        "rope_theta": default_rope_theta(),
+        "rms_norm_eps": 1e-5,
+        "weight_tying": false,
+        "mask_token_id": mask_token_id,
+    });
+    let mut fields = sized.as_object().expect("the literal above is an object").clone();
+    let only =
+        |(field, only): (&str, &str)| (field.to_owned(), serde_json::from_str(only).expect("the table holds JSON"));
+    fields.extend(REQUIRED.map(only));
+    fields.extend(DROPOUTS.map(|field| (field.to_owned(), Value::from(0.0))));
+    fields.extend([
+        ("max_sequence_length".to_owned(), Value::from(max_seq_len)),
+        ("eos_token_id".to_owned(), Value::from(eos_token_id)),
+        ("pad_token_id".to_owned(), Value::from(eos_token_id)),
+        ("architectures".to_owned(), Value::from(vec!["LLaDAModelLM"])),
+        ("torch_dtype".to_owned(), Value::from("bfloat16")),
+    ]);
+    ModelConfig::from_fields(fields)
 }
 
-/// The model that a configuration and its tensors are.
-///
-/// # Errors
-/// A tensor that is missing or has another shape.
-pub fn assemble(config: &LladaConfig, mut checkpoint: Checkpoint) -> Result<Transformer> {
-    build(config, |name, shape| checkpoint.take(name, shape))
-}
-
-/// A model to train from scratch: matrices normal with deviation 0.02, those that write to the residual stream
-/// divided by `sqrt(2 layers)`, gains 1; everything trainable.
-///
-/// # Source
-/// GPT-2's initialisation (Radford et al., 2019), which LLaDA's `init_std` 0.02 follows.
-pub fn fresh(config: &LladaConfig, seed: u64) -> Transformer {
-    let residual = 1.0 / (2.0 * config.n_layers as f64).sqrt();
-    let mut index = 0;
-    let draw = |name: &str, shape: &[usize]| {
-        let draws = Draws::new(seed, Stream::Init, 0, index);
-        index += 1;
-        let inner = name.contains("attn_out") || name.contains("blocks") && name.contains("ff_out");
-        let deviation = 0.02 * if inner { residual } else { 1.0 };
-        Ok(match *shape {
-            [rows, cols] => {
-                let numbers = (0..(rows * cols) as u64).map(|i| (draws.normal(i) * deviation) as f32).collect();
-                Weight::from_f32(rows, cols, numbers)
-            }
-            _ => Weight::from_f32(1, shape[0], vec![1.0; shape[0]]),
-        })
-    };
-    let mut model = build(config, draw).expect("drawing cannot fail");
-    model.params.iter_mut().for_each(|p| p.trainable = true);
-    model
-}
-
-/// Writes a whole model as a Hugging Face folder in bf16.
-///
-/// # Errors
-/// A file that can't be written.
-pub fn save(folder: &Path, model: &Transformer, config: &LladaConfig) -> Result<()> {
-    make_folder(folder)?;
-    let tensors = model.params.iter().map(|param| Tensor::of(param, Dtype::Bf16)).collect();
-    write_tensors(&folder.join("model.safetensors"), tensors)?;
-    let text = serde_json::to_string_pretty(config).expect("a configuration is JSON");
-    write_whole(&folder.join("config.json"), text.as_bytes())
-}
-
-/// Names each tensor and takes it from `take(name, shape)`.
-pub(crate) fn build(config: &LladaConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
-    let mut table = Table { source: take, params: vec![] };
-    let (d, rows) = (config.d_model, config.rows());
-    let mlp = config.mlp_hidden_size.unwrap_or(config.mlp_ratio * d);
-    let kv = d / config.n_heads * config.kv_heads();
-    let embedding = table.take("wte", &[rows, d])?;
-    let mut blocks = vec![];
-    for i in 0..config.n_layers {
-        let name = |part: &str| format!("blocks.{i}.{part}");
-        let mut linear = |part: &str, outputs, inputs| table.linear(&name(part), outputs, inputs);
-        let qkv = [linear("q_proj", d, d)?, linear("k_proj", kv, d)?, linear("v_proj", kv, d)?];
-        let gate_up = [linear("ff_proj", mlp, d)?, linear("up_proj", mlp, d)?];
-        let (attn_out, down) = (linear("attn_out", d, d)?, linear("ff_out", d, mlp)?);
-        let (attn_norm, ff_norm) = (table.take(&name("attn_norm"), &[d])?, table.take(&name("ff_norm"), &[d])?);
-        blocks.push(Block { attn_norm, qkv, attn_out, ff_norm, gate_up, down });
+/// What a config.json of `model_type` llada means.
+pub(super) fn layout(fields: &Map<String, Value>) -> Result<Layout, String> {
+    let c: LladaConfig = serde_json::from_value(fields.clone().into()).map_err(|e| e.to_string())?;
+    check_fields(fields, &REQUIRED, &DROPOUTS)?;
+    let rows = c.embedding_size.unwrap_or(c.vocab_size);
+    if rows < c.vocab_size {
+        return Err(format!("embedding_size {rows} is smaller than vocab_size {}", c.vocab_size));
     }
-    let final_norm = table.take("ln_f", &[d])?;
-    let head = match config.weight_tying {
-        true => Linear { weight: embedding, lora: None },
-        false => table.linear("ff_out", rows, d)?,
-    };
+    let sizes = [c.d_model, c.n_heads, c.n_kv_heads.unwrap_or(c.n_heads)];
     let config = Config {
-        width: d,
-        heads: config.n_heads,
-        kv_heads: config.kv_heads(),
-        rope_theta: config.rope_theta,
-        rms_norm_eps: config.rms_norm_eps,
-        mask_token_id: config.mask_token_id,
-        lora_scale: 1.0,
-        lora_dropout: 0.0,
-        activation_bytes: 0,
-        precision: Precision::F32,
-        entropy_precision: Precision::F32,
+        rope_theta: c.rope_theta,
+        rms_norm_eps: c.rms_norm_eps,
+        ..Layout::config(Family::Llada, sizes, c.mask_token_id)
     };
-    Ok(Transformer { config, params: table.params, embedding, blocks, final_norm, head })
-}
-
-/// The parameter table while it fills.
-struct Table<F> {
-    source: F,
-    params: Vec<Param>,
-}
-
-impl<F: FnMut(&str, &[usize]) -> Result<Weight>> Table<F> {
-    fn take(&mut self, part: &str, shape: &[usize]) -> Result<ParamId> {
-        let name = format!("model.transformer.{part}.weight");
-        let weight = (self.source)(&name, shape)?;
-        self.params.push(Param { name, shape: shape.to_vec(), weight, trainable: false });
-        Ok(self.params.len() - 1)
-    }
-
-    fn linear(&mut self, part: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        Ok(Linear { weight: self.take(part, &[outputs, inputs])?, lora: None })
-    }
+    let layout = Layout {
+        layers: c.n_layers,
+        mlp_hidden_size: c.mlp_hidden_size.unwrap_or(c.mlp_ratio * c.d_model),
+        rows,
+        tied: c.weight_tying,
+        config,
+    };
+    layout.check(["d_model", "n_heads", "n_kv_heads"])?;
+    Ok(layout)
 }

@@ -187,7 +187,7 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
 /// A file that can't be written.
 pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str) -> Result<()> {
     make_folder(folder)?;
-    let tensors = model.params.iter().filter(|p| p.name.starts_with("base_model."));
+    let tensors = model.params.iter().filter(|p| p.is_adapters());
     write_tensors(&folder.join(TENSORS), tensors.map(|p| Tensor::of(p, Dtype::F32)).collect())?;
     let mut fields = serde_json::json!({
         "peft_type": "LORA",
@@ -206,30 +206,28 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
     write_whole(&folder.join("adapter_config.json"), text.as_bytes())
 }
 
-/// Every linear layer in a fixed order: the blocks', then the head.
-fn linears(model: &mut Transformer) -> impl Iterator<Item = &mut Linear> {
-    let blocks = model
-        .blocks
-        .iter_mut()
-        .flat_map(|b| b.qkv.iter_mut().chain([&mut b.attn_out]).chain(b.gate_up.iter_mut()).chain([&mut b.down]));
-    blocks.chain([&mut model.head])
+/// The linear layers' names in their order; a head without a module of its own has none.
+fn modules(model: &Transformer) -> Vec<String> {
+    let name = |layer: &Linear| model.params[layer.weight].name.trim_end_matches(".weight").to_owned();
+    let mut names: Vec<String> = model.linears().map(name).collect();
+    if model.has_tied_head() {
+        names.pop();
+        names.extend(model.config.family.tied_head().map(str::to_owned));
+    }
+    names
 }
 
 /// The index among the linear layers and the name of every layer that gets an adapter.
-fn targets(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<Vec<(usize, String)>, String> {
-    let name = |params: &[Param], id: usize| params[id].name.trim_end_matches(".weight").to_owned();
-    let tied = model.head.weight == model.embedding;
-    let embedding = name(&model.params, model.embedding);
-    let head = name(&model.params, model.head.weight);
+fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<(usize, String)>, String> {
+    let modules = modules(model);
+    let embedding = model.params[model.embedding].name.trim_end_matches(".weight");
+    let head = modules.get(model.linears().count() - 1).cloned().unwrap_or_default();
     let matches = config.target_modules.matcher(&head)?;
     // PEFT adapts an embedding in another way (lora_embedding_A), which Weft doesn't compute.
-    if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(&embedding) {
+    if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(embedding) {
         return Err(format!("target_modules name the embedding {embedding}; Weft adapts linear layers only"));
     }
-    let ids: Vec<usize> = linears(model).map(|l| l.weight).collect();
-    let count = ids.len() - usize::from(tied);
-    let modules = ids[..count].iter().map(|id| name(&model.params, *id)).enumerate();
-    let found: Vec<_> = modules.filter(|(_, module)| matches(module)).collect();
+    let found: Vec<_> = modules.into_iter().enumerate().filter(|(_, module)| matches(module)).collect();
     match found.is_empty() {
         true => {
             let names = serde_json::to_string(&config.target_modules).expect("names are JSON");
@@ -240,8 +238,8 @@ fn targets(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<
 }
 
 /// `lora_A` `[R, in]` and `lora_B` `[out, R]` of a layer.
-fn shapes(model: &mut Transformer, index: usize, r: usize) -> [[usize; 2]; 2] {
-    let id = linears(model).nth(index).expect("the index comes from the same list").weight;
+fn shapes(model: &Transformer, index: usize, r: usize) -> [[usize; 2]; 2] {
+    let id = model.linears().nth(index).expect("the index comes from the same list").weight;
     let weight = &model.params[id].weight;
     [[r, weight.cols()], [weight.rows(), r]]
 }
@@ -257,5 +255,5 @@ fn attach(model: &mut Transformer, index: usize, module: &str, [a, b]: [Weight; 
         let shape = vec![weight.rows(), weight.cols()];
         model.params.push(Param { name: tensor_name(module, part), shape, weight, trainable: true });
     }
-    linears(model).nth(index).expect("the index comes from the same list").lora = Some([first, first + 1]);
+    model.linears_mut().nth(index).expect("the index comes from the same list").lora = Some([first, first + 1]);
 }

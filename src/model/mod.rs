@@ -2,7 +2,10 @@
 
 pub mod batch;
 pub mod block;
+mod dream;
+pub mod family;
 mod layer;
+mod layout;
 pub mod llada;
 pub mod lora;
 pub mod weights;

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use safetensors::tensor::{SafeTensorError, SafeTensors, View};
 use serde::Deserialize;
+use weft_kernels::lora_linear::{self, Lora};
 use weft_kernels::weight::{Dtype, MappedFile, Weight};
 
 use super::block::Param;
@@ -78,6 +79,14 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Every tensor that nobody has taken, in the names' order, with its shape.
+    pub fn tensors(&self) -> Vec<(&str, &[usize], &Weight)> {
+        let mut tensors: Vec<_> =
+            self.tensors.iter().map(|(n, (shape, w))| (n.as_str(), shape.as_slice(), w)).collect();
+        tensors.sort_by_key(|(name, ..)| *name);
+        tensors
+    }
+
     /// Takes a tensor of a known shape; a vector becomes a matrix of one row.
     ///
     /// # Errors
@@ -103,12 +112,19 @@ pub struct Tensor<'a> {
 enum Numbers<'a> {
     Plain(&'a [f32]),
     Weight(&'a Weight),
+    Merged(&'a Weight, Lora<'a>),
 }
 
 impl<'a> Tensor<'a> {
     /// A parameter, rounded to nearest where `dtype` is bf16.
     pub fn of(param: &'a Param, dtype: Dtype) -> Self {
         Self { name: &param.name, shape: param.shape.clone(), dtype, numbers: Numbers::Weight(&param.weight) }
+    }
+
+    /// A weight in the format it is stored in or another, an adapter merged into it where there is one.
+    pub fn merged(name: &'a str, shape: &[usize], weight: &'a Weight, lora: Option<Lora<'a>>, dtype: Dtype) -> Self {
+        let numbers = lora.map_or(Numbers::Weight(weight), |lora| Numbers::Merged(weight, lora));
+        Self { name, shape: shape.to_vec(), dtype, numbers }
     }
 
     /// Some numbers.
@@ -130,9 +146,10 @@ impl View for Tensor<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let numbers = match self.numbers {
-            Numbers::Plain(numbers) => Cow::Borrowed(numbers),
+        let numbers = match &self.numbers {
+            Numbers::Plain(numbers) => Cow::Borrowed(*numbers),
             Numbers::Weight(weight) => weight.to_f32(),
+            Numbers::Merged(weight, lora) => lora_linear::merged(weight, lora).into(),
         };
         Cow::Owned(match self.dtype {
             Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),

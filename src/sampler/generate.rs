@@ -1,11 +1,14 @@
-//! LLaDA's sampler: block after block, each denoised in a number of steps that keep the most confident predictions.
+//! Generation: its settings, the canvas of masks behind each prompt, and what both families' loops share. The loops
+//! are `llada`'s and `dream`'s.
 
 use serde::{Deserialize, Serialize};
 
-use super::remasking::{Remasking, most_confident, num_transfer_tokens};
+use super::remasking::Remasking;
+use super::{dream, llada};
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
-use crate::rng::{Draws, Stream};
+use crate::model::family::Family;
+use crate::rng::Draws;
 
 /// The sampler's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,16 +16,22 @@ use crate::rng::{Draws, Stream};
 pub struct Sampling {
     /// Tokens of the answer.
     pub gen_length: usize,
-    /// Tokens of a block; a divisor of `gen_length`.
+    /// Tokens of a block of LLaDA's loop; a divisor of `gen_length`.
     pub block_length: usize,
-    /// Denoising steps of the whole answer; a multiple of the number of blocks.
+    /// Denoising steps of the whole answer; in LLaDA's loop a multiple of the number of blocks.
     pub diffusion_steps: usize,
-    /// Gumbel temperature; 0 is greedy.
+    /// Gumbel temperature of the tokens; 0 is greedy.
     pub temperature: f64,
+    /// Dream's loop: draw tokens from the likeliest that hold this probability together; 1 is off.
+    pub top_p: f64,
+    /// Dream's loop: draw tokens from the `top_k` likeliest; 0 is off.
+    pub top_k: usize,
+    /// Dream's loop: temperature of the choice of the tokens that are kept; 0 keeps the most confident.
+    pub alg_temp: f64,
     /// Classifier-free guidance; 0 is off.
     pub cfg_scale: f64,
-    /// Which predictions are kept.
-    pub remasking: Remasking,
+    /// Which predictions are kept, and in whose loop; the model's family's own where absent.
+    pub remasking: Option<Remasking>,
     /// End tokens that `forbid_eos` and `defer_eos` speak of; the model's own, not a recipe's.
     #[serde(skip)]
     pub eos_token_ids: Vec<u32>,
@@ -41,8 +50,11 @@ impl Default for Sampling {
             block_length: 32,
             diffusion_steps: 64,
             temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            alg_temp: 0.0,
             cfg_scale: 0.0,
-            remasking: Remasking::default(),
+            remasking: None,
             eos_token_ids: vec![],
             forbid_eos: false,
             defer_eos: false,
@@ -52,25 +64,62 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Says what is wrong with the lengths and scales.
+    /// The settings with the family's remasking where they name none.
+    pub fn for_family(&self, family: Family) -> Self {
+        Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(family))), ..self.clone() }
+    }
+
+    /// Says what is wrong with the lengths and scales; blocks count where the remasking is one of LLaDA's.
     ///
     /// # Errors
     /// One sentence with the values.
     pub fn check(&self) -> Result<(), String> {
-        let Self { gen_length, block_length, diffusion_steps, .. } = self;
-        if *block_length == 0 || *gen_length == 0 || gen_length % block_length != 0 {
-            return Err(format!("gen_length {gen_length} is not a multiple of block_length {block_length}"));
-        }
-        for (name, value) in [("temperature", self.temperature), ("cfg_scale", self.cfg_scale)] {
+        let Self { gen_length, block_length, diffusion_steps, top_p, .. } = self;
+        let scales = [("temperature", self.temperature), ("cfg_scale", self.cfg_scale), ("alg_temp", self.alg_temp)];
+        for (name, value) in scales {
             if !(value >= 0.0 && value.is_finite()) {
                 return Err(format!("{name} {value} is negative or not a number"));
             }
         }
-        let blocks = gen_length / block_length;
-        if *diffusion_steps == 0 || diffusion_steps % blocks != 0 {
-            return Err(format!("diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks"));
+        if !(*top_p > 0.0 && *top_p <= 1.0) {
+            return Err(format!("top_p {top_p} lies outside (0, 1]; 1 is off"));
         }
-        Ok(())
+        if *gen_length == 0 || *diffusion_steps == 0 {
+            return Err(format!("gen_length {gen_length} and diffusion_steps {diffusion_steps} must be at least 1"));
+        }
+        if self.remasking.is_none_or(|remasking| remasking.family() != Family::Llada) {
+            return Ok(());
+        }
+        if *block_length == 0 || gen_length % block_length != 0 {
+            return Err(format!("gen_length {gen_length} is not a multiple of block_length {block_length}"));
+        }
+        let blocks = gen_length / block_length;
+        match diffusion_steps % blocks {
+            0 => Ok(()),
+            _ => Err(format!("diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks")),
+        }
+    }
+
+    /// A prediction with its confidence, which an end token has none of where end tokens are deferred.
+    pub(super) fn deferred(&self, (token, confidence): (u32, f64)) -> (u32, f64) {
+        let is_deferred = self.defer_eos && self.eos_token_ids.contains(&token);
+        (token, if is_deferred { f64::NEG_INFINITY } else { confidence })
+    }
+
+    /// Settings without effect under a remasking, a sentence each.
+    pub fn warnings(&self, remasking: Remasking) -> Vec<String> {
+        let default = Self::default();
+        let dreams = remasking.family() == Family::Dream;
+        let is_origin = remasking == Remasking::Origin;
+        let settings = [
+            ("block_length", dreams && self.block_length != default.block_length),
+            ("top_p", !dreams && self.top_p != default.top_p),
+            ("top_k", !dreams && self.top_k != default.top_k),
+            ("alg_temp", (!dreams || is_origin) && self.alg_temp != default.alg_temp),
+            ("defer_eos", is_origin && self.defer_eos),
+        ];
+        let idle = settings.iter().filter(|(_, is_idle)| *is_idle);
+        idle.map(|(name, _)| format!("{name} has no effect with remasking {}", remasking.name())).collect()
     }
 }
 
@@ -84,70 +133,68 @@ pub struct Prompt<'a> {
 }
 
 /// Appends an answer of `gen_length` tokens to each prompt. The prompts are packed into one forward and do not see
-/// each other: each gets what it would get alone.
+/// each other: each gets what it would get alone. LLaDA's loop leaves no mask; Dream's, like Dream's own, takes the mask
+/// token for a prediction like any other and leaves one where it is predicted to the last.
 ///
 /// # Errors
-/// Lengths that do not divide, as [`Sampling::check`] says them.
+/// Lengths and scales without sense, as [`Sampling::check`] says them.
 ///
 /// # Source
-/// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`.
+/// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`; Dream's public `generation_utils`.
 pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) -> Result<Vec<Vec<u32>>, String> {
+    let sampling = sampling.for_family(model.config.family);
     sampling.check()?;
-    let mask = model.config.mask_token_id;
     let canvas = |p: &Prompt| {
         let mut ids = p.ids.to_vec();
-        ids.resize(p.ids.len() + sampling.gen_length, mask);
+        ids.resize(p.ids.len() + sampling.gen_length, model.config.mask_token_id);
         ids
     };
-    let mut sequences: Vec<Vec<u32>> = prompts.iter().map(canvas).collect();
-    let steps = sampling.diffusion_steps / (sampling.gen_length / sampling.block_length);
-    for block in 0..sampling.gen_length / sampling.block_length {
-        for (step, count) in num_transfer_tokens(sampling.block_length, steps).into_iter().enumerate() {
-            // 1. The masked positions of this block, in every sequence.
-            let first = block * sampling.block_length;
-            let is_masked = |i: usize, at: &usize| sequences[i][*at] == mask;
-            let masked: Vec<Vec<usize>> = prompts
-                .iter()
-                .enumerate()
-                .map(|(i, p)| (p.ids.len() + first, i))
-                .map(|(start, i)| (start..start + sampling.block_length).filter(|at| is_masked(i, at)).collect())
-                .collect();
-            // 2. Their predictions, the most confident of which are kept.
-            let mut logits = guided_logits(model, prompts, &sequences, &masked, sampling.cfg_scale as f32).into_iter();
-            for ((prompt, ids), positions) in prompts.iter().zip(&mut sequences).zip(&masked) {
-                let draws = Draws::new(sampling.seed, Stream::Sampling, (block * steps + step) as u64, prompt.example);
-                let predict = |(at, mut row): (&usize, Vec<f32>)| predict(&mut row, *at, mask, sampling, &draws);
-                let predictions: Vec<(u32, f64)> = positions.iter().zip(logits.by_ref()).map(predict).collect();
-                let confidence: Vec<f64> = predictions.iter().map(|p| p.1).collect();
-                for kept in most_confident(&confidence, count) {
-                    ids[positions[kept]] = predictions[kept].0;
-                }
-            }
-        }
+    let mut canvases = Canvases { model, prompts, sequences: prompts.iter().map(canvas).collect() };
+    match sampling.remasking.expect("the family has one") {
+        remasking if remasking.family() == Family::Llada => llada::denoise(&mut canvases, &sampling, remasking),
+        remasking => dream::denoise(&mut canvases, &sampling, remasking),
     }
-    Ok(sequences)
+    Ok(canvases.sequences)
 }
 
-/// The logits of each masked position, guided away from those without the prompt where `cfg_scale` is above 0.
-fn guided_logits(
-    model: &Transformer,
-    prompts: &[Prompt],
-    sequences: &[Vec<u32>],
-    masked: &[Vec<usize>],
-    cfg_scale: f32,
-) -> Vec<Vec<f32>> {
-    let mut logits = logits_at(model, sequences, masked);
-    if cfg_scale > 0.0 {
-        let mut unconditional = sequences.to_vec();
-        for (ids, prompt) in unconditional.iter_mut().zip(prompts) {
-            ids[..prompt.ids.len()].fill(model.config.mask_token_id);
-        }
-        let unconditional = logits_at(model, &unconditional, masked);
-        for (l, u) in logits.iter_mut().flatten().zip(unconditional.iter().flatten()) {
-            *l = u + (cfg_scale + 1.0) * (*l - u);
-        }
+/// Prompts and their answers so far.
+pub(super) struct Canvases<'a> {
+    pub(super) model: &'a Transformer,
+    pub(super) prompts: &'a [Prompt<'a>],
+    pub(super) sequences: Vec<Vec<u32>>,
+}
+
+impl Canvases<'_> {
+    /// Each sequence's positions that are masked, among some tokens of its answer.
+    pub(super) fn masked(&self, answer: std::ops::Range<usize>) -> Vec<Vec<usize>> {
+        let mask = self.model.config.mask_token_id;
+        let of = |(prompt, ids): (&Prompt, &Vec<u32>)| {
+            let start = prompt.ids.len();
+            (start + answer.start..start + answer.end).filter(|at| ids[*at] == mask).collect()
+        };
+        self.prompts.iter().zip(&self.sequences).map(of).collect()
     }
-    logits
+
+    /// The logits of some positions, guided away from those without the prompt where `cfg_scale` is above 0; without end
+    /// tokens where they are forbidden.
+    pub(super) fn logits(&self, positions: &[Vec<usize>], sampling: &Sampling) -> Vec<Vec<f32>> {
+        let mut logits = logits_at(self.model, &self.sequences, positions);
+        let cfg_scale = sampling.cfg_scale as f32;
+        if cfg_scale > 0.0 {
+            let mut unconditional = self.sequences.clone();
+            for (ids, prompt) in unconditional.iter_mut().zip(self.prompts) {
+                ids[..prompt.ids.len()].fill(self.model.config.mask_token_id);
+            }
+            let unconditional = logits_at(self.model, &unconditional, positions);
+            for (l, u) in logits.iter_mut().flatten().zip(unconditional.iter().flatten()) {
+                *l = u + (cfg_scale + 1.0) * (*l - u);
+            }
+        }
+        for row in logits.iter_mut().filter(|_| sampling.forbid_eos) {
+            sampling.eos_token_ids.iter().for_each(|id| row[*id as usize] = f32::NEG_INFINITY);
+        }
+        logits
+    }
 }
 
 fn logits_at(model: &Transformer, sequences: &[Vec<u32>], positions: &[Vec<usize>]) -> Vec<Vec<f32>> {
@@ -160,25 +207,8 @@ fn logits_at(model: &Transformer, sequences: &[Vec<u32>], positions: &[Vec<usize
     all
 }
 
-/// The predicted token of a position and its confidence.
-fn predict(row: &mut [f32], position: usize, mask: u32, sampling: &Sampling, draws: &Draws) -> (u32, f64) {
-    if sampling.forbid_eos {
-        sampling.eos_token_ids.iter().for_each(|id| row[*id as usize] = f32::NEG_INFINITY);
-    }
-    // A mask token predicted as an answer would stay masked for ever, but it keeps its share of the probability.
-    let lse = log_sum_exp(row);
-    row[mask as usize] = f32::NEG_INFINITY;
-    let token = choose(row, sampling.temperature, draws, position);
-    let confidence = match sampling.remasking {
-        Remasking::LowConfidence => (f64::from(row[token]) - lse).exp(),
-        Remasking::Random => draws.unit_f64(position as u64),
-    };
-    let deferred = sampling.defer_eos && sampling.eos_token_ids.contains(&(token as u32));
-    (token as u32, if deferred { f64::NEG_INFINITY } else { confidence })
-}
-
 /// The argmax of `exp(z) / (-ln u)^temperature` in f64, as `z - temperature ln(-ln u)`; of `z` at temperature 0.
-fn choose(logits: &[f32], temperature: f64, draws: &Draws, position: usize) -> usize {
+pub(super) fn choose(logits: &[f32], temperature: f64, draws: &Draws, position: usize) -> usize {
     let score = |v: usize| {
         let z = f64::from(logits[v]);
         if temperature == 0.0 {
@@ -198,7 +228,7 @@ fn choose(logits: &[f32], temperature: f64, draws: &Draws, position: usize) -> u
     best.0
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     max + logits.iter().map(|z| (f64::from(*z) - max).exp()).sum::<f64>().ln()
 }

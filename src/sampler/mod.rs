@@ -1,4 +1,6 @@
-//! From a prompt to an answer: LLaDA's iterative denoising.
+//! From a prompt to an answer: iterative denoising, by LLaDA's loop or by Dream's.
 
+mod dream;
 pub mod generate;
+mod llada;
 pub mod remasking;

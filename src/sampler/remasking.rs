@@ -1,22 +1,80 @@
-//! Which predictions a denoising step keeps.
+//! Which predictions a denoising step keeps, and how many.
 
 use serde::{Deserialize, Serialize};
 
-/// How confident a prediction counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+use crate::model::family::Family;
+
+/// The time at which Dream's schedule ends (its `eps`).
+pub const T_END: f32 = 1e-3;
+
+/// How confident a prediction counts. The first two are LLaDA's, the others Dream's (its `alg`); each family's names
+/// bring its own loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remasking {
     /// The predicted token's probability; the least confident stay masked.
-    #[default]
     LowConfidence,
     /// A random number.
     Random,
+    /// Each masked token is kept with the probability that the schedule gives it, whatever its prediction.
+    Origin,
+    /// The predicted token's probability.
+    MaskgitPlus,
+    /// The probability of the likeliest token less that of the second.
+    TopkMargin,
+    /// The negative entropy.
+    Entropy,
+}
+
+impl Remasking {
+    /// What a family's authors recommend.
+    pub fn of(family: Family) -> Self {
+        match family {
+            Family::Llada => Self::LowConfidence,
+            Family::Dream => Self::Entropy,
+        }
+    }
+
+    /// Whose loop it belongs to.
+    pub fn family(self) -> Family {
+        match self {
+            Self::LowConfidence | Self::Random => Family::Llada,
+            Self::Origin | Self::MaskgitPlus | Self::TopkMargin | Self::Entropy => Family::Dream,
+        }
+    }
+
+    /// The remasking of a name.
+    ///
+    /// # Errors
+    /// A name that is none, with those that are.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        serde_json::from_value(name.into()).map_err(|e| e.to_string())
+    }
+
+    /// Its name.
+    pub fn name(self) -> String {
+        let name = serde_json::to_value(self).expect("a name is JSON");
+        name.as_str().expect("a name is text").to_owned()
+    }
 }
 
 /// How many tokens unmask at each of a block's steps: an even split, the remainder in the first steps.
 pub fn num_transfer_tokens(num_masked: usize, diffusion_steps: usize) -> Vec<usize> {
     let (base, extra) = (num_masked / diffusion_steps, num_masked % diffusion_steps);
     (0..diffusion_steps).map(|step| base + usize::from(step < extra)).collect()
+}
+
+/// The share of the masked tokens that unmasks at each of Dream's steps, `1 - t_(i+1) / t_i` for times that fall evenly
+/// from 1 to [`T_END`]; all of them at the last. In f32 and from both ends, as `torch.linspace` counts: the number of
+/// tokens is rounded down, so a bit may move one to another step.
+pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
+    let stride = (T_END - 1.0) / diffusion_steps as f32;
+    let time = |i: usize| match i < diffusion_steps.div_ceil(2) {
+        true => 1.0 + stride * i as f32,
+        false => T_END - stride * (diffusion_steps - i) as f32,
+    };
+    let is_last = |i| i + 1 == diffusion_steps;
+    (0..diffusion_steps).map(|i| if is_last(i) { 1.0 } else { 1.0 - time(i + 1) / time(i) }).collect()
 }
 
 /// The `count` indices of highest confidence, the earlier first among equals.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use weft_kernels::weight::Dtype;
 
 use super::run::{Summary, train};
 use super::{Job, Trainer};
@@ -12,7 +13,8 @@ use crate::data::synthetic::{self, Choices, Side};
 use crate::data::{Conversation, Example, Message, tokenizer};
 use crate::error::{Error, Result};
 use crate::files::read_text;
-use crate::model::llada::{self, LladaConfig, Sizes};
+use crate::model::family;
+use crate::model::llada::{Sizes, new_config};
 use crate::objective::Objective;
 use crate::recipe::{self, TrainTable};
 
@@ -153,7 +155,7 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
     // 3. The model.
     let token = |name: &str| text_model.token_id(name).expect("the tokenizer was trained with its special tokens");
     let ModelTable { width, layers, heads, mlp_hidden_size, max_seq_len, .. } = recipe.model;
-    let config = LladaConfig::new(Sizes {
+    let config = new_config(Sizes {
         width,
         layers,
         heads,
@@ -162,7 +164,8 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
         max_seq_len,
         mask_token_id: token(tokenizer::MASK),
         eos_token_id: token(tokenizer::END_OF_TEXT),
-    });
+    })
+    .map_err(|e| Error::Usage(format!("[model]: {e}")))?;
     let job = Job {
         examples: train_examples,
         objective: recipe.objective,
@@ -170,11 +173,11 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
         eos_token_id: token(tokenizer::END_OF_TEXT),
         settings: recipe.train.clone(),
     };
-    let mut trainer = Trainer::new(llada::fresh(&config, seed), job);
+    let mut trainer = Trainer::new(family::fresh(&config, seed), job);
     let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
     let summary = train(&mut trainer, &held_out, &recipe.train.output, &resolved, resume)?;
     // 4. The finished model.
-    llada::save(&recipe.model.output, &trainer.model, &config)?;
+    family::save(&recipe.model.output, &trainer.model, &config, Dtype::Bf16)?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {
         crate::files::write_whole(&recipe.model.output.join(file), read_text(&folder.join(file))?.as_bytes())?;
     }

@@ -94,6 +94,18 @@ pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &
     }
 }
 
+/// The weight that computes the same without adapter, `W + s B A`.
+///
+/// # Shapes
+/// `[out, in]`.
+pub fn merged(weight: &Weight, lora: &Lora) -> Vec<f32> {
+    let mut merged = weight.to_f32().into_owned();
+    let (a, b) = (lora.a.to_f32(), lora.b.to_f32());
+    let (a, b) = (View::new(&a, lora.a.rows(), lora.a.cols()), View::new(&b, lora.b.rows(), lora.b.cols()));
+    matrix::par_product(&mut merged, b, a, lora.scale, Into::Add, Precision::F32);
+    merged
+}
+
 /// `u = x A^T` of an input after dropout.
 pub(crate) fn project_down(x: &[f32], lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());

@@ -1,11 +1,11 @@
-//! The LLaDA network against PyTorch's numbers: logits, entropies, and every parameter's gradient.
+//! Both families' networks against PyTorch's numbers: logits, entropies, and every parameter's gradient.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use weft::model::batch::{Batch, Targets};
-use weft::model::block::Transformer;
-use weft::model::{llada, lora};
+use weft::model::block::{Gradients, Transformer};
+use weft::model::{family, lora};
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -34,21 +34,57 @@ fn logits(model: &Transformer, batch: &Batch) -> Vec<f32> {
     all
 }
 
+fn golden(name: &str) -> (PathBuf, Transformer) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let model = family::load(&folder).expect("the golden checkpoint loads");
+    (folder, model)
+}
+
 #[test]
 fn the_whole_model_matches_pytorch() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = llada::load(&folder).expect("the golden checkpoint loads");
-    model.params.iter_mut().for_each(|p| p.trainable = true);
-    assert_matches(&model, &folder);
+    for name in ["llada", "dream"] {
+        let (folder, mut model) = golden(name);
+        model.params.iter_mut().for_each(|p| p.trainable = true);
+        assert_matches(&model, &folder);
+    }
 }
 
 #[test]
 fn a_peft_adapter_matches_pytorch() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = llada::load(&folder).expect("the golden checkpoint loads");
-    lora::load(&folder.join("lora/adapter"), &mut model).expect("the golden adapter loads");
-    assert_eq!(model.params.iter().filter(|p| p.trainable).count(), 12);
-    assert_matches(&model, &folder.join("lora"));
+    for (name, count) in [("llada", 12), ("dream", 28)] {
+        let (folder, mut model) = golden(name);
+        lora::load(&folder.join("lora/adapter"), &mut model).expect("the golden adapter loads");
+        assert_eq!(model.params.iter().filter(|p| p.trainable).count(), count);
+        assert_matches(&model, &folder.join("lora"));
+    }
+}
+
+#[test]
+fn a_batch_is_the_sum_of_its_sequences() {
+    // The first and the second token of a sequence are among the targets: with shifted logits one row predicts both.
+    let sequences: [&[u32]; 3] = [&[5, 9, 3, 77], &[40], &[11, 2, 8, 8, 6]];
+    let targets: [&[usize]; 3] = [&[0, 1, 3], &[0], &[1, 4]];
+    for name in ["llada", "dream"] {
+        let (_, mut model) = golden(name);
+        model.params.iter_mut().for_each(|p| p.trainable = true);
+        let loss = |sequences: &[&[u32]], targets: &[&[usize]], grads: &mut Gradients| -> Vec<f32> {
+            let batch = Batch::pack(sequences.iter().copied());
+            let in_batch = batch.sequences.iter().zip(targets);
+            let rows: Vec<usize> = in_batch.flat_map(|(s, t)| t.iter().map(|t| s.start + t)).collect();
+            let ids: Vec<u32> = rows.iter().map(|row| batch.ids[*row] + 1).collect();
+            let targets = Targets { rows: &rows, ids: &ids, weights: &vec![0.5; rows.len()] };
+            assert_close("nll", &model.nll(&batch, &rows, &ids), &model.loss_and_gradients(&batch, targets, grads).nll);
+            model.entropy(&batch, &rows)
+        };
+        let (mut whole, mut single) = (model.zero_gradients(), model.zero_gradients());
+        let together = loss(&sequences, &targets, &mut whole);
+        let apart: Vec<f32> = (0..3).flat_map(|i| loss(&sequences[i..=i], &targets[i..=i], &mut single)).collect();
+        assert_close("entropy", &together, &apart);
+        for ((param, whole), single) in model.params.iter().zip(whole).zip(single) {
+            let [whole, single] = [whole, single].map(|grad| grad.expect("everything is trained"));
+            assert_close(&param.name, &whole, &single);
+        }
+    }
 }
 
 /// Logits, entropies, nll and the gradient of every trainable parameter against a reference file.

@@ -1,0 +1,41 @@
+//! `weft merge`: an adapter and its base as one checkpoint.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::base::Base;
+use weft::error::Result;
+use weft::merge::{check_out, write};
+use weft::model::lora;
+
+/// Merge an adapter into its base
+///
+/// Writes a checkpoint that transformers loads: the base's tensors with the adapter's product added, in the number formats
+/// they have, and the base's other files as they are.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  weft merge --model tiny-base --adapter runs/quickstart/adapter --out runs/quickstart/merged"
+)]
+pub struct Merge {
+    /// The checkpoint's folder, or tiny-base
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A PEFT adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// The merged checkpoint's folder, new or empty
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+impl Merge {
+    pub fn run(self) -> Result<ExitCode> {
+        check_out(&self.out)?;
+        let mut base = Base::open(&self.model)?;
+        lora::load(&self.adapter, &mut base.model)?;
+        write(&base, &self.out)?;
+        println!("the merged checkpoint lies in {}", self.out.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,82 @@
+//! A base and its adapter as one checkpoint: the adapter's products are added to the weights, whose number formats stay.
+
+use std::fs;
+use std::path::Path;
+
+use weft_kernels::weight::Dtype;
+
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::files::{write_folder_whole, write_whole};
+use crate::model::block::Transformer;
+use crate::model::family::ModelConfig;
+use crate::model::weights::{Checkpoint, Tensor, write_tensors};
+
+/// Refuses a folder that holds something, before any work is done.
+///
+/// # Errors
+/// The folder, and what to do.
+pub fn check_out(out: &Path) -> Result<()> {
+    let is_free = match fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => !out.exists(),
+    };
+    match is_free {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("{} already holds something; name a new folder", out.display()))),
+    }
+}
+
+/// Writes the base's checkpoint with its adapter merged: `model.safetensors` with every tensor of the base's, and the
+/// files beside it as they are. The folder appears whole under its name or not at all.
+///
+/// # Errors
+/// A folder that holds something; a file that can't be read or written.
+pub fn write(base: &Base, out: &Path) -> Result<()> {
+    check_out(out)?;
+    let checkpoint = base.checkpoint()?;
+    write_folder_whole(out, |partial| {
+        for (name, bytes) in base.companions()? {
+            write_whole(&partial.join(name), &bytes)?;
+        }
+        let (path, mut config) = base.config_text()?;
+        let head = untied_head(&base.model);
+        if head.is_some() {
+            config = ModelConfig::parse(&config, &path)?.untied().to_json();
+        }
+        write_whole(&partial.join("config.json"), config.as_bytes())?;
+        let tensors = tensors(&base.model, &checkpoint, head.as_deref());
+        write_tensors(&partial.join("model.safetensors"), tensors)?;
+        // Something may have come meanwhile.
+        check_out(out)
+    })
+}
+
+/// The name of a head that was the embedding and, once its adapter is merged, is another matrix.
+fn untied_head(model: &Transformer) -> Option<String> {
+    let is_untied = model.has_tied_head() && model.head.lora.is_some();
+    model.config.family.tied_head().filter(|_| is_untied).map(|head| format!("{head}.weight"))
+}
+
+/// Every tensor of the base's checkpoint with what is merged into it, those included that the network doesn't read; and
+/// the head that is tied no longer.
+fn tensors<'a>(model: &'a Transformer, checkpoint: &'a Checkpoint, head: Option<&'a str>) -> Vec<Tensor<'a>> {
+    let (stored, embedding) = (checkpoint.tensors(), &model.params[model.embedding]);
+    let layer_of = |name: &str| {
+        let is_its = |weight: usize| model.params[weight].name == *name;
+        model.linears().find(|layer| is_its(layer.weight)).filter(|_| name != embedding.name)
+    };
+    let kept = stored.iter().filter(|(name, ..)| Some(*name) != head);
+    let mut tensors: Vec<Tensor> = kept
+        .map(|&(name, shape, weight)| {
+            let lora = layer_of(name).and_then(|layer| model.adapter(layer));
+            Tensor::merged(name, shape, weight, lora, weight.dtype())
+        })
+        .collect();
+    if let Some(head) = head {
+        let stored = stored.iter().find(|(name, ..)| *name == embedding.name);
+        let dtype = stored.map_or(Dtype::F32, |(_, _, weight)| weight.dtype());
+        tensors.push(Tensor::merged(head, &embedding.shape, &embedding.weight, model.adapter(&model.head), dtype));
+    }
+    tensors
+}

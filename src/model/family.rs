@@ -1,0 +1,128 @@
+//! The families of checkpoints: which one a config.json describes, what each differs in, and whole models as folders.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use weft_kernels::weight::{Dtype, Weight};
+
+use super::block::Transformer;
+use super::layout::{self, Layout, Names};
+use super::weights::{Checkpoint, Tensor, write_tensors};
+use super::{dream, llada};
+use crate::error::{Error, Result};
+use crate::files::{make_folder, read_text, write_whole};
+
+/// A family of masked diffusion language models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// LLaDA (arXiv 2502.09992), `model_type: llada`.
+    Llada,
+    /// Dream (arXiv 2508.15487), `model_type: Dream`.
+    Dream,
+}
+
+impl Family {
+    /// Whether the logits that predict position i sit at position i-1. Those of position 0 then predict both 0 and 1.
+    pub fn logits_shifted(self) -> bool {
+        self == Self::Dream
+    }
+
+    /// The head's module where its weight is the embedding's; LLaDA's network has none then.
+    pub(crate) fn tied_head(self) -> Option<&'static str> {
+        (self == Self::Dream).then_some(self.names().head)
+    }
+
+    pub(super) fn has_qkv_bias(self) -> bool {
+        self == Self::Dream
+    }
+
+    pub(super) fn names(self) -> &'static Names {
+        match self {
+            Self::Llada => &llada::NAMES,
+            Self::Dream => &dream::NAMES,
+        }
+    }
+}
+
+/// A config.json: its fields as they stand, and what they mean.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    fields: Map<String, Value>,
+    layout: Layout,
+}
+
+impl ModelConfig {
+    /// Reads config.json's text; `path` is named in errors.
+    ///
+    /// # Errors
+    /// A family or a field that Weft doesn't compute, by its name.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
+        let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
+        Self::from_fields(serde_json::from_str(text).map_err(format)?).map_err(refuse)
+    }
+
+    pub(super) fn from_fields(fields: Map<String, Value>) -> std::result::Result<Self, String> {
+        let layout = match fields.get("model_type").and_then(Value::as_str) {
+            Some("llada") => llada::layout(&fields)?,
+            Some("Dream") => dream::layout(&fields)?,
+            _ => {
+                let family = fields.get("model_type").unwrap_or(&Value::Null);
+                return Err(format!(
+                    "model_type {family} is not supported; give a checkpoint of model_type llada or Dream"
+                ));
+            }
+        };
+        Ok(Self { fields, layout })
+    }
+
+    /// The same configuration with a head of its own.
+    pub(crate) fn untied(mut self) -> Self {
+        self.fields.insert("tie_word_embeddings".to_owned(), Value::from(false));
+        self.layout.tied = false;
+        self
+    }
+
+    /// The text of config.json.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(&self.fields).expect("JSON values print")
+    }
+}
+
+/// Opens a checkpoint's folder.
+///
+/// # Errors
+/// A config field that Weft doesn't compute, by its name; a file or tensor that is missing or damaged.
+pub fn load(folder: &Path) -> Result<Transformer> {
+    let path = folder.join("config.json");
+    let config = ModelConfig::parse(&read_text(&path)?, &path)?;
+    assemble(&config, Checkpoint::open(folder)?)
+}
+
+/// The model that a configuration and its tensors are.
+///
+/// # Errors
+/// A tensor that is missing or has another shape.
+pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Transformer> {
+    build(config, |name, shape| checkpoint.take(name, shape))
+}
+
+/// The model whose tensors are `take(name, shape)`.
+pub(crate) fn build(config: &ModelConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
+    layout::build(&config.layout, take)
+}
+
+/// A model to train from scratch.
+pub fn fresh(config: &ModelConfig, seed: u64) -> Transformer {
+    layout::fresh(&config.layout, seed)
+}
+
+/// Writes a whole model as a Hugging Face folder, without tokenizer.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn save(folder: &Path, model: &Transformer, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+    make_folder(folder)?;
+    write_tensors(&folder.join("model.safetensors"), model.params.iter().map(|p| Tensor::of(p, dtype)).collect())?;
+    write_whole(&folder.join("config.json"), config.to_json().as_bytes())
+}

@@ -1,0 +1,173 @@
+//! From a family's names and sizes to the transformer: every tensor is asked for by name and shape. What a family's
+//! config.json says, the family reads.
+
+use serde_json::{Map, Value};
+use weft_kernels::precision::Precision;
+use weft_kernels::weight::Weight;
+
+use super::block::{Block, Config, Linear, Param, ParamId, Transformer};
+use super::family::Family;
+use crate::error::Result;
+use crate::rng::{Draws, Stream};
+
+/// What a family calls its modules; those of a block follow the blocks' name and number.
+pub(super) struct Names {
+    pub embedding: &'static str,
+    pub blocks: &'static str,
+    pub attn_norm: &'static str,
+    pub qkv: [&'static str; 3],
+    pub attn_out: &'static str,
+    pub ff_norm: &'static str,
+    pub gate_up: [&'static str; 2],
+    pub down: &'static str,
+    pub final_norm: &'static str,
+    pub head: &'static str,
+}
+
+/// What a configuration means.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    pub layers: usize,
+    pub mlp_hidden_size: usize,
+    /// Rows of the embedding and the head.
+    pub rows: usize,
+    /// Whether the embedding is the head's weight too.
+    pub tied: bool,
+    pub config: Config,
+}
+
+impl Layout {
+    /// Refuses heads that don't divide the width, and a mask token without a row. The fields are named as the family
+    /// names them.
+    pub(super) fn check(&self, [width, heads, kv_heads]: [&str; 3]) -> std::result::Result<(), String> {
+        let Config { width: d, heads: h, kv_heads: k, mask_token_id: id, .. } = self.config;
+        if h == 0 || k == 0 || d == 0 || d % (2 * h) != 0 || h % k != 0 {
+            return Err(format!("{width} {d}, {heads} {h} and {kv_heads} {k} do not divide into even heads"));
+        }
+        if id as usize >= self.rows {
+            return Err(format!("mask_token_id {id} lies outside the vocabulary of {}; set it below", self.rows));
+        }
+        Ok(())
+    }
+
+    /// The constants of a network that isn't trained yet.
+    pub(super) fn config(family: Family, [width, heads, kv_heads]: [usize; 3], mask_token_id: u32) -> Config {
+        Config {
+            family,
+            width,
+            heads,
+            kv_heads,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            mask_token_id,
+            lora_scale: 1.0,
+            lora_dropout: 0.0,
+            activation_bytes: 0,
+            precision: Precision::F32,
+            entropy_precision: Precision::F32,
+        }
+    }
+}
+
+/// Refuses fields with a value other than the one that Weft computes; an absent or null field has that value.
+pub(super) fn check_fields(
+    fields: &Map<String, Value>,
+    required: &[(&str, &str)],
+    dropouts: &[&str],
+) -> std::result::Result<(), String> {
+    for (field, only) in required {
+        let found = fields.get(*field).filter(|v| !v.is_null()).map(ToString::to_string);
+        if let Some(value) = found.filter(|value| value != only) {
+            return Err(format!("{field} = {value} is not supported; only {only} is"));
+        }
+    }
+    for field in dropouts {
+        if let Some(value) = fields.get(*field).filter(|v| v.as_f64() != Some(0.0) && !v.is_null()) {
+            return Err(format!("{field} = {value} is not supported; set it to 0"));
+        }
+    }
+    Ok(())
+}
+
+/// Names each tensor and takes it from `take(name, shape)`.
+pub(crate) fn build(layout: &Layout, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
+    let Layout { layers, mlp_hidden_size: mlp, rows, tied, config } = *layout;
+    let Config { family, width: d, heads, kv_heads, .. } = config;
+    let (names, bias) = (family.names(), family.has_qkv_bias());
+    let mut table = Table { source: take, params: vec![] };
+    let kv = d / heads * kv_heads;
+    let embedding = table.take(names.embedding, "weight", &[rows, d])?;
+    let mut blocks = vec![];
+    for i in 0..layers {
+        let name = |part: &str| format!("{}.{i}.{part}", names.blocks);
+        let ([q, k, v], [gate, up]) = (names.qkv, names.gate_up);
+        let mut linear = |part: &str, outputs, inputs, bias| table.linear(&name(part), outputs, inputs, bias);
+        let qkv = [linear(q, d, d, bias)?, linear(k, kv, d, bias)?, linear(v, kv, d, bias)?];
+        let gate_up = [linear(gate, mlp, d, false)?, linear(up, mlp, d, false)?];
+        let attn_out = linear(names.attn_out, d, d, false)?;
+        let down = linear(names.down, d, mlp, false)?;
+        let attn_norm = table.take(&name(names.attn_norm), "weight", &[d])?;
+        let ff_norm = table.take(&name(names.ff_norm), "weight", &[d])?;
+        blocks.push(Block { attn_norm, qkv, attn_out, ff_norm, gate_up, down });
+    }
+    let final_norm = table.take(names.final_norm, "weight", &[d])?;
+    let head = match tied {
+        true => Linear { weight: embedding, bias: None, lora: None },
+        false => table.linear(names.head, rows, d, false)?,
+    };
+    Ok(Transformer { config, params: table.params, embedding, blocks, final_norm, head })
+}
+
+/// A model to train from scratch: matrices normal with deviation 0.02, those that write to the residual stream
+/// divided by `sqrt(2 layers)`, gains 1, biases 0; everything trainable.
+///
+/// # Source
+/// GPT-2's initialisation (Radford et al., 2019), which LLaDA's `init_std` 0.02 follows.
+pub(super) fn fresh(layout: &Layout, seed: u64) -> Transformer {
+    let residual = 1.0 / (2.0 * layout.layers as f64).sqrt();
+    let names = layout.config.family.names();
+    let is_residual = |name: &str| {
+        let of_block = |part: &str| name.ends_with(&format!(".{part}.weight"));
+        name.starts_with(names.blocks) && (of_block(names.attn_out) || of_block(names.down))
+    };
+    let mut index = 0;
+    let draw = |name: &str, shape: &[usize]| {
+        let draws = Draws::new(seed, Stream::Init, 0, index);
+        index += 1;
+        let deviation = 0.02 * if is_residual(name) { residual } else { 1.0 };
+        Ok(match *shape {
+            [rows, cols] => {
+                let numbers = (0..(rows * cols) as u64).map(|i| (draws.normal(i) * deviation) as f32).collect();
+                Weight::from_f32(rows, cols, numbers)
+            }
+            _ => {
+                let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+                Weight::from_f32(1, shape[0], vec![value; shape[0]])
+            }
+        })
+    };
+    let mut model = build(layout, draw).expect("drawing cannot fail");
+    model.params.iter_mut().for_each(|p| p.trainable = true);
+    model
+}
+
+/// The parameter table while it fills.
+struct Table<F> {
+    source: F,
+    params: Vec<Param>,
+}
+
+impl<F: FnMut(&str, &[usize]) -> Result<Weight>> Table<F> {
+    fn take(&mut self, module: &str, part: &str, shape: &[usize]) -> Result<ParamId> {
+        let name = format!("{module}.{part}");
+        let weight = (self.source)(&name, shape)?;
+        self.params.push(Param { name, shape: shape.to_vec(), weight, trainable: false });
+        Ok(self.params.len() - 1)
+    }
+
+    fn linear(&mut self, module: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
+        let weight = self.take(module, "weight", &[outputs, inputs])?;
+        let bias = bias.then(|| self.take(module, "bias", &[outputs])).transpose()?;
+        Ok(Linear { weight, bias, lora: None })
+    }
+}
