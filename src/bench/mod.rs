@@ -130,7 +130,9 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     for i in 0..all_steps {
         let report = trainer.step()?;
         if i >= plan.warm_up {
-            rates.push([plan.precision, plan.entropy_precision].map(gemm_gflops));
+            let rate = gemm_gflops(plan.precision);
+            let is_one = plan.entropy_precision == plan.precision;
+            rates.push([rate, if is_one { rate } else { gemm_gflops(plan.entropy_precision) }]);
             steps.push((report.phases, report.masked_share));
         }
     }

@@ -73,15 +73,15 @@ pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &
     let mut du = Buffer::unset(n * rank);
     sum_of_products(
         &mut du,
-        &[Term { a: dy_view, b: Right::Weight(lora.b), scale: lora.scale }],
+        &[Term { a: dy_view, b: Right::weight(lora.b), scale: lora.scale }],
         Into::Set,
         lora.precision,
     );
     let du = View::new(&du, n, rank);
     matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add, lora.precision);
     let Some((dx, into)) = dx else { return };
-    let through_weight = Term { a: dy_view, b: Right::Weight(weight), scale: 1.0 };
-    let through_adapter = Term { a: du, b: Right::Weight(lora.a), scale: 1.0 };
+    let through_weight = Term { a: dy_view, b: Right::weight(weight), scale: 1.0 };
+    let through_adapter = Term { a: du, b: Right::weight(lora.a), scale: 1.0 };
     match &lora.dropout {
         None => sum_of_products(dx, &[through_weight, through_adapter], into, lora.precision),
         Some(dropout) => {

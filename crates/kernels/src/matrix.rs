@@ -119,7 +119,7 @@ pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into, pre
 
 /// `out [N, in] = y W` (or `+=`).
 pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into, precision: Precision) {
-    sum_of_products(out, &[Term { a: y, b: Right::Weight(weight), scale: 1.0 }], into, precision);
+    sum_of_products(out, &[Term { a: y, b: Right::weight(weight), scale: 1.0 }], into, precision);
 }
 
 /// One product `scale * a b` of a sum.

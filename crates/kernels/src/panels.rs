@@ -16,10 +16,9 @@ const SQUARE: usize = 16;
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
     Matrix(View<'a>),
-    Weight(&'a Weight),
-    WeightT(&'a Weight),
     /// Some rows of a weight, from the first to before the last.
     WeightRows(&'a Weight, [usize; 2]),
+    WeightT(&'a Weight),
 }
 
 /// A block of a right factor: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
@@ -33,11 +32,15 @@ pub(crate) struct Panels {
 }
 
 impl<'a> Right<'a> {
+    /// A weight as it stands.
+    pub(crate) fn weight(weight: &'a Weight) -> Self {
+        Self::WeightRows(weight, [0, weight.rows()])
+    }
+
     /// Rows: the inner size of the product.
     pub(crate) fn inner(&self) -> usize {
         match self {
             Self::Matrix(view) => view.rows(),
-            Self::Weight(weight) => weight.rows(),
             Self::WeightT(weight) => weight.cols(),
             Self::WeightRows(_, [start, end]) => end - start,
         }
@@ -47,7 +50,7 @@ impl<'a> Right<'a> {
     pub(crate) fn cols(&self) -> usize {
         match self {
             Self::Matrix(view) => view.cols(),
-            Self::Weight(weight) | Self::WeightRows(weight, _) => weight.cols(),
+            Self::WeightRows(weight, _) => weight.cols(),
             Self::WeightT(weight) => weight.rows(),
         }
     }
@@ -56,7 +59,6 @@ impl<'a> Right<'a> {
     pub(crate) fn pack(&self, panels: &mut Panels, layout: Layout, inner: Range<usize>, cols: Range<usize>) {
         match self {
             Self::Matrix(view) => panels.pack(view.block(inner, cols), layout),
-            Self::Weight(weight) => weight.with_block(inner, cols, |block| panels.pack(block, layout)),
             Self::WeightRows(weight, [start, _]) => {
                 let rows = start + inner.start..start + inner.end;
                 weight.with_block(rows, cols, |block| panels.pack(block, layout));
