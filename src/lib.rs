@@ -12,6 +12,7 @@ pub mod bench;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod experiment;
 pub mod files;
 pub mod merge;
 pub mod model;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use indicatif::ProgressBar;
 use weft::error::Result;
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
@@ -44,7 +45,7 @@ impl Eval {
         problems.truncate(self.limit.unwrap_or(problems.len()));
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
-        let generations = answer(&base, task, &problems, &sampling)?;
+        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &ProgressBar::no_length())?;
         save(&self.out, task, &generations)?;
         println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));
         println!("generations lie in {}", self.out.display());

@@ -6,9 +6,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{Accuracy, Problem, Score, Task, accuracy, score};
-use crate::base::Base;
+use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
+use crate::model::block::Transformer;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 
 /// Most tokens of a batch, prompts and answers together.
@@ -31,16 +32,21 @@ pub struct Generation {
 ///
 /// # Errors
 /// Sampling lengths that don't divide, or a chat template that fails.
-pub fn answer(base: &Base, task: Task, problems: &[Problem], sampling: &Sampling) -> Result<Vec<Generation>> {
-    let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling.clone() };
+pub fn answer(
+    (model, text): (&Transformer, &TextModel),
+    (task, problems): (Task, &[Problem]),
+    sampling: &Sampling,
+    bar: &ProgressBar,
+) -> Result<Vec<Generation>> {
+    let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
     sampling.check().map_err(Error::Usage)?;
     let prompt = |problem: &Problem| -> Result<Vec<u32>> {
-        let mut ids = base.text.prompt_ids(&problem.prompt)?;
-        ids.extend(base.text.encode(&problem.prefill)?);
+        let mut ids = text.prompt_ids(&problem.prompt)?;
+        ids.extend(text.encode(&problem.prefill)?);
         Ok(ids)
     };
     let prompts: Vec<Vec<u32>> = problems.iter().map(prompt).collect::<Result<_>>()?;
-    let bar = ProgressBar::new(problems.len() as u64);
+    bar.set_length(problems.len() as u64);
     let style =
         ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
     bar.set_style(style);
@@ -55,10 +61,10 @@ pub fn answer(base: &Base, task: Task, problems: &[Problem], sampling: &Sampling
         let count = prompts[first..].iter().take_while(fits).count().max(1);
         let batch: Vec<Prompt> =
             (first..first + count).map(|i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
-        let outputs = generate(&base.model, &batch, &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &batch, &sampling).map_err(Error::Usage)?;
         for (i, output) in (first..).zip(outputs) {
             let Problem { question, ground_truth, .. } = problems[i].clone();
-            let generation = base.text.decode_canvas(&output[prompts[i].len()..]);
+            let generation = text.decode_canvas(&output[prompts[i].len()..]);
             let score = score(task, &question, &generation, &ground_truth);
             generations.push(Generation { question, generation, ground_truth, score });
         }

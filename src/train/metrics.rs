@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::StepReport;
@@ -15,11 +15,19 @@ use crate::files::{read_text, write_whole};
 /// Seconds between lines of progress where there is no terminal.
 const LINE_SECS: u64 = 15;
 
+/// Where a run shows its progress.
+pub struct Progress {
+    /// A bar of the run's steps.
+    pub bar: ProgressBar,
+    /// Whether the run prints lines: evaluations, and the progress where there is no terminal.
+    pub tells: bool,
+}
+
 /// The run's log.
 pub struct Metrics {
     path: PathBuf,
     file: File,
-    bar: ProgressBar,
+    progress: Progress,
     last_line: Instant,
     tokens: usize,
     /// Evaluations left out.
@@ -31,7 +39,7 @@ impl Metrics {
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn open(output: &Path, step: u64, num_steps: u64) -> Result<Self> {
+    pub fn open(output: &Path, step: u64, progress: Progress) -> Result<Self> {
         let path = output.join("metrics.jsonl");
         let kept: String = match path.exists() && step > 0 {
             true => read_text(&path)?.split_inclusive('\n').filter(|line| step_of(line) <= Some(step)).collect(),
@@ -43,11 +51,11 @@ impl Metrics {
             .open(&path)
             .map_err(|source| Error::Write { path: path.clone(), source })?;
         let style = "{bar:24} step {pos}/{len}  {msg}  {eta} left";
-        let bar = ProgressBar::with_draw_target(Some(num_steps), ProgressDrawTarget::stderr());
+        let bar = &progress.bar;
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         bar.set_position(step);
         bar.reset_eta();
-        Ok(Self { path, file, bar, last_line: Instant::now(), tokens: 0, train_secs: 0.0 })
+        Ok(Self { path, file, progress, last_line: Instant::now(), tokens: 0, train_secs: 0.0 })
     }
 
     /// Tells of a step that took `step_secs` seconds.
@@ -67,18 +75,20 @@ impl Metrics {
             "tokens": report.tokens,
             "masked_share": report.masked_share,
             "mean_entropy": report.mean_entropy,
+            "uncertainty_spread": report.uncertainty_spread,
             "entropy_drift": report.entropy_drift,
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_secs,
         }))?;
         let message =
             format!("loss {:.4}  gradient {:.3}  {tokens_per_second:.0} tokens/s", report.loss, report.grad_norm);
-        self.bar.set_message(message.clone());
-        self.bar.set_position(report.step);
-        if self.bar.is_hidden() && self.last_line.elapsed() > Duration::from_secs(LINE_SECS) {
+        let Progress { bar, tells } = &self.progress;
+        bar.set_message(message.clone());
+        bar.set_position(report.step);
+        if *tells && bar.is_hidden() && self.last_line.elapsed() > Duration::from_secs(LINE_SECS) {
             self.last_line = Instant::now();
-            let eta = self.bar.eta().as_secs();
-            let num_steps = self.bar.length().unwrap_or(0);
+            let eta = bar.eta().as_secs();
+            let num_steps = bar.length().unwrap_or(0);
             eprintln!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60);
         }
         Ok(())
@@ -96,15 +106,16 @@ impl Metrics {
 
     /// Prints a line above the progress.
     pub fn line(&self, line: &str) {
-        match self.bar.is_hidden() {
-            true => eprintln!("{line}"),
-            false => self.bar.println(line),
+        match &self.progress {
+            Progress { tells: false, .. } => {}
+            Progress { bar, .. } if bar.is_hidden() => eprintln!("{line}"),
+            Progress { bar, .. } => bar.println(line),
         }
     }
 
     /// Takes the progress off the terminal.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.progress.bar.finish_and_clear();
     }
 
     fn write(&mut self, line: Value) -> Result<()> {

@@ -80,6 +80,8 @@ pub struct StepReport {
     pub masked_share: f64,
     /// The mean of the answer tokens' entropies in nats, where the objective asks for them.
     pub mean_entropy: Option<f64>,
+    /// The standard deviation of the answer tokens' `r_i`, where the objective asks for entropies: 0 is SFT's one rate.
+    pub uncertainty_spread: Option<f64>,
     /// How far the entropies that this step computed lie from the reused ones they replace.
     pub entropy_drift: Option<Drift>,
     /// Where the time went.
@@ -191,6 +193,7 @@ impl Trainer {
             .flat_map(|s| &s.token_entropy[..s.token_entropy.len().min(s.num_supervised)])
             .copied()
             .collect();
+        let mean_entropy = mean(&entropies);
         Ok(StepReport {
             step: self.step,
             epoch: self.step as f64 / self.steps_per_epoch() as f64,
@@ -199,7 +202,8 @@ impl Trainer {
             lr,
             tokens: sequences.iter().map(|s| s.ids.len()).sum(),
             masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
-            mean_entropy: mean(&entropies),
+            mean_entropy,
+            uncertainty_spread: mean_entropy.map(|_| spread(&answers)),
             entropy_drift: Drift::mean(&drifts),
             phases,
         })
@@ -376,4 +380,11 @@ fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
 
 fn mean(x: &[f32]) -> Option<f64> {
     (!x.is_empty()).then(|| x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64)
+}
+
+/// The standard deviation of the answer tokens' `r_i`, whose mean is 1.
+fn spread(answers: &[NoisedAnswer]) -> f64 {
+    let r: Vec<f64> = answers.iter().flat_map(|a| &a.relative_uncertainty).map(|r| f64::from(*r)).collect();
+    let mean = r.iter().sum::<f64>() / r.len() as f64;
+    (r.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / r.len() as f64).sqrt()
 }

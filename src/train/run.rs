@@ -2,12 +2,14 @@
 //! parent module's; what is saved at the end is the caller's.
 
 use std::path::Path;
+use std::time::Instant;
 
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::entropy_reuse::Drift;
 use super::held_out::nll_bound;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Progress};
 use super::{StepReport, Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
@@ -48,7 +50,7 @@ pub fn check_output(output: &Path, resume: bool) -> Result<()> {
 /// Trains to the last step. `recipe` is the resolved recipe, which a resumed run must share.
 ///
 /// # Errors
-/// A folder that holds another run, a loss that isn't finite, a file that can't be written.
+/// As [`Run::open`] and [`Run::advance`].
 pub fn train(
     trainer: &mut Trainer,
     held_out: &[Example],
@@ -57,45 +59,94 @@ pub fn train(
     resume: bool,
 ) -> Result<Summary> {
     check_output(output, resume)?;
-    make_folder(output)?;
-    if resume && checkpoint::load_newest(output, trainer, recipe)? {
-        eprintln!("resuming at step {}", trainer.step);
+    let bar = ProgressBar::with_draw_target(Some(trainer.num_steps()), ProgressDrawTarget::stderr());
+    let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: true })?;
+    run.advance(trainer, trainer.num_steps())?;
+    Ok(run.finish(trainer))
+}
+
+/// A run in its folder, which goes on as far as it is asked to.
+pub struct Run<'a> {
+    held_out: &'a [Example],
+    output: &'a Path,
+    recipe: Value,
+    metrics: Metrics,
+    summary: Summary,
+}
+
+impl<'a> Run<'a> {
+    /// Opens a folder: the run in it goes on from its newest checkpoint, which is put into the trainer, and in an
+    /// empty one begins.
+    ///
+    /// # Errors
+    /// A checkpoint of another recipe, or damaged ones only; a file that can't be written.
+    pub fn open(
+        trainer: &mut Trainer,
+        held_out: &'a [Example],
+        output: &'a Path,
+        recipe: Value,
+        progress: Progress,
+    ) -> Result<Self> {
+        make_folder(output)?;
+        if checkpoint::load_newest(output, trainer, &recipe)? && progress.tells {
+            eprintln!("resuming at step {}", trainer.step);
+        }
+        let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
+        write_whole(&output.join(RECIPE), serde_json::to_string_pretty(&saved).expect("a recipe is JSON").as_bytes())?;
+        let first_step = trainer.step;
+        let metrics = Metrics::open(output, first_step, progress)?;
+        let summary = Summary { first_step, last: None, held_out: None, entropy_drift: None, train_secs: 0.0 };
+        let mut run = Self { held_out, output, recipe, metrics, summary };
+        if first_step == 0 {
+            run.evaluate(trainer)?;
+        }
+        Ok(run)
     }
-    let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
-    write_whole(&output.join(RECIPE), serde_json::to_string_pretty(&saved).expect("a recipe is JSON").as_bytes())?;
-    let (first_step, num_steps) = (trainer.step, trainer.num_steps());
-    let mut metrics = Metrics::open(output, first_step, num_steps)?;
-    let evaluate = |trainer: &Trainer, metrics: &mut Metrics| -> Result<Option<f64>> {
-        if held_out.is_empty() {
-            return Ok(None);
+
+    /// Trains to a step, with the evaluations and checkpoints that fall due.
+    ///
+    /// # Errors
+    /// A loss that isn't finite, a file that can't be written.
+    pub fn advance(&mut self, trainer: &mut Trainer, to: u64) -> Result<()> {
+        let num_steps = trainer.num_steps();
+        let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
+        let is_due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) || step == num_steps;
+        while trainer.step < to.min(num_steps) {
+            let start = Instant::now();
+            let report = trainer.step()?;
+            let step_secs = start.elapsed().as_secs_f64();
+            self.summary.train_secs += step_secs;
+            self.metrics.step(&report, step_secs)?;
+            if is_due(report.step, eval_every) {
+                self.evaluate(trainer)?;
+            }
+            if is_due(report.step, checkpoint_every) {
+                checkpoint::save(self.output, trainer, &self.recipe)?;
+            }
+            self.summary.last = Some(report);
         }
-        let loss = nll_bound(&trainer.model, held_out);
-        metrics.held_out(trainer.step, loss)?;
-        Ok(Some(loss))
-    };
-    let before = match first_step {
-        0 => evaluate(trainer, &mut metrics)?,
-        _ => None,
-    };
-    let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
-    let is_due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) || step == num_steps;
-    let (mut last, mut after, mut train_secs) = (None, before, 0.0);
-    while trainer.step < num_steps {
-        let start = std::time::Instant::now();
-        let report = trainer.step()?;
-        let step_secs = start.elapsed().as_secs_f64();
-        train_secs += step_secs;
-        metrics.step(&report, step_secs)?;
-        if is_due(report.step, eval_every) {
-            after = evaluate(trainer, &mut metrics)?;
-        }
-        if is_due(report.step, checkpoint_every) {
-            checkpoint::save(output, trainer, recipe)?;
-        }
-        last = Some(report);
+        Ok(())
     }
-    metrics.finish();
-    let entropy_drift = trainer.entropy_drift();
-    let held_out = before.zip(after).map(|(before, after)| [before, after]);
-    Ok(Summary { first_step, last, held_out, entropy_drift, train_secs })
+
+    /// Ends the run: what it did.
+    pub fn finish(self, trainer: &Trainer) -> Summary {
+        self.metrics.finish();
+        Summary { entropy_drift: trainer.entropy_drift(), ..self.summary }
+    }
+
+    fn evaluate(&mut self, trainer: &Trainer) -> Result<()> {
+        if self.held_out.is_empty() {
+            return Ok(());
+        }
+        let loss = nll_bound(&trainer.model, self.held_out);
+        self.metrics.held_out(trainer.step, loss)?;
+        let first = match self.summary.held_out {
+            // A resumed run doesn't know the loss it began with.
+            None if trainer.step > 0 => return Ok(()),
+            None => loss,
+            Some([first, _]) => first,
+        };
+        self.summary.held_out = Some([first, loss]);
+        Ok(())
+    }
 }

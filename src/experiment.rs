@@ -1,0 +1,122 @@
+//! An experiment as its recipe describes it: the base, its rows, what of it is trained, and its score on the recipe's
+//! task. The loop is `train`'s; what is printed is the commands'.
+
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+
+use crate::base::Base;
+use crate::data::chat_template::TextModel;
+use crate::data::{self, Dataset, Limits};
+use crate::error::{Error, Result};
+use crate::eval::generations::{Generation, answer};
+use crate::eval::{Problem, generated, read_problems};
+use crate::model::block::Transformer;
+use crate::model::lora::{self, LoraConfig};
+use crate::recipe::{DataTable, ModelTable, Recipe, Trainable};
+use crate::sampler::generate::Sampling;
+use crate::train::optimizer::train_everything;
+use crate::train::{Job, Trainer};
+
+/// What a recipe works on.
+pub struct Experiment {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The training rows.
+    pub train: Dataset,
+    /// The held-out rows.
+    pub held_out: Option<Dataset>,
+    /// The problems of the recipe's task; none without a task.
+    pub problems: Vec<Problem>,
+}
+
+impl Experiment {
+    /// Opens the recipe's base; reads its rows, or generates them into the run's folder.
+    ///
+    /// # Errors
+    /// A base or rows that can't be read; settings of the sampler without sense for the base's family.
+    pub fn open(recipe: Recipe) -> Result<(Self, Base)> {
+        let mut base = Base::open(&recipe.model.path)?;
+        base.model.config.precision = recipe.model.precision;
+        if recipe.eval.task.is_some() {
+            let sampling = recipe.sampler.for_family(base.model.config.family);
+            sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
+        }
+        let [train_file, held_out_file] = files(&recipe)?;
+        let train_file = train_file.expect("the recipe was checked to name its rows");
+        let DataTable { train_rows, held_out_rows, max_seq_len, .. } = recipe.data;
+        let mask = base.model.config.mask_token_id;
+        let read = |file: &Path, rows| data::load(file, &base.text, Limits { max_seq_len: max_seq_len.0, rows }, mask);
+        let train = read(&train_file, train_rows)?;
+        let held_out = held_out_file.as_deref().map(|file| read(file, held_out_rows)).transpose()?;
+        let problems = match (recipe.eval.task, &held_out_file) {
+            (Some(task), Some(file)) => {
+                let mut problems = read_problems(task, file)?;
+                problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
+                problems
+            }
+            _ => vec![],
+        };
+        Ok((Self { recipe, train, held_out, problems }, base))
+    }
+
+    /// The held-out rows, tokenized.
+    pub fn held_out_examples(&self) -> &[data::Example] {
+        self.held_out.as_ref().map_or(&[], |d| &d.examples)
+    }
+
+    /// The training of the base's network from its beginning, and the configuration of its fresh adapter; none where
+    /// every weight is trained.
+    ///
+    /// # Errors
+    /// Targets that the network doesn't have.
+    pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
+        let adapter = self.make_trainable(&mut model)?;
+        let job = Job {
+            examples: self.train.examples.clone(),
+            objective: self.recipe.objective,
+            padding: self.recipe.data.padding,
+            eos_token_id: text.eos_token_id(),
+            settings: self.recipe.train.clone(),
+        };
+        Ok((Trainer::new(model, job), adapter))
+    }
+
+    /// Attaches the recipe's adapter, whose configuration is returned, or makes every weight trainable.
+    fn make_trainable(&self, model: &mut Transformer) -> Result<Option<LoraConfig>> {
+        let ModelTable { trainable, lora_rank, lora_alpha, lora_dropout, lora_targets, use_rslora, .. } =
+            &self.recipe.model;
+        if *trainable == Trainable::Full {
+            train_everything(model);
+            return Ok(None);
+        }
+        let config = LoraConfig::new(*lora_rank, *lora_alpha, *lora_dropout, lora_targets.clone(), *use_rslora);
+        let attached = lora::attach_fresh(model, &config, self.recipe.train.seed);
+        attached.map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?;
+        Ok(Some(config))
+    }
+
+    /// A network's answers to the recipe's task, scored; `None` without a task.
+    ///
+    /// # Errors
+    /// A chat template that fails.
+    pub fn evaluate(
+        &self,
+        model: &Transformer,
+        text: &TextModel,
+        bar: &ProgressBar,
+    ) -> Result<Option<Vec<Generation>>> {
+        let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
+        let sampling = Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() };
+        answer((model, text), (task, &self.problems), &sampling, bar).map(Some)
+    }
+}
+
+/// The recipe's training and held-out rows as files; generated ones are written into the run's folder.
+fn files(recipe: &Recipe) -> Result<[Option<PathBuf>; 2]> {
+    let DataTable { train, held_out, generate, train_rows, held_out_rows, .. } = &recipe.data;
+    let Some(puzzle) = generate else { return Ok([train.clone(), held_out.clone()]) };
+    let rows = [train_rows.unwrap_or(4096), held_out_rows.unwrap_or(256)];
+    let folder = recipe.train.output.join("data");
+    Ok(generated::write(*puzzle, recipe.train.seed, rows, &folder)?.map(Some))
+}
