@@ -20,6 +20,8 @@ pub mod noising;
 pub mod objective;
 pub mod parity;
 pub mod recipe;
+pub mod report;
+pub mod reproduce;
 pub mod rng;
 pub mod sampler;
 pub mod train;

@@ -7,6 +7,7 @@ mod generate;
 mod merge;
 mod parity;
 mod pretrain;
+mod reproduce;
 mod score;
 mod train;
 
@@ -45,6 +46,7 @@ enum Command {
     Merge(merge::Merge),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
+    Reproduce(reproduce::Reproduce),
     Bench(bench::Bench),
 }
 
@@ -75,6 +77,7 @@ impl Cli {
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),
+            Command::Reproduce(command) => command.run(),
             Command::Bench(command) => command.run(),
         })
     }

@@ -141,12 +141,23 @@ pub fn sudoku(choices: &mut Choices, num_empty: usize, wanted: Side) -> Sudoku {
     }
 }
 
+/// How hard a Countdown is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difficulty {
+    /// The largest number.
+    pub largest: i64,
+    /// Whether the numbers are named in the order in which an expression uses them.
+    pub is_in_order: bool,
+}
+
 /// Three numbers and a target that they make.
-pub fn countdown(choices: &mut Choices, largest: i64, wanted: Side) -> Countdown {
+pub fn countdown(choices: &mut Choices, difficulty: Difficulty, wanted: Side) -> Countdown {
     loop {
-        let numbers = [(); 3].map(|()| choices.between(1, largest));
+        let numbers = [(); 3].map(|()| choices.between(1, difficulty.largest));
         let mut order = numbers;
-        choices.shuffle(&mut order);
+        if !difficulty.is_in_order {
+            choices.shuffle(&mut order);
+        }
         let operators = [(); 2].map(|()| choices.one_of(&["+", "-", "*"]));
         let [a, b, c] = order;
         let first = calculate(a, operators[0], b);
@@ -282,14 +293,15 @@ mod tests {
 
     #[test]
     fn a_countdown_has_the_answer_it_names() {
-        for index in 0..200 {
-            let puzzle = countdown(&mut Choices::new(3, index), 50, Side::HeldOut);
+        for (index, is_in_order) in (0..200).flat_map(|i| [(i, false), (i, true)]) {
+            let puzzle = countdown(&mut Choices::new(3, index), Difficulty { largest: 50, is_in_order }, Side::HeldOut);
             let parts: Vec<&str> = puzzle.expression.split(' ').collect();
             let number = |i: usize| parts[i].parse::<i64>().expect("a number");
             let value = calculate(calculate(number(0), parts[1], number(2)), parts[3], number(4));
             assert_eq!(value, puzzle.target, "{}", puzzle.expression);
             let mut used = [number(0), number(2), number(4)];
             let mut numbers = puzzle.numbers;
+            assert!(!is_in_order || used == numbers, "{}", puzzle.expression);
             used.sort_unstable();
             numbers.sort_unstable();
             assert_eq!(used, numbers);

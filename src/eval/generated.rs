@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::data::synthetic::{self, Choices, Side};
+use crate::data::synthetic::{self, Choices, Difficulty, Side};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
 
 /// Empty cells of a Sudoku, as in d1's test set.
 const EMPTY_CELLS: usize = 8;
-/// The largest number of a Countdown.
-const LARGEST: i64 = 50;
 
 /// A task whose problems can be generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +18,10 @@ const LARGEST: i64 = 50;
 pub enum Puzzle {
     /// 4x4 Sudoku.
     Sudoku,
-    /// Make a number of three others.
+    /// Make a number of three others, of 1 to 50.
     Countdown,
+    /// The same of 1 to 9, named in the order in which an expression uses them: what is left to find are the operators.
+    CountdownInOrder,
 }
 
 /// Writes `train.jsonl` and `held-out.jsonl`: rows with `messages`, and `question` and `ground_truth` for scoring.
@@ -49,8 +49,10 @@ fn row(puzzle: Puzzle, seed: u64, index: u64, side: Side) -> Value {
             let question = format!("Solve the following Sudoku puzzle: {}\n", sudoku.puzzle);
             (question, sudoku.solution.clone(), json!(sudoku.solution))
         }
-        Puzzle::Countdown => {
-            let made = synthetic::countdown(&mut choices, LARGEST, side);
+        Puzzle::Countdown | Puzzle::CountdownInOrder => {
+            let is_in_order = puzzle == Puzzle::CountdownInOrder;
+            let difficulty = Difficulty { largest: if is_in_order { 9 } else { 50 }, is_in_order };
+            let made = synthetic::countdown(&mut choices, difficulty, side);
             let question = format!("Numbers: {:?}\nTarget: {}", made.numbers, made.target);
             (question, format!("\\boxed{{{}}}", made.expression), json!([made.numbers, made.target]))
         }

@@ -59,7 +59,7 @@ pub struct Score {
 }
 
 /// The share of points with its standard error.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// Points over points that could be had, in `[0, 1]`.
     pub accuracy: f64,

@@ -133,7 +133,7 @@ fn list(output: &Path) -> Vec<PathBuf> {
 }
 
 /// The settings that differ, `table.key was X and is Y`.
-fn differences(was: &Value, is: &Value) -> Vec<String> {
+pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
     let empty = serde_json::Map::new();
     let tables = is.as_object().unwrap_or(&empty);
     let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {

@@ -118,9 +118,18 @@ impl Trainer {
     /// A model's training from its beginning; its trainable parameters are what is trained.
     pub fn new(mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = (job.settings.activation_memory_gb * 1e9) as usize;
-        model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
-        let entropies = EntropyReuse::new(job.objective.entropy_every);
-        Self { optimizer: Optimizer::new(&model), model, step: 0, job, entropies, order: None }
+        let (optimizer, objective) = (Optimizer::new(&model), job.objective);
+        let mut trainer = Self { optimizer, model, step: 0, job, entropies: EntropyReuse::new(1), order: None };
+        trainer.set_objective(objective);
+        trainer
+    }
+
+    /// Trains something else from here on; entropies kept for reuse are dropped.
+    pub fn set_objective(&mut self, objective: Objective) {
+        let config = &mut self.model.config;
+        config.entropy_precision = objective.entropy_precision.unwrap_or(config.precision);
+        self.entropies = EntropyReuse::new(objective.entropy_every);
+        self.job.objective = objective;
     }
 
     /// The loop's settings.

@@ -9,7 +9,7 @@ use super::run::{Summary, train};
 use super::{Job, Trainer};
 use crate::data::chat_template::TextModel;
 use crate::data::packing::Padding;
-use crate::data::synthetic::{self, Choices, Side};
+use crate::data::synthetic::{self, Choices, Difficulty, Side};
 use crate::data::{Conversation, Example, Message, tokenizer};
 use crate::error::{Error, Result};
 use crate::files::read_text;
@@ -228,7 +228,8 @@ fn text(data: &DataTable, seed: u64, index: u64) -> Text {
     }
     if kind < data.sudoku + data.arithmetic + data.puzzles {
         if choices.below(3) == 0 {
-            let puzzle = synthetic::countdown(&mut choices, 20, Side::Train);
+            let puzzle =
+                synthetic::countdown(&mut choices, Difficulty { largest: 20, is_in_order: false }, Side::Train);
             let [a, b, c] = puzzle.numbers;
             let question = format!("Numbers: [{a}, {b}, {c}]\nTarget: {}\n", puzzle.target);
             return plain(question, format!("{} = {}", puzzle.expression, puzzle.target));

@@ -1,0 +1,3 @@
+//! What a person looks at after a run: charts.
+
+pub mod chart;

@@ -1,0 +1,263 @@
+//! What a comparison found, in numbers: means over seeds with intervals, paired differences, and how much of the
+//! variation is the method's, the divisor's and the seed's. How they are told is `markdown`'s.
+
+use serde::Serialize;
+
+use super::Outcomes;
+use super::run::{Outcome, OverSteps, Point};
+use super::statistics::{Interval, Paired, Variation, interval, paired, variation};
+use super::study::{PlannedRun, Study};
+
+/// Arms that are compared, each with what it is compared to.
+pub const PAIRS: [(&str, &str); 13] = [
+    ("weft-masked", "sft-masked"),
+    ("weft-answer", "sft-answer"),
+    ("sft-masked", "sft-answer"),
+    ("weft-masked", "weft-answer"),
+    ("token_weight", "sft-masked"),
+    ("cart", "sft-masked"),
+    ("weft-identity", "sft-masked"),
+    ("weft-cbrt", "sft-masked"),
+    ("weft-log1p", "sft-masked"),
+    ("weft-elbo", "sft-masked"),
+    ("weft-identity", "weft-masked"),
+    ("weft-cbrt", "weft-masked"),
+    ("weft-log1p", "weft-masked"),
+];
+
+/// A score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// The accuracy in percent.
+    Accuracy,
+    /// The held-out loss, in nats per answer token.
+    NllBound,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// The program's version.
+    pub weft: &'static str,
+    /// The seeds.
+    pub seeds: Vec<u64>,
+    /// The arms' names.
+    pub arms: Vec<String>,
+    /// What was found under each setting.
+    pub settings: Vec<SettingFindings>,
+    /// Each arm's accuracy in percent at the end, averaged over the settings.
+    pub average: Vec<Option<Interval>>,
+}
+
+/// What was found under a setting.
+#[derive(Clone, Debug, Serialize)]
+pub struct SettingFindings {
+    /// Its name.
+    pub name: String,
+    /// What it changes.
+    pub set: Vec<String>,
+    /// The steps at which the arms were scored.
+    pub steps: Vec<u64>,
+    /// The base's scores.
+    pub base: Point,
+    /// The arms.
+    pub arms: Vec<ArmFindings>,
+    /// Paired differences.
+    pub differences: Vec<Difference>,
+    /// SFT and WeFT under both divisors, taken apart; where all four arms are there.
+    pub factors: Vec<Factors>,
+    /// Median seconds of a step by arm.
+    pub step_seconds: Option<Vec<f64>>,
+    /// Threads that were timed.
+    pub timed_threads: Option<usize>,
+}
+
+/// What an arm came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArmFindings {
+    /// Its name.
+    pub name: String,
+    /// Each seed's outcome, in the seeds' order; `None` is not done.
+    pub outcomes: Vec<Option<Outcome>>,
+    /// Runs that stopped at a loss that wasn't finite.
+    pub diverged: usize,
+    /// The accuracy in percent at each of the steps.
+    pub accuracy: Vec<Option<Interval>>,
+    /// The held-out loss at each of the steps.
+    pub nll_bound: Vec<Option<Interval>>,
+    /// The gradient's norm: means of the runs' means and deviations, the largest of all.
+    pub grad_norm: Option<OverSteps>,
+    /// The same of the mean entropy.
+    pub mean_entropy: Option<OverSteps>,
+    /// The same of the relative uncertainties' spread.
+    pub uncertainty_spread: Option<OverSteps>,
+}
+
+/// A paired difference of two arms at a step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Difference {
+    /// The arm.
+    pub arm: &'static str,
+    /// What it is compared to.
+    pub reference: &'static str,
+    /// In what.
+    pub metric: Metric,
+    /// When.
+    pub step: u64,
+    /// By how much.
+    pub paired: Paired,
+}
+
+/// What of the variation of SFT and WeFT under two divisors is whose, at a step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Factors {
+    /// Of what.
+    pub metric: Metric,
+    /// When.
+    pub step: u64,
+    /// WeFT less SFT, averaged over the divisors.
+    pub method: Paired,
+    /// Divided by masked tokens less divided by answer tokens, averaged over the methods.
+    pub normalizer: Paired,
+    /// WeFT less SFT under the masked tokens, less the same under the answer tokens.
+    pub interaction: Paired,
+    /// Between and within seeds.
+    pub variation: Option<Variation>,
+}
+
+impl Findings {
+    /// The findings of what is done of a study.
+    pub fn of(study: &Study, outcomes: &Outcomes) -> Self {
+        let mut seeds: Vec<u64> = study.runs.iter().map(|run| run.seed).collect();
+        seeds.dedup();
+        let settings: Vec<SettingFindings> =
+            (0..study.table.settings.len()).map(|setting| SettingFindings::of(study, outcomes, setting)).collect();
+        let average = |arm: usize| {
+            let last = |s: &SettingFindings, seed| s.value(arm, seed, s.steps.len() - 1, Metric::Accuracy);
+            let of_seed = |seed: usize| -> Option<f64> {
+                let all: Option<Vec<f64>> = settings.iter().map(|s| last(s, seed)).collect();
+                all.map(|all| all.iter().sum::<f64>() / all.len() as f64)
+            };
+            interval(&(0..seeds.len()).filter_map(of_seed).collect::<Vec<f64>>())
+        };
+        let average = (0..study.table.arms.len()).map(average).collect();
+        Self { weft: env!("CARGO_PKG_VERSION"), seeds, arms: study.table.arms.clone(), settings, average }
+    }
+}
+
+impl SettingFindings {
+    fn of(study: &Study, outcomes: &Outcomes, setting: usize) -> Self {
+        let own = || study.runs.iter().zip(&outcomes.runs).filter(move |(run, _)| run.setting == setting);
+        let arms: Vec<ArmFindings> = (0..study.table.arms.len())
+            .map(|arm| {
+                let of_arm = own().filter(|(run, _): &(&PlannedRun, _)| run.arm == arm);
+                ArmFindings::of(&study.table.arms[arm], of_arm.map(|(_, outcome)| outcome.clone()).collect())
+            })
+            .collect();
+        let whole = arms.iter().flat_map(|arm| arm.outcomes.iter().flatten()).max_by_key(|o| o.points.len());
+        let steps = whole.map_or(vec![], |o| o.points.iter().map(|p| p.step).collect());
+        let times = outcomes.times.get(setting);
+        let mut findings = Self {
+            name: study.table.settings[setting].name.clone(),
+            set: study.table.settings[setting].set.clone(),
+            steps,
+            base: outcomes.bases[setting].points[0],
+            arms,
+            differences: vec![],
+            factors: vec![],
+            step_seconds: times.map(|t| t.step_seconds.clone()),
+            timed_threads: times.map(|t| t.threads),
+        };
+        for metric in [Metric::Accuracy, Metric::NllBound] {
+            for at in 0..findings.steps.len() {
+                let intervals = (0..findings.arms.len()).map(|arm| interval(&findings.values(arm, at, metric)));
+                let intervals: Vec<Option<Interval>> = intervals.collect();
+                for (arm, interval) in findings.arms.iter_mut().zip(intervals) {
+                    match metric {
+                        Metric::Accuracy => arm.accuracy.push(interval),
+                        Metric::NllBound => arm.nll_bound.push(interval),
+                    }
+                }
+                findings.differences.extend(findings.differences_at(at, metric));
+                findings.factors.extend(findings.factors_at(at, metric));
+            }
+        }
+        findings
+    }
+
+    /// An arm's place.
+    pub fn arm(&self, name: &str) -> Option<usize> {
+        self.arms.iter().position(|arm| arm.name == name)
+    }
+
+    /// The score of an arm's run at one of the steps; `None` where it is not done or diverged before.
+    fn value(&self, arm: usize, seed: usize, at: usize, metric: Metric) -> Option<f64> {
+        let point = self.arms[arm].outcomes.get(seed)?.as_ref()?.points.get(at)?;
+        Some(match metric {
+            Metric::Accuracy => 100.0 * point.accuracy.accuracy,
+            Metric::NllBound => point.nll_bound,
+        })
+    }
+
+    fn num_seeds(&self) -> usize {
+        self.arms.iter().map(|arm| arm.outcomes.len()).max().unwrap_or(0)
+    }
+
+    fn values(&self, arm: usize, at: usize, metric: Metric) -> Vec<f64> {
+        (0..self.num_seeds()).filter_map(|seed| self.value(arm, seed, at, metric)).collect()
+    }
+
+    fn differences_at(&self, at: usize, metric: Metric) -> Vec<Difference> {
+        let difference = |(arm, reference): (&'static str, &'static str)| {
+            let (a, b) = (self.arm(arm)?, self.arm(reference)?);
+            let of_seed = |seed| Some(self.value(a, seed, at, metric)? - self.value(b, seed, at, metric)?);
+            let paired = paired(&(0..self.num_seeds()).filter_map(of_seed).collect::<Vec<f64>>())?;
+            Some(Difference { arm, reference, metric, step: self.steps[at], paired })
+        };
+        PAIRS.into_iter().filter_map(difference).collect()
+    }
+
+    fn factors_at(&self, at: usize, metric: Metric) -> Option<Factors> {
+        let names = ["sft-masked", "sft-answer", "weft-masked", "weft-answer"];
+        let places: Vec<usize> = names.iter().map(|name| self.arm(name)).collect::<Option<_>>()?;
+        // Seeds with all four.
+        let of_seed = |seed| places.iter().map(|arm| self.value(*arm, seed, at, metric)).collect::<Option<Vec<f64>>>();
+        let cells: Vec<Vec<f64>> = (0..self.num_seeds()).filter_map(of_seed).collect();
+        let contrast = |weights: [f64; 4]| {
+            let of_seed = |values: &Vec<f64>| values.iter().zip(weights).map(|(v, w)| v * w).sum();
+            paired(&cells.iter().map(of_seed).collect::<Vec<f64>>())
+        };
+        let by_arm: Vec<Vec<f64>> = (0..places.len()).map(|a| cells.iter().map(|seed| seed[a]).collect()).collect();
+        Some(Factors {
+            metric,
+            step: self.steps[at],
+            method: contrast([-0.5, -0.5, 0.5, 0.5])?,
+            normalizer: contrast([0.5, -0.5, 0.5, -0.5])?,
+            interaction: contrast([-1.0, 1.0, 1.0, -1.0])?,
+            variation: variation(&by_arm),
+        })
+    }
+}
+
+impl ArmFindings {
+    fn of(name: &str, outcomes: Vec<Option<Outcome>>) -> Self {
+        let done: Vec<&Outcome> = outcomes.iter().flatten().collect();
+        let over = |of: &dyn Fn(&Outcome) -> Option<OverSteps>| {
+            let all: Vec<OverSteps> = done.iter().filter_map(|o| of(o)).collect();
+            let mean = |of: &dyn Fn(&OverSteps) -> f64| all.iter().map(of).sum::<f64>() / all.len() as f64;
+            let max = all.iter().map(|o| o.max).reduce(f64::max)?;
+            Some(OverSteps { mean: mean(&|o| o.mean), deviation: mean(&|o| o.deviation), max })
+        };
+        Self {
+            name: name.to_owned(),
+            diverged: done.iter().filter(|o| o.diverged.is_some()).count(),
+            accuracy: vec![],
+            nll_bound: vec![],
+            grad_norm: over(&|o| o.grad_norm),
+            mean_entropy: over(&|o| o.mean_entropy),
+            uncertainty_spread: over(&|o| o.uncertainty_spread),
+            outcomes,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The paper's comparison: every arm under every setting over several seeds, each seed's arms on one base, one order of
+//! the same rows and the same draws. What is done lies in the recipe's `train.output` and isn't done again, so a
+//! comparison that was killed goes on where it was.
+
+pub mod findings;
+pub mod markdown;
+pub mod run;
+pub mod statistics;
+pub mod study;
+pub mod timing;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+
+use crate::error::{Error, Result};
+use crate::files::{make_folder, write_whole};
+use findings::Findings;
+use run::Outcome;
+use study::{PlannedRun, Study};
+
+/// Every outcome of a comparison, as far as it has come.
+pub struct Outcomes {
+    /// The base's, by setting.
+    pub bases: Vec<Outcome>,
+    /// The runs', in the study's order; `None` is not done.
+    pub runs: Vec<Option<Outcome>>,
+    /// The times, by setting; empty where none were taken.
+    pub times: Vec<timing::Times>,
+}
+
+/// Reads what is done of a comparison, and does the rest if it `is_wanted`; `tell` hears of every run that ends.
+///
+/// # Errors
+/// An outcome of another recipe; whatever stops a run but a loss that isn't finite.
+pub fn go(study: &Study, is_wanted: bool, tell: &(impl Fn(&str) + Sync)) -> Result<Outcomes> {
+    // 1. What is there already: told first, and refused where another recipe made it.
+    let runs: Vec<Option<Outcome>> = study.runs.iter().map(|run| run::read(&run.recipe)).collect::<Result<_>>()?;
+    make_folder(&study.output)?;
+    let left: VecDeque<usize> = (0..runs.len()).filter(|i| runs[*i].is_none()).collect();
+    tell(&format!("{} runs, {} of them done", runs.len(), runs.len() - left.len()));
+    // 2. The bases' scores.
+    let mut bases = vec![];
+    for recipe in &study.bases {
+        bases.push(match run::read(recipe)? {
+            Some(outcome) => outcome,
+            None => run::base(recipe)?,
+        });
+    }
+    if !is_wanted {
+        return Ok(Outcomes { bases, runs, times: vec![] });
+    }
+    // 3. The runs, some at a time.
+    let runs = Mutex::new(runs);
+    work(study, left, &runs, tell)?;
+    let runs = runs.into_inner().expect("no worker panicked");
+    // 4. Times, with the machine to themselves.
+    let mut times = vec![];
+    if study.table.timing_rounds > 0 {
+        for setting in 0..study.table.settings.len() {
+            times.push(timing::of_setting(study, setting)?);
+        }
+    }
+    Ok(Outcomes { bases, runs, times })
+}
+
+/// Does runs in order, `parallel_runs` at a time; after an error none is begun.
+fn work(
+    study: &Study,
+    left: VecDeque<usize>,
+    runs: &Mutex<Vec<Option<Outcome>>>,
+    tell: &(impl Fn(&str) + Sync),
+) -> Result<()> {
+    let (count, began) = (left.len(), Instant::now());
+    let (left, done) = (Mutex::new(left), AtomicUsize::new(0));
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let workers = study.table.parallel_runs.min(count.max(1));
+    let threads = (rayon::current_num_threads() / workers).max(1);
+    let worker = || {
+        loop {
+            let stopped = failed.lock().expect("no worker panicked").is_some();
+            let Some(index) = left.lock().expect("no worker panicked").pop_front().filter(|_| !stopped) else { return };
+            let run = &study.runs[index];
+            match run::go(&run.recipe, study.table.evaluations, &ProgressBar::hidden()) {
+                Ok(outcome) => {
+                    let done = 1 + done.fetch_add(1, Ordering::Relaxed);
+                    let rest = began.elapsed() * (count - done) as u32 / done as u32;
+                    tell(&format!("{done}/{count} {}", line(study, run, &outcome, rest)));
+                    runs.lock().expect("no worker panicked")[index] = Some(outcome);
+                }
+                Err(error) => *failed.lock().expect("no worker panicked") = Some(error),
+            }
+        }
+    };
+    let pools: Vec<rayon::ThreadPool> = (0..workers)
+        .map(|_| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| Error::Run(format!("{workers} pools of {threads} threads can't be started: {e}")))?;
+    std::thread::scope(|scope| pools.iter().for_each(|pool| drop(scope.spawn(|| pool.install(worker)))));
+    match failed.into_inner().expect("no worker panicked") {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn line(study: &Study, run: &PlannedRun, outcome: &Outcome, rest: Duration) -> String {
+    let (setting, arm) = (&study.table.settings[run.setting].name, &study.table.arms[run.arm]);
+    let result = match (&outcome.diverged, outcome.points.last()) {
+        (Some(reason), _) => format!("diverged: {reason}"),
+        (None, Some(point)) => {
+            let percent = 100.0 * point.accuracy.accuracy;
+            format!("{percent:.1} %, held-out loss {:.4}", point.nll_bound)
+        }
+        (None, None) => "no step".to_owned(),
+    };
+    let minutes = rest.as_secs().div_ceil(60);
+    format!("{setting} {arm} seed {}: {result}; about {minutes} min left", run.seed)
+}
+
+/// Writes what a comparison found: `report.md`, `report.json` with every score, and the charts.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn write(study: &Study, outcomes: &Outcomes, recipe: &Path) -> Result<()> {
+    let findings = Findings::of(study, outcomes);
+    let json = serde_json::to_string_pretty(&findings).expect("findings are JSON");
+    write_whole(&study.output.join("report.json"), json.as_bytes())?;
+    for (name, svg) in markdown::charts(&findings) {
+        write_whole(&study.output.join(name), svg.as_bytes())?;
+    }
+    write_whole(&study.output.join("report.md"), markdown::page(&findings, recipe).as_bytes())
+}

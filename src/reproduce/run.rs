@@ -1,0 +1,197 @@
+//! One run of a comparison: training, with evaluations on the way, and its result as a file. A run that was killed goes
+//! on from its last checkpoint; one that is done is read.
+
+use std::fs;
+use std::path::Path;
+
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::eval::Accuracy;
+use crate::eval::generations::accuracy_of;
+use crate::experiment::Experiment;
+use crate::files::{make_folder, read_text, write_whole};
+use crate::model::block::Transformer;
+use crate::recipe::Recipe;
+use crate::train::checkpoint::differences;
+use crate::train::held_out::nll_bound;
+use crate::train::metrics::Progress;
+use crate::train::run::Run;
+
+/// A model's scores at a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Steps that were done.
+    pub step: u64,
+    /// The accuracy on the task.
+    pub accuracy: Accuracy,
+    /// The held-out loss, in nats per answer token.
+    pub nll_bound: f64,
+}
+
+/// A quantity over the steps of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OverSteps {
+    /// Its mean.
+    pub mean: f64,
+    /// Its standard deviation.
+    pub deviation: f64,
+    /// Its largest value.
+    pub max: f64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Its scores, the earliest first.
+    pub points: Vec<Point>,
+    /// The gradient's norm before clipping.
+    pub grad_norm: Option<OverSteps>,
+    /// The answer tokens' mean entropy in nats; for objectives that ask for it.
+    pub mean_entropy: Option<OverSteps>,
+    /// The spread of their relative uncertainties; for objectives that ask for entropies.
+    pub uncertainty_spread: Option<OverSteps>,
+    /// Why it stopped before its end: a loss that wasn't finite.
+    pub diverged: Option<String>,
+}
+
+/// The file of a run's outcome, and that of its scores so far.
+const OUTCOME: &str = "outcome.json";
+const POINTS: &str = "points.json";
+
+/// A run's outcome if it is done.
+///
+/// # Errors
+/// An outcome of another recipe; a file that can't be read.
+pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
+    let path = recipe.train.output.join(OUTCOME);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
+    let mut saved: Value = serde_json::from_str(&read_text(&path)?).map_err(format)?;
+    let differing = differences(&saved["recipe"], &resolved(recipe));
+    if !differing.is_empty() {
+        let reason = format!(
+            "the run was made by another recipe: {}; undo that, or choose another train.output",
+            differing.join("; ")
+        );
+        return Err(Error::Config { path, reason });
+    }
+    serde_json::from_value(saved["outcome"].take()).map(Some).map_err(format)
+}
+
+/// Does a run, or what is left of it.
+///
+/// # Errors
+/// Whatever stops a run but a loss that isn't finite, which is an outcome.
+pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcome> {
+    let folder = recipe.train.output.clone();
+    make_folder(&folder)?;
+    let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
+    let (mut trainer, _) = experiment.trainer(model, &text)?;
+    let num_steps = trainer.num_steps();
+    bar.set_length(num_steps);
+    let progress = Progress { bar: bar.clone(), tells: false };
+    let mut run = Run::open(&mut trainer, &[], &folder, resolved(recipe), progress)?;
+    let mut points = read_points(&folder)?;
+    // A checkpoint may be older than the last evaluation; what follows it comes out the same.
+    points.retain(|point| point.step <= trainer.step);
+    let mut diverged = None;
+    for step in (1..=evaluations).map(|i| (i * num_steps).div_ceil(evaluations)) {
+        if points.iter().any(|point| point.step == step) {
+            continue;
+        }
+        match run.advance(&mut trainer, step) {
+            Err(Error::Run(reason)) => {
+                diverged = Some(reason);
+                break;
+            }
+            advanced => advanced?,
+        }
+        points.push(score(&experiment, &trainer.model, &text, step)?);
+        let lines = serde_json::to_string_pretty(&points).expect("points are JSON");
+        write_whole(&folder.join(POINTS), lines.as_bytes())?;
+    }
+    let steps = read_steps(&folder.join("metrics.jsonl"))?;
+    let over = |key: &str| over_steps(steps.iter().filter_map(|line| line[key].as_f64()).collect());
+    let outcome = Outcome {
+        points,
+        grad_norm: over("grad_norm"),
+        mean_entropy: over("mean_entropy"),
+        uncertainty_spread: over("uncertainty_spread"),
+        diverged,
+    };
+    save(recipe, &outcome)?;
+    Ok(outcome)
+}
+
+/// The base's scores under a recipe, before anything is trained.
+///
+/// # Errors
+/// As [`go`].
+pub fn base(recipe: &Recipe) -> Result<Outcome> {
+    let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
+    let points = vec![score(&experiment, &model, &text, 0)?];
+    let outcome = Outcome { points, grad_norm: None, mean_entropy: None, uncertainty_spread: None, diverged: None };
+    save(recipe, &outcome)?;
+    Ok(outcome)
+}
+
+fn score(
+    experiment: &Experiment,
+    model: &Transformer,
+    text: &crate::data::chat_template::TextModel,
+    step: u64,
+) -> Result<Point> {
+    let generations = experiment.evaluate(model, text, &ProgressBar::hidden())?;
+    let generations = generations.expect("a comparison has a task");
+    let nll_bound = nll_bound(model, experiment.held_out_examples());
+    Ok(Point { step, accuracy: accuracy_of(&generations), nll_bound })
+}
+
+/// Saves an outcome, after which rows and checkpoints are of no more use.
+fn save(recipe: &Recipe, outcome: &Outcome) -> Result<()> {
+    let folder = &recipe.train.output;
+    let saved = json!({ "recipe": resolved(recipe), "outcome": outcome });
+    let text = serde_json::to_string_pretty(&saved).expect("an outcome is JSON");
+    write_whole(&folder.join(OUTCOME), text.as_bytes())?;
+    drop_spent(folder)
+}
+
+/// Removes a run's rows and checkpoints.
+pub(super) fn drop_spent(folder: &Path) -> Result<()> {
+    for spent in ["data", "checkpoints"].map(|name| folder.join(name)).into_iter().filter(|path| path.exists()) {
+        fs::remove_dir_all(&spent).map_err(|source| Error::Write { path: spent, source })?;
+    }
+    Ok(())
+}
+
+fn resolved(recipe: &Recipe) -> Value {
+    serde_json::to_value(recipe).expect("a recipe is JSON")
+}
+
+fn read_points(folder: &Path) -> Result<Vec<Point>> {
+    let path = folder.join(POINTS);
+    match path.exists() {
+        true => serde_json::from_str(&read_text(&path)?).map_err(|e| Error::Format { path, reason: e.to_string() }),
+        false => Ok(vec![]),
+    }
+}
+
+/// The lines of metrics.jsonl; a diverged run may have none.
+fn read_steps(path: &Path) -> Result<Vec<Value>> {
+    let text = read_text(path)?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn over_steps(values: Vec<f64>) -> Option<OverSteps> {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    let max = values.iter().copied().reduce(f64::max)?;
+    Some(OverSteps { mean, deviation: (squares / count).sqrt(), max })
+}

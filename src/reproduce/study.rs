@@ -1,0 +1,194 @@
+//! What a comparison consists of: its arms, the settings they are compared under, its seeds, and so its runs. A run's
+//! recipe is the file's, changed as its setting and its arm say.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::files::read_text;
+use crate::recipe::{self, Recipe};
+
+/// The arms that are known: a name, and what it sets. All of a divisor but for `sft-answer` and `weft-answer` divide
+/// by the masked tokens, so that nothing but the method differs.
+pub const ARMS: [(&str, &[&str]); 10] = [
+    ("sft-masked", &["objective.kind=sft", "objective.normalizer=masked"]),
+    ("sft-answer", &["objective.kind=sft", "objective.normalizer=answer"]),
+    ("weft-masked", &["objective.kind=weft", "objective.normalizer=masked"]),
+    ("weft-answer", &["objective.kind=weft", "objective.normalizer=answer"]),
+    ("token_weight", &["objective.kind=token_weight", "objective.normalizer=masked"]),
+    ("cart", &["objective.kind=cart", "objective.normalizer=masked"]),
+    ("weft-identity", &["objective.kind=weft", "objective.normalizer=masked", "objective.transform=identity"]),
+    ("weft-cbrt", &["objective.kind=weft", "objective.normalizer=masked", "objective.transform=cbrt"]),
+    ("weft-log1p", &["objective.kind=weft", "objective.normalizer=masked", "objective.transform=log1p"]),
+    ("weft-elbo", &["objective.kind=weft", "objective.normalizer=masked", "objective.weighting=elbo"]),
+];
+
+/// Arms that a comparison has unless it names its own: the paper's.
+const DEFAULT_ARMS: usize = 9;
+
+/// `[reproduce]`: the comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReproduceTable {
+    /// Runs of each arm under each setting; their seeds count from `train.seed`.
+    pub seeds: u64,
+    /// The arms, named as in [`ARMS`].
+    pub arms: Vec<String>,
+    /// What the arms are compared under; the recipe as it is where absent.
+    pub settings: Vec<Setting>,
+    /// Evaluations of a run, at even distances, the last at its end.
+    pub evaluations: u64,
+    /// Runs that go on at a time, each on its part of the threads. Small models use the cores better so; no result
+    /// depends on it.
+    pub parallel_runs: usize,
+    /// Steps of each arm that are timed, in turns; 0 times none.
+    pub timing_rounds: usize,
+}
+
+/// A setting: what it changes of the recipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    /// Its name, a folder's too.
+    pub name: String,
+    /// `table.key=value`, as `--set` takes them.
+    #[serde(default)]
+    pub set: Vec<String>,
+}
+
+impl Default for ReproduceTable {
+    fn default() -> Self {
+        Self {
+            seeds: 10,
+            arms: ARMS[..DEFAULT_ARMS].iter().map(|(name, _)| (*name).to_owned()).collect(),
+            settings: vec![],
+            evaluations: 3,
+            parallel_runs: 1,
+            timing_rounds: 15,
+        }
+    }
+}
+
+/// A recipe with its comparison, as the file has it.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct StudyFile {
+    #[serde(flatten)]
+    recipe: Recipe,
+    reproduce: ReproduceTable,
+}
+
+/// A comparison whose recipes have all been read.
+pub struct Study {
+    /// The comparison.
+    pub table: ReproduceTable,
+    /// The folder of everything that it writes.
+    pub output: PathBuf,
+    /// Every run, a seed's together, so that a study that is stopped has whole seeds.
+    pub runs: Vec<PlannedRun>,
+    /// Each setting's recipe, for its base and its times.
+    pub bases: Vec<Recipe>,
+}
+
+/// A run of a comparison.
+#[derive(Clone)]
+pub struct PlannedRun {
+    /// Its setting's place in the table.
+    pub setting: usize,
+    /// Its arm's.
+    pub arm: usize,
+    /// Its seed.
+    pub seed: u64,
+    /// Its recipe; `train.output` is its own folder.
+    pub recipe: Recipe,
+}
+
+impl Study {
+    /// Reads a comparison and the settings that replace some of it (`table.key=value`), and resolves every run.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
+        let text = read_text(path)?;
+        let (StudyFile { recipe, reproduce: mut table }, mut problems) = recipe::parse::<StudyFile>(&text, settings);
+        if table.settings.is_empty() {
+            table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
+        }
+        problems.extend(table.problems(&recipe));
+        if !problems.is_empty() {
+            return Err(Error::Recipe { path: path.to_owned(), problems });
+        }
+        // A run's recipe knows no [reproduce].
+        let mut tables: toml::Table = toml::from_str(&text).expect("it was read above");
+        tables.remove("reproduce");
+        let text = toml::to_string(&tables).expect("it was read above");
+        let is_runs = |setting: &&String| !setting.trim_start().starts_with("reproduce.");
+        let settings: Vec<String> = settings.iter().filter(is_runs).cloned().collect();
+        let resolve = |setting: &Setting, arm: &[&str], own: Vec<String>| {
+            let arm = arm.iter().map(|s| (*s).to_owned());
+            let all: Vec<String> = settings.iter().chain(&setting.set).cloned().chain(arm).chain(own).collect();
+            Recipe::parse(&text, path, &all)
+        };
+        let (output, first_seed) = (recipe.train.output, recipe.train.seed);
+        let own = |folder: PathBuf, seed: u64| {
+            let folder = toml::Value::from(folder.display().to_string());
+            vec![format!("train.output={folder}"), format!("train.seed={seed}"), "train.eval_every=0".to_owned()]
+        };
+        let mut runs = vec![];
+        for seed in first_seed..first_seed + table.seeds {
+            for (s, setting) in table.settings.iter().enumerate() {
+                for (a, name) in table.arms.iter().enumerate() {
+                    let (_, arm) = ARMS.iter().find(|(known, _)| known == name).expect("checked above");
+                    let folder = output.join(&setting.name).join(name).join(format!("seed-{seed}"));
+                    runs.push(PlannedRun {
+                        setting: s,
+                        arm: a,
+                        seed,
+                        recipe: resolve(setting, arm, own(folder, seed))?,
+                    });
+                }
+            }
+        }
+        let base = |setting: &Setting| resolve(setting, &[], own(output.join(&setting.name).join("base"), first_seed));
+        let bases: Vec<Recipe> = table.settings.iter().map(base).collect::<Result<_>>()?;
+        match table.settings.iter().zip(&bases).find(|(_, recipe)| recipe.eval.task.is_none()) {
+            Some((setting, _)) => Err(Error::Recipe {
+                path: path.to_owned(),
+                problems: vec![format!("setting {:?} has no eval.task, so there is nothing to compare", setting.name)],
+            }),
+            None => Ok(Self { table, output, runs, bases }),
+        }
+    }
+}
+
+impl ReproduceTable {
+    fn problems(&self, recipe: &Recipe) -> Vec<String> {
+        let mut problems = vec![];
+        let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
+        for (key, value) in [("seeds", self.seeds), ("evaluations", self.evaluations)] {
+            refuse(value == 0, format!("reproduce.{key} = 0; give at least 1"));
+        }
+        refuse(self.parallel_runs == 0, "reproduce.parallel_runs = 0; give at least 1".to_owned());
+        refuse(self.arms.is_empty(), "reproduce.arms is empty; leave it out for the paper's".to_owned());
+        let known = ARMS.map(|(name, _)| name);
+        for (i, arm) in self.arms.iter().enumerate() {
+            let list = known.join(", ");
+            refuse(!known.contains(&&**arm), format!("reproduce.arms has {arm:?}; the known ones are {list}"));
+            refuse(self.arms[..i].contains(arm), format!("reproduce.arms has {arm:?} twice"));
+        }
+        for (i, Setting { name, .. }) in self.settings.iter().enumerate() {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            let is_folder = !name.is_empty() && name.chars().all(is_name);
+            refuse(!is_folder, format!("reproduce.settings has the name {name:?}; use letters, digits, - and _"));
+            let is_twice = self.settings[..i].iter().any(|other| other.name == *name);
+            refuse(is_twice, format!("reproduce.settings has the name {name:?} twice"));
+        }
+        let steps = recipe.train.max_steps.unwrap_or(u64::MAX);
+        refuse(
+            self.evaluations > steps,
+            format!("reproduce.evaluations = {} are more than train.max_steps = {steps}", self.evaluations),
+        );
+        problems
+    }
+}

@@ -1,0 +1,186 @@
+//! `weft reproduce`: what is done isn't done again, a killed comparison ends as an unbroken one, the report's numbers
+//! are those of its runs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const RECIPE: &str = r#"
+[model]
+lora_rank = 4
+[data]
+train_rows = 64
+held_out_rows = 6
+[train]
+output = "runs/study"
+seed = 3
+micro_batch_size = 4
+lr = 1e-3
+max_steps = 6
+checkpoint_every = 1
+[eval]
+limit = 2
+[sampler]
+gen_length = 8
+block_length = 8
+diffusion_steps = 2
+[reproduce]
+seeds = 2
+evaluations = 2
+timing_rounds = 0
+arms = ["sft-masked", "sft-answer", "weft-masked", "weft-answer"]
+[[reproduce.settings]]
+name = "sudoku"
+set = ["data.generate=sudoku", "eval.task=sudoku"]
+[[reproduce.settings]]
+name = "countdown-full"
+set = ["data.generate=countdown_in_order", "eval.task=countdown", "model.trainable=full", "train.max_steps=4"]
+"#;
+
+/// An empty folder with the recipe.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    std::fs::write(folder.join("study.toml"), RECIPE).expect("the recipe can be written");
+    folder
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(folder).args(["reproduce", "study.toml"]).args(arguments);
+    command
+}
+
+fn weft(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().expect("the program starts")
+}
+
+fn report(folder: &Path) -> Value {
+    let text = std::fs::read_to_string(folder.join("runs/study/report.json")).expect("there is a report");
+    serde_json::from_str(&text).expect("the report is JSON")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_killed_comparison_ends_as_an_unbroken_one() {
+    let (whole, broken) = (folder("reproduce-whole"), folder("reproduce-broken"));
+    let output = weft(&whole, &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // Killed again and again while it has not ended, each time a little later; runs two at a time.
+    let mut kills = 0;
+    for millis in (300..).step_by(400) {
+        let mut child = command(&broken, &["--set", "reproduce.parallel_runs=2"])
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let deadline = Instant::now() + Duration::from_millis(millis);
+        while child.try_wait().expect("the program can be asked").is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if let Some(status) = child.try_wait().expect("the program can be asked") {
+            assert!(status.success());
+            break;
+        }
+        child.kill().expect("the program can be killed");
+        child.wait().expect("the program ends");
+        kills += 1;
+    }
+    assert!(kills > 0, "it was never killed");
+    assert_eq!(report(&broken), report(&whole));
+    // Nothing is left to do, and rows and checkpoints are gone.
+    let again = stderr(&weft(&broken, &[]));
+    assert!(again.contains("16 runs, 16 of them done"), "{again}");
+    let run = broken.join("runs/study/sudoku/weft-masked/seed-4");
+    let mut files: Vec<String> = std::fs::read_dir(&run)
+        .expect("the run has a folder")
+        .map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned())
+        .collect();
+    files.sort();
+    assert_eq!(files, ["metrics.jsonl", "outcome.json", "points.json", "recipe.json"]);
+}
+
+#[test]
+fn the_reports_numbers_are_those_of_its_runs() {
+    let folder = folder("reproduce-numbers");
+    let output = weft(&folder, &["--set", "reproduce.timing_rounds=1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = report(&folder);
+    let setting = &report["settings"][0];
+    assert_eq!(setting["steps"], serde_json::json!([3, 6]));
+    let arm = |name: &str| {
+        let arms = setting["arms"].as_array().expect("there are arms");
+        arms.iter().find(|arm| arm["name"] == name).expect("the arm is there")
+    };
+    let loss = |name: &str, seed: usize| {
+        let path = folder.join(format!("runs/study/sudoku/{name}/seed-{}/outcome.json", 3 + seed));
+        let saved: Value = serde_json::from_str(&std::fs::read_to_string(path).expect("it is done")).expect("JSON");
+        saved["outcome"]["points"][1]["nll_bound"].as_f64().expect("a number")
+    };
+    let mean = |name: &str| (loss(name, 0) + loss(name, 1)) / 2.0;
+    let near = |value: &Value, expected: f64| (value.as_f64().expect("a number") - expected).abs() < 1e-12;
+    assert!(near(&arm("weft-masked")["nll_bound"][1]["mean"], mean("weft-masked")));
+    let is_own = |d: &&Value| {
+        d["arm"] == "weft-masked" && d["reference"] == "sft-masked" && d["metric"] == "nll_bound" && d["step"] == 6
+    };
+    let differences = setting["differences"].as_array().expect("there are differences");
+    let difference = &differences.iter().find(is_own).expect("the pair is there")["paired"]["difference"];
+    assert!(near(&difference["mean"], mean("weft-masked") - mean("sft-masked")));
+    let factors = setting["factors"].as_array().expect("there are factors");
+    let is_own = |f: &&Value| f["metric"] == "nll_bound" && f["step"] == 6;
+    let normalizer = &factors.iter().find(is_own).expect("they are there")["normalizer"]["difference"]["mean"];
+    let masked = mean("sft-masked") + mean("weft-masked");
+    assert!(near(normalizer, (masked - mean("sft-answer") - mean("weft-answer")) / 2.0));
+    // The gradient norms are metrics.jsonl's.
+    let metrics = folder.join("runs/study/sudoku/cart/seed-3/metrics.jsonl");
+    assert!(!metrics.exists(), "cart is no arm here");
+    let metrics = std::fs::read_to_string(folder.join("runs/study/sudoku/weft-masked/seed-3/metrics.jsonl"));
+    let lines: Vec<Value> =
+        metrics.expect("it is there").lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    assert_eq!(lines.len(), 6);
+    let norm = |l: &Value| l["grad_norm"].as_f64().expect("a number");
+    let mean_norm = lines.iter().map(norm).sum::<f64>() / 6.0;
+    assert!(near(&arm("weft-masked")["outcomes"][0]["grad_norm"]["mean"], mean_norm));
+    assert!(lines[0]["uncertainty_spread"].as_f64().expect("weft has entropies") > 0.0);
+    let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
+    for part in ["## Table 1", "## Table 3", "## Table 4", "## Times", "| weft-answer |", "Whose difference"] {
+        assert!(page.contains(part), "{part} is missing:\n{page}");
+    }
+    for chart in ["accuracy-sudoku", "loss-countdown-full", "differences-sudoku"] {
+        let svg = std::fs::read_to_string(folder.join(format!("runs/study/{chart}.svg"))).expect("there is a chart");
+        assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+        assert!(page.contains(&format!("{chart}.svg")));
+    }
+}
+
+#[test]
+fn one_sentence_tells_what_is_wrong() {
+    let folder = folder("reproduce-wrong");
+    let told = |arguments: &[&str]| {
+        let output = weft(&folder, arguments);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let text = told(&["--set", "reproduce.arms=[\"sft\", \"cart\", \"cart\"]", "--set", "reproduce.seeds=0"]);
+    assert!(text.contains("reproduce.arms has \"sft\"; the known ones are sft-masked, sft-answer, weft-masked"), "{text}");
+    assert!(text.contains("reproduce.arms has \"cart\" twice") && text.contains("reproduce.seeds = 0"), "{text}");
+    let text = told(&["--set", "reproduce.settings=[{name=\"a/b\"}]"]);
+    assert!(text.contains("reproduce.settings has the name \"a/b\"; use letters, digits, - and _"), "{text}");
+    let text = told(&["--set", "reproduce.settings=[{name=\"a\", sets=[]}]"]);
+    assert!(text.contains("unknown field `sets`"), "{text}");
+    let text = told(&["--set", "reproduce.settings=[{name=\"a\", set=[\"data.generate=sudoku\"]}]"]);
+    assert!(text.contains("setting \"a\" has no eval.task"), "{text}");
+    let text = told(&["--set", "reproduce.seed=1"]);
+    assert!(text.contains("unknown key reproduce.seed; the nearest known one is reproduce.seeds"), "{text}");
+    assert!(!folder.join("runs").exists(), "nothing was begun");
+    let small = ["--set", "reproduce.seeds=1", "--set", "reproduce.arms=[\"sft-masked\"]"];
+    assert!(weft(&folder, &small).status.success());
+    let text = told(&[&small[..], &["--set", "train.lr=2e-3"]].concat());
+    assert!(text.contains("the run was made by another recipe: train.lr was 0.001 and is 0.002"), "{text}");
+}
