@@ -14,9 +14,12 @@ use crate::eval::{Problem, generated, read_problems};
 use crate::model::block::Transformer;
 use crate::model::lora::{self, LoraConfig};
 use crate::recipe::{DataTable, ModelTable, Recipe, Trainable};
-use crate::sampler::generate::Sampling;
+use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
 use crate::train::{Job, Trainer};
+
+/// Answers that a report shows of a recipe with a task.
+const SAMPLES: usize = 3;
 
 /// What a recipe works on.
 pub struct Experiment {
@@ -96,6 +99,31 @@ impl Experiment {
         Ok(Some(config))
     }
 
+    /// A network's answers to the first rows, for people to read: held-out ones where there are any.
+    ///
+    /// # Errors
+    /// Sampling lengths that don't divide.
+    pub fn samples(&self, model: &Transformer, text: &TextModel) -> Result<Vec<String>> {
+        let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..self.sampling() };
+        let rows = self.sampled();
+        let prompts: Vec<Prompt> =
+            rows.iter().zip(0..).map(|(row, example)| Prompt { ids: &row.prompt_ids, example }).collect();
+        let outputs = generate(model, &prompts, &sampling).map_err(Error::Usage)?;
+        let answers = rows.iter().zip(outputs).map(|(row, ids)| text.decode_answer(&ids[row.prompt_ids.len()..]));
+        Ok(answers.collect())
+    }
+
+    /// The rows that [`Experiment::samples`] answers.
+    pub fn sampled(&self) -> &[data::Example] {
+        let rows = if self.held_out.is_some() { self.held_out_examples() } else { &self.train.examples };
+        let count = self.recipe.eval.samples.unwrap_or(if self.recipe.eval.task.is_some() { SAMPLES } else { 0 });
+        &rows[..count.min(rows.len())]
+    }
+
+    fn sampling(&self) -> Sampling {
+        Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() }
+    }
+
     /// A network's answers to the recipe's task, scored; `None` without a task.
     ///
     /// # Errors
@@ -107,8 +135,7 @@ impl Experiment {
         bar: &ProgressBar,
     ) -> Result<Option<Vec<Generation>>> {
         let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
-        let sampling = Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() };
-        answer((model, text), (task, &self.problems), &sampling, bar).map(Some)
+        answer((model, text), (task, &self.problems), &self.sampling(), bar).map(Some)
     }
 }
 

@@ -170,6 +170,8 @@ pub struct EvalTable {
     pub task: Option<Task>,
     /// Problems; all where absent.
     pub limit: Option<usize>,
+    /// Rows whose answers before and after training are shown in report.html; where absent, 3 with a task, else none.
+    pub samples: Option<usize>,
 }
 
 impl Default for ModelTable {

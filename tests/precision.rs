@@ -130,7 +130,7 @@ fn entropies_may_have_a_format_of_their_own() {
         let mut trainer = trainer(precision, Kind::Weft, 1);
         trainer.model.config.entropy_precision = entropy_precision;
         let report = trainer.step().expect("the step works");
-        (report.mean_entropy.expect("weft has entropies"), report.loss)
+        (report.entropy.expect("weft has entropies").mean, report.loss)
     };
     let [exact, of_bf16, bf16] = [[0, 0], [0, 1], [1, 1]].map(|[p, e]| masked(PRECISIONS[p], PRECISIONS[e]));
     assert_ne!(exact.0, of_bf16.0);

@@ -103,7 +103,7 @@ fn a_killed_comparison_ends_as_an_unbroken_one() {
         .map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned())
         .collect();
     files.sort();
-    assert_eq!(files, ["metrics.jsonl", "outcome.json", "points.json", "recipe.json"]);
+    assert_eq!(files, ["metrics.jsonl", "outcome.json", "points.json", "recipe.json", "tensorboard"]);
 }
 
 #[test]
@@ -168,7 +168,10 @@ fn one_sentence_tells_what_is_wrong() {
         stderr(&output)
     };
     let text = told(&["--set", "reproduce.arms=[\"sft\", \"cart\", \"cart\"]", "--set", "reproduce.seeds=0"]);
-    assert!(text.contains("reproduce.arms has \"sft\"; the known ones are sft-masked, sft-answer, weft-masked"), "{text}");
+    assert!(
+        text.contains("reproduce.arms has \"sft\"; the known ones are sft-masked, sft-answer, weft-masked"),
+        "{text}"
+    );
     assert!(text.contains("reproduce.arms has \"cart\" twice") && text.contains("reproduce.seeds = 0"), "{text}");
     let text = told(&["--set", "reproduce.settings=[{name=\"a/b\"}]"]);
     assert!(text.contains("reproduce.settings has the name \"a/b\"; use letters, digits, - and _"), "{text}");

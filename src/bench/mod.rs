@@ -14,7 +14,8 @@ use crate::model::block::Transformer;
 use crate::objective::{Kind, Objective};
 use crate::recipe::TrainTable;
 use crate::rng::{Draws, Stream};
-use crate::train::{Job, Phases, Trainer};
+use crate::train::step::Phases;
+use crate::train::{Job, Trainer};
 
 mod shapes;
 
@@ -196,7 +197,7 @@ fn gemm_gflops(precision: Precision) -> f64 {
 }
 
 /// The largest resident size of this process, in bytes; 0 where the system doesn't say.
-fn peak_rss_bytes() -> u64 {
+pub fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kilobytes| kilobytes * 1024)

@@ -4,6 +4,7 @@
 mod bench;
 mod eval;
 mod generate;
+mod inspect;
 mod merge;
 mod parity;
 mod pretrain;
@@ -43,6 +44,7 @@ enum Command {
     Eval(eval::Eval),
     Score(score::Score),
     Generate(generate::Generate),
+    Inspect(inspect::Inspect),
     Merge(merge::Merge),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
@@ -74,6 +76,7 @@ impl Cli {
             Command::Eval(command) => command.run(),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Inspect(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(),

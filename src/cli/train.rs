@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use indicatif::ProgressBar;
 use weft::base::Base;
-use weft::data::Dataset;
+use weft::bench::peak_rss_bytes;
+use weft::data::{Dataset, Example};
 use weft::error::Result;
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
@@ -14,8 +15,9 @@ use weft::experiment::Experiment;
 use weft::files::make_folder;
 use weft::model::lora;
 use weft::recipe::{Recipe, Trainable};
+use weft::report::training::{self, Sample};
 use weft::train::entropy_reuse::Drift;
-use weft::train::run;
+use weft::train::run::{self, Summary};
 
 use super::eval::in_percent;
 use super::generate::tell_idle;
@@ -25,7 +27,7 @@ const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
 
 /// Fine-tune a model by a recipe
 ///
-/// Writes metrics.jsonl, checkpoints to resume from, and the PEFT adapter (model.trainable = "full": the whole trained
+/// Writes report.html, metrics.jsonl, TensorBoard events, checkpoints to resume from, and the PEFT adapter (model.trainable = "full": the whole trained
 /// checkpoint) into the recipe's train.output. Without a recipe it runs the quick start: the embedded base learns to
 /// answer 4x4 Sudoku in a chat, in a few minutes.
 #[derive(Args)]
@@ -57,8 +59,9 @@ impl Train {
         let recipe = &experiment.recipe;
         tell_idle(&recipe.sampler.for_family(base.model.config.family));
         describe(&experiment, &base);
-        // 2. The base's score, before anything is trained.
+        // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"))?;
+        let mut samples = first_samples(&experiment, &base)?;
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
         let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
@@ -70,26 +73,49 @@ impl Train {
             Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
             None => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
         }
-        // 4. The score after it, and where everything lies.
+        // 4. The same after it, the report, and where everything lies.
         let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")))?;
-        println!("trained {} steps in {:.0} s", trainer.step - summary.first_step, summary.train_secs);
-        if let Some(Drift { rank_correlation, mean_change }) = summary.entropy_drift {
-            println!(
-                "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
-            );
+        for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
+            sample.after = after;
         }
-        if let Some([before, after]) = summary.held_out {
-            println!("held-out loss {before:.4} -> {after:.4} nats per answer token");
-        }
-        if let (Some(task), Some(before), Some(after)) = (recipe.eval.task, before, after) {
-            println!("{} on the same {} held-out problems:", task.name(), experiment.problems.len());
-            let width = product.len();
-            println!("  {:width$}  {}", "base", in_percent(&before));
-            println!("  {product}  {}", in_percent(&after));
-        }
+        let scores = before.zip(after).map(|(before, after)| [("base", before), (product, after)]);
+        let results = tell_results(&experiment, trainer.step, &summary, scores);
+        training::write(&output, &results, &samples)?;
         println!("the {product} lies in {}", folder.display());
+        println!("the report lies in {}", output.join(training::REPORT).display());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Prints what a run came to; names and values for its report.
+fn tell_results(
+    experiment: &Experiment,
+    steps: u64,
+    summary: &Summary,
+    scores: Option<[(&str, Accuracy); 2]>,
+) -> Vec<(String, String)> {
+    println!("trained {} steps in {:.0} s", steps - summary.first_step, summary.train_secs);
+    let mut results = vec![("steps".to_owned(), steps.to_string())];
+    if let Some(Drift { rank_correlation, mean_change }) = summary.entropy_drift {
+        println!(
+            "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
+        );
+    }
+    if let Some([before, after]) = summary.held_out {
+        println!("held-out loss {before:.4} -> {after:.4} nats per answer token");
+        results.push(("held-out loss, before and after".to_owned(), format!("{before:.3} \u{2192} {after:.3}")));
+    }
+    if let (Some(task), Some(scores)) = (experiment.recipe.eval.task, scores) {
+        println!("{} on the same {} held-out problems:", task.name(), experiment.problems.len());
+        let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, accuracy) in scores {
+            println!("  {name:width$}  {}", in_percent(&accuracy));
+            results.push((format!("{}, {name}", task.name()), in_percent(&accuracy)));
+        }
+    }
+    results.push(("training".to_owned(), format!("{:.0} s", summary.train_secs)));
+    results.push(("peak memory".to_owned(), format!("{:.2} GB", peak_rss_bytes() as f64 / 1e9)));
+    results
 }
 
 fn describe(experiment: &Experiment, base: &Base) {
@@ -109,6 +135,18 @@ fn describe(experiment: &Experiment, base: &Base) {
     if let Some(held_out) = &experiment.held_out {
         println!("held out   {} examples; {} answers cut", held_out.examples.len(), held_out.truncated);
     }
+}
+
+/// The rows that the report shows, answered by the base.
+fn first_samples(experiment: &Experiment, base: &Base) -> Result<Vec<Sample>> {
+    let before = experiment.samples(&base.model, &base.text)?;
+    let sample = |(row, before): (&Example, String)| Sample {
+        prompt: base.text.decode_canvas(&row.prompt_ids),
+        expected: base.text.decode_answer(&row.answer_ids),
+        before,
+        after: String::new(),
+    };
+    Ok(experiment.sampled().iter().zip(before).map(sample).collect())
 }
 
 /// The accuracy on the recipe's task, whose generations are saved; `None` without a task.

@@ -1,16 +1,18 @@
-//! What a run tells while it goes: metrics.jsonl, a line per step and per evaluation, and the progress on the terminal.
+//! What a run tells while it goes: metrics.jsonl, a line per step and per evaluation; the same numbers for TensorBoard;
+//! and the progress on the terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::StepReport;
+use super::step::StepReport;
+use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_whole};
+use crate::files::{make_folder, read_text, write_whole};
 
 /// Seconds between lines of progress where there is no terminal.
 const LINE_SECS: u64 = 15;
@@ -23,10 +25,16 @@ pub struct Progress {
     pub tells: bool,
 }
 
+/// The log's name in a run's folder.
+pub const METRICS: &str = "metrics.jsonl";
+/// The same for TensorBoard, which is pointed at the run's folder or one above it.
+pub const EVENTS: &str = "tensorboard/events.out.tfevents.weft";
+
 /// The run's log.
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    events: EventFile,
     progress: Progress,
     last_line: Instant,
     tokens: usize,
@@ -40,7 +48,7 @@ impl Metrics {
     /// # Errors
     /// A file that can't be written.
     pub fn open(output: &Path, step: u64, progress: Progress) -> Result<Self> {
-        let path = output.join("metrics.jsonl");
+        let path = output.join(METRICS);
         let kept: String = match path.exists() && step > 0 {
             true => read_text(&path)?.split_inclusive('\n').filter(|line| step_of(line) <= Some(step)).collect(),
             false => String::new(),
@@ -50,12 +58,13 @@ impl Metrics {
             .append(true)
             .open(&path)
             .map_err(|source| Error::Write { path: path.clone(), source })?;
+        let events = repeat_events(&output.join(EVENTS), &kept)?;
         let style = "{bar:24} step {pos}/{len}  {msg}  {eta} left";
         let bar = &progress.bar;
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         bar.set_position(step);
         bar.reset_eta();
-        Ok(Self { path, file, progress, last_line: Instant::now(), tokens: 0, train_secs: 0.0 })
+        Ok(Self { path, file, events, progress, last_line: Instant::now(), tokens: 0, train_secs: 0.0 })
     }
 
     /// Tells of a step that took `step_secs` seconds.
@@ -74,8 +83,9 @@ impl Metrics {
             "lr": report.lr,
             "tokens": report.tokens,
             "masked_share": report.masked_share,
-            "mean_entropy": report.mean_entropy,
-            "uncertainty_spread": report.uncertainty_spread,
+            "mean_entropy": report.entropy.map(|e| e.mean),
+            "entropy_quantiles": report.entropy.map(|e| e.quantiles),
+            "uncertainty_spread": report.entropy.map(|e| e.uncertainty_spread),
             "entropy_drift": report.entropy_drift,
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_secs,
@@ -118,10 +128,50 @@ impl Metrics {
         self.progress.bar.finish_and_clear();
     }
 
-    fn write(&mut self, line: Value) -> Result<()> {
+    fn write(&mut self, mut line: Value) -> Result<()> {
+        line["unix_seconds"] = Value::from(unix_seconds());
         let written = self.file.write_all(format!("{line}\n").as_bytes());
-        written.map_err(|source| Error::Write { path: self.path.clone(), source })
+        written.map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        let told = tell_events(&mut self.events, &line);
+        told.map_err(|source| Error::Write { path: self.path.with_file_name(EVENTS), source })
     }
+}
+
+/// Writes the event file of a run anew from the lines that are kept of it.
+fn repeat_events(path: &Path, lines: &str) -> Result<EventFile> {
+    make_folder(path.parent().expect("the file lies in a folder"))?;
+    let lines: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let began = lines.first().and_then(|line| line["unix_seconds"].as_f64());
+    let whole = || {
+        let mut events = EventFile::create(path, began.unwrap_or_else(unix_seconds))?;
+        lines.iter().try_for_each(|line| tell_events(&mut events, line))?;
+        Ok(events)
+    };
+    whole().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// A line's numbers as scalars, those of lists and tables under names of their own.
+fn tell_events(events: &mut EventFile, line: &Value) -> std::io::Result<()> {
+    let mut scalars = vec![];
+    for (key, value) in line.as_object().into_iter().flatten() {
+        match value {
+            Value::Array(list) => {
+                let numbers = list.iter().enumerate();
+                scalars.extend(numbers.filter_map(|(i, v)| Some((format!("{key}/{i}"), v.as_f64()?))));
+            }
+            Value::Object(table) => {
+                scalars.extend(table.iter().filter_map(|(k, v)| Some((format!("{key}/{k}"), v.as_f64()?))));
+            }
+            _ if key == "step" || key == "unix_seconds" => {}
+            _ => scalars.extend(value.as_f64().map(|number| (key.clone(), number))),
+        }
+    }
+    let [seconds, step] = ["unix_seconds", "step"].map(|key| line[key].as_f64().unwrap_or_default());
+    events.scalars(seconds, step as u64, &scalars)
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 fn step_of(line: &str) -> Option<u64> {

@@ -10,11 +10,11 @@ pub mod metrics;
 pub mod optimizer;
 pub mod pretrain;
 pub mod run;
+pub mod step;
+pub mod tensorboard;
 
 use std::borrow::Borrow;
 use std::time::Instant;
-
-use serde::Serialize;
 
 use crate::data::Example;
 use crate::data::packing::{Padding, pad_answers};
@@ -28,6 +28,7 @@ use crate::recipe::TrainTable;
 use crate::rng::{Draws, Stream};
 use entropy_reuse::{Drift, EntropyReuse};
 use optimizer::{Optimizer, gradient_norm};
+use step::{EntropySummary, Phases, StepReport};
 
 /// Examples whose drift of entropies is measured at the end of a run.
 const DRIFT_EXAMPLES: usize = 32;
@@ -59,48 +60,6 @@ pub struct Job {
     pub eos_token_id: u32,
     /// The loop's settings.
     pub settings: TrainTable,
-}
-
-/// What a step did.
-#[derive(Clone, Debug)]
-pub struct StepReport {
-    /// The step, counted from 1.
-    pub step: u64,
-    /// Passes over the data that are done, in parts.
-    pub epoch: f64,
-    /// The loss, in nats.
-    pub loss: f64,
-    /// The gradient's norm before clipping.
-    pub grad_norm: f64,
-    /// The learning rate.
-    pub lr: f64,
-    /// Tokens of the batch, prompts included.
-    pub tokens: usize,
-    /// The share of answer tokens that was masked.
-    pub masked_share: f64,
-    /// The mean of the answer tokens' entropies in nats, where the objective asks for them.
-    pub mean_entropy: Option<f64>,
-    /// The standard deviation of the answer tokens' `r_i`, where the objective asks for entropies: 0 is SFT's one rate.
-    pub uncertainty_spread: Option<f64>,
-    /// How far the entropies that this step computed lie from the reused ones they replace.
-    pub entropy_drift: Option<Drift>,
-    /// Where the time went.
-    pub phases: Phases,
-}
-
-/// Seconds of a step's parts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Phases {
-    /// Pass 1 and the masks.
-    pub entropy: f64,
-    /// The layers' forward in pass 2.
-    pub forward: f64,
-    /// The head's forward and backward.
-    pub head: f64,
-    /// The layers' backward, recomputation included.
-    pub backward: f64,
-    /// Gradient norm and update.
-    pub optimizer: f64,
 }
 
 /// An example of a batch after the forward process.
@@ -202,7 +161,6 @@ impl Trainer {
             .flat_map(|s| &s.token_entropy[..s.token_entropy.len().min(s.num_supervised)])
             .copied()
             .collect();
-        let mean_entropy = mean(&entropies);
         Ok(StepReport {
             step: self.step,
             epoch: self.step as f64 / self.steps_per_epoch() as f64,
@@ -211,8 +169,7 @@ impl Trainer {
             lr,
             tokens: sequences.iter().map(|s| s.ids.len()).sum(),
             masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
-            mean_entropy,
-            uncertainty_spread: mean_entropy.map(|_| spread(&answers)),
+            entropy: EntropySummary::of(entropies, &answers),
             entropy_drift: Drift::mean(&drifts),
             phases,
         })
@@ -343,19 +300,6 @@ impl Trainer {
     }
 }
 
-impl Phases {
-    fn add(&mut self, [forward, head, backward]: [f64; 3]) {
-        self.forward += forward;
-        self.head += head;
-        self.backward += backward;
-    }
-
-    /// All parts together.
-    pub fn total(&self) -> f64 {
-        self.entropy + self.forward + self.head + self.backward + self.optimizer
-    }
-}
-
 impl Noised {
     /// The ids with some answer tokens masked.
     fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
@@ -385,15 +329,4 @@ fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
     order.sort_by_cached_key(|i| (Draws::new(seed, Stream::Order, epoch, *i as u64).key(0), *i));
     order
-}
-
-fn mean(x: &[f32]) -> Option<f64> {
-    (!x.is_empty()).then(|| x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64)
-}
-
-/// The standard deviation of the answer tokens' `r_i`, whose mean is 1.
-fn spread(answers: &[NoisedAnswer]) -> f64 {
-    let r: Vec<f64> = answers.iter().flat_map(|a| &a.relative_uncertainty).map(|r| f64::from(*r)).collect();
-    let mean = r.iter().sum::<f64>() / r.len() as f64;
-    (r.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / r.len() as f64).sqrt()
 }

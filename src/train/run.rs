@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::entropy_reuse::Drift;
 use super::held_out::nll_bound;
 use super::metrics::{Metrics, Progress};
-use super::{StepReport, Trainer, checkpoint};
+use super::step::StepReport;
+use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
@@ -31,7 +32,7 @@ pub struct Summary {
 }
 
 /// The resolved recipe in a run's folder; it is there from the run's first moment on.
-const RECIPE: &str = "recipe.json";
+pub const RECIPE: &str = "recipe.json";
 
 /// Refuses a folder that holds another run, before any work is done.
 ///

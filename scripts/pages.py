@@ -1,0 +1,128 @@
+"""Opens Weft's pages in a headless Chromium: they render in light and dark and on a phone's width without scrolling
+sideways, nothing stands in the console, and a point or token tells its numbers where the pointer rests on it.
+Reads a run's TensorBoard events with TensorBoard. Needs `pip install playwright tensorboard` and Debian's chromium.
+
+    python scripts/pages.py WEFT FOLDER
+
+WEFT is the program; FOLDER is made, with a short run and the pages of it, and keeps screenshots.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from playwright.sync_api import sync_playwright
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+RECIPE = """
+[data]
+train = "rows.jsonl"
+held_out = "rows.jsonl"
+held_out_rows = 2
+[train]
+output = "run"
+max_steps = 20
+micro_batch_size = 3
+lr = 1e-3
+eval_every = 5
+[sampler]
+gen_length = 32
+diffusion_steps = 8
+[eval]
+samples = 2
+"""
+CHECKS = 0
+
+
+def check(holds, what):
+    global CHECKS
+    CHECKS += 1
+    if not holds:
+        sys.exit(f"failed: {what}")
+
+
+def run(weft, *arguments, cwd):
+    done = subprocess.run([weft, *arguments], cwd=cwd, capture_output=True, text=True)
+    check(done.returncode == 0, f"weft {' '.join(arguments)}: {done.stderr}")
+
+
+def make_pages(weft, folder):
+    """A short run with a hostile row, whose texts must stay texts on every page."""
+    hostile = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
+    answer = hostile + "\nand & two  spaces"
+    rows = [{"messages": [{"role": "user", "content": hostile}, {"role": "assistant", "content": answer}]}] * 64
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "answer.txt").write_text(answer)
+    (folder / "recipe.toml").write_text(RECIPE)
+    run(weft, "train", "recipe.toml", cwd=folder)
+    run(weft, "inspect", "--model", "tiny-base", "--text", "answer.txt", "--prompt", hostile, cwd=folder)
+
+
+def look(browser, page_path, hovered):
+    for scheme, width in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        told = []
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.goto(page_path.resolve().as_uri())
+        name = f"{page_path.stem} ({scheme}, {width} pixels)"
+        check(page.title() != "broken", f"{name}: text from data ran as a script")
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        check(overflow <= 0, f"{name}: {overflow} pixels wider than the screen")
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        check((paper == "rgb(255, 255, 255)") == (scheme == "light"), f"{name}: paper is {paper}")
+        check(page.locator("#tip").is_hidden(), f"{name}: something is told before the pointer rests on anything")
+        target = page.locator(hovered).nth(3)
+        target.scroll_into_view_if_needed()
+        target.hover()
+        tip = page.locator("#tip").inner_text()
+        check(page.locator("#tip").is_visible() and any(c.isdigit() for c in tip), f"{name}: hover tells {tip!r}")
+        page.screenshot(path=page_path.with_name(f"{page_path.stem}-{scheme}-{width}.png"), full_page=True)
+        check(not told, f"{name}: the console has {told}")
+        page.close()
+
+
+def slider(browser, page_path):
+    page = browser.new_page()
+    page.goto(page_path.resolve().as_uri())
+    token = page.locator(".token").nth(3)
+    before = token.get_attribute("data-tip")
+    page.locator("#t").fill("0.9")
+    after = token.get_attribute("data-tip")
+    check("t = 0.50" in before and "t = 0.90" in after, f"the slider changes {before!r} to {after!r}")
+    r = float(token.get_attribute("data-r"))
+    rate = 100 * (1 - 0.1**r)
+    check(f"masked at t = 0.90: {rate:.1f} %" in after, f"the rate at r {r} and t 0.9 is {rate:.1f} %, not {after!r}")
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for tag in ["loss", "grad_norm", "held_out_nll_bound", "mean_entropy"]:
+        expected = [(line["step"], line[tag]) for line in lines if line.get(tag) is not None]
+        found = [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        close = len(found) == len(expected) and all(
+            a == b and abs(x - y) <= 1e-6 * abs(y) for (a, x), (b, y) in zip(found, expected))
+        check(expected and close, f"TensorBoard reads {found} of {tag}, not {expected}")
+
+
+def main():
+    weft, folder = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    make_pages(weft, folder)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        look(browser, folder / "run/report.html", "svg circle")
+        look(browser, folder / "entropy.html", ".token")
+        slider(browser, folder / "entropy.html")
+        browser.close()
+    events(folder / "run")
+    print(f"{CHECKS} passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+//! `weft inspect`: what a model is uncertain about, token by token.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::base::Base;
+use weft::data::{Conversation, Example, Message};
+use weft::error::{Error, Result};
+use weft::experiment::Experiment;
+use weft::files::{read_text, write_whole};
+use weft::model::lora;
+use weft::noising::entropy::Transform;
+use weft::recipe::Recipe;
+use weft::report::entropy_map::{entropy_page, inspect};
+use weft_kernels::precision::Precision;
+
+/// Show what a model is uncertain about: a page of answers coloured by entropy
+///
+/// Each answer token's entropy where the whole answer is masked, and the rate at which WeFT masks it, on hover. The answers
+/// are the first held-out rows of a recipe (its training rows where it has none), or a file's text.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  weft inspect recipes/gsm8k.toml --examples 5\n  weft inspect --model tiny-base --text answer.txt --prompt 'What is 7 + 5?' --out entropy.html"
+)]
+pub struct Inspect {
+    /// The recipe (TOML) whose rows and base are shown
+    #[arg(required_unless_present = "model", conflicts_with = "model")]
+    recipe: Option<PathBuf>,
+    /// Replace a setting of the recipe
+    #[arg(long = "set", value_name = "table.key=value", conflicts_with = "model")]
+    settings: Vec<String>,
+    /// The checkpoint's folder, or tiny-base
+    #[arg(long, value_name = "DIR", requires = "text")]
+    model: Option<PathBuf>,
+    /// The file whose text is the answer
+    #[arg(long, value_name = "FILE", requires = "model")]
+    text: Option<PathBuf>,
+    /// The user's turn before the text; none where absent
+    #[arg(long, value_name = "TEXT", requires = "text")]
+    prompt: Option<String>,
+    /// A PEFT adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Answers of a recipe that are shown
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    examples: usize,
+    /// The page
+    #[arg(long, default_value = "entropy.html", value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl Inspect {
+    pub fn run(self) -> Result<ExitCode> {
+        let (mut base, examples, transform) = match (&self.recipe, &self.model, &self.text) {
+            (Some(recipe), ..) => self.of_recipe(recipe)?,
+            (None, Some(model), Some(text)) => {
+                let base = Base::open(model)?;
+                let example = self.of_text(&base, text)?;
+                (base, vec![example], Transform::default())
+            }
+            _ => return Err(Error::Usage("give a recipe, or --model and --text".to_owned())),
+        };
+        if let Some(adapter) = &self.adapter {
+            lora::load(adapter, &mut base.model)?;
+        }
+        base.model.config.entropy_precision = Precision::F32;
+        let inspected = |example| inspect(&base.model, &base.text, example, transform);
+        let texts: Vec<_> = examples.iter().map(inspected).collect();
+        write_whole(&self.out, entropy_page(&base.name, &texts, transform).as_bytes())?;
+        println!("the page lies in {}", self.out.display());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn of_recipe(&self, path: &Path) -> Result<(Base, Vec<Example>, Transform)> {
+        let recipe = Recipe::read(path, &self.settings)?;
+        let transform = recipe.objective.transform;
+        let (experiment, base) = Experiment::open(recipe)?;
+        let held_out = experiment.held_out_examples();
+        let rows = if held_out.is_empty() { &experiment.train.examples } else { held_out };
+        Ok((base, rows.iter().take(self.examples).cloned().collect(), transform))
+    }
+
+    fn of_text(&self, base: &Base, path: &Path) -> Result<Example> {
+        let answer = read_text(path)?.trim_end_matches('\n').to_owned();
+        if answer.is_empty() {
+            let path = path.display();
+            return Err(Error::Usage(format!("{path} holds no text; write the answer to be inspected")));
+        }
+        match &self.prompt {
+            None => Ok(Example { prompt_ids: vec![], answer_ids: base.text.encode(&answer)? }),
+            Some(content) => {
+                let prompt = vec![Message { role: "user".to_owned(), content: content.clone() }];
+                base.text.example(&Conversation { prompt, answer })
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The page of some texts' entropies: each answer token coloured by how uncertain the model is about it, with the rate
+//! that WeFT masks it at.
+
+use std::fmt::Write;
+
+use super::chart::escape;
+use super::page::page;
+use crate::data::Example;
+use crate::data::chat_template::TextModel;
+use crate::model::batch::Batch;
+use crate::model::block::Transformer;
+use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
+
+/// A text with what pass 1 says of its answer.
+#[derive(Clone, Debug)]
+pub struct InspectedText {
+    /// The prompt.
+    pub prompt: String,
+    /// The answer's tokens.
+    pub tokens: Vec<String>,
+    /// `H_i` of each, in nats.
+    pub token_entropy: Vec<f32>,
+    /// `r_i` of each.
+    pub relative_uncertainty: Vec<f32>,
+}
+
+/// Pass 1 of an example: its answer masked as a whole.
+pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transform: Transform) -> InspectedText {
+    let Example { prompt_ids, answer_ids } = example;
+    let mut ids = prompt_ids.clone();
+    ids.resize(prompt_ids.len() + answer_ids.len(), model.config.mask_token_id);
+    let rows: Vec<usize> = (prompt_ids.len()..ids.len()).collect();
+    let token_entropy = model.entropy(&Batch::pack([&*ids]), &rows);
+    let answer = AnswerEntropy { token_entropy: &token_entropy, num_supervised: answer_ids.len() };
+    let relative_uncertainty = relative_uncertainty(&[answer], transform, Reference::Sequence).remove(0);
+    InspectedText {
+        prompt: text.decode_canvas(prompt_ids),
+        tokens: answer_ids.iter().map(|id| text.decode_canvas(&[*id])).collect(),
+        token_entropy,
+        relative_uncertainty,
+    }
+}
+
+/// The page of some texts of a model.
+pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) -> String {
+    let all = || texts.iter().flat_map(|t| &t.token_entropy);
+    let largest = all().copied().fold(0.0, f32::max);
+    let title = format!("Entropies of {model}");
+    let name = serde_json::to_value(transform).expect("a name is JSON");
+    let mut body = format!(
+        "<h1>{}</h1>\n<p class=\"note\">Each answer token's entropy where the whole answer is masked (pass 1), and the \
+         rate t_i = 1 - (1 - t)^r_i at which WeFT ({}) masks it at time t. Rest the pointer on a token.</p>\n\
+         <p><label>t <input id=\"t\" type=\"range\" min=\"0.01\" max=\"0.99\" step=\"0.01\" value=\"0.5\">\
+         <output id=\"t-shown\">0.50</output></label></p>\n<div class=\"scale\" style=\"background:linear-gradient(90deg,\
+         {},{})\"></div><p class=\"note\">0 to {largest:.2} nats</p>\n",
+        escape(&title),
+        escape(name.as_str().unwrap_or_default()),
+        colour(0.0),
+        colour(1.0)
+    );
+    for (i, text) in texts.iter().enumerate() {
+        let count = text.tokens.len();
+        let mean = text.token_entropy.iter().map(|h| f64::from(*h)).sum::<f64>() / count.max(1) as f64;
+        let _ = writeln!(
+            body,
+            "<h2>Text {}</h2>\n<p class=\"note\">{count} answer tokens, mean entropy {mean:.3} nats</p>\n<pre>{}</pre>\n\
+             <div class=\"text\">{}</div>",
+            i + 1,
+            escape(&text.prompt),
+            tokens(text, largest)
+        );
+    }
+    body.push_str(RATES);
+    page(&title, &body)
+}
+
+fn tokens(text: &InspectedText, largest: f32) -> String {
+    let mut html = String::new();
+    for ((token, entropy), r) in text.tokens.iter().zip(&text.token_entropy).zip(&text.relative_uncertainty) {
+        let share = if largest > 0.0 { entropy / largest } else { 0.0 };
+        let shown = if token.trim_matches(' ').is_empty() { token.replace(' ', "\u{b7}") } else { token.clone() };
+        // A line break is shown and made.
+        let shown = escape(&shown).replace('\n', "\u{21b5}\n");
+        let _ = write!(
+            html,
+            "<span class=\"token\" style=\"background:{}\" data-h=\"{entropy:.4}\" data-r=\"{r:.4}\" data-token=\"{}\" \
+             data-tip=\"\">{shown}</span>",
+            colour(share),
+            escape(token)
+        );
+    }
+    html
+}
+
+/// From clear to a strong orange that bears text in both schemes.
+fn colour(share: f32) -> String {
+    format!("rgba(230,120,0,{:.3})", 0.75 * share.clamp(0.0, 1.0))
+}
+
+/// Tells each token's numbers at the chosen time.
+const RATES: &str = "<script>\n\
+const slider = document.getElementById('t');\n\
+const tellRates = () => {\n\
+  const t = Number(slider.value);\n\
+  document.getElementById('t-shown').textContent = t.toFixed(2);\n\
+  for (const token of document.querySelectorAll('[data-r]')) {\n\
+    const r = Number(token.dataset.r);\n\
+    const rate = -Math.expm1(r * Math.log1p(-t));\n\
+    token.dataset.tip = `${JSON.stringify(token.dataset.token)}\\nentropy ${token.dataset.h} nats\\nr ${token.dataset.r}\\n` +\n\
+      `masked at t = ${t.toFixed(2)}: ${(100 * rate).toFixed(1)} %\\nmasked over all t: ${(100 * r / (1 + r)).toFixed(1)} %`;\n\
+  }\n\
+};\n\
+slider.addEventListener('input', tellRates);\n\
+tellRates();\n\
+</script>\n";

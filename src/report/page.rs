@@ -1,0 +1,21 @@
+//! The frame of every page: one HTML file with its style and its script.
+
+use super::chart::escape;
+
+/// A page of a title and a body, which is HTML already.
+pub fn page(title: &str, body: &str) -> String {
+    let (title, style, script) = (escape(title), include_str!("page.css"), include_str!("page.js"));
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
+         script-src 'unsafe-inline'; img-src data:\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n<style>\n{style}</style>\n<body>\n{body}\
+         <div id=\"tip\" role=\"status\"></div>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+}
+
+/// A number with its name below it.
+pub fn tile(value: &str, name: &str) -> String {
+    format!("<div class=\"tile\"><b>{}</b><span>{}</span></div>\n", escape(value), escape(name))
+}

@@ -1,0 +1,166 @@
+//! The page of a training run, report.html: what it came to, its curves, answers before and after, its recipe. It is
+//! made of the files in the run's folder.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::chart::{self, Curve, Titles, escape};
+use super::page::{page, tile};
+use crate::error::{Error, Result};
+use crate::files::{read_text, write_whole};
+use crate::train::metrics::METRICS;
+use crate::train::run::RECIPE;
+
+/// The page's name in a run's folder.
+pub const REPORT: &str = "report.html";
+
+/// Most points of a curve; more steps are put together.
+const MOST_POINTS: usize = 100;
+
+/// An answer before and after training.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// What the model was given.
+    pub prompt: String,
+    /// The row's own answer.
+    pub expected: String,
+    /// The base's answer.
+    pub before: String,
+    /// The trained model's.
+    pub after: String,
+}
+
+/// Writes the page of a run's folder. `results` are names and values for its head.
+///
+/// # Errors
+/// A file of the run that can't be read; a page that can't be written.
+pub fn write(output: &Path, results: &[(String, String)], samples: &[Sample]) -> Result<()> {
+    let lines: Vec<Value> =
+        read_text(&output.join(METRICS))?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let path = output.join(RECIPE);
+    let saved: Value = serde_json::from_str(&read_text(&path)?)
+        .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
+    let recipe = &saved["recipe"];
+    let name = |key: &Value| key.as_str().unwrap_or("-").to_owned();
+    let title = format!("{} on {}", name(&recipe["objective"]["kind"]), name(&recipe["model"]["path"]));
+    let mut body = format!("<h1>{}</h1>\n", escape(&title));
+    let _ = writeln!(
+        body,
+        "<p class=\"note\">{} - weft {}</p>",
+        escape(&output.display().to_string()),
+        escape(&name(&saved["weft"]))
+    );
+    body.push_str("<div class=\"tiles\">\n");
+    results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
+    body.push_str(
+        "</div>\n<h2>Curves</h2>\n<p class=\"note\">A point is the mean of the steps around it, its band their \
+                   range; rest the pointer on it for its numbers.</p>\n<div class=\"charts\">\n",
+    );
+    charts(&lines).iter().for_each(|svg| body.push_str(svg));
+    body.push_str("</div>\n");
+    if !samples.is_empty() {
+        body.push_str("<h2>Answers</h2>\n");
+        samples.iter().for_each(|sample| body.push_str(&answers(sample)));
+    }
+    let _ = writeln!(body, "<h2>Recipe</h2>\n<pre>{}</pre>", escape(&as_toml(recipe)));
+    write_whole(&output.join(REPORT), page(&title, &body).as_bytes())
+}
+
+fn charts(lines: &[Value]) -> Vec<String> {
+    let of = |key: &str| -> Vec<[f64; 2]> {
+        lines.iter().filter_map(|l| Some([l["step"].as_f64()?, l[key].as_f64()?])).collect()
+    };
+    let one = |title: &str, y: &str, curves: Vec<Curve>| {
+        let curves: Vec<Curve> = curves.into_iter().filter(|c| !c.points.is_empty()).collect();
+        (!curves.is_empty()).then(|| chart::curves(Titles { title, x: "step", y }, &curves))
+    };
+    let curve = |name: &str, key: &str| Curve { name: name.to_owned(), points: thin(&of(key)) };
+    let exact = |name: &str, key: &str| {
+        let points = of(key).into_iter().map(|[x, y]| [x, y, y, y]).collect();
+        Curve { name: name.to_owned(), points }
+    };
+    let quantile = |index: usize| -> Vec<[f64; 2]> {
+        let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
+        lines.iter().filter_map(value).collect()
+    };
+    // The middle with a band of two other quantiles.
+    let band = |name: &str, low: usize, high: usize| {
+        let [middle, low, high] = [2, low, high].map(|i| thin(&quantile(i)));
+        let points = middle.iter().zip(&low).zip(&high).map(|((m, l), h)| [m[0], m[1], l[1], h[1]]).collect();
+        Curve { name: name.to_owned(), points }
+    };
+    [
+        one("Loss", "nats", vec![curve("loss", "loss")]),
+        one("Held-out loss", "nats per answer token", vec![exact("held out", "held_out_nll_bound")]),
+        one("Gradient norm before clipping", "norm", vec![curve("gradient norm", "grad_norm")]),
+        one("Learning rate", "rate", vec![curve("learning rate", "lr")]),
+        one("Masked share of the answer tokens", "share", vec![curve("masked share", "masked_share")]),
+        one(
+            "Entropy of the answer tokens",
+            "nats",
+            vec![band("median, 5 to 95 %", 0, 4), band("median, 25 to 75 %", 1, 3), curve("mean", "mean_entropy")],
+        ),
+        one(
+            "Spread of the relative uncertainties",
+            "standard deviation of r",
+            vec![curve("standard deviation of r", "uncertainty_spread")],
+        ),
+        one("Speed", "tokens per second", vec![curve("tokens per second", "tokens_per_second")]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Means of neighbouring points with their ranges, so many that a page can bear them.
+fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
+    let group = points.len().div_ceil(MOST_POINTS).max(1);
+    let together = |group: &[[f64; 2]]| {
+        let mean = |k: usize| group.iter().map(|p| p[k]).sum::<f64>() / group.len() as f64;
+        let range = |f: fn(f64, f64) -> f64| group.iter().map(|p| p[1]).reduce(f).expect("a group has a point");
+        [mean(0), mean(1), range(f64::min), range(f64::max)]
+    };
+    points.chunks(group).map(together).collect()
+}
+
+fn answers(sample: &Sample) -> String {
+    let parts = [
+        ("prompt", &sample.prompt),
+        ("the row's answer", &sample.expected),
+        ("before", &sample.before),
+        ("after", &sample.after),
+    ];
+    let shown = |text: &str| if text.is_empty() { "<i>nothing</i>".to_owned() } else { escape(text) };
+    let part = |(name, text): &(&str, &String)| format!("<div><h3>{name}</h3><pre>{}</pre></div>\n", shown(text));
+    format!("<div class=\"sample\">\n{}</div>\n", parts.iter().map(part).collect::<String>())
+}
+
+/// A resolved recipe as its user would write it.
+fn as_toml(recipe: &Value) -> String {
+    fn without_nulls(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), without_nulls(v))).collect()
+            }
+            other => other.clone(),
+        }
+    }
+    toml::to_string(&without_nulls(recipe)).expect("a recipe is a table of tables")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinning_keeps_means_and_ranges() {
+        let points: Vec<[f64; 2]> = (0..250).map(|i| [f64::from(i), f64::from(i % 3)]).collect();
+        let thinned = thin(&points);
+        assert_eq!(thinned.len(), 84, "three steps a point");
+        assert_eq!(thinned[0], [1.0, 1.0, 0.0, 2.0]);
+        assert_eq!(thin(&points[..2]), [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]);
+        assert!(thin(&[]).is_empty());
+    }
+}

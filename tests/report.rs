@@ -1,0 +1,124 @@
+//! The pages: what came from data or model stays text, every curve is there, and a resumed run tells its whole story.
+//! That they render and answer the pointer is `scripts/pages.py`'s.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const HOSTILE: &str = "<script>alert(1)</script> & \"quotes\"";
+
+const RECIPE: &str = r#"
+[model]
+lora_rank = 2
+[data]
+train = "rows.jsonl"
+held_out = "rows.jsonl"
+held_out_rows = 2
+[train]
+output = "run"
+max_steps = 4
+eval_every = 2
+checkpoint_every = 1
+[sampler]
+gen_length = 8
+block_length = 8
+diffusion_steps = 2
+[eval]
+samples = 1
+"#;
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let turn = |role: &str| serde_json::json!({ "role": role, "content": HOSTILE });
+    let row = serde_json::json!({ "messages": [turn("user"), turn("assistant")] });
+    std::fs::write(folder.join("rows.jsonl"), format!("{row}\n").repeat(8)).expect("rows can be written");
+    std::fs::write(folder.join("recipe.toml"), RECIPE).expect("the recipe can be written");
+    folder
+}
+
+fn weft(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(folder).args(arguments).output().expect("the program starts")
+}
+
+fn read(folder: &Path, file: &str) -> String {
+    std::fs::read_to_string(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+#[test]
+fn a_runs_page_has_its_curves_and_answers_as_text() {
+    let folder = folder("report-run");
+    let output = weft(&folder, &["train", "recipe.toml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = read(&folder, "run/report.html");
+    assert_eq!(page.matches("<script").count(), 1, "the page's own");
+    assert!(
+        page.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quotes&quot;"),
+        "the row's answer is shown"
+    );
+    assert_eq!(page.matches("<svg").count(), 8);
+    for part in ["Held-out loss", "Gradient norm", "Masked share", "Entropy of the answer", "kind = &quot;weft&quot;"] {
+        assert!(page.contains(part), "{part} is missing");
+    }
+    let first: Value = serde_json::from_str(&read(&folder, "run/metrics.jsonl").lines().nth(1).expect("a step")[..])
+        .expect("a line is JSON");
+    let quantiles = first["entropy_quantiles"].as_array().expect("weft has entropies");
+    let quantiles: Vec<f64> = quantiles.iter().map(|q| q.as_f64().expect("a number")).collect();
+    assert!(quantiles.is_sorted() && quantiles.len() == 5 && quantiles[4] > quantiles[0], "{quantiles:?}");
+}
+
+#[test]
+fn sft_has_no_entropies_to_show() {
+    let folder = folder("report-sft");
+    assert!(weft(&folder, &["train", "recipe.toml", "--set", "objective.kind=sft"]).status.success());
+    let page = read(&folder, "run/report.html");
+    assert_eq!(page.matches("<svg").count(), 6);
+    assert!(!page.contains("Entropy of the answer"));
+}
+
+#[test]
+fn a_resumed_runs_events_are_those_of_its_metrics() {
+    let folder = folder("report-resume");
+    assert!(weft(&folder, &["train", "recipe.toml"]).status.success());
+    let events = || std::fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
+    let whole = events();
+    let losses = whole.windows(6).filter(|w| w == b"\x0a\x04loss").count();
+    assert_eq!(losses, 4, "one of each step");
+    // As after a crash: the last checkpoint is gone, the files tell of a step more.
+    std::fs::remove_dir_all(folder.join("run/checkpoints/step-00000004")).expect("it was kept");
+    assert!(weft(&folder, &["train", "recipe.toml", "--resume"]).status.success());
+    let resumed = events();
+    assert_eq!(resumed.windows(6).filter(|w| w == b"\x0a\x04loss").count(), 4, "none twice");
+    let lines = read(&folder, "run/metrics.jsonl").lines().count();
+    assert_eq!(lines, 4 + 3, "four steps, three evaluations");
+}
+
+#[test]
+fn a_text_is_inspected() {
+    let folder = folder("report-inspect");
+    std::fs::write(folder.join("answer.txt"), format!("{HOSTILE}\n")).expect("the text can be written");
+    let inspect = ["inspect", "--model", "tiny-base", "--text", "answer.txt"];
+    assert!(weft(&folder, &inspect).status.success());
+    let page = read(&folder, "entropy.html");
+    assert_eq!(page.matches("<script").count(), 2, "the page's own");
+    let values = |key: &str| -> Vec<f64> {
+        let parts = page.split(&format!(" {key}=\"")).skip(1);
+        parts.map(|part| part.split('"').next().expect("it ends").parse().expect("a number")).collect()
+    };
+    let (entropies, r) = (values("data-h"), values("data-r"));
+    let beta: Vec<f64> = entropies.iter().map(|h| h.sqrt()).collect();
+    let mean = beta.iter().sum::<f64>() / beta.len() as f64;
+    assert!(beta.len() > 10);
+    assert!(beta.iter().zip(&r).all(|(beta, r)| (beta / mean - r).abs() < 1e-3), "r is beta over its mean");
+    // Rows of a recipe.
+    let output = weft(&folder, &["inspect", "recipe.toml", "--examples", "2", "--out", "rows.html"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(read(&folder, "rows.html").matches("<h2>Text").count(), 2);
+    std::fs::write(folder.join("empty.txt"), "\n").expect("the text can be written");
+    let output = weft(&folder, &["inspect", "--model", "tiny-base", "--text", "empty.txt"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("empty.txt holds no text"));
+}
