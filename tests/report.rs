@@ -105,7 +105,8 @@ fn a_text_is_inspected() {
     let page = read(&folder, "entropy.html");
     assert_eq!(page.matches("<script").count(), 2, "the page's own");
     let values = |key: &str| -> Vec<f64> {
-        let parts = page.split(&format!(" {key}=\"")).skip(1);
+        let begin = format!(" {key}=\"");
+        let parts = page.split(&begin).skip(1);
         parts.map(|part| part.split('"').next().expect("it ends").parse().expect("a number")).collect()
     };
     let (entropies, r) = (values("data-h"), values("data-r"));
