@@ -42,7 +42,7 @@ impl Base {
     /// A file that is missing, damaged or of a family that Weft doesn't compute; a mask token that the tokenizer lacks.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let is_embedded = path == Path::new(TINY_BASE) && !path.exists();
+        let is_embedded = is_embedded(path);
         let (model, text) = match is_embedded {
             true => embedded()?,
             false => (family::load(path)?, TextModel::open(path)?),
@@ -59,6 +59,19 @@ impl Base {
             });
         }
         Ok(Self { model, text, name, dtype, folder: (!is_embedded).then(|| path.to_owned()) })
+    }
+
+    /// The text side alone and the mask token, for which no weights have to be there.
+    ///
+    /// # Errors
+    /// As [`Base::open`], but for the weights.
+    pub fn open_text(path: &Path) -> Result<(TextModel, u32)> {
+        if is_embedded(path) {
+            let (model, text) = embedded()?;
+            return Ok((text, model.config.mask_token_id));
+        }
+        let config = path.join("config.json");
+        Ok((TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?.mask_token_id()))
     }
 
     /// Saves the network with its weights as they are now, in a folder that loads wherever the base's own does: the
@@ -132,6 +145,10 @@ impl Base {
         }
         Ok(files)
     }
+}
+
+fn is_embedded(path: &Path) -> bool {
+    path == Path::new(TINY_BASE) && !path.exists()
 }
 
 macro_rules! asset {

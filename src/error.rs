@@ -50,6 +50,16 @@ pub enum Error {
         /// What is wrong and the fix.
         reason: String,
     },
+    /// A row of a data file without lines of its own.
+    #[error("{} row {row}: {reason}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1.
+        row: usize,
+        /// What is wrong and the fix.
+        reason: String,
+    },
     /// A recipe with problems, all of them.
     #[error("{}: {}", path.display(), problems.join("; "))]
     Recipe {

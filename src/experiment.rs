@@ -1,19 +1,22 @@
 //! An experiment as its recipe describes it: the base, its rows, what of it is trained, and its score on the recipe's
 //! task. The loop is `train`'s; what is printed is the commands'.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indicatif::ProgressBar;
+use serde_json::{Value, json};
 
 use crate::base::Base;
 use crate::data::chat_template::TextModel;
-use crate::data::{self, Dataset, Limits};
+use crate::data::sources::Source;
+use crate::data::token_cache::TokenCache;
+use crate::data::{self, Mixed, Reading};
 use crate::error::{Error, Result};
 use crate::eval::generations::{Generation, answer};
-use crate::eval::{Problem, generated, read_problems};
+use crate::eval::{Problem, generated, problems_of};
 use crate::model::block::Transformer;
 use crate::model::lora::{self, LoraConfig};
-use crate::recipe::{DataTable, ModelTable, Recipe, Trainable};
+use crate::recipe::{ModelTable, Recipe, Trainable};
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
 use crate::train::{Job, Trainer};
@@ -26,9 +29,9 @@ pub struct Experiment {
     /// The recipe.
     pub recipe: Recipe,
     /// The training rows.
-    pub train: Dataset,
+    pub train: Mixed,
     /// The held-out rows.
-    pub held_out: Option<Dataset>,
+    pub held_out: Option<Mixed>,
     /// The problems of the recipe's task; none without a task.
     pub problems: Vec<Problem>,
 }
@@ -45,27 +48,33 @@ impl Experiment {
             let sampling = recipe.sampler.for_family(base.model.config.family);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let [train_file, held_out_file] = files(&recipe)?;
-        let train_file = train_file.expect("the recipe was checked to name its rows");
-        let DataTable { train_rows, held_out_rows, max_seq_len, .. } = recipe.data;
-        let mask = base.model.config.mask_token_id;
-        let read = |file: &Path, rows| data::load(file, &base.text, Limits { max_seq_len: max_seq_len.0, rows }, mask);
-        let train = read(&train_file, train_rows)?;
-        let held_out = held_out_file.as_deref().map(|file| read(file, held_out_rows)).transpose()?;
-        let problems = match (recipe.eval.task, &held_out_file) {
-            (Some(task), Some(file)) => {
-                let mut problems = read_problems(task, file)?;
+        let Sources { train, held_out } = Sources::of(&recipe, &recipe.train.output.join("data"))?;
+        let problems = match (recipe.eval.task, &held_out) {
+            (Some(task), Some(source)) => {
+                let mut problems = problems_of(task, source)?;
                 problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
                 problems
             }
             _ => vec![],
         };
+        let reading = reading(&recipe, &base.text, base.model.config.mask_token_id);
+        let train = data::load_mixed(&train, &reading)?;
+        let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
         Ok((Self { recipe, train, held_out, problems }, base))
     }
 
     /// The held-out rows, tokenized.
     pub fn held_out_examples(&self) -> &[data::Example] {
-        self.held_out.as_ref().map_or(&[], |d| &d.examples)
+        self.held_out.as_ref().map_or(&[], |held_out| &held_out.dataset.examples)
+    }
+
+    /// The recipe as a run keeps it: with the key of each source's examples under `rows`, so that a run that is resumed
+    /// notices when they are others.
+    pub fn resolved(&self) -> Value {
+        let parts = self.train.parts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.parts));
+        let mut resolved = serde_json::to_value(&self.recipe).expect("a recipe is JSON");
+        resolved["rows"] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved
     }
 
     /// The training of the base's network from its beginning, and the configuration of its fresh adapter; none where
@@ -76,7 +85,8 @@ impl Experiment {
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
         let job = Job {
-            examples: self.train.examples.clone(),
+            examples: self.train.dataset.examples.clone(),
+            mixture: self.train.mixture.clone(),
             objective: self.recipe.objective,
             padding: self.recipe.data.padding,
             eos_token_id: text.eos_token_id(),
@@ -115,7 +125,7 @@ impl Experiment {
 
     /// The rows that [`Experiment::samples`] answers.
     pub fn sampled(&self) -> &[data::Example] {
-        let rows = if self.held_out.is_some() { self.held_out_examples() } else { &self.train.examples };
+        let rows = if self.held_out.is_some() { self.held_out_examples() } else { &self.train.dataset.examples };
         let count = self.recipe.eval.samples.unwrap_or(if self.recipe.eval.task.is_some() { SAMPLES } else { 0 });
         &rows[..count.min(rows.len())]
     }
@@ -139,11 +149,32 @@ impl Experiment {
     }
 }
 
-/// The recipe's training and held-out rows as files; generated ones are written into the run's folder.
-fn files(recipe: &Recipe) -> Result<[Option<PathBuf>; 2]> {
-    let DataTable { train, held_out, generate, train_rows, held_out_rows, .. } = &recipe.data;
-    let Some(puzzle) = generate else { return Ok([train.clone(), held_out.clone()]) };
-    let rows = [train_rows.unwrap_or(4096), held_out_rows.unwrap_or(256)];
-    let folder = recipe.train.output.join("data");
-    Ok(generated::write(*puzzle, recipe.train.seed, rows, &folder)?.map(Some))
+/// Where a recipe's rows come from.
+pub struct Sources {
+    /// Those to train on.
+    pub train: Vec<Source>,
+    /// The held-out ones.
+    pub held_out: Option<Source>,
+}
+
+impl Sources {
+    /// The recipe's; generated rows are written into `folder`.
+    ///
+    /// # Errors
+    /// A file that can't be written.
+    pub fn of(recipe: &Recipe, folder: &Path) -> Result<Self> {
+        let table = &recipe.data;
+        let Some(puzzle) = table.generate else {
+            return Ok(Self { train: table.training(), held_out: table.held_out() });
+        };
+        let rows = [(table.train_rows, 4096), (table.held_out_rows, 256)];
+        let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
+        let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
+        Ok(Self { train: vec![Source::at(&train, "train")], held_out: Some(Source::at(&held_out, "test")) })
+    }
+}
+
+/// How the recipe's rows become examples; their tokens are kept in the user's cache.
+pub fn reading<'a>(recipe: &Recipe, text: &'a TextModel, mask_token_id: u32) -> Reading<'a> {
+    Reading { text, mask_token_id, max_seq_len: recipe.data.max_seq_len.0, cache: TokenCache::of_user() }
 }

@@ -1,6 +1,8 @@
 //! Recipes: one flat TOML per experiment, its tables named after the folders that read them. Every problem is told
 //! at once, before a file is opened; an unknown key is told with the nearest known one.
 
+mod data;
+
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -10,13 +12,14 @@ use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
 use crate::data::packing::Padding;
+use crate::data::sources::is_named_as_file;
 use crate::error::{Error, Result};
 use crate::eval::Task;
-use crate::eval::generated::Puzzle;
 use crate::files::read_text;
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
 use crate::train::lr_schedule::LrSchedule;
+pub use data::{DataTable, MaxSeqLen};
 
 /// A fine-tuning experiment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -87,37 +90,6 @@ impl From<SaveDtype> for Dtype {
             SaveDtype::F32 => Self::F32,
             SaveDtype::Bf16 => Self::Bf16,
         }
-    }
-}
-
-/// `[data]`: the examples.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DataTable {
-    /// Training rows (JSONL).
-    pub train: Option<PathBuf>,
-    /// Held-out rows (JSONL).
-    pub held_out: Option<PathBuf>,
-    /// A generated task instead of files.
-    pub generate: Option<Puzzle>,
-    /// Training rows that are used or generated; all where absent.
-    pub train_rows: Option<usize>,
-    /// Held-out rows that are used or generated; all where absent.
-    pub held_out_rows: Option<usize>,
-    /// Longest sequence in tokens; longer answers are cut and counted.
-    pub max_seq_len: MaxSeqLen,
-    /// `none` packs sequences, `eos` pads answers to the micro-batch's longest and supervises the padding.
-    pub padding: Padding,
-}
-
-/// A length with its default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct MaxSeqLen(pub usize);
-
-impl Default for MaxSeqLen {
-    fn default() -> Self {
-        Self(4096)
     }
 }
 
@@ -244,7 +216,12 @@ impl Recipe {
         let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
-        let idle: [(bool, &str, &[&str], String); 7] = [
+        let (generated, of_files) = (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format"]);
+        let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_file);
+        let idle: [(bool, &str, &[&str], String); 10] = [
+            (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
+            (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
+            (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
             (!kind.needs_entropy(), "objective", &entropy, of_kind("which asks for no entropy")),
             (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
@@ -264,17 +241,13 @@ impl Recipe {
     }
 
     fn problems(&self) -> Vec<String> {
-        let mut problems = self.train.problems();
+        let mut problems = [self.train.problems(), self.data.problems()].concat();
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         let (model, data, objective) = (&self.model, &self.data, &self.objective);
         let is_lora = model.trainable == Trainable::Lora;
         refuse(is_lora && model.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
         let dropout = model.lora_dropout;
         refuse(!(0.0..1.0).contains(&dropout), format!("model.lora_dropout = {dropout} lies outside [0, 1)"));
-        let sources = usize::from(data.train.is_some()) + usize::from(data.generate.is_some());
-        let one = "set data.train to a JSONL file, or data.generate to a task";
-        refuse(sources != 1, format!("the recipe names {sources} sources of training rows; {one}"));
-        refuse(data.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", data.max_seq_len.0));
         let floor = objective.rate_floor;
         refuse(!(0.0..1.0).contains(&floor), format!("objective.rate_floor = {floor} lies outside [0, 1)"));
         let geo_p = objective.geo_p;
@@ -387,7 +360,10 @@ fn apply(setting: &str, given: &mut toml::Table) -> std::result::Result<(), Stri
     Ok(())
 }
 
-fn unknown<'a>(what: &str, name: &str, table: &str, known: impl Iterator<Item = &'a String>) -> String {
-    let nearest = known.min_by_key(|k| strsim::damerau_levenshtein(k, name)).expect("a table has keys");
+/// The sentence on a table or key that isn't known.
+fn unknown<K: AsRef<str>>(what: &str, name: &str, table: &str, known: impl IntoIterator<Item = K>) -> String {
+    let nearest = known.into_iter().min_by_key(|k| strsim::damerau_levenshtein(k.as_ref(), name));
+    let nearest = nearest.expect("a table has keys");
+    let nearest = nearest.as_ref();
     format!("unknown {what} {table}{name}; the nearest known one is {table}{nearest}")
 }

@@ -18,6 +18,8 @@ pub enum Stream {
     Init = 5,
     /// Generated text.
     Text = 7,
+    /// The rows of a source that come once more.
+    Mixing = 8,
     /// Gumbel noise of the sampler.
     Sampling = 6,
 }

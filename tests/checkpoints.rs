@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use weft::base::Base;
+use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::error::Error;
 use weft::files::write_folder_whole;
@@ -47,6 +48,7 @@ fn trained(path: &Path) -> Base {
     let example = weft::data::Example { prompt_ids: ids("What is 2 + 3?"), answer_ids: ids("5, it is 5.") };
     let job = Job {
         examples: vec![example],
+        mixture: Mixture::default(),
         objective: Objective::default(),
         padding: Padding::None,
         eos_token_id: base.text.eos_token_id(),

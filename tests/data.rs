@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use weft::data::chat_template::TextModel;
 use weft::data::packing::{Padding, pad_answers};
-use weft::data::{Conversation, Example, Limits, Message, load, tokenizer};
+use weft::data::sources::Source;
+use weft::data::{Conversation, Example, Message, Reading, load, tokenizer};
 
 /// A folder of this process that is empty at first.
 fn folder(name: &str) -> PathBuf {
@@ -42,8 +43,8 @@ fn load_text(name: &str, rows: &str, max_seq_len: usize) -> Result<weft::data::D
 }
 
 fn read(path: &Path, text: &TextModel, max_seq_len: usize) -> weft::error::Result<weft::data::Dataset> {
-    let mask = text.token_id(tokenizer::MASK).expect("the tokenizer has it");
-    load(path, text, Limits { max_seq_len, rows: None }, mask)
+    let mask_token_id = text.token_id(tokenizer::MASK).expect("the tokenizer has it");
+    load(&Source::at(path, "train"), &Reading { text, mask_token_id, max_seq_len, cache: None })
 }
 
 #[test]
@@ -199,7 +200,8 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
         (
             "form",
             r#"{"text": "a"}"#,
-            "rows.jsonl:2: the keys [\"text\"] are no known form; give messages, prompt and response, question and answer, or problem and solution",
+            "rows.jsonl:2: the keys [\"text\"] are no known form; give messages, conversations, prompt and response, question \
+             and answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1",
         ),
         (
             "last",
@@ -214,7 +216,7 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
     ] {
         assert_eq!(load_text(name, &format!("{good}\n{row}\n"), 100).expect_err(name), expected);
     }
-    assert_eq!(load_text("no-row", "\n\n", 100).expect_err("no row"), "rows.jsonl:1: no row; give a row per example");
+    assert_eq!(load_text("no-row", "\n\n", 100).expect_err("no row"), "rows.jsonl: no row; give a row per example");
     let path = folder("utf8").join("rows.jsonl");
     std::fs::write(&path, b"{\"prompt\": \"\xff\"}").expect("the rows are written");
     let error = read(&path, &text_model("utf8"), 100).expect_err("no UTF-8").to_string();

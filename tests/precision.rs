@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use weft::data::Example;
+use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
@@ -36,6 +37,7 @@ fn trainer(precision: Precision, kind: Kind, epochs: u64) -> Trainer {
         TrainTable { seed: 11, epochs, micro_batch_size: 4, grad_accum_steps: 2, lr: 3e-3, ..TrainTable::default() };
     let job = Job {
         examples: (0..16).map(example).collect(),
+        mixture: Mixture::default(),
         objective: Objective { kind, ..Objective::default() },
         padding: Padding::None,
         eos_token_id: 157,

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use weft::data::formats::Form;
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::{Recipe, Trainable};
+use weft::reproduce::study::Study;
 use weft::train::pretrain::PretrainRecipe;
 
 #[test]
@@ -12,9 +14,14 @@ fn every_recipe_is_whole() {
     let mut count = 0;
     for entry in std::fs::read_dir(&folder).expect("there are recipes") {
         let path = entry.expect("the folder can be read").path();
-        match path.ends_with("tiny-base.toml") {
-            true => drop(PretrainRecipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"))),
-            false => {
+        let name = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
+        match &*name {
+            "tiny-base.toml" => drop(PretrainRecipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"))),
+            "reproduce.toml" => {
+                let study = Study::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(study.runs.len(), 360, "nine arms, four settings, ten seeds");
+            }
+            _ => {
                 let recipe = Recipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
                 assert!(recipe.warnings().is_empty(), "{:?}", recipe.warnings());
             }
@@ -54,6 +61,7 @@ fn the_papers_recipes_have_its_settings() {
         assert_eq!((train.lr, train.epochs, data.max_seq_len.0), (1e-5, 20, 4096), "{name}");
         assert_eq!((train.weight_decay, train.max_grad_norm), (0.1, 1.0), "{name}");
         assert_eq!(train.global_batch_size(), 8, "{name}");
+        assert_eq!((data.train.as_deref(), data.format), (Some(Path::new("s1K")), Some(Form::S1k)), "{name}");
     }
 }
 
@@ -103,6 +111,10 @@ fn settings_without_effect_are_told() {
         ["model.save_dtype has no effect: model.trainable is lora, and adapters are saved in f32"]
     );
     assert_eq!(
+        warnings(&["data.split=extra", "data.held_out=b", "data.held_out_split=dev"]),
+        ["data.split has no effect: data.train is a file"]
+    );
+    assert_eq!(
         warnings(&["train.eval_every=5", "eval.task=sudoku"]),
         [
             "train.eval_every has no effect: there is no data.held_out",
@@ -138,4 +150,44 @@ fn a_setting_replaces_the_recipes() {
     assert_eq!(recipe.objective.normalizer(), weft::objective::Normalizer::Sequence);
     let error = Recipe::parse(text, Path::new("r.toml"), &["lr=3".to_owned()]).expect_err("no table");
     assert_eq!(error.to_string(), "r.toml: --set \"lr=3\" is not table.key=value");
+}
+
+#[test]
+fn sources_are_tables_whose_keys_are_checked() {
+    let parse = |text: &str| Recipe::parse(text, Path::new("r.toml"), &[]);
+    let two = "[data]\nformat = \"s1k\"\nsplit = \"extra\"\n[[data.sources]]\npath = \"a\"\nweight = 2\nrows = 5000\n\
+               [[data.sources]]\npath = \"b.json\"\nformat = \"open-r1\"\nsplit = \"train\"\nrows = \"10%:\"\n";
+    let sources = parse(two).expect("the recipe is whole").data.training();
+    let shown: Vec<String> = sources.iter().map(|s| serde_json::to_string(s).expect("a source is JSON")).collect();
+    assert_eq!(
+        shown,
+        [
+            r#"{"path":"a","split":"extra","rows":5000,"format":"s1k","weight":2.0}"#,
+            r#"{"path":"b.json","split":"train","rows":"10%:","format":"open-r1","weight":1.0}"#,
+        ]
+    );
+    let error = |text: &str| parse(text).expect_err("it is refused").to_string();
+    let wrong = error(
+        "[data]\ntrain = \"b.jsonl\"\ntrain_rows = 3\n[[data.sources]]\npath = \"a\"\nwieght = 2\nweight = 0\n[[data.sources]]\nweight = 1e9\n",
+    );
+    for part in [
+        "the recipe names 2 sources of training rows; set data.train to a file or folder of rows, data.sources to several, ",
+        "data.train_rows is of data.train; give each of data.sources its rows",
+        "unknown key data.sources[0].wieght; the nearest known one is data.sources[0].weight",
+        "data.sources[0].weight = 0 lies outside (0, 1000]",
+        "data.sources[1].path is missing; name a file or folder of rows",
+        "data.sources[1].weight = 1000000000 lies outside (0, 1000]",
+    ] {
+        assert!(wrong.contains(part), "{wrong}\nlacks {part}");
+    }
+    let wrong = error("[data]\ntrain = \"a.jsonl\"\nformat = \"s1\"\ntrain_rows = \"9:x\"\n");
+    assert!(
+        wrong.contains("data.format = \"s1\": unknown variant `s1`, expected one of `messages`, `sharegpt`"),
+        "{wrong}"
+    );
+    assert!(wrong.contains("data.train_rows = \"9:x\": \"9:x\" names no rows; give a number of first rows"), "{wrong}");
+    let wrong = error("[data]\ngenerate = \"sudoku\"\nheld_out_rows = \"10%:\"\n");
+    assert!(wrong.contains("data.held_out_rows is a slice; rows to generate are a number"), "{wrong}");
+    let set = ["data.sources=[{ path = \"a.jsonl\" }]".to_owned()];
+    assert_eq!(Recipe::parse("", Path::new("r.toml"), &set).expect("it is whole").data.training().len(), 1);
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use weft::data::Example;
+use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::error::Error;
 use weft::model::block::Transformer;
@@ -50,14 +51,24 @@ fn settings() -> TrainTable {
 }
 
 fn trainer(settings: TrainTable, objective: Objective, padding: Padding) -> Trainer {
-    Trainer::new(model(0.1), Job { examples: examples(), objective, padding, eos_token_id: EOS, settings })
+    Trainer::new(
+        model(0.1),
+        Job { examples: examples(), mixture: Mixture::default(), objective, padding, eos_token_id: EOS, settings },
+    )
 }
 
 /// Trains every weight of a base that is stored in bf16.
 fn full_trainer(settings: TrainTable, objective: Objective) -> Trainer {
     let mut model = bf16_base();
     train_everything(&mut model);
-    let job = Job { examples: examples(), objective, padding: Padding::None, eos_token_id: EOS, settings };
+    let job = Job {
+        examples: examples(),
+        mixture: Mixture::default(),
+        objective,
+        padding: Padding::None,
+        eos_token_id: EOS,
+        settings,
+    };
     Trainer::new(model, job)
 }
 

@@ -8,6 +8,7 @@ use weft_kernels::matrix::{self, Into, View};
 use weft_kernels::precision::Precision;
 
 use crate::data::Example;
+use crate::data::mixing::Mixture;
 use crate::data::packing::Padding;
 use crate::error::Result;
 use crate::model::block::Transformer;
@@ -111,6 +112,7 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
     let example = |e| Example { prompt_ids: ids(e, 0..prompt), answer_ids: ids(e, prompt..plan.tokens) };
     let job = Job {
         examples: (0..count).map(example).collect(),
+        mixture: Mixture::default(),
         objective: Objective {
             kind,
             entropy_every: plan.entropy_every,

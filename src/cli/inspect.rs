@@ -77,7 +77,7 @@ impl Inspect {
         let transform = recipe.objective.transform;
         let (experiment, base) = Experiment::open(recipe)?;
         let held_out = experiment.held_out_examples();
-        let rows = if held_out.is_empty() { &experiment.train.examples } else { held_out };
+        let rows = if held_out.is_empty() { &experiment.train.dataset.examples } else { held_out };
         Ok((base, rows.iter().take(self.examples).cloned().collect(), transform))
     }
 

@@ -2,6 +2,7 @@
 //! computed here.
 
 mod bench;
+mod data;
 mod eval;
 mod generate;
 mod inspect;
@@ -41,6 +42,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Data(data::Data),
     Eval(eval::Eval),
     Score(score::Score),
     Generate(generate::Generate),
@@ -73,6 +75,7 @@ impl Cli {
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
         pool.install(|| match self.command {
             Command::Train(command) => command.run(),
+            Command::Data(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),

@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use weft::base::Base;
 use weft::bench::peak_rss_bytes;
-use weft::data::{Dataset, Example};
+use weft::data::{Dataset, Example, Mixed, Part};
 use weft::error::Result;
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
@@ -47,11 +47,7 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> Result<ExitCode> {
-        let recipe = match &self.recipe {
-            Some(path) => Recipe::read(path, &self.settings)?,
-            None => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), &self.settings)?,
-        };
-        recipe.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let output = recipe.train.output.clone();
         run::check_output(&output, self.resume)?;
         // 1. Base and rows.
@@ -64,8 +60,8 @@ impl Train {
         let mut samples = first_samples(&experiment, &base)?;
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
-        let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
-        let summary = run::train(&mut trainer, experiment.held_out_examples(), &output, &resolved, self.resume)?;
+        let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
+        let summary = run::train(&mut trainer, held_out, &output, &resolved, self.resume)?;
         base.model = trainer.model;
         let product = if adapter.is_some() { "adapter" } else { "checkpoint" };
         let folder = output.join(product);
@@ -118,6 +114,16 @@ fn tell_results(
     results
 }
 
+/// Reads a recipe, the quick start's where there is none, and warns of settings without effect.
+pub(super) fn read_recipe(path: Option<&Path>, settings: &[String]) -> Result<Recipe> {
+    let recipe = match path {
+        Some(path) => Recipe::read(path, settings)?,
+        None => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), settings)?,
+    };
+    recipe.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    Ok(recipe)
+}
+
 fn describe(experiment: &Experiment, base: &Base) {
     let recipe = &experiment.recipe;
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
@@ -125,15 +131,21 @@ fn describe(experiment: &Experiment, base: &Base) {
     println!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     println!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    let Dataset { examples, truncated } = &experiment.train;
+    let Mixed { dataset: Dataset { examples, truncated, passed_over }, mixture, parts } = &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
-    println!(
-        "data       {} examples, {tokens} tokens; {truncated} answers cut at {} tokens",
-        examples.len(),
-        recipe.data.max_seq_len.0
-    );
-    if let Some(held_out) = &experiment.held_out {
-        println!("held out   {} examples; {} answers cut", held_out.examples.len(), held_out.truncated);
+    let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
+    println!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens");
+    if *passed_over > 0 {
+        println!("           {passed_over} rows passed over: their checks call no answer right");
+    }
+    for Part { name, weight, examples, .. } in parts.iter().filter(|_| parts.len() > 1) {
+        println!("           {name}: {examples} examples, {weight} times each in an epoch");
+    }
+    if parts.len() > 1 {
+        println!("           an epoch has {} examples", mixture.epoch_len(count));
+    }
+    if let Some(Mixed { dataset, .. }) = &experiment.held_out {
+        println!("held out   {} examples; {} answers cut", dataset.examples.len(), dataset.truncated);
     }
 }
 

@@ -8,6 +8,7 @@ use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use super::token_cache::text_key;
 use super::{Conversation, Example, Message, qwen_tokenizer};
 use crate::error::{Error, Result};
 use crate::files::read_text;
@@ -30,6 +31,7 @@ pub struct TextModel {
     bos_token: Option<String>,
     eos_token: String,
     eos_token_id: u32,
+    content_key: u128,
 }
 
 impl TextModel {
@@ -66,6 +68,8 @@ impl TextModel {
 
     fn build(folder: &Path, tokenizer: &[u8], config: &str, template: Option<String>) -> Result<Self> {
         let path = folder.join("tokenizer.json");
+        let parts = [tokenizer, config.as_bytes(), template.as_deref().unwrap_or_default().as_bytes()];
+        let content_key = text_key(&parts);
         let format = |path: &Path, reason: String| Error::Format { path: path.to_owned(), reason };
         let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(|e| format(&path, e.to_string()))?;
         let config_path = folder.join("tokenizer_config.json");
@@ -103,7 +107,7 @@ impl TextModel {
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
         let bos_token = text_of(&config["bos_token"]);
-        Ok(Self { bos_token, eos_token, eos_token_id, tokenizer, environment, path, template_path })
+        Ok(Self { bos_token, eos_token, eos_token_id, tokenizer, environment, path, template_path, content_key })
     }
 
     /// Turns as text; `None` where there is no template.
@@ -201,6 +205,11 @@ impl TextModel {
         let mut ids = vec![self.eos_token_id];
         ids.extend(ENDS_OF_TURN.iter().filter_map(|end| self.token_id(end)).filter(|id| *id != self.eos_token_id));
         ids
+    }
+
+    /// A hash of tokenizer, configuration and chat template.
+    pub fn content_key(&self) -> u128 {
+        self.content_key
     }
 
     /// The id of a token.

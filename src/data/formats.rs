@@ -1,61 +1,269 @@
-//! The forms that rows come in, told apart by their keys, as conversations.
+//! The forms that rows come in, told apart by their keys, as conversations. docs/data.md shows a row of each.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::sources::Fields;
 use super::{Conversation, Message};
 
-/// Forms of one question and one answer, by their keys. GSM8K's answers keep their calculator annotations
-/// (`<<3*4=12>>`), as LLaDA's and d1's training keep them.
-const PAIRS: [[&str; 2]; 4] =
-    [["prompt", "response"], ["question", "answer"], ["problem", "solution"], ["problem", "answer"]];
+/// A form of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    /// `messages`: turns of `role` and `content`.
+    #[serde(rename = "messages")]
+    Messages,
+    /// `conversations`: turns of `from` and `value`; `system` beside them where it is there.
+    #[serde(rename = "sharegpt")]
+    ShareGpt,
+    /// `prompt` and `response`.
+    #[serde(rename = "prompt-response")]
+    PromptResponse,
+    /// `question` and `answer` (GSM8K).
+    #[serde(rename = "question-answer", alias = "gsm8k")]
+    QuestionAnswer,
+    /// `problem` and `solution`, or `answer` where there is none (MATH).
+    #[serde(rename = "problem-solution", alias = "math")]
+    ProblemSolution,
+    /// `instruction`, `output` and perhaps `input`.
+    #[serde(rename = "alpaca")]
+    Alpaca,
+    /// s1K: `question`, `thinking_trajectories`, `attempt`.
+    #[serde(rename = "s1k")]
+    S1k,
+    /// s1K-1.1: `question`, `deepseek_thinking_trajectory`, `deepseek_attempt`.
+    #[serde(rename = "s1k-1.1")]
+    S1k11,
+    /// OpenR1-Math: `problem` and `generations` with what their checks say; Mixture-of-Thoughts: `messages`. The
+    /// thinking is marked by `<think>`.
+    #[serde(rename = "open-r1")]
+    OpenR1,
+}
 
-/// A row as a conversation: `messages`, `prompt` and `response`, `question` and `answer` (GSM8K), `problem` and
-/// `solution`, or `answer` where there is none (MATH).
+/// Put before the questions of thinking sets, as d1 does in other words: the answer's form is asked for, so that a
+/// model trained on it doesn't answer so where nobody asks.
+pub const THINKING_INSTRUCTION: &str =
+    "Think between <reasoning> and </reasoning>, then write the final answer between <answer> and </answer>.";
+
+/// The forms in the order in which a row is tried, with the keys that make a row one of them. A set's own columns come
+/// first: such rows often have those of a plainer form beside them.
+const KEYS: [(Form, &[&str]); 10] = [
+    (Form::S1k11, &["question", "deepseek_thinking_trajectory", "deepseek_attempt"]),
+    (Form::S1k, &["question", "thinking_trajectories", "attempt"]),
+    (Form::OpenR1, &["problem", "generations"]),
+    (Form::Messages, &["messages"]),
+    (Form::ShareGpt, &["conversations"]),
+    (Form::PromptResponse, &["prompt", "response"]),
+    (Form::QuestionAnswer, &["question", "answer"]),
+    (Form::ProblemSolution, &["problem", "solution"]),
+    (Form::ProblemSolution, &["problem", "answer"]),
+    (Form::Alpaca, &["instruction", "output"]),
+];
+
+/// A row as a conversation, in the form that its keys say where none is given; `None` where the row's own checks call
+/// none of its answers right. GSM8K's answers keep their calculator annotations (`<<3*4=12>>`), as LLaDA's and d1's
+/// training keep them.
 ///
 /// # Errors
 /// What is missing or of another kind, as one sentence.
-pub fn conversation(row: &Fields) -> Result<Conversation, String> {
-    let conversation = match row.get("messages") {
-        Some(messages) => from_messages(messages)?,
-        None => from_pair(row)?,
+pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
+    let form = form.map_or_else(|| detect(row), Ok)?;
+    let conversation = match form {
+        Form::Messages => from_messages(row)?,
+        Form::ShareGpt => from_sharegpt(row)?,
+        Form::PromptResponse => pair(text(row, form, "prompt")?, text(row, form, "response")?),
+        Form::QuestionAnswer => pair(text(row, form, "question")?, text(row, form, "answer")?),
+        Form::ProblemSolution => {
+            let reply = if is_given(row, "solution") || !is_given(row, "answer") { "solution" } else { "answer" };
+            pair(text(row, form, "problem")?, text(row, form, reply)?)
+        }
+        Form::Alpaca => from_alpaca(row)?,
+        Form::S1k => {
+            let thinking = match value(row, form, "thinking_trajectories")? {
+                Value::Array(items) => items.first().and_then(Value::as_str),
+                other => other.as_str(),
+            };
+            let wrong = "thinking_trajectories holds no text; give a list with one";
+            thought(text(row, form, "question")?, thinking.ok_or(wrong)?, text(row, form, "attempt")?)
+        }
+        Form::S1k11 => {
+            let thinking = text(row, form, "deepseek_thinking_trajectory")?;
+            thought(text(row, form, "question")?, thinking, text(row, form, "deepseek_attempt")?)
+        }
+        Form::OpenR1 => match from_open_r1(row)? {
+            Some(conversation) => conversation,
+            None => return Ok(None),
+        },
     };
     match conversation.answer.trim().is_empty() {
         true => Err("the answer is empty; drop the row or give it an answer".to_owned()),
-        false => Ok(conversation),
+        false => Ok(Some(conversation)),
     }
 }
 
-fn from_messages(messages: &Value) -> Result<Conversation, String> {
-    let mut prompt: Vec<Message> = serde_json::from_value(messages.clone())
-        .map_err(|e| format!("messages is no list of {{\"role\", \"content\"}} texts ({e})"))?;
-    for message in &prompt {
-        if !["system", "user", "assistant"].contains(&message.role.as_str()) {
-            let role = &message.role;
+/// The form by the row's keys: the first whose keys all have values, else the first with one of them.
+fn detect(row: &Fields) -> Result<Form, String> {
+    let whole = KEYS.iter().find(|(_, keys)| keys.iter().all(|key| is_given(row, key)));
+    let found = whole.or_else(|| KEYS.iter().find(|(_, keys)| keys.iter().all(|key| row.contains_key(*key))));
+    let found = found.or_else(|| {
+        // `question` alone says little of a thinking set: the plainer forms are named.
+        let plain = KEYS.iter().skip_while(|(form, _)| *form != Form::Messages);
+        plain.into_iter().find(|(_, keys)| keys.iter().any(|key| row.contains_key(*key)))
+    });
+    found.map(|(form, _)| *form).ok_or_else(|| {
+        let keys: Vec<&str> = row.keys().map(String::as_str).collect();
+        format!(
+            "the keys {keys:?} are no known form; give messages, conversations, prompt and response, question and \
+             answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1"
+        )
+    })
+}
+
+fn is_given(row: &Fields, key: &str) -> bool {
+    row.get(key).is_some_and(|value| !value.is_null())
+}
+
+fn value<'a>(row: &'a Fields, form: Form, key: &str) -> Result<&'a Value, String> {
+    match row.get(key) {
+        Some(Value::Null) => Err(format!("{key} is null; give it a value or drop the row")),
+        Some(value) => Ok(value),
+        None => {
+            let (_, keys) = KEYS.iter().find(|(of, _)| *of == form).expect("every form has its keys");
+            let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+            Err(format!("the key {key:?} is missing; a row needs {}", keys.join(" and ")))
+        }
+    }
+}
+
+fn text<'a>(row: &'a Fields, form: Form, key: &str) -> Result<&'a str, String> {
+    match value(row, form, key)? {
+        Value::String(text) => Ok(text),
+        other => Err(format!("{key} is {:.40}, not a text", other.to_string())),
+    }
+}
+
+fn user(content: &str) -> Message {
+    Message { role: "user".to_owned(), content: content.to_owned() }
+}
+
+fn pair(ask: &str, reply: &str) -> Conversation {
+    Conversation { prompt: vec![user(ask)], answer: reply.to_owned() }
+}
+
+/// A question that is answered after thinking.
+///
+/// # Source
+/// d1, arXiv 2504.12216: its public code trains on s1K with answers of this wording, the instruction before the question.
+fn thought(question: &str, thinking: &str, answer: &str) -> Conversation {
+    let ask = format!("{THINKING_INSTRUCTION}\n\n{question}");
+    pair(&ask, &format!("<reasoning>{thinking}</reasoning>\n<answer>{answer}</answer>"))
+}
+
+fn from_alpaca(row: &Fields) -> Result<Conversation, String> {
+    let (ask, reply) = (text(row, Form::Alpaca, "instruction")?, text(row, Form::Alpaca, "output")?);
+    let input = if is_given(row, "input") { text(row, Form::Alpaca, "input")? } else { "" };
+    Ok(match input.trim().is_empty() {
+        true => pair(ask, reply),
+        false => pair(&format!("{ask}\n\n{input}"), reply),
+    })
+}
+
+fn from_messages(row: &Fields) -> Result<Conversation, String> {
+    let list = value(row, Form::Messages, "messages")?;
+    let turns = turns(list, "messages", ["role", "content"])?;
+    for Message { role, .. } in &turns {
+        if !["system", "user", "assistant"].contains(&role.as_str()) {
             return Err(format!("messages holds the role {role:?}; the known ones are system, user and assistant"));
         }
     }
-    match prompt.pop() {
-        Some(last) if last.role == "assistant" => Ok(Conversation { prompt, answer: last.content }),
-        Some(last) => Err(format!("messages ends with a turn of {}; the last one must be the assistant's", last.role)),
-        None => Err("messages is empty; the last turn must be the assistant's".to_owned()),
+    as_conversation(turns, "messages")
+}
+
+fn from_sharegpt(row: &Fields) -> Result<Conversation, String> {
+    let mut turns = turns(value(row, Form::ShareGpt, "conversations")?, "conversations", ["from", "value"])?;
+    for turn in &mut turns {
+        turn.role = match turn.role.as_str() {
+            "human" | "user" => "user",
+            "gpt" | "assistant" => "assistant",
+            "system" => "system",
+            other => {
+                return Err(format!(
+                    "conversations holds a turn from {other:?}; the known ones are system, human and gpt"
+                ));
+            }
+        }
+        .to_owned();
+    }
+    let is_first = turns.first().is_none_or(|turn| turn.role != "system");
+    if let Some(system) = row.get("system").and_then(Value::as_str).filter(|s| is_first && !s.trim().is_empty()) {
+        turns.insert(0, Message { role: "system".to_owned(), content: system.to_owned() });
+    }
+    as_conversation(turns, "conversations")
+}
+
+/// A list of turns by the keys of their speaker and text.
+fn turns(list: &Value, of: &str, [speaker, text]: [&str; 2]) -> Result<Vec<Message>, String> {
+    let Value::Array(items) = list else {
+        return Err(format!("{of} is {:.40}, not a list of {{{speaker:?}, {text:?}}}", list.to_string()));
+    };
+    let turn = |(i, item): (usize, &Value)| {
+        let field = |key: &str| match item.get(key) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(format!("{of}[{i}].{key} is {:.40}, not a text", other.to_string())),
+            None => Err(format!("{of}[{i}] has no {key:?}; a turn is {{{speaker:?}, {text:?}}}")),
+        };
+        Ok(Message { role: field(speaker)?, content: field(text)? })
+    };
+    items.iter().enumerate().map(turn).collect()
+}
+
+fn as_conversation(mut turns: Vec<Message>, of: &str) -> Result<Conversation, String> {
+    match turns.pop() {
+        Some(last) if last.role == "assistant" => Ok(Conversation { prompt: turns, answer: last.content }),
+        Some(last) => Err(format!("{of} ends with a turn of {}; the last one must be the assistant's", last.role)),
+        None => Err(format!("{of} is empty; the last turn must be the assistant's")),
     }
 }
 
-fn from_pair(row: &Fields) -> Result<Conversation, String> {
-    let has = |key: &&str| row.contains_key(*key);
-    let whole = PAIRS.iter().find(|pair| pair.iter().all(has));
-    let Some([ask, reply]) = whole.or_else(|| PAIRS.iter().find(|pair| pair.iter().any(has))) else {
-        let found: Vec<&str> = row.keys().map(String::as_str).collect();
-        return Err(format!(
-            "the keys {found:?} are no known form; give messages, prompt and response, question and answer, or problem and solution"
-        ));
+/// The first complete generation that a check calls right; where no check is in the row, the first complete one.
+fn from_open_r1(row: &Fields) -> Result<Option<Conversation>, String> {
+    if !row.contains_key("generations") && is_given(row, "messages") {
+        return from_thinking_messages(row).map(Some);
+    }
+    let (question, form) = (text(row, Form::OpenR1, "problem")?, Form::OpenR1);
+    let Value::Array(generations) = value(row, form, "generations")? else {
+        return Err("generations is no list of texts".to_owned());
     };
-    let text = |key: &str| match row.get(key) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(format!("{key} is {:.40}, not a text", other.to_string())),
-        None => Err(format!("the key {key:?} is missing; a row needs {ask:?} and {reply:?}")),
+    let flag = |key: &str, i: usize| row.get(key).and_then(|flags| flags.get(i)).and_then(Value::as_bool);
+    let complete: Vec<(usize, [&str; 2])> = generations
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| flag("is_reasoning_complete", *i) != Some(false))
+        .filter_map(|(i, generation)| Some((i, thinking_and_answer(generation.as_str()?)?)))
+        .collect();
+    let checks = ["correctness_math_verify", "correctness_llama"];
+    let right = |check: &str| complete.iter().find(|(i, _)| flag(check, *i) == Some(true));
+    let chosen = match checks.iter().any(|check| is_given(row, check)) {
+        true => checks.iter().find_map(|check| right(check)),
+        false => complete.first(),
     };
-    let prompt = vec![Message { role: "user".to_owned(), content: text(ask)? }];
-    Ok(Conversation { prompt, answer: text(reply)? })
+    Ok(chosen.map(|(_, [thinking, answer])| thought(question, thinking, answer)))
+}
+
+fn from_thinking_messages(row: &Fields) -> Result<Conversation, String> {
+    let Conversation { mut prompt, answer } = from_messages(row)?;
+    let Some([thinking, answer]) = thinking_and_answer(&answer) else {
+        return Err("the last turn of messages has no <think> and </think>; use format = \"messages\"".to_owned());
+    };
+    let question = prompt.pop().map(|turn| turn.content).unwrap_or_default();
+    let Conversation { prompt: asked, answer } = thought(&question, thinking, answer);
+    prompt.extend(asked);
+    Ok(Conversation { prompt, answer })
+}
+
+/// The two parts of `<think>...</think>...`; the first mark may have been left to the prompt.
+fn thinking_and_answer(generation: &str) -> Option<[&str; 2]> {
+    let (thinking, answer) = generation.split_once("</think>")?;
+    let thinking = thinking.trim_start().strip_prefix("<think>").unwrap_or(thinking);
+    let parts = [thinking, answer].map(str::trim);
+    (!parts[1].is_empty()).then_some(parts)
 }

@@ -1,19 +1,28 @@
-//! From files to examples: rows, their forms, the chat template, tokens. What is masked of them is `noising`'s.
+//! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens, and how often each
+//! comes (`mixing`). What is masked of them is `noising`'s.
 
 pub mod chat_template;
 pub mod formats;
+pub mod lengths;
+pub mod mixing;
 pub mod packing;
+mod parquet_file;
 mod qwen_tokenizer;
+pub mod row_range;
 pub mod sources;
+mod strict_json;
 pub mod synthetic;
+pub mod token_cache;
 pub mod tokenizer;
 
-use std::path::Path;
-
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use chat_template::TextModel;
+use mixing::Mixture;
+use sources::{Row, Source};
+use token_cache::TokenCache;
 
 /// A turn of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,61 +51,187 @@ pub struct Example {
     pub answer_ids: Vec<u32>,
 }
 
-/// The examples of a file.
-#[derive(Clone, Debug)]
+/// The examples of one source or several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dataset {
-    /// In the file's order.
+    /// One source after the other, each in its files' order.
     pub examples: Vec<Example>,
     /// How many answers were cut at the longest sequence.
     pub truncated: usize,
+    /// How many rows were passed over: their own checks call none of their answers right.
+    pub passed_over: usize,
 }
 
-/// How much of a file is read.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
+/// How rows become examples.
+pub struct Reading<'a> {
+    /// Tokenizer and chat template.
+    pub text: &'a TextModel,
+    /// The token that no row may hold.
+    pub mask_token_id: u32,
     /// Longest sequence in tokens.
     pub max_seq_len: usize,
-    /// First rows that are read; all where `None`.
-    pub rows: Option<usize>,
+    /// Where tokens are kept from run to run; nowhere where `None`.
+    pub cache: Option<TokenCache>,
 }
 
-/// Reads a file's rows. An example of more than `max_seq_len` tokens loses the end of its answer, end token included,
+/// Several sources and how they are mixed.
+#[derive(Clone, Debug, Default)]
+pub struct Mixed {
+    /// All examples.
+    pub dataset: Dataset,
+    /// How often each comes.
+    pub mixture: Mixture,
+    /// The sources.
+    pub parts: Vec<Part>,
+}
+
+/// What is known of a source.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its path, with split and rows.
+    pub name: String,
+    /// How often each of its rows comes in an epoch.
+    pub weight: f64,
+    /// The number of its examples.
+    pub examples: usize,
+    /// How many of their answers were cut.
+    pub truncated: usize,
+    /// How many of its rows were passed over.
+    pub passed_over: usize,
+    /// A hash of its examples' tokens: the same for the same examples, whatever file they come from.
+    pub key: String,
+}
+
+/// Rows that are tokenized at a time, by all threads.
+const CHUNK: usize = 512;
+
+/// Reads a source's rows. An example of more than `max_seq_len` tokens loses the end of its answer, end token included,
 /// and is counted.
 ///
 /// # Errors
-/// The file and line of a row that can't be read, whose prompt leaves no room for an answer, or that holds the mask
-/// token, which would count as masked, or an end token within its answer.
-pub fn load(path: &Path, text: &TextModel, limits: Limits, mask_token_id: u32) -> Result<Dataset> {
-    let Limits { max_seq_len, rows } = limits;
-    let ends = text.end_token_ids();
-    let mut dataset = Dataset { examples: vec![], truncated: 0 };
-    for row in sources::read_jsonl(path)?.take(rows.unwrap_or(usize::MAX)) {
-        let (line, fields) = row?;
-        let wrong = |reason: String| Error::Row { path: path.to_owned(), line, reason };
-        let conversation = formats::conversation(&fields).map_err(wrong)?;
-        let mut example = text.example(&conversation)?;
-        if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == mask_token_id) {
-            return Err(wrong("the text holds the model's mask token; take it out".to_owned()));
+/// The file and place of a row that can't be read, whose prompt leaves no room for an answer, or that holds the mask
+/// token, which would count as masked, or an end token within its answer; a source without rows.
+pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
+    let key = match &reading.cache {
+        Some(_) => Some(token_cache::key(source, reading)?),
+        None => None,
+    };
+    if let Some(dataset) = reading.cache.as_ref().zip(key).and_then(|(cache, key)| cache.read(key)) {
+        return Ok(dataset);
+    }
+    let mut dataset = Dataset::default();
+    let mut rows = source.rows()?;
+    loop {
+        // The first error of a row is told, whichever thread finds one first.
+        let chunk: Vec<Result<Row>> = rows.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() {
+            break;
         }
-        let (_, before_end) = example.answer_ids.split_last().expect("an answer has its end token");
-        if before_end.iter().any(|id| ends.contains(id)) {
-            return Err(wrong("the answer holds an end token before its end; take it out".to_owned()));
+        let read: Vec<Result<Option<(Example, bool)>>> =
+            chunk.into_par_iter().map(|row| example(&row?, source, reading)).collect();
+        for example in read {
+            match example? {
+                Some((example, is_cut)) => {
+                    dataset.truncated += usize::from(is_cut);
+                    dataset.examples.push(example);
+                }
+                None => dataset.passed_over += 1,
+            }
         }
-        let prompt = example.prompt_ids.len();
-        if prompt >= max_seq_len {
-            return Err(wrong(format!(
-                "the prompt's {prompt} tokens leave no room for an answer within max_seq_len {max_seq_len}; raise \
-                 data.max_seq_len or shorten the prompt"
+    }
+    if dataset.examples.is_empty() {
+        let (path, passed) = (source.path.clone(), dataset.passed_over);
+        let reason = match (passed, source.rows) {
+            (0, None) => "no row; give a row per example".to_owned(),
+            (0, Some(rows)) => format!("no row within {rows}; it has fewer, or the slice is empty"),
+            _ => format!("the checks of all its {passed} rows call no answer right; set the format to use others"),
+        };
+        return Err(Error::Config { path, reason });
+    }
+    if let Some((cache, key)) = reading.cache.as_ref().zip(key) {
+        cache.keep(key, &dataset);
+    }
+    Ok(dataset)
+}
+
+/// A row's example and whether its answer was cut; `None` where the row is passed over.
+fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Example, bool)>> {
+    let Reading { text, max_seq_len, .. } = *reading;
+    let wrong = |reason: &str| row.wrong(reason.to_owned());
+    let conversation = formats::conversation(&row.fields, source.format).map_err(|reason| row.wrong(reason))?;
+    let Some(conversation) = conversation else { return Ok(None) };
+    let mut example = text.example(&conversation)?;
+    if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == reading.mask_token_id) {
+        return Err(wrong("the text holds the model's mask token; take it out"));
+    }
+    let (ends, (_, before_end)) =
+        (text.end_token_ids(), example.answer_ids.split_last().expect("it has its end token"));
+    if before_end.iter().any(|id| ends.contains(id)) {
+        return Err(wrong("the answer holds an end token before its end; take it out"));
+    }
+    let prompt = example.prompt_ids.len();
+    if prompt >= max_seq_len {
+        return Err(row.wrong(format!(
+            "the prompt's {prompt} tokens leave no room for an answer within max_seq_len {max_seq_len}; raise \
+             data.max_seq_len or shorten the prompt"
+        )));
+    }
+    let is_cut = prompt + example.answer_ids.len() > max_seq_len;
+    example.answer_ids.truncate(max_seq_len - prompt);
+    Ok(Some((example, is_cut)))
+}
+
+/// Reads sources to be mixed.
+///
+/// # Errors
+/// As [`load`]; a weight that leaves none of a source's rows.
+pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
+    let (mut all, mut parts, mut sizes) = (Dataset::default(), vec![], vec![]);
+    for source in sources {
+        let Dataset { examples, truncated, passed_over } = load(source, reading)?;
+        let (name, weight, size) = (source.name(), source.weight, (examples.len(), source.weight));
+        if Mixture::new(vec![size]).epoch_len(size.0) == 0 {
+            return Err(Error::Usage(format!(
+                "the weight {weight} of {name} leaves none of its {} rows in an epoch; raise it",
+                size.0
             )));
         }
-        if prompt + example.answer_ids.len() > max_seq_len {
-            example.answer_ids.truncate(max_seq_len - prompt);
-            dataset.truncated += 1;
-        }
-        dataset.examples.push(example);
+        let key = format!("{:032x}", token_cache::content_key(&examples));
+        parts.push(Part { name, weight, examples: size.0, truncated, passed_over, key });
+        sizes.push(size);
+        all.examples.extend(examples);
+        all.truncated += truncated;
+        all.passed_over += passed_over;
     }
-    match dataset.examples.is_empty() {
-        true => Err(Error::Row { path: path.to_owned(), line: 1, reason: "no row; give a row per example".to_owned() }),
-        false => Ok(dataset),
+    // Sources that come once each are one file in parts.
+    let is_even = sizes.iter().all(|(_, weight)| *weight == 1.0);
+    let mixture = Mixture::new(if is_even { vec![] } else { sizes });
+    Ok(Mixed { dataset: all, mixture, parts })
+}
+
+impl Mixed {
+    /// Each source with its examples.
+    pub fn by_source(&self) -> impl Iterator<Item = (&Part, &[Example])> {
+        let mut rest = self.dataset.examples.as_slice();
+        self.parts.iter().map(move |part| {
+            let own;
+            (own, rest) = rest.split_at(part.examples);
+            (part, own)
+        })
+    }
+
+    /// Examples of an epoch.
+    pub fn epoch_len(&self) -> usize {
+        self.mixture.epoch_len(self.dataset.examples.len())
+    }
+
+    /// Tokens of an epoch without padding: exact where the weights are whole, else what is to be expected.
+    pub fn tokens_per_epoch(&self) -> f64 {
+        let tokens = |e: &Example| e.prompt_ids.len() + e.answer_ids.len();
+        let of_source = |(part, examples): (&Part, &[Example])| {
+            let turns = Mixture::new(vec![(part.examples, part.weight)]).epoch_len(part.examples) as f64;
+            turns / part.examples as f64 * examples.iter().map(tokens).sum::<usize>() as f64
+        };
+        self.by_source().map(of_source).sum()
     }
 }

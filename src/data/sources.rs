@@ -1,36 +1,310 @@
-//! Rows of files, with the lines they stand on.
+//! Where rows come from: files of rows (JSONL, JSON, parquet), told apart by their extensions, and folders of them as
+//! the hub lays them out. What the rows mean is `formats`'s.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::formats::Form;
+use super::row_range::RowRange;
+use super::{parquet_file, strict_json};
 use crate::error::{Error, Result};
 
 /// A row's fields.
 pub type Fields = Map<String, Value>;
 
-/// The rows of a JSONL file with their lines, counted from 1; empty lines are passed over.
+/// The longest line of a JSONL file that is read.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
+/// The largest JSON file that is read: all of it has to be in memory.
+pub const MAX_JSON_BYTES: u64 = 1 << 30;
+/// The extensions of files of rows.
+const KINDS: [&str; 3] = ["jsonl", "json", "parquet"];
+
+/// A source of rows, as a recipe names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// A file, or a folder with files named after their split.
+    pub path: PathBuf,
+    /// The split that is read where `path` is a folder.
+    pub split: Option<String>,
+    /// The rows that are used; all where absent.
+    pub rows: Option<RowRange>,
+    /// The form of its rows; told by each row's keys where absent.
+    pub format: Option<Form>,
+    /// How often each of its rows comes in an epoch.
+    pub weight: f64,
+    /// Keys that a source doesn't have, for the recipe to refuse.
+    #[serde(flatten, skip_serializing)]
+    pub unknown: Map<String, Value>,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), split: None, rows: None, format: None, weight: 1.0, unknown: Map::new() }
+    }
+}
+
+/// A row with its place.
+pub struct Row {
+    /// What it holds.
+    pub fields: Fields,
+    path: Arc<Path>,
+    /// Counted from 1.
+    number: usize,
+    /// Whether the number is a line's; of other files it is the row's.
+    is_line: bool,
+}
+
+impl Row {
+    /// An error of this row.
+    pub fn wrong(&self, reason: String) -> Error {
+        wrong(&self.path, self.number, self.is_line, reason)
+    }
+}
+
+fn wrong(path: &Path, number: usize, is_line: bool, reason: String) -> Error {
+    let path = path.to_owned();
+    match is_line {
+        true => Error::Row { path, line: number, reason },
+        false => Error::Record { path, row: number, reason },
+    }
+}
+
+impl Source {
+    /// A file, or the split of a folder, with all its rows.
+    pub fn at(path: &Path, split: &str) -> Self {
+        Self { path: path.to_owned(), split: Some(split.to_owned()), ..Self::default() }
+    }
+
+    /// Its path, with split and rows where they are said.
+    pub fn name(&self) -> String {
+        let split = self.split.as_ref().filter(|_| self.path.is_dir()).map(|split| format!(" {split}"));
+        let rows = self.rows.map(|rows| format!(" [{rows}]"));
+        format!("{}{}{}", self.path.display(), split.unwrap_or_default(), rows.unwrap_or_default())
+    }
+
+    /// Its files, in the order in which they are read.
+    ///
+    /// # Errors
+    /// A folder that holds no file of the split, several kinds of them, or not all of its shards.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        match self.path.is_dir() {
+            true => files_of_split(&self.path, self.split.as_deref().unwrap_or("train")),
+            false => Ok(vec![self.path.clone()]),
+        }
+    }
+
+    /// Its rows.
+    ///
+    /// # Errors
+    /// As [`Source::files`] and [`read_file`]; as items, rows that can't be read.
+    pub fn rows(&self) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
+        let files = self.files()?;
+        let range = match self.rows {
+            Some(range) => {
+                let count = if range.needs_count() { files.iter().map(|f| count(f)).sum::<Result<_>>()? } else { 0 };
+                range.of(count)
+            }
+            None => 0..usize::MAX,
+        };
+        let rows = files.into_iter().flat_map(|file| match read_file(&file) {
+            Ok(rows) => rows,
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        });
+        // An unreadable row before the slice is told: what follows it may be missing.
+        let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || row.is_err()).then_some(row);
+        Ok(rows.take(range.end).enumerate().filter_map(within))
+    }
+}
+
+/// Whether a path is named like a file of rows.
+pub fn is_named_as_file(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    KINDS.contains(&extension.as_str())
+}
+
+/// The rows of a file, its kind told by the extension.
 ///
 /// # Errors
-/// A file that can't be opened; as an item, a line that is no UTF-8, no JSON or no object.
-pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Fields)>>> {
+/// A file that can't be opened, is damaged as a whole, or has another extension; as items, rows that can't be read.
+pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
+    let shared: Arc<Path> = path.into();
+    Ok(match kind(path)? {
+        "jsonl" => Box::new(read_jsonl(path)?),
+        "json" => {
+            let rows = read_json(path)?.into_iter().enumerate();
+            Box::new(rows.map(move |(i, value)| as_row(value, &shared, i + 1, false)))
+        }
+        _ => {
+            let rows = parquet_file::rows(path)?.enumerate();
+            Box::new(rows.map(move |(i, fields)| match fields {
+                Ok(fields) => Ok(Row { fields, path: shared.clone(), number: i + 1, is_line: false }),
+                Err(reason) => Err(wrong(&shared, i + 1, false, reason)),
+            }))
+        }
+    })
+}
+
+/// The rows of a JSONL file; empty lines are passed over.
+///
+/// # Errors
+/// A file that can't be opened; as an item, a line that is too long, no UTF-8, no JSON or no object.
+pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
+    let shared: Arc<Path> = path.into();
+    let row = move |line: Result<(usize, String)>| {
+        let (number, text) = line?;
+        let value = strict_json::parse(&text).map_err(|e| {
+            let reason = match e.is_data() {
+                true => format!("{e}; keep one of them"),
+                false => format!("not JSON ({e}); write one object per line"),
+            };
+            wrong(&shared, number, true, reason)
+        })?;
+        as_row(value, &shared, number, true)
+    };
+    Ok(lines(path)?.map(row))
+}
+
+/// The lines that aren't empty, with their numbers; after an error nothing follows.
+fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
     let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let path = path.to_owned();
-    let rows = BufReader::new(file).split(b'\n').enumerate().map(move |(i, bytes)| {
-        let bytes = bytes.map_err(|source| Error::Read { path: path.clone(), source })?;
-        let wrong = |reason: String| Error::Row { path: path.clone(), line: i + 1, reason };
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|e| wrong(format!("byte {} is no UTF-8; convert the file to UTF-8", e.valid_up_to() + 1)))?;
-        if text.trim().is_empty() {
-            return Ok(None);
+    let (path, mut file, mut number, mut failed) = (path.to_owned(), BufReader::new(file), 0, false);
+    let mut next = move || -> Result<Option<(usize, String)>> {
+        loop {
+            let mut bytes = vec![];
+            let read = (&mut file).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut bytes);
+            read.map_err(|source| Error::Read { path: path.clone(), source })?;
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            number += 1;
+            let wrong = |reason: String| wrong(&path, number, true, reason);
+            if bytes.len() > MAX_LINE_BYTES {
+                let most = MAX_LINE_BYTES >> 20;
+                return Err(wrong(format!("the line is longer than {most} MiB, the most that is read; cut the row")));
+            }
+            let text = String::from_utf8(bytes).map_err(|e| {
+                let at = e.utf8_error().valid_up_to() + 1;
+                wrong(format!("byte {at} is no UTF-8; convert the file to UTF-8"))
+            })?;
+            let text = text.trim_end_matches(['\r', '\n']);
+            // Some editors begin a file with a byte order mark.
+            let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
+            if !text.trim().is_empty() {
+                return Ok(Some((number, text.to_owned())));
+            }
         }
-        match serde_json::from_str(text) {
-            Ok(Value::Object(fields)) => Ok(Some((i + 1, fields))),
-            Ok(_) => Err(wrong("not a JSON object; write one object per line".to_owned())),
-            Err(e) => Err(wrong(format!("not JSON ({e}); write one object per line"))),
+    };
+    Ok(std::iter::from_fn(move || {
+        let line = if failed { None } else { next().transpose() };
+        failed |= line.as_ref().is_some_and(Result::is_err);
+        line
+    }))
+}
+
+/// The values of a JSON file: those of its one array.
+fn read_json(path: &Path) -> Result<Vec<Value>> {
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
+    let bytes = fs::metadata(path).map_err(read_error)?.len();
+    if bytes > MAX_JSON_BYTES {
+        let reason = format!("its {bytes} bytes are more than the {MAX_JSON_BYTES} that are read of JSON; write JSONL");
+        return Err(Error::Config { path: path.to_owned(), reason });
+    }
+    let text = String::from_utf8(fs::read(path).map_err(read_error)?)
+        .map_err(|e| format(format!("byte {} is no UTF-8", e.utf8_error().valid_up_to() + 1)))?;
+    let other = |found: &str| format(format!("it holds {found}, not an array of rows or an object with one array"));
+    let parsed = strict_json::parse(text.trim_start_matches('\u{feff}'));
+    match parsed.map_err(|e| format(if e.is_data() { e.to_string() } else { format!("not JSON ({e})") }))? {
+        Value::Array(rows) => Ok(rows),
+        Value::Object(fields) => {
+            let mut arrays: Vec<_> = fields.into_iter().filter(|(_, value)| value.is_array()).collect();
+            match (arrays.pop(), arrays.len()) {
+                (Some((_, Value::Array(rows))), 0) => Ok(rows),
+                (None, _) => Err(other("an object without an array")),
+                (_, others) => Err(other(&format!("an object with {} arrays", others + 1))),
+            }
         }
-    });
-    Ok(rows.filter_map(Result::transpose))
+        _ => Err(other("a single value")),
+    }
+}
+
+fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Result<Row> {
+    match value {
+        Value::Object(fields) => Ok(Row { fields, path: path.clone(), number, is_line }),
+        _ if is_line => Err(wrong(path, number, is_line, "not a JSON object; write one object per line".to_owned())),
+        _ => Err(wrong(path, number, is_line, "not a JSON object; give an object per row".to_owned())),
+    }
+}
+
+/// How many rows a file has.
+fn count(path: &Path) -> Result<usize> {
+    match kind(path)? {
+        "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
+        "json" => Ok(read_json(path)?.len()),
+        _ => parquet_file::count(path),
+    }
+}
+
+fn kind(path: &Path) -> Result<&'static str> {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    KINDS.into_iter().find(|kind| *kind == extension).ok_or_else(|| {
+        let reason =
+            format!("the extension {extension:?} is no file of rows; the known ones are jsonl, json and parquet");
+        match File::open(path) {
+            Ok(_) => Error::Config { path: path.to_owned(), reason },
+            Err(source) => Error::Read { path: path.to_owned(), source },
+        }
+    })
+}
+
+/// The files of a split: `train.jsonl`, or `train-00000-of-00002.parquet` and the others, in the folder or in its
+/// `data` folder.
+fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
+    let refuse = |reason: String| Error::Config { path: folder.to_owned(), reason };
+    let mut splits = vec![];
+    for folder in [folder.to_owned(), folder.join("data")].into_iter().filter(|f| f.is_dir()) {
+        let entries = fs::read_dir(&folder).map_err(|source| Error::Read { path: folder.clone(), source })?;
+        let mut found: Vec<(String, PathBuf)> = vec![];
+        for path in entries.flatten().map(|entry| entry.path()).filter(|path| is_named_as_file(path) && path.is_file())
+        {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            match stem == split || stem.starts_with(&format!("{split}-")) {
+                true => found.push((stem, path)),
+                false => splits.push(stem.split('-').next().unwrap_or_default().to_owned()),
+            }
+        }
+        found.sort();
+        if found.iter().any(|(_, path)| path.extension() != found[0].1.extension()) {
+            return Err(refuse(format!(
+                "the split {split:?} has files of several kinds; name one of them as the path"
+            )));
+        }
+        if let Some(shards) = found.iter().find_map(|(stem, _)| num_shards(stem, split)).filter(|n| *n != found.len()) {
+            let reason =
+                format!("{} of the {shards} files of the split {split:?} are there; fetch the rest", found.len());
+            return Err(refuse(reason));
+        }
+        if !found.is_empty() {
+            return Ok(found.into_iter().map(|(_, path)| path).collect());
+        }
+    }
+    splits.sort();
+    splits.dedup();
+    let has = if splits.is_empty() { "no files of rows".to_owned() } else { splits.join(", ") };
+    Err(refuse(format!(
+        "it has no {split}-*.parquet, .jsonl or .json, nor has its data folder; it has {has}; set the split"
+    )))
+}
+
+/// How many files the split has, by the name of one: 2 in `train-00000-of-00002`.
+fn num_shards(stem: &str, split: &str) -> Option<usize> {
+    let mut parts = stem.strip_prefix(split)?.strip_prefix('-')?.split('-');
+    parts.next()?.parse::<usize>().ok()?;
+    (parts.next()? == "of").then(|| parts.next()?.parse().ok())?
 }

@@ -24,6 +24,17 @@ pub enum Puzzle {
     CountdownInOrder,
 }
 
+impl Puzzle {
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sudoku => "sudoku",
+            Self::Countdown => "countdown",
+            Self::CountdownInOrder => "countdown_in_order",
+        }
+    }
+}
+
 /// Writes `train.jsonl` and `held-out.jsonl`: rows with `messages`, and `question` and `ground_truth` for scoring.
 /// No puzzle is on both sides.
 ///

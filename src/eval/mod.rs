@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::Message;
-use crate::data::sources::{Fields, read_jsonl};
+use crate::data::formats::{self, Form};
+use crate::data::sources::{Fields, Source};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
@@ -126,20 +127,30 @@ impl Task {
     }
 }
 
-/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), GSM8K's or MATH-500's JSONL, or JSONL
-/// rows that bring their own `messages`, `question` and `ground_truth`.
+/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), GSM8K's or MATH-500's rows (JSONL, JSON
+/// or parquet; of a folder the split `test`), or rows that bring their own `messages`, `question` and `ground_truth`.
 ///
 /// # Errors
-/// The file and line of a row that is no problem.
+/// The file and place of a row that is no problem.
 pub fn read_problems(task: Task, path: &Path) -> Result<Vec<Problem>> {
+    problems_of(task, &Source::at(path, "test"))
+}
+
+/// As [`read_problems`], of any source of rows.
+///
+/// # Errors
+/// As [`read_problems`].
+pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
+    let path = &source.path;
     let problems: Vec<Problem> = match (task, path.extension().is_some_and(|e| e == "csv")) {
         (Task::Sudoku, true) => sudoku::read_csv(&read_text(path)?)
             .map(|row| row.map_err(|(line, reason)| Error::Row { path: path.to_owned(), line, reason }))
             .collect::<Result<_>>()?,
-        _ => read_jsonl(path)?
+        _ => source
+            .rows()?
             .map(|row| {
-                let (line, fields) = row?;
-                from_row(task, &fields).map_err(|reason| Error::Row { path: path.to_owned(), line, reason })
+                let row = row?;
+                from_row(task, &row.fields).map_err(|reason| row.wrong(reason))
             })
             .collect::<Result<_>>()?,
     };
@@ -151,13 +162,13 @@ pub fn read_problems(task: Task, path: &Path) -> Result<Vec<Problem>> {
 
 fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
     if row.contains_key("messages") {
-        let mut conversation = crate::data::formats::conversation(row)?;
+        let conversation = formats::conversation(row, Some(Form::Messages))?;
         let Some(Value::String(question)) = row.get("question") else {
             return Err("the key \"question\" is missing; give the text that is scored against".to_owned());
         };
         let ground_truth = row.get("ground_truth").ok_or("the key \"ground_truth\" is missing; give the answer")?;
         task.check(question, ground_truth)?;
-        let prompt = std::mem::take(&mut conversation.prompt);
+        let prompt = conversation.map(|c| c.prompt).unwrap_or_default();
         return Ok(Problem {
             question: question.clone(),
             prompt,

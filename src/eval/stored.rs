@@ -36,8 +36,8 @@ pub fn load(task: Task, path: &Path) -> Result<Vec<Score>> {
         true => from_json(task, &bytes).map_err(|(line, reason)| wrong(line, reason))?,
         false => read_jsonl(path)?
             .map(|row| {
-                let (line, fields) = row?;
-                from_row(task, &fields).map_err(|reason| wrong(line, reason))
+                let row = row?;
+                from_row(task, &row.fields).map_err(|reason| row.wrong(reason))
             })
             .collect::<Result<_>>()?,
     };

@@ -83,6 +83,11 @@ impl ModelConfig {
         self
     }
 
+    /// The token that masks.
+    pub fn mask_token_id(&self) -> u32 {
+        self.layout.config.mask_token_id
+    }
+
     /// The text of config.json.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(&self.fields).expect("JSON values print")

@@ -147,7 +147,10 @@ fn as_toml(recipe: &Value) -> String {
             other => other.clone(),
         }
     }
-    toml::to_string(&without_nulls(recipe)).expect("a recipe is a table of tables")
+    // Beside its tables there are the keys of its rows.
+    let tables = recipe.as_object().into_iter().flatten().filter(|(_, table)| table.is_object());
+    let tables: Value = tables.map(|(name, table)| (name.clone(), without_nulls(table))).collect();
+    toml::to_string(&tables).expect("a recipe is a table of tables")
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcom
     let num_steps = trainer.num_steps();
     bar.set_length(num_steps);
     let progress = Progress { bar: bar.clone(), tells: false };
-    let mut run = Run::open(&mut trainer, &[], &folder, resolved(recipe), progress)?;
+    let mut run = Run::open(&mut trainer, &[], &folder, experiment.resolved(), progress)?;
     let mut points = read_points(&folder)?;
     // A checkpoint may be older than the last evaluation; what follows it comes out the same.
     points.retain(|point| point.step <= trainer.step);

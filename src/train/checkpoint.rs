@@ -26,6 +26,9 @@ struct State {
     entropies: Vec<(usize, u64, usize)>,
 }
 
+/// Where a resolved recipe has the names of its sources and their examples' keys.
+const ROWS: &str = "rows";
+
 /// The tensor of reused entropies.
 const ENTROPIES: &str = "token_entropy";
 
@@ -92,6 +95,12 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
         return Err(Error::Config { path, reason });
     }
+    if let Some(name) = changed_rows(&state.recipe, recipe) {
+        let reason = format!(
+            "the rows of {name} are others than when the run to resume was started; put them back or start anew"
+        );
+        return Err(Error::Config { path, reason });
+    }
     let mut tensors = Checkpoint::open_file(folder, "state.safetensors")?;
     let Trainer { model, optimizer, .. } = trainer;
     for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
@@ -130,6 +139,13 @@ fn list(output: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries.filter(is_step).collect();
     found.sort();
     found
+}
+
+/// The source whose rows have other tokens. A recipe without its rows' keys says nothing.
+fn changed_rows(was: &Value, is: &Value) -> Option<String> {
+    let keys = |recipe: &Value| recipe[ROWS].as_array().cloned().unwrap_or_default();
+    let changed = keys(was).into_iter().zip(keys(is)).find(|(was, is)| was[1] != is[1]);
+    changed.map(|(_, is)| is[0].as_str().unwrap_or_default().to_owned())
 }
 
 /// The settings that differ, `table.key was X and is Y`.

@@ -47,6 +47,10 @@ impl EntropyReuse {
         }
         let kept = KeptEntropy { epoch, token_entropy: fresh.to_vec() };
         let replaced = self.kept.insert(example, kept)?;
+        // A row that comes twice in a step: nothing was reused.
+        if replaced.epoch == epoch {
+            return None;
+        }
         Some(Drift::between(&replaced.token_entropy, fresh))
     }
 }

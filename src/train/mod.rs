@@ -17,7 +17,8 @@ use std::borrow::Borrow;
 use std::time::Instant;
 
 use crate::data::Example;
-use crate::data::packing::{Padding, pad_answers};
+use crate::data::mixing::{Mixture, Turn};
+use crate::data::packing::{PaddedAnswer, Padding, pad_answers};
 use crate::error::{Error, Result};
 use crate::model::batch::{Batch, Targets};
 use crate::model::block::{Gradients, Pass, Transformer};
@@ -44,14 +45,16 @@ pub struct Trainer {
     job: Job,
     /// Entropies of earlier epochs.
     entropies: EntropyReuse,
-    /// The examples' order in an epoch, once that has begun.
-    order: Option<(u64, Vec<usize>)>,
+    /// The turns of an epoch, once that has begun.
+    order: Option<(u64, Vec<Turn>)>,
 }
 
 /// What a trainer is made of beside its model.
 pub struct Job {
     /// The training examples.
     pub examples: Vec<Example>,
+    /// How often each of them comes in an epoch.
+    pub mixture: Mixture,
     /// What is trained.
     pub objective: Objective,
     /// How sequences of different lengths meet.
@@ -64,7 +67,7 @@ pub struct Job {
 
 /// An example of a batch after the forward process.
 struct Noised {
-    example: usize,
+    turn: Turn,
     /// Prompt and clean answer, padding included.
     ids: Vec<u32>,
     answer_start: usize,
@@ -98,7 +101,8 @@ impl Trainer {
 
     /// Optimizer steps per pass over the examples; the last one may be smaller.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.job.examples.len().div_ceil(self.job.settings.global_batch_size()) as u64
+        let turns = self.job.mixture.epoch_len(self.job.examples.len());
+        turns.div_ceil(self.job.settings.global_batch_size()) as u64
     }
 
     /// Optimizer steps of the run.
@@ -114,12 +118,12 @@ impl Trainer {
     pub fn step(&mut self) -> Result<StepReport> {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
-        let chosen = self.examples_of(epoch, index as usize);
+        let chosen = self.turns_of(epoch, index as usize);
         let (started, mut phases) = (Instant::now(), Phases::default());
         // 2. Masks: entropies where the objective asks for them, rates, draws. The normaliser is the whole batch's, whatever the micro-batch.
         let (mut sequences, mut answers, mut drifts) = (vec![], vec![], vec![]);
-        for examples in chosen.chunks(self.job.settings.micro_batch_size) {
-            let mut micro_batch = self.lay_out(examples);
+        for turns in chosen.chunks(self.job.settings.micro_batch_size) {
+            let mut micro_batch = self.lay_out(turns);
             if self.job.objective.kind.needs_entropy() {
                 drifts.extend(self.find_entropies(&mut micro_batch, epoch));
             }
@@ -145,6 +149,7 @@ impl Trainer {
         if !loss.is_finite() || !grad_norm.is_finite() {
             let times: Vec<String> = answers.iter().map(|a| format!("{:.4}", a.t)).collect();
             let (step, times) = (self.step + 1, times.join(", "));
+            let chosen: Vec<usize> = chosen.iter().map(|turn| turn.example).collect();
             return Err(Error::Run(format!(
                 "step {step}: loss {loss}, gradient norm {grad_norm} (examples {chosen:?}, t {times}); lower train.lr \
                  or set objective.rate_floor, then resume from the last checkpoint"
@@ -175,44 +180,42 @@ impl Trainer {
         })
     }
 
-    /// The examples of a step of an epoch.
-    fn examples_of(&mut self, epoch: u64, index: usize) -> Vec<usize> {
-        let (seed, len) = (self.job.settings.seed, self.job.examples.len());
+    /// The turns of a step of an epoch.
+    fn turns_of(&mut self, epoch: u64, index: usize) -> Vec<Turn> {
         let order = match self.order.take() {
             Some((of, order)) if of == epoch => order,
-            _ => epoch_order(seed, epoch, len),
+            _ => self.job.mixture.epoch(self.job.settings.seed, epoch, self.job.examples.len()),
         };
         let start = index * self.job.settings.global_batch_size();
-        let chosen = order[start..start.saturating_add(self.job.settings.global_batch_size()).min(len)].to_vec();
+        let end = start.saturating_add(self.job.settings.global_batch_size()).min(order.len());
+        let chosen = order[start..end].to_vec();
         self.order = Some((epoch, order));
         chosen
     }
 
     /// The micro-batch's clean sequences, padded as the recipe says.
-    fn lay_out(&self, examples: &[usize]) -> Vec<Noised> {
-        let chosen: Vec<&Example> = examples.iter().map(|i| &self.job.examples[*i]).collect();
+    fn lay_out(&self, turns: &[Turn]) -> Vec<Noised> {
+        let chosen: Vec<&Example> = turns.iter().map(|turn| &self.job.examples[turn.example]).collect();
         let padded = pad_answers(&chosen, self.job.padding, self.job.eos_token_id);
-        padded
-            .into_iter()
-            .zip(examples)
-            .map(|(answer, &example)| {
-                let prompt = &self.job.examples[example].prompt_ids;
-                let ids = [prompt.as_slice(), &answer.ids].concat();
-                let num_supervised = answer.num_supervised;
-                Noised { example, ids, answer_start: prompt.len(), num_supervised, token_entropy: vec![] }
-            })
-            .collect()
+        let noised = |((answer, &turn), Example { prompt_ids, .. }): ((PaddedAnswer, &Turn), &&Example)| Noised {
+            turn,
+            ids: [prompt_ids.as_slice(), &answer.ids].concat(),
+            answer_start: prompt_ids.len(),
+            num_supervised: answer.num_supervised,
+            token_entropy: vec![],
+        };
+        padded.into_iter().zip(turns).zip(&chosen).map(noised).collect()
     }
 
     /// The answers' entropies: reused ones, and pass 1 for the others, whose drift is returned.
     fn find_entropies(&mut self, micro_batch: &mut [Noised], epoch: u64) -> Vec<Drift> {
         for sequence in micro_batch.iter_mut() {
-            sequence.token_entropy = self.entropies.reusable(sequence.example, epoch).unwrap_or_default().to_vec();
+            sequence.token_entropy = self.entropies.reusable(sequence.turn.example, epoch).unwrap_or_default().to_vec();
         }
         let wanted: Vec<&mut Noised> = micro_batch.iter_mut().filter(|s| s.token_entropy.is_empty()).collect();
         let fresh = self.fresh_entropies(wanted.iter().map(|s| &**s));
         let keep = |(sequence, fresh): (&mut Noised, Vec<f32>)| {
-            let drift = self.entropies.keep(sequence.example, epoch, &fresh);
+            let drift = self.entropies.keep(sequence.turn.example, epoch, &fresh);
             sequence.token_entropy = fresh;
             drift
         };
@@ -239,7 +242,10 @@ impl Trainer {
     pub fn entropy_drift(&self) -> Option<Drift> {
         let some: Vec<usize> = self.entropies.kept.keys().copied().take(DRIFT_EXAMPLES).collect();
         let micro_batches = some.chunks(self.job.settings.micro_batch_size);
-        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(examples)));
+        let turns = |examples: &[usize]| -> Vec<Turn> {
+            examples.iter().map(|&example| Turn { example, draw: example as u64 }).collect()
+        };
+        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(&turns(examples))));
         let drift =
             |(example, fresh): (&usize, Vec<f32>)| Drift::between(&self.entropies.kept[example].token_entropy, &fresh);
         Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
@@ -247,7 +253,7 @@ impl Trainer {
 
     /// Times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
-        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.example as u64);
+        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.turn.draw);
         let of_tokens = |s: &Noised| -> Vec<f32> {
             let (draws, positions) = (draws(Stream::Mask, s), s.answer_start as u64..s.ids.len() as u64);
             positions.map(|p| draws.unit_f32(p)).collect()
@@ -293,7 +299,7 @@ impl Trainer {
 
     fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
         let keys = |s: &Noised| {
-            let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.example as u64);
+            let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.turn.draw);
             (0..s.ids.len() as u64).map(move |position| draws.key(position))
         };
         sequences.iter().flat_map(keys).collect()
@@ -322,11 +328,4 @@ fn rows<S: Borrow<Noised>>(sequences: &[S], wanted: impl Fn(usize, usize) -> boo
         start += sequence.ids.len();
     }
     rows
-}
-
-/// The examples in an epoch's order: sorted by a draw each.
-fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    order.sort_by_cached_key(|i| (Draws::new(seed, Stream::Order, epoch, *i as u64).key(0), *i));
-    order
 }

@@ -8,6 +8,7 @@ use weft_kernels::weight::Dtype;
 use super::run::{Summary, train};
 use super::{Job, Trainer};
 use crate::data::chat_template::TextModel;
+use crate::data::mixing::Mixture;
 use crate::data::packing::Padding;
 use crate::data::synthetic::{self, Choices, Difficulty, Side};
 use crate::data::{Conversation, Example, Message, tokenizer};
@@ -168,6 +169,7 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
     .map_err(|e| Error::Usage(format!("[model]: {e}")))?;
     let job = Job {
         examples: train_examples,
+        mixture: Mixture::default(),
         objective: recipe.objective,
         padding: Padding::None,
         eos_token_id: token(tokenizer::END_OF_TEXT),

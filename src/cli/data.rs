@@ -1,0 +1,192 @@
+//! `weft data`: what a recipe's model will see of its rows.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+use weft::base::Base;
+use weft::data::chat_template::TextModel;
+use weft::data::lengths::Lengths;
+use weft::data::{self, Example, Mixed};
+use weft::error::Result;
+use weft::experiment::{Sources, reading};
+use weft::recipe::Recipe;
+
+use super::train::read_recipe;
+
+/// Characters of a prompt or answer that are shown, at its beginning and at its end.
+const SHOWN: [usize; 2] = [800, 300];
+
+/// Show what the model will see of a recipe's rows
+///
+/// Prints lengths in tokens, what is cut, an epoch's size, and the first examples of each source as they are tokenized:
+/// prompt, answer and end token. Only tokenizer and config.json of the base have to be there.
+#[derive(Args)]
+#[command(after_help = "Example:\n  weft data recipes/gsm8k.toml --examples 1 --set data.max_seq_len=256")]
+pub struct Data {
+    /// The recipe (TOML); the quick start where absent
+    recipe: Option<PathBuf>,
+    /// Replace a setting of the recipe
+    #[arg(long = "set", value_name = "table.key=value")]
+    settings: Vec<String>,
+    /// Examples of each source that are shown
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    examples: usize,
+    /// Show long texts whole
+    #[arg(long)]
+    full: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    json: bool,
+}
+
+impl Data {
+    pub fn run(self) -> Result<ExitCode> {
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
+        let (text, mask_token_id) = Base::open_text(&recipe.model.path)?;
+        // Generated rows are looked at, not left in the run's folder.
+        let scratch = std::env::temp_dir().join(format!("weft-data-{}", std::process::id()));
+        let read = || -> Result<(Mixed, Option<Mixed>)> {
+            let Sources { train, held_out } = Sources::of(&recipe, &scratch)?;
+            let reading = reading(&recipe, &text, mask_token_id);
+            let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+            Ok((data::load_mixed(&train, &reading)?, held_out))
+        };
+        let rows = read();
+        let _ = std::fs::remove_dir_all(&scratch);
+        let (mut train, mut held_out) = rows?;
+        if let Some(puzzle) = recipe.data.generate {
+            let parts = train.parts.iter_mut().chain(held_out.iter_mut().flat_map(|held_out| &mut held_out.parts));
+            parts.for_each(|part| part.name = format!("generated {}", puzzle.name()));
+        }
+        match self.json {
+            true => println!("{}", self.as_json(&recipe, &text, &train, held_out.as_ref())),
+            false => self.print(&recipe, &text, &train, held_out.as_ref()),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn print(&self, recipe: &Recipe, text: &TextModel, train: &Mixed, held_out: Option<&Mixed>) {
+        print_lengths(train, "", recipe.data.max_seq_len.0);
+        if let Some(held_out) = held_out {
+            print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
+        }
+        let (steps, all) = num_steps(recipe, train);
+        let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
+        println!(
+            "an epoch: {epoch} examples, {tokens:.0} tokens, {steps} steps of {}",
+            recipe.train.global_batch_size()
+        );
+        println!("the run:  {all} steps, {:.2} epochs", all as f64 / steps as f64);
+        let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        for (part, examples) in train.by_source() {
+            for (i, example) in examples.iter().take(self.examples).enumerate() {
+                println!("\n== {}, example {} of {}", part.name, i + 1, part.examples);
+                self.print_example(text, example, is_coloured);
+            }
+        }
+    }
+
+    fn print_example(&self, text: &TextModel, example: &Example, is_coloured: bool) {
+        let [prompt, answer, end] = parts(text, example);
+        // Dim, green, reverse video.
+        let paint = |code: u8, text: &str| match is_coloured {
+            true => format!("\x1b[{code}m{text}\x1b[0m"),
+            false => text.to_owned(),
+        };
+        println!("-- prompt, {} tokens\n{}", example.prompt_ids.len(), paint(2, &self.shown(&prompt)));
+        println!("-- answer, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
+        match end.is_empty() {
+            true => println!("-- cut: no end token"),
+            false => println!("-- end token\n{}", paint(7, &end)),
+        }
+    }
+
+    /// A text as it can be shown: control characters escaped, a long one without its middle.
+    fn shown(&self, text: &str) -> String {
+        let chars: Vec<char> = text.chars().collect();
+        let escape = |chars: &[char]| -> String {
+            let one = |c: &char| match c.is_control() && !matches!(c, '\n' | '\t') {
+                true => c.escape_default().to_string(),
+                false => c.to_string(),
+            };
+            chars.iter().map(one).collect()
+        };
+        let [first, last] = SHOWN;
+        match self.full || chars.len() <= first + last {
+            true => escape(&chars),
+            false => {
+                let (head, tail) = (&chars[..first], &chars[chars.len() - last..]);
+                let left_out = chars.len() - first - last;
+                format!("{}\n[... {left_out} characters; --full shows them ...]\n{}", escape(head), escape(tail))
+            }
+        }
+    }
+
+    fn as_json(&self, recipe: &Recipe, text: &TextModel, train: &Mixed, held_out: Option<&Mixed>) -> Value {
+        let example = |example: &Example| {
+            let [prompt, answer, end] = parts(text, example);
+            let (prompt_tokens, answer_tokens) = (example.prompt_ids.len(), example.answer_ids.len());
+            json!({ "prompt": prompt, "answer": answer, "end": end,
+                    "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens })
+        };
+        let sources = |mixed: &Mixed, shown: usize| -> Vec<Value> {
+            let source = |(part, examples): (&data::Part, &[Example])| {
+                let [prompt, answer, total] = Lengths::of_examples(examples);
+                json!({
+                    "name": part.name, "weight": part.weight, "key": part.key, "examples": part.examples,
+                    "truncated": part.truncated, "passed_over": part.passed_over,
+                    "prompt_tokens": prompt, "answer_tokens": answer, "total_tokens": total,
+                    "shown": examples.iter().take(shown).map(example).collect::<Vec<_>>(),
+                })
+            };
+            mixed.by_source().map(source).collect()
+        };
+        let (steps, all) = num_steps(recipe, train);
+        json!({
+            "sources": sources(train, self.examples),
+            "held_out": held_out.map(|held_out| sources(held_out, 0)),
+            "max_seq_len": recipe.data.max_seq_len,
+            "examples_per_epoch": train.epoch_len(),
+            "tokens_per_epoch": train.tokens_per_epoch().round() as u64,
+            "steps_per_epoch": steps,
+            "steps": all,
+        })
+    }
+}
+
+/// Prompt, answer and end token as text; a cut answer has no end token.
+fn parts(text: &TextModel, example: &Example) -> [String; 3] {
+    let ends = text.end_token_ids();
+    let answer = match example.answer_ids.split_last() {
+        Some((last, answer)) if ends.contains(last) => answer,
+        _ => &example.answer_ids,
+    };
+    let end = &example.answer_ids[answer.len()..];
+    [&example.prompt_ids, answer, end].map(|ids| text.decode_canvas(ids))
+}
+
+/// Optimizer steps of an epoch and of the run.
+fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
+    let steps = train.epoch_len().div_ceil(recipe.train.global_batch_size()) as u64;
+    let all = recipe.train.epochs.saturating_mul(steps);
+    (steps, recipe.train.max_steps.map_or(all, |max| max.min(all)))
+}
+
+fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
+    for (part, examples) in mixed.by_source() {
+        println!("{what}{}: {} examples, {} times each in an epoch", part.name, part.examples, part.weight);
+        println!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
+        for (name, lengths) in ["prompt", "answer", "total"].iter().zip(Lengths::of_examples(examples)) {
+            let Lengths { min, median, mean, p95, max } = lengths;
+            println!("  {name:8}{min:>8}{median:>8}{mean:>10.1}{p95:>8}{max:>8}");
+        }
+        println!("  {} answers cut at {max_seq_len} tokens", part.truncated);
+        if part.passed_over > 0 {
+            println!("  {} rows passed over: their checks call no answer right", part.passed_over);
+        }
+        println!();
+    }
+}

@@ -1,0 +1,67 @@
+//! Which examples an epoch holds and in which order. A source of n rows and weight w gives `round(w n)` examples an
+//! epoch: each row `floor(w)` times, and once more the rows with the smallest draws of that epoch. Every epoch is as
+//! long as any other, and each copy of a row has draws of its own.
+
+use crate::rng::{Draws, Stream};
+
+/// How examples of several sources are mixed; each example once an epoch where there is no part.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mixture {
+    /// The number of examples of each source, which lie one source after the other, and their weight.
+    parts: Vec<(usize, f64)>,
+}
+
+/// An example's turn in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    /// The example.
+    pub example: usize,
+    /// Names its draws, together with the epoch: the example, or for further copies of it a number beyond all examples.
+    pub draw: u64,
+}
+
+impl Mixture {
+    /// Mixes sources by the number of their examples and their weights.
+    pub fn new(parts: Vec<(usize, f64)>) -> Self {
+        Self { parts }
+    }
+
+    /// Turns of an epoch, of `len` examples in all.
+    pub fn epoch_len(&self, len: usize) -> usize {
+        match self.parts.is_empty() {
+            true => len,
+            false => self.parts.iter().map(|part| turns(*part)).sum(),
+        }
+    }
+
+    /// The turns of an epoch in their order: sorted by a draw each.
+    pub fn epoch(&self, seed: u64, epoch: u64, len: usize) -> Vec<Turn> {
+        let mut turns = self.chosen(seed, epoch, len);
+        turns.sort_by_cached_key(|turn| (Draws::new(seed, Stream::Order, epoch, turn.draw).key(0), turn.draw));
+        turns
+    }
+
+    fn chosen(&self, seed: u64, epoch: u64, len: usize) -> Vec<Turn> {
+        let copy = |example: usize, copy: usize| Turn { example, draw: (example + copy * len) as u64 };
+        if self.parts.is_empty() {
+            return (0..len).map(|example| copy(example, 0)).collect();
+        }
+        let (mut chosen, mut start) = (vec![], 0);
+        for (rows, weight) in &self.parts {
+            let (examples, whole) = (start..start + rows, weight.floor() as usize);
+            chosen.extend(examples.clone().flat_map(|example| (0..whole).map(move |c| copy(example, c))));
+            let mut drawn: Vec<usize> = examples.collect();
+            drawn.sort_by_cached_key(|i| (Draws::new(seed, Stream::Mixing, epoch, *i as u64).key(0), *i));
+            chosen.extend(drawn[..turns((*rows, *weight)) - whole * rows].iter().map(|example| copy(*example, whole)));
+            start += rows;
+        }
+        chosen
+    }
+}
+
+/// Turns of a source in an epoch.
+fn turns((rows, weight): (usize, f64)) -> usize {
+    let whole = weight.floor() as usize * rows;
+    // No more than all of them: the fraction is below 1.
+    whole + (weight.fract() * rows as f64).round() as usize
+}

@@ -1,0 +1,118 @@
+//! Rows of a parquet file as JSON fields, nested columns included. The reader of the crate `parquet` panics on some
+//! damaged files; here that is an error like any other, and nothing of it reaches the terminal.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::Once;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Number, Value};
+
+use super::sources::Fields;
+use crate::error::{Error, Result};
+
+/// The file's rows; after an error nothing follows.
+///
+/// # Errors
+/// A file that can't be opened or whose head is damaged; as an item, what of the row can't be read.
+pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fields, String>> + use<>> {
+    let reader = open(path)?;
+    let mut rows = guarded(|| Ok(reader.into_iter())).map_err(|reason| format(path, reason))?;
+    let mut failed = false;
+    Ok(std::iter::from_fn(move || {
+        let next = || match rows.next() {
+            Some(row) => row.map(Some).map_err(|e| e.to_string()),
+            None => Ok(None),
+        };
+        let row = if failed { None } else { guarded(next).transpose() };
+        let row = row.map(|row| row.and_then(|row| fields(&row)));
+        failed |= row.as_ref().is_some_and(std::result::Result::is_err);
+        row.map(|row| row.map_err(|reason| format!("the parquet file can't be read here ({reason}); fetch it again")))
+    }))
+}
+
+/// How many rows the file says it has.
+///
+/// # Errors
+/// A file that can't be opened or whose head is damaged.
+pub fn count(path: &Path) -> Result<usize> {
+    let reader = open(path)?;
+    Ok(usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0))
+}
+
+fn open(path: &Path) -> Result<SerializedFileReader<File>> {
+    let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    guarded(|| SerializedFileReader::new(file).map_err(|e| e.to_string())).map_err(|reason| format(path, reason))
+}
+
+fn format(path: &Path, reason: String) -> Error {
+    Error::Format { path: path.to_owned(), reason }
+}
+
+thread_local! {
+    /// Whether this thread's panics are awaited.
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a call of the crate; a panic of it is an error.
+fn guarded<T>(call: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let told = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !IS_GUARDED.get() {
+                told(info);
+            }
+        }));
+    });
+    IS_GUARDED.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(call));
+    IS_GUARDED.set(false);
+    result.unwrap_or_else(|_| Err("its bytes contradict each other".to_owned()))
+}
+
+fn fields(row: &Row) -> std::result::Result<Fields, String> {
+    let mut fields = Map::new();
+    for (name, field) in row.get_column_iter() {
+        if fields.insert(name.clone(), value(field)?).is_some() {
+            return Err(format!("the column {name:?} is there twice"));
+        }
+    }
+    Ok(fields)
+}
+
+/// A field as JSON; bytes that are no text and numbers that JSON doesn't have are null.
+fn value(field: &Field) -> std::result::Result<Value, String> {
+    let float = |x: f64| Number::from_f64(x).map_or(Value::Null, Value::Number);
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => Value::from(*x),
+        Field::Byte(x) => Value::from(*x),
+        Field::Short(x) => Value::from(*x),
+        Field::Int(x) | Field::Date(x) | Field::TimeMillis(x) => Value::from(*x),
+        Field::Long(x) | Field::TimeMicros(x) | Field::TimestampMillis(x) | Field::TimestampMicros(x) => {
+            Value::from(*x)
+        }
+        Field::UByte(x) => Value::from(*x),
+        Field::UShort(x) => Value::from(*x),
+        Field::UInt(x) => Value::from(*x),
+        Field::ULong(x) => Value::from(*x),
+        Field::Float16(x) => float(f64::from(*x)),
+        Field::Float(x) => float(f64::from(*x)),
+        Field::Double(x) => float(*x),
+        Field::Decimal(_) => Value::from(field.to_string()),
+        Field::Str(text) => Value::from(text.as_str()),
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).map_or(Value::Null, Value::from),
+        Field::Group(row) => Value::Object(fields(row)?),
+        Field::ListInternal(list) => {
+            Value::Array(list.elements().iter().map(value).collect::<std::result::Result<_, _>>()?)
+        }
+        Field::MapInternal(map) => {
+            let entries = map.entries().iter().map(|(key, entry)| Ok((key.to_string(), value(entry)?)));
+            Value::Object(entries.collect::<std::result::Result<_, String>>()?)
+        }
+    })
+}

@@ -1,0 +1,170 @@
+//! Tokens kept from run to run under a key of everything they depend on: the files' bytes, which rows, their form,
+//! tokenizer and chat template, the longest sequence. They lie in the user's cache folder and not beside a run, since
+//! the runs of a comparison share their rows. A damaged file is no hit, and is written anew.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use twox_hash::XxHash3_128;
+
+use super::sources::Source;
+use super::{Dataset, Example, Reading};
+use crate::error::{Error, Result};
+use crate::files::{make_folder, write_whole};
+
+/// Begins a file, and names the way tokens are made: a change of that gets another number.
+const MAGIC: &[u8; 16] = b"weft tokens v01\n";
+/// Files that are kept, the latest used.
+const KEPT: usize = 32;
+/// Fewer tokens are made faster than anyone notices.
+const MIN_TOKENS: usize = 1 << 18;
+
+/// A folder of tokens.
+#[derive(Clone, Debug)]
+pub struct TokenCache {
+    folder: PathBuf,
+    min_tokens: usize,
+}
+
+impl TokenCache {
+    /// A folder that keeps sources of at least so many tokens.
+    pub fn new(folder: &Path, min_tokens: usize) -> Self {
+        Self { folder: folder.to_owned(), min_tokens }
+    }
+
+    /// The user's: `WEFT_CACHE`, or `weft` in `XDG_CACHE_HOME` or `~/.cache`. None where `WEFT_CACHE` is empty, or
+    /// nothing says where the user's folders are.
+    pub fn of_user() -> Option<Self> {
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let is_some = |path: &PathBuf| !path.as_os_str().is_empty();
+        let folder = match variable("WEFT_CACHE") {
+            Some(folder) => Some(folder).filter(is_some),
+            None => {
+                let home = || variable("HOME").filter(is_some).map(|home| home.join(".cache"));
+                variable("XDG_CACHE_HOME").filter(is_some).or_else(home).map(|cache| cache.join("weft"))
+            }
+        };
+        folder.map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
+    }
+
+    /// The tokens under a key; `None` where they aren't there whole.
+    pub(super) fn read(&self, key: u128) -> Option<Dataset> {
+        let path = self.path(key);
+        let dataset = decode(&fs::read(&path).ok()?, key)?;
+        // The time of the last use says which files go first.
+        let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        Some(dataset)
+    }
+
+    /// Keeps tokens and drops the files that were used longest ago. Where that fails, only time is lost: it is told.
+    pub(super) fn keep(&self, key: u128, dataset: &Dataset) {
+        let tokens: usize = dataset.examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
+        if tokens < self.min_tokens {
+            return;
+        }
+        let written = make_folder(&self.folder).and_then(|()| write_whole(&self.path(key), &encode(key, dataset)));
+        if let Err(error) = written {
+            eprintln!("warning: the tokens aren't kept for the next run: {error}");
+            return;
+        }
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_ours = |path: &PathBuf| path.extension().is_some_and(|e| e == "tokens");
+        let used = |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut files: Vec<(SystemTime, PathBuf)> = entries.filter(is_ours).map(|path| (used(&path), path)).collect();
+        files.sort();
+        for (_, old) in files.into_iter().rev().skip(KEPT) {
+            // Another run may have dropped it.
+            let _ = fs::remove_file(old);
+        }
+    }
+
+    fn path(&self, key: u128) -> PathBuf {
+        self.folder.join(format!("{key:032x}.tokens"))
+    }
+}
+
+/// The key of a source's tokens.
+///
+/// # Errors
+/// A file that can't be read.
+pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
+    let mut hash = XxHash3_128::new();
+    hash.write(MAGIC);
+    let Source { rows, format, .. } = source;
+    let Reading { text, mask_token_id, max_seq_len, .. } = reading;
+    let settings = format!("{rows:?} {format:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
+    write_part(&mut hash, settings.as_bytes());
+    for path in source.files()? {
+        let read_error = |source| Error::Read { path: path.clone(), source };
+        let mut file = File::open(&path).map_err(read_error)?;
+        // The kind of file belongs to its content.
+        write_part(&mut hash, path.extension().unwrap_or_default().as_encoded_bytes());
+        let (mut content, mut buffer) = (XxHash3_128::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer).map_err(read_error)? {
+                0 => break,
+                read => content.write(&buffer[..read]),
+            }
+        }
+        hash.write(&content.finish_128().to_le_bytes());
+    }
+    Ok(hash.finish_128())
+}
+
+/// A hash of parts of a text, each with its length.
+pub(super) fn text_key(parts: &[&[u8]]) -> u128 {
+    let mut hash = XxHash3_128::new();
+    parts.iter().for_each(|part| write_part(&mut hash, part));
+    hash.finish_128()
+}
+
+/// A hash of examples' tokens.
+pub(super) fn content_key(examples: &[Example]) -> u128 {
+    let mut hash = XxHash3_128::new();
+    for ids in examples.iter().flat_map(|e| [&e.prompt_ids, &e.answer_ids]) {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        write_part(&mut hash, &bytes);
+    }
+    hash.finish_128()
+}
+
+fn write_part(hash: &mut XxHash3_128, part: &[u8]) {
+    hash.write(&(part.len() as u64).to_le_bytes());
+    hash.write(part);
+}
+
+/// Magic, key, counts, the lengths of prompts and answers, their ids, and a hash of all that: numbers of 4 bytes, little
+/// end first.
+fn encode(key: u128, dataset: &Dataset) -> Vec<u8> {
+    let Dataset { examples, truncated, passed_over } = dataset;
+    let mut bytes = [MAGIC.as_slice(), &key.to_le_bytes()].concat();
+    let mut write = |number: u32| bytes.extend(number.to_le_bytes());
+    [examples.len(), *truncated, *passed_over].into_iter().for_each(|count| write(count as u32));
+    for Example { prompt_ids, answer_ids } in examples {
+        write(prompt_ids.len() as u32);
+        write(answer_ids.len() as u32);
+    }
+    examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).for_each(|id| write(*id));
+    let hash = XxHash3_128::oneshot(&bytes).to_le_bytes();
+    bytes.extend(hash);
+    bytes
+}
+
+fn decode(bytes: &[u8], key: u128) -> Option<Dataset> {
+    let (body, hash) = bytes.split_last_chunk::<16>()?;
+    let numbers = body.strip_prefix(MAGIC)?.strip_prefix(&key.to_le_bytes())?;
+    if XxHash3_128::oneshot(body).to_le_bytes() != *hash {
+        return None;
+    }
+    let (numbers, _) = numbers.as_chunks::<4>();
+    let mut numbers = numbers.iter().map(|n| u32::from_le_bytes(*n));
+    let mut next = || numbers.next().map(|n| n as usize);
+    let (count, truncated, passed_over) = (next()?, next()?, next()?);
+    let lengths: Vec<[usize; 2]> = (0..count).map(|_| Some([next()?, next()?])).collect::<Option<_>>()?;
+    let mut take = |len: usize| numbers.by_ref().take(len).collect();
+    let examples =
+        lengths.into_iter().map(|[prompt, answer]| Example { prompt_ids: take(prompt), answer_ids: take(answer) });
+    Some(Dataset { examples: examples.collect(), truncated, passed_over })
+}

@@ -1,0 +1,112 @@
+//! `[data]` of a recipe: which rows are trained on and held out, and what is wrong with how it says so.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::unknown;
+use crate::data::formats::Form;
+use crate::data::packing::Padding;
+use crate::data::row_range::RowRange;
+use crate::data::sources::Source;
+use crate::eval::generated::Puzzle;
+
+/// `[data]`: the examples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataTable {
+    /// Training rows: a file (JSONL, JSON, parquet), or a folder with files named after their split.
+    pub train: Option<PathBuf>,
+    /// The split that is trained on where `train` or a source is a folder; `train` where absent.
+    pub split: Option<String>,
+    /// Several sources of training rows in the place of `train`, mixed by weight.
+    pub sources: Option<Vec<Source>>,
+    /// Held-out rows, as `train`.
+    pub held_out: Option<PathBuf>,
+    /// The split that is held out where `held_out` is a folder; `test` where absent.
+    pub held_out_split: Option<String>,
+    /// The form of all rows, but of sources that name their own; told by each row's keys where absent.
+    pub format: Option<Form>,
+    /// A generated task instead of files.
+    pub generate: Option<Puzzle>,
+    /// Training rows that are used or generated; all where absent.
+    pub train_rows: Option<RowRange>,
+    /// Held-out rows that are used or generated; all where absent.
+    pub held_out_rows: Option<RowRange>,
+    /// Longest sequence in tokens; longer answers are cut and counted.
+    pub max_seq_len: MaxSeqLen,
+    /// `none` packs sequences, `eos` pads answers to the micro-batch's longest and supervises the padding.
+    pub padding: Padding,
+}
+
+/// A length with its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MaxSeqLen(pub usize);
+
+impl Default for MaxSeqLen {
+    fn default() -> Self {
+        Self(4096)
+    }
+}
+
+/// The largest weight: more copies of a row in an epoch are epochs.
+const MAX_WEIGHT: f64 = 1000.0;
+
+impl DataTable {
+    /// The sources of training rows; none where they are generated.
+    pub fn training(&self) -> Vec<Source> {
+        let complete = |source: &Source| Source {
+            split: source.split.clone().or_else(|| self.split.clone()),
+            format: source.format.or(self.format),
+            ..source.clone()
+        };
+        let train =
+            self.train.iter().map(|path| Source { path: path.clone(), rows: self.train_rows, ..Source::default() });
+        train.chain(self.sources.iter().flatten().cloned()).map(|source| complete(&source)).collect()
+    }
+
+    /// The source of held-out rows.
+    pub fn held_out(&self) -> Option<Source> {
+        let split = self.held_out_split.as_deref().unwrap_or("test");
+        let source = |path| Source { rows: self.held_out_rows, format: self.format, ..Source::at(path, split) };
+        self.held_out.as_deref().map(source)
+    }
+
+    /// What is wrong with the table, a sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
+        let sources = self.sources.as_deref().unwrap_or_default();
+        let named = [self.train.is_some(), !sources.is_empty(), self.generate.is_some()];
+        let named = named.into_iter().filter(|is_named| *is_named).count();
+        let one = "set data.train to a file or folder of rows, data.sources to several, or data.generate to a task";
+        refuse(named != 1, format!("the recipe names {named} sources of training rows; {one}"));
+        refuse(self.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", self.max_seq_len.0));
+        let slices = [("train_rows", self.train_rows), ("held_out_rows", self.held_out_rows)];
+        for (key, rows) in slices {
+            let is_slice = rows.is_some_and(|rows| rows.as_first().is_none());
+            refuse(
+                self.generate.is_some() && is_slice,
+                format!("data.{key} is a slice; rows to generate are a number"),
+            );
+        }
+        let idle = self.train_rows.is_some() && !sources.is_empty();
+        refuse(idle, "data.train_rows is of data.train; give each of data.sources its rows".to_owned());
+        problems.extend(sources.iter().enumerate().flat_map(|(i, source)| problems_of(i, source)));
+        problems
+    }
+}
+
+fn problems_of(i: usize, source: &Source) -> Vec<String> {
+    let known = ["path", "split", "rows", "format", "weight"];
+    let of = format!("data.sources[{i}].");
+    let mut problems: Vec<String> = source.unknown.keys().map(|key| unknown("key", key, &of, known)).collect();
+    if source.path.as_os_str().is_empty() {
+        problems.push(format!("{of}path is missing; name a file or folder of rows"));
+    }
+    if !(source.weight > 0.0 && source.weight <= MAX_WEIGHT) {
+        problems.push(format!("{of}weight = {} lies outside (0, {MAX_WEIGHT}]", source.weight));
+    }
+    problems
+}
