@@ -2,6 +2,7 @@
 //! computed here.
 
 mod bench;
+mod completions;
 mod data;
 mod eval;
 mod generate;
@@ -15,8 +16,10 @@ mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
+use indicatif::ProgressBar;
 use weft::base::Base;
 use weft::error::{Error, Result};
 use weft::model::lora;
@@ -27,7 +30,7 @@ const MAX_THREADS: usize = 1024;
 
 /// Fine-tunes masked diffusion language models by entropy-weighted masking (WeFT).
 #[derive(Parser)]
-#[command(name = "weft", version, propagate_version = true)]
+#[command(name = "weft", version, long_version = VERSION.as_str(), propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,6 +40,34 @@ pub struct Cli {
     /// Threads; all cores where absent
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
+    /// Print results and errors only: no progress, no evaluations on the way
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+/// The version, the build's features and what of the processor the kernels use.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
+    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
+    format!("{}\nfeatures: {features}\nprocessor: {}", env!("CARGO_PKG_VERSION"), processor())
+});
+
+/// Cargo features that change what the program can do.
+const FEATURES: [(&str, bool); 0] = [];
+
+/// The processor, what of it the kernels look for, and what products in bf16 become on it.
+fn processor() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let found = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let found: [(&str, bool); 0] = [];
+    let found: Vec<&str> = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect();
+    format!("{} {}; bf16 by {}", std::env::consts::ARCH, found.join(" "), Precision::Bf16.instructions())
 }
 
 #[derive(Subcommand)]
@@ -52,6 +83,7 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     Reproduce(reproduce::Reproduce),
     Bench(bench::Bench),
+    Completions(completions::Completions),
 }
 
 impl Cli {
@@ -74,7 +106,7 @@ impl Cli {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
         pool.install(|| match self.command {
-            Command::Train(command) => command.run(),
+            Command::Train(command) => command.run(self.quiet),
             Command::Data(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Score(command) => command.run(),
@@ -82,9 +114,10 @@ impl Cli {
             Command::Inspect(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
-            Command::Pretrain(command) => command.run(),
-            Command::Reproduce(command) => command.run(),
+            Command::Pretrain(command) => command.run(self.quiet),
+            Command::Reproduce(command) => command.run(self.quiet),
             Command::Bench(command) => command.run(),
+            Command::Completions(command) => command.run(),
         })
     }
 }
@@ -113,6 +146,11 @@ impl ModelArgs {
         base.model.config.precision = self.precision;
         Ok(base)
     }
+}
+
+/// A bar for work of unknown length.
+fn bar(quiet: bool) -> ProgressBar {
+    if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() }
 }
 
 fn precision(name: &str) -> std::result::Result<Precision, String> {

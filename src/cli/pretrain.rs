@@ -25,9 +25,9 @@ pub struct Pretrain {
 }
 
 impl Pretrain {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = PretrainRecipe::read(&self.recipe, &self.settings)?;
-        let summary = pretrain(&recipe, self.resume)?;
+        let summary = pretrain(&recipe, self.resume, quiet)?;
         if let Some([before, after]) = summary.held_out {
             println!("held-out loss {before:.4} -> {after:.4} nats per token");
         }

@@ -29,9 +29,13 @@ pub struct Reproduce {
 }
 
 impl Reproduce {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let study = Study::read(&self.recipe, &self.settings)?;
-        let outcomes = go(&study, !self.report_only, &|line| eprintln!("{line}"))?;
+        let outcomes = go(&study, !self.report_only, &|line| {
+            if !quiet {
+                eprintln!("{line}")
+            }
+        })?;
         write(&study, &outcomes, &self.recipe)?;
         println!("the report lies in {}", study.output.join("report.md").display());
         Ok(ExitCode::SUCCESS)

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use indicatif::ProgressBar;
 use weft::base::Base;
 use weft::bench::peak_rss_bytes;
 use weft::data::{Dataset, Example, Mixed, Part};
@@ -19,6 +18,7 @@ use weft::report::training::{self, Sample};
 use weft::train::entropy_reuse::Drift;
 use weft::train::run::{self, Summary};
 
+use super::bar;
 use super::eval::in_percent;
 use super::generate::tell_idle;
 
@@ -46,7 +46,7 @@ pub struct Train {
 }
 
 impl Train {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let output = recipe.train.output.clone();
         run::check_output(&output, self.resume)?;
@@ -54,14 +54,16 @@ impl Train {
         let (experiment, mut base) = Experiment::open(recipe)?;
         let recipe = &experiment.recipe;
         tell_idle(&recipe.sampler.for_family(base.model.config.family));
-        describe(&experiment, &base);
+        if !quiet {
+            describe(&experiment, &base);
+        }
         // 2. The base's score and answers, before anything is trained.
-        let before = evaluate(&experiment, &base, &output.join("base-generations.json"))?;
+        let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
         let mut samples = first_samples(&experiment, &base)?;
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
-        let summary = run::train(&mut trainer, held_out, &output, &resolved, self.resume)?;
+        let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)?;
         base.model = trainer.model;
         let product = if adapter.is_some() { "adapter" } else { "checkpoint" };
         let folder = output.join(product);
@@ -70,7 +72,7 @@ impl Train {
             None => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
         }
         // 4. The same after it, the report, and where everything lies.
-        let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")))?;
+        let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")), quiet)?;
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
@@ -162,9 +164,9 @@ fn first_samples(experiment: &Experiment, base: &Base) -> Result<Vec<Sample>> {
 }
 
 /// The accuracy on the recipe's task, whose generations are saved; `None` without a task.
-fn evaluate(experiment: &Experiment, base: &Base, out: &Path) -> Result<Option<Accuracy>> {
+fn evaluate(experiment: &Experiment, base: &Base, out: &Path, quiet: bool) -> Result<Option<Accuracy>> {
     let Some(task) = experiment.recipe.eval.task else { return Ok(None) };
-    let generations = experiment.evaluate(&base.model, &base.text, &ProgressBar::no_length())?;
+    let generations = experiment.evaluate(&base.model, &base.text, &bar(quiet))?;
     let Some(generations) = generations else { return Ok(None) };
     // The base is scored before the run makes its folder.
     make_folder(&experiment.recipe.train.output)?;

@@ -136,7 +136,7 @@ impl PretrainRecipe {
 ///
 /// # Errors
 /// As [`train`]; files that can't be written.
-pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
+pub fn pretrain(recipe: &PretrainRecipe, resume: bool, quiet: bool) -> Result<Summary> {
     let seed = recipe.train.seed;
     let text_of = |index| text(&recipe.data, seed, index);
     // 1. The tokenizer. Its folder is the run's until the model is finished.
@@ -177,7 +177,7 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool) -> Result<Summary> {
     };
     let mut trainer = Trainer::new(family::fresh(&config, seed), job);
     let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
-    let summary = train(&mut trainer, &held_out, &recipe.train.output, &resolved, resume)?;
+    let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, resume, quiet)?;
     // 4. The finished model.
     family::save(&recipe.model.output, &trainer.model, &config, Dtype::Bf16)?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {

@@ -54,14 +54,17 @@ pub fn check_output(output: &Path, resume: bool) -> Result<()> {
 /// As [`Run::open`] and [`Run::advance`].
 pub fn train(
     trainer: &mut Trainer,
-    held_out: &[Example],
-    output: &Path,
+    (held_out, output): (&[Example], &Path),
     recipe: &Value,
     resume: bool,
+    quiet: bool,
 ) -> Result<Summary> {
     check_output(output, resume)?;
-    let bar = ProgressBar::with_draw_target(Some(trainer.num_steps()), ProgressDrawTarget::stderr());
-    let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: true })?;
+    let bar = match quiet {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::with_draw_target(Some(trainer.num_steps()), ProgressDrawTarget::stderr()),
+    };
+    let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: !quiet })?;
     run.advance(trainer, trainer.num_steps())?;
     Ok(run.finish(trainer))
 }
