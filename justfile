@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny pages test
+check: fmt clippy doc deny pages examples test
 
 fmt:
     cargo fmt --all --check
@@ -22,6 +22,9 @@ advisories: tools
 pages: tools
     cargo build --locked
     target/checks/bin/python scripts/pages.py target/debug/weft target/pages
+
+examples:
+    for example in examples/*.rs; do cargo run --locked --example $(basename $example .rs) || exit 1; done
 
 test:
     cargo test --workspace --locked
