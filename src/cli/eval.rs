@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Args;
 use indicatif::ProgressBar;
 use weft::error::Result;
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
+use weft::sampler::cache::Work;
 
 use super::generate::SamplingArgs;
 
@@ -45,7 +47,16 @@ impl Eval {
         problems.truncate(self.limit.unwrap_or(problems.len()));
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
+        let started = Instant::now();
         let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &ProgressBar::no_length())?;
+        let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
+        eprintln!(
+            "{} answers in {:.1} s: {:.1} evaluations of the network each, {:.0} rows each",
+            problems.len(),
+            started.elapsed().as_secs_f64(),
+            forwards as f64 / problems.len() as f64,
+            rows as f64 / problems.len() as f64,
+        );
         save(&self.out, task, &generations)?;
         println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));
         println!("generations lie in {}", self.out.display());
