@@ -7,6 +7,7 @@ mod data;
 mod eval;
 mod generate;
 mod inspect;
+mod likelihood;
 mod merge;
 mod parity;
 mod pretrain;
@@ -78,6 +79,7 @@ enum Command {
     Score(score::Score),
     Generate(generate::Generate),
     Inspect(inspect::Inspect),
+    Likelihood(likelihood::Likelihood),
     Merge(merge::Merge),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
@@ -112,6 +114,7 @@ impl Cli {
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Inspect(command) => command.run(),
+            Command::Likelihood(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(self.quiet),
