@@ -234,6 +234,7 @@ fn weft_eval_tells_what_an_answer_took() {
     let [cached, _] = eval(&["--cache", "dual"]);
     // Two whole canvases and six blocks of eight, in place of eight whole canvases.
     assert_eq!(rows(&cached), rows(&told) / 4.0 + 48.0, "{told}{cached}");
+    assert_eq!(eval(&["--quiet"]), [String::new(), printed]);
     let [one_by_one, _] = eval(&["--confidence-threshold", "1.5"]);
     assert!(one_by_one.starts_with("3 answers in ") && one_by_one.contains("16.0 evaluations"), "{one_by_one}");
 }

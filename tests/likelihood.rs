@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use indicatif::ProgressBar;
 use serde_json::Value;
 use weft::data::Example;
 use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds};
@@ -27,7 +28,7 @@ fn example(prompt: &[u32], answer: &[u32]) -> Example {
 }
 
 fn bounds(model: &Transformer, examples: &[Example], settings: MonteCarlo) -> Vec<NllBound> {
-    nll_bounds(model, examples, settings).expect("the settings are sound")
+    nll_bounds(model, examples, settings, &ProgressBar::hidden()).expect("the settings are sound")
 }
 
 /// Every mask of an answer: how many tokens it masks and what it estimates.
@@ -158,7 +159,7 @@ fn batches_and_other_examples_change_nothing() {
 fn too_few_samples_and_empty_answers_are_refused() {
     let [model, _] = models();
     let refused = |example: Example, mc_samples| {
-        nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() })
+        nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() }, &ProgressBar::hidden())
             .expect_err("refused")
             .to_string()
     };

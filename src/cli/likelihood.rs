@@ -40,7 +40,7 @@ pub struct Likelihood {
 }
 
 impl Likelihood {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let base = self.model.open()?;
         let source = Source { path: self.data.clone(), rows: self.limit.map(RowRange::first), ..Source::default() };
         let mask_token_id = base.model.config.mask_token_id;
@@ -50,7 +50,7 @@ impl Likelihood {
             return Err(Error::Usage(format!("{} holds no answer to bound; give a row per answer", source.name())));
         }
         let settings = MonteCarlo { mc_samples: self.mc_samples, seed: self.seed, ..MonteCarlo::default() };
-        let bounds = nll_bounds(&base.model, &examples, settings)?;
+        let bounds = nll_bounds(&base.model, &examples, settings, &super::bar(quiet))?;
         if let Some(out) = &self.out {
             save(out, &lines, &bounds)?;
         }

@@ -110,11 +110,11 @@ impl Cli {
         pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet),
             Command::Data(command) => command.run(),
-            Command::Eval(command) => command.run(),
+            Command::Eval(command) => command.run(self.quiet),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Inspect(command) => command.run(),
-            Command::Likelihood(command) => command.run(),
+            Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(self.quiet),

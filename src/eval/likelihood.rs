@@ -58,7 +58,12 @@ pub struct NllBound {
 /// # Source
 /// LLaDA, arXiv 2502.09992, equation 6, and its public `get_log_likelihood`. Wolter, Introduction to Variance Estimation
 /// (2007), chapter 8, for the standard error.
-pub fn nll_bounds(model: &Transformer, examples: &[Example], settings: MonteCarlo) -> Result<Vec<NllBound>> {
+pub fn nll_bounds(
+    model: &Transformer,
+    examples: &[Example],
+    settings: MonteCarlo,
+    bar: &ProgressBar,
+) -> Result<Vec<NllBound>> {
     let MonteCarlo { mc_samples, batch_tokens, .. } = settings;
     if mc_samples < 2 {
         return Err(Error::Usage(format!("mc_samples {mc_samples} gives no standard error; give at least 2")));
@@ -66,7 +71,7 @@ pub fn nll_bounds(model: &Transformer, examples: &[Example], settings: MonteCarl
     if let Some(index) = examples.iter().position(|e| e.answer_ids.is_empty()) {
         return Err(Error::Usage(format!("example {index} has an empty answer; give it a token")));
     }
-    let bar = ProgressBar::new(examples.len() as u64);
+    bar.set_length(examples.len() as u64);
     let style =
         ProgressStyle::with_template("{bar:24} {pos}/{len} answers  {eta} left").expect("the template is valid");
     bar.set_style(style);
