@@ -119,7 +119,8 @@ impl Experiment {
         let prompts: Vec<Prompt> =
             rows.iter().zip(0..).map(|(row, example)| Prompt { ids: &row.prompt_ids, example }).collect();
         let outputs = generate(model, &prompts, &sampling).map_err(Error::Usage)?;
-        let answers = rows.iter().zip(outputs).map(|(row, ids)| text.decode_answer(&ids[row.prompt_ids.len()..]));
+        let answers =
+            rows.iter().zip(outputs).map(|(row, output)| text.decode_answer(&output.ids[row.prompt_ids.len()..]));
         Ok(answers.collect())
     }
 

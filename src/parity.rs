@@ -157,7 +157,7 @@ pub fn check_sampling(model: &Transformer, path: &Path, cases: &Path) -> Result<
         let name = format!("{i}.output");
         let expected = tensors.integers(&name)?;
         let output = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling);
-        let got = output.map_err(|e| format(format!("case {i}: {e}")))?.remove(0);
+        let got = output.map_err(|e| format(format!("case {i}: {e}")))?.remove(0).ids;
         rows.push(Row { error: share_differing(&got, &expected), count: expected.len(), name });
     }
     Ok(rows)

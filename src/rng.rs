@@ -22,6 +22,8 @@ pub enum Stream {
     Mixing = 8,
     /// Gumbel noise of the sampler.
     Sampling = 6,
+    /// The masks of a likelihood's samples.
+    Likelihood = 9,
 }
 
 /// The draws of one example in one epoch for one purpose.

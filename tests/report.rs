@@ -63,7 +63,7 @@ fn a_runs_page_has_its_curves_and_answers_as_text() {
     for part in ["Held-out loss", "Gradient norm", "Masked share", "Entropy of the answer", "kind = &quot;weft&quot;"] {
         assert!(page.contains(part), "{part} is missing");
     }
-    let first: Value = serde_json::from_str(&read(&folder, "run/metrics.jsonl").lines().nth(1).expect("a step")[..])
+    let first: Value = serde_json::from_str(read(&folder, "run/metrics.jsonl").lines().nth(1).expect("a step"))
         .expect("a line is JSON");
     let quantiles = first["entropy_quantiles"].as_array().expect("weft has entropies");
     let quantiles: Vec<f64> = quantiles.iter().map(|q| q.as_f64().expect("a number")).collect();

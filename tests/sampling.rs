@@ -26,7 +26,7 @@ fn sampling(gen_length: usize, block_length: usize, diffusion_steps: usize) -> S
 }
 
 fn one(model: &Transformer, ids: &[u32], sampling: &Sampling) -> Result<Vec<u32>, String> {
-    Ok(generate(model, &[Prompt { ids, example: 0 }], sampling)?.remove(0))
+    Ok(generate(model, &[Prompt { ids, example: 0 }], sampling)?.remove(0).ids)
 }
 
 /// Settings of both families that leave no mask; Dream's may predict it, so it is forbidden as an end token there.
@@ -95,7 +95,8 @@ fn a_batch_gives_what_single_prompts_give() {
             let settings = Sampling { temperature: 0.7, ..settings };
             let singles: Vec<_> =
                 prompts.iter().map(|ids| one(&model, ids, &settings).expect("the lengths divide")).collect();
-            assert_eq!(generate(&model, &batch, &settings).expect("the lengths divide"), singles);
+            let together = generate(&model, &batch, &settings).expect("the lengths divide");
+            assert_eq!(together.into_iter().map(|output| output.ids).collect::<Vec<_>>(), singles);
         }
     }
 }
@@ -132,7 +133,7 @@ fn origin_draws_one_token_from_the_head_and_top_k_and_top_p_bound_it() {
     // One step over one token: the answer is a draw from the head's distribution alone.
     let draw = |example: u64, settings: &Sampling| {
         let prompt = [Prompt { ids: &[9, 4, 2], example }];
-        generate(&model, &prompt, settings).expect("the settings are sound").remove(0)[3]
+        generate(&model, &prompt, settings).expect("the settings are sound").remove(0).ids[3]
     };
     let plain = Sampling { temperature: 1.0, remasking: Some(Remasking::Origin), ..sampling(1, 1, 1) };
     let batch = weft::model::batch::Batch::pack([&[9, 4, 2, model.config.mask_token_id][..]]);
@@ -187,7 +188,7 @@ fn alg_temp_chooses_in_proportion_to_confidence() {
     };
     let outputs = |alg_temp: f64| -> Vec<Vec<u32>> {
         let run = |example| generate(&model, &[Prompt { ids: &[9, 4], example }], &settings(alg_temp));
-        (0..40).map(|example| run(example).expect("the settings are sound").remove(0)).collect()
+        (0..40).map(|example| run(example).expect("the settings are sound").remove(0).ids).collect()
     };
     let greedy = outputs(0.0);
     assert!(greedy.iter().all(|output| *output == greedy[0]), "nothing is drawn");

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Args;
-use indicatif::ProgressBar;
 use weft::error::Result;
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
+use weft::sampler::cache::Work;
 
 use super::generate::SamplingArgs;
 
@@ -39,13 +40,22 @@ pub struct Eval {
 }
 
 impl Eval {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let task = Task::parse(&self.task)?;
         let mut problems = read_problems(task, &self.data)?;
         problems.truncate(self.limit.unwrap_or(problems.len()));
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
-        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &ProgressBar::no_length())?;
+        let started = Instant::now();
+        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &super::bar(quiet))?;
+        let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
+        if !quiet {
+            let (count, seconds) = (problems.len(), started.elapsed().as_secs_f64());
+            let [forwards, rows] = [forwards, rows].map(|total| total as f64 / count as f64);
+            eprintln!(
+                "{count} answers in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each"
+            );
+        }
         save(&self.out, task, &generations)?;
         println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));
         println!("generations lie in {}", self.out.display());

@@ -8,6 +8,7 @@ use clap::Args;
 use weft::base::Base;
 use weft::data::Message;
 use weft::error::{Error, Result};
+use weft::sampler::cache::Caching;
 use weft::sampler::generate::{Prompt, Sampling, generate};
 use weft::sampler::remasking::Remasking;
 
@@ -44,6 +45,14 @@ pub struct SamplingArgs {
     /// Denoising steps of the whole answer; half as many as --gen-length where only that is given
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
+    /// LLaDA's sampler: keep every prediction of at least this probability (and one a step), whatever the steps; 0.9 is
+    /// a start
+    #[arg(long, value_name = "P")]
+    confidence_threshold: Option<f64>,
+    /// LLaDA's sampler: a block's later steps take the keys and values of its first one: none, of what lies before the
+    /// block (prefix), or of all around it (dual). Faster, not exact
+    #[arg(long, value_name = "WHOSE", value_parser = Caching::parse)]
+    cache: Option<Caching>,
     /// Gumbel temperature; 0 is greedy
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
@@ -84,11 +93,14 @@ impl SamplingArgs {
     }
 
     fn over(&self, base: Sampling) -> Sampling {
-        let half = self.gen_length.map(|tokens| (tokens / 2).max(1));
+        let confidence_threshold = self.confidence_threshold.or(base.confidence_threshold);
+        let half = self.gen_length.filter(|_| confidence_threshold.is_none()).map(|tokens| (tokens / 2).max(1));
         Sampling {
             gen_length: self.gen_length.unwrap_or(base.gen_length),
             block_length: self.block_length.unwrap_or(base.block_length),
             diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
+            confidence_threshold,
+            cache: self.cache.unwrap_or(base.cache),
             temperature: self.temperature.unwrap_or(base.temperature),
             top_p: self.top_p.unwrap_or(base.top_p),
             top_k: self.top_k.unwrap_or(base.top_k),
@@ -127,7 +139,7 @@ impl Generate {
             false => base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?,
         };
         let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling).map_err(Error::Usage)?;
-        println!("{}", base.text.decode_answer(&output[0][ids.len()..]));
+        println!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -7,6 +7,7 @@ mod data;
 mod eval;
 mod generate;
 mod inspect;
+mod likelihood;
 mod merge;
 mod parity;
 mod pretrain;
@@ -78,6 +79,7 @@ enum Command {
     Score(score::Score),
     Generate(generate::Generate),
     Inspect(inspect::Inspect),
+    Likelihood(likelihood::Likelihood),
     Merge(merge::Merge),
     Parity(parity::Parity),
     Pretrain(pretrain::Pretrain),
@@ -108,10 +110,11 @@ impl Cli {
         pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet),
             Command::Data(command) => command.run(),
-            Command::Eval(command) => command.run(),
+            Command::Eval(command) => command.run(self.quiet),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Inspect(command) => command.run(),
+            Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
             Command::Pretrain(command) => command.run(self.quiet),

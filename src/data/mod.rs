@@ -154,6 +154,18 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     Ok(dataset)
 }
 
+/// The examples of a source with the numbers of their rows, counted from 1: those of lines in JSONL files.
+///
+/// # Errors
+/// As [`load`], but for a source without rows.
+pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Example)>> {
+    let numbered = |row: Result<Row>| {
+        let row = row?;
+        Ok(example(&row, source, reading)?.map(|(example, _)| (row.number, example)))
+    };
+    source.rows()?.map(numbered).filter_map(Result::transpose).collect()
+}
+
 /// A row's example and whether its answer was cut; `None` where the row is passed over.
 fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Example, bool)>> {
     let Reading { text, max_seq_len, .. } = *reading;

@@ -55,7 +55,7 @@ pub struct Row {
     pub fields: Fields,
     path: Arc<Path>,
     /// Counted from 1.
-    number: usize,
+    pub(super) number: usize,
     /// Whether the number is a line's; of other files it is the row's.
     is_line: bool,
 }

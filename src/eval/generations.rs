@@ -10,6 +10,7 @@ use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::block::Transformer;
+use crate::sampler::cache::Work;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 
 /// Most tokens of a batch, prompts and answers together.
@@ -26,6 +27,8 @@ pub struct Generation {
     pub ground_truth: Value,
     /// What the scorer made of it.
     pub score: Score,
+    /// What it took to generate.
+    pub work: Work,
 }
 
 /// Answers and scores every problem. Problems are batched; each gets what it would get alone.
@@ -64,9 +67,9 @@ pub fn answer(
         let outputs = generate(model, &batch, &sampling).map_err(Error::Usage)?;
         for (i, output) in (first..).zip(outputs) {
             let Problem { question, ground_truth, .. } = problems[i].clone();
-            let generation = text.decode_canvas(&output[prompts[i].len()..]);
+            let generation = text.decode_canvas(&output.ids[prompts[i].len()..]);
             let score = score(task, &question, &generation, &ground_truth);
-            generations.push(Generation { question, generation, ground_truth, score });
+            generations.push(Generation { question, generation, ground_truth, score, work: output.work });
         }
         bar.set_position(generations.len() as u64);
     }

@@ -1,4 +1,5 @@
-//! Tasks: their problems, d1's protocol for asking them, and scoring. What is generated is `sampler`'s.
+//! Tasks: their problems, d1's protocol for asking them, and scoring; the likelihood of given answers. What is generated is
+//! `sampler`'s.
 
 pub mod answer;
 pub mod arithmetic;
@@ -6,6 +7,7 @@ pub mod countdown;
 pub mod generated;
 pub mod generations;
 pub mod gsm8k;
+pub mod likelihood;
 pub mod math500;
 pub mod stored;
 pub mod sudoku;

@@ -38,4 +38,15 @@ impl Batch {
         }
         batch
     }
+
+    /// Some of its rows, rising, as a batch of their own in which they keep their positions; dropout is off.
+    pub(super) fn part(&self, rows: &[usize]) -> Self {
+        let before = |token: usize| rows.partition_point(|row| *row < token);
+        Self {
+            ids: rows.iter().map(|row| self.ids[*row]).collect(),
+            positions: rows.iter().map(|row| self.positions[*row]).collect(),
+            sequences: self.sequences.iter().map(|s| before(s.start)..before(s.end)).collect(),
+            dropout_keys: None,
+        }
+    }
 }

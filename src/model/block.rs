@@ -246,13 +246,13 @@ impl Transformer {
         normed
     }
 
-    fn embed(&self, batch: &Batch) -> Buffer {
+    pub(super) fn embed(&self, batch: &Batch) -> Buffer {
         let mut x = Buffer::unset(batch.ids.len() * self.config.width);
         embedding::forward(&mut x, &batch.ids, &self.params[self.embedding].weight);
         x
     }
 
-    fn all_rows(&self, batch: &Batch) -> Rows<'static> {
+    pub(super) fn all_rows(&self, batch: &Batch) -> Rows<'static> {
         Rows {
             index: None,
             sequences: batch.sequences.clone(),
@@ -263,7 +263,7 @@ impl Transformer {
 
     /// The rows whose outputs predict some tokens: their own, or with shifted logits the ones before. A sequence's first
     /// token has none before it, so its own row predicts it as well as the second.
-    fn predicting<'a>(&self, batch: &Batch, tokens: &'a [usize]) -> Cow<'a, [usize]> {
+    pub(super) fn predicting<'a>(&self, batch: &Batch, tokens: &'a [usize]) -> Cow<'a, [usize]> {
         assert!(tokens.is_sorted_by(|a, b| a < b), "the rows rise");
         match self.config.family.logits_shifted() {
             false => tokens.into(),
@@ -272,7 +272,7 @@ impl Transformer {
     }
 
     /// The rows of which the last layer's output is needed; one may come twice.
-    fn some_rows<'a>(&self, batch: &Batch, rows: &'a [usize]) -> Rows<'a> {
+    pub(super) fn some_rows<'a>(&self, batch: &Batch, rows: &'a [usize]) -> Rows<'a> {
         let before = |token: usize| rows.partition_point(|row| *row < token);
         let positions: Vec<u32> = rows.iter().map(|row| batch.positions[*row]).collect();
         Rows {
@@ -284,7 +284,13 @@ impl Transformer {
     }
 
     /// Only the last layer writes fewer rows than it reads.
-    fn span<'a>(&self, index: usize, all: &'a Rows<'a>, wanted: &'a Rows<'a>, precision: Precision) -> Span<'a> {
+    pub(super) fn span<'a>(
+        &self,
+        index: usize,
+        all: &'a Rows<'a>,
+        wanted: &'a Rows<'a>,
+        precision: Precision,
+    ) -> Span<'a> {
         Span { from: all, to: if index + 1 == self.blocks.len() { wanted } else { all }, precision }
     }
 
@@ -304,7 +310,7 @@ impl Transformer {
         Some(Lora { a, b, scale: self.config.lora_scale, dropout, precision: mode.precision })
     }
 
-    fn head<'a>(&'a self, mode: Mode<'a>) -> Head<'a> {
+    pub(super) fn head<'a>(&'a self, mode: Mode<'a>) -> Head<'a> {
         let weight = &self.params[self.head.weight].weight;
         Head { weight, lora: self.lora(&self.head, mode), precision: mode.precision }
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use weft_kernels::attention::{self, Qkv};
+use weft_kernels::attention::{self, Qkv, Shape};
 use weft_kernels::buffer::Buffer;
 use weft_kernels::matrix::{self, Into};
 use weft_kernels::precision::{Kept, Precision};
@@ -93,8 +93,8 @@ struct Activations {
 impl Transformer {
     /// A layer's output, without keeping anything.
     pub(super) fn layer_output(&self, block: &Block, x: &[f32], span: Span) -> Buffer {
-        let a = self.activations(block, x, span, None, None);
-        self.output(block, &a, span)
+        let Activations { middle, gate_up, .. } = self.activations(block, x, span, None, None);
+        self.output(block, &middle, &gate_up, span)
     }
 
     /// A layer's output, and what is kept of it: with the products' results if `keep_products`.
@@ -106,8 +106,8 @@ impl Transformer {
         keep_products: bool,
     ) -> (Buffer, KeptLayer) {
         let a = self.activations(block, &x, span, None, None);
-        let output = self.output(block, &a, span);
         let Activations { qkv, attention, middle, gate_up, .. } = a;
+        let output = self.output(block, &middle, &gate_up, span);
         let keep = |numbers| Kept::new(numbers, span.precision);
         let products = keep_products.then(|| Products { qkv: qkv.map(keep), middle, gate_up: gate_up.map(keep) });
         (output, KeptLayer { input: x, attention, products })
@@ -203,9 +203,10 @@ impl Transformer {
         dx
     }
 
-    fn output(&self, block: &Block, a: &Activations, span: Span) -> Buffer {
-        let mut y = self.apply(&block.down, &self.hidden(&a.gate_up, span), span.writes());
-        matrix::add(&mut y, &a.middle);
+    /// The layer's output, of the sum after attention and the MLP's gate and up.
+    pub(super) fn output(&self, block: &Block, middle: &[f32], gate_up: &[Buffer; 2], span: Span) -> Buffer {
+        let mut y = self.apply(&block.down, &self.hidden(gate_up, span), span.writes());
+        matrix::add(&mut y, middle);
         y
     }
 
@@ -225,19 +226,9 @@ impl Transformer {
         attention: Option<[Buffer; 2]>,
         products: Option<Products>,
     ) -> Activations {
-        let Span { from, to, .. } = span;
-        let Config { width, heads, kv_heads, .. } = self.config;
         let (qkv, mlp) = match products {
             Some(Products { qkv, middle, gate_up }) => (qkv.map(Kept::take), Some((middle, gate_up.map(Kept::take)))),
-            None => {
-                let normed = self.norm(x, block.attn_norm);
-                let [q, k, v] = &block.qkv;
-                let mut q = self.apply(q, &to.of(&normed, width), span.writes());
-                let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
-                to.rope.apply(&mut q, heads, Turn::Position);
-                from.rope.apply(&mut k, kv_heads, Turn::Position);
-                ([q, k, v], None)
-            }
+            None => (self.qkv(block, x, span), None),
         };
         let attention = attention.unwrap_or_else(|| {
             let mut attended = Buffer::unset(qkv[0].len());
@@ -249,24 +240,46 @@ impl Transformer {
                 let ff_normed = self.norm(&middle, block.ff_norm);
                 (middle, ff_normed, gate_up)
             }
-            None => {
-                let mut middle = self.apply(&block.attn_out, &attention[0], span.writes());
-                matrix::add(&mut middle, &to.of(x, width));
-                let ff_normed = self.norm(&middle, block.ff_norm);
-                let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, span.writes()));
-                (middle, ff_normed, gate_up)
-            }
+            None => self.mlp_inputs(block, x, &attention[0], span),
         };
         Activations { qkv, attention, middle, ff_normed, gate_up }
     }
 
-    fn shape<'a>(&self, span: Span<'a>) -> attention::Shape<'a> {
+    /// Queries of the rows that are written, keys and values of those that are read, turned to their positions.
+    pub(super) fn qkv(&self, block: &Block, x: &[f32], span: Span) -> [Buffer; 3] {
+        let Span { from, to, .. } = span;
         let Config { width, heads, kv_heads, .. } = self.config;
-        let (sequences, queries) = (&span.from.sequences, &span.to.sequences);
-        attention::Shape { heads, kv_heads, head_dim: width / heads, sequences, queries, precision: span.precision }
+        let normed = self.norm(x, block.attn_norm);
+        let [q, k, v] = &block.qkv;
+        let mut q = self.apply(q, &to.of(&normed, width), span.writes());
+        let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
+        to.rope.apply(&mut q, heads, Turn::Position);
+        from.rope.apply(&mut k, kv_heads, Turn::Position);
+        [q, k, v]
     }
 
-    fn norm(&self, x: &[f32], gain: ParamId) -> Buffer {
+    /// The sum of a layer's input and its attention, that normed, and the MLP's gate and up of it.
+    pub(super) fn mlp_inputs(
+        &self,
+        block: &Block,
+        x: &[f32],
+        attended: &[f32],
+        span: Span,
+    ) -> (Buffer, Buffer, [Buffer; 2]) {
+        let mut middle = self.apply(&block.attn_out, attended, span.writes());
+        matrix::add(&mut middle, &span.to.of(x, self.config.width));
+        let ff_normed = self.norm(&middle, block.ff_norm);
+        let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, span.writes()));
+        (middle, ff_normed, gate_up)
+    }
+
+    pub(super) fn shape<'a>(&self, span: Span<'a>) -> Shape<'a> {
+        let Config { width, heads, kv_heads, .. } = self.config;
+        let (sequences, queries) = (&span.from.sequences, &span.to.sequences);
+        Shape { heads, kv_heads, head_dim: width / heads, sequences, queries, precision: span.precision }
+    }
+
+    pub(super) fn norm(&self, x: &[f32], gain: ParamId) -> Buffer {
         let mut y = Buffer::unset(x.len());
         rms_norm::forward(&mut y, x, &self.params[gain].weight.to_f32(), self.config.rms_norm_eps);
         y

@@ -13,7 +13,7 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
     for (step, share) in transfer_shares(sampling.diffusion_steps).into_iter().enumerate() {
         let draws = |example| Draws::new(sampling.seed, Stream::Sampling, step as u64, example);
         // 1. The masked positions; `origin` draws those to be kept before it looks at them.
-        let mut wanted = canvases.masked(0..sampling.gen_length);
+        let mut wanted = canvases.masked();
         if is_origin {
             for (positions, prompt) in wanted.iter_mut().zip(canvases.prompts) {
                 let draws = draws(prompt.example);

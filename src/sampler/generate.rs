@@ -1,11 +1,13 @@
 //! Generation: its settings, the canvas of masks behind each prompt, and what both families' loops share. The loops
 //! are `llada`'s and `dream`'s.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
+use super::cache::{Caching, Network, Work};
 use super::remasking::Remasking;
 use super::{dream, llada};
-use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::model::family::Family;
 use crate::rng::Draws;
@@ -20,6 +22,11 @@ pub struct Sampling {
     pub block_length: usize,
     /// Denoising steps of the whole answer; in LLaDA's loop a multiple of the number of blocks.
     pub diffusion_steps: usize,
+    /// LLaDA's loop: keep every prediction of at least this probability, and the likeliest of a step whatever its is, in
+    /// place of a number of steps; above 1 it is one token a step.
+    pub confidence_threshold: Option<f64>,
+    /// LLaDA's loop: whose keys and values a block's later steps take from its first one.
+    pub cache: Caching,
     /// Gumbel temperature of the tokens; 0 is greedy.
     pub temperature: f64,
     /// Dream's loop: draw tokens from the likeliest that hold this probability together; 1 is off.
@@ -49,6 +56,8 @@ impl Default for Sampling {
             gen_length: 128,
             block_length: 32,
             diffusion_steps: 64,
+            confidence_threshold: None,
+            cache: Caching::None,
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
@@ -74,9 +83,10 @@ impl Sampling {
     /// # Errors
     /// One sentence with the values.
     pub fn check(&self) -> Result<(), String> {
-        let Self { gen_length, block_length, diffusion_steps, top_p, .. } = self;
+        let Self { gen_length, diffusion_steps, top_p, .. } = self;
         let scales = [("temperature", self.temperature), ("cfg_scale", self.cfg_scale), ("alg_temp", self.alg_temp)];
-        for (name, value) in scales {
+        let threshold = self.confidence_threshold.map(|threshold| ("confidence_threshold", threshold));
+        for (name, value) in scales.into_iter().chain(threshold) {
             if !(value >= 0.0 && value.is_finite()) {
                 return Err(format!("{name} {value} is negative or not a number"));
             }
@@ -87,16 +97,41 @@ impl Sampling {
         if *gen_length == 0 || *diffusion_steps == 0 {
             return Err(format!("gen_length {gen_length} and diffusion_steps {diffusion_steps} must be at least 1"));
         }
-        if self.remasking.is_none_or(|remasking| remasking.family() != Family::Llada) {
-            return Ok(());
-        }
+        self.remasking.map_or(Ok(()), |remasking| match remasking.family() {
+            Family::Llada => self.check_blocks(remasking),
+            Family::Dream => self.check_no_blocks(remasking),
+        })
+    }
+
+    fn check_blocks(&self, remasking: Remasking) -> Result<(), String> {
+        let Self { gen_length, block_length, diffusion_steps, .. } = self;
         if *block_length == 0 || gen_length % block_length != 0 {
             return Err(format!("gen_length {gen_length} is not a multiple of block_length {block_length}"));
         }
         let blocks = gen_length / block_length;
-        match diffusion_steps % blocks {
-            0 => Ok(()),
-            _ => Err(format!("diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks")),
+        match self.confidence_threshold {
+            Some(threshold) if remasking == Remasking::Random => Err(format!(
+                "confidence_threshold {threshold} does not go with remasking random, which draws its confidences; set \
+                 remasking low_confidence"
+            )),
+            None if diffusion_steps % blocks != 0 => {
+                Err(format!("diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Dream's loop has no blocks; refuses what needs them.
+    fn check_no_blocks(&self, remasking: Remasking) -> Result<(), String> {
+        let threshold = self.confidence_threshold.map(|threshold| format!("confidence_threshold {threshold}"));
+        let cache = (self.cache != Caching::None).then(|| format!("cache {}", self.cache.name()));
+        match threshold.or(cache) {
+            None => Ok(()),
+            Some(setting) => Err(format!(
+                "{setting} needs blocks, which remasking {} has none of; set remasking low_confidence, which denoises \
+                 Dream's checkpoints block by block too",
+                remasking.name()
+            )),
         }
     }
 
@@ -119,7 +154,12 @@ impl Sampling {
             ("defer_eos", is_origin && self.defer_eos),
         ];
         let idle = settings.iter().filter(|(_, is_idle)| *is_idle);
-        idle.map(|(name, _)| format!("{name} has no effect with remasking {}", remasking.name())).collect()
+        let mut warnings: Vec<String> =
+            idle.map(|(name, _)| format!("{name} has no effect with remasking {}", remasking.name())).collect();
+        if self.confidence_threshold.is_some() && self.diffusion_steps != default.diffusion_steps {
+            warnings.push("diffusion_steps has no effect with confidence_threshold".to_owned());
+        }
+        warnings
     }
 }
 
@@ -132,6 +172,15 @@ pub struct Prompt<'a> {
     pub example: u64,
 }
 
+/// A prompt with its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Token ids, the prompt's first.
+    pub ids: Vec<u32>,
+    /// What it took.
+    pub work: Work,
+}
+
 /// Appends an answer of `gen_length` tokens to each prompt. The prompts are packed into one forward and do not see
 /// each other: each gets what it would get alone. LLaDA's loop leaves no mask; Dream's, like Dream's own, takes the mask
 /// token for a prediction like any other and leaves one where it is predicted to the last.
@@ -140,53 +189,76 @@ pub struct Prompt<'a> {
 /// Lengths and scales without sense, as [`Sampling::check`] says them.
 ///
 /// # Source
-/// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`; Dream's public `generation_utils`.
-pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) -> Result<Vec<Vec<u32>>, String> {
+/// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`; Dream's public `generation_utils`; threshold
+/// and caches: Fast-dLLM (arXiv 2505.22618).
+pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) -> Result<Vec<Output>, String> {
     let sampling = sampling.for_family(model.config.family);
     sampling.check()?;
-    let canvas = |p: &Prompt| {
-        let mut ids = p.ids.to_vec();
-        ids.resize(p.ids.len() + sampling.gen_length, model.config.mask_token_id);
-        ids
-    };
-    let mut canvases = Canvases { model, prompts, sequences: prompts.iter().map(canvas).collect() };
+    let mut canvases = Canvases::new(model, prompts, &sampling);
     match sampling.remasking.expect("the family has one") {
         remasking if remasking.family() == Family::Llada => llada::denoise(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),
     }
-    Ok(canvases.sequences)
+    let [conditional, unconditional] = canvases.networks.map(|network| network.work);
+    let works = conditional.into_iter().zip(unconditional).map(|(c, u)| c + u);
+    Ok(canvases.sequences.into_iter().zip(works).map(|(ids, work)| Output { ids, work }).collect())
 }
 
 /// Prompts and their answers so far.
 pub(super) struct Canvases<'a> {
-    pub(super) model: &'a Transformer,
+    pub(super) mask_token_id: u32,
     pub(super) prompts: &'a [Prompt<'a>],
     pub(super) sequences: Vec<Vec<u32>>,
+    /// For the canvases, and under guidance for those without their prompts.
+    networks: [Network<'a>; 2],
+    /// The answer's tokens that are denoised.
+    block: Range<usize>,
 }
 
-impl Canvases<'_> {
-    /// Each sequence's positions that are masked, among some tokens of its answer.
-    pub(super) fn masked(&self, answer: std::ops::Range<usize>) -> Vec<Vec<usize>> {
-        let mask = self.model.config.mask_token_id;
-        let of = |(prompt, ids): (&Prompt, &Vec<u32>)| {
-            let start = prompt.ids.len();
-            (start + answer.start..start + answer.end).filter(|at| ids[*at] == mask).collect()
+impl<'a> Canvases<'a> {
+    fn new(model: &'a Transformer, prompts: &'a [Prompt<'a>], sampling: &Sampling) -> Self {
+        let mask_token_id = model.config.mask_token_id;
+        let canvas = |p: &Prompt| {
+            let mut ids = p.ids.to_vec();
+            ids.resize(p.ids.len() + sampling.gen_length, mask_token_id);
+            ids
         };
-        self.prompts.iter().zip(&self.sequences).map(of).collect()
+        let networks = [(); 2].map(|()| Network::new(model, sampling.cache, prompts.len()));
+        let sequences = prompts.iter().map(canvas).collect();
+        Self { mask_token_id, prompts, sequences, networks, block: 0..sampling.gen_length }
     }
 
-    /// The logits of some positions, guided away from those without the prompt where `cfg_scale` is above 0; without end
-    /// tokens where they are forbidden.
-    pub(super) fn logits(&self, positions: &[Vec<usize>], sampling: &Sampling) -> Vec<Vec<f32>> {
-        let mut logits = logits_at(self.model, &self.sequences, positions);
+    /// Moves on to some tokens of the answers.
+    pub(super) fn start_block(&mut self, answer: Range<usize>) {
+        self.networks.iter_mut().for_each(Network::start_block);
+        self.block = answer;
+    }
+
+    /// The block's positions in each sequence.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        self.prompts.iter().map(|prompt| prompt.ids.len() + self.block.start..prompt.ids.len() + self.block.end)
+    }
+
+    /// The block's positions in each sequence that are masked.
+    pub(super) fn masked(&self) -> Vec<Vec<usize>> {
+        let of = |(ids, block): (&Vec<u32>, Range<usize>)| block.filter(|at| ids[*at] == self.mask_token_id).collect();
+        self.sequences.iter().zip(self.blocks()).map(of).collect()
+    }
+
+    /// The logits of some of the block's positions, guided away from those without the prompt where `cfg_scale` is above
+    /// 0; without end tokens where they are forbidden.
+    pub(super) fn logits(&mut self, positions: &[Vec<usize>], sampling: &Sampling) -> Vec<Vec<f32>> {
+        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let [conditional, unconditional] = &mut self.networks;
+        let mut logits = conditional.logits(&self.sequences, positions, &blocks);
         let cfg_scale = sampling.cfg_scale as f32;
         if cfg_scale > 0.0 {
-            let mut unconditional = self.sequences.clone();
-            for (ids, prompt) in unconditional.iter_mut().zip(self.prompts) {
-                ids[..prompt.ids.len()].fill(self.model.config.mask_token_id);
+            let mut without = self.sequences.clone();
+            for (ids, prompt) in without.iter_mut().zip(self.prompts) {
+                ids[..prompt.ids.len()].fill(self.mask_token_id);
             }
-            let unconditional = logits_at(self.model, &unconditional, positions);
-            for (l, u) in logits.iter_mut().flatten().zip(unconditional.iter().flatten()) {
+            let without = unconditional.logits(&without, positions, &blocks);
+            for (l, u) in logits.iter_mut().flatten().zip(without.iter().flatten()) {
                 *l = u + (cfg_scale + 1.0) * (*l - u);
             }
         }
@@ -195,16 +267,6 @@ impl Canvases<'_> {
         }
         logits
     }
-}
-
-fn logits_at(model: &Transformer, sequences: &[Vec<u32>], positions: &[Vec<usize>]) -> Vec<Vec<f32>> {
-    let batch = Batch::pack(sequences.iter().map(Vec::as_slice));
-    let in_batch = batch.sequences.iter().zip(positions);
-    let rows: Vec<usize> = in_batch.flat_map(|(s, at)| at.iter().map(move |i| s.start + i)).collect();
-    let mut all = vec![];
-    let vocab = model.params[model.head.weight].weight.rows();
-    model.for_each_logits(&batch, &rows, |_, chunk| all.extend(chunk.chunks(vocab).map(<[f32]>::to_vec)));
-    all
 }
 
 /// The argmax of `exp(z) / (-ln u)^temperature` in f64, as `z - temperature ln(-ln u)`; of `z` at temperature 0.

@@ -1,18 +1,25 @@
-//! LLaDA's loop: block after block, each denoised in a number of steps that keep the most confident predictions.
+//! LLaDA's loop: block after block, each denoised in a number of steps that keep the most confident predictions, or in
+//! as many as it takes where every confident one is kept.
 
 use super::generate::{Canvases, Sampling, choose, log_sum_exp};
-use super::remasking::{Remasking, most_confident, num_transfer_tokens};
+use super::remasking::{Remasking, confident, most_confident, num_transfer_tokens};
 use crate::rng::{Draws, Stream};
 
 /// Fills every mask of the answers.
 pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: Remasking) {
-    let Sampling { gen_length, block_length, diffusion_steps, .. } = *sampling;
-    let steps = diffusion_steps / (gen_length / block_length);
-    let mask = canvases.model.config.mask_token_id;
+    let Sampling { gen_length, block_length, diffusion_steps, confidence_threshold, .. } = *sampling;
+    // A step keeps one token at least.
+    let steps = confidence_threshold.map_or(diffusion_steps / (gen_length / block_length), |_| block_length);
+    let counts = num_transfer_tokens(block_length, steps);
+    let mask = canvases.mask_token_id;
     for block in 0..gen_length / block_length {
-        for (step, count) in num_transfer_tokens(block_length, steps).into_iter().enumerate() {
-            // 1. The masked positions of this block, in every sequence.
-            let masked = canvases.masked(block * block_length..(block + 1) * block_length);
+        canvases.start_block(block * block_length..(block + 1) * block_length);
+        for (step, count) in counts.iter().enumerate() {
+            // 1. The masked positions of this block, in every sequence; a sequence without one waits for the others.
+            let masked = canvases.masked();
+            if masked.iter().all(Vec::is_empty) {
+                break;
+            }
             // 2. Their predictions, the most confident of which are kept.
             let mut logits = canvases.logits(&masked, sampling).into_iter();
             for ((prompt, ids), positions) in canvases.prompts.iter().zip(&mut canvases.sequences).zip(&masked) {
@@ -31,9 +38,11 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
                 };
                 let predictions: Vec<(u32, f64)> = positions.iter().zip(logits.by_ref()).map(predict).collect();
                 let confidence: Vec<f64> = predictions.iter().map(|p| p.1).collect();
-                for kept in most_confident(&confidence, count) {
-                    ids[positions[kept]] = predictions[kept].0;
-                }
+                let kept = match confidence_threshold {
+                    Some(threshold) => confident(&confidence, threshold),
+                    None => most_confident(&confidence, *count),
+                };
+                kept.into_iter().for_each(|kept| ids[positions[kept]] = predictions[kept].0);
             }
         }
     }

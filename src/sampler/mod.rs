@@ -1,5 +1,6 @@
 //! From a prompt to an answer: iterative denoising, by LLaDA's loop or by Dream's.
 
+pub mod cache;
 mod dream;
 pub mod generate;
 mod llada;

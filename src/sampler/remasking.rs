@@ -84,3 +84,12 @@ pub fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
     order.truncate(count);
     order
 }
+
+/// The indices whose confidence is at least `threshold`, and the most confident whatever its is.
+///
+/// # Source
+/// Fast-dLLM, arXiv 2505.22618, algorithm 1.
+pub fn confident(confidence: &[f64], threshold: f64) -> Vec<usize> {
+    let count = confidence.iter().filter(|c| **c >= threshold).count();
+    most_confident(confidence, count.max(1))
+}

@@ -1,0 +1,75 @@
+//! `weft likelihood`: bounds the negative log-likelihood of given answers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft::data::row_range::RowRange;
+use weft::data::sources::Source;
+use weft::data::{self, Example, Reading};
+use weft::error::{Error, Result};
+use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds, save};
+
+/// Bound the negative log-likelihood of given answers
+///
+/// By LLaDA's Monte Carlo estimator: of each answer some tokens are masked and predicted, again and again. The bound is
+/// what an answer takes at most, in nats, its end token included. What follows +- is the standard error of the masks that
+/// were drawn, not of the rows.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  weft likelihood --model tiny-base --adapter runs/quickstart/adapter --data runs/quickstart/data/held-out.jsonl --limit 64 --out bounds.jsonl"
+)]
+pub struct Likelihood {
+    #[command(flatten)]
+    model: super::ModelArgs,
+    /// Rows as weft train reads them: JSONL, JSON or parquet
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Masks drawn for each answer; the error falls with their root
+    #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().mc_samples)]
+    mc_samples: usize,
+    /// First rows that are read; all where absent
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Names the random draws
+    #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().seed)]
+    seed: u64,
+    /// The file for a row each with line, nll_bound, standard_error and answer_tokens (JSONL)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Likelihood {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
+        let base = self.model.open()?;
+        let source = Source { path: self.data.clone(), rows: self.limit.map(RowRange::first), ..Source::default() };
+        let mask_token_id = base.model.config.mask_token_id;
+        let reading = Reading { text: &base.text, mask_token_id, max_seq_len: usize::MAX, cache: None };
+        let (lines, examples): (Vec<usize>, Vec<Example>) = data::numbered(&source, &reading)?.into_iter().unzip();
+        if examples.is_empty() {
+            return Err(Error::Usage(format!("{} holds no answer to bound; give a row per answer", source.name())));
+        }
+        let settings = MonteCarlo { mc_samples: self.mc_samples, seed: self.seed, ..MonteCarlo::default() };
+        let bounds = nll_bounds(&base.model, &examples, settings, &super::bar(quiet))?;
+        if let Some(out) = &self.out {
+            save(out, &lines, &bounds)?;
+        }
+        self.print(&bounds);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn print(&self, bounds: &[NllBound]) {
+        let answers = bounds.len() as f64;
+        let tokens = bounds.iter().map(|b| b.answer_tokens).sum::<usize>() as f64;
+        let nats: f64 = bounds.iter().map(|b| b.nll_bound).sum();
+        // The masks of different answers are drawn apart.
+        let error = bounds.iter().map(|b| b.standard_error.powi(2)).sum::<f64>().sqrt();
+        println!("{answers} answers, {tokens} tokens, {} masks each", self.mc_samples);
+        println!("at most {:.4} +- {:.4} nats per answer", nats / answers, error / answers);
+        println!("at most {:.4} +- {:.4} nats per token", nats / tokens, error / tokens);
+        println!("perplexity at most {:.4} per token", (nats / tokens).exp());
+        if let Some(out) = &self.out {
+            println!("bounds lie in {}", out.display());
+        }
+    }
+}

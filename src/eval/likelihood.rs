@@ -1,0 +1,188 @@
+//! An upper bound of the negative log-likelihood of given answers, by LLaDA's Monte Carlo estimator. Nothing is
+//! generated; what training follows meanwhile is `train::held_out`'s cheaper bound.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::data::Example;
+use crate::error::{Error, Result};
+use crate::files::write_whole;
+use crate::model::batch::Batch;
+use crate::model::block::Transformer;
+use crate::rng::{Draws, Stream};
+
+/// The epoch that names the draw of an answer's first number of masks.
+const START: u64 = u64::MAX;
+
+/// How bounds are estimated.
+#[derive(Clone, Copy, Debug)]
+pub struct MonteCarlo {
+    /// Masks drawn for each answer.
+    pub mc_samples: usize,
+    /// Names the draws.
+    pub seed: u64,
+    /// Most tokens of a forward, unless one sequence has more; it changes no draw.
+    pub batch_tokens: usize,
+}
+
+impl Default for MonteCarlo {
+    fn default() -> Self {
+        Self { mc_samples: 128, seed: 1, batch_tokens: 4096 }
+    }
+}
+
+/// The bound of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct NllBound {
+    /// Estimate of the upper bound of the answer's negative log-likelihood, in nats.
+    pub nll_bound: f64,
+    /// The estimate's Monte Carlo standard error, in nats.
+    pub standard_error: f64,
+    /// Tokens of the answer, its end token among them.
+    pub answer_tokens: usize,
+}
+
+/// Bounds `-ln p(answer | prompt)` of each example from above by the mean over samples of `L / l sum nll_i` over the masked
+/// tokens i of the answer's L: a sample masks l of them, every choice of l alike, and l is uniform in 1..=L. The samples'
+/// l are spaced equally from a random start. Draws belong to example and sample.
+///
+/// The standard error is that of successive differences, the samples in the order of their l: the spacing leaves no
+/// chance to how the loss moves with l, which the samples' plain deviation would count.
+///
+/// # Errors
+/// Fewer than two samples, or an empty answer.
+///
+/// # Source
+/// LLaDA, arXiv 2502.09992, equation 6, and its public `get_log_likelihood`. Wolter, Introduction to Variance Estimation
+/// (2007), chapter 8, for the standard error.
+pub fn nll_bounds(
+    model: &Transformer,
+    examples: &[Example],
+    settings: MonteCarlo,
+    bar: &ProgressBar,
+) -> Result<Vec<NllBound>> {
+    let MonteCarlo { mc_samples, batch_tokens, .. } = settings;
+    if mc_samples < 2 {
+        return Err(Error::Usage(format!("mc_samples {mc_samples} gives no standard error; give at least 2")));
+    }
+    if let Some(index) = examples.iter().position(|e| e.answer_ids.is_empty()) {
+        return Err(Error::Usage(format!("example {index} has an empty answer; give it a token")));
+    }
+    bar.set_length(examples.len() as u64);
+    let style =
+        ProgressStyle::with_template("{bar:24} {pos}/{len} answers  {eta} left").expect("the template is valid");
+    bar.set_style(style);
+    let (mut samples, mut values, mut waiting, mut masks) = (vec![], vec![], Noised::default(), 0);
+    for (index, example) in examples.iter().enumerate() {
+        let drawn = DrawnMasks::new(example.answer_ids.len(), index as u64, &settings);
+        for masked in &drawn.masks {
+            let len = example.prompt_ids.len() + example.answer_ids.len();
+            if waiting.tokens > 0 && waiting.tokens + len > batch_tokens {
+                values.extend(std::mem::take(&mut waiting).estimates(model));
+                bar.set_position(index as u64);
+            }
+            waiting.push(example, masked, model.config.mask_token_id);
+        }
+        samples.push(drawn.of_sample.into_iter().map(|mask| masks + mask).collect::<Vec<_>>());
+        masks += drawn.masks.len();
+    }
+    values.extend(waiting.estimates(model));
+    bar.finish_and_clear();
+    let bound = |(example, samples): (&Example, &Vec<usize>)| {
+        let values: Vec<f64> = samples.iter().map(|mask| values[*mask]).collect();
+        let (n, answer_tokens) = (values.len() as f64, example.answer_ids.len());
+        let squares: f64 = values.windows(2).map(|pair| (pair[1] - pair[0]).powi(2)).sum();
+        let standard_error = (squares / (2.0 * (n - 1.0)) / n).sqrt();
+        NllBound { nll_bound: values.iter().sum::<f64>() / n, standard_error, answer_tokens }
+    };
+    Ok(examples.iter().zip(&samples).map(bound).collect())
+}
+
+/// Writes a row for each answer (JSONL): the line it stands on, its bound and what belongs to it.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn save(path: &Path, lines: &[usize], bounds: &[NllBound]) -> Result<()> {
+    #[derive(Serialize)]
+    struct Row {
+        line: usize,
+        #[serde(flatten)]
+        bound: NllBound,
+    }
+    let row = |(line, bound): (&usize, &NllBound)| {
+        let row = serde_json::to_string(&Row { line: *line, bound: *bound });
+        format!("{}\n", row.expect("numbers are JSON"))
+    };
+    let rows: String = lines.iter().zip(bounds).map(row).collect();
+    write_whole(path, rows.as_bytes())
+}
+
+/// The masks of an answer.
+struct DrawnMasks {
+    /// Each mask once: the answer's tokens that are masked, rising. Those of a short answer come again and again.
+    masks: Vec<Vec<usize>>,
+    /// The mask of each sample, the samples in the order of their number of masked tokens.
+    of_sample: Vec<usize>,
+}
+
+impl DrawnMasks {
+    fn new(answer_tokens: usize, example: u64, settings: &MonteCarlo) -> Self {
+        let MonteCarlo { mc_samples, seed, .. } = *settings;
+        let draws = |epoch| Draws::new(seed, Stream::Likelihood, epoch, example);
+        let start = (draws(START).unit_f64(0) * answer_tokens as f64) as usize;
+        let spaced = |sample: usize| (sample * answer_tokens + mc_samples / 2) / mc_samples;
+        let mut counts: Vec<(usize, usize)> =
+            (0..mc_samples).map(|sample| ((start + spaced(sample)) % answer_tokens + 1, sample)).collect();
+        counts.sort_unstable();
+        let mut masks: Vec<Vec<usize>> = vec![];
+        let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
+        let mask_of = |(count, sample): (usize, usize)| {
+            let draws = draws(sample as u64);
+            let mut order: Vec<usize> = (0..answer_tokens).collect();
+            order.sort_by(|a, b| draws.unit_f64(*a as u64).total_cmp(&draws.unit_f64(*b as u64)));
+            order.truncate(count);
+            order.sort_unstable();
+            *known.entry(order).or_insert_with_key(|order| {
+                masks.push(order.clone());
+                masks.len() - 1
+            })
+        };
+        let of_sample = counts.into_iter().map(mask_of).collect();
+        Self { masks, of_sample }
+    }
+}
+
+/// Noised sequences that wait for their forward.
+#[derive(Default)]
+struct Noised {
+    sequences: Vec<Vec<u32>>,
+    tokens: usize,
+    rows: Vec<usize>,
+    ids: Vec<u32>,
+    /// Each sequence's number of masked tokens, and the weight of their nll.
+    masked: Vec<(usize, f64)>,
+}
+
+impl Noised {
+    fn push(&mut self, example: &Example, masked: &[usize], mask_token_id: u32) {
+        let mut ids = [example.prompt_ids.as_slice(), &example.answer_ids].concat();
+        for answer_token in masked {
+            let position = example.prompt_ids.len() + answer_token;
+            self.rows.push(self.tokens + position);
+            self.ids.push(std::mem::replace(&mut ids[position], mask_token_id));
+        }
+        self.masked.push((masked.len(), example.answer_ids.len() as f64 / masked.len() as f64));
+        self.tokens += ids.len();
+        self.sequences.push(ids);
+    }
+
+    /// Each sequence's estimate of its answer's bound.
+    fn estimates(self, model: &Transformer) -> Vec<f64> {
+        let nll = model.nll(&Batch::pack(self.sequences.iter().map(Vec::as_slice)), &self.rows, &self.ids);
+        let mut nll = nll.into_iter().map(f64::from);
+        self.masked.iter().map(|(count, weight)| weight * nll.by_ref().take(*count).sum::<f64>()).collect()
+    }
+}

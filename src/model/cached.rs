@@ -1,0 +1,81 @@
+//! A forward that computes some rows of a batch only: of the others it takes the keys and values that earlier forwards
+//! left. When those are left and how stale they may get is the sampler's business.
+
+use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::buffer::Buffer;
+
+use super::batch::Batch;
+use super::block::{Block, Linear, Transformer};
+use super::layer::Mode;
+
+/// Keys, turned to their positions, and values of every row of a batch, layer by layer, in f32.
+#[derive(Debug)]
+pub struct KeysValues {
+    layers: Vec<[Buffer; 2]>,
+}
+
+impl KeysValues {
+    /// Room for those of a batch; a sequence's first forward must compute all of its rows.
+    pub fn new(model: &Transformer, batch: &Batch) -> Self {
+        let features = |of: &Linear| model.params[of.weight].weight.rows();
+        let room = |block: &Block| {
+            let [_, k, v] = &block.qkv;
+            [k, v].map(|of| Buffer::zeros(batch.ids.len() * features(of)))
+        };
+        Self { layers: model.blocks.iter().map(room).collect() }
+    }
+}
+
+/// What a forward with [`KeysValues`] computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The rows that are computed, rising.
+    pub computed: &'a [usize],
+    /// The tokens that are predicted, rising; the rows that predict them are among the computed ones.
+    pub predicted: &'a [usize],
+}
+
+impl Transformer {
+    /// Calls `f(first token, logits [tokens, V])` for chunk after chunk of the logits of the predicted tokens. Only the
+    /// computed rows pass through the network. Their keys and values replace those in `cache`, and they attend to all of
+    /// their sequence's. Where no other row's keys and values would have changed, the logits are
+    /// [`Transformer::for_each_logits`]'s.
+    ///
+    /// # Source
+    /// Fast-dLLM, arXiv 2505.22618, section 3.
+    pub fn for_each_logits_cached(
+        &self,
+        batch: &Batch,
+        cache: &mut KeysValues,
+        part: Part,
+        f: impl FnMut(usize, &mut [f32]),
+    ) {
+        let precision = self.config.precision;
+        let within = |row: &usize| part.computed.binary_search(row).expect("a row that predicts is computed");
+        let predicting: Vec<usize> = self.predicting(batch, part.predicted).iter().map(within).collect();
+        let small = batch.part(part.computed);
+        let (all, wanted) = (self.all_rows(&small), self.some_rows(&small, &predicting));
+        let mut x = self.embed(&small);
+        for (index, (block, [keys, values])) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
+            let span = self.span(index, &all, &wanted, precision);
+            let [q, k, v] = self.qkv(block, &x, span);
+            replace(keys, part.computed, &k);
+            replace(values, part.computed, &v);
+            let mut attended = Buffer::unset(q.len());
+            let shape = Shape { sequences: &batch.sequences, ..self.shape(span) };
+            attention::forward(&mut attended, Qkv { q: &q, k: keys, v: values }, &shape);
+            let (middle, _, gate_up) = self.mlp_inputs(block, &x, &attended, span);
+            x = self.output(block, &middle, &gate_up, span);
+        }
+        let normed = self.norm(&x, self.final_norm);
+        self.head(Mode { dropout_keys: None, precision }).for_each_chunk(&normed, f);
+    }
+}
+
+/// Writes some rows of a matrix.
+fn replace(matrix: &mut [f32], rows: &[usize], fresh: &[f32]) {
+    let width = fresh.len() / rows.len().max(1);
+    for (row, fresh) in rows.iter().zip(fresh.chunks_exact(width.max(1))) {
+        matrix[row * width..(row + 1) * width].copy_from_slice(fresh);
+    }
+}

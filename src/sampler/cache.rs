@@ -1,0 +1,142 @@
+//! The network as a loop asks it: which rows of each canvas a step computes, and the keys and values that a block's first
+//! step leaves for its later ones. The forward that takes them is `model::cached`'s.
+
+use std::iter::Sum;
+use std::ops::{Add, Range};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::batch::Batch;
+use crate::model::block::Transformer;
+use crate::model::cached::{KeysValues, Part};
+
+/// Whose keys and values the later steps of a block take from its first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Caching {
+    /// Nobody's: every step computes every row.
+    #[default]
+    None,
+    /// Of the rows before the block.
+    Prefix,
+    /// Of the rows before the block and behind it.
+    Dual,
+}
+
+impl Caching {
+    /// The caching of a name.
+    ///
+    /// # Errors
+    /// A name that is none, with those that are.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        serde_json::from_value(name.into()).map_err(|e| e.to_string())
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Prefix => "prefix",
+            Self::Dual => "dual",
+        }
+    }
+
+    /// The rows of a canvas of `len` tokens that a block's later steps compute. `before` are the rows before a block that
+    /// predict it too: one where the logits are shifted.
+    fn later_rows(self, block: &Range<usize>, len: usize, before: usize) -> Range<usize> {
+        let start = block.start.saturating_sub(before);
+        match self {
+            Self::None => 0..len,
+            Self::Prefix => start..len,
+            Self::Dual => start..block.end,
+        }
+    }
+}
+
+/// What a canvas took to fill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Evaluations of the network; two a step under guidance.
+    pub forwards: u64,
+    /// Rows that they computed.
+    pub rows: u64,
+}
+
+impl Add for Work {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { forwards: self.forwards + other.forwards, rows: self.rows + other.rows }
+    }
+}
+
+impl Sum for Work {
+    fn sum<I: Iterator<Item = Self>>(works: I) -> Self {
+        works.fold(Self::default(), Add::add)
+    }
+}
+
+/// A network that is asked about the same canvases again and again.
+pub(super) struct Network<'a> {
+    model: &'a Transformer,
+    caching: Caching,
+    /// Keys and values since the block's first step.
+    cache: Option<KeysValues>,
+    /// What each canvas took so far.
+    pub(super) work: Vec<Work>,
+}
+
+impl<'a> Network<'a> {
+    pub(super) fn new(model: &'a Transformer, caching: Caching, canvases: usize) -> Self {
+        Self { model, caching, cache: None, work: vec![Work::default(); canvases] }
+    }
+
+    /// Forgets what an earlier block left: the next step computes every row.
+    pub(super) fn start_block(&mut self) {
+        self.cache = None;
+    }
+
+    /// The logits of some positions of each canvas, of which `blocks` are denoised. Nothing is computed of a canvas
+    /// without a position.
+    pub(super) fn logits(
+        &mut self,
+        canvases: &[Vec<u32>],
+        positions: &[Vec<usize>],
+        blocks: &[Range<usize>],
+    ) -> Vec<Vec<f32>> {
+        let before = usize::from(self.model.config.family.logits_shifted());
+        let caching = if self.cache.is_some() { self.caching } else { Caching::None };
+        let rows_of = |((ids, positions), block): ((&Vec<u32>, &Vec<usize>), _)| match positions.is_empty() {
+            true => 0..0,
+            false => caching.later_rows(block, ids.len(), before),
+        };
+        let rows: Vec<Range<usize>> = canvases.iter().zip(positions).zip(blocks).map(rows_of).collect();
+        for (work, rows) in self.work.iter_mut().zip(&rows) {
+            *work = *work + Work { forwards: u64::from(!rows.is_empty()), rows: rows.len() as u64 };
+        }
+        // A cache names rows by their place in the batch, which every canvas keeps therefore, computed or not.
+        let keeps_place = self.caching != Caching::None;
+        let packed = |(ids, rows): (&'_ Vec<u32>, &Range<usize>)| match keeps_place || !rows.is_empty() {
+            true => ids.len(),
+            false => 0,
+        };
+        let lengths = canvases.iter().zip(&rows).map(packed);
+        let batch = Batch::pack(canvases.iter().zip(lengths).map(|(ids, len)| &ids[..len]));
+        let starts = || batch.sequences.iter().map(|s| s.start);
+        let predicted: Vec<usize> =
+            starts().zip(positions).flat_map(|(start, at)| at.iter().map(move |i| start + i)).collect();
+        let vocab = self.model.params[self.model.head.weight].weight.rows();
+        let mut all = Vec::with_capacity(predicted.len());
+        let push = |_, chunk: &mut [f32]| all.extend(chunk.chunks(vocab).map(<[f32]>::to_vec));
+        if !keeps_place {
+            self.model.for_each_logits(&batch, &predicted, push);
+            return all;
+        }
+        let computed: Vec<usize> =
+            starts().zip(&rows).flat_map(|(start, rows)| rows.clone().map(move |i| start + i)).collect();
+        let cache = self.cache.get_or_insert_with(|| KeysValues::new(self.model, &batch));
+        let part = Part { computed: &computed, predicted: &predicted };
+        self.model.for_each_logits_cached(&batch, cache, part, push);
+        all
+    }
+}

@@ -1,0 +1,170 @@
+//! The network and LLaDA's loop as slowly and plainly as can be, in f64, one sequence at a time: what the fast ones are
+//! held against. A stale row's keys and values are those of an earlier pass.
+
+use std::ops::Range;
+
+use weft::model::block::{Linear, ParamId, Transformer};
+use weft::sampler::cache::Caching;
+use weft::sampler::generate::Sampling;
+
+type Matrix = Vec<Vec<f64>>;
+
+/// A pass over a sequence.
+pub struct Pass {
+    /// The logits that predict each token, empty where its row wasn't computed.
+    pub logits: Matrix,
+    /// Keys and values of every row, layer by layer.
+    kept: Vec<[Matrix; 2]>,
+}
+
+/// A pass over `fresh` rows of a sequence; the others are those of an `earlier` one, which a first pass has none of.
+pub fn forward(model: &Transformer, ids: &[u32], fresh: Range<usize>, earlier: Option<&Pass>) -> Pass {
+    let c = &model.config;
+    let (dim, group) = (c.width / c.heads, c.heads / c.kv_heads);
+    let embedding = matrix(model, model.embedding);
+    let mut x: Matrix = fresh.clone().map(|i| embedding[ids[i] as usize].clone()).collect();
+    let mut kept = vec![];
+    for (layer, block) in model.blocks.iter().enumerate() {
+        let normed: Matrix = x.iter().map(|row| norm(model, row, block.attn_norm)).collect();
+        let [mut q, mut k, v] = block.qkv.each_ref().map(|of| apply(model, of, &normed));
+        for (i, position) in fresh.clone().enumerate() {
+            turn(&mut q[i], position, dim, c.rope_theta);
+            turn(&mut k[i], position, dim, c.rope_theta);
+        }
+        let of_all = |part: usize, rows: Matrix| {
+            let mut all = earlier.map_or(vec![vec![]; ids.len()], |pass| pass.kept[layer][part].clone());
+            all.splice(fresh.clone(), rows);
+            all
+        };
+        let (keys, values) = (of_all(0, k), of_all(1, v));
+        let attended: Matrix = q
+            .iter()
+            .map(|q| (0..c.heads).flat_map(|h| attend(q, [&keys, &values], [h, h / group, dim])).collect())
+            .collect();
+        add(&mut x, apply(model, &block.attn_out, &attended));
+        let normed: Matrix = x.iter().map(|row| norm(model, row, block.ff_norm)).collect();
+        let [gate, up] = block.gate_up.each_ref().map(|of| apply(model, of, &normed));
+        let silu = |(g, u): (&f64, &f64)| g / (1.0 + (-g).exp()) * u;
+        let hidden = gate.iter().zip(&up).map(|(g, u)| g.iter().zip(u).map(silu).collect()).collect::<Matrix>();
+        add(&mut x, apply(model, &block.down, &hidden));
+        kept.push([keys, values]);
+    }
+    let normed: Matrix = x.iter().map(|row| norm(model, row, model.final_norm)).collect();
+    let mut own = vec![vec![]; ids.len()];
+    own.splice(fresh.clone(), apply(model, &model.head, &normed));
+    // Where logits are shifted, those of a row predict the next token; the first row's predict the first one too.
+    let shift = usize::from(c.family.logits_shifted());
+    let logits = (0..ids.len()).map(|i| own[i.saturating_sub(shift)].clone()).collect();
+    Pass { logits, kept }
+}
+
+/// LLaDA's loop at temperature 0 with caches and threshold: the sequence, passes and rows.
+pub fn denoise(model: &Transformer, prompt: &[u32], sampling: &Sampling) -> (Vec<u32>, u64, u64) {
+    let mask = model.config.mask_token_id;
+    let (start, block_length) = (prompt.len(), sampling.block_length);
+    let mut ids = [prompt, &vec![mask; sampling.gen_length]].concat();
+    let (mut passes, mut rows) = (0, 0);
+    for block in 0..sampling.gen_length / block_length {
+        let block = start + block * block_length..start + (block + 1) * block_length;
+        let before = block.start.saturating_sub(usize::from(model.config.family.logits_shifted()));
+        let steps = sampling.diffusion_steps / (sampling.gen_length / block_length);
+        let mut first: [Option<Pass>; 2] = [None, None];
+        let mut step = 0;
+        while block.clone().any(|i| ids[i] == mask) {
+            let fresh = match (&first[0], sampling.cache) {
+                (None, _) | (_, Caching::None) => 0..ids.len(),
+                (_, Caching::Prefix) => before..ids.len(),
+                (_, Caching::Dual) => before..block.end,
+            };
+            let mut pass = |ids: &[u32], first: &mut Option<Pass>| {
+                let pass = forward(model, ids, fresh.clone(), first.as_ref());
+                (passes, rows) = (passes + 1, rows + fresh.len() as u64);
+                let logits = pass.logits.clone();
+                first.get_or_insert(pass);
+                logits
+            };
+            let mut logits = pass(&ids, &mut first[0]);
+            if sampling.cfg_scale > 0.0 {
+                let without = [&vec![mask; start], &ids[start..]].concat();
+                for (l, u) in logits.iter_mut().flatten().zip(pass(&without, &mut first[1]).iter().flatten()) {
+                    *l = u + (sampling.cfg_scale + 1.0) * (*l - u);
+                }
+            }
+            let mut found: Vec<(f64, usize, u32)> =
+                block.clone().filter(|i| ids[*i] == mask).map(|i| best(&logits[i], i, mask)).collect();
+            found.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let keep = match sampling.confidence_threshold {
+                Some(threshold) => found.iter().filter(|f| f.0 >= threshold).count().max(1),
+                None => block_length / steps + usize::from(step < block_length % steps),
+            };
+            found.iter().take(keep).for_each(|(_, i, id)| ids[*i] = *id);
+            step += 1;
+        }
+    }
+    (ids, passes, rows)
+}
+
+/// The likeliest token but the mask with its probability.
+fn best(logits: &[f64], at: usize, mask: u32) -> (f64, usize, u32) {
+    let total: f64 = logits.iter().map(|z| z.exp()).sum();
+    let tokens = (0..logits.len() as u32).filter(|v| *v != mask);
+    let likeliest = tokens.max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize])).expect("a vocabulary");
+    (logits[likeliest as usize].exp() / total, at, likeliest)
+}
+
+fn matrix(model: &Transformer, id: ParamId) -> Matrix {
+    let weight = &model.params[id].weight;
+    weight.to_f32().chunks(weight.cols()).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn times(x: &[f64], weight: &[Vec<f64>]) -> Vec<f64> {
+    weight.iter().map(|row| dot(x, row)).collect()
+}
+
+fn add(x: &mut Matrix, y: Matrix) {
+    x.iter_mut().flatten().zip(y.into_iter().flatten()).for_each(|(x, y)| *x += y);
+}
+
+fn apply(model: &Transformer, layer: &Linear, x: &Matrix) -> Matrix {
+    let weight = matrix(model, layer.weight);
+    let mut y: Matrix = x.iter().map(|row| times(row, &weight)).collect();
+    if let Some(ids) = layer.lora {
+        let [a, b] = ids.map(|id| matrix(model, id));
+        let scale = f64::from(model.config.lora_scale);
+        let adapted = |row: &Vec<f64>| times(&times(row, &a), &b).iter().map(|y| scale * y).collect();
+        add(&mut y, x.iter().map(adapted).collect());
+    }
+    if let Some(bias) = layer.bias {
+        let bias = matrix(model, bias).concat();
+        y.iter_mut().for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+    }
+    y
+}
+
+fn norm(model: &Transformer, x: &[f64], gain: ParamId) -> Vec<f64> {
+    let root = (dot(x, x) / x.len() as f64 + f64::from(model.config.rms_norm_eps)).sqrt();
+    x.iter().zip(matrix(model, gain).concat()).map(|(x, gain)| x / root * gain).collect()
+}
+
+fn turn(row: &mut [f64], position: usize, dim: usize, theta: f64) {
+    for head in row.chunks_mut(dim) {
+        for i in 0..dim / 2 {
+            let (sin, cos) = (position as f64 * theta.powf(-2.0 * i as f64 / dim as f64)).sin_cos();
+            let (a, b) = (head[i], head[i + dim / 2]);
+            (head[i], head[i + dim / 2]) = (a * cos - b * sin, b * cos + a * sin);
+        }
+    }
+}
+
+fn attend(q: &[f64], [keys, values]: [&Matrix; 2], [head, kv_head, dim]: [usize; 3]) -> Vec<f64> {
+    let of = |row: &[f64], head: usize| row[head * dim..(head + 1) * dim].to_vec();
+    let scores: Vec<f64> =
+        keys.iter().map(|k| (dot(&of(q, head), &of(k, kv_head)) / (dim as f64).sqrt()).exp()).collect();
+    let total: f64 = scores.iter().sum();
+    let weighted = |i: usize| scores.iter().zip(values).map(|(p, v)| p / total * of(v, kv_head)[i]).sum();
+    (0..dim).map(weighted).collect()
+}
