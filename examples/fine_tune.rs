@@ -22,10 +22,12 @@ fn main() -> Result<()> {
     // 2. Rows: a greeting for every name.
     let names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry"];
     let question = |name: &str| vec![Message { role: "user".to_owned(), content: format!("I am {name}.") }];
-    let row = |name: &&str| base.text.example(&Conversation { prompt: question(name), answer: format!("Hello {name}!") });
+    let row =
+        |name: &&str| base.text.example(&Conversation { prompt: question(name), answer: format!("Hello {name}!") });
     let examples = names.iter().map(row).collect::<Result<Vec<_>>>()?;
     let gen_length = examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(0);
-    let sampling = Sampling { gen_length, block_length: gen_length, diffusion_steps: gen_length, ..Sampling::default() };
+    let sampling =
+        Sampling { gen_length, block_length: gen_length, diffusion_steps: gen_length, ..Sampling::default() };
     let prompt = base.text.prompt_ids(&question("Emma"))?;
     let ask = |model| -> Result<String> {
         let outputs = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling).map_err(Error::Usage)?;

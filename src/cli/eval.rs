@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
+use serde_json::{Value, json};
 use weft::error::Result;
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
@@ -35,6 +36,9 @@ pub struct Eval {
     /// The file for generations and accuracy (JSON)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Print the accuracy as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -57,10 +61,23 @@ impl Eval {
             );
         }
         save(&self.out, task, &generations)?;
-        println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy_of(&generations)));
+        let accuracy = accuracy_of(&generations);
+        if self.json {
+            println!("{}", as_json(task, problems.len(), &accuracy));
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy));
         println!("generations lie in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A task's accuracy as one line of JSON.
+pub fn as_json(task: Task, problems: usize, accuracy: &Accuracy) -> Value {
+    let mut line = json!({ "task": task, "problems": problems });
+    let Value::Object(numbers) = json!(accuracy) else { unreachable!("an accuracy is a table") };
+    line.as_object_mut().expect("it is a table").extend(numbers);
+    line
 }
 
 /// `12.3 % +- 1.2 (64 of 520)`.

@@ -3,14 +3,17 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc::channel;
 
 use clap::Args;
 use weft::base::Base;
 use weft::data::Message;
 use weft::error::{Error, Result};
 use weft::sampler::cache::Caching;
-use weft::sampler::generate::{Prompt, Sampling, generate};
+use weft::sampler::generate::{Prompt, Sampling, generate_told};
 use weft::sampler::remasking::Remasking;
+
+use super::trace::Trace;
 
 /// Answer a prompt
 ///
@@ -18,7 +21,7 @@ use weft::sampler::remasking::Remasking;
 /// --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --block-length 32 --diffusion-steps 32"
+    after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --block-length 32 --diffusion-steps 32 --trace"
 )]
 pub struct Generate {
     #[command(flatten)]
@@ -29,6 +32,9 @@ pub struct Generate {
     /// Give the prompt as it is, without the chat template
     #[arg(long)]
     raw: bool,
+    /// Show the denoising step by step, on standard error
+    #[arg(long)]
+    trace: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -138,7 +144,14 @@ impl Generate {
             true => base.text.encode(&content)?,
             false => base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?,
         };
-        let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling).map_err(Error::Usage)?;
+        let prompts = [Prompt { ids: &ids, example: 0 }];
+        let (sender, steps) = channel();
+        let trace = Trace { text: &base.text, prompt_len: ids.len(), mask_token_id: base.model.config.mask_token_id };
+        let output = std::thread::scope(|scope| {
+            scope.spawn(move || trace.show(&steps));
+            generate_told(&base.model, &prompts, &sampling, self.trace.then_some(sender))
+        });
+        let output = output.map_err(Error::Usage)?;
         println!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));
         Ok(ExitCode::SUCCESS)
     }

@@ -13,6 +13,7 @@ mod parity;
 mod pretrain;
 mod reproduce;
 mod score;
+mod trace;
 mod train;
 
 use std::path::PathBuf;

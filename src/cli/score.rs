@@ -8,7 +8,7 @@ use weft::error::Result;
 use weft::eval::Task;
 use weft::eval::stored::{load, save_scores};
 
-use super::eval::in_percent;
+use super::eval::{as_json, in_percent};
 
 /// Score generations of a task again
 ///
@@ -24,6 +24,9 @@ pub struct Score {
     /// The file for a row each with what was extracted and its points (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Print the accuracy as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Score {
@@ -33,7 +36,12 @@ impl Score {
         if let Some(out) = &self.out {
             save_scores(out, &scores)?;
         }
-        println!("{} on {} generations: {}", self.task, scores.len(), in_percent(&weft::eval::accuracy(&scores)));
+        let accuracy = weft::eval::accuracy(&scores);
+        if self.json {
+            println!("{}", as_json(task, scores.len(), &accuracy));
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{} on {} generations: {}", self.task, scores.len(), in_percent(&accuracy));
         if let Some(out) = &self.out {
             println!("scores lie in {}", out.display());
         }

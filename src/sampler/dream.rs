@@ -37,6 +37,7 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
                 ids[positions[kept]] = predictions[kept].0;
             }
         }
+        canvases.tell();
     }
 }
 

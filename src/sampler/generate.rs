@@ -2,6 +2,7 @@
 //! are `llada`'s and `dream`'s.
 
 use std::ops::Range;
+use std::sync::mpsc::Sender;
 
 use serde::{Deserialize, Serialize};
 
@@ -192,9 +193,22 @@ pub struct Output {
 /// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`; Dream's public `generation_utils`; threshold
 /// and caches: Fast-dLLM (arXiv 2505.22618).
 pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) -> Result<Vec<Output>, String> {
+    generate_told(model, prompts, sampling, None)
+}
+
+/// As [`generate`], telling the canvases' token ids after every step while it goes on.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_told(
+    model: &Transformer,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    steps: Option<Sender<Vec<Vec<u32>>>>,
+) -> Result<Vec<Output>, String> {
     let sampling = sampling.for_family(model.config.family);
     sampling.check()?;
-    let mut canvases = Canvases::new(model, prompts, &sampling);
+    let mut canvases = Canvases { steps, ..Canvases::new(model, prompts, &sampling) };
     match sampling.remasking.expect("the family has one") {
         remasking if remasking.family() == Family::Llada => llada::denoise(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),
@@ -213,6 +227,8 @@ pub(super) struct Canvases<'a> {
     networks: [Network<'a>; 2],
     /// The answer's tokens that are denoised.
     block: Range<usize>,
+    /// Who is told of every step.
+    steps: Option<Sender<Vec<Vec<u32>>>>,
 }
 
 impl<'a> Canvases<'a> {
@@ -225,13 +241,21 @@ impl<'a> Canvases<'a> {
         };
         let networks = [(); 2].map(|()| Network::new(model, sampling.cache, prompts.len()));
         let sequences = prompts.iter().map(canvas).collect();
-        Self { mask_token_id, prompts, sequences, networks, block: 0..sampling.gen_length }
+        Self { mask_token_id, prompts, sequences, networks, block: 0..sampling.gen_length, steps: None }
     }
 
     /// Moves on to some tokens of the answers.
     pub(super) fn start_block(&mut self, answer: Range<usize>) {
         self.networks.iter_mut().for_each(Network::start_block);
         self.block = answer;
+    }
+
+    /// Tells of a step that is done.
+    pub(super) fn tell(&self) {
+        if let Some(steps) = &self.steps {
+            // Nobody may listen any more; the answer is wanted all the same.
+            let _ = steps.send(self.sequences.clone());
+        }
     }
 
     /// The block's positions in each sequence.

@@ -44,6 +44,7 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
                 };
                 kept.into_iter().for_each(|kept| ids[positions[kept]] = predictions[kept].0);
             }
+            canvases.tell();
         }
     }
 }

@@ -1,0 +1,84 @@
+//! What commands print: traces, JSON for machines, nothing more than asked for.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn weft(arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft")).args(arguments).output().expect("the program starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    folder
+}
+
+#[test]
+fn a_trace_tells_every_step_and_leaves_the_answer_alone() {
+    let ask = ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?", "--gen-length", "12", "--block-length"];
+    for sampler in [&["6", "--diffusion-steps", "6"][..], &["12", "--remasking", "entropy", "--diffusion-steps", "5"]] {
+        let arguments = [&ask[..], sampler].concat();
+        let plain = weft(&arguments);
+        let traced = weft(&[&arguments[..], &["--trace"]].concat());
+        assert_eq!(text(&plain.stdout), text(&traced.stdout));
+        assert_eq!(text(&plain.stderr), "");
+        let trace = text(&traced.stderr);
+        let lines: Vec<&str> = trace.lines().collect();
+        assert_eq!(lines.len(), if sampler[0] == "6" { 6 } else { 5 }, "{trace}");
+        assert!(!trace.contains('\u{1b}'), "no colours in a pipe: {trace:?}");
+        let masked: Vec<usize> = lines.iter().map(|line| line.matches('\u{2591}').count()).collect();
+        assert!(masked.is_sorted_by(|a, b| a >= b) && masked[0] > 0, "{masked:?}");
+        if sampler[0] == "6" {
+            assert_eq!(masked, [10, 8, 6, 4, 2, 0]);
+            assert!(lines[1].starts_with("step 2, 8 masked: "), "{trace}");
+        }
+    }
+}
+
+#[test]
+fn accuracies_are_json_for_machines() {
+    let folder = folder("output-json");
+    let row = r#"{"question": "4000001003020000", "generation": "<answer>4132321413422321</answer>", "ground_truth": "4132321413422321"}"#;
+    let file = folder.join("rows.jsonl");
+    std::fs::write(&file, format!("{row}\n")).expect("rows can be written");
+    let output = weft(&["score", "--task", "sudoku", file.to_str().expect("a name"), "--json"]);
+    let line: Value = serde_json::from_slice(&output.stdout).expect("one line of JSON");
+    assert_eq!((&line["task"], &line["problems"], &line["correct"]), (&"sudoku".into(), &1.into(), &12.into()));
+    assert_eq!(line["accuracy"], 1.0);
+}
+
+#[test]
+fn a_quiet_run_prints_its_results_only() {
+    let folder = folder("output-quiet");
+    let out = format!("train.output={}", folder.join("run").display());
+    let small = ["--set", "train.max_steps=2", "--set", "eval.limit=2", "--set", "data.train_rows=64", "--quiet"];
+    let output = weft(&[&["train", "--set", &out][..], &small].concat());
+    assert_eq!(text(&output.stderr), "");
+    let shown = text(&output.stdout);
+    assert!(shown.starts_with("trained 2 steps in ") && !shown.contains("objective"), "{shown}");
+}
+
+#[test]
+fn the_version_tells_build_and_processor() {
+    let version = text(&weft(&["--version"]).stdout);
+    assert!(version.starts_with(&format!("weft {}\nfeatures: ", env!("CARGO_PKG_VERSION"))), "{version}");
+    assert!(version.contains("\nprocessor: ") && version.contains("bf16 by "), "{version}");
+    assert_eq!(text(&weft(&["-V"]).stdout).lines().count(), 1);
+}
+
+#[test]
+fn shells_get_their_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = text(&weft(&["completions", shell]).stdout);
+        assert!(script.contains("reproduce") && script.contains("diffusion-steps"), "{shell}");
+    }
+}
