@@ -24,7 +24,8 @@ fn folder(name: &str) -> PathBuf {
 
 #[test]
 fn a_trace_tells_every_step_and_leaves_the_answer_alone() {
-    let ask = ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?", "--gen-length", "12", "--diffusion-steps"];
+    let ask =
+        ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?", "--gen-length", "12", "--diffusion-steps"];
     for sampler in [&["6", "--block-length", "6"][..], &["5", "--remasking", "entropy"]] {
         let arguments = [&ask[..], sampler].concat();
         let plain = weft(&arguments);
