@@ -184,6 +184,13 @@ fn one_sentence_tells_what_is_wrong() {
     assert!(!folder.join("runs").exists(), "nothing was begun");
     let small = ["--set", "reproduce.seeds=1", "--set", "reproduce.arms=[\"sft-masked\"]"];
     assert!(weft(&folder, &small).status.success());
+    // A setting that the version of the run didn't know was at its default.
+    let outcome = folder.join("runs/study/sudoku/sft-masked/seed-3/outcome.json");
+    let text = std::fs::read_to_string(&outcome).expect("the run is done");
+    let older = text.replace("\"cache\": \"none\",", "");
+    assert_ne!(text, older);
+    std::fs::write(&outcome, older).expect("the outcome can be written");
+    assert!(weft(&folder, &small).status.success());
     let text = told(&[&small[..], &["--set", "train.lr=2e-3"]].concat());
     assert!(text.contains("the run was made by another recipe: train.lr was 0.001 and is 0.002"), "{text}");
 }

@@ -13,6 +13,7 @@ use super::entropy_reuse::KeptEntropy;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
+use crate::recipe::Recipe;
 
 /// Checkpoints that are kept: should the newest be damaged, one is left.
 const KEPT: usize = 2;
@@ -148,14 +149,15 @@ fn changed_rows(was: &Value, is: &Value) -> Option<String> {
     changed.map(|(_, is)| is[0].as_str().unwrap_or_default().to_owned())
 }
 
-/// The settings that differ, `table.key was X and is Y`.
+/// The settings that differ, `table.key was X and is Y`. A setting that an earlier version didn't know was at its default.
 pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
     let empty = serde_json::Map::new();
-    let tables = is.as_object().unwrap_or(&empty);
+    let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
     let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
-        let keys = keys.as_object().unwrap_or(&empty);
-        let differing = keys.iter().filter(|(key, value)| was[table][key.as_str()] != **value);
-        differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", was[table][key.as_str()])).collect()
+        let known = |key: &str| was[table].get(key).unwrap_or(&default[table][key]);
+        let keys = keys.as_object().unwrap_or(&empty).iter();
+        let differing = keys.filter(|(key, value)| known(key) != *value);
+        differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", known(key))).collect()
     };
-    tables.iter().flat_map(of_table).collect()
+    is.as_object().unwrap_or(&empty).iter().flat_map(of_table).collect()
 }
