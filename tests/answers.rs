@@ -1,6 +1,8 @@
 //! GSM8K's and MATH-500's rules one by one: which answer is extracted, which number it is, which LaTeX says the same,
 //! and which rows are problems.
 
+mod scratch;
+
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -171,10 +173,9 @@ proptest! {
 }
 
 fn read(name: &str, task: Task, rows: &str) -> Result<Vec<Problem>, String> {
-    let path = std::env::temp_dir().join(format!("weft-answers-{}-{name}.jsonl", std::process::id()));
+    let path = scratch::folder(name).join("rows.jsonl");
     std::fs::write(&path, rows).expect("the rows are written");
     let problems = read_problems(task, &path).map_err(|e| e.to_string());
-    std::fs::remove_file(&path).expect("the file is there");
     problems.map_err(|e| e.replace(&path.display().to_string(), "rows.jsonl"))
 }
 

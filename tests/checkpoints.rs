@@ -1,10 +1,13 @@
 //! A whole trained base as a checkpoint: its weights' bits, its config.json, the files beside them, and the command
 //! that makes it.
 
+mod scratch;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use scratch::folder;
 use serde_json::Value;
 use weft::base::Base;
 use weft::data::mixing::Mixture;
@@ -17,13 +20,6 @@ use weft::recipe::TrainTable;
 use weft::train::optimizer::train_everything;
 use weft::train::{Job, Trainer};
 use weft_kernels::weight::{Dtype, to_bf16_bytes};
-
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-checkpoints-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 /// The embedded base's files in a folder of their own, with others beside them.
 fn base_folder(name: &str) -> PathBuf {

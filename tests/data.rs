@@ -1,21 +1,16 @@
 //! Data: the forms of rows, the chat template against renderings by Python's jinja2 3.1, end tokens, truncation,
 //! padding, and every error by its sentence.
 
-use std::path::{Path, PathBuf};
+mod scratch;
+
+use std::path::Path;
 
 use proptest::prelude::*;
+use scratch::folder;
 use weft::data::chat_template::TextModel;
 use weft::data::packing::{Padding, pad_answers};
 use weft::data::sources::Source;
 use weft::data::{Conversation, Example, Message, Reading, load, tokenizer};
-
-/// A folder of this process that is empty at first.
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-data-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 fn text_model(name: &str) -> TextModel {
     let folder = folder(&format!("text-{name}"));

@@ -1,17 +1,13 @@
 //! `weft data`: what it shows of examples, lengths and an epoch, for people and for machines.
 
+mod scratch;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use scratch::folder;
 use serde_json::Value;
-
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-data-command-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 /// What is printed, after success.
 fn weft(folder: &Path, args: &[&str]) -> String {

@@ -1,19 +1,14 @@
 //! `weft eval` and `weft score` as their users meet them: the formats of generations, errors with file and line, and
 //! figures that stay the same when generations are scored again.
 
+mod scratch;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use scratch::folder;
 use serde_json::{Value, json};
-
-/// A folder of this process that is empty at first.
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-eval-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 fn weft(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));

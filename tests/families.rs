@@ -1,6 +1,7 @@
 //! Both families through the command: an adapter and a whole model are trained, merged, asked and compared with PyTorch.
 
 mod fixtures;
+mod scratch;
 
 use std::fs;
 use std::path::Path;
@@ -96,7 +97,7 @@ fn parity_covers_both_families() {
         let mut bytes = fs::read(golden.path().join("sampling.safetensors")).expect("the file is there");
         let last = bytes.len() - 8;
         bytes[last] ^= 1;
-        let corrupted = fixtures::folder(&format!("{}-parity", golden.name)).join("corrupted.safetensors");
+        let corrupted = scratch::folder(&format!("{}-parity", golden.name)).join("corrupted.safetensors");
         fs::write(&corrupted, bytes).expect("the file is written");
         let corrupted = corrupted.display().to_string();
         let sampling = ["--sampling", &corrupted, "--cases", &file("sampling.json")];

@@ -1,6 +1,7 @@
 //! Caches and the confidence threshold: against a plain network and loop, against what is exact, and in batches.
 
 mod plain;
+mod scratch;
 
 use std::ops::Range;
 use std::path::Path;
@@ -215,7 +216,7 @@ fn a_threshold_is_reached_by_equals_and_one_is_kept_whatever_it_is() {
 
 #[test]
 fn weft_eval_tells_what_an_answer_took() {
-    let folder = std::env::temp_dir().join(format!("weft-fast-{}", std::process::id()));
+    let folder = scratch::folder("fast");
     let [_, held_out] = generated::write(Puzzle::Sudoku, 1, [1, 3], &folder).expect("the rows are written");
     let eval = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));

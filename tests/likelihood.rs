@@ -1,7 +1,9 @@
 //! The bound of an answer's likelihood: against every mask there is, where it is exact, and as the command prints it.
 
+mod scratch;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use indicatif::ProgressBar;
@@ -172,16 +174,9 @@ fn weft(folder: &Path, args: &[&str]) -> Output {
     command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
 }
 
-fn folder() -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-likelihood-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
-
 #[test]
 fn the_command_prints_means_and_writes_a_row_for_each_line() {
-    let folder = folder();
+    let folder = scratch::folder("likelihood");
     let rows = "{\"prompt\": \"What is 7 + 5?\", \"response\": \"12\"}\n\n\
                 {\"question\": \"What is 2 + 2?\", \"answer\": \"The answer is 4.\"}\n\
                 {\"prompt\": \"Beyond the limit\", \"response\": \"x\"}\n";

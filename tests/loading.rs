@@ -2,12 +2,14 @@
 //! refused by its name, and damaged files are errors, never panics.
 
 mod fixtures;
+mod scratch;
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use fixtures::{DREAM, FAMILIES, Golden, IDS, LLADA, assert_close, disturb, folder, load, logits, write};
+use fixtures::{DREAM, FAMILIES, Golden, IDS, LLADA, assert_close, disturb, load, logits, write};
+use scratch::folder;
 use serde_json::{Value, json};
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;

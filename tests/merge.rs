@@ -2,12 +2,14 @@
 //! whole in a new folder or not at all.
 
 mod fixtures;
+mod scratch;
 
 use std::fs;
 use std::path::Path;
 
-use fixtures::{DREAM, FAMILIES, assert_close, disturb, folder, load, logits, read};
+use fixtures::{DREAM, FAMILIES, assert_close, disturb, load, logits, read};
 use safetensors::{Dtype, SafeTensors};
+use scratch::folder;
 use serde_json::json;
 use weft::base::Base;
 use weft::merge;

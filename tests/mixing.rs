@@ -1,24 +1,20 @@
 //! Sources mixed by weight: how often each row comes, that copies of a row have draws of their own, that a run of them
 //! resumes to the same bits, and that it notices when rows have changed meanwhile.
 
+mod scratch;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indicatif::ProgressBar;
+use scratch::folder;
 use weft::data::mixing::{Mixture, Turn};
 use weft::experiment::Experiment;
 use weft::model::block::Transformer;
 use weft::recipe::Recipe;
 use weft::train::metrics::Progress;
 use weft::train::run::Run;
-
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-mixing-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 /// How often each example comes.
 fn counts(turns: &[Turn]) -> BTreeMap<usize, usize> {

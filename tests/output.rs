@@ -1,8 +1,10 @@
 //! What commands print: traces, JSON for machines, nothing more than asked for.
 
-use std::path::{Path, PathBuf};
+mod scratch;
+
 use std::process::{Command, Output};
 
+use scratch::folder;
 use serde_json::Value;
 
 fn weft(arguments: &[&str]) -> Output {
@@ -13,13 +15,6 @@ fn weft(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("the folder can be made");
-    folder
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Products of bf16 factors against those of f32: gradients and training curves lie close, and what must not change a
 //! result doesn't in either format. The layers are adapted, the head is frozen.
 
+mod scratch;
+
 use std::path::Path;
 
 use weft::data::Example;
@@ -65,7 +67,7 @@ fn gradients_lie_within_five_hundredths_of_f32s() {
     let config = golden().join("config.json");
     let text = std::fs::read_to_string(&config).expect("the golden configuration");
     let config = ModelConfig::parse(&text, &config).expect("it is one");
-    let rounded = std::env::temp_dir().join(format!("weft-precision-{}", std::process::id()));
+    let rounded = scratch::folder("rounded");
     family::save(&rounded, &family::load(golden()).expect("the golden checkpoint loads"), &config, Dtype::Bf16)
         .expect("it is saved");
     let gradient = |folder: &Path, precision| {

@@ -1,5 +1,7 @@
 //! Dream's tokenizer from `vocab.json` and `merges.txt`, against transformers' numbers.
 
+mod scratch;
+
 use std::fs;
 use std::path::PathBuf;
 
@@ -26,9 +28,7 @@ fn letters() -> Vec<char> {
 
 /// A folder with the 256 bytes, a few merges and Dream's kind of added tokens.
 fn folder(name: &str, class: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-qwen-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
+    let folder = scratch::folder(name);
     let tokens = letters().into_iter().map(String::from).chain(MERGES.map(|m| m.replace(' ', "")));
     let vocab: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
     let added: Map<String, Value> = ADDED

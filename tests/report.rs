@@ -1,6 +1,8 @@
 //! The pages: what came from data or model stays text, every curve is there, and a resumed run tells its whole story.
 //! That they render and answer the pointer is `scripts/pages.py`'s.
 
+mod scratch;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -29,9 +31,7 @@ samples = 1
 "#;
 
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let folder = scratch::folder(name);
     let turn = |role: &str| serde_json::json!({ "role": role, "content": HOSTILE });
     let row = serde_json::json!({ "messages": [turn("user"), turn("assistant")] });
     std::fs::write(folder.join("rows.jsonl"), format!("{row}\n").repeat(8)).expect("rows can be written");

@@ -1,6 +1,8 @@
 //! `weft reproduce`: what is done isn't done again, a killed comparison ends as an unbroken one, the report's numbers
 //! are those of its runs.
 
+mod scratch;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -41,9 +43,7 @@ set = ["data.generate=countdown_in_order", "eval.task=countdown", "model.trainab
 
 /// An empty folder with the recipe.
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let folder = scratch::folder(name);
     std::fs::write(folder.join("study.toml"), RECIPE).expect("the recipe can be written");
     folder
 }

@@ -1,19 +1,14 @@
 //! Files and folders of rows: JSONL, JSON, parquet as pyarrow writes it (scripts/parquet_rows.py), slices, the hub's
 //! layout, and every way in which such a file can be wrong.
 
+mod scratch;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use scratch::folder;
 use serde_json::{Value, json};
 use weft::data::sources::{MAX_JSON_BYTES, MAX_LINE_BYTES, Source};
-
-/// A folder of this process that is empty at first.
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-rows-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rows").join(name)

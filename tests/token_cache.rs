@@ -1,22 +1,18 @@
 //! Tokens kept from run to run: a hit where nothing has changed, a miss where anything has, and damaged files that are
 //! made anew.
 
+mod scratch;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use scratch::folder;
 use serde_json::json;
 use weft::data::chat_template::TextModel;
 use weft::data::sources::Source;
 use weft::data::token_cache::TokenCache;
 use weft::data::{Dataset, Reading, load, tokenizer};
-
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-cache-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 /// A tokenizer with that many tokens.
 fn text(folder: &Path, vocab_size: usize) -> TextModel {

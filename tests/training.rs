@@ -1,8 +1,11 @@
 //! The training loop: what must not change a result doesn't, a resumed run equals an uninterrupted one bit for bit,
 //! and numbers gone wrong stop it.
 
-use std::path::{Path, PathBuf};
+mod scratch;
 
+use std::path::Path;
+
+use scratch::folder;
 use serde_json::{Value, json};
 use weft::data::Example;
 use weft::data::mixing::Mixture;
@@ -89,12 +92,6 @@ fn weights(trainer: &Trainer) -> Vec<u32> {
 
 fn run_steps(trainer: &mut Trainer) -> Vec<f64> {
     (0..trainer.num_steps()).map(|_| trainer.step().expect("the step works").loss).collect()
-}
-
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-training-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&folder);
-    folder
 }
 
 #[test]
