@@ -67,11 +67,25 @@ impl Base {
     /// As [`Base::open`], but for the weights.
     pub fn open_text(path: &Path) -> Result<(TextModel, u32)> {
         if is_embedded(path) {
-            let (model, text) = embedded()?;
-            return Ok((text, model.config.mask_token_id));
+            let (config, text) = embedded_text()?;
+            return Ok((text, config.mask_token_id()));
         }
         let config = path.join("config.json");
         Ok((TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?.mask_token_id()))
+    }
+
+    /// The text side and the network's outline, for which no weight is read.
+    ///
+    /// # Errors
+    /// As [`Base::open`]; weights that aren't there are none.
+    pub fn open_outline(path: &Path) -> Result<(TextModel, Transformer)> {
+        match is_embedded(path) {
+            true => {
+                let (config, text) = embedded_text()?;
+                Ok((text, family::outline_of(&config)))
+            }
+            false => Ok((TextModel::open(path)?, family::outline(path)?)),
+        }
     }
 
     /// Saves the network with its weights as they are now, in a folder that loads wherever the base's own does: the
@@ -147,7 +161,8 @@ impl Base {
     }
 }
 
-fn is_embedded(path: &Path) -> bool {
+/// Whether a path names the embedded base.
+pub fn is_embedded(path: &Path) -> bool {
     path == Path::new(TINY_BASE) && !path.exists()
 }
 
@@ -161,11 +176,15 @@ macro_rules! asset {
 const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.json"), asset!("tokenizer_config.json")];
 
 fn embedded() -> Result<(Transformer, TextModel)> {
+    let (config, text) = embedded_text()?;
+    Ok((family::assemble(&config, embedded_tensors()?)?, text))
+}
+
+fn embedded_text() -> Result<(ModelConfig, TextModel)> {
     let utf8 = |bytes: &'static [u8]| std::str::from_utf8(bytes).expect("the embedded texts are UTF-8");
     let [(_, config), (_, tokenizer), (_, tokenizer_config)] = EMBEDDED;
     let config = ModelConfig::parse(utf8(config), Path::new("tiny-base/config.json"))?;
-    let text = TextModel::from_bytes(tokenizer, utf8(tokenizer_config))?;
-    Ok((family::assemble(&config, embedded_tensors()?)?, text))
+    Ok((config, TextModel::from_bytes(tokenizer, utf8(tokenizer_config))?))
 }
 
 fn embedded_tensors() -> Result<Checkpoint> {

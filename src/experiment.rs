@@ -14,7 +14,7 @@ use crate::data::{self, Mixed, Reading};
 use crate::error::{Error, Result};
 use crate::eval::generations::{Generation, answer};
 use crate::eval::{Problem, generated, problems_of};
-use crate::model::block::Transformer;
+use crate::model::block::{Config, Transformer};
 use crate::model::lora::{self, LoraConfig};
 use crate::recipe::{ModelTable, Recipe, Trainable};
 use crate::sampler::generate::{Prompt, Sampling, generate};
@@ -44,11 +44,21 @@ impl Experiment {
     pub fn open(recipe: Recipe) -> Result<(Self, Base)> {
         let mut base = Base::open(&recipe.model.path)?;
         base.model.config.precision = recipe.model.precision;
+        let folder = recipe.train.output.join("data");
+        Ok((Self::read(recipe, (&base.text, &base.model.config), &folder)?, base))
+    }
+
+    /// Reads the recipe's rows for a base that is known by its text and its configuration; generated ones are written
+    /// into `folder`.
+    ///
+    /// # Errors
+    /// As [`Experiment::open`].
+    pub fn read(recipe: Recipe, (text, config): (&TextModel, &Config), folder: &Path) -> Result<Self> {
         if recipe.eval.task.is_some() {
-            let sampling = recipe.sampler.for_family(base.model.config.family);
+            let sampling = recipe.sampler.for_family(config.family);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let Sources { train, held_out } = Sources::of(&recipe, &recipe.train.output.join("data"))?;
+        let Sources { train, held_out } = Sources::of(&recipe, folder)?;
         let problems = match (recipe.eval.task, &held_out) {
             (Some(task), Some(source)) => {
                 let mut problems = problems_of(task, source)?;
@@ -57,10 +67,10 @@ impl Experiment {
             }
             _ => vec![],
         };
-        let reading = reading(&recipe, &base.text, base.model.config.mask_token_id);
+        let reading = reading(&recipe, text, config.mask_token_id);
         let train = data::load_mixed(&train, &reading)?;
         let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
-        Ok((Self { recipe, train, held_out, problems }, base))
+        Ok(Self { recipe, train, held_out, problems })
     }
 
     /// The held-out rows, tokenized.
@@ -97,13 +107,11 @@ impl Experiment {
 
     /// Attaches the recipe's adapter, whose configuration is returned, or makes every weight trainable.
     fn make_trainable(&self, model: &mut Transformer) -> Result<Option<LoraConfig>> {
-        let ModelTable { trainable, lora_rank, lora_alpha, lora_dropout, lora_targets, use_rslora, .. } =
-            &self.recipe.model;
-        if *trainable == Trainable::Full {
+        if self.recipe.model.trainable == Trainable::Full {
             train_everything(model);
             return Ok(None);
         }
-        let config = LoraConfig::new(*lora_rank, *lora_alpha, *lora_dropout, lora_targets.clone(), *use_rslora);
+        let config = lora_config(&self.recipe.model);
         let attached = lora::attach_fresh(model, &config, self.recipe.train.seed);
         attached.map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?;
         Ok(Some(config))
@@ -148,6 +156,12 @@ impl Experiment {
         let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
         answer((model, text), (task, &self.problems), &self.sampling(), bar).map(Some)
     }
+}
+
+/// The adapter that a recipe asks for.
+pub(crate) fn lora_config(table: &ModelTable) -> LoraConfig {
+    let ModelTable { lora_rank, lora_alpha, lora_dropout, lora_targets, use_rslora, .. } = table;
+    LoraConfig::new(*lora_rank, *lora_alpha, *lora_dropout, lora_targets.clone(), *use_rslora)
 }
 
 /// Where a recipe's rows come from.

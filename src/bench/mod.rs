@@ -1,6 +1,7 @@
 //! Measures training steps of a shape: seconds by phase, tokens/s, peak memory, and the share of the machine's own
 //! matrix rate that a step's arithmetic reached. Times are medians; nothing here is a test.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,13 +12,17 @@ use crate::data::Example;
 use crate::data::mixing::Mixture;
 use crate::data::packing::Padding;
 use crate::error::Result;
+use crate::machine;
 use crate::model::block::Transformer;
 use crate::objective::{Kind, Objective};
-use crate::recipe::TrainTable;
+use crate::plan::{Batches, Lengths, Rates, Stored, Work, step_time};
+use crate::recipe::{Recipe, TrainTable};
 use crate::rng::{Draws, Stream};
 use crate::train::step::Phases;
 use crate::train::{Job, Trainer};
+use arithmetic::MultiplyAdds;
 
+pub mod arithmetic;
 mod shapes;
 
 /// The side of the matrices that the machine's rate is measured with.
@@ -66,9 +71,13 @@ pub struct Measurement {
     pub step_seconds: f64,
     /// Tokens of a step over that.
     pub tokens_per_second: f64,
+    /// What the plan of such a step says (docs/memory.md).
+    pub planned_step_seconds: f64,
     /// The largest resident size of the process so far.
     pub peak_rss_bytes: u64,
-    /// The same of each phase.
+    /// That size as it was planned before the first step.
+    pub planned_rss_bytes: u64,
+    /// The step's seconds by phase.
     pub phases: Phases,
     /// The machine's rate of such products, in 10^9 operations per second, measured beside.
     pub gemm_gflops: f64,
@@ -83,20 +92,24 @@ pub struct Measurement {
 /// # Errors
 /// A shape that is neither known nor a checkpoint's folder; a step that fails.
 pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
-    let mut model = shapes::model(plan)?;
-    let mut measurements = vec![];
+    let program_bytes = machine::resident_bytes() as usize;
+    let (mut model, stored) = shapes::model(plan)?;
+    let mut measurements: Vec<Measurement> = vec![];
     for kind in objectives {
-        let (measurement, trained) = measure_objective(plan, model, *kind)?;
+        let job = job(plan, &model, *kind);
+        let (planned_rss_bytes, batches) = planned(&model, &job, (stored, program_bytes));
+        let (mut measurement, trained) = measure_objective(plan, model, job, &batches)?;
+        // The process has had the largest objective's memory so far.
+        let earlier = measurements.iter().map(|m| m.planned_rss_bytes).max().unwrap_or(0);
+        measurement.planned_rss_bytes = earlier.max(planned_rss_bytes);
         measurements.push(measurement);
         model = trained;
     }
     Ok(measurements)
 }
 
-/// A measurement, and the model for the next one.
-fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Measurement, Transformer)> {
-    let [matrices, head] = products(&model);
-    let attention = model.blocks.len() * plan.tokens * model.config.width;
+/// The training of random tokens that is measured.
+fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
     let prompt = plan.tokens / 4;
     let vocab = model.params[model.embedding].weight.rows() as f64;
     let ids = |example: u64, tokens: std::ops::Range<usize>| -> Vec<u32> {
@@ -104,13 +117,12 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
         // The last ids are special tokens.
         tokens.map(|p| (draws.unit_f64(p as u64) * (vocab - 10.0)) as u32).collect()
     };
-    let all_steps = plan.steps + plan.warm_up;
     // Where entropies are reused, every step is an epoch of the same examples.
-    let reuses = plan.entropy_every > 1;
-    let (epochs, steps_per_epoch) = if reuses { (all_steps, 1) } else { (1, all_steps) };
+    let all_steps = plan.steps + plan.warm_up;
+    let (epochs, steps_per_epoch) = if plan.entropy_every > 1 { (all_steps, 1) } else { (1, all_steps) };
     let count = (plan.sequences * steps_per_epoch) as u64;
     let example = |e| Example { prompt_ids: ids(e, 0..prompt), answer_ids: ids(e, prompt..plan.tokens) };
-    let job = Job {
+    Job {
         examples: (0..count).map(example).collect(),
         mixture: Mixture::default(),
         objective: Objective {
@@ -127,31 +139,64 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
             lr: 1e-5,
             ..TrainTable::default()
         },
+    }
+}
+
+/// The largest resident size that the job is planned to have, and its steps.
+fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
+    let mut model = model.outline();
+    model.config.activation_bytes = (job.settings.activation_memory_gb * 1e9) as usize;
+    model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
+    let lengths: Vec<Lengths> = job.examples.iter().map(|e| Lengths::of(e, usize::MAX)).collect();
+    let recipe = Recipe { objective: job.objective, train: job.settings.clone(), ..Recipe::default() };
+    let batches = Batches::of(&recipe, &job.mixture, &lengths);
+    let ids: HashSet<&u32> = job.examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).collect();
+    let work = Work {
+        model: &model,
+        stored,
+        distinct_ids: 1 + ids.len(),
+        program_bytes,
+        rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
+        steps: &batches.telling,
+        longest: batches.longest,
+        needs_entropy: job.objective.kind.needs_entropy(),
+        held_out: None,
+        generation: None,
+        logits_per_row: 1,
+        written_bytes: 0,
+        threads: rayon::current_num_threads(),
     };
+    let bytes = work.parts().iter().map(|part| part.bytes as u64).sum();
+    (bytes, batches)
+}
+
+/// A measurement, and the model for the next one.
+fn measure_objective(
+    plan: &Plan,
+    model: Transformer,
+    job: Job,
+    batches: &Batches,
+) -> Result<(Measurement, Transformer)> {
+    let objective = job.objective;
     let mut trainer = Trainer::new(model, job);
     let (mut steps, mut rates) = (vec![], vec![]);
-    for i in 0..all_steps {
+    for i in 0..plan.steps + plan.warm_up {
         let report = trainer.step()?;
         if i >= plan.warm_up {
-            let rate = gemm_gflops(plan.precision);
+            let rate = gemm_gflops(plan.precision, 0.0);
             let is_one = plan.entropy_precision == plan.precision;
-            rates.push([rate, if is_one { rate } else { gemm_gflops(plan.entropy_precision) }]);
+            rates.push([rate, if is_one { rate } else { gemm_gflops(plan.entropy_precision, 0.0) }]);
             steps.push((report.phases, report.masked_share));
         }
     }
     // A median would not see the few steps that compute entropies.
-    let middle = if reuses { mean } else { median };
+    let middle = if plan.entropy_every > 1 { mean } else { median };
     let of = |f: &dyn Fn(&Phases) -> f64| middle(steps.iter().map(|(p, _)| f(p)).collect());
     let step_seconds = of(&Phases::total);
     let tokens = (plan.sequences * plan.tokens) as f64;
-    let answers = (plan.sequences * (plan.tokens - prompt)) as f64;
-    let masked = answers * median(steps.iter().map(|(_, share)| *share).collect());
-    // Multiply-adds of a forward; a backward to the inputs costs as much again, and to the weights once more.
-    let layers = tokens * (matrices + 2 * attention) as f64;
-    let passes = if plan.full { 3.0 } else { 2.0 };
-    let pass_1 = if kind.needs_entropy() { (layers + answers * head as f64) / plan.entropy_every as f64 } else { 0.0 };
-    let [rate, pass_1_rate] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
-    let floor_seconds = 2e-9 * ((passes * layers + passes * masked * head as f64) / rate + pass_1 / pass_1_rate);
+    let [training, entropy] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
+    let masked_share = median(steps.iter().map(|(_, share)| *share).collect());
+    let floor_seconds = floor_seconds(plan, &trainer.model, objective.kind, (masked_share, [training, entropy]));
     let measurement = Measurement {
         sequences: plan.sequences,
         tokens: plan.tokens,
@@ -159,10 +204,12 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
         entropy_dtype: plan.entropy_precision,
         instructions: plan.precision.instructions(),
         trainable: if plan.full { "full" } else { "lora" },
-        objective: kind.name(),
+        objective: objective.kind.name(),
         step_seconds,
+        planned_step_seconds: step_time(&trainer.model, batches, &objective, Rates { training, entropy }),
         tokens_per_second: tokens / step_seconds,
-        peak_rss_bytes: peak_rss_bytes(),
+        peak_rss_bytes: machine::peak_rss_bytes(),
+        planned_rss_bytes: 0,
         phases: Phases {
             entropy: of(&|p| p.entropy),
             forward: of(&|p| p.forward),
@@ -170,39 +217,42 @@ fn measure_objective(plan: &Plan, model: Transformer, kind: Kind) -> Result<(Mea
             backward: of(&|p| p.backward),
             optimizer: of(&|p| p.optimizer),
         },
-        gemm_gflops: rate,
+        gemm_gflops: training,
         floor_seconds,
         gemm_share: floor_seconds / step_seconds,
     };
     Ok((measurement, trainer.model))
 }
 
-/// Weights of the layers' matrices, and of the head.
-fn products(model: &Transformer) -> [usize; 2] {
-    let of = |id: usize| model.params[id].weight.rows() * model.params[id].weight.cols();
-    let block = |b: &crate::model::block::Block| {
-        b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]).map(|l| of(l.weight)).sum::<usize>()
-    };
-    [model.blocks.iter().map(block).sum(), of(model.head.weight)]
+/// What a step's arithmetic alone takes at the machine's rates of training and of pass 1.
+fn floor_seconds(plan: &Plan, model: &Transformer, kind: Kind, (masked_share, rates): (f64, [f64; 2])) -> f64 {
+    let tokens = (plan.sequences * plan.tokens) as f64;
+    let answers = (plan.sequences * (plan.tokens - plan.tokens / 4)) as f64;
+    let squares = tokens * plan.tokens as f64;
+    let a = MultiplyAdds::of(model, arithmetic::Work { tokens, squares, answers, masked: answers * masked_share });
+    // A backward to the inputs costs as much as a forward, and to the weights once more.
+    let layers = a.matrices + a.attention;
+    let passes = if plan.full { 3.0 } else { 2.0 };
+    let pass_1 = if kind.needs_entropy() { (layers + a.head_of_answers) / plan.entropy_every as f64 } else { 0.0 };
+    2e-9 * ((passes * layers + passes * a.head_of_masked) / rates[0] + pass_1 / rates[1])
 }
 
-/// The machine's rate of products, in 10^9 operations per second: the best of nine.
-fn gemm_gflops(precision: Precision) -> f64 {
+/// The machine's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
+pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
     let side = GEMM_SIDE;
     let (a, b, mut c) = (vec![1.0f32; side * side], vec![1.0f32; side * side], vec![0.0f32; side * side]);
-    let rate = || {
+    let mut rate = || {
         let started = Instant::now();
         matrix::par_product(&mut c, View::new(&a, side, side), View::new(&b, side, side), 1.0, Into::Set, precision);
         2.0 * (side as f64).powi(3) / started.elapsed().as_secs_f64() / 1e9
     };
-    std::iter::repeat_with(rate).take(9).fold(0.0, f64::max)
-}
-
-/// The largest resident size of this process, in bytes; 0 where the system doesn't say.
-pub fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kilobytes| kilobytes * 1024)
+    let (started, mut best) = (Instant::now(), 0.0);
+    loop {
+        best = (0..9).map(|_| rate()).fold(best, f64::max);
+        if started.elapsed().as_secs_f64() >= secs {
+            return best;
+        }
+    }
 }
 
 fn mean(values: Vec<f64>) -> f64 {

@@ -11,10 +11,12 @@ use weft_kernels::weight::{Weight, to_bf16_bytes};
 use super::Plan;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
+use crate::machine::available_bytes;
 use crate::model::block::Transformer;
 use crate::model::family::{self, ModelConfig};
 use crate::model::llada::{Sizes, new_config};
 use crate::model::lora::{self, LoraConfig};
+use crate::plan::Stored;
 
 /// The deviation of random weights.
 const DEVIATION: f32 = 0.02;
@@ -66,9 +68,10 @@ const SHAPES: [Shape; 2] = [
     },
 ];
 
-/// The model of a plan, with what it trains.
-pub(super) fn model(plan: &Plan) -> Result<Transformer> {
+/// The model of a plan, with what it trains, and where its weights are.
+pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
+    let stored = if named.is_some() && plan.precision == Precision::F32 { Stored::Owned } else { Stored::Mapped };
     let mut model = match named {
         Some(shape) if plan.precision == Precision::Bf16 => {
             // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
@@ -103,7 +106,7 @@ pub(super) fn model(plan: &Plan) -> Result<Transformer> {
         let config = LoraConfig::new(rank, 2.0 * rank as f64, 0.0, targets, false);
         lora::attach_fresh(&mut model, &config, 1).map_err(Error::Usage)?;
     }
-    Ok(model)
+    Ok((model, stored))
 }
 
 /// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.
@@ -123,13 +126,6 @@ fn tensors(config: &ModelConfig) -> Result<Vec<(String, Random)>> {
     };
     family::build(config, &mut note)?;
     Ok(tensors)
-}
-
-/// Memory that the system would give; `None` where it doesn't say.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// A tensor that is drawn when it is written.

@@ -10,6 +10,7 @@ mod inspect;
 mod likelihood;
 mod merge;
 mod parity;
+mod plan;
 mod pretrain;
 mod reproduce;
 mod score;
@@ -83,6 +84,7 @@ enum Command {
     Likelihood(likelihood::Likelihood),
     Merge(merge::Merge),
     Parity(parity::Parity),
+    Plan(plan::Plan),
     Pretrain(pretrain::Pretrain),
     Reproduce(reproduce::Reproduce),
     Bench(bench::Bench),
@@ -118,6 +120,7 @@ impl Cli {
             Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(),
             Command::Parity(command) => command.run(),
+            Command::Plan(command) => command.run(),
             Command::Pretrain(command) => command.run(self.quiet),
             Command::Reproduce(command) => command.run(self.quiet),
             Command::Bench(command) => command.run(),

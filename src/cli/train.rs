@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use weft::base::Base;
-use weft::bench::peak_rss_bytes;
+use weft::base::{Base, is_embedded};
 use weft::data::{Dataset, Example, Mixed, Part};
-use weft::error::Result;
+use weft::error::{Error, Result};
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
 use weft::experiment::Experiment;
 use weft::files::make_folder;
+use weft::machine::peak_rss_bytes;
 use weft::model::lora;
+use weft::plan::{Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
 use weft::train::entropy_reuse::Drift;
@@ -21,6 +22,7 @@ use weft::train::run::{self, Summary};
 use super::bar;
 use super::eval::in_percent;
 use super::generate::tell_idle;
+use super::plan::as_bytes;
 
 /// The recipe of the default job.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
@@ -43,6 +45,12 @@ pub struct Train {
     /// Go on with the run in the recipe's train.output
     #[arg(long)]
     resume: bool,
+    /// Refuse a run that is planned to take more memory than so many GB; than what is available where absent
+    #[arg(long, value_name = "GB", value_parser = super::plan::memory_gb)]
+    memory_gb: Option<f64>,
+    /// Begin a run that is planned not to fit all the same
+    #[arg(long)]
+    skip_plan: bool,
 }
 
 impl Train {
@@ -52,10 +60,17 @@ impl Train {
         run::check_output(&output, self.resume)?;
         // 1. Base and rows.
         let (experiment, mut base) = Experiment::open(recipe)?;
+        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
+        let planner = Planner::new(&experiment, (base.model.outline(), &base.text), stored)?;
+        let plan = planner.plan(self.memory_gb.map(as_bytes))?;
+        if !self.skip_plan {
+            plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan begins it all the same")))?;
+        }
         let recipe = &experiment.recipe;
         tell_idle(&recipe.sampler.for_family(base.model.config.family));
         if !quiet {
             describe(&experiment, &base);
+            println!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
         }
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
@@ -77,7 +92,10 @@ impl Train {
             sample.after = after;
         }
         let scores = before.zip(after).map(|(before, after)| [("base", before), (product, after)]);
-        let results = tell_results(&experiment, trainer.step, &summary, scores);
+        let mut results = tell_results(&experiment, trainer.step, &summary, scores);
+        let [peak, planned] = [peak_rss_bytes(), plan.peak_bytes as u64].map(|bytes| bytes as f64 / 1e9);
+        println!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
+        results.push(("peak memory".to_owned(), format!("{peak:.2} GB")));
         training::write(&output, &results, &samples)?;
         println!("the {product} lies in {}", folder.display());
         println!("the report lies in {}", output.join(training::REPORT).display());
@@ -112,7 +130,6 @@ fn tell_results(
         }
     }
     results.push(("training".to_owned(), format!("{:.0} s", summary.train_secs)));
-    results.push(("peak memory".to_owned(), format!("{:.2} GB", peak_rss_bytes() as f64 / 1e9)));
     results
 }
 

@@ -43,25 +43,15 @@ pub fn answer(
 ) -> Result<Vec<Generation>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
     sampling.check().map_err(Error::Usage)?;
-    let prompt = |problem: &Problem| -> Result<Vec<u32>> {
-        let mut ids = text.prompt_ids(&problem.prompt)?;
-        ids.extend(text.encode(&problem.prefill)?);
-        Ok(ids)
-    };
-    let prompts: Vec<Vec<u32>> = problems.iter().map(prompt).collect::<Result<_>>()?;
+    let prompts = prompt_ids(text, problems)?;
+    let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     bar.set_length(problems.len() as u64);
     let style =
         ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
     bar.set_style(style);
     let mut generations = Vec::with_capacity(problems.len());
-    while generations.len() < problems.len() {
+    for count in batch_sizes(&lengths, sampling.gen_length) {
         let first = generations.len();
-        let mut tokens = 0;
-        let fits = |p: &&Vec<u32>| {
-            tokens += p.len() + sampling.gen_length;
-            tokens <= BATCH_TOKENS
-        };
-        let count = prompts[first..].iter().take_while(fits).count().max(1);
         let batch: Vec<Prompt> =
             (first..first + count).map(|i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
         let outputs = generate(model, &batch, &sampling).map_err(Error::Usage)?;
@@ -75,6 +65,35 @@ pub fn answer(
     }
     bar.finish_and_clear();
     Ok(generations)
+}
+
+/// The tokens that the model is asked with.
+///
+/// # Errors
+/// A chat template that fails.
+pub fn prompt_ids(text: &TextModel, problems: &[Problem]) -> Result<Vec<Vec<u32>>> {
+    let prompt = |problem: &Problem| -> Result<Vec<u32>> {
+        let mut ids = text.prompt_ids(&problem.prompt)?;
+        ids.extend(text.encode(&problem.prefill)?);
+        Ok(ids)
+    };
+    problems.iter().map(prompt).collect()
+}
+
+/// How many prompts of such lengths are answered at a time.
+pub fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
+    let (mut sizes, mut tokens) = (vec![], 0);
+    for prompt in prompts {
+        tokens += prompt + gen_length;
+        match sizes.last_mut() {
+            Some(size) if tokens <= BATCH_TOKENS => *size += 1,
+            _ => {
+                tokens = prompt + gen_length;
+                sizes.push(1);
+            }
+        }
+    }
+    sizes
 }
 
 /// The accuracy of some generations.

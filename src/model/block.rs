@@ -184,7 +184,7 @@ impl Transformer {
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
         // 1. Forward, keeping each layer's input and attention, and the last ones' products.
         let mut x = self.embed(batch);
-        let keep_from = self.first_kept_layer(&all, &wanted);
+        let keep_from = self.first_kept_layer(all.count(), wanted.count());
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
             let (output, kept) =
@@ -222,11 +222,13 @@ impl Transformer {
         Pass { nll, seconds: [forward_end, head_end - forward_end, end - head_end] }
     }
 
-    /// The first of the last layers whose products fit into the memory granted: of what is kept last, least is idle.
-    fn first_kept_layer(&self, all: &Rows, wanted: &Rows) -> usize {
+    /// The first of the last layers whose products fit into the memory granted, for a batch of so many tokens of which
+    /// so many rows are predicted: of what is kept last, least is idle.
+    pub(crate) fn first_kept_layer(&self, tokens: usize, predicted: usize) -> usize {
         let mut left = self.config.activation_bytes;
         let fits = |index: &usize| {
-            let bytes = self.product_bytes(&self.blocks[*index], self.span(*index, all, wanted, self.config.precision));
+            let written = if index + 1 == self.blocks.len() { predicted } else { tokens };
+            let bytes = self.product_bytes(&self.blocks[*index], [tokens, written], self.config.precision);
             left = left.saturating_sub(bytes);
             left > 0
         };

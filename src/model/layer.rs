@@ -25,7 +25,7 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.sequences.last().map_or(0, |s| s.end)
     }
 
@@ -113,13 +113,12 @@ impl Transformer {
         (output, KeptLayer { input: x, attention, products })
     }
 
-    /// Bytes that keeping a layer's products takes.
-    pub(super) fn product_bytes(&self, block: &Block, span: Span) -> usize {
+    /// Bytes that keeping a layer's products takes, of so many rows that it reads and that it writes.
+    pub(super) fn product_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
-        let read = span.from.count() * (outputs(k) + outputs(v));
-        let written = span.to.count() * (outputs(q) + outputs(gate) + outputs(up));
-        Kept::bytes(read + written, span.precision) + Kept::bytes(span.to.count() * self.config.width, Precision::F32)
+        let numbers = read * (outputs(k) + outputs(v)) + written * (outputs(q) + outputs(gate) + outputs(up));
+        Kept::bytes(numbers, precision) + Kept::bytes(written * self.config.width, Precision::F32)
     }
 
     /// Turns the gradient of a layer's output into that of its input, where `wants_input`; adds the parameters' gradients.

@@ -147,7 +147,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
         let [a, b] = shapes(model, index, config.r);
         let a = tensors.take(&tensor_name(&module, "lora_A"), &a)?;
         let b = tensors.take(&tensor_name(&module, "lora_B"), &b)?;
-        attach(model, index, &module, [a, b]);
+        attach(model, index, &module, [a, b].map(trainable));
     }
     if let Some(name) = tensors.rest().next() {
         let reason = "no layer takes it".to_owned();
@@ -164,17 +164,36 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
 /// # Errors
 /// Settings without sense, or targets that name no layer, as one sentence.
 pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> std::result::Result<(), String> {
-    config.check()?;
-    for (index, module) in targets(model, config)? {
-        let [[r, inputs], [outputs, _]] = shapes(model, index, config.r);
-        if r > inputs.min(outputs) {
-            return Err(format!("rank {r} is larger than {module} of [{outputs}, {inputs}]; lower it"));
-        }
+    attach_new(model, config, |index, [[r, inputs], [outputs, _]]| {
         let draws = Draws::new(seed, Stream::Init, 0, index as u64);
         let bound = 1.0 / (inputs as f64).sqrt();
         let a = (0..r * inputs).map(|i| ((2.0 * draws.unit_f64(i as u64) - 1.0) * bound) as f32).collect();
         let b = vec![0.0; outputs * r];
-        attach(model, index, &module, [Weight::from_f32(r, inputs, a), Weight::from_f32(outputs, r, b)]);
+        [Weight::from_f32(r, inputs, a), Weight::from_f32(outputs, r, b)]
+    })
+}
+
+/// Attaches an adapter without numbers to a model's outline.
+///
+/// # Errors
+/// As [`attach_fresh`].
+pub(crate) fn attach_outline(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
+    attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::outline(rows, cols, Dtype::F32)))
+}
+
+/// Attaches an adapter of `make(index, [[R, in], [out, R]])` for each linear layer that is a target.
+fn attach_new(
+    model: &mut Transformer,
+    config: &LoraConfig,
+    make: impl Fn(usize, [[usize; 2]; 2]) -> [Weight; 2],
+) -> std::result::Result<(), String> {
+    config.check()?;
+    for (index, module) in targets(model, config)? {
+        let shapes @ [[r, inputs], [outputs, _]] = shapes(model, index, config.r);
+        if r > inputs.min(outputs) {
+            return Err(format!("rank {r} is larger than {module} of [{outputs}, {inputs}]; lower it"));
+        }
+        attach(model, index, &module, make(index, shapes));
     }
     model.config.lora_scale = config.scale();
     model.config.lora_dropout = config.lora_dropout as f32;
@@ -248,10 +267,14 @@ fn tensor_name(module: &str, part: &str) -> String {
     format!("base_model.model.{module}.{part}.weight")
 }
 
+fn trainable(mut weight: Weight) -> Weight {
+    weight.make_trainable();
+    weight
+}
+
 fn attach(model: &mut Transformer, index: usize, module: &str, [a, b]: [Weight; 2]) {
     let first = model.params.len();
-    for (part, mut weight) in [("lora_A", a), ("lora_B", b)] {
-        weight.make_trainable();
+    for (part, weight) in [("lora_A", a), ("lora_B", b)] {
         let shape = vec![weight.rows(), weight.cols()];
         model.params.push(Param { name: tensor_name(module, part), shape, weight, trainable: true });
     }

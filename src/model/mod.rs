@@ -9,4 +9,5 @@ mod layer;
 mod layout;
 pub mod llada;
 pub mod lora;
+mod outline;
 pub mod weights;

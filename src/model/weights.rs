@@ -14,6 +14,10 @@ use super::block::Param;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole_by};
 
+/// The file of all tensors, or the one that names the files of a sharded checkpoint.
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
 /// The tensors of a checkpoint.
 pub struct Checkpoint {
     folder: PathBuf,
@@ -26,18 +30,23 @@ struct Index {
 }
 
 impl Checkpoint {
+    /// Whether a folder has weights.
+    pub fn is_in(folder: &Path) -> bool {
+        [SINGLE, INDEX].iter().any(|file| folder.join(file).exists())
+    }
+
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     ///
     /// # Errors
     /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16.
     pub fn open(folder: &Path) -> Result<Self> {
-        let index = folder.join("model.safetensors.index.json");
+        let index = folder.join(INDEX);
         let files: BTreeSet<String> = if index.exists() {
             let parsed: Index = serde_json::from_str(&read_text(&index)?)
                 .map_err(|e| Error::Format { path: index.clone(), reason: e.to_string() })?;
             parsed.weight_map.into_values().collect()
         } else {
-            BTreeSet::from(["model.safetensors".to_owned()])
+            BTreeSet::from([SINGLE.to_owned()])
         };
         let mut tensors = HashMap::new();
         for file in files {

@@ -10,7 +10,7 @@ use crate::rng::{Draws, Stream};
 pub const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
 
 /// Most tokens of a forward.
-const PACKED_TOKENS: usize = 2048;
+pub const PACKED_TOKENS: usize = 2048;
 
 /// An upper bound of the negative log-likelihood per answer token, in nats: the mean over [`TIMES`] of the sum over
 /// masked tokens of `nll / t`, divided by the answer tokens.

@@ -11,7 +11,7 @@ use crate::buffer::{Buffer, Scratch};
 use crate::exp::{self, exp, vectorised};
 use crate::matrix::{Into, Shared, View};
 use crate::microkernel::{Output, multiply};
-use crate::panels::Panels;
+use crate::panels::{PANEL, Panels};
 use crate::precision::Precision;
 
 /// Scores held at once by a task.
@@ -217,6 +217,11 @@ fn query_block(sequence: &Range<usize>) -> usize {
 fn blocks(tokens: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = tokens.end;
     tokens.clone().step_by(size).map(move |start| start..(start + size).min(end))
+}
+
+/// Numbers of the largest vector that a task works with: a head's keys, or a block's scores.
+pub fn scratch_len(tokens: usize, head_dim: usize) -> usize {
+    tokens * head_dim.next_multiple_of(PANEL).max(query_block(&(0..tokens)))
 }
 
 /// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.

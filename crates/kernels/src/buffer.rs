@@ -14,11 +14,14 @@ const CLASSES: usize = 8;
 /// Numbers of two huge pages: less would waste much of one.
 const HUGE: usize = 1 << 20;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { spare: vec![], spare_len: 0, used_len: 0, most_used: 0 });
+static POOL: Mutex<Pool<MmapMut>> = Mutex::new(Pool::new());
 
-struct Pool {
+/// Which memory is used again and which goes: a policy about lengths. The memory itself is `M`, pages for [`Buffer`]
+/// and nothing but figures for whoever predicts what the pages will come to.
+#[derive(Debug)]
+pub struct Pool<M> {
     /// Memory that nobody uses, what has waited longest first.
-    spare: Vec<Memory>,
+    spare: Vec<Piece<M>>,
     /// Numbers that it holds.
     spare_len: usize,
     used_len: usize,
@@ -26,41 +29,44 @@ struct Pool {
     most_used: usize,
 }
 
-/// Whole pages.
+/// Memory for some numbers.
 #[derive(Debug)]
-struct Memory(MmapMut);
+pub struct Piece<M> {
+    /// Numbers that it holds.
+    len: usize,
+    /// The memory.
+    pub memory: M,
+}
 
 /// A slice of numbers on loan; its memory is spare again when it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Option<Memory>,
+    memory: Option<Piece<MmapMut>>,
     len: usize,
 }
 
-impl Memory {
-    /// Zeros.
-    fn new(len: usize) -> Self {
-        // Like an allocator, which ends the program where there is no memory.
-        let pages = MmapMut::map_anon(len * size_of::<f32>())
-            .unwrap_or_else(|e| panic!("{} MB of memory for activations: {e}", len * size_of::<f32>() / 1_000_000));
-        #[cfg(target_os = "linux")]
-        if len >= HUGE {
-            // A system without huge pages serves small ones.
-            let _ = pages.advise(memmap2::Advice::HugePage);
-        }
-        Self(pages)
+/// Whole pages of zeros.
+fn pages(len: usize) -> MmapMut {
+    // Like an allocator, which ends the program where there is no memory.
+    let pages = MmapMut::map_anon(len * size_of::<f32>())
+        .unwrap_or_else(|e| panic!("{} MB of memory for activations: {e}", len * size_of::<f32>() / 1_000_000));
+    #[cfg(target_os = "linux")]
+    if len >= HUGE {
+        // A system without huge pages serves small ones.
+        let _ = pages.advise(memmap2::Advice::HugePage);
     }
+    pages
+}
 
-    /// Numbers that it holds.
-    fn len(&self) -> usize {
-        self.0.len() / size_of::<f32>()
-    }
+/// The most bytes of buffers that were used at once so far.
+pub fn most_used_bytes() -> usize {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).most_used_bytes()
 }
 
 impl Buffer {
     /// Numbers that hold whatever was there before: for a result that overwrites them all.
     pub fn unset(len: usize) -> Self {
-        let take = || POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len);
+        let take = || POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len, pages);
         Self { memory: (len > 0).then(take), len }
     }
 
@@ -127,36 +133,59 @@ impl DerefMut for Scratch {
     }
 }
 
-impl Pool {
-    /// The smallest spare memory that holds `len` numbers and isn't twice as large, or new one.
-    fn take(&mut self, len: usize) -> Memory {
-        let fits = |memory: &Memory| (len..=2 * len).contains(&memory.len());
-        let smallest = (0..self.spare.len()).filter(|i| fits(&self.spare[*i])).min_by_key(|i| self.spare[*i].len());
-        let memory = match smallest {
+impl<M> Pool<M> {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self { spare: vec![], spare_len: 0, used_len: 0, most_used: 0 }
+    }
+
+    /// The most bytes that were used at once so far.
+    pub fn most_used_bytes(&self) -> usize {
+        self.most_used * size_of::<f32>()
+    }
+
+    /// What is spare.
+    pub fn spare(&self) -> impl Iterator<Item = &M> {
+        self.spare.iter().map(|piece| &piece.memory)
+    }
+
+    /// The smallest spare memory that holds `len` numbers and isn't twice as large, or new one that `make` makes of its
+    /// length.
+    pub fn take(&mut self, len: usize, make: impl FnOnce(usize) -> M) -> Piece<M> {
+        let fits = |piece: &Piece<M>| (len..=2 * len).contains(&piece.len);
+        let smallest = (0..self.spare.len()).filter(|i| fits(&self.spare[*i])).min_by_key(|i| self.spare[*i].len);
+        let piece = match smallest {
             Some(index) => {
-                let memory = self.spare.remove(index);
-                self.spare_len -= memory.len();
-                memory
+                let piece = self.spare.remove(index);
+                self.spare_len -= piece.len;
+                piece
             }
             None => {
                 let len = len.next_multiple_of((len.next_power_of_two() / (2 * CLASSES)).max(1));
                 // What has waited long may never fit again; together they never take more than was used at once.
                 let limit = self.most_used.max(self.used_len + len);
                 while self.used_len + self.spare_len + len > limit && !self.spare.is_empty() {
-                    self.spare_len -= self.spare.remove(0).len();
+                    self.spare_len -= self.spare.remove(0).len;
                 }
-                Memory::new(len)
+                Piece { len, memory: make(len) }
             }
         };
-        self.used_len += memory.len();
+        self.used_len += piece.len;
         self.most_used = self.most_used.max(self.used_len);
-        memory
+        piece
     }
 
-    fn give_back(&mut self, memory: Memory) {
-        self.used_len -= memory.len();
-        self.spare_len += memory.len();
-        self.spare.push(memory);
+    /// Makes memory spare.
+    pub fn give_back(&mut self, piece: Piece<M>) {
+        self.used_len -= piece.len;
+        self.spare_len += piece.len;
+        self.spare.push(piece);
+    }
+}
+
+impl<M> Default for Pool<M> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -164,13 +193,13 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        self.memory.as_ref().map_or(&[], |memory| &bytemuck::cast_slice(&memory.0)[..self.len])
+        self.memory.as_ref().map_or(&[], |memory| &bytemuck::cast_slice(&memory.memory)[..self.len])
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        self.memory.as_mut().map_or(&mut [], |memory| &mut bytemuck::cast_slice_mut(&mut memory.0)[..self.len])
+        self.memory.as_mut().map_or(&mut [], |memory| &mut bytemuck::cast_slice_mut(&mut memory.memory)[..self.len])
     }
 }
 
@@ -180,18 +209,18 @@ mod tests {
 
     #[test]
     fn spare_memory_is_used_again_and_what_fits_nothing_goes() {
-        let mut pool = Pool { spare: vec![], spare_len: 0, used_len: 0, most_used: 0 };
-        let first = pool.take(1000);
-        let start = first.0.as_ptr();
+        let mut pool = Pool::new();
+        let first = pool.take(1000, pages);
+        let start = first.memory.as_ptr();
         pool.give_back(first);
-        let second = pool.take(900);
-        assert_eq!((second.0.as_ptr(), pool.spare_len), (start, 0), "a little less fits");
-        let third = pool.take(5000);
-        assert!((5000..=5632).contains(&third.len()));
-        let both = second.len() + third.len();
+        let second = pool.take(900, pages);
+        assert_eq!((second.memory.as_ptr(), pool.spare_len), (start, 0), "a little less fits");
+        let third = pool.take(5000, pages);
+        assert!((5000..=5632).contains(&third.len));
+        let both = second.len + third.len;
         pool.give_back(second);
         pool.give_back(third);
-        let fourth = pool.take(400);
+        let fourth = pool.take(400, pages);
         assert_eq!(pool.spare.len(), 1, "what has waited longest went");
         assert!(pool.spare_len + pool.used_len <= both && pool.most_used == both);
         pool.give_back(fourth);

@@ -16,7 +16,7 @@ use crate::panels::Right;
 use crate::precision::LaidOut;
 
 /// Parts of the vocabulary with sums of their own; their number is fixed, so that no bit depends on the threads.
-const PARTS: usize = 8;
+pub const PARTS: usize = 8;
 /// Most numbers of all parts' sums.
 const SUMS: usize = 1 << 23;
 
@@ -41,13 +41,18 @@ struct Part {
     target: Vec<Option<f32>>,
 }
 
+/// Rows of a chunk: each part holds sums of so many.
+pub fn rows_at_once(width: usize) -> usize {
+    (SUMS / (PARTS * width)).clamp(96, 2048)
+}
+
 /// Each row's `nll`; `dx` becomes the gradient of `sum of weight * nll`.
 ///
 /// # Shapes
 /// `dx` `[N, D]`.
 pub(crate) fn loss(head: &Head, rows: Rows, dx: &mut [f32]) -> Vec<f32> {
     let width = head.weight.cols();
-    let at_once = (SUMS / (PARTS * width)).clamp(96, 2048);
+    let at_once = rows_at_once(width);
     let chunks = rows.x.chunks(at_once * width).zip(rows.targets.chunks(at_once)).zip(rows.weights.chunks(at_once));
     let chunk = |(((x, targets), weights), dx)| loss_of_chunk(head, Rows { x, targets, weights }, dx);
     chunks.zip(dx.chunks_mut(at_once * width)).flat_map(chunk).collect()

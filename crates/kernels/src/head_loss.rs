@@ -40,11 +40,16 @@ pub struct HeadGrad<'a> {
     pub lora: Option<LoraGrad<'a>>,
 }
 
+/// Rows whose logits are held at once where they are stored.
+pub fn rows_at_once(vocab: usize) -> usize {
+    (CHUNK_LOGITS / vocab).clamp(16, 512)
+}
+
 impl Head<'_> {
     /// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`.
     pub fn for_each_chunk(&self, x: &[f32], mut f: impl FnMut(usize, &mut [f32])) {
         let (vocab, width) = (self.weight.rows(), self.weight.cols());
-        let rows = (CHUNK_LOGITS / vocab).clamp(16, 512);
+        let rows = rows_at_once(vocab);
         let mut logits = Buffer::unset(rows.min(x.len() / width) * vocab);
         for (i, x) in x.chunks(rows * width).enumerate() {
             let first = i * rows;
@@ -167,6 +172,11 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
             f64::from(max) + exp::sum(logits, |z| exp(z - max)).ln()
         },
     )
+}
+
+/// Bytes that the statistics of some rows take until those of all tiles are merged.
+pub fn statistics_bytes(rows: usize, vocab: usize) -> usize {
+    rows * vocab.div_ceil(matrix::BLOCK[1]) * size_of::<Statistics>()
 }
 
 /// What the softmax of some logits comes to; those of all are merged from those of parts.

@@ -11,7 +11,7 @@ pub mod attention;
 pub mod buffer;
 pub mod embedding;
 pub mod exp;
-mod frozen_head;
+pub mod frozen_head;
 pub mod head_loss;
 pub mod linear;
 pub mod lora_linear;

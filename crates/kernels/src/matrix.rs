@@ -12,11 +12,11 @@ use crate::precision::{LaidOut, Layout, Precision};
 use crate::weight::Weight;
 
 /// Rows of words and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
-pub(crate) const BLOCK: [usize; 2] = [512, 256];
+pub const BLOCK: [usize; 2] = [512, 256];
 /// Fewest rows of a task: packing costs as much as some ten rows.
 const TASK_ROWS: usize = 192;
 /// Rows of a tile that isn't stored; its columns are packed anew for as many.
-const TILE_ROWS: usize = 2048;
+pub const TILE_ROWS: usize = 2048;
 /// Tasks for each thread, so that a slow core can be helped out.
 const TASKS_PER_THREAD: usize = 4;
 

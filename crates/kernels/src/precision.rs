@@ -46,6 +46,14 @@ impl Precision {
         }
     }
 
+    /// Numbers of the copy that a product makes of its left factor: none where it reads the factor as it is.
+    pub fn laid_out_len(self, rows: usize, inner: usize) -> usize {
+        match self.layout() {
+            Layout::Singles => 0,
+            layout => rows * layout.words(inner),
+        }
+    }
+
     /// How products in this format are computed on this processor, in a few words.
     pub fn instructions(self) -> &'static str {
         match self.layout() {

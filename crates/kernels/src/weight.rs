@@ -59,6 +59,7 @@ enum Storage {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
+    Outline(Dtype),
 }
 
 /// A weight's numbers, wherever they stand.
@@ -86,6 +87,11 @@ impl Weight {
     pub fn from_bf16(rows: usize, cols: usize, data: Vec<bf16>) -> Self {
         assert_eq!(data.len(), rows * cols, "a weight of [{rows}, {cols}]");
         Self { rows, cols, storage: Storage::Bf16(data) }
+    }
+
+    /// A weight without numbers, for whoever asks for its shape alone: reading it is a mistake of the program's.
+    pub fn outline(rows: usize, cols: usize, dtype: Dtype) -> Self {
+        Self { rows, cols, storage: Storage::Outline(dtype) }
     }
 
     /// Copies little-endian numbers.
@@ -123,7 +129,7 @@ impl Weight {
         match &self.storage {
             Storage::F32(_) => Dtype::F32,
             Storage::Bf16(_) => Dtype::Bf16,
-            Storage::Mapped { dtype, .. } => *dtype,
+            Storage::Mapped { dtype, .. } | Storage::Outline(dtype) => *dtype,
         }
     }
 
@@ -158,6 +164,7 @@ impl Weight {
         match &self.storage {
             Storage::F32(data) => Numbers::F32(data),
             Storage::Bf16(data) => Numbers::Bf16(data),
+            Storage::Outline(_) => unreachable!("an outline has no numbers"),
             Storage::Mapped { file, bytes, dtype } => {
                 let raw = &file.bytes()[bytes.clone()];
                 match dtype {

@@ -1,0 +1,52 @@
+//! What a step computes, in multiply-adds: the measure of its time on any machine.
+
+use crate::model::block::{Block, Transformer};
+
+/// What a step is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Tokens, prompts included.
+    pub tokens: f64,
+    /// The sum of the sequences' squared lengths.
+    pub squares: f64,
+    /// Tokens of the answers, which pass 1 takes through the head.
+    pub answers: f64,
+    /// Masked tokens, which pass 2 takes through it.
+    pub masked: f64,
+}
+
+/// Multiply-adds of one forward, part by part. A backward to the inputs costs as much again, and one to the weights once
+/// more; attention's costs twice its forward.
+#[derive(Clone, Copy, Debug)]
+pub struct MultiplyAdds {
+    /// The layers' matrices: `tokens * weights`.
+    pub matrices: f64,
+    /// Scores and their sums: `2 * layers * width * sum of L^2`.
+    pub attention: f64,
+    /// The head at the answers' rows: `answers * V * D`.
+    pub head_of_answers: f64,
+    /// The head at the masked rows.
+    pub head_of_masked: f64,
+}
+
+impl MultiplyAdds {
+    /// Those of a forward of some work.
+    pub fn of(model: &Transformer, work: Work) -> Self {
+        let [matrices, head] = products(model).map(|n| n as f64);
+        Self {
+            matrices: work.tokens * matrices,
+            attention: 2.0 * (model.blocks.len() * model.config.width) as f64 * work.squares,
+            head_of_answers: work.answers * head,
+            head_of_masked: work.masked * head,
+        }
+    }
+}
+
+/// Weights of the layers' matrices, and of the head.
+fn products(model: &Transformer) -> [usize; 2] {
+    let of = |id: usize| model.params[id].weight.rows() * model.params[id].weight.cols();
+    let block = |b: &Block| {
+        b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]).map(|l| of(l.weight)).sum::<usize>()
+    };
+    [model.blocks.iter().map(block).sum(), of(model.head.weight)]
+}

@@ -1,0 +1,96 @@
+//! `weft plan`: what a recipe's run will take, before it begins.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use weft::base::{Base, is_embedded};
+use weft::error::Result;
+use weft::experiment::Experiment;
+use weft::plan::{Plan as Planned, Planner, Stored};
+use weft::recipe::Recipe;
+
+use super::train::read_recipe;
+
+/// Predict a run's peak memory and step time before anything is loaded
+///
+/// Reads the recipe, its rows and the base's config.json and headers, no weight. Prints the largest resident size by
+/// part, and what a step takes at this machine's rate of products, measured for a second. A run that doesn't fit is
+/// refused (exit 2) with the settings that make it fit. docs/memory.md tells what each part is and which setting moves it.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  weft plan recipes/gsm8k.toml\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32"
+)]
+pub struct Plan {
+    /// The recipe (TOML); the quick start where absent
+    recipe: Option<PathBuf>,
+    /// Replace a setting of the recipe
+    #[arg(long = "set", value_name = "table.key=value")]
+    settings: Vec<String>,
+    /// Plan for so much memory, of another machine for one; what this one has free where absent
+    #[arg(long, value_name = "GB", value_parser = memory_gb)]
+    memory_gb: Option<f64>,
+    /// Print one JSON object instead
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub fn run(self) -> Result<ExitCode> {
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
+        let (text, model) = Base::open_outline(&recipe.model.path)?;
+        // Generated rows are counted, not left in the run's folder.
+        let scratch = std::env::temp_dir().join(format!("weft-plan-{}", std::process::id()));
+        let read = Experiment::read(recipe, (&text, &model.config), &scratch);
+        let _ = std::fs::remove_dir_all(&scratch);
+        let experiment = read?;
+        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
+        let planner = Planner::new(&experiment, (model, &text), stored)?;
+        let plan = planner.plan(self.memory_gb.map(as_bytes))?;
+        let rates = planner.rates()?;
+        let step_seconds = planner.step_seconds(rates)?;
+        let hours = step_seconds * plan.steps as f64 / 3600.0;
+        match self.json {
+            true => {
+                let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
+                object["fits"] = json!(plan.fits());
+                object["step_seconds"] = json!(step_seconds);
+                object["hours"] = json!(hours);
+                object["gemm_gflops"] = json!(rates.training);
+                println!("{object}");
+            }
+            false => print(&plan, &experiment.recipe, [step_seconds, hours, rates.training]),
+        }
+        plan.check()?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn print(plan: &Planned, recipe: &Recipe, [step_seconds, hours, rate]: [f64; 3]) {
+    let line = |name: &str, bytes: usize| println!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
+    println!("memory at its largest, with {} tokens in the largest micro-batch", plan.largest_micro_batch);
+    for part in plan.parts.iter().filter(|part| part.bytes > 0) {
+        line(part.name, part.bytes);
+    }
+    line("together", plan.peak_bytes);
+    match plan.available_bytes {
+        Some(available) => line("available", available),
+        None => println!("  this system doesn't say what is available"),
+    }
+    let (precision, steps) = (recipe.model.precision, plan.steps);
+    println!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
+    println!("  {step_seconds:.2} s a step, {steps} steps, {hours:.2} hours");
+}
+
+/// A number of gigabytes on the command line.
+pub(super) fn memory_gb(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(gb) if gb > 0.0 && gb.is_finite() => Ok(gb),
+        _ => Err("give a positive number of GB".to_owned()),
+    }
+}
+
+pub(super) fn as_bytes(gb: f64) -> usize {
+    (gb * 1e9) as usize
+}

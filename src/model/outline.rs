@@ -1,0 +1,26 @@
+//! A model's outline: its shapes, number formats and what of it is trained, without a number. What a run would take is
+//! told from it (`plan`) before any weight is read.
+
+use weft_kernels::weight::{Dtype, Weight};
+
+use super::block::{Param, Transformer};
+
+impl Transformer {
+    /// The same model without its numbers.
+    pub fn outline(&self) -> Self {
+        let outline = |p: &Param| {
+            let weight = Weight::outline(p.weight.rows(), p.weight.cols(), p.weight.dtype());
+            Param { name: p.name.clone(), shape: p.shape.clone(), weight, trainable: p.trainable }
+        };
+        let (params, blocks) = (self.params.iter().map(outline).collect(), self.blocks.clone());
+        Self { params, blocks, ..*self }
+    }
+
+    /// Makes every weight of an outline trainable: f32, as its master copy would be.
+    pub(crate) fn train_whole_outline(&mut self) {
+        for param in &mut self.params {
+            param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), Dtype::F32);
+            param.trainable = true;
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The micro-batches of a run, without their tokens: order and times are a function of the seed, so the largest is known
+//! before the run begins.
+
+use crate::data::Example;
+use crate::data::mixing::{Mixture, Turn};
+use crate::data::packing::Padding;
+use crate::noising::schedule::diffusion_time;
+use crate::recipe::{Recipe, TrainTable};
+use crate::rng::{Draws, Stream};
+
+/// An example's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of the answer.
+    pub answer: usize,
+}
+
+impl Lengths {
+    /// An example's, its answer cut where both together are longer than `max_seq_len`.
+    pub fn of(example: &Example, max_seq_len: usize) -> Self {
+        let (prompt, answer) = (example.prompt_ids.len(), example.answer_ids.len());
+        Self { prompt, answer: answer.min(max_seq_len.saturating_sub(prompt)) }
+    }
+
+    /// Of both.
+    pub fn total(self) -> usize {
+        self.prompt + self.answer
+    }
+}
+
+/// A packed batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MicroBatch {
+    /// All tokens.
+    pub tokens: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// The sum of the sequences' squared lengths.
+    pub squares: f64,
+    /// Tokens of the answers.
+    pub answers: usize,
+    /// Answer tokens that will be masked: each answer's share is its time `t`, more than which WeFT's mean rate never is
+    /// (`1 - (1 - t)^r` is concave in `r`, whose mean is 1).
+    pub masked: usize,
+}
+
+/// A run's steps.
+#[derive(Clone, Debug, Default)]
+pub struct Batches {
+    /// Optimizer steps of the run.
+    pub steps: u64,
+    /// The micro-batches of the first step, and of those with most tokens, most masked ones, and most again.
+    pub telling: Vec<Vec<MicroBatch>>,
+    /// The longest sequence.
+    pub longest: usize,
+    /// A step's mean tokens, squares, answer and masked tokens.
+    pub mean: [f64; 4],
+}
+
+impl Batches {
+    /// The steps that a recipe makes of examples of such lengths.
+    pub fn of(recipe: &Recipe, mixture: &Mixture, lengths: &[Lengths]) -> Self {
+        let settings = &recipe.train;
+        let steps_per_epoch = mixture.epoch_len(lengths.len()).div_ceil(settings.global_batch_size()) as u64;
+        let all = settings.epochs.saturating_mul(steps_per_epoch);
+        let steps = settings.max_steps.map_or(all, |max| max.min(all));
+        let (mut first, mut sums) = (None, [0.0; 4]);
+        let mut largest: [(usize, Vec<MicroBatch>); 2] = Default::default();
+        let mut longest = 0;
+        for epoch in 0..steps.div_ceil(steps_per_epoch.max(1)) {
+            let order = mixture.epoch(settings.seed, epoch, lengths.len());
+            let left = (steps - epoch * steps_per_epoch).min(steps_per_epoch) as usize;
+            for turns in order.chunks(settings.global_batch_size()).take(left) {
+                let step = micro_batches(turns, epoch, recipe, lengths);
+                for b in &step {
+                    let own = [b.tokens as f64, b.squares, b.answers as f64, b.masked as f64];
+                    sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+                    longest = longest.max(b.longest);
+                }
+                for ((most, of), key) in largest.iter_mut().zip([size, masked]) {
+                    let own = step.iter().map(key).max().unwrap_or(0);
+                    if own > *most {
+                        (*most, *of) = (own, step.clone());
+                    }
+                }
+                first.get_or_insert(step);
+            }
+        }
+        let [(_, most_tokens), (_, most_masked)] = largest;
+        let telling = [first.unwrap_or_default(), most_tokens.clone(), most_masked, most_tokens];
+        Self { steps, telling: telling.to_vec(), longest, mean: sums.map(|sum| sum / steps.max(1) as f64) }
+    }
+}
+
+fn size(batch: &MicroBatch) -> usize {
+    batch.tokens
+}
+
+fn masked(batch: &MicroBatch) -> usize {
+    batch.masked
+}
+
+fn micro_batches(turns: &[Turn], epoch: u64, recipe: &Recipe, lengths: &[Lengths]) -> Vec<MicroBatch> {
+    let TrainTable { seed, micro_batch_size, .. } = recipe.train;
+    let pads = recipe.data.padding == Padding::Eos;
+    let of_turns = |turns: &[Turn]| {
+        let longest = turns.iter().map(|turn| lengths[turn.example].total()).max().unwrap_or(0);
+        let mut batch = MicroBatch { longest, ..MicroBatch::default() };
+        let mut masked = 0.0;
+        for turn in turns {
+            let Lengths { prompt, answer } = lengths[turn.example];
+            let answer = if pads { longest - prompt } else { answer };
+            let u = Draws::new(seed, Stream::Time, epoch, turn.draw).unit_f64(0);
+            masked += diffusion_time(u, recipe.objective.t_min) * answer as f64;
+            batch.tokens += prompt + answer;
+            batch.squares += ((prompt + answer) as f64).powi(2);
+            batch.answers += answer;
+        }
+        MicroBatch { masked: (masked.ceil() as usize).min(batch.answers), ..batch }
+    };
+    turns.chunks(micro_batch_size).map(of_turns).collect()
+}

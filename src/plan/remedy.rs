@@ -1,0 +1,137 @@
+//! Settings that make a run fit: each is planned again, and only what suffices is named.
+
+use serde::Serialize;
+use weft_kernels::precision::Precision;
+
+use super::Planner;
+use crate::recipe::{MaxSeqLen, Recipe, Trainable};
+
+/// The step of shorter sequences.
+const SEQ_LEN_STEP: usize = 64;
+
+/// Settings that make a run fit together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Remedy {
+    /// `table.key=value`, as `--set` takes them.
+    pub settings: Vec<String>,
+    /// The largest resident size with them.
+    pub peak_bytes: usize,
+}
+
+/// What may be changed, the harmless first: the first two change no bit of what is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knob {
+    MicroBatch,
+    Activations,
+    Precision,
+    Lora,
+    MaxSeqLen,
+}
+
+const KNOBS: [Knob; 5] = [Knob::MicroBatch, Knob::Activations, Knob::Precision, Knob::Lora, Knob::MaxSeqLen];
+
+/// A changed recipe and the settings that changed it.
+type Change = (Recipe, Vec<String>);
+
+impl Knob {
+    /// What it can be set to, the mildest first.
+    fn changes(self, recipe: &Recipe, planner: &Planner) -> Vec<Change> {
+        let change = |set: &dyn Fn(&mut Recipe), settings: Vec<String>| {
+            let mut changed = recipe.clone();
+            set(&mut changed);
+            (changed, settings)
+        };
+        let (train, global) = (&recipe.train, recipe.train.global_batch_size());
+        match self {
+            Self::MicroBatch => {
+                let sizes = (1..train.micro_batch_size).rev().filter(|size| global.is_multiple_of(*size));
+                let of = |size: usize| {
+                    let steps = global / size;
+                    let set = |r: &mut Recipe| (r.train.micro_batch_size, r.train.grad_accum_steps) = (size, steps);
+                    let settings =
+                        [format!("train.micro_batch_size={size}"), format!("train.grad_accum_steps={steps}")];
+                    change(&set, settings.to_vec())
+                };
+                sizes.map(of).collect()
+            }
+            Self::Activations if train.activation_memory_gb > 0.0 => {
+                let settings = vec!["train.activation_memory_gb=0".to_owned()];
+                vec![change(&|r| r.train.activation_memory_gb = 0.0, settings)]
+            }
+            Self::Precision if recipe.model.precision == Precision::F32 => {
+                vec![change(&|r| r.model.precision = Precision::Bf16, vec!["model.precision=bf16".to_owned()])]
+            }
+            Self::Lora if recipe.model.trainable == Trainable::Full => {
+                vec![change(&|r| r.model.trainable = Trainable::Lora, vec!["model.trainable=lora".to_owned()])]
+            }
+            Self::MaxSeqLen => {
+                let longest = planner.longest().min(recipe.data.max_seq_len.0);
+                let lengths = (1..longest.div_ceil(SEQ_LEN_STEP)).rev().map(|n| n * SEQ_LEN_STEP);
+                let of = |len: usize| {
+                    change(&|r| r.data.max_seq_len = MaxSeqLen(len), vec![format!("data.max_seq_len={len}")])
+                };
+                lengths.take_while(|len| *len > planner.longest_prompt()).map(of).collect()
+            }
+            Self::Activations | Self::Precision | Self::Lora => vec![],
+        }
+    }
+
+    /// Its mildest change that fits.
+    fn mildest(self, recipe: &Recipe, planner: &Planner, limit: usize) -> Option<(Change, usize)> {
+        let changes = self.changes(recipe, planner);
+        let peak = |change: &Change| planner.peak_bytes(&change.0).unwrap_or(usize::MAX);
+        let first = changes.partition_point(|change| peak(change) > limit);
+        changes.into_iter().nth(first).map(|change| {
+            let bytes = peak(&change);
+            (change, bytes)
+        })
+    }
+}
+
+/// The single settings that make a recipe's run fit into so many bytes; where there is none, several together; nothing
+/// where none of all does.
+pub(super) fn remedies(recipe: &Recipe, planner: &Planner, limit: usize) -> Vec<Remedy> {
+    let single = |knob: &Knob| {
+        let ((_, settings), peak_bytes) = knob.mildest(recipe, planner, limit)?;
+        Some(Remedy { settings, peak_bytes })
+    };
+    let singles: Vec<Remedy> = KNOBS.iter().filter_map(single).collect();
+    if singles.is_empty() { combination(recipe, planner, limit).into_iter().collect() } else { singles }
+}
+
+/// Knob after knob at its strongest until the run fits, the last no further than needed; then each that turns out to be
+/// of no need is left out again.
+fn combination(recipe: &Recipe, planner: &Planner, limit: usize) -> Option<Remedy> {
+    let mut turned: Vec<Knob> = vec![];
+    let mut strongest = recipe.clone();
+    for knob in KNOBS {
+        let fits = knob.mildest(&strongest, planner, limit).is_some();
+        let Some((changed, _)) = knob.changes(&strongest, planner).pop() else { continue };
+        strongest = changed;
+        turned.push(knob);
+        if fits {
+            for knob in turned.clone() {
+                let fewer: Vec<Knob> = turned.iter().copied().filter(|other| *other != knob).collect();
+                if turn(&fewer, recipe, planner, limit).is_some() {
+                    turned = fewer;
+                }
+            }
+            return turn(&turned, recipe, planner, limit);
+        }
+    }
+    None
+}
+
+/// All knobs but the last at their strongest, the last at its mildest that fits.
+fn turn(knobs: &[Knob], recipe: &Recipe, planner: &Planner, limit: usize) -> Option<Remedy> {
+    let (last, others) = knobs.split_last()?;
+    let (mut changed, mut settings) = (recipe.clone(), vec![]);
+    for knob in others {
+        let (recipe, own) = knob.changes(&changed, planner).pop()?;
+        changed = recipe;
+        settings.extend(own);
+    }
+    let ((_, own), peak_bytes) = last.mildest(&changed, planner, limit)?;
+    settings.extend(own);
+    Some(Remedy { settings, peak_bytes })
+}

@@ -1,0 +1,67 @@
+//! How long a step takes: its arithmetic at the machine's own rate of products, divided by the part of that rate that
+//! steps reach.
+
+use weft_kernels::precision::Precision;
+
+use super::batches::Batches;
+use crate::bench::arithmetic::{MultiplyAdds, Work};
+use crate::bench::gemm_gflops;
+use crate::model::block::Transformer;
+use crate::objective::Objective;
+
+/// The parts of the machine's rate that the layers' and the head's products reach, and attention's: fitted to the steps
+/// of docs/performance.md, which lie within 15 % of it (docs/memory.md). In bf16 a product is faster while what stands
+/// between products is not.
+fn efficiency(precision: Precision) -> [f64; 2] {
+    match precision {
+        Precision::F32 => [0.95, 0.70],
+        Precision::Bf16 => [0.81, 0.55],
+    }
+}
+
+/// The machine's rates of products, in 10^9 operations per second: those of training and of pass 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Of products in `model.precision`.
+    pub training: f64,
+    /// Of products in `objective.entropy_precision`.
+    pub entropy: f64,
+}
+
+impl Rates {
+    /// Measures for about a second.
+    pub fn measure(model: &Transformer) -> Self {
+        let [precision, entropy] = [model.config.precision, model.config.entropy_precision];
+        let secs = if precision == entropy { 1.0 } else { 0.5 };
+        let training = gemm_gflops(precision, secs);
+        Self { training, entropy: if precision == entropy { training } else { gemm_gflops(entropy, secs) } }
+    }
+}
+
+/// Seconds of a mean step: `2 (P / e_P + A / e_A) / rate`, of P multiply-adds of products and A of attention.
+///
+/// A pass forward and one backward to the inputs are two forwards of products, with weights that are trained three;
+/// attention's backward is two of its forwards. The layers whose products aren't kept compute them once more. Pass 1 is
+/// one forward, in every `entropy_every`-th epoch.
+pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objective, rates: Rates) -> f64 {
+    let [tokens, squares, answers, masked] = batches.mean;
+    let a = MultiplyAdds::of(model, Work { tokens, squares, answers, masked });
+    let is_full = model.params[model.blocks[0].down.weight].trainable;
+    let passes = if is_full { 3.0 } else { 2.0 };
+    let again = batches
+        .telling
+        .first()
+        .and_then(|step| step.first())
+        .map_or(0.0, |first| model.first_kept_layer(first.tokens, first.masked) as f64 / model.blocks.len() as f64);
+    let seconds = |products: f64, attention: f64, precision: Precision, rate: f64| {
+        let [of_products, of_attention] = efficiency(precision);
+        2e-9 * (products / of_products + attention / of_attention) / rate
+    };
+    let products = (passes + again) * a.matrices + passes * a.head_of_masked;
+    let pass_2 = seconds(products, 3.0 * a.attention, model.config.precision, rates.training);
+    if !objective.kind.needs_entropy() {
+        return pass_2;
+    }
+    let pass_1 = seconds(a.matrices + a.head_of_answers, a.attention, model.config.entropy_precision, rates.entropy);
+    pass_2 + pass_1 / objective.entropy_every as f64
+}

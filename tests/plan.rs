@@ -1,0 +1,170 @@
+//! Plans against runs: the parts are the whole, what is planned lies near what a process then used, and a run that can't
+//! fit is refused with settings that make it fit.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// How far a plan may lie from a run.
+const TOLERANCE: f64 = 0.15;
+
+/// A folder of this process that is empty at first.
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("weft-plan-{}-{name}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a temporary folder can be made");
+    folder
+}
+
+fn weft(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(folder).args(args).args(["--threads", "2"]).stdin(Stdio::null());
+    // Tokens that were kept would take another way into memory.
+    command.env("WEFT_CACHE", "").output().expect("weft starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
+}
+
+/// 64 rows of some 150 tokens on the embedded base, all in one micro-batch.
+fn large_batches(folder: &Path) {
+    let numbers: Vec<String> = (0..60).map(|i| i.to_string()).collect();
+    let row = |i: usize| format!("{{\"prompt\": \"What is {i} + 1?\", \"response\": \"{}\"}}\n", numbers.join(" "));
+    fs::write(folder.join("rows.jsonl"), (0..64).map(row).collect::<String>()).expect("the rows are written");
+    let recipe = "[model]\nlora_rank = 8\n[data]\ntrain = \"rows.jsonl\"\nheld_out = \"rows.jsonl\"\n\
+                  held_out_rows = 4\n[train]\noutput = \"run\"\nepochs = 2\nmicro_batch_size = 64\n";
+    fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+}
+
+fn bytes(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number of bytes"))
+}
+
+fn assert_near(planned: f64, measured: f64, what: &str) {
+    let ratio = planned / measured;
+    assert!(
+        (ratio - 1.0).abs() < TOLERANCE,
+        "{what}: {planned:.0} bytes were planned, {measured:.0} used ({ratio:.3})"
+    );
+}
+
+#[test]
+fn the_parts_are_the_whole_and_a_run_uses_what_was_planned() {
+    let folder = folder("run");
+    large_batches(&folder);
+    let output = weft(&folder, &["plan", "recipe.toml", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let plan = json(&output);
+    let parts = plan["parts"].as_array().expect("a plan has parts");
+    let whole: f64 = parts.iter().map(|part| bytes(&part["bytes"])).sum();
+    assert_eq!(whole, bytes(&plan["peak_bytes"]));
+    let of = |name: &str| {
+        let part = parts.iter().find(|part| part["name"] == name).unwrap_or_else(|| panic!("{name} in {plan}"));
+        bytes(&part["bytes"])
+    };
+    let activations = of("kept of each layer") + of("kept products") + of("one layer at work") + of("head");
+    assert!(activations > 0.5 * whole, "activations are most of it: {plan}");
+    assert_eq!((&plan["steps"], &plan["fits"]), (&2.into(), &true.into()));
+    assert!(plan["step_seconds"].as_f64().is_some_and(|s| s > 0.0 && s.is_finite()), "{plan}");
+    assert!(!folder.join("run").exists(), "a plan writes nothing");
+
+    let output = weft(&folder, &["train", "recipe.toml"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("peak memory ")).expect("a run tells its memory");
+    let measured: f64 = line.split(' ').next().and_then(|gb| gb.parse().ok()).expect("in GB");
+    if measured > 0.0 {
+        assert_near(whole, measured * 1e9, "the run");
+    }
+}
+
+#[test]
+fn steps_of_every_kind_use_what_was_planned() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base").display().to_string();
+    for (dtype, trainable, shape) in [
+        ("f32", "lora", ["16", "512"]),
+        ("bf16", "lora", ["16", "512"]),
+        ("f32", "full", ["8", "512"]),
+        ("bf16", "full", ["2", "2048"]),
+    ] {
+        let [sequences, tokens] = shape;
+        let mut args = vec!["bench", "--shape", &base, "--dtype", dtype, "--trainable", trainable, "--json"];
+        args.extend(["--objective", "weft", "--sequences", sequences, "--tokens", tokens]);
+        let measured = json(&weft(Path::new("."), &[&args[..], &["--steps", "1", "--warm-up", "1"]].concat()));
+        let (planned, peak) = (bytes(&measured["planned_rss_bytes"]), bytes(&measured["peak_rss_bytes"]));
+        if peak > 0.0 {
+            assert_near(planned, peak, &format!("{dtype} {trainable}, {sequences} x {tokens} tokens"));
+        }
+    }
+}
+
+#[test]
+fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
+    let folder = folder("refusal");
+    large_batches(&folder);
+    let whole = bytes(&json(&weft(&folder, &["plan", "recipe.toml", "--json"]))["peak_bytes"]);
+    let limit = format!("{:.4}", 0.5 * whole / 1e9);
+    let output = weft(&folder, &["plan", "recipe.toml", "--memory-gb", &limit, "--json"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let (plan, sentence) = (json(&output), stderr(&output));
+    assert_eq!(plan["fits"], false);
+    assert!(sentence.starts_with("error: the run needs ") && sentence.lines().count() == 1, "{sentence}");
+    let remedies = plan["remedies"].as_array().expect("a list").clone();
+    assert!(!remedies.is_empty(), "{plan}");
+    for remedy in &remedies {
+        let settings: Vec<&str> =
+            remedy["settings"].as_array().expect("a list").iter().map(|s| s.as_str().expect("a text")).collect();
+        assert!(sentence.contains(&settings.join(" ")), "{sentence}\nlacks {settings:?}");
+        let mut args = vec!["plan", "recipe.toml", "--memory-gb", &limit, "--json"];
+        settings.iter().for_each(|s| args.extend(["--set", s]));
+        let output = weft(&folder, &args);
+        assert!(output.status.success(), "{settings:?}: {}", stderr(&output));
+        assert_near(bytes(&json(&output)["peak_bytes"]), bytes(&remedy["peak_bytes"]), "planned again");
+    }
+    let batches = remedies.iter().find(|r| r["settings"][0].as_str().is_some_and(|s| s.contains("micro_batch_size")));
+    let batches = &batches.unwrap_or_else(|| panic!("a smaller micro-batch is enough: {plan}"))["settings"];
+    let number = |i: usize| batches[i].as_str().and_then(|s| s.split_once('=')?.1.parse::<usize>().ok());
+    assert_eq!(number(0).zip(number(1)).map(|(size, steps)| size * steps), Some(64), "the step is the same");
+
+    let refused = weft(&folder, &["train", "recipe.toml", "--memory-gb", &limit]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        stderr(&refused).contains("the run needs ") && stderr(&refused).contains("--skip-plan"),
+        "{}",
+        stderr(&refused)
+    );
+    assert!(!folder.join("run").exists(), "nothing has begun");
+    let short = ["--set", "train.max_steps=1", "--memory-gb", &limit, "--skip-plan"];
+    let output = weft(&folder, &[&["train", "recipe.toml"][..], &short].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    let output = weft(&folder, &["plan", "recipe.toml", "--memory-gb", "0.001"]);
+    assert!(stderr(&output).contains("no setting of it makes it fit"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_base_whose_weights_are_not_there_yet_can_be_planned() {
+    let folder = folder("absent");
+    large_batches(&folder);
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base");
+    let base = folder.join("base");
+    fs::create_dir(&base).expect("the folder can be made");
+    let plan = |files: &[&str]| {
+        files.iter().for_each(|file| drop(fs::copy(assets.join(file), base.join(file)).expect("the file is copied")));
+        let output = weft(&folder, &["plan", "recipe.toml", "--set", "model.path=base", "--json"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let plan = json(&output);
+        let weights = plan["parts"].as_array().and_then(|parts| parts.iter().find(|p| p["name"] == "weights").cloned());
+        weights.map_or(0.0, |part| bytes(&part["bytes"]))
+    };
+    let without = plan(&["config.json", "tokenizer.json", "tokenizer_config.json"]);
+    assert!(without > 1e6);
+    assert_eq!(plan(&["model.safetensors"]), without, "config.json names the format that they are stored in");
+}
