@@ -51,7 +51,8 @@ fn small_run(folder: &Path, more: &str) {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["train", "data", "eval", "score", "generate", "likelihood", "merge", "parity", "pretrain", "bench"]
+    for command in
+        ["train", "data", "plan", "eval", "score", "generate", "likelihood", "merge", "parity", "pretrain", "bench"]
     {
         let output = output(Path::new("."), &[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

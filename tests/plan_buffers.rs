@@ -53,7 +53,8 @@ fn a_replayed_step_takes_the_buffers_of_a_step() {
         needs_entropy: true,
         held_out: None,
         generation: None,
-        logits_per_row: 1,
+        networks: 1,
+        has_cache: false,
         written_bytes: 0,
         threads: rayon::current_num_threads(),
     };

@@ -162,7 +162,8 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
         needs_entropy: job.objective.kind.needs_entropy(),
         held_out: None,
         generation: None,
-        logits_per_row: 1,
+        networks: 1,
+        has_cache: false,
         written_bytes: 0,
         threads: rayon::current_num_threads(),
     };

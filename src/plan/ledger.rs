@@ -19,10 +19,12 @@ pub(super) enum Use {
     Layer,
     /// What the head works with.
     Head,
+    /// Keys and values that the sampler keeps from step to step.
+    Cache,
 }
 
 /// The number of uses.
-pub(super) const USES: usize = 5;
+pub(super) const USES: usize = 6;
 
 /// A buffer on loan.
 #[derive(Debug)]
@@ -43,12 +45,12 @@ pub(super) struct Ledger {
     fullest: Fullest,
 }
 
-/// The moment at which most of the pool's memory was resident.
+/// The most that the pool ever was. What it was used for then lies within what stays resident.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fullest {
-    /// Resident bytes.
+    /// Resident bytes, spare ones included.
     pub resident: usize,
-    /// What they were used for then; the rest was spare.
+    /// What was used at once, and for what.
     pub live: [usize; USES],
 }
 
@@ -64,8 +66,9 @@ impl Ledger {
         self.on_loan += piece.memory;
         self.live[used_for as usize] += bytes;
         let resident = self.on_loan + self.pool.spare().sum::<usize>();
-        if resident > self.fullest.resident {
-            self.fullest = Fullest { resident, live: self.live };
+        self.fullest.resident = self.fullest.resident.max(resident);
+        if self.live.iter().sum::<usize>() > self.fullest.live.iter().sum() {
+            self.fullest.live = self.live;
         }
         Held { piece: Some(piece), bytes, used_for }
     }

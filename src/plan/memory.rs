@@ -60,8 +60,10 @@ pub struct Work<'a> {
     pub held_out: Option<MicroBatch>,
     /// The largest batch of the sampler: its masked tokens are the rows whose logits are held.
     pub generation: Option<MicroBatch>,
-    /// Logits held of each of those rows: 2 with guidance.
-    pub logits_per_row: usize,
+    /// Networks that the sampler asks: 2 with guidance. Each has its logits.
+    pub networks: usize,
+    /// Whether each of them keeps keys and values.
+    pub has_cache: bool,
     /// Bytes that the largest tensor takes while it is written.
     pub written_bytes: usize,
     /// Threads.
@@ -86,6 +88,7 @@ impl Work<'_> {
             ("kept products", of(Use::Products)),
             ("one layer at work", of(Use::Layer)),
             ("head", of(Use::Head)),
+            ("the sampler's cache", of(Use::Cache)),
             ("spare buffers", resident - live.iter().sum::<usize>()),
             (beside, beside_bytes),
             ("threads", self.thread_bytes()),
@@ -104,7 +107,7 @@ impl Work<'_> {
         let config = &self.model.config;
         let evaluate = |replay: &mut Replay| {
             if let Some(batch) = self.generation {
-                replay.logits(batch.tokens, batch.masked);
+                replay.logits(batch.tokens, batch.masked, if self.has_cache { self.networks } else { 0 });
             }
             if let Some(batch) = self.held_out {
                 replay.statistics(batch.tokens, batch.masked, config.precision);
@@ -170,7 +173,7 @@ impl Work<'_> {
         let dropped = if model.config.lora_dropout > 0.0 { inputs } else { 0 };
         let gathered = size_of::<f32>() * (most(|b| b.tokens) * dropped + most(|b| b.masked) * width);
         let statistics = if self.needs_entropy { head_loss::statistics_bytes(most(|b| b.answers), vocab) } else { 0 };
-        let logits = self.generation.map_or(0, |b| b.masked * vocab * size_of::<f32>() * self.logits_per_row);
+        let logits = self.generation.map_or(0, |b| b.masked * vocab * size_of::<f32>() * self.networks);
         let all = [
             ("gathered rows", gathered),
             ("pass 1's statistics", statistics),

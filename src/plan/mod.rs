@@ -21,6 +21,7 @@ use crate::model::block::Transformer;
 use crate::model::family::Family;
 use crate::model::lora;
 use crate::recipe::{Recipe, Trainable};
+use crate::sampler::cache::Caching;
 use crate::sampler::remasking::Remasking;
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
 
@@ -203,7 +204,8 @@ impl<'a> Planner<'a> {
             needs_entropy: recipe.objective.kind.needs_entropy(),
             held_out,
             generation,
-            logits_per_row: if recipe.sampler.cfg_scale > 0.0 { 2 } else { 1 },
+            networks: if recipe.sampler.cfg_scale > 0.0 { 2 } else { 1 },
+            has_cache: recipe.sampler.cache != Caching::None,
             written_bytes: size_of::<f32>() * largest_tensor,
             threads: rayon::current_num_threads(),
         };

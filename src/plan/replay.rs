@@ -69,8 +69,13 @@ impl Replay<'_> {
         self.ledger.give([normed]);
     }
 
-    /// The sampler's logits at `M` rows of `N` tokens, chunk by chunk.
-    pub(super) fn logits(&mut self, tokens: usize, rows: usize) {
+    /// The sampler's logits at `M` rows of `N` tokens, chunk by chunk, beside the keys and values of so many caches.
+    pub(super) fn logits(&mut self, tokens: usize, rows: usize, caches: usize) {
+        let model = self.model;
+        let keys_values = model.blocks.iter().flat_map(|block| &block.qkv[1..]);
+        let lens: Vec<usize> = keys_values.map(|layer| tokens * self.shape(layer.weight)[0]).collect();
+        let caches = lens.repeat(caches);
+        let caches: Vec<Held> = caches.into_iter().map(|len| self.ledger.take(Use::Cache, len)).collect();
         let precision = self.model.config.precision;
         let normed = self.head_inputs(tokens, rows, precision);
         let [vocab, _] = self.shape(self.model.head.weight);
@@ -78,6 +83,7 @@ impl Replay<'_> {
         let logits = self.ledger.take(Use::Head, at_once * vocab);
         self.product(&self.model.head, at_once, precision);
         self.ledger.give([logits, normed]);
+        self.ledger.give(caches);
     }
 
     /// Forward and backward of `N` tokens, `M` of which are predicted.
@@ -122,9 +128,13 @@ impl Replay<'_> {
             let is_last = index + 1 == model.blocks.len();
             let to = if is_last { rows } else { tokens };
             let span = Span { from: tokens, to, is_last, precision, has_dropout: false };
-            let a = self.activations(block, span, None, None);
+            let Activations { qkv, attention, middle, ff_normed, gate_up } = self.activations(block, span, None, None);
+            self.ledger.give(qkv);
+            self.ledger.give(attention);
+            self.ledger.give([ff_normed]);
             let output = self.output(block, span);
-            self.give_activations(a);
+            self.ledger.give([middle]);
+            self.ledger.give(gate_up);
             self.ledger.give([std::mem::replace(&mut x, output)]);
         }
         let normed = self.ledger.take(Use::Head, rows * width);
@@ -303,13 +313,6 @@ impl Replay<'_> {
         let y = self.apply(&block.down, span.to, span);
         self.ledger.give([hidden]);
         y
-    }
-
-    fn give_activations(&mut self, a: Activations) {
-        self.ledger.give(a.qkv);
-        self.ledger.give(a.attention);
-        self.ledger.give([a.middle, a.ff_normed]);
-        self.ledger.give(a.gate_up);
     }
 
     /// A linear layer's output.
