@@ -70,7 +70,7 @@ impl Plan {
             false => format!("it fits with {}", ways.join(", or with ")),
         };
         Err(Error::Usage(format!(
-            "the run needs {} of the {} there are ({}: {}); {ways}",
+            "the run needs {} and {} are available (most of it {}, {}); {ways}",
             gb(self.peak_bytes),
             gb(available),
             largest.name,

@@ -18,7 +18,7 @@ pub struct Remedy {
     pub peak_bytes: usize,
 }
 
-/// What may be changed, the harmless first: the first two change no bit of what is trained.
+/// What may be changed, the harmless first: the first two change nothing but the order of sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Knob {
     MicroBatch,

@@ -10,12 +10,11 @@ use crate::model::block::Transformer;
 use crate::objective::Objective;
 
 /// The parts of the machine's rate that the layers' and the head's products reach, and attention's: fitted to the steps
-/// of docs/performance.md, which lie within 15 % of it (docs/memory.md). In bf16 a product is faster while what stands
-/// between products is not.
+/// of docs/performance.md and docs/memory.md. In bf16 a product is faster while what stands between products is not.
 fn efficiency(precision: Precision) -> [f64; 2] {
     match precision {
-        Precision::F32 => [0.95, 0.70],
-        Precision::Bf16 => [0.81, 0.55],
+        Precision::F32 => [0.97, 0.58],
+        Precision::Bf16 => [0.84, 0.43],
     }
 }
 
