@@ -150,6 +150,34 @@ fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
 }
 
 #[test]
+fn several_settings_are_named_where_no_single_one_is_enough() {
+    let folder = folder("combination");
+    large_batches(&folder);
+    let plan = |settings: &[&str]| {
+        let mut args = vec!["plan", "recipe.toml", "--json"];
+        settings.iter().for_each(|s| args.extend(["--set", s]));
+        weft(&folder, &args)
+    };
+    let one = ["train.micro_batch_size=1", "train.grad_accum_steps=64"];
+    let peak = |trainable: &str| bytes(&json(&plan(&[&one[..], &[trainable]].concat()))["peak_bytes"]);
+    // Between the two: neither the adapter nor small micro-batches are enough alone.
+    let limit = format!("{:.4}", (peak("model.trainable=full") + peak("model.trainable=lora")) / 2e9);
+    let args = ["plan", "recipe.toml", "--json", "--set", "model.trainable=full", "--memory-gb", &limit];
+    let refused = json(&weft(&folder, &args));
+    let remedies = refused["remedies"].as_array().expect("a list");
+    let [remedy] = &remedies[..] else { panic!("one combination: {refused}") };
+    let settings: Vec<&str> =
+        remedy["settings"].as_array().expect("a list").iter().map(|s| s.as_str().expect("a text")).collect();
+    assert_eq!(settings.len(), 3, "micro-batch, accumulation and adapter, nothing of no need: {settings:?}");
+    assert!(
+        settings[0].starts_with("train.micro_batch_size=") && settings[2] == "model.trainable=lora",
+        "{settings:?}"
+    );
+    let fits = plan(&[&["model.trainable=full"], &settings[..]].concat());
+    assert!(bytes(&json(&fits)["peak_bytes"]) / 1e9 <= limit.parse().expect("a number"), "{settings:?}");
+}
+
+#[test]
 fn a_base_whose_weights_are_not_there_yet_can_be_planned() {
     let folder = folder("absent");
     large_batches(&folder);

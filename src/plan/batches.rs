@@ -1,5 +1,5 @@
-//! The micro-batches of a run, without their tokens: order and times are a function of the seed, so the largest is known
-//! before the run begins.
+//! The micro-batches of a run, without their tokens: order and times are a function of the seed, so the largest is
+//! known before the run begins.
 
 use crate::data::Example;
 use crate::data::mixing::{Mixture, Turn};
