@@ -1,22 +1,17 @@
 //! Plans against runs: the parts are the whole, what is planned lies near what a process then used, and a run that can't
 //! fit is refused with settings that make it fit.
 
+mod scratch;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use scratch::folder;
 use serde_json::Value;
 
 /// How far a plan may lie from a run.
 const TOLERANCE: f64 = 0.15;
-
-/// A folder of this process that is empty at first.
-fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("weft-plan-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a temporary folder can be made");
-    folder
-}
 
 fn weft(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
