@@ -10,6 +10,7 @@ use weft_kernels::weight::Dtype;
 use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
+use crate::hub;
 use crate::model::block::Transformer;
 use crate::model::family::{self, ModelConfig};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
@@ -27,7 +28,7 @@ pub struct Base {
     pub model: Transformer,
     /// Tokenizer, chat template and end token.
     pub text: TextModel,
-    /// The folder or the embedded base's name.
+    /// The folder, the embedded base's name or the hub's id.
     pub name: String,
     /// The format that its weights are stored in, by its embedding.
     pub dtype: Dtype,
@@ -36,13 +37,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens a checkpoint's folder, or the embedded base where no folder has its name.
+    /// Opens a checkpoint's folder, the embedded base where no folder has its name, or a model of the hub.
     ///
     /// # Errors
-    /// A file that is missing, damaged or of a family that Weft doesn't compute; a mask token that the tokenizer lacks.
+    /// A file that is missing, damaged or of a family that Weft doesn't compute; a mask token that the tokenizer lacks; an
+    /// id whose files can't be had.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let is_embedded = is_embedded(path);
+        let path = &*hub::model(path)?;
         let (model, text) = match is_embedded {
             true => embedded()?,
             false => (family::load(path)?, TextModel::open(path)?),
@@ -70,6 +73,7 @@ impl Base {
             let (config, text) = embedded_text()?;
             return Ok((text, config.mask_token_id()));
         }
+        let path = &*hub::text(path)?;
         let config = path.join("config.json");
         Ok((TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?.mask_token_id()))
     }
@@ -84,7 +88,10 @@ impl Base {
                 let (config, text) = embedded_text()?;
                 Ok((text, family::outline_of(&config)))
             }
-            false => Ok((TextModel::open(path)?, family::outline(path)?)),
+            false => {
+                let path = &*hub::text(path)?;
+                Ok((TextModel::open(path)?, family::outline(path)?))
+            }
         }
     }
 
@@ -152,13 +159,18 @@ impl Base {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // An adapter beside the base took no part in the training.
             let is_own = ["config.json", "adapter_config.json"].contains(&&*name) || name.ends_with(".index.json");
-            if path.is_file() && !is_own && COMPANIONS.iter().any(|end| name.ends_with(end)) {
+            if path.is_file() && !is_own && is_companion(&name) {
                 let bytes = fs::read(&path).map_err(|source| Error::Read { path, source })?;
                 files.push((name, bytes));
             }
         }
         Ok(files)
     }
+}
+
+/// Whether a file of such a name belongs to a checkpoint beside its weights.
+pub(crate) fn is_companion(name: &str) -> bool {
+    COMPANIONS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a path names the embedded base.

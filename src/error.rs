@@ -76,6 +76,14 @@ pub enum Error {
         /// The operating system's answer.
         source: io::Error,
     },
+    /// A repository of the hub that can't be had.
+    #[error("{id}: {reason}")]
+    Hub {
+        /// Its id, as it was given.
+        id: String,
+        /// What is wrong and the fix.
+        reason: String,
+    },
     /// Options or folders that don't go together.
     #[error("{0}")]
     Usage(String),

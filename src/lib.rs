@@ -4,7 +4,8 @@
 //! From the command down: [`train`] and [`eval`] run; [`objective`] and [`sampler`] decide; [`noising`] and [`model`]
 //! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and explicit
 //! random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] what they bring,
-//! [`plan`] what a run will take, [`parity`] the comparison with PyTorch, [`merge`] what of a run transformers loads.
+//! [`hub`] what is fetched for them, [`plan`] what a run will take, [`parity`] the comparison with PyTorch, [`merge`] what
+//! of a run transformers loads.
 #![forbid(unsafe_code)]
 
 pub mod base;
@@ -14,6 +15,7 @@ pub mod error;
 pub mod eval;
 pub mod experiment;
 pub mod files;
+pub mod hub;
 pub mod machine;
 pub mod merge;
 pub mod model;

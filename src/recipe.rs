@@ -43,7 +43,7 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelTable {
-    /// A checkpoint's folder, or `tiny-base` for the embedded one.
+    /// A checkpoint's folder, a model of the hub (`ORG/NAME`, `ORG/NAME@REVISION`), or `tiny-base` for the embedded one.
     pub path: PathBuf,
     /// The format of products' factors, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
     pub precision: Precision,

@@ -27,7 +27,8 @@ pub struct Eval {
     /// The task: sudoku, countdown, gsm8k or math500
     #[arg(long, value_name = "TASK")]
     task: String,
-    /// The problems: d1's test file, GSM8K's or MATH-500's JSONL, or JSONL rows with their own prompts
+    /// The problems: d1's test file, GSM8K's or MATH-500's JSONL, JSONL rows with their own prompts,
+    /// or a data set of the hub (its split test)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Problems to answer; all where absent

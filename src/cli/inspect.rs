@@ -30,7 +30,7 @@ pub struct Inspect {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value", conflicts_with = "model")]
     settings: Vec<String>,
-    /// The checkpoint's folder, or tiny-base
+    /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR", requires = "text")]
     model: Option<PathBuf>,
     /// The file whose text is the answer
@@ -39,7 +39,7 @@ pub struct Inspect {
     /// The user's turn before the text; none where absent
     #[arg(long, value_name = "TEXT", requires = "text")]
     prompt: Option<String>,
-    /// A PEFT adapter's folder
+    /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Answers of a recipe that are shown

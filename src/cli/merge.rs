@@ -18,10 +18,10 @@ use weft::model::lora;
     after_help = "Example:\n  weft merge --model tiny-base --adapter runs/quickstart/adapter --out runs/quickstart/merged"
 )]
 pub struct Merge {
-    /// The checkpoint's folder, or tiny-base
+    /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// A PEFT adapter's folder
+    /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
     /// The merged checkpoint's folder, new or empty

@@ -56,7 +56,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Cargo features that change what the program can do.
-const FEATURES: [(&str, bool); 0] = [];
+const FEATURES: [(&str, bool); 1] = [("hub", cfg!(feature = "hub"))];
 
 /// The processor, what of it the kernels look for, and what products in bf16 become on it.
 fn processor() -> String {
@@ -106,6 +106,9 @@ impl Cli {
         if let Some(threads) = self.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
             return Err(Error::Usage(format!("--threads {threads}: give 1 to {MAX_THREADS}")));
         }
+        if self.quiet {
+            weft::hub::be_quiet();
+        }
         // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
         let threads = self.threads.unwrap_or(0);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -132,10 +135,10 @@ impl Cli {
 /// The model that a command asks.
 #[derive(Args)]
 struct ModelArgs {
-    /// The checkpoint's folder, or tiny-base
+    /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// A PEFT adapter's folder
+    /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// What products round their factors to: f32 (nothing) or bf16 (faster on some processors)

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::{Error, Result};
+use weft::hub;
 use weft::model::{family, lora};
 use weft::parity::{Row, check, check_sampling};
 
@@ -17,10 +18,10 @@ use weft::parity::{Row, check, check_sampling};
     after_help = "Example:\n  weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors"
 )]
 pub struct Parity {
-    /// The checkpoint's folder
+    /// The checkpoint's folder, or a model of the hub (ORG/NAME or ORG/NAME@REVISION)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// A PEFT adapter's folder; its tensors are then the trained ones
+    /// A PEFT adapter's folder, or one of the hub; its tensors are then the trained ones
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Logits, entropies, rates, masks, losses and gradients
@@ -42,7 +43,7 @@ pub struct Parity {
 
 impl Parity {
     pub fn run(self) -> Result<ExitCode> {
-        let mut model = family::load(&self.model)?;
+        let mut model = family::load(&hub::model(&self.model)?)?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),

@@ -13,6 +13,7 @@ use super::formats::Form;
 use super::row_range::RowRange;
 use super::{parquet_file, strict_json};
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// A row's fields.
 pub type Fields = Map<String, Value>;
@@ -28,7 +29,7 @@ const KINDS: [&str; 3] = ["jsonl", "json", "parquet"];
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
-    /// A file, or a folder with files named after their split.
+    /// A file, a folder with files named after their split, or a data set of the hub.
     pub path: PathBuf,
     /// The split that is read where `path` is a folder.
     pub split: Option<String>,
@@ -83,19 +84,23 @@ impl Source {
 
     /// Its path, with split and rows where they are said.
     pub fn name(&self) -> String {
-        let split = self.split.as_ref().filter(|_| self.path.is_dir()).map(|split| format!(" {split}"));
+        let has_splits = self.path.is_dir() || hub::is_dataset(&self.path);
+        let split = self.split.as_ref().filter(|_| has_splits).map(|split| format!(" {split}"));
         let rows = self.rows.map(|rows| format!(" [{rows}]"));
         format!("{}{}{}", self.path.display(), split.unwrap_or_default(), rows.unwrap_or_default())
     }
 
-    /// Its files, in the order in which they are read.
+    /// Its files, in the order in which they are read; those of the hub are fetched first.
     ///
     /// # Errors
-    /// A folder that holds no file of the split, several kinds of them, or not all of its shards.
+    /// A folder that holds no file of the split, several kinds of them, or not all of its shards; an id whose files can't
+    /// be had.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
-        match self.path.is_dir() {
-            true => files_of_split(&self.path, self.split.as_deref().unwrap_or("train")),
-            false => Ok(vec![self.path.clone()]),
+        let split = self.split.as_deref().unwrap_or("train");
+        let path = hub::rows(&self.path, split)?;
+        match path.is_dir() {
+            true => files_of_split(&path, split),
+            false => Ok(vec![path]),
         }
     }
 
@@ -263,43 +268,55 @@ fn kind(path: &Path) -> Result<&'static str> {
     })
 }
 
-/// The files of a split: `train.jsonl`, or `train-00000-of-00002.parquet` and the others, in the folder or in its
-/// `data` folder.
+/// The files of a split in a folder or its `data` folder.
 fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
-    let refuse = |reason: String| Error::Config { path: folder.to_owned(), reason };
+    let mut names = vec![];
+    for prefix in ["", DATA].into_iter().filter(|prefix| folder.join(prefix).is_dir()) {
+        let path = folder.join(prefix);
+        let entries = fs::read_dir(&path).map_err(|source| Error::Read { path, source })?;
+        let files = entries.flatten().filter(|entry| entry.path().is_file());
+        names.extend(files.map(|entry| format!("{prefix}{}", entry.file_name().to_string_lossy())));
+    }
+    let found = names_of_split(&names, split).map_err(|reason| Error::Config { path: folder.to_owned(), reason })?;
+    Ok(found.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// The folder below a data set's that may hold its files.
+const DATA: &str = "data/";
+
+/// The files of a split among those of a folder: `train.jsonl`, or `train-00000-of-00002.parquet` and the others, in the
+/// folder or in its `data` folder.
+pub(crate) fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
     let mut splits = vec![];
-    for folder in [folder.to_owned(), folder.join("data")].into_iter().filter(|f| f.is_dir()) {
-        let entries = fs::read_dir(&folder).map_err(|source| Error::Read { path: folder.clone(), source })?;
-        let mut found: Vec<(String, PathBuf)> = vec![];
-        for path in entries.flatten().map(|entry| entry.path()).filter(|path| is_named_as_file(path) && path.is_file())
-        {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    for prefix in ["", DATA] {
+        let mut found: Vec<(&str, &str, &String)> = vec![];
+        for name in names {
+            let Some(own) = name.strip_prefix(prefix).filter(|own| !own.contains('/')) else { continue };
+            let Some((stem, extension)) = own.rsplit_once('.').filter(|_| is_named_as_file(Path::new(own))) else {
+                continue;
+            };
             match stem == split || stem.starts_with(&format!("{split}-")) {
-                true => found.push((stem, path)),
-                false => splits.push(stem.split('-').next().unwrap_or_default().to_owned()),
+                true => found.push((stem, extension, name)),
+                false => splits.push(stem.split('-').next().unwrap_or_default()),
             }
         }
         found.sort();
-        if found.iter().any(|(_, path)| path.extension() != found[0].1.extension()) {
-            return Err(refuse(format!(
-                "the split {split:?} has files of several kinds; name one of them as the path"
-            )));
+        if found.iter().any(|(_, extension, _)| *extension != found[0].1) {
+            return Err(format!("the split {split:?} has files of several kinds; name one of them as the path"));
         }
-        if let Some(shards) = found.iter().find_map(|(stem, _)| num_shards(stem, split)).filter(|n| *n != found.len()) {
-            let reason =
-                format!("{} of the {shards} files of the split {split:?} are there; fetch the rest", found.len());
-            return Err(refuse(reason));
+        if let Some(shards) = found.iter().find_map(|(stem, ..)| num_shards(stem, split)).filter(|n| *n != found.len())
+        {
+            let are = found.len();
+            return Err(format!("{are} of the {shards} files of the split {split:?} are there; fetch the rest"));
         }
         if !found.is_empty() {
-            return Ok(found.into_iter().map(|(_, path)| path).collect());
+            return Ok(found.into_iter().map(|(.., name)| name.clone()).collect());
         }
     }
     splits.sort();
     splits.dedup();
     let has = if splits.is_empty() { "no files of rows".to_owned() } else { splits.join(", ") };
-    Err(refuse(format!(
-        "it has no {split}-*.parquet, .jsonl or .json, nor has its data folder; it has {has}; set the split"
-    )))
+    Err(format!("it has no {split}-*.parquet, .jsonl or .json, nor has its data folder; it has {has}; set the split"))
 }
 
 /// How many files the split has, by the name of one: 2 in `train-00000-of-00002`.

@@ -11,6 +11,7 @@ use super::block::{Linear, Param, Transformer};
 use super::weights::{Checkpoint, Tensor, write_tensors};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
+use crate::hub;
 use crate::rng::{Draws, Stream};
 
 /// The tensors' file in an adapter's folder.
@@ -131,12 +132,13 @@ impl TargetModules {
     }
 }
 
-/// Attaches a PEFT adapter's folder to its base; its tensors become the trainable parameters.
+/// Attaches a PEFT adapter, a folder's or the hub's, to its base; its tensors become the trainable parameters.
 ///
 /// # Errors
 /// A file or tensor that is missing, damaged or left over, a field that Weft doesn't compute, or targets that name
 /// no layer.
 pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
+    let folder = &*hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
     let config: LoraConfig = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
@@ -208,10 +210,12 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
     make_folder(folder)?;
     let tensors = model.params.iter().filter(|p| p.is_adapters());
     write_tensors(&folder.join(TENSORS), tensors.map(|p| Tensor::of(p, Dtype::F32)).collect())?;
+    let (base, revision) = hub::name_and_revision(base);
     let mut fields = serde_json::json!({
         "peft_type": "LORA",
         "task_type": null,
         "base_model_name_or_path": base,
+        "revision": revision,
         "inference_mode": true,
         "bias": "none",
         "fan_in_fan_out": false,

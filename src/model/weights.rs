@@ -24,15 +24,36 @@ pub struct Checkpoint {
     tensors: HashMap<String, (Vec<usize>, Weight)>,
 }
 
+/// The file of all tensors.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The file that names the shards, where there are several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
 #[derive(Deserialize)]
 struct Index {
     weight_map: HashMap<String, String>,
 }
 
+/// The names of a checkpoint's files of tensors, which may not be there.
+pub(crate) fn files(folder: &Path) -> Result<BTreeSet<String>> {
+    let index = folder.join(INDEX);
+    if !index.exists() {
+        return Ok(BTreeSet::from([SINGLE.to_owned()]));
+    }
+    let format = |reason: String| Error::Format { path: index.clone(), reason };
+    let parsed: Index = serde_json::from_str(&read_text(&index)?).map_err(|e| format(e.to_string()))?;
+    let files: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    let is_outside = |file: &&String| !Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
+    match files.iter().find(is_outside) {
+        Some(file) => Err(format(format!("the shard {file:?} lies outside the folder"))),
+        None => Ok(files),
+    }
+}
+
 impl Checkpoint {
-    /// Whether a folder has weights.
+    /// Whether a folder has all its weights.
     pub fn is_in(folder: &Path) -> bool {
-        [SINGLE, INDEX].iter().any(|file| folder.join(file).exists())
+        files(folder).is_ok_and(|files| files.iter().all(|file| folder.join(file).exists()))
     }
 
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
@@ -40,21 +61,8 @@ impl Checkpoint {
     /// # Errors
     /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16.
     pub fn open(folder: &Path) -> Result<Self> {
-        let index = folder.join(INDEX);
-        let files: BTreeSet<String> = if index.exists() {
-            let parsed: Index = serde_json::from_str(&read_text(&index)?)
-                .map_err(|e| Error::Format { path: index.clone(), reason: e.to_string() })?;
-            parsed.weight_map.into_values().collect()
-        } else {
-            BTreeSet::from([SINGLE.to_owned()])
-        };
         let mut tensors = HashMap::new();
-        for file in files {
-            let inside = Path::new(&file).components().all(|c| matches!(c, Component::Normal(_)));
-            if !inside {
-                let reason = format!("the shard {file:?} lies outside the folder");
-                return Err(Error::Format { path: index, reason });
-            }
+        for file in files(folder)? {
             map_file(&folder.join(file), &mut tensors)?;
         }
         Ok(Self { folder: folder.to_owned(), tensors })

@@ -15,7 +15,7 @@ use crate::eval::generated::Puzzle;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataTable {
-    /// Training rows: a file (JSONL, JSON, parquet), or a folder with files named after their split.
+    /// Training rows: a file (JSONL, JSON, parquet), a folder with files named after their split, or a data set of the hub.
     pub train: Option<PathBuf>,
     /// The split that is trained on where `train` or a source is a folder; `train` where absent.
     pub split: Option<String>,

@@ -1,0 +1,288 @@
+//! Models, adapters and rows by their ids on the Hugging Face hub: which texts are ids, and which files of a repository
+//! are needed. `cache` says where files lie, `download` fetches them and is the only code that reaches for a network.
+//! Built without the feature `hub`, an id is an error that says so.
+
+#[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod download;
+
+use std::path::{Component, Path, PathBuf};
+#[cfg(feature = "hub")]
+use std::sync::atomic::AtomicBool;
+
+use crate::data::sources::is_named_as_file;
+use crate::error::{Error, Result};
+
+/// What explicit ids begin with.
+const SCHEME: &str = "hf://";
+/// What follows in those of data sets.
+const DATASETS: &str = "datasets/";
+/// The revision where none is named.
+const MAIN: &str = "main";
+/// The longest part of an id.
+const MAX_PART: usize = 96;
+
+/// The two kinds of repositories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+}
+
+/// A repository of the hub, or a folder or file inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
+struct Id {
+    kind: Kind,
+    /// `ORG/NAME`.
+    name: String,
+    /// A branch, tag or commit.
+    revision: String,
+    /// What of it is meant; all where empty.
+    inside: String,
+    /// As the user wrote it.
+    given: String,
+}
+
+/// What of a repository is needed.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
+enum Needs<'a> {
+    /// config.json, tokenizer, chat template, modelling code and weights.
+    Model,
+    /// The same without weights.
+    Text,
+    /// A PEFT adapter.
+    Adapter,
+    /// The rows of a split.
+    Rows(&'a str),
+}
+
+/// A checkpoint's folder: the path itself, or that of the hub's files once they are all there.
+///
+/// # Errors
+/// An id of the hub whose files can't be had.
+pub fn model(path: &Path) -> Result<PathBuf> {
+    local(path, Kind::Model, Needs::Model)
+}
+
+/// As [`model`], for which no weights have to be there.
+///
+/// # Errors
+/// As [`model`].
+pub fn text(path: &Path) -> Result<PathBuf> {
+    local(path, Kind::Model, Needs::Text)
+}
+
+/// An adapter's folder, as [`model`].
+///
+/// # Errors
+/// As [`model`].
+pub fn adapter(path: &Path) -> Result<PathBuf> {
+    local(path, Kind::Model, Needs::Adapter)
+}
+
+/// A file of rows, or a folder that holds those of the split, as [`model`].
+///
+/// # Errors
+/// As [`model`].
+pub fn rows(path: &Path, split: &str) -> Result<PathBuf> {
+    local(path, Kind::Dataset, Needs::Rows(split))
+}
+
+/// Whether a path of rows names a data set of the hub, or a folder of one.
+pub(crate) fn is_dataset(path: &Path) -> bool {
+    matches!(Id::of(path, Kind::Dataset), Ok(Some(id)) if !is_named_as_file(Path::new(&id.inside)))
+}
+
+/// A base's name and revision as PEFT writes them into adapter_config.json.
+pub(crate) fn name_and_revision(base: &str) -> (String, Option<String>) {
+    match Id::of(Path::new(base), Kind::Model) {
+        Ok(Some(id)) => (id.name, (id.revision != MAIN).then_some(id.revision)),
+        _ => (base.to_owned(), None),
+    }
+}
+
+#[cfg(feature = "hub")]
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Fetches without a word from now on.
+pub fn be_quiet() {
+    #[cfg(feature = "hub")]
+    IS_QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
+fn local(path: &Path, kind: Kind, needs: Needs) -> Result<PathBuf> {
+    match Id::of(path, kind)? {
+        None => Ok(path.to_owned()),
+        Some(id) => fetch(&id, needs),
+    }
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(id: &Id, _: Needs) -> Result<PathBuf> {
+    let reason = "there is no such file or folder, and this build has no hub; pass a folder or build with \
+                  --features hub";
+    Err(id.error(reason.to_owned()))
+}
+
+#[cfg(feature = "hub")]
+fn fetch(id: &Id, needs: Needs) -> Result<PathBuf> {
+    let repository = cache::Repository::open(id)?;
+    let names = id.names(repository.names());
+    let first = needs.files(&names, &id.inside).map_err(|reason| repository.lacking(&reason))?;
+    repository.complete(&id.paths(&first))?;
+    let folder = repository.folder().join(&id.inside);
+    if matches!(needs, Needs::Model) {
+        let weights = weights(&names, &folder)?.ok_or_else(|| repository.lacking(NO_WEIGHTS))?;
+        repository.complete(&id.paths(&weights))?;
+    }
+    Ok(folder)
+}
+
+impl Id {
+    /// The id that a path is: what begins with `hf://`, or `ORG/NAME` with or without `@REVISION` where there is no such
+    /// file or folder. A name that ends as files of rows do is a file's.
+    fn of(path: &Path, kind: Kind) -> Result<Option<Self>> {
+        let Some(given) = path.to_str() else { return Ok(None) };
+        let Some(explicit) = given.strip_prefix(SCHEME) else {
+            if path.exists() || is_named_as_file(path) {
+                return Ok(None);
+            }
+            let (name, revision) = given.split_once('@').unwrap_or((given, MAIN));
+            let plain = || Self::new(kind, name, revision, "", given);
+            return Ok(name.split_once('/').and_then(|_| plain()));
+        };
+        let form = match kind {
+            Kind::Model => "hf://ORG/NAME",
+            Kind::Dataset => "hf://datasets/ORG/NAME",
+        };
+        let refuse = || {
+            let kind = kind.name();
+            Error::Usage(format!("{given} is no id of a {kind}: write {form}, then @REVISION and /FOLDER where needed"))
+        };
+        let dataset = explicit.strip_prefix(DATASETS);
+        let rest = match kind {
+            Kind::Model => dataset.is_none().then_some(explicit),
+            Kind::Dataset => dataset,
+        };
+        let mut parts = rest.ok_or_else(refuse)?.trim_end_matches('/').splitn(3, '/');
+        let (org, name) = parts.next().zip(parts.next()).ok_or_else(refuse)?;
+        let (name, revision) = name.split_once('@').unwrap_or((name, MAIN));
+        // A slash within a revision would begin the folder.
+        let revision = revision.replace("%2F", "/");
+        let inside = parts.next().unwrap_or_default();
+        Self::new(kind, &format!("{org}/{name}"), &revision, inside, given).map(Some).ok_or_else(refuse)
+    }
+
+    /// `None` where a part can't be one.
+    fn new(kind: Kind, name: &str, revision: &str, inside: &str, given: &str) -> Option<Self> {
+        let is_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let is_part = |part: &str| {
+            let ends = [part.chars().next(), part.chars().last()];
+            (1..=MAX_PART).contains(&part.len())
+                && part.chars().all(is_char)
+                && !ends.into_iter().flatten().any(|c| matches!(c, '-' | '.'))
+                && !part.contains("--")
+                && !part.contains("..")
+        };
+        let (org, own) = name.split_once('/')?;
+        let is_whole = is_part(org)
+            && is_part(own)
+            && !own.ends_with(".git")
+            && !revision.is_empty()
+            && is_inside(revision)
+            && is_inside(inside);
+        let [name, revision, inside, given] = [name, revision, inside, given].map(str::to_owned);
+        is_whole.then_some(Self { kind, name, revision, inside, given })
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::Hub { id: self.given.clone(), reason }
+    }
+
+    /// The names below what is meant, relative to it.
+    #[cfg(feature = "hub")]
+    fn names<'a>(&self, all: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let below = |name: &'a str| match self.inside.as_str() {
+            "" => Some(name),
+            inside if name == inside => Some(""),
+            inside => name.strip_prefix(inside)?.strip_prefix('/'),
+        };
+        all.filter_map(below).map(str::to_owned).collect()
+    }
+
+    /// The repository's names of such names.
+    #[cfg(feature = "hub")]
+    fn paths(&self, names: &[String]) -> Vec<String> {
+        let join = |name: &String| match (self.inside.as_str(), name.as_str()) {
+            ("", name) => name.to_owned(),
+            (inside, "") => inside.to_owned(),
+            (inside, name) => format!("{inside}/{name}"),
+        };
+        names.iter().map(join).collect()
+    }
+}
+
+/// Whether a relative path stays inside its folder.
+fn is_inside(path: &str) -> bool {
+    !path.contains('\\') && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// What is wrong with a model that has its weights in another format.
+#[cfg(feature = "hub")]
+const NO_WEIGHTS: &str =
+    "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
+
+#[cfg(feature = "hub")]
+impl Needs<'_> {
+    /// The files, but for a model's weights; else what the repository lacks.
+    fn files(self, names: &[String], inside: &str) -> std::result::Result<Vec<String>, String> {
+        let all_of = |needed: &[&str]| match needed.iter().find(|needed| names.iter().all(|name| name != *needed)) {
+            Some(lacking) => Err(format!("it has no {lacking}")),
+            None => Ok(needed.iter().map(|&name| name.to_owned()).collect()),
+        };
+        match self {
+            Self::Model | Self::Text => {
+                all_of(&["config.json"])?;
+                all_of(&["tokenizer.json"]).or_else(|_| all_of(&["vocab.json", "merges.txt"]))?;
+                let is_companion = |name: &&String| !name.contains('/') && crate::base::is_companion(name);
+                Ok(names.iter().filter(is_companion).cloned().collect())
+            }
+            Self::Adapter => all_of(&["adapter_config.json", "adapter_model.safetensors"]),
+            // The id is a file's.
+            Self::Rows(_) if names == [""] => Ok(names.to_vec()),
+            Self::Rows(_) if names.is_empty() => Err(format!("it has no {inside}")),
+            Self::Rows(split) => crate::data::sources::names_of_split(names, split).map_err(|reason| {
+                let others = names.iter().filter(|name| is_named_as_file(Path::new(name)));
+                let folders = others.filter_map(|name| name.rsplit_once('/')).map(|(folder, _)| folder);
+                let folders: std::collections::BTreeSet<&str> = folders.collect();
+                let folders: Vec<&str> = folders.into_iter().collect();
+                match folders.is_empty() {
+                    true => reason,
+                    false => {
+                        format!("{reason}; or name a folder (hf://datasets/ORG/NAME/FOLDER): {}", folders.join(", "))
+                    }
+                }
+            }),
+        }
+    }
+}
+
+/// The files of a model's weights, by the index where there is one; `None` where the repository has none.
+#[cfg(feature = "hub")]
+fn weights(names: &[String], folder: &Path) -> Result<Option<Vec<String>>> {
+    use crate::model::weights::{INDEX, SINGLE, files};
+    let has = |file: &str| names.iter().any(|name| name == file);
+    Ok((has(INDEX) || has(SINGLE)).then(|| files(folder)).transpose()?.map(|files| files.into_iter().collect()))
+}

@@ -1,0 +1,318 @@
+//! The user's cache of the hub's files, laid out as huggingface_hub's so that each finds what the other fetched:
+//! `models--ORG--NAME/{blobs,refs,snapshots}` in `HF_HUB_CACHE`. Beside them `.weft/COMMIT.json` keeps a commit's list of
+//! files: with it, files that are there are known to be whole, and nothing is asked of the hub.
+
+use std::env;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use super::download::{Client, Failure};
+use super::{IS_QUIET, Id, Kind, is_inside};
+use crate::error::{Error, Result};
+use crate::files::{make_folder, partial_name, write_whole};
+
+/// A file of a repository.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct RemoteFile {
+    pub name: String,
+    pub size: u64,
+    /// The hash that names its content: SHA-256 of large files, git's SHA-1 of small ones; empty where the hub's list is
+    /// not known.
+    pub blob: String,
+}
+
+/// A repository at a commit.
+pub(super) struct Repository<'a> {
+    id: &'a Id,
+    client: Client,
+    /// Its folder in the cache.
+    root: PathBuf,
+    commit: String,
+    files: Vec<RemoteFile>,
+    /// Why the hub can't be asked.
+    cut_off: Option<String>,
+}
+
+impl<'a> Repository<'a> {
+    /// The commit of the id's revision and its files: as the cache knows them, else as the hub says, else what of them
+    /// lies in the cache.
+    pub fn open(id: &'a Id) -> Result<Self> {
+        let cache = folder_of_user();
+        let prefix = match id.kind {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        };
+        let root = cache.join(format!("{prefix}--{}", id.name.replace('/', "--")));
+        let client = Client::of_user(token());
+        let cut_off = is_offline().then(|| "HF_HUB_OFFLINE is set".to_owned());
+        let mut own = Self { id, client, root, commit: String::new(), files: vec![], cut_off };
+        let known = own.known_commit();
+        if let Some(files) = known.as_ref().and_then(|commit| own.recorded(commit)) {
+            own.commit = known.expect("its files were found");
+            own.files = files;
+            return Ok(own);
+        }
+        if own.cut_off.is_none() {
+            match own.client.list(id, known.as_deref().unwrap_or(&id.revision)) {
+                Ok((commit, files)) => {
+                    own.commit = commit;
+                    own.files = files;
+                    own.record();
+                    return Ok(own);
+                }
+                Err(Failure::Unreachable(reason)) => own.cut_off = Some(reason),
+                Err(failure) => return Err(own.client.explain(id, failure)),
+            }
+        }
+        match known.filter(|commit| own.root.join("snapshots").join(commit).is_dir()) {
+            Some(commit) => {
+                own.commit = commit;
+                own.files = files_below(&own.folder(), "");
+                if !is_offline() {
+                    eprintln!("warning: {}; going on with what lies in {}", own.reason(), own.root.display());
+                }
+                Ok(own)
+            }
+            None => Err(own.lacking("none of its files is there")),
+        }
+    }
+
+    /// The names of its files.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|file| file.name.as_str())
+    }
+
+    /// Where its files lie.
+    pub fn folder(&self) -> PathBuf {
+        self.root.join("snapshots").join(&self.commit)
+    }
+
+    /// Sees to it that some of its files are there.
+    ///
+    /// # Errors
+    /// A file that isn't there and can't be fetched.
+    pub fn complete(&self, names: &[String]) -> Result<()> {
+        let mut missing = vec![];
+        for name in names {
+            let file = self.files.iter().find(|file| file.name == *name);
+            let size = fs::metadata(self.folder().join(name)).map(|found| found.len()).ok();
+            match (file, size) {
+                (Some(file), Some(size)) if size == file.size => (),
+                (Some(file), _) if self.cut_off.is_none() => missing.push(file.clone()),
+                _ => return Err(self.lacking(&format!("it has no {name}"))),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let total = missing.iter().map(|file| file.size).sum();
+        let is_quiet = IS_QUIET.load(Ordering::Relaxed);
+        let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        let style = "{bar:24} {bytes}/{total_bytes}  {msg}  {binary_bytes_per_sec}  {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
+        if !is_quiet {
+            let (given, root) = (&self.id.given, self.root.display());
+            let files = if missing.len() == 1 { "a file".to_owned() } else { format!("{} files", missing.len()) };
+            eprintln!("fetching {files} of {given}, {}, into {root}", HumanBytes(total));
+        }
+        let fetched = missing.iter().try_for_each(|file| self.fetch(file, &bar));
+        bar.finish_and_clear();
+        fetched
+    }
+
+    /// Fetches a file's content under its hash and links it where it belongs.
+    fn fetch(&self, file: &RemoteFile, bar: &ProgressBar) -> Result<()> {
+        let cache_name = self.root.file_name().unwrap_or_default();
+        let locks = self.root.with_file_name(".locks").join(cache_name);
+        let blobs = self.root.join("blobs");
+        let (blob, link) = (blobs.join(&file.blob), self.folder().join(&file.name));
+        for folder in [locks.as_path(), &blobs, link.parent().unwrap_or(&blobs)] {
+            make_folder(folder).map_err(|error| self.unwritable(error))?;
+        }
+        let write_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| self.unwritable(Error::Write { path, source })
+        };
+        let lock = locks.join(format!("{}.lock", file.blob));
+        let lock_file = File::create(&lock).map_err(write_error(&lock))?;
+        self.wait_for(&lock_file, &file.name);
+        if fs::metadata(&blob).is_ok_and(|found| found.len() == file.size) {
+            bar.inc(file.size);
+        } else {
+            // A name that huggingface_hub doesn't take for a content.
+            let partial = blobs.join(format!("{}.incomplete", file.blob));
+            bar.set_message(file.name.clone());
+            let fetched = self.client.download((self.id, &self.commit), file, &partial, bar);
+            fetched.map_err(|failure| match failure {
+                Failure::Unwritable(source) => write_error(&partial)(source),
+                other => self.client.explain(self.id, other),
+            })?;
+            fs::rename(&partial, &blob).map_err(write_error(&blob))?;
+        }
+        place(&blob, &link, Path::new(&file.name).components().count()).map_err(write_error(&link))
+    }
+
+    /// Takes the lock that huggingface_hub takes too. Where the file system has no locks, two downloads would cost each
+    /// other time: content is checked in any case.
+    fn wait_for(&self, lock: &File, name: &str) {
+        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+            eprintln!("waiting for another process that fetches {name} of {}", self.id.given);
+            let _ = lock.lock();
+        }
+    }
+
+    /// The commit of the revision, if the cache knows one.
+    fn known_commit(&self) -> Option<String> {
+        let revision = &self.id.revision;
+        if is_hash(revision, 40) {
+            return Some(revision.clone());
+        }
+        let commit = fs::read_to_string(self.root.join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_hash(commit, 40))
+    }
+
+    fn record_path(&self, commit: &str) -> PathBuf {
+        self.root.join(".weft").join(format!("{commit}.json"))
+    }
+
+    /// A commit's list of files, if it was kept and its folder is there.
+    fn recorded(&self, commit: &str) -> Option<Vec<RemoteFile>> {
+        let text = fs::read_to_string(self.record_path(commit)).ok()?;
+        let files: Vec<RemoteFile> = serde_json::from_str(&text).ok()?;
+        let is_whole = files.iter().all(RemoteFile::is_valid) && self.root.join("snapshots").join(commit).is_dir();
+        is_whole.then_some(files)
+    }
+
+    /// Keeps the list of files, and the commit under the revision's name.
+    fn record(&self) {
+        let path = self.record_path(&self.commit);
+        let text = serde_json::to_string_pretty(&self.files).expect("a list is JSON");
+        let reference = self.root.join("refs").join(&self.id.revision);
+        let write = || -> Result<()> {
+            make_folder(&self.folder())?;
+            make_folder(path.parent().expect("it lies in a folder"))?;
+            write_whole(&path, text.as_bytes())?;
+            if self.id.revision != self.commit && !reference.exists() {
+                make_folder(reference.parent().expect("it lies in a folder"))?;
+                write_whole(&reference, self.commit.as_bytes())?;
+            }
+            Ok(())
+        };
+        // In a cache that can't be written the hub is asked each time; a file that is missing will tell.
+        let _ = write();
+    }
+
+    /// An error about files that the repository, or what of it lies in the cache, doesn't have.
+    pub fn lacking(&self, sentence: &str) -> Error {
+        let (id, root) = (self.id, self.root.display());
+        if self.cut_off.is_none() {
+            return id.error(sentence.to_owned());
+        }
+        let kind = if id.kind == Kind::Dataset { " --repo-type dataset" } else { "" };
+        let revision = if id.revision == super::MAIN { String::new() } else { format!(" --revision {}", id.revision) };
+        id.error(format!(
+            "{}, and {root} isn't enough: {sentence}; run \"hf download {}{kind}{revision}\" where there is a network and \
+             bring that folder here, or pass a folder",
+            self.reason(),
+            id.name
+        ))
+    }
+
+    fn reason(&self) -> &str {
+        self.cut_off.as_deref().unwrap_or_default()
+    }
+
+    fn unwritable(&self, error: Error) -> Error {
+        match error {
+            Error::Write { path, source } => self.id.error(format!(
+                "cannot write {}: {source}; free some space or set HF_HOME to a folder with more, what has come is kept",
+                path.display()
+            )),
+            other => other,
+        }
+    }
+}
+
+impl RemoteFile {
+    /// Whether name and hash may become paths.
+    pub fn is_valid(&self) -> bool {
+        !self.name.is_empty() && is_inside(&self.name) && (is_hash(&self.blob, 40) || is_hash(&self.blob, 64))
+    }
+}
+
+/// Whether a text is so many hexadecimal digits.
+pub(super) fn is_hash(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// Puts a content under a file's name, `depth` folders below those of commits; what stands there is replaced.
+fn place(blob: &Path, link: &Path, depth: usize) -> io::Result<()> {
+    let partial = partial_name(link);
+    // Left by a crash.
+    let _ = fs::remove_file(&partial);
+    #[cfg(unix)]
+    {
+        let up: PathBuf = std::iter::repeat_n("..", depth + 1).collect();
+        std::os::unix::fs::symlink(up.join("blobs").join(blob.file_name().unwrap_or_default()), &partial)?;
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = depth;
+        fs::hard_link(blob, &partial)?;
+    }
+    fs::rename(&partial, link)
+}
+
+/// The files below a folder; those that can't be read are none.
+fn files_below(folder: &Path, prefix: &str) -> Vec<RemoteFile> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.flat_map(|entry| {
+        let (path, name) = (entry.path(), format!("{prefix}{}", entry.file_name().to_string_lossy()));
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => files_below(&path, &format!("{name}/")),
+            Ok(found) => vec![RemoteFile { name, size: found.len(), blob: String::new() }],
+            Err(_) => vec![],
+        }
+    });
+    files.collect()
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A path with the home folder for its leading `~`.
+fn expanded(path: String) -> PathBuf {
+    match path.strip_prefix("~/").zip(variable("HOME")) {
+        Some((rest, home)) => Path::new(&home).join(rest),
+        None => path.into(),
+    }
+}
+
+fn home_of_hub() -> PathBuf {
+    let cache = || variable("XDG_CACHE_HOME").unwrap_or_else(|| "~/.cache".to_owned());
+    variable("HF_HOME").map_or_else(|| expanded(cache()).join("huggingface"), expanded)
+}
+
+fn folder_of_user() -> PathBuf {
+    let named = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+    named.map_or_else(|| home_of_hub().join("hub"), expanded)
+}
+
+fn is_offline() -> bool {
+    let value = variable("HF_HUB_OFFLINE").or_else(|| variable("TRANSFORMERS_OFFLINE")).unwrap_or_default();
+    ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
+}
+
+fn token() -> Option<String> {
+    let clean = |text: String| Some(text.replace(['\r', '\n'], "").trim().to_owned()).filter(|text| !text.is_empty());
+    let named = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).and_then(clean);
+    let path = variable("HF_TOKEN_PATH").map_or_else(|| home_of_hub().join("token"), expanded);
+    named.or_else(|| fs::read_to_string(path).ok().and_then(clean))
+}

@@ -1,0 +1,343 @@
+//! Requests to the hub: a commit's list of files, and files whole, resumed where they were cut and checked against their
+//! hashes. The token goes to the endpoint alone, never to where it redirects.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
+use serde::Deserialize;
+use ureq::Body;
+use ureq::http::Response;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use super::cache::{RemoteFile, is_hash};
+use super::{Id, Kind, is_inside};
+use crate::error::Error;
+
+/// The hub where `HF_ENDPOINT` names no other.
+const ENDPOINT: &str = "https://huggingface.co";
+/// How long a connection, an answer or a byte may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Attempts in a row that bring nothing before a download is given up.
+const ATTEMPTS: u32 = 5;
+/// The wait after the first of them; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Redirects that are followed: the hub takes two.
+const MAX_REDIRECTS: usize = 5;
+/// The largest list of files that is read.
+const MAX_LIST_BYTES: u64 = 64 << 20;
+
+/// Why something couldn't be had.
+pub(super) enum Failure {
+    /// The endpoint can't be reached or is out of order, in words.
+    Unreachable(String),
+    /// It refuses: status, the hub's word for it, URL.
+    Refused(u16, String, String),
+    /// What it says can't be.
+    Wrong(String),
+    /// The disk refuses.
+    Unwritable(io::Error),
+}
+
+/// Asks the hub.
+pub(super) struct Client {
+    agent: ureq::Agent,
+    endpoint: String,
+    token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: String,
+    size: u64,
+}
+
+impl Client {
+    /// With the endpoint and certificates of the environment.
+    pub fn of_user(token: Option<String>) -> Self {
+        let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
+        let endpoint = endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/').to_owned();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(Some(PATIENCE))
+            .timeout_connect(Some(PATIENCE))
+            .timeout_recv_response(Some(PATIENCE))
+            .timeout_per_read(Some(PATIENCE))
+            .tls_config(TlsConfig::builder().root_certs(root_certificates()).build())
+            .user_agent(concat!("weft/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Self { agent: config.into(), endpoint, token }
+    }
+
+    /// The commit of a revision and its files.
+    pub fn list(&self, id: &Id, revision: &str) -> Result<(String, Vec<RemoteFile>), Failure> {
+        let kind = match id.kind {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        };
+        let revision = encoded(revision).replace('/', "%2F");
+        let url = format!("{}/api/{kind}/{}/revision/{revision}?blobs=true", self.endpoint, id.name);
+        let mut response = self.get(&url, 0)?;
+        let text = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_string();
+        let text = text.map_err(|e| unreachable(&url, &e.to_string()))?;
+        let wrong = |reason: String| Failure::Wrong(format!("{url} is no list of files: {reason}; is it a hub?"));
+        let Listing { sha, siblings } = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        if !is_hash(&sha, 40) {
+            return Err(wrong(format!("the commit {sha:?} is none")));
+        }
+        let file = |sibling: Sibling| -> Result<RemoteFile, Failure> {
+            let Sibling { rfilename: name, size, blob_id, lfs } = sibling;
+            let blob = lfs.as_ref().map(|lfs| lfs.sha256.clone()).or(blob_id).unwrap_or_default();
+            let size = lfs.map(|lfs| lfs.size).or(size);
+            let file = size.map(|size| RemoteFile { name: name.clone(), size, blob }).filter(RemoteFile::is_valid);
+            file.ok_or_else(|| wrong(format!("size or hash of {name:?} are missing or none")))
+        };
+        // No file that Weft needs has a name that leads elsewhere.
+        let inside = siblings.into_iter().filter(|sibling| is_inside(&sibling.rfilename));
+        Ok((sha, inside.map(file).collect::<Result<_, _>>()?))
+    }
+
+    /// Fetches a file of a commit into `partial`, going on where that ends. Attempts that bring nothing are few; those
+    /// that bring something are no more than the file has bytes.
+    pub fn download(
+        &self,
+        (id, commit): (&Id, &str),
+        file: &RemoteFile,
+        partial: &Path,
+        bar: &ProgressBar,
+    ) -> Result<(), Failure> {
+        let kind = if id.kind == Kind::Dataset { super::DATASETS } else { "" };
+        let url = format!("{}/{kind}{}/resolve/{commit}/{}", self.endpoint, id.name, encoded(&file.name));
+        let (mut wait, mut failures, mut damages) = (FIRST_WAIT, 0, 0);
+        let start = bar.position();
+        loop {
+            let before = len(partial);
+            bar.set_position(start);
+            match self.attempt(&url, file, partial, bar) {
+                Err(Failure::Wrong(_)) if damages == 0 => damages += 1,
+                Err(Failure::Unreachable(_)) if len(partial) > before => (wait, failures) = (FIRST_WAIT, 0),
+                Err(Failure::Unreachable(_)) if failures + 1 < ATTEMPTS => {
+                    failures += 1;
+                    std::thread::sleep(wait);
+                    wait *= 2;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// One request for what is missing of a file.
+    fn attempt(&self, url: &str, file: &RemoteFile, partial: &Path, bar: &ProgressBar) -> Result<(), Failure> {
+        let io = Failure::Unwritable;
+        let mut out =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(partial).map_err(io)?;
+        if len(partial) > file.size {
+            out.set_len(0).map_err(io)?;
+        }
+        let (mut have, mut hash) = resumed(&mut out, file, bar).map_err(io)?;
+        if have < file.size {
+            let mut response = self.get(url, have)?;
+            if have > 0 && !goes_on(&response, have) {
+                out.set_len(0).map_err(io)?;
+                bar.set_position(bar.position().saturating_sub(have));
+                out.rewind().map_err(io)?;
+                (have, hash) = (0, hash_of(file));
+                // What isn't a whole file either has to be asked for again.
+                if response.status().as_u16() != 200 {
+                    response = self.get(url, 0)?;
+                }
+            }
+            let mut body = response.body_mut().as_reader();
+            let mut buffer = vec![0; 1 << 20];
+            while have < file.size {
+                let read = body.read(&mut buffer).map_err(|e| unreachable(url, &e.to_string()))?;
+                if read == 0 {
+                    break;
+                }
+                // More than was announced is no part of the file.
+                let bytes = &buffer[..read.min((file.size - have) as usize)];
+                out.write_all(bytes).map_err(io)?;
+                hash.update(bytes);
+                have += bytes.len() as u64;
+                bar.inc(bytes.len() as u64);
+            }
+        }
+        if have < file.size {
+            return Err(unreachable(url, &format!("it ended after {have} of {} bytes", file.size)));
+        }
+        let found: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found != file.blob {
+            out.set_len(0).map_err(io)?;
+            let name = &file.name;
+            return Err(Failure::Wrong(format!(
+                "{url} sends another content than {name}'s: its hash is {found}, not {}",
+                file.blob
+            )));
+        }
+        out.sync_all().map_err(io)
+    }
+
+    /// The answer to a request for a file from a byte on, after redirects; a refusal is an error, but for a range that
+    /// there isn't.
+    fn get(&self, url: &str, from: u64) -> Result<Response<Body>, Failure> {
+        let mut at = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            // Content as it is stored, so that ranges and hashes are its own.
+            let mut request = self.agent.get(&at).header("accept-encoding", "identity");
+            if let Some(token) = self.token.as_ref().filter(|_| origin(&at) == origin(&self.endpoint)) {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            if from > 0 {
+                request = request.header("range", format!("bytes={from}-"));
+            }
+            let response = request.call().map_err(|e| match e {
+                ureq::Error::Io(e) => unreachable(&at, &e.to_string()),
+                other => unreachable(&at, &other.to_string()),
+            })?;
+            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+            match response.status().as_u16() {
+                200 | 206 => return Ok(response),
+                416 if from > 0 => return Ok(response),
+                301 | 302 | 303 | 307 | 308 => {
+                    let to = header("location").unwrap_or_default();
+                    let nowhere = || Failure::Wrong(format!("{at} redirects to {to:?}, which is nowhere"));
+                    at = match to.starts_with('/') {
+                        true => format!("{}{to}", origin(&at)),
+                        false if to.starts_with("https://") || to.starts_with("http://") => to.to_owned(),
+                        false => return Err(nowhere()),
+                    };
+                }
+                status @ (408 | 429 | 500..) => return Err(unreachable(url, &format!("it answers {status}"))),
+                status => {
+                    let code = header("x-error-code").unwrap_or_default().to_owned();
+                    return Err(Failure::Refused(status, code, url.to_owned()));
+                }
+            }
+        }
+        Err(Failure::Wrong(format!("{url} redirects more than {MAX_REDIRECTS} times")))
+    }
+
+    /// The sentence that says why, and what to do.
+    pub fn explain(&self, id: &Id, failure: Failure) -> Error {
+        let (endpoint, kind) = (&self.endpoint, id.kind.name());
+        let path = if id.kind == Kind::Dataset { super::DATASETS } else { "" };
+        let page = format!("{endpoint}/{path}{}", id.name);
+        let log_in = "log in (\"hf auth login\", or HF_TOKEN)";
+        id.error(match failure {
+            Failure::Wrong(reason) => reason,
+            Failure::Unwritable(source) => source.to_string(),
+            Failure::Unreachable(reason) => format!("{reason}; try again, what has come is kept"),
+            Failure::Refused(status, code, url) => match (code.as_str(), status, &self.token) {
+                ("GatedRepo", _, None) | ("", 403, None) => {
+                    format!("the {kind} is gated: ask for access on {page}, then {log_in}")
+                }
+                ("GatedRepo", ..) | ("", 403, _) => {
+                    format!("the {kind} is gated, and your token's account has no access: ask for it on {page}")
+                }
+                ("RevisionNotFound", ..) => {
+                    format!("the {kind} has no branch, tag or commit {:?}; {page} lists them", id.revision)
+                }
+                ("RepoNotFound", ..) | ("", 404, _) | (_, 401, None) => format!(
+                    "there is no such file or folder, and {endpoint} shows no {kind} of that name; check the spelling, or \
+                     {log_in} if it is private"
+                ),
+                (_, 401, Some(_)) => format!("{endpoint} refuses your token; {log_in} anew"),
+                _ => format!("{url} answers {status} {code}; see {page}"),
+            },
+        })
+    }
+}
+
+fn unreachable(url: &str, reason: &str) -> Failure {
+    Failure::Unreachable(format!("cannot fetch {url}: {reason}"))
+}
+
+fn len(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len())
+}
+
+/// What is there of a file, and its hash so far.
+fn resumed(out: &mut File, file: &RemoteFile, bar: &ProgressBar) -> io::Result<(u64, Context)> {
+    let (mut have, mut hash, mut buffer) = (0, hash_of(file), vec![0; 1 << 20]);
+    out.seek(SeekFrom::Start(0))?;
+    loop {
+        match out.read(&mut buffer)? {
+            0 => break,
+            read => {
+                hash.update(&buffer[..read]);
+                have += read as u64;
+            }
+        }
+    }
+    bar.inc(have);
+    // What was there before is neither this run's speed nor part of its time left.
+    bar.reset_eta();
+    Ok((have, hash))
+}
+
+/// The hash that names a file's content, at its beginning.
+///
+/// # Source
+/// Git's blobs are hashed behind `blob SIZE` and a zero byte; the hub names files outside of git by their SHA-256.
+fn hash_of(file: &RemoteFile) -> Context {
+    match is_hash(&file.blob, 64) {
+        true => Context::new(&SHA256),
+        false => {
+            let mut hash = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+            hash.update(format!("blob {}\0", file.size).as_bytes());
+            hash
+        }
+    }
+}
+
+/// Whether an answer begins at a byte.
+fn goes_on(response: &Response<Body>, from: u64) -> bool {
+    let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
+    response.status().as_u16() == 206 && range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")))
+}
+
+/// Scheme, host and port of a URL.
+fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |i| i + 3);
+    let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |i| host + i);
+    &url[..end]
+}
+
+/// A path in the way URLs write it.
+fn encoded(path: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    let one = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    path.bytes().map(one).collect()
+}
+
+/// The certificates of `SSL_CERT_FILE`, as a proxy that looks into connections needs them, beside Mozilla's where it
+/// names none.
+fn root_certificates() -> RootCerts {
+    let named = std::env::var_os("SSL_CERT_FILE").and_then(|path| std::fs::read(path).ok());
+    let certificate = |item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    };
+    let found: Vec<_> = named.iter().flat_map(|pem| parse_pem(pem).filter_map(certificate)).collect();
+    if found.is_empty() { RootCerts::WebPki } else { RootCerts::from(found) }
+}
