@@ -52,7 +52,8 @@ fn the_papers_recipes_have_its_settings() {
             assert_eq!((model.lora_rank, model.lora_alpha), (128, 256.0), "{name}");
             assert_eq!(model.lora_targets, ["q_proj", "k_proj", "v_proj"], "{name}");
         }
-        assert_eq!(model.path.starts_with("Dream-7B"), name.starts_with("dream"), "{name}");
+        let ids = ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"];
+        assert_eq!(model.path, Path::new(ids[usize::from(name.starts_with("dream"))]), "{name}");
         assert_eq!(objective.kind, if name.contains("-sft-") { Kind::Sft } else { Kind::Weft }, "{name}");
         assert_eq!(
             objective,
@@ -61,7 +62,11 @@ fn the_papers_recipes_have_its_settings() {
         assert_eq!((train.lr, train.epochs, data.max_seq_len.0), (1e-5, 20, 4096), "{name}");
         assert_eq!((train.weight_decay, train.max_grad_norm), (0.1, 1.0), "{name}");
         assert_eq!(train.global_batch_size(), 8, "{name}");
-        assert_eq!((data.train.as_deref(), data.format), (Some(Path::new("s1K")), Some(Form::S1k)), "{name}");
+        assert_eq!(
+            (data.train.as_deref(), data.format),
+            (Some(Path::new("simplescaling/s1K")), Some(Form::S1k)),
+            "{name}"
+        );
     }
 }
 
