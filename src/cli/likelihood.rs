@@ -22,7 +22,7 @@ use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds, save};
 pub struct Likelihood {
     #[command(flatten)]
     model: super::ModelArgs,
-    /// Rows as weft train reads them: JSONL, JSON or parquet
+    /// Rows as weft train reads them: JSONL, JSON, parquet, or a data set of the hub
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Masks drawn for each answer; the error falls with their root
