@@ -330,8 +330,7 @@ fn encoded(path: &str) -> String {
     path.bytes().map(one).collect()
 }
 
-/// The certificates of `SSL_CERT_FILE`, as a proxy that looks into connections needs them, beside Mozilla's where it
-/// names none.
+/// The certificates of `SSL_CERT_FILE`, which a proxy that looks into connections needs; Mozilla's where it names none.
 fn root_certificates() -> RootCerts {
     let named = std::env::var_os("SSL_CERT_FILE").and_then(|path| std::fs::read(path).ok());
     let certificate = |item| match item {
