@@ -4,6 +4,7 @@
 
 mod fixtures;
 mod hub_server;
+mod scratch;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fixtures::{LLADA, folder};
+use fixtures::LLADA;
 use hub_server::{COMMIT, Fault, Files, Hub, ask, hash, names, refused, repository, run, snapshot, stderr, told, weft};
+use scratch::folder;
 use serde_json::json;
 
 /// The golden checkpoint with a tokenizer, in two shards; and the same as a repository with files nobody needs.

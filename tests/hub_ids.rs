@@ -4,11 +4,13 @@
 
 mod fixtures;
 mod hub_server;
+mod scratch;
 
 use std::fs;
 
-use fixtures::{LLADA, folder};
+use fixtures::LLADA;
 use hub_server::{COMMIT, Files, Hub, ask, names, refused, repository, run, snapshot, told, weft};
+use scratch::folder;
 use serde_json::{Value, json};
 
 #[test]
@@ -166,6 +168,10 @@ fn a_recipe_of_ids_trains() {
     let examples = |of: &Value| (of["name"].clone(), of["examples"].clone());
     assert_eq!(examples(&shown["sources"][0]), (json!("tiny/rows"), json!(8)));
     assert_eq!(examples(&shown["held_out"][0]), (json!("tiny/rows test"), json!(4)));
+    // Nor does a plan.
+    let plan = told(run(weft(&home, &hub.endpoint, &["plan", "r.toml", "--json"])));
+    let plan: Value = serde_json::from_str(&plan).expect("it is JSON");
+    assert_eq!((&plan["steps"], &plan["fits"]), (&json!(8), &json!(true)));
     let [model, data] = ["models--tiny--llada", "datasets--tiny--rows"].map(|name| snapshot(&home, name));
     assert!(!model.join("model.safetensors").exists());
     assert_eq!(names(&data), ["data"]);

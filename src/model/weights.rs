@@ -14,10 +14,6 @@ use super::block::Param;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole_by};
 
-/// The file of all tensors, or the one that names the files of a sharded checkpoint.
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
 /// The tensors of a checkpoint.
 pub struct Checkpoint {
     folder: PathBuf,
