@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny pages examples no-hub test
+check: fmt clippy doc deny pages old-processor examples no-hub test
 
 fmt:
     cargo fmt --all --check
@@ -22,6 +22,11 @@ advisories: tools
 pages: tools
     cargo build --locked
     target/checks/bin/python scripts/pages.py target/debug/weft target/pages
+
+# An x86-64 processor of the first kind, without AVX, computes PyTorch's numbers (Debian's qemu-user)
+old-processor:
+    cargo build --locked
+    qemu-x86_64 -cpu qemu64 target/debug/weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors
 
 examples:
     for example in examples/*.rs; do cargo run --locked --example $(basename $example .rs) || exit 1; done

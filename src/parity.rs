@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
@@ -16,7 +16,7 @@ use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::sampler::remasking::{Remasking, T_END};
 
 /// One quantity's agreement.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// Its name in the reference file.
     pub name: String,

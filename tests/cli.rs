@@ -119,8 +119,8 @@ fn bad_input_is_one_sentence_with_its_place() {
             .contains("unknown task \"chess\"; the known ones are sudoku, countdown, gsm8k, math500")
     );
     assert!(
-        refused(&folder, &["generate", "--model", "tiny-base", "--prompt", "a", "--gen-length", "10"])
-            .contains("gen_length 10 is not a multiple of block_length 32")
+        refused(&folder, &["generate", "--model", "tiny-base", "--prompt", "a", "--gen-length", "40"])
+            .contains("gen_length 40 is not a multiple of block_length 32; set gen_length 64 or another block_length")
     );
 }
 

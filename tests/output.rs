@@ -64,6 +64,51 @@ fn a_quiet_run_prints_its_results_only() {
 }
 
 #[test]
+fn results_are_json_for_machines() {
+    let folder = folder("results");
+    let json = |arguments: &[&str]| -> Value {
+        let output = weft(arguments);
+        assert_eq!(text(&output.stderr), "");
+        serde_json::from_slice(&output.stdout).expect("one object")
+    };
+    let out = format!("train.output={}", folder.join("run").display());
+    let small = ["--set", "train.max_steps=2", "--set", "eval.limit=2", "--set", "data.train_rows=64", "--json"];
+    let run = json(&[&["train", "--set", &out][..], &small].concat());
+    assert_eq!((&run["steps"], &run["task"], &run["problems"]), (&2.into(), &"sudoku".into(), &2.into()));
+    for name in ["before", "after"] {
+        assert!(run["held_out_loss"][name].as_f64().is_some_and(|loss| loss > 0.0), "{run}");
+    }
+    assert_eq!(run["accuracy"]["base"]["total"], run["accuracy"]["adapter"]["total"]);
+    assert!(run["planned_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{run}");
+    for product in ["adapter", "report"] {
+        assert!(std::path::Path::new(run[product].as_str().expect("a path")).exists(), "{run}");
+    }
+
+    let rows = folder.join("rows.jsonl");
+    std::fs::write(&rows, "{\"prompt\": \"7 + 5?\", \"response\": \"12\"}\n").expect("rows can be written");
+    let rows = rows.to_str().expect("a name");
+    let bound = json(&["likelihood", "--model", "tiny-base", "--data", rows, "--mc-samples", "8", "--json"]);
+    assert_eq!((&bound["answers"], &bound["mc_samples"]), (&1.into(), &8.into()));
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let (whole, tokens) = (number(&bound["per_answer"]["nats"]), number(&bound["answer_tokens"]));
+    assert!((number(&bound["per_token"]["nats"]) - whole / tokens).abs() < 1e-9 * whole, "{bound}");
+
+    let golden = |file: &str| format!("{}/tests/golden/llada/{file}", env!("CARGO_MANIFEST_DIR"));
+    let (model, reference) = (golden(""), golden("objectives.safetensors"));
+    let parity = json(&["parity", "--model", &model, "--reference", &reference, "--json"]);
+    assert_eq!(parity["past"], 0);
+    let rows = parity["rows"].as_array().expect("a list");
+    assert!(rows.iter().any(|row| row["name"] == "weft_sqrt.loss_masked"), "{parity}");
+}
+
+#[test]
+fn a_short_answer_is_one_block() {
+    let ask = ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?", "--gen-length", "12"];
+    let whole = weft(&[&ask[..], &["--block-length", "12"]].concat());
+    assert_eq!(text(&weft(&ask).stdout), text(&whole.stdout));
+}
+
+#[test]
 fn the_version_tells_build_and_processor() {
     let version = text(&weft(&["--version"]).stdout);
     assert!(version.starts_with(&format!("weft {}\nfeatures: ", env!("CARGO_PKG_VERSION"))), "{version}");

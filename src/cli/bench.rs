@@ -8,6 +8,8 @@ use weft::error::{Error, Result};
 use weft::objective::Kind;
 use weft_kernels::precision::Precision;
 
+use super::progress::doing;
+
 /// Measure training steps of a shape
 ///
 /// A quarter of each sequence is prompt. Prints the median step, its phases, the peak resident size, and
@@ -52,7 +54,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let one_of = |option: &str, value: &str, [yes, no]: [&str; 2]| match value {
             _ if value == yes => Ok(true),
             _ if value == no => Ok(false),
@@ -70,7 +72,10 @@ impl Bench {
             shape: self.shape,
         };
         let kinds = self.objective.iter().map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
-        for measurement in measure(&plan, &kinds)? {
+        let measuring = doing(quiet, "measuring");
+        let measurements = measure(&plan, &kinds)?;
+        drop(measuring);
+        for measurement in measurements {
             match self.json {
                 true => println!("{}", serde_json::to_string(&measurement).expect("a measurement is JSON")),
                 false => print(&measurement),

@@ -14,6 +14,7 @@ use weft::error::Result;
 use weft::experiment::{Sources, reading};
 use weft::recipe::Recipe;
 
+use super::progress::doing;
 use super::train::read_recipe;
 
 /// Characters of a prompt or answer that are shown, at its beginning and at its end.
@@ -43,7 +44,7 @@ pub struct Data {
 }
 
 impl Data {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let (text, mask_token_id) = Base::open_text(&recipe.model.path)?;
         // Generated rows are looked at, not left in the run's folder.
@@ -54,7 +55,9 @@ impl Data {
             let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
             Ok((data::load_mixed(&train, &reading)?, held_out))
         };
+        let reading = doing(quiet, "reading rows");
         let rows = read();
+        drop(reading);
         let _ = std::fs::remove_dir_all(&scratch);
         let (mut train, mut held_out) = rows?;
         if let Some(puzzle) = recipe.data.generate {

@@ -12,6 +12,7 @@ use weft::eval::{Accuracy, Task, read_problems};
 use weft::sampler::cache::Work;
 
 use super::generate::SamplingArgs;
+use super::progress::bar;
 
 /// Generate answers to a task's problems and score them
 ///
@@ -52,7 +53,7 @@ impl Eval {
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
         let started = Instant::now();
-        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &super::bar(quiet))?;
+        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &bar(quiet))?;
         let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
         if !quiet {
             let (count, seconds) = (problems.len(), started.elapsed().as_secs_f64());

@@ -9,10 +9,12 @@ use clap::Args;
 use weft::base::Base;
 use weft::data::Message;
 use weft::error::{Error, Result};
+use weft::model::family::Family;
 use weft::sampler::cache::Caching;
 use weft::sampler::generate::{Prompt, Sampling, generate_told};
 use weft::sampler::remasking::Remasking;
 
+use super::progress::{bar, count_unmasked};
 use super::trace::Trace;
 
 /// Answer a prompt
@@ -21,7 +23,7 @@ use super::trace::Trace;
 /// --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --block-length 32 --diffusion-steps 32 --trace"
+    after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --diffusion-steps 32 --trace"
 )]
 pub struct Generate {
     #[command(flatten)]
@@ -45,7 +47,7 @@ pub struct SamplingArgs {
     /// Tokens of the answer
     #[arg(long, value_name = "N")]
     gen_length: Option<usize>,
-    /// Tokens of a block of LLaDA's sampler, a divisor of the answer's
+    /// Tokens of a block of LLaDA's sampler, a divisor of the answer's; 32, or --gen-length where that is less
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
     /// Denoising steps of the whole answer; half as many as --gen-length where only that is given
@@ -92,7 +94,11 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The library's settings but for these; those without effect on a model are told.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
-        let sampling = self.over(Sampling::default()).for_family(base.model.config.family);
+        let mut sampling = self.over(Sampling::default()).for_family(base.model.config.family);
+        let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.family() == Family::Llada);
+        if has_blocks && self.block_length.is_none() && sampling.gen_length > 0 {
+            sampling.block_length = sampling.block_length.min(sampling.gen_length);
+        }
         tell_idle(&sampling);
         sampling.check().map_err(Error::Usage)?;
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
@@ -128,7 +134,7 @@ pub fn tell_idle(sampling: &Sampling) {
 }
 
 impl Generate {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
         let content = match self.prompt {
@@ -148,8 +154,12 @@ impl Generate {
         let (sender, steps) = channel();
         let trace = Trace { text: &base.text, prompt_len: ids.len(), mask_token_id: base.model.config.mask_token_id };
         let output = std::thread::scope(|scope| {
-            scope.spawn(move || trace.show(&steps));
-            generate_told(&base.model, &prompts, &sampling, self.trace.then_some(sender))
+            let bar = bar(quiet);
+            scope.spawn(move || match self.trace {
+                true => trace.show(&steps),
+                false => count_unmasked(&steps, (trace.prompt_len, trace.mask_token_id), &bar),
+            });
+            generate_told(&base.model, &prompts, &sampling, Some(sender))
         });
         let output = output.map_err(Error::Usage)?;
         println!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));

@@ -15,6 +15,8 @@ use weft::recipe::Recipe;
 use weft::report::entropy_map::{entropy_page, inspect};
 use weft_kernels::precision::Precision;
 
+use super::progress::doing;
+
 /// Show what a model is uncertain about: a page of answers coloured by entropy
 ///
 /// Each answer token's entropy where the whole answer is masked, and the rate at which WeFT masks it, on hover. The answers
@@ -51,7 +53,7 @@ pub struct Inspect {
 }
 
 impl Inspect {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let (mut base, examples, transform) = match (&self.recipe, &self.model, &self.text) {
             (Some(recipe), ..) => self.of_recipe(recipe)?,
             (None, Some(model), Some(text)) => {
@@ -65,8 +67,10 @@ impl Inspect {
             lora::load(adapter, &mut base.model)?;
         }
         base.model.config.entropy_precision = Precision::F32;
+        let computing = doing(quiet, "computing entropies");
         let inspected = |example| inspect(&base.model, &base.text, example, transform);
         let texts: Vec<_> = examples.iter().map(inspected).collect();
+        drop(computing);
         write_whole(&self.out, entropy_page(&base.name, &texts, transform).as_bytes())?;
         println!("the page lies in {}", self.out.display());
         Ok(ExitCode::SUCCESS)

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::json;
 use weft::data::row_range::RowRange;
 use weft::data::sources::Source;
 use weft::data::{self, Example, Reading};
 use weft::error::{Error, Result};
 use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds, save};
+
+use super::progress::bar;
 
 /// Bound the negative log-likelihood of given answers
 ///
@@ -37,6 +40,9 @@ pub struct Likelihood {
     /// The file for a row each with line, nll_bound, standard_error and answer_tokens (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Print the bounds as one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 impl Likelihood {
@@ -50,7 +56,7 @@ impl Likelihood {
             return Err(Error::Usage(format!("{} holds no answer to bound; give a row per answer", source.name())));
         }
         let settings = MonteCarlo { mc_samples: self.mc_samples, seed: self.seed, ..MonteCarlo::default() };
-        let bounds = nll_bounds(&base.model, &examples, settings, &super::bar(quiet))?;
+        let bounds = nll_bounds(&base.model, &examples, settings, &bar(quiet))?;
         if let Some(out) = &self.out {
             save(out, &lines, &bounds)?;
         }
@@ -60,14 +66,29 @@ impl Likelihood {
 
     fn print(&self, bounds: &[NllBound]) {
         let answers = bounds.len() as f64;
-        let tokens = bounds.iter().map(|b| b.answer_tokens).sum::<usize>() as f64;
+        let tokens = bounds.iter().map(|b| b.answer_tokens).sum::<usize>();
         let nats: f64 = bounds.iter().map(|b| b.nll_bound).sum();
         // The masks of different answers are drawn apart.
         let error = bounds.iter().map(|b| b.standard_error.powi(2)).sum::<f64>().sqrt();
+        if self.json {
+            let per = |count: f64| json!({ "nats": nats / count, "standard_error": error / count });
+            println!(
+                "{}",
+                json!({
+                    "answers": bounds.len(),
+                    "answer_tokens": tokens,
+                    "mc_samples": self.mc_samples,
+                    "per_answer": per(answers),
+                    "per_token": per(tokens as f64),
+                    "perplexity": (nats / tokens as f64).exp(),
+                })
+            );
+            return;
+        }
         println!("{answers} answers, {tokens} tokens, {} masks each", self.mc_samples);
         println!("at most {:.4} +- {:.4} nats per answer", nats / answers, error / answers);
-        println!("at most {:.4} +- {:.4} nats per token", nats / tokens, error / tokens);
-        println!("perplexity at most {:.4} per token", (nats / tokens).exp());
+        println!("at most {:.4} +- {:.4} nats per token", nats / tokens as f64, error / tokens as f64);
+        println!("perplexity at most {:.4} per token", (nats / tokens as f64).exp());
         if let Some(out) = &self.out {
             println!("bounds lie in {}", out.display());
         }

@@ -9,6 +9,8 @@ use weft::error::Result;
 use weft::merge::{check_out, write};
 use weft::model::lora;
 
+use super::progress::doing;
+
 /// Merge an adapter into its base
 ///
 /// Writes a checkpoint that transformers loads: the base's tensors with the adapter's product added, in the number formats
@@ -30,11 +32,13 @@ pub struct Merge {
 }
 
 impl Merge {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         check_out(&self.out)?;
         let mut base = Base::open(&self.model)?;
         lora::load(&self.adapter, &mut base.model)?;
+        let merging = doing(quiet, "merging");
         write(&base, &self.out)?;
+        drop(merging);
         println!("the merged checkpoint lies in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }

@@ -12,7 +12,9 @@ mod merge;
 mod parity;
 mod plan;
 mod pretrain;
+mod progress;
 mod reproduce;
+mod results;
 mod score;
 mod trace;
 mod train;
@@ -22,7 +24,6 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
-use indicatif::ProgressBar;
 use weft::base::Base;
 use weft::error::{Error, Result};
 use weft::model::lora;
@@ -69,8 +70,8 @@ fn processor() -> String {
     ];
     #[cfg(not(target_arch = "x86_64"))]
     let found: [(&str, bool); 0] = [];
-    let found: Vec<&str> = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect();
-    format!("{} {}; bf16 by {}", std::env::consts::ARCH, found.join(" "), Precision::Bf16.instructions())
+    let found = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| format!(" {name}"));
+    format!("{}{}; bf16 by {}", std::env::consts::ARCH, found.collect::<String>(), Precision::Bf16.instructions())
 }
 
 #[derive(Subcommand)]
@@ -115,18 +116,18 @@ impl Cli {
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
         pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet),
-            Command::Data(command) => command.run(),
+            Command::Data(command) => command.run(self.quiet),
             Command::Eval(command) => command.run(self.quiet),
             Command::Score(command) => command.run(),
-            Command::Generate(command) => command.run(),
-            Command::Inspect(command) => command.run(),
+            Command::Generate(command) => command.run(self.quiet),
+            Command::Inspect(command) => command.run(self.quiet),
             Command::Likelihood(command) => command.run(self.quiet),
-            Command::Merge(command) => command.run(),
-            Command::Parity(command) => command.run(),
-            Command::Plan(command) => command.run(),
+            Command::Merge(command) => command.run(self.quiet),
+            Command::Parity(command) => command.run(self.quiet),
+            Command::Plan(command) => command.run(self.quiet),
             Command::Pretrain(command) => command.run(self.quiet),
             Command::Reproduce(command) => command.run(self.quiet),
-            Command::Bench(command) => command.run(),
+            Command::Bench(command) => command.run(self.quiet),
             Command::Completions(command) => command.run(),
         })
     }
@@ -156,11 +157,6 @@ impl ModelArgs {
         base.model.config.precision = self.precision;
         Ok(base)
     }
-}
-
-/// A bar for work of unknown length.
-fn bar(quiet: bool) -> ProgressBar {
-    if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() }
 }
 
 fn precision(name: &str) -> std::result::Result<Precision, String> {

@@ -9,6 +9,8 @@ use weft::hub;
 use weft::model::{family, lora};
 use weft::parity::{Row, check, check_sampling};
 
+use super::progress::doing;
+
 /// Recompute a reference file made by PyTorch and compare
 ///
 /// A row per quantity: how many numbers were compared and the largest difference, relative to the largest magnitude of
@@ -39,15 +41,19 @@ pub struct Parity {
     /// Print every gradient on a line of its own
     #[arg(long)]
     verbose: bool,
+    /// Print one JSON object instead, every gradient in it
+    #[arg(long)]
+    json: bool,
 }
 
 impl Parity {
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let mut model = family::load(&hub::model(&self.model)?)?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),
         }
+        let computing = doing(quiet, "computing");
         let mut rows = vec![];
         if let Some(reference) = &self.reference {
             rows.extend(check(&model, reference)?);
@@ -55,10 +61,16 @@ impl Parity {
         if let (Some(sampling), Some(cases)) = (&self.sampling, &self.cases) {
             rows.extend(check_sampling(&model, sampling, cases)?);
         }
+        drop(computing);
         if rows.is_empty() {
             return Err(Error::Usage("the reference holds nothing that Weft computes".to_owned()));
         }
         let past = rows.iter().filter(|r| !self.passes(r)).count();
+        let code = ExitCode::from(u8::from(past > 0));
+        if self.json {
+            println!("{}", serde_json::json!({ "tolerance": self.tolerance, "past": past, "rows": rows }));
+            return Ok(code);
+        }
         let shown = if self.verbose { rows } else { self.fold_gradients(rows) };
         println!("{:40} {:>9}  {:>10}", "quantity", "numbers", "difference");
         for row in &shown {
@@ -69,7 +81,7 @@ impl Parity {
             0 => println!("every quantity is within {:e}", self.tolerance),
             _ => println!("{past} quantities are past the tolerance of {:e}", self.tolerance),
         }
-        Ok(ExitCode::from(u8::from(past > 0)))
+        Ok(code)
     }
 
     fn passes(&self, row: &Row) -> bool {

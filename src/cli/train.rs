@@ -16,13 +16,12 @@ use weft::model::lora;
 use weft::plan::{Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
-use weft::train::entropy_reuse::Drift;
-use weft::train::run::{self, Summary};
+use weft::train::run;
 
-use super::bar;
-use super::eval::in_percent;
 use super::generate::tell_idle;
 use super::plan::as_bytes;
+use super::progress::{bar, doing};
+use super::results::Results;
 
 /// The recipe of the default job.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
@@ -51,15 +50,21 @@ pub struct Train {
     /// Begin a run that is planned not to fit all the same
     #[arg(long)]
     skip_plan: bool,
+    /// Print the results as one JSON object, and nothing else (as --quiet)
+    #[arg(long)]
+    json: bool,
 }
 
 impl Train {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
+        let quiet = quiet || self.json;
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let output = recipe.train.output.clone();
         run::check_output(&output, self.resume)?;
         // 1. Base and rows.
+        let opening = doing(quiet, "opening base and rows");
         let (experiment, mut base) = Experiment::open(recipe)?;
+        drop(opening);
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
         let planner = Planner::new(&experiment, (base.model.outline(), &base.text), stored)?;
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;
@@ -91,46 +96,23 @@ impl Train {
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
-        let scores = before.zip(after).map(|(before, after)| [("base", before), (product, after)]);
-        let mut results = tell_results(&experiment, trainer.step, &summary, scores);
-        let [peak, planned] = [peak_rss_bytes(), plan.peak_bytes as u64].map(|bytes| bytes as f64 / 1e9);
-        println!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
-        results.push(("peak memory".to_owned(), format!("{peak:.2} GB")));
-        training::write(&output, &results, &samples)?;
-        println!("the {product} lies in {}", folder.display());
-        println!("the report lies in {}", output.join(training::REPORT).display());
+        let named = |(before, after)| [("base", before), (product, after)];
+        let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
+        let results = Results {
+            steps: trainer.step,
+            summary: &summary,
+            scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
+            memory_bytes: [peak_rss_bytes(), plan.peak_bytes as u64],
+            files: [(product, folder), ("report", output.join(training::REPORT))]
+                .map(|(name, path)| (name, path.display().to_string())),
+        };
+        training::write(&output, &results.rows(), &samples)?;
+        match self.json {
+            true => println!("{}", results.to_json()),
+            false => results.print(),
+        }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Prints what a run came to; names and values for its report.
-fn tell_results(
-    experiment: &Experiment,
-    steps: u64,
-    summary: &Summary,
-    scores: Option<[(&str, Accuracy); 2]>,
-) -> Vec<(String, String)> {
-    println!("trained {} steps in {:.0} s", steps - summary.first_step, summary.train_secs);
-    let mut results = vec![("steps".to_owned(), steps.to_string())];
-    if let Some(Drift { rank_correlation, mean_change }) = summary.entropy_drift {
-        println!(
-            "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
-        );
-    }
-    if let Some([before, after]) = summary.held_out {
-        println!("held-out loss {before:.4} -> {after:.4} nats per answer token");
-        results.push(("held-out loss, before and after".to_owned(), format!("{before:.3} \u{2192} {after:.3}")));
-    }
-    if let (Some(task), Some(scores)) = (experiment.recipe.eval.task, scores) {
-        println!("{} on the same {} held-out problems:", task.name(), experiment.problems.len());
-        let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        for (name, accuracy) in scores {
-            println!("  {name:width$}  {}", in_percent(&accuracy));
-            results.push((format!("{}, {name}", task.name()), in_percent(&accuracy)));
-        }
-    }
-    results.push(("training".to_owned(), format!("{:.0} s", summary.train_secs)));
-    results
 }
 
 /// Reads a recipe, the quick start's where there is none, and warns of settings without effect.

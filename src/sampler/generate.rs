@@ -107,7 +107,11 @@ impl Sampling {
     fn check_blocks(&self, remasking: Remasking) -> Result<(), String> {
         let Self { gen_length, block_length, diffusion_steps, .. } = self;
         if *block_length == 0 || gen_length % block_length != 0 {
-            return Err(format!("gen_length {gen_length} is not a multiple of block_length {block_length}"));
+            let nearest = gen_length.next_multiple_of((*block_length).max(1));
+            return Err(format!(
+                "gen_length {gen_length} is not a multiple of block_length {block_length}; set gen_length {nearest} or \
+                 another block_length"
+            ));
         }
         let blocks = gen_length / block_length;
         match self.confidence_threshold {
@@ -116,7 +120,11 @@ impl Sampling {
                  remasking low_confidence"
             )),
             None if diffusion_steps % blocks != 0 => {
-                Err(format!("diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks"))
+                let nearest = diffusion_steps.next_multiple_of(blocks);
+                Err(format!(
+                    "diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks of {block_length} tokens; \
+                     set {nearest}"
+                ))
             }
             _ => Ok(()),
         }

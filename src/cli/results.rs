@@ -1,0 +1,86 @@
+//! What a run of `weft train` came to: for a person, for the run's report, and for a program.
+
+use serde_json::{Map, Value, json};
+use weft::eval::{Accuracy, Task};
+use weft::train::entropy_reuse::Drift;
+use weft::train::run::Summary;
+
+use super::eval::in_percent;
+
+/// A task, its number of problems, and the accuracy of what is named.
+pub type Scores = (Task, usize, [(&'static str, Accuracy); 2]);
+
+/// A finished run.
+pub struct Results<'a> {
+    /// Optimizer steps, earlier ones of a resumed run included.
+    pub steps: u64,
+    pub summary: &'a Summary,
+    pub scores: Option<Scores>,
+    /// The largest resident size, and what was planned.
+    pub memory_bytes: [u64; 2],
+    /// Where everything lies, by its name.
+    pub files: [(&'static str, String); 2],
+}
+
+impl Results<'_> {
+    /// Prints them.
+    pub fn print(&self) {
+        let Summary { first_step, train_secs, .. } = self.summary;
+        println!("trained {} steps in {train_secs:.0} s", self.steps - first_step);
+        if let Some(Drift { rank_correlation, mean_change }) = self.summary.entropy_drift {
+            println!(
+                "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
+            );
+        }
+        if let Some([before, after]) = self.summary.held_out {
+            println!("held-out loss {before:.4} -> {after:.4} nats per answer token");
+        }
+        if let Some((task, problems, scores)) = &self.scores {
+            println!("{} on the same {problems} held-out problems:", task.name());
+            let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+            scores.iter().for_each(|(name, accuracy)| println!("  {name:width$}  {}", in_percent(accuracy)));
+        }
+        let [peak, planned] = self.memory_bytes.map(|bytes| bytes as f64 / 1e9);
+        println!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
+        for (name, path) in &self.files {
+            println!("the {name} lies in {path}");
+        }
+    }
+
+    /// Names and values for the report.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let row = |name: &str, value: String| (name.to_owned(), value);
+        let mut rows = vec![row("steps", self.steps.to_string())];
+        if let Some([before, after]) = self.summary.held_out {
+            rows.push(row("held-out loss, before and after", format!("{before:.3} \u{2192} {after:.3}")));
+        }
+        for (name, accuracy) in self.scores.iter().flat_map(|(.., scores)| scores) {
+            let task = self.scores.as_ref().map_or("", |(task, ..)| task.name());
+            rows.push((format!("{task}, {name}"), in_percent(accuracy)));
+        }
+        rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
+        rows.push(row("peak memory", format!("{:.2} GB", self.memory_bytes[0] as f64 / 1e9)));
+        rows
+    }
+
+    /// One object for a program; what there is none of is null.
+    pub fn to_json(&self) -> Value {
+        let [peak, planned] = self.memory_bytes;
+        let mut object = json!({
+            "steps": self.steps,
+            "train_seconds": self.summary.train_secs,
+            "held_out_loss": self.summary.held_out.map(|[before, after]| json!({ "before": before, "after": after })),
+            "entropy_drift": self.summary.entropy_drift,
+            "task": self.scores.as_ref().map(|(task, ..)| task.name()),
+            "problems": self.scores.as_ref().map(|(_, problems, _)| problems),
+            "accuracy": self.scores.as_ref().map(|(.., scores)| {
+                scores.iter().map(|(name, accuracy)| ((*name).to_owned(), json!(accuracy))).collect::<Map<_, _>>()
+            }),
+            "peak_memory_bytes": peak,
+            "planned_memory_bytes": planned,
+        });
+        let fields = object.as_object_mut().expect("it is an object");
+        fields.extend(self.files.iter().map(|(name, path)| ((*name).to_owned(), json!(path))));
+        object
+    }
+}
