@@ -6,6 +6,64 @@
 //! random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] what they bring,
 //! [`hub`] what is fetched for them, [`plan`] what a run will take, [`parity`] the comparison with PyTorch, [`merge`] what
 //! of a run transformers loads.
+//!
+//! # The library by example
+//!
+//! The method alone, on entropies from anywhere:
+//!
+//! ```
+//! use weft::noising::entropy::AnswerEntropy;
+//! use weft::objective::{DrawnAnswer, Objective};
+//!
+//! let token_entropy = [0.1, 2.4]; // nats
+//! let answer = DrawnAnswer {
+//!     prompt_len: 12,
+//!     entropy: AnswerEntropy { token_entropy: &token_entropy, num_supervised: 2 },
+//!     t: 0.5,         // the diffusion time of this step
+//!     u: &[0.4, 0.4], // a draw in [0, 1) for each token
+//! };
+//! let weft = Objective::default();
+//! let noised = weft.noise(&[answer]);
+//! assert_eq!(noised[0].masked, [false, true], "the uncertain token is masked more often");
+//! let weights = weft.loss_weights(&noised);
+//! assert!((weights[0][1] - 1.0 / noised[0].p_mask[1]).abs() < 1e-6, "and weighs 1 / its rate, over one masked token");
+//! ```
+//!
+//! An answer of a base, the embedded one here; a folder or an id of the hub goes the same way:
+//!
+//! ```
+//! use weft::base::Base;
+//! use weft::data::Message;
+//! use weft::sampler::generate::{Prompt, Sampling, generate};
+//!
+//! let base = Base::open("tiny-base".as_ref())?;
+//! let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content: "What is 7 + 5?".to_owned() }])?;
+//! let sampling = Sampling { gen_length: 8, block_length: 8, diffusion_steps: 8, ..Sampling::default() };
+//! let outputs = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling)?;
+//! println!("{}", base.text.decode_answer(&outputs[0].ids[ids.len()..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A recipe's run, step by step; [`train::run::train`] is the whole of it, with checkpoints and files:
+//!
+//! ```
+//! use weft::experiment::Experiment;
+//! use weft::recipe::Recipe;
+//!
+//! # let folder = std::env::temp_dir().join(format!("weft-doc-{}", std::process::id()));
+//! # let output = folder.display();
+//! let text = format!("[data]\ngenerate = \"sudoku\"\ntrain_rows = 4\n[train]\noutput = \"{output}\"\nlr = 1e-3");
+//! let recipe = Recipe::parse(&text, "in the program".as_ref(), &["train.micro_batch_size=4".to_owned()])?;
+//! let (experiment, base) = Experiment::open(recipe)?;
+//! let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
+//! assert!(adapter.is_some() && trainer.num_steps() == 1);
+//! let report = trainer.step()?;
+//! assert!(report.loss > 0.0 && report.grad_norm > 0.0);
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `examples/` has whole programs.
 #![forbid(unsafe_code)]
 
 pub mod base;
