@@ -21,9 +21,6 @@ use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
 use crate::train::{Job, Trainer};
 
-/// Answers that a report shows of a recipe with a task.
-const SAMPLES: usize = 3;
-
 /// What a recipe works on.
 pub struct Experiment {
     /// The recipe.
@@ -54,7 +51,7 @@ impl Experiment {
     /// # Errors
     /// As [`Experiment::open`].
     pub fn read(recipe: Recipe, (text, config): (&TextModel, &Config), folder: &Path) -> Result<Self> {
-        if recipe.eval.task.is_some() {
+        if recipe.eval.generates() {
             let sampling = recipe.sampler.for_family(config.family);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
@@ -135,7 +132,7 @@ impl Experiment {
     /// The rows that [`Experiment::samples`] answers.
     pub fn sampled(&self) -> &[data::Example] {
         let rows = if self.held_out.is_some() { self.held_out_examples() } else { &self.train.dataset.examples };
-        let count = self.recipe.eval.samples.unwrap_or(if self.recipe.eval.task.is_some() { SAMPLES } else { 0 });
+        let count = self.recipe.eval.num_samples();
         &rows[..count.min(rows.len())]
     }
 

@@ -139,6 +139,19 @@ fn fetch(id: &Id, _: Needs) -> Result<PathBuf> {
 #[cfg(feature = "hub")]
 fn fetch(id: &Id, needs: Needs) -> Result<PathBuf> {
     let repository = cache::Repository::open(id)?;
+    let fetched = fetch_from(&repository, id, needs);
+    match fetched {
+        // The list of files may be an older one than the hub's.
+        Err(_) if repository.is_from_record() => match repository.renewed()? {
+            Some(renewed) => fetch_from(&renewed, id, needs),
+            None => fetched,
+        },
+        fetched => fetched,
+    }
+}
+
+#[cfg(feature = "hub")]
+fn fetch_from(repository: &cache::Repository, id: &Id, needs: Needs) -> Result<PathBuf> {
     let names = id.names(repository.names());
     let first = needs.files(&names, &id.inside).map_err(|reason| repository.lacking(&reason))?;
     repository.complete(&id.paths(&first))?;
@@ -159,7 +172,8 @@ impl Id {
             if path.exists() || is_named_as_file(path) {
                 return Ok(None);
             }
-            let (name, revision) = given.split_once('@').unwrap_or((given, MAIN));
+            let (name, revision) = given.trim_end_matches('/').split_once('@').unwrap_or((given, MAIN));
+            let name = name.trim_end_matches('/');
             let plain = || Self::new(kind, name, revision, "", given);
             return Ok(name.split_once('/').and_then(|_| plain()));
         };
@@ -255,7 +269,9 @@ impl Needs<'_> {
         match self {
             Self::Model | Self::Text => {
                 all_of(&["config.json"])?;
-                all_of(&["tokenizer.json"]).or_else(|_| all_of(&["vocab.json", "merges.txt"]))?;
+                all_of(&["tokenizer.json"])
+                    .or_else(|_| all_of(&["vocab.json", "merges.txt"]))
+                    .map_err(|_| "it has no tokenizer.json, nor vocab.json and merges.txt".to_owned())?;
                 let is_companion = |name: &&String| !name.contains('/') && crate::base::is_companion(name);
                 Ok(names.iter().filter(is_companion).cloned().collect())
             }

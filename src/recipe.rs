@@ -39,6 +39,9 @@ pub struct Recipe {
     pub eval: EvalTable,
 }
 
+/// Answers that a report shows of a recipe with a task.
+const SAMPLES: usize = 3;
+
 /// `[model]`: the base and its adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -144,6 +147,18 @@ pub struct EvalTable {
     pub limit: Option<usize>,
     /// Rows whose answers before and after training are shown in report.html; where absent, 3 with a task, else none.
     pub samples: Option<usize>,
+}
+
+impl EvalTable {
+    /// How many rows' answers the report shows.
+    pub fn num_samples(&self) -> usize {
+        self.samples.unwrap_or(if self.task.is_some() { SAMPLES } else { 0 })
+    }
+
+    /// Whether a run asks the sampler for anything.
+    pub fn generates(&self) -> bool {
+        self.task.is_some() || self.num_samples() > 0
+    }
 }
 
 impl Default for ModelTable {
@@ -259,7 +274,7 @@ impl Recipe {
         refuse(every > 1 && data.padding == Padding::Eos, padded.to_owned());
         let t_min = objective.t_min;
         refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
-        if self.eval.task.is_some() {
+        if self.eval.generates() {
             problems.extend(self.sampler.check().err().map(|e| format!("sampler: {e}")));
         }
         problems

@@ -210,6 +210,34 @@ fn a_recipe_of_ids_trains() {
 }
 
 #[test]
+fn a_kept_list_is_asked_for_anew_before_a_file_is_missed() {
+    let (home, hub) = (folder("hub-renewed"), Hub::start());
+    let whole = Files::of(&LLADA.with_text("hub-renewed-model", &LLADA.path()));
+    let text_alone = ["config.json", "tokenizer.json", "tokenizer_config.json"];
+    let part = text_alone.iter().fold(Files::default(), |part, name| part.with(name, whole.content(name)));
+    hub.serve("models/tiny/new", part);
+    let asked = || run(weft(&home, &hub.endpoint, &ask("tiny/new", &[])));
+    assert!(refused(&asked()).starts_with("error: tiny/new: it has no model.safetensors, "));
+    hub.serve("models/tiny/new", whole);
+    told(asked());
+}
+
+#[test]
+fn variables_without_sense_are_named() {
+    let home = folder("hub-variables");
+    let error = |endpoint: &str, token: &str| {
+        let mut command = weft(&home, endpoint, &ask("tiny/a", &[]));
+        command.env("HF_TOKEN", token);
+        refused(&run(command))
+    };
+    assert_eq!(
+        error("nonsense", ""),
+        "error: tiny/a: HF_ENDPOINT is \"nonsense\"; write a URL as https://huggingface.co, or unset it"
+    );
+    assert!(error("http://127.0.0.1:9", "a\u{1}b").contains("has characters that no token has"));
+}
+
+#[test]
 fn an_adapter_is_fetched_for_its_base() {
     let (home, hub) = (folder("hub-adapter"), Hub::start());
     let model = LLADA.with_text("hub-adapter-model", &LLADA.path()).display().to_string();

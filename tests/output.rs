@@ -102,6 +102,20 @@ fn results_are_json_for_machines() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn results_that_nobody_can_take_are_told_of() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has one");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    let output = command.args(["data", "--examples", "0"]).stdout(full).output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert_eq!(
+        told,
+        "error: cannot write standard output: No space left on device (os error 28); point it elsewhere\n"
+    );
+}
+
+#[test]
 fn a_short_answer_is_one_block() {
     let ask = ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?", "--gen-length", "12"];
     let whole = weft(&[&ask[..], &["--block-length", "12"]].concat());

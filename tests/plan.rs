@@ -141,7 +141,7 @@ fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
     assert!(output.status.success(), "{}", stderr(&output));
 
     let output = weft(&folder, &["plan", "recipe.toml", "--memory-gb", "0.001"]);
-    assert!(stderr(&output).contains("no setting of it makes it fit"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("nor fewer samples make it fit; take a smaller model"), "{}", stderr(&output));
 }
 
 #[test]
@@ -170,6 +170,42 @@ fn several_settings_are_named_where_no_single_one_is_enough() {
     );
     let fits = plan(&[&["model.trainable=full"], &settings[..]].concat());
     assert!(bytes(&json(&fits)["peak_bytes"]) / 1e9 <= limit.parse().expect("a number"), "{settings:?}");
+}
+
+#[test]
+fn settings_that_no_run_could_have_are_refused_and_large_numbers_end() {
+    let folder = folder("absurd");
+    large_batches(&folder);
+    let plan = |settings: &[&str]| {
+        let mut args = vec!["plan", "recipe.toml", "--json"];
+        settings.iter().for_each(|s| args.extend(["--set", s]));
+        weft(&folder, &args)
+    };
+    for settings in [
+        &["sampler.diffusion_steps=0", "sampler.remasking=origin"][..],
+        &["sampler.gen_length=0"],
+        &["sampler.block_length=0"],
+        &["sampler.gen_length=9223372036854775807", "sampler.diffusion_steps=1"],
+    ] {
+        let output = plan(&[&["eval.samples=2"], settings].concat());
+        assert_eq!(output.status.code(), Some(2), "{settings:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("sampler"), "{settings:?}: {}", stderr(&output));
+        assert!(plan(settings).status.success(), "nothing is sampled: {settings:?}");
+    }
+    let many = json(&plan(&["train.epochs=1000000000"]));
+    assert_eq!(many["steps"], 1_000_000_000u64);
+    let large = ["train.micro_batch_size=1000000000000"];
+    assert_eq!(json(&plan(&large))["largest_micro_batch"], json(&plan(&[]))["largest_micro_batch"]);
+
+    // Answers for the report alone can be what takes it.
+    let samples =
+        ["eval.samples=4", "sampler.gen_length=2048", "sampler.block_length=2048", "sampler.diffusion_steps=1"];
+    let peak = |more: &[&str]| bytes(&json(&plan(&[&samples[..], more].concat()))["peak_bytes"]);
+    let limit = (peak(&[]) + peak(&["eval.samples=1"])) / 2e9;
+    let mut args = vec!["plan".to_owned(), "recipe.toml".to_owned(), "--memory-gb".to_owned(), limit.to_string()];
+    samples.iter().for_each(|s| args.extend(["--set".to_owned(), (*s).to_owned()]));
+    let refused = weft(&folder, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(stderr(&refused).contains("with eval.samples="), "{}", stderr(&refused));
 }
 
 #[test]

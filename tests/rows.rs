@@ -134,7 +134,7 @@ fn slices_are_pythons() {
 #[test]
 fn a_damaged_file_is_told_in_a_sentence() {
     let line = |reason: &str| format!("rows.jsonl:2: {reason}");
-    let twice = "the key \"a\" is there twice at line 1 column 12; keep one of them";
+    let twice = "the key \"a\" is there twice at column 12; keep one of them";
     assert_eq!(error("rows.jsonl", "{}\n{\"a\": 1, \"a\": 1}"), line(twice));
     assert!(error("rows.jsonl", "{}\n{\"b\": [{\"a\": 1, \"a\": 2}]}").contains("the key \"a\" is there twice"));
     let pointed = error("rows.jsonl", "{}\n{\"a\": \"\\ud800\"}");

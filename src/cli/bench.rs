@@ -77,7 +77,7 @@ impl Bench {
         drop(measuring);
         for measurement in measurements {
             match self.json {
-                true => println!("{}", serde_json::to_string(&measurement).expect("a measurement is JSON")),
+                true => say!("{}", serde_json::to_string(&measurement).expect("a measurement is JSON")),
                 false => print(&measurement),
             }
         }
@@ -93,18 +93,24 @@ fn kind(name: &str) -> Result<Kind> {
 
 fn print(m: &Measurement) {
     let p = m.phases;
-    println!("{} {} {}, {} x {} tokens", m.objective, m.trainable, m.dtype, m.sequences, m.tokens);
-    println!(
+    say!("{} {} {}, {} x {} tokens", m.objective, m.trainable, m.dtype, m.sequences, m.tokens);
+    say!(
         "  step        {:.3} s, {:.0} tokens/s; planned {:.3} s",
-        m.step_seconds, m.tokens_per_second, m.planned_step_seconds
+        m.step_seconds,
+        m.tokens_per_second,
+        m.planned_step_seconds
     );
-    println!(
+    say!(
         "  phases      pass 1 {:.3}, forward {:.3}, head {:.3}, backward {:.3}, optimizer {:.3} s",
-        p.entropy, p.forward, p.head, p.backward, p.optimizer
+        p.entropy,
+        p.forward,
+        p.head,
+        p.backward,
+        p.optimizer
     );
     let [peak, planned] = [m.peak_rss_bytes, m.planned_rss_bytes].map(|bytes| bytes as f64 / 1e9);
-    println!("  peak        {peak:.2} GB resident; planned {planned:.2} GB");
-    println!(
+    say!("  peak        {peak:.2} GB resident; planned {planned:.2} GB");
+    say!(
         "  products    {:.0} GFLOP/s on this machine ({}): {:.3} s for the step's arithmetic, {:.0} % of its time",
         m.gemm_gflops,
         m.instructions,

@@ -65,7 +65,7 @@ impl Data {
             parts.for_each(|part| part.name = format!("generated {}", puzzle.name()));
         }
         match self.json {
-            true => println!("{}", self.as_json(&recipe, &text, &train, held_out.as_ref())),
+            true => say!("{}", self.as_json(&recipe, &text, &train, held_out.as_ref())),
             false => self.print(&recipe, &text, &train, held_out.as_ref()),
         }
         Ok(ExitCode::SUCCESS)
@@ -78,15 +78,12 @@ impl Data {
         }
         let (steps, all) = num_steps(recipe, train);
         let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
-        println!(
-            "an epoch: {epoch} examples, {tokens:.0} tokens, {steps} steps of {}",
-            recipe.train.global_batch_size()
-        );
-        println!("the run:  {all} steps, {:.2} epochs", all as f64 / steps as f64);
+        say!("an epoch: {epoch} examples, {tokens:.0} tokens, {steps} steps of {}", recipe.train.global_batch_size());
+        say!("the run:  {all} steps, {:.2} epochs", all as f64 / steps as f64);
         let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         for (part, examples) in train.by_source() {
             for (i, example) in examples.iter().take(self.examples).enumerate() {
-                println!("\n== {}, example {} of {}", part.name, i + 1, part.examples);
+                say!("\n== {}, example {} of {}", part.name, i + 1, part.examples);
                 self.print_example(text, example, is_coloured);
             }
         }
@@ -99,11 +96,11 @@ impl Data {
             true => format!("\x1b[{code}m{text}\x1b[0m"),
             false => text.to_owned(),
         };
-        println!("-- prompt, {} tokens\n{}", example.prompt_ids.len(), paint(2, &self.shown(&prompt)));
-        println!("-- answer, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
+        say!("-- prompt, {} tokens\n{}", example.prompt_ids.len(), paint(2, &self.shown(&prompt)));
+        say!("-- answer, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
         match end.is_empty() {
-            true => println!("-- cut: no end token"),
-            false => println!("-- end token\n{}", paint(7, &end)),
+            true => say!("-- cut: no end token"),
+            false => say!("-- end token\n{}", paint(7, &end)),
         }
     }
 
@@ -180,16 +177,16 @@ fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
 
 fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
     for (part, examples) in mixed.by_source() {
-        println!("{what}{}: {} examples, {} times each in an epoch", part.name, part.examples, part.weight);
-        println!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
+        say!("{what}{}: {} examples, {} times each in an epoch", part.name, part.examples, part.weight);
+        say!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
         for (name, lengths) in ["prompt", "answer", "total"].iter().zip(Lengths::of_examples(examples)) {
             let Lengths { min, median, mean, p95, max } = lengths;
-            println!("  {name:8}{min:>8}{median:>8}{mean:>10.1}{p95:>8}{max:>8}");
+            say!("  {name:8}{min:>8}{median:>8}{mean:>10.1}{p95:>8}{max:>8}");
         }
-        println!("  {} answers cut at {max_seq_len} tokens", part.truncated);
+        say!("  {} answers cut at {max_seq_len} tokens", part.truncated);
         if part.passed_over > 0 {
-            println!("  {} rows passed over: their checks call no answer right", part.passed_over);
+            say!("  {} rows passed over: their checks call no answer right", part.passed_over);
         }
-        println!();
+        say!();
     }
 }

@@ -65,11 +65,11 @@ impl Eval {
         save(&self.out, task, &generations)?;
         let accuracy = accuracy_of(&generations);
         if self.json {
-            println!("{}", as_json(task, problems.len(), &accuracy));
+            say!("{}", as_json(task, problems.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy));
-        println!("generations lie in {}", self.out.display());
+        say!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy));
+        say!("generations lie in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -162,7 +162,7 @@ impl Generate {
             generate_told(&base.model, &prompts, &sampling, Some(sender))
         });
         let output = output.map_err(Error::Usage)?;
-        println!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));
+        say!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -72,7 +72,7 @@ impl Inspect {
         let texts: Vec<_> = examples.iter().map(inspected).collect();
         drop(computing);
         write_whole(&self.out, entropy_page(&base.name, &texts, transform).as_bytes())?;
-        println!("the page lies in {}", self.out.display());
+        say!("the page lies in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }
 

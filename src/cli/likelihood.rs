@@ -72,7 +72,7 @@ impl Likelihood {
         let error = bounds.iter().map(|b| b.standard_error.powi(2)).sum::<f64>().sqrt();
         if self.json {
             let per = |count: f64| json!({ "nats": nats / count, "standard_error": error / count });
-            println!(
+            say!(
                 "{}",
                 json!({
                     "answers": bounds.len(),
@@ -85,12 +85,12 @@ impl Likelihood {
             );
             return;
         }
-        println!("{answers} answers, {tokens} tokens, {} masks each", self.mc_samples);
-        println!("at most {:.4} +- {:.4} nats per answer", nats / answers, error / answers);
-        println!("at most {:.4} +- {:.4} nats per token", nats / tokens as f64, error / tokens as f64);
-        println!("perplexity at most {:.4} per token", (nats / tokens as f64).exp());
+        say!("{answers} answers, {tokens} tokens, {} masks each", self.mc_samples);
+        say!("at most {:.4} +- {:.4} nats per answer", nats / answers, error / answers);
+        say!("at most {:.4} +- {:.4} nats per token", nats / tokens as f64, error / tokens as f64);
+        say!("perplexity at most {:.4} per token", (nats / tokens as f64).exp());
         if let Some(out) = &self.out {
-            println!("bounds lie in {}", out.display());
+            say!("bounds lie in {}", out.display());
         }
     }
 }

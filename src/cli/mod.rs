@@ -1,6 +1,17 @@
 //! The command line: one file per command. Commands read their options, call the library and print; nothing is
 //! computed here.
 
+/// Prints a line of results; where standard output takes none, a full disk for one, the program says so and ends.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        if let Err(error) = writeln!(std::io::stdout(), $($text)*) {
+            eprintln!("error: cannot write standard output: {error}; point it elsewhere");
+            std::process::exit(1);
+        }
+    }};
+}
+
 mod bench;
 mod completions;
 mod data;

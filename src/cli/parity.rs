@@ -68,18 +68,18 @@ impl Parity {
         let past = rows.iter().filter(|r| !self.passes(r)).count();
         let code = ExitCode::from(u8::from(past > 0));
         if self.json {
-            println!("{}", serde_json::json!({ "tolerance": self.tolerance, "past": past, "rows": rows }));
+            say!("{}", serde_json::json!({ "tolerance": self.tolerance, "past": past, "rows": rows }));
             return Ok(code);
         }
         let shown = if self.verbose { rows } else { self.fold_gradients(rows) };
-        println!("{:40} {:>9}  {:>10}", "quantity", "numbers", "difference");
+        say!("{:40} {:>9}  {:>10}", "quantity", "numbers", "difference");
         for row in &shown {
             let verdict = if self.passes(row) { "" } else { "  past the tolerance" };
-            println!("{:40} {:>9}  {:>10.2e}{verdict}", row.name, row.count, row.error);
+            say!("{:40} {:>9}  {:>10.2e}{verdict}", row.name, row.count, row.error);
         }
         match past {
-            0 => println!("every quantity is within {:e}", self.tolerance),
-            _ => println!("{past} quantities are past the tolerance of {:e}", self.tolerance),
+            0 => say!("every quantity is within {:e}", self.tolerance),
+            _ => say!("{past} quantities are past the tolerance of {:e}", self.tolerance),
         }
         Ok(code)
     }

@@ -61,7 +61,7 @@ impl Plan {
                 object["step_seconds"] = json!(step_seconds);
                 object["hours"] = json!(hours);
                 object["gemm_gflops"] = json!(rates.training);
-                println!("{object}");
+                say!("{object}");
             }
             false => print(&plan, &experiment.recipe, [step_seconds, hours, rates.training]),
         }
@@ -71,19 +71,19 @@ impl Plan {
 }
 
 fn print(plan: &Planned, recipe: &Recipe, [step_seconds, hours, rate]: [f64; 3]) {
-    let line = |name: &str, bytes: usize| println!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
-    println!("memory at its largest, with {} tokens in the largest micro-batch", plan.largest_micro_batch);
+    let line = |name: &str, bytes: usize| say!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
+    say!("memory at its largest, with {} tokens in the largest micro-batch", plan.largest_micro_batch);
     for part in plan.parts.iter().filter(|part| part.bytes > 0) {
         line(part.name, part.bytes);
     }
     line("together", plan.peak_bytes);
     match plan.available_bytes {
         Some(available) => line("available", available),
-        None => println!("  this system doesn't say what is available"),
+        None => say!("  this system doesn't say what is available"),
     }
     let (precision, steps) = (recipe.model.precision, plan.steps);
-    println!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
-    println!("  {step_seconds:.2} s a step, {steps} steps, {hours:.2} hours");
+    say!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
+    say!("  {step_seconds:.2} s a step, {steps} steps, {hours:.2} hours");
 }
 
 /// A number of gigabytes on the command line.

@@ -29,9 +29,9 @@ impl Pretrain {
         let recipe = PretrainRecipe::read(&self.recipe, &self.settings)?;
         let summary = pretrain(&recipe, self.resume, quiet)?;
         if let Some([before, after]) = summary.held_out {
-            println!("held-out loss {before:.4} -> {after:.4} nats per token");
+            say!("held-out loss {before:.4} -> {after:.4} nats per token");
         }
-        println!("the model lies in {}", recipe.model.output.display());
+        say!("the model lies in {}", recipe.model.output.display());
         Ok(ExitCode::SUCCESS)
     }
 }

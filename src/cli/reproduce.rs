@@ -37,7 +37,7 @@ impl Reproduce {
             }
         })?;
         write(&study, &outcomes, &self.recipe)?;
-        println!("the report lies in {}", study.output.join("report.md").display());
+        say!("the report lies in {}", study.output.join("report.md").display());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -26,24 +26,24 @@ impl Results<'_> {
     /// Prints them.
     pub fn print(&self) {
         let Summary { first_step, train_secs, .. } = self.summary;
-        println!("trained {} steps in {train_secs:.0} s", self.steps - first_step);
+        say!("trained {} steps in {train_secs:.0} s", self.steps - first_step);
         if let Some(Drift { rank_correlation, mean_change }) = self.summary.entropy_drift {
-            println!(
+            say!(
                 "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
             );
         }
         if let Some([before, after]) = self.summary.held_out {
-            println!("held-out loss {before:.4} -> {after:.4} nats per answer token");
+            say!("held-out loss {before:.4} -> {after:.4} nats per answer token");
         }
         if let Some((task, problems, scores)) = &self.scores {
-            println!("{} on the same {problems} held-out problems:", task.name());
+            say!("{} on the same {problems} held-out problems:", task.name());
             let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-            scores.iter().for_each(|(name, accuracy)| println!("  {name:width$}  {}", in_percent(accuracy)));
+            scores.iter().for_each(|(name, accuracy)| say!("  {name:width$}  {}", in_percent(accuracy)));
         }
         let [peak, planned] = self.memory_bytes.map(|bytes| bytes as f64 / 1e9);
-        println!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
+        say!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
         for (name, path) in &self.files {
-            println!("the {name} lies in {path}");
+            say!("the {name} lies in {path}");
         }
     }
 

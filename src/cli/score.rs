@@ -38,12 +38,12 @@ impl Score {
         }
         let accuracy = weft::eval::accuracy(&scores);
         if self.json {
-            println!("{}", as_json(task, scores.len(), &accuracy));
+            say!("{}", as_json(task, scores.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{} on {} generations: {}", self.task, scores.len(), in_percent(&accuracy));
+        say!("{} on {} generations: {}", self.task, scores.len(), in_percent(&accuracy));
         if let Some(out) = &self.out {
-            println!("scores lie in {}", out.display());
+            say!("scores lie in {}", out.display());
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -62,6 +62,7 @@ impl Train {
         let output = recipe.train.output.clone();
         run::check_output(&output, self.resume)?;
         // 1. Base and rows.
+        let is_new = !output.exists();
         let opening = doing(quiet, "opening base and rows");
         let (experiment, mut base) = Experiment::open(recipe)?;
         drop(opening);
@@ -69,13 +70,17 @@ impl Train {
         let planner = Planner::new(&experiment, (base.model.outline(), &base.text), stored)?;
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;
         if !self.skip_plan {
-            plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan begins it all the same")))?;
+            plan.check().map_err(|e| {
+                // Generated rows are all that is there yet.
+                let _ = is_new.then(|| std::fs::remove_dir_all(&output));
+                Error::Usage(format!("{e}; --skip-plan begins it all the same"))
+            })?;
         }
         let recipe = &experiment.recipe;
         tell_idle(&recipe.sampler.for_family(base.model.config.family));
         if !quiet {
             describe(&experiment, &base);
-            println!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
+            say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
         }
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
@@ -108,7 +113,7 @@ impl Train {
         };
         training::write(&output, &results.rows(), &samples)?;
         match self.json {
-            true => println!("{}", results.to_json()),
+            true => say!("{}", results.to_json()),
             false => results.print(),
         }
         Ok(ExitCode::SUCCESS)
@@ -129,24 +134,24 @@ fn describe(experiment: &Experiment, base: &Base) {
     let recipe = &experiment.recipe;
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
-    println!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
-    println!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
+    say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
     let Mixed { dataset: Dataset { examples, truncated, passed_over }, mixture, parts } = &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
     let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
-    println!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens");
+    say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens");
     if *passed_over > 0 {
-        println!("           {passed_over} rows passed over: their checks call no answer right");
+        say!("           {passed_over} rows passed over: their checks call no answer right");
     }
     for Part { name, weight, examples, .. } in parts.iter().filter(|_| parts.len() > 1) {
-        println!("           {name}: {examples} examples, {weight} times each in an epoch");
+        say!("           {name}: {examples} examples, {weight} times each in an epoch");
     }
     if parts.len() > 1 {
-        println!("           an epoch has {} examples", mixture.epoch_len(count));
+        say!("           an epoch has {} examples", mixture.epoch_len(count));
     }
     if let Some(Mixed { dataset, .. }) = &experiment.held_out {
-        println!("held out   {} examples; {} answers cut", dataset.examples.len(), dataset.truncated);
+        say!("held out   {} examples; {} answers cut", dataset.examples.len(), dataset.truncated);
     }
 }
 

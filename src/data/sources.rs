@@ -100,7 +100,8 @@ impl Source {
         let path = hub::rows(&self.path, split)?;
         match path.is_dir() {
             true => files_of_split(&path, split),
-            false => Ok(vec![path]),
+            // What has no end is told by its name, before anything reads it.
+            false => kind(&path).map(|_| vec![path]),
         }
     }
 
@@ -164,9 +165,11 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
     let row = move |line: Result<(usize, String)>| {
         let (number, text) = line?;
         let value = strict_json::parse(&text).map_err(|e| {
+            // A line is a text of its own; the place in the file is told already.
+            let told = e.to_string().replace(" at line 1 column ", " at column ");
             let reason = match e.is_data() {
-                true => format!("{e}; keep one of them"),
-                false => format!("not JSON ({e}); write one object per line"),
+                true => format!("{told}; keep one of them"),
+                false => format!("not JSON ({told}); write one object per line"),
             };
             wrong(&shared, number, true, reason)
         })?;

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::{make_folder, partial_name, write_whole};
 
 /// A file of a repository.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RemoteFile {
     pub name: String,
     pub size: u64,
@@ -34,6 +34,8 @@ pub(super) struct Repository<'a> {
     root: PathBuf,
     commit: String,
     files: Vec<RemoteFile>,
+    /// Whether the list of files is one that was kept.
+    is_from_record: bool,
     /// Why the hub can't be asked.
     cut_off: Option<String>,
 }
@@ -48,13 +50,14 @@ impl<'a> Repository<'a> {
             Kind::Dataset => "datasets",
         };
         let root = cache.join(format!("{prefix}--{}", id.name.replace('/', "--")));
-        let client = Client::of_user(token());
+        let client = Client::of_user(token()).map_err(|reason| id.error(reason))?;
         let cut_off = is_offline().then(|| "HF_HUB_OFFLINE is set".to_owned());
-        let mut own = Self { id, client, root, commit: String::new(), files: vec![], cut_off };
+        let mut own = Self { id, client, root, commit: String::new(), files: vec![], is_from_record: false, cut_off };
         let known = own.known_commit();
         if let Some(files) = known.as_ref().and_then(|commit| own.recorded(commit)) {
             own.commit = known.expect("its files were found");
             own.files = files;
+            own.is_from_record = true;
             return Ok(own);
         }
         if own.cut_off.is_none() {
@@ -65,7 +68,7 @@ impl<'a> Repository<'a> {
                     own.record();
                     return Ok(own);
                 }
-                Err(Failure::Unreachable(reason)) => own.cut_off = Some(reason),
+                Err(Failure::Unreachable(reason) | Failure::Busy(reason)) => own.cut_off = Some(reason),
                 Err(failure) => return Err(own.client.explain(id, failure)),
             }
         }
@@ -79,6 +82,32 @@ impl<'a> Repository<'a> {
                 Ok(own)
             }
             None => Err(own.lacking("none of its files is there")),
+        }
+    }
+
+    /// Whether its list of files is one that was kept, not the hub's of now.
+    pub fn is_from_record(&self) -> bool {
+        self.is_from_record
+    }
+
+    /// The same commit with the hub's list of now; `None` where the hub can't be asked or has the same list.
+    ///
+    /// # Errors
+    /// A repository that the hub no longer shows.
+    pub fn renewed(&self) -> Result<Option<Self>> {
+        if self.cut_off.is_some() {
+            return Ok(None);
+        }
+        match self.client.list(self.id, &self.commit) {
+            Ok((commit, files)) if files != self.files => {
+                let client = self.client.clone();
+                let root = self.root.clone();
+                let renewed = Self { id: self.id, client, root, commit, files, is_from_record: false, cut_off: None };
+                renewed.record();
+                Ok(Some(renewed))
+            }
+            Ok(_) | Err(Failure::Unreachable(_) | Failure::Busy(_)) => Ok(None),
+            Err(failure) => Err(self.client.explain(self.id, failure)),
         }
     }
 
@@ -162,7 +191,9 @@ impl<'a> Repository<'a> {
     /// other time: content is checked in any case.
     fn wait_for(&self, lock: &File, name: &str) {
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
-            eprintln!("waiting for another process that fetches {name} of {}", self.id.given);
+            if !IS_QUIET.load(Ordering::Relaxed) {
+                eprintln!("waiting for another process that fetches {name} of {}", self.id.given);
+            }
             let _ = lock.lock();
         }
     }
@@ -230,10 +261,16 @@ impl<'a> Repository<'a> {
 
     fn unwritable(&self, error: Error) -> Error {
         match error {
-            Error::Write { path, source } => self.id.error(format!(
-                "cannot write {}: {source}; free some space or set HF_HOME to a folder with more, what has come is kept",
-                path.display()
-            )),
+            Error::Write { path, source } => {
+                use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+                let fix = match source.kind() {
+                    StorageFull | QuotaExceeded | FileTooLarge => {
+                        "free some space or set HF_HOME to a folder with more, what has come is kept"
+                    }
+                    _ => "set HF_HOME to a folder that you can write",
+                };
+                self.id.error(format!("cannot write {}: {source}; {fix}", path.display()))
+            }
             other => other,
         }
     }

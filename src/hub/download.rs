@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const ATTEMPTS: u32 = 5;
 /// The wait after the first of them; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// A list of files that isn't had by then isn't waited for any longer.
+const LONGEST_LIST_WAIT: Duration = Duration::from_secs(2);
 /// Redirects that are followed: the hub takes two.
 const MAX_REDIRECTS: usize = 5;
 /// The largest list of files that is read.
@@ -34,6 +36,8 @@ const MAX_LIST_BYTES: u64 = 64 << 20;
 pub(super) enum Failure {
     /// The endpoint can't be reached or is out of order, in words.
     Unreachable(String),
+    /// It answers that it can't now, in words.
+    Busy(String),
     /// It refuses: status, the hub's word for it, URL.
     Refused(u16, String, String),
     /// What it says can't be.
@@ -43,6 +47,7 @@ pub(super) enum Failure {
 }
 
 /// Asks the hub.
+#[derive(Clone)]
 pub(super) struct Client {
     agent: ureq::Agent,
     endpoint: String,
@@ -71,10 +76,19 @@ struct Lfs {
 }
 
 impl Client {
-    /// With the endpoint and certificates of the environment.
-    pub fn of_user(token: Option<String>) -> Self {
+    /// With the endpoint and certificates of the environment; else what is wrong with them.
+    pub fn of_user(token: Option<String>) -> Result<Self, String> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
         let endpoint = endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/').to_owned();
+        let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+        if host.is_none_or(str::is_empty) {
+            return Err(format!("HF_ENDPOINT is {endpoint:?}; write a URL as {ENDPOINT}, or unset it"));
+        }
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(
+                "the token (HF_TOKEN, or the token's file) has characters that no token has; log in anew".to_owned()
+            );
+        }
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -86,7 +100,7 @@ impl Client {
             .tls_config(TlsConfig::builder().root_certs(root_certificates()).build())
             .user_agent(concat!("weft/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.into(), endpoint, token }
+        Ok(Self { agent: config.into(), endpoint, token })
     }
 
     /// The commit of a revision and its files.
@@ -97,7 +111,16 @@ impl Client {
         };
         let revision = encoded(revision).replace('/', "%2F");
         let url = format!("{}/api/{kind}/{}/revision/{revision}?blobs=true", self.endpoint, id.name);
-        let mut response = self.get(&url, 0)?;
+        let mut wait = FIRST_WAIT;
+        let mut response = loop {
+            match self.get(&url, 0) {
+                Err(Failure::Busy(_)) if wait < LONGEST_LIST_WAIT => {
+                    std::thread::sleep(wait);
+                    wait *= 2;
+                }
+                answer => break answer?,
+            }
+        };
         let text = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_string();
         let text = text.map_err(|e| unreachable(&url, &e.to_string()))?;
         let wrong = |reason: String| Failure::Wrong(format!("{url} is no list of files: {reason}; is it a hub?"));
@@ -136,7 +159,7 @@ impl Client {
             match self.attempt(&url, file, partial, bar) {
                 Err(Failure::Wrong(_)) if damages == 0 => damages += 1,
                 Err(Failure::Unreachable(_)) if len(partial) > before => (wait, failures) = (FIRST_WAIT, 0),
-                Err(Failure::Unreachable(_)) if failures + 1 < ATTEMPTS => {
+                Err(Failure::Unreachable(_) | Failure::Busy(_)) if failures + 1 < ATTEMPTS => {
                     failures += 1;
                     std::thread::sleep(wait);
                     wait *= 2;
@@ -227,7 +250,9 @@ impl Client {
                         false => return Err(nowhere()),
                     };
                 }
-                status @ (408 | 429 | 500..) => return Err(unreachable(url, &format!("it answers {status}"))),
+                status @ (408 | 429 | 500..) => {
+                    return Err(Failure::Busy(format!("cannot fetch {url}: it answers {status}")));
+                }
                 status => {
                     let code = header("x-error-code").unwrap_or_default().to_owned();
                     return Err(Failure::Refused(status, code, url.to_owned()));
@@ -246,7 +271,7 @@ impl Client {
         id.error(match failure {
             Failure::Wrong(reason) => reason,
             Failure::Unwritable(source) => source.to_string(),
-            Failure::Unreachable(reason) => format!("{reason}; try again, what has come is kept"),
+            Failure::Unreachable(reason) | Failure::Busy(reason) => format!("{reason}; try again, what has come is kept"),
             Failure::Refused(status, code, url) => match (code.as_str(), status, &self.token) {
                 ("GatedRepo", _, None) | ("", 403, None) => {
                     format!("the {kind} is gated: ask for access on {page}, then {log_in}")
@@ -256,6 +281,9 @@ impl Client {
                 }
                 ("RevisionNotFound", ..) => {
                     format!("the {kind} has no branch, tag or commit {:?}; {page} lists them", id.revision)
+                }
+                ("EntryNotFound", ..) | ("", 404, _) if url.contains("/resolve/") => {
+                    format!("{url} isn't there, although the {kind}'s list names it; try again later, or see {page}")
                 }
                 ("RepoNotFound", ..) | ("", 404, _) | (_, 401, None) => format!(
                     "there is no such file or folder, and {endpoint} shows no {kind} of that name; check the spelling, or \
@@ -332,7 +360,10 @@ fn encoded(path: &str) -> String {
 
 /// The certificates of `SSL_CERT_FILE`, which a proxy that looks into connections needs; Mozilla's where it names none.
 fn root_certificates() -> RootCerts {
-    let named = std::env::var_os("SSL_CERT_FILE").and_then(|path| std::fs::read(path).ok());
+    let named = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).and_then(|path| {
+        let tell = |e| eprintln!("warning: SSL_CERT_FILE is {}, which can't be read: {e}", path.display());
+        std::fs::read(&path).map_err(tell).ok()
+    });
     let certificate = |item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,

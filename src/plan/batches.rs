@@ -30,6 +30,9 @@ impl Lengths {
     }
 }
 
+/// Turns that are looked at: of a longer run the rest is taken to be like them.
+const MAX_TURNS: u64 = 1 << 17;
+
 /// A packed batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MicroBatch {
@@ -66,12 +69,13 @@ impl Batches {
         let steps_per_epoch = mixture.epoch_len(lengths.len()).div_ceil(settings.global_batch_size()) as u64;
         let all = settings.epochs.saturating_mul(steps_per_epoch);
         let steps = settings.max_steps.map_or(all, |max| max.min(all));
+        let seen = steps.min((MAX_TURNS / settings.global_batch_size() as u64).max(steps_per_epoch.max(1)));
         let (mut first, mut sums) = (None, [0.0; 4]);
         let mut largest: [(usize, Vec<MicroBatch>); 2] = Default::default();
         let mut longest = 0;
-        for epoch in 0..steps.div_ceil(steps_per_epoch.max(1)) {
+        for epoch in 0..seen.div_ceil(steps_per_epoch.max(1)) {
             let order = mixture.epoch(settings.seed, epoch, lengths.len());
-            let left = (steps - epoch * steps_per_epoch).min(steps_per_epoch) as usize;
+            let left = (seen - epoch * steps_per_epoch).min(steps_per_epoch) as usize;
             for turns in order.chunks(settings.global_batch_size()).take(left) {
                 let step = micro_batches(turns, epoch, recipe, lengths);
                 for b in &step {
@@ -90,7 +94,7 @@ impl Batches {
         }
         let [(_, most_tokens), (_, most_masked)] = largest;
         let telling = [first.unwrap_or_default(), most_tokens.clone(), most_masked, most_tokens];
-        Self { steps, telling: telling.to_vec(), longest, mean: sums.map(|sum| sum / steps.max(1) as f64) }
+        Self { steps, telling: telling.to_vec(), longest, mean: sums.map(|sum| sum / seen.max(1) as f64) }
     }
 }
 

@@ -66,7 +66,9 @@ impl Plan {
         let remedy = |r: &Remedy| format!("{} ({})", r.settings.join(" "), gb(r.peak_bytes));
         let ways: Vec<String> = self.remedies.iter().map(remedy).collect();
         let ways = match ways.is_empty() {
-            true => "no setting of it makes it fit; take a smaller model or a machine with more memory".to_owned(),
+            true => "neither smaller micro-batches, nothing kept for backward, bf16, an adapter, shorter sequences nor fewer \
+                     samples make it fit; take a smaller model or a machine with more memory"
+                .to_owned(),
             false => format!("it fits with {}", ways.join(", or with ")),
         };
         Err(Error::Usage(format!(
@@ -161,6 +163,10 @@ impl<'a> Planner<'a> {
         self.examples().map(|e| e.prompt_ids.len() + e.answer_ids.len()).max().unwrap_or(0)
     }
 
+    fn num_examples(&self) -> usize {
+        self.experiment.train.dataset.examples.len()
+    }
+
     fn examples(&self) -> impl Iterator<Item = &Example> {
         self.experiment.train.dataset.examples.iter().chain(self.experiment.held_out_examples())
     }
@@ -247,7 +253,9 @@ impl<'a> Planner<'a> {
             batches.push(of(&self.prompts[first..first + count]));
             first += count;
         }
-        let samples: Vec<usize> = self.experiment.sampled().iter().map(|e| e.prompt_ids.len()).collect();
+        let sampled = self.experiment.sampled();
+        let sampled = &sampled[..recipe.eval.num_samples().min(sampled.len())];
+        let samples: Vec<usize> = sampled.iter().map(|e| e.prompt_ids.len()).collect();
         batches.extend((!samples.is_empty()).then(|| of(&samples)));
         batches.into_iter().reduce(|a, b| MicroBatch {
             tokens: a.tokens.max(b.tokens),

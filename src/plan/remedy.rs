@@ -26,9 +26,11 @@ enum Knob {
     Precision,
     Lora,
     MaxSeqLen,
+    Samples,
 }
 
-const KNOBS: [Knob; 5] = [Knob::MicroBatch, Knob::Activations, Knob::Precision, Knob::Lora, Knob::MaxSeqLen];
+const KNOBS: [Knob; 6] =
+    [Knob::MicroBatch, Knob::Activations, Knob::Precision, Knob::Lora, Knob::MaxSeqLen, Knob::Samples];
 
 /// A changed recipe and the settings that changed it.
 type Change = (Recipe, Vec<String>);
@@ -44,7 +46,9 @@ impl Knob {
         let (train, global) = (&recipe.train, recipe.train.global_batch_size());
         match self {
             Self::MicroBatch => {
-                let sizes = (1..train.micro_batch_size).rev().filter(|size| global.is_multiple_of(*size));
+                // A micro-batch never has more rows than there are.
+                let largest = train.micro_batch_size.min(planner.num_examples() + 1);
+                let sizes = (1..largest).rev().filter(|size| global.is_multiple_of(*size));
                 let of = |size: usize| {
                     let steps = global / size;
                     let set = |r: &mut Recipe| (r.train.micro_batch_size, r.train.grad_accum_steps) = (size, steps);
@@ -71,6 +75,10 @@ impl Knob {
                     change(&|r| r.data.max_seq_len = MaxSeqLen(len), vec![format!("data.max_seq_len={len}")])
                 };
                 lengths.take_while(|len| *len > planner.longest_prompt()).map(of).collect()
+            }
+            Self::Samples => {
+                let counts = (0..planner.experiment.sampled().len()).rev();
+                counts.map(|n| change(&|r| r.eval.samples = Some(n), vec![format!("eval.samples={n}")])).collect()
             }
             Self::Activations | Self::Precision | Self::Lora => vec![],
         }

@@ -13,6 +13,9 @@ use crate::model::block::Transformer;
 use crate::model::family::Family;
 use crate::rng::Draws;
 
+/// The longest answer, and the most steps.
+const MAX_GEN_LENGTH: usize = 1 << 20;
+
 /// The sampler's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -98,6 +101,11 @@ impl Sampling {
         if *gen_length == 0 || *diffusion_steps == 0 {
             return Err(format!("gen_length {gen_length} and diffusion_steps {diffusion_steps} must be at least 1"));
         }
+        if *gen_length.max(diffusion_steps) > MAX_GEN_LENGTH {
+            return Err(format!(
+                "gen_length {gen_length} or diffusion_steps {diffusion_steps} is more than {MAX_GEN_LENGTH}; lower it"
+            ));
+        }
         self.remasking.map_or(Ok(()), |remasking| match remasking.family() {
             Family::Llada => self.check_blocks(remasking),
             Family::Dream => self.check_no_blocks(remasking),
@@ -106,8 +114,11 @@ impl Sampling {
 
     fn check_blocks(&self, remasking: Remasking) -> Result<(), String> {
         let Self { gen_length, block_length, diffusion_steps, .. } = self;
-        if *block_length == 0 || gen_length % block_length != 0 {
-            let nearest = gen_length.next_multiple_of((*block_length).max(1));
+        if *block_length == 0 {
+            return Err("block_length 0 must be at least 1".to_owned());
+        }
+        if gen_length % block_length != 0 {
+            let nearest = gen_length.next_multiple_of(*block_length);
             return Err(format!(
                 "gen_length {gen_length} is not a multiple of block_length {block_length}; set gen_length {nearest} or \
                  another block_length"

@@ -89,6 +89,10 @@ impl Files {
         self
     }
 
+    pub fn content(&self, name: &str) -> &[u8] {
+        self.get(name).unwrap_or_else(|| panic!("there is no {name}"))
+    }
+
     fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, content)| content.as_slice())
     }
