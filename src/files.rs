@@ -2,8 +2,10 @@
 //! A writer fills a neighbour, flushes it to the disk and renames it; what a crash leaves is the neighbour.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use twox_hash::XxHash3_128;
 
 use crate::error::{Error, Result};
 
@@ -42,42 +44,76 @@ pub fn write_whole_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) 
     })
 }
 
-/// Fills a folder that is there whole after any crash, or not at all; one of the same name is replaced.
+/// Fills a folder that is there whole after any crash, or not at all; one of the same name is replaced. `fill` makes
+/// files, no folders.
 ///
 /// # Errors
-/// What `fill` or the operating system answers; an earlier folder is untouched then, but for an error while it is
-/// replaced.
+/// What `fill` or the operating system answers; an earlier folder is as it was then, unless what failed came after the
+/// new one was in its place.
 pub fn write_folder_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let partial = partial_name(folder);
+    let (partial, earlier) = (partial_name(folder), earlier_name(folder));
     let write_error = |source| Error::Write { path: folder.to_owned(), source };
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(write_error)?;
-    }
+    settle_folder(folder)?;
     make_folder(&partial)?;
-    if let Err(error) = fill(&partial) {
+    let filled = fill(&partial).and_then(|()| sync_files(&partial).map_err(write_error));
+    if let Err(error) = filled {
         // The first error is the one worth telling.
         let _ = fs::remove_dir_all(&partial);
         return Err(error);
     }
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(write_error)?;
-    }
-    fs::rename(&partial, folder).and_then(|()| sync_folder(folder)).map_err(write_error)
+    let replace = || {
+        // At any moment the old folder or the new one is there whole: a crash between the renames leaves both.
+        if folder.exists() {
+            fs::rename(folder, &earlier)?;
+        }
+        fs::rename(&partial, folder)?;
+        sync_folder(folder)
+    };
+    let replaced = replace().map_err(write_error);
+    let settled = settle_folder(folder);
+    replaced.and(settled)
 }
 
-/// Makes a folder and its parents.
+/// Puts right what a crash left of [`write_folder_whole`]: an earlier folder without a new one gets its name back, and
+/// nothing stays beside the folder.
+///
+/// # Errors
+/// What the operating system answers.
+pub fn settle_folder(folder: &Path) -> Result<()> {
+    let (partial, earlier) = (partial_name(folder), earlier_name(folder));
+    let settle = || {
+        if earlier.exists() && !folder.exists() {
+            fs::rename(&earlier, folder)?;
+        }
+        [&partial, &earlier].into_iter().filter(|left| left.exists()).try_for_each(fs::remove_dir_all)
+    };
+    settle().map_err(|source| Error::Write { path: folder.to_owned(), source })
+}
+
+/// Makes a folder and its parents, which last.
 ///
 /// # Errors
 /// What the operating system answers.
 pub fn make_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(|source| Error::Write { path: path.to_owned(), source })
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    let made = fs::create_dir_all(path).and_then(|()| missing.into_iter().rev().try_for_each(sync_folder));
+    made.map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// Flushes a folder and the files in it to the disk.
+fn sync_files(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        File::open(entry?.path())?.sync_all()?;
+    }
+    File::open(folder)?.sync_all()
 }
 
 /// Makes a rename in `path`'s folder last.
 ///
 /// # Errors
 /// What the operating system answers.
-pub fn sync_folder(path: &Path) -> std::io::Result<()> {
+pub fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
@@ -87,4 +123,26 @@ pub fn partial_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     path.with_file_name(name)
+}
+
+/// The name of a folder that is being replaced.
+fn earlier_name(folder: &Path) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or_default().to_owned();
+    name.push(".earlier");
+    folder.with_file_name(name)
+}
+
+/// The XXH3 hash, of 128 bits, of a file's bytes.
+///
+/// # Errors
+/// What the operating system answers.
+pub fn content_hash(path: &Path) -> io::Result<u128> {
+    let mut file = File::open(path)?;
+    let (mut hash, mut buffer) = (XxHash3_128::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hash.finish_128()),
+            read => hash.write(&buffer[..read]),
+        }
+    }
 }

@@ -148,6 +148,15 @@ fn a_folder_is_whole_or_as_it_was() {
     assert_eq!((names(&folder), names(&target)), (vec!["checkpoint".to_owned()], vec!["first".to_owned()]));
     write("third", Ok(())).expect("the folder is written");
     assert_eq!((names(&folder), names(&target)), (vec!["checkpoint".to_owned()], vec!["third".to_owned()]));
+    // A crash between its two renames: the earlier folder is aside, the new one not yet in its place.
+    fs::rename(&target, folder.join("checkpoint.earlier")).expect("the folder can be renamed");
+    fs::create_dir(folder.join("checkpoint.partial")).expect("the folder can be made");
+    assert_eq!(write("fourth", Err("no")).expect_err("it fails").to_string(), "no");
+    assert_eq!((names(&folder), names(&target)), (vec!["checkpoint".to_owned()], vec!["third".to_owned()]));
+    // And one after them.
+    fs::create_dir(folder.join("checkpoint.earlier")).expect("the folder can be made");
+    write("fifth", Ok(())).expect("the folder is written");
+    assert_eq!((names(&folder), names(&target)), (vec!["checkpoint".to_owned()], vec!["fifth".to_owned()]));
 }
 
 #[test]

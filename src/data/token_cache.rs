@@ -3,7 +3,6 @@
 //! the runs of a comparison share their rows. A damaged file is no hit, and is written anew.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,7 +11,7 @@ use twox_hash::XxHash3_128;
 use super::sources::Source;
 use super::{Dataset, Example, Reading};
 use crate::error::{Error, Result};
-use crate::files::{make_folder, write_whole};
+use crate::files::{content_hash, make_folder, write_whole};
 
 /// Begins a file, and names the way tokens are made: a change of that gets another number.
 const MAGIC: &[u8; 16] = b"weft tokens v01\n";
@@ -70,7 +69,8 @@ impl TokenCache {
             return;
         }
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let is_ours = |path: &PathBuf| path.extension().is_some_and(|e| e == "tokens");
+        // What a crash left half written goes as well, by its turn.
+        let is_ours = |path: &PathBuf| path.extension().is_some_and(|e| e == "tokens" || e == "partial");
         let used = |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut files: Vec<(SystemTime, PathBuf)> = entries.filter(is_ours).map(|path| (used(&path), path)).collect();
         files.sort();
@@ -98,17 +98,9 @@ pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
     write_part(&mut hash, settings.as_bytes());
     for path in source.files()? {
         let read_error = |source| Error::Read { path: path.clone(), source };
-        let mut file = File::open(&path).map_err(read_error)?;
         // The kind of file belongs to its content.
         write_part(&mut hash, path.extension().unwrap_or_default().as_encoded_bytes());
-        let (mut content, mut buffer) = (XxHash3_128::new(), vec![0; 1 << 20]);
-        loop {
-            match file.read(&mut buffer).map_err(read_error)? {
-                0 => break,
-                read => content.write(&buffer[..read]),
-            }
-        }
-        hash.write(&content.finish_128().to_le_bytes());
+        hash.write(&content_hash(&path).map_err(read_error)?.to_le_bytes());
     }
     Ok(hash.finish_128())
 }

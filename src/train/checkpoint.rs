@@ -1,8 +1,10 @@
 //! Training checkpoints: parameters, moments and the step, from which a run goes on bit for bit. Every draw belongs
-//! to (seed, epoch, example), so there is no other state. A checkpoint is a folder that appears whole by a rename.
+//! to (seed, epoch, example), so there is no other state. A checkpoint is a folder that appears whole by a rename, with
+//! its files' checksums, so that bytes which a disk lost or changed are never trained on.
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +13,7 @@ use weft_kernels::weight::Dtype;
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_folder_whole, write_whole};
+use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 use crate::recipe::Recipe;
 
@@ -27,6 +29,12 @@ struct State {
     entropies: Vec<(usize, u64, usize)>,
 }
 
+/// The file of a checkpoint's state, and that of its tensors.
+const STATE: &str = "state.json";
+const TENSORS: &str = "state.safetensors";
+/// The file of their checksums: a line each, as `xxhsum -H2` prints them.
+const CHECKSUMS: &str = "checksums";
+
 /// Where a resolved recipe has the names of its sources and their examples' keys.
 const ROWS: &str = "rows";
 
@@ -38,8 +46,7 @@ const ENTROPIES: &str = "token_entropy";
 /// # Errors
 /// A file that can't be written; earlier checkpoints are untouched then.
 pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
-    let folder = folder(output).join(format!("step-{:08}", trainer.step));
-    write_folder_whole(&folder, |partial| {
+    write_folder_whole(&folder_of(output, trainer.step), |partial| {
         let kept = &trainer.entropies.kept;
         let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
         let names = |i: usize| ["m.", "v."].map(|prefix| format!("{prefix}{}", trainer.model.params[i].name));
@@ -54,28 +61,41 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
         if !kept.is_empty() {
             tensors.push(Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies));
         }
-        write_tensors(&partial.join("state.safetensors"), tensors)?;
+        write_tensors(&partial.join(TENSORS), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
         let state = State { step: trainer.step, recipe: recipe.clone(), entropies };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
-        write_whole(&partial.join("state.json"), text.as_bytes())
+        write_whole(&partial.join(STATE), text.as_bytes())?;
+        write_whole(&partial.join(CHECKSUMS), checksums(partial)?.as_bytes())
     })?;
-    for old in list(output).into_iter().rev().skip(KEPT) {
+    drop_old(output, trainer.step)
+}
+
+/// Drops all but the newest two of the checkpoints up to `step`. Later ones are damaged, or the run would go on from
+/// them: they aren't counted, lest the last good one be dropped for them.
+fn drop_old(output: &Path, step: u64) -> Result<()> {
+    let up_to = list(output)?.into_iter().rev().filter(|of| *of <= step).map(|of| folder_of(output, of));
+    for old in up_to.filter(|folder| folder.exists()).skip(KEPT) {
         fs::remove_dir_all(&old).map_err(|source| Error::Write { path: old, source })?;
     }
     Ok(())
 }
 
 /// Puts the newest whole checkpoint into the trainer; false where there is none yet. A damaged one is told of and the
-/// one before it taken: the run then only has more steps to do again.
+/// one before it taken: the run then only has more steps to do again. What a crash left half done is removed.
 ///
 /// # Errors
-/// A checkpoint of another recipe, with every setting that differs; damaged ones only.
+/// A checkpoint of another recipe, with every setting that differs; damaged ones only; a folder that can't be read.
 pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<bool> {
     let mut damaged = None;
-    for folder in list(output).into_iter().rev() {
+    for step in list(output)?.into_iter().rev() {
+        let folder = folder_of(output, step);
+        settle_folder(&folder)?;
+        if !folder.exists() {
+            continue;
+        }
         match load(&folder, trainer, recipe) {
-            Ok(()) => return Ok(true),
+            Ok(()) => return drop_old(output, trainer.step).map(|()| true),
             Err(error @ Error::Config { .. }) => return Err(error),
             Err(error) => {
                 eprintln!("warning: {error}; trying the checkpoint before it");
@@ -87,7 +107,8 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
 }
 
 fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
-    let path = folder.join("state.json");
+    verify(folder)?;
+    let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
     let differing = differences(&state.recipe, recipe);
@@ -102,7 +123,7 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         );
         return Err(Error::Config { path, reason });
     }
-    let mut tensors = Checkpoint::open_file(folder, "state.safetensors")?;
+    let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
     let Trainer { model, optimizer, .. } = trainer;
     for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
         let mut read = |prefix: &str| tensors.take(&format!("{prefix}{}", param.name), &param.shape);
@@ -126,20 +147,57 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a checkpoint whose bytes aren't those that were written. One of an earlier version has no checksums.
+fn verify(folder: &Path) -> Result<()> {
+    let path = folder.join(CHECKSUMS);
+    if !path.exists() {
+        return Ok(());
+    }
+    let written = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let written = String::from_utf8_lossy(&written);
+    let now = checksums(folder)?;
+    if now == written {
+        return Ok(());
+    }
+    let changed = now.lines().find(|line| !written.lines().any(|other| other == *line));
+    let file = changed.and_then(|line| line.split_whitespace().last()).unwrap_or(CHECKSUMS);
+    let reason = format!("its bytes are others than those that {CHECKSUMS} was made of");
+    Err(Error::Format { path: folder.join(file), reason })
+}
+
+/// A line per file: its hash and its name.
+fn checksums(folder: &Path) -> Result<String> {
+    let line = |file: &str| {
+        let path = folder.join(file);
+        let hash = content_hash(&path).map_err(|source| Error::Read { path, source })?;
+        Ok(format!("{hash:032x}  {file}\n"))
+    };
+    [TENSORS, STATE].into_iter().map(line).collect()
+}
+
 fn folder(output: &Path) -> PathBuf {
     output.join("checkpoints")
 }
 
-/// Whole checkpoints, the oldest first.
-fn list(output: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder(output)).into_iter().flatten().flatten().map(|e| e.path());
-    let is_step = |p: &PathBuf| {
-        let name = p.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.strip_prefix("step-").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
+fn folder_of(output: &Path, step: u64) -> PathBuf {
+    folder(output).join(format!("step-{step:08}"))
+}
+
+/// The steps of the checkpoints, the first one first; those included that a crash left half written.
+fn list(output: &Path) -> Result<Vec<u64>> {
+    let folder = folder(output);
+    let read_error = |source| Error::Read { path: folder.clone(), source };
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(read_error)?,
     };
-    let mut found: Vec<PathBuf> = entries.filter(is_step).collect();
-    found.sort();
-    found
+    let step = |entry: io::Result<fs::DirEntry>| -> io::Result<Option<u64>> {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let number = name.strip_prefix("step-").map(|n| n.split('.').next().unwrap_or_default());
+        Ok(number.and_then(|n| n.parse().ok()))
+    };
+    let steps: io::Result<BTreeSet<Option<u64>>> = entries.map(step).collect();
+    Ok(steps.map_err(read_error)?.into_iter().flatten().collect())
 }
 
 /// The source whose rows have other tokens. A recipe without its rows' keys says nothing.

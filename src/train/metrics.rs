@@ -50,7 +50,7 @@ impl Metrics {
     pub fn open(output: &Path, step: u64, progress: Progress) -> Result<Self> {
         let path = output.join(METRICS);
         let kept: String = match path.exists() && step > 0 {
-            true => read_text(&path)?.split_inclusive('\n').filter(|line| step_of(line) <= Some(step)).collect(),
+            true => read_text(&path)?.lines().filter(|l| step_of(l) <= Some(step)).map(|l| format!("{l}\n")).collect(),
             false => String::new(),
         };
         write_whole(&path, kept.as_bytes())?;
@@ -112,6 +112,14 @@ impl Metrics {
         self.write(json!({ "step": step, "held_out_nll_bound": nll_bound }))?;
         self.line(&format!("step {step}: held-out loss {nll_bound:.4} nats per answer token"));
         Ok(())
+    }
+
+    /// Makes what was told so far last, as the checkpoint will that it belongs to.
+    ///
+    /// # Errors
+    /// A file that can't be written.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })
     }
 
     /// Prints a line above the progress.

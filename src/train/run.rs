@@ -125,6 +125,7 @@ impl<'a> Run<'a> {
                 self.evaluate(trainer)?;
             }
             if is_due(report.step, checkpoint_every) {
+                self.metrics.sync()?;
                 checkpoint::save(self.output, trainer, &self.recipe)?;
             }
             self.summary.last = Some(report);
