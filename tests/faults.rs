@@ -143,6 +143,7 @@ impl Scenario {
         }
         let (calls, whole) =
             copied(&self.start, |folder| (strace::calls(folder, &weft(folder, self.resume)), Whole::of(folder, self)));
+        flushes(&calls);
         let concerned = calls.into_iter().filter(|call| (self.concerns)(&call.path) && is_written(call));
         let faults = |call: Call| {
             let error = if call.name.contains("sync") || call.name.contains("unlink") { "EIO" } else { "ENOSPC" };
@@ -192,6 +193,25 @@ impl Scenario {
         assert!(resumed.status.success(), "{call:?} {fault:?}: {}", String::from_utf8_lossy(&resumed.stderr));
         let now = Whole::of(folder, self);
         assert!(now == *whole, "{call:?} {fault:?}: {now:?} instead of {whole:?}");
+    }
+}
+
+/// What a kill can't show, since the system outlives it: whatever gets its final name was flushed before, and the name
+/// after; and so was the log that a checkpoint stands on.
+fn flushes(calls: &[Call]) {
+    let is_sync = |call: &Call, path: &Path| call.name.contains("sync") && call.path == path;
+    let is_flushed = |before: &[Call], path: &Path| {
+        let written = before.iter().rposition(|call| call.name == "write" && call.path == path);
+        before[written.unwrap_or(0)..].iter().any(|call| is_sync(call, path))
+    };
+    let is_named = |call: &Call| call.name.starts_with("rename") && call.path.to_string_lossy().ends_with(".partial");
+    for (i, named) in calls.iter().enumerate().filter(|(_, call)| is_named(call)) {
+        let (path, folder) = (&named.path, named.path.parent().expect("it lies in a folder"));
+        assert!(is_flushed(&calls[..i], path), "{path:?} is flushed before it has its name");
+        let next = calls[i + 1..].iter().find(|call| call.changes);
+        assert!(next.is_some_and(|call| is_sync(call, folder)), "{folder:?} is flushed after {path:?} has its name");
+        let is_checkpoint = folder.ends_with("run/checkpoints");
+        assert!(!is_checkpoint || is_flushed(&calls[..i], Path::new("run/metrics.jsonl")), "the log before {path:?}");
     }
 }
 
