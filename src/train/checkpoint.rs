@@ -32,7 +32,7 @@ struct State {
 /// The file of a checkpoint's state, and that of its tensors.
 const STATE: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
-/// The file of their checksums: a line each, as `xxhsum -H2` prints them.
+/// The file of their checksums, a line each.
 const CHECKSUMS: &str = "checksums";
 
 /// Where a resolved recipe has the names of its sources and their examples' keys.
