@@ -84,6 +84,14 @@ pub enum Error {
         /// What is wrong and the fix.
         reason: String,
     },
+    /// A run that was asked to stop, and did.
+    #[error("stopped at step {step}, which is saved in {}; add --resume to go on", output.display())]
+    Stopped {
+        /// The last step that was done.
+        step: u64,
+        /// The run's folder.
+        output: PathBuf,
+    },
     /// Options or folders that don't go together.
     #[error("{0}")]
     Usage(String),

@@ -6,11 +6,17 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use weft::error::Error;
 
 fn main() -> ExitCode {
     sigpipe::reset();
     match cli::Cli::parse().run() {
         Ok(code) => code,
+        // No mistake of anyone's.
+        Err(stopped @ Error::Stopped { .. }) => {
+            eprintln!("{stopped}");
+            ExitCode::from(cli::STOPPED)
+        }
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(if error.is_users() { 2 } else { 1 })

@@ -27,6 +27,7 @@ mod progress;
 mod reproduce;
 mod results;
 mod score;
+mod signals;
 mod trace;
 mod train;
 
@@ -39,6 +40,8 @@ use weft::base::Base;
 use weft::error::{Error, Result};
 use weft::model::lora;
 use weft_kernels::precision::Precision;
+
+pub use signals::STOPPED;
 
 /// Most threads: beyond, starting them takes longer than any work they share.
 const MAX_THREADS: usize = 1024;
@@ -125,6 +128,9 @@ impl Cli {
         let threads = self.threads.unwrap_or(0);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
+            signals::listen();
+        }
         pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet),
             Command::Data(command) => command.run(self.quiet),

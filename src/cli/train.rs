@@ -82,6 +82,7 @@ impl Train {
             describe(&experiment, &base);
             say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
         }
+        let _lock = run::lock(&output)?;
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
         let mut samples = first_samples(&experiment, &base)?;

@@ -19,6 +19,7 @@ use indicatif::ProgressBar;
 
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
+use crate::train::run::lock;
 use findings::Findings;
 use run::Outcome;
 use study::{PlannedRun, Study};
@@ -38,6 +39,7 @@ pub struct Outcomes {
 /// # Errors
 /// An outcome of another recipe; whatever stops a run but a loss that isn't finite.
 pub fn go(study: &Study, is_wanted: bool, tell: &(impl Fn(&str) + Sync)) -> Result<Outcomes> {
+    let _lock = is_wanted.then(|| lock(&study.output)).transpose()?;
     // 1. What is there already: told first, and refused where another recipe made it.
     let runs: Vec<Option<Outcome>> = study.runs.iter().map(|run| run::read(&run.recipe)).collect::<Result<_>>()?;
     make_folder(&study.output)?;

@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod entropy_reuse;
 pub mod held_out;
+pub mod interrupt;
 pub mod lr_schedule;
 pub mod metrics;
 pub mod optimizer;

@@ -1,6 +1,7 @@
 //! A run from its folder's point of view: start or resume, steps, evaluations, checkpoints. What a step does is the
 //! parent module's; what is saved at the end is the caller's.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use super::entropy_reuse::Drift;
 use super::held_out::nll_bound;
 use super::metrics::{Metrics, Progress};
 use super::step::StepReport;
-use super::{Trainer, checkpoint};
+use super::{Trainer, checkpoint, interrupt};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
@@ -45,6 +46,27 @@ pub fn check_output(output: &Path, resume: bool) -> Result<()> {
             output.display()
         ))),
         false => Ok(()),
+    }
+}
+
+/// The file that a run holds while it is at work.
+const LOCK: &str = "lock";
+
+/// Makes a folder one process's own until what is returned is dropped; a crash leaves nothing that has to be removed.
+/// Where the file system has no locks there is none.
+///
+/// # Errors
+/// A folder in which another run is at work, or that can't be made.
+pub fn lock(output: &Path) -> Result<File> {
+    make_folder(output)?;
+    let path = output.join(LOCK);
+    let file = File::create(&path).map_err(|source| Error::Write { path, source })?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
+            "another run is at work in {}; wait for its end, or set train.output to another folder",
+            output.display()
+        ))),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }
 }
 
@@ -110,7 +132,7 @@ impl<'a> Run<'a> {
     /// Trains to a step, with the evaluations and checkpoints that fall due.
     ///
     /// # Errors
-    /// A loss that isn't finite, a file that can't be written.
+    /// A loss that isn't finite, a file that can't be written; a wish to stop ([`interrupt`]).
     pub fn advance(&mut self, trainer: &mut Trainer, to: u64) -> Result<()> {
         let num_steps = trainer.num_steps();
         let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
@@ -124,9 +146,14 @@ impl<'a> Run<'a> {
             if is_due(report.step, eval_every) {
                 self.evaluate(trainer)?;
             }
-            if is_due(report.step, checkpoint_every) {
+            let stops = interrupt::is_asked() && report.step < num_steps;
+            if stops || is_due(report.step, checkpoint_every) {
                 self.metrics.sync()?;
                 checkpoint::save(self.output, trainer, &self.recipe)?;
+            }
+            if stops {
+                self.metrics.finish();
+                return Err(Error::Stopped { step: report.step, output: self.output.to_owned() });
             }
             self.summary.last = Some(report);
         }

@@ -1,0 +1,101 @@
+//! SIGINT and SIGTERM end a run after its step, saved; two runs don't share a folder.
+#![cfg(unix)]
+
+mod scratch;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use scratch::folder;
+
+const ADAPTER: &str = "run/adapter/adapter_model.safetensors";
+
+/// A recipe of 400 short steps, with a checkpoint at the last only.
+fn start(folder: &Path) {
+    let row = |i: usize| format!("{{\"prompt\": \"What is {i} + 1?\", \"response\": \"{}\"}}\n", i + 1);
+    fs::write(folder.join("rows.jsonl"), (0..16).map(row).collect::<String>()).expect("the rows are written");
+    let recipe = "[model]\nlora_rank = 2\n[data]\ntrain = \"rows.jsonl\"\n[train]\noutput = \"run\"\nlr = 1e-3\n\
+                  epochs = 100\nmicro_batch_size = 4\n";
+    fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+}
+
+fn weft(folder: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(folder).args(["train", "recipe.toml", "--threads", "1"]).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A run that has done some steps and has most before it.
+fn at_work(folder: &Path) -> Child {
+    let child = weft(folder, &[]).spawn().expect("weft starts");
+    let began = Instant::now();
+    let steps = || fs::read_to_string(folder.join("run/metrics.jsonl")).map_or(0, |lines| lines.lines().count());
+    while steps() < 3 {
+        assert!(began.elapsed() < Duration::from_secs(120), "the run begins");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
+fn send(signal: &str, to: &Child) {
+    let status = Command::new("kill").args([signal, &to.id().to_string()]).status().expect("kill starts");
+    assert!(status.success(), "{signal} is sent");
+}
+
+#[test]
+fn a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_to_the_same_bits() {
+    let whole = folder("whole");
+    start(&whole);
+    assert!(weft(&whole, &[]).output().expect("weft starts").status.success());
+    for signal in ["-INT", "-TERM"] {
+        let folder = folder("stopped");
+        start(&folder);
+        let child = at_work(&folder);
+        // Nobody else goes on with it meanwhile.
+        let other = weft(&folder, &["--resume"]).output().expect("weft starts");
+        assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
+        let told = "error: another run is at work in run; wait for its end, or set train.output to another folder\n";
+        assert!(stderr(&other).ends_with(told), "{}", stderr(&other));
+        send(signal, &child);
+        let output = child.wait_with_output().expect("the run ends");
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{told}");
+        assert!(told.contains("stopping after this step, which is saved; once more stops at once\n"), "{told}");
+        let last = told.lines().last().expect("it says how to go on");
+        let step = last.strip_prefix("stopped at step ").and_then(|rest| rest.split(',').next());
+        let step: u64 = step.and_then(|step| step.parse().ok()).unwrap_or_else(|| panic!("{told}"));
+        assert_eq!(last, format!("stopped at step {step}, which is saved in run; add --resume to go on"));
+        assert!(folder.join(format!("run/checkpoints/step-{step:08}")).is_dir() && step < 400, "{told}");
+        let resumed = weft(&folder, &["--resume"]).output().expect("weft starts");
+        assert!(resumed.status.success(), "{}", stderr(&resumed));
+        assert!(stderr(&resumed).contains(&format!("resuming at step {step}\n")), "{}", stderr(&resumed));
+        let adapter = |folder: &Path| fs::read(folder.join(ADAPTER)).expect("there is an adapter");
+        assert!(adapter(&folder) == adapter(&whole), "{signal}: the adapter has other bytes");
+    }
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let folder = folder("twice");
+    start(&folder);
+    // One step of minutes, which nobody waits for.
+    let rows = fs::read_to_string(folder.join("rows.jsonl")).expect("the rows are there");
+    fs::write(folder.join("rows.jsonl"), rows.repeat(2000)).expect("the rows are written");
+    let mut child = weft(&folder, &["--set", "train.grad_accum_steps=8000"]).spawn().expect("weft starts");
+    let began = Instant::now();
+    while !folder.join("run/metrics.jsonl").exists() && began.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    send("-INT", &child);
+    std::thread::sleep(Duration::from_millis(200));
+    send("-INT", &child);
+    assert_eq!(child.wait().expect("the run ends").code(), Some(130));
+    assert!(!folder.join("run/checkpoints").exists(), "the step isn't done");
+}
