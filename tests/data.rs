@@ -168,7 +168,7 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
         (
             "json",
             "{\"prompt\": ",
-            "rows.jsonl:2: not JSON (EOF while parsing a value at line 1 column 11); write one object per line",
+            "rows.jsonl:2: not JSON (EOF while parsing a value at column 11); write one object per line",
         ),
         ("array", "[1]", "rows.jsonl:2: not a JSON object; write one object per line"),
         (
