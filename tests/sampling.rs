@@ -201,7 +201,7 @@ fn alg_temp_chooses_in_proportion_to_confidence() {
 fn settings_without_sense_are_refused_with_their_values() {
     let llada = model("llada");
     let message = one(&llada, &[1], &sampling(10, 4, 10)).expect_err("10 is no multiple of 4");
-    assert_eq!(message, "gen_length 10 is not a multiple of block_length 4");
+    assert_eq!(message, "gen_length 10 is not a multiple of block_length 4; set gen_length 12 or another block_length");
     assert!(one(&llada, &[1], &sampling(12, 4, 4)).is_err_and(|m| m.contains("diffusion_steps 4")));
     let dream = model("dream");
     assert!(one(&dream, &[1], &sampling(10, 4, 7)).is_ok(), "Dream's loop has no blocks");
