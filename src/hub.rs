@@ -37,6 +37,24 @@ impl Kind {
             Self::Dataset => "data set",
         }
     }
+
+    /// What the hub's API and the cache's folders call several.
+    #[cfg(feature = "hub")]
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// What the path of a repository's page and files begins with.
+    #[cfg(feature = "hub")]
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => DATASETS,
+        }
+    }
 }
 
 /// A repository of the hub, or a folder or file inside.
@@ -172,8 +190,8 @@ impl Id {
             if path.exists() || is_named_as_file(path) {
                 return Ok(None);
             }
-            let (name, revision) = given.trim_end_matches('/').split_once('@').unwrap_or((given, MAIN));
-            let name = name.trim_end_matches('/');
+            let (name, revision) = given.split_once('@').unwrap_or((given, MAIN));
+            let [name, revision] = [name, revision].map(|part| part.trim_end_matches('/'));
             let plain = || Self::new(kind, name, revision, "", given);
             return Ok(name.split_once('/').and_then(|_| plain()));
         };

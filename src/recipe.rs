@@ -316,6 +316,11 @@ impl TrainTable {
     pub fn global_batch_size(&self) -> usize {
         self.micro_batch_size.saturating_mul(self.grad_accum_steps)
     }
+
+    /// `activation_memory_gb` in bytes.
+    pub fn activation_bytes(&self) -> usize {
+        (self.activation_memory_gb * 1e9) as usize
+    }
 }
 
 /// Reads any recipe type: what could be read, and every problem with the rest.

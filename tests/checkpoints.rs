@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use scratch::folder;
+use scratch::{folder, names};
 use serde_json::Value;
 use weft::base::Base;
 use weft::data::mixing::Mixture;
@@ -59,13 +59,6 @@ fn trained(path: &Path) -> Base {
 fn bits(model: &Transformer) -> Vec<(String, Vec<usize>, Vec<u32>)> {
     let of = |p: &weft::model::block::Param| p.weight.to_f32().iter().map(|x| x.to_bits()).collect();
     model.params.iter().map(|p| (p.name.clone(), p.shape.clone(), of(p))).collect()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).expect("the folder is there").flatten();
-    let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use scratch::folder;
+use scratch::{folder, names};
 use serde_json::{Value, json};
 use weft::data::Example;
 use weft::data::mixing::Mixture;
@@ -59,13 +59,6 @@ fn loaded(output: &Path) -> (u64, Vec<u32>) {
     let mut fresh = trainer();
     assert!(checkpoint::load_newest(output, &mut fresh, &recipe()).expect("one is whole"));
     state(&fresh)
-}
-
-fn names(output: &Path) -> Vec<String> {
-    let entries = fs::read_dir(output.join("checkpoints")).expect("there are checkpoints").flatten();
-    let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -121,12 +114,19 @@ fn the_last_good_checkpoint_stays_until_there_is_another() {
     let mut resumed = trainer();
     assert!(checkpoint::load_newest(&output, &mut resumed, &recipe()).expect("one is whole"));
     assert_eq!(state(&resumed), states[0]);
-    assert_eq!(names(&output), ["step-00000002", "step-00000004", "step-00000006"], "what a crash left is gone");
+    assert_eq!(
+        names(&output.join("checkpoints")),
+        ["step-00000002", "step-00000004", "step-00000006"],
+        "what a crash left is gone"
+    );
     let third = save_at(&output, &mut resumed, 3);
-    assert_eq!(names(&output), ["step-00000002", "step-00000003", "step-00000004", "step-00000006"]);
+    assert_eq!(
+        names(&output.join("checkpoints")),
+        ["step-00000002", "step-00000003", "step-00000004", "step-00000006"]
+    );
     assert_eq!(loaded(&output), third);
     // The damaged ones are replaced when their steps come again.
     assert_eq!(save_at(&output, &mut resumed, 4), states[1]);
     assert_eq!(save_at(&output, &mut resumed, 6), states[2]);
-    assert_eq!(names(&output), ["step-00000004", "step-00000006"]);
+    assert_eq!(names(&output.join("checkpoints")), ["step-00000004", "step-00000006"]);
 }

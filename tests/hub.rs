@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fixtures::LLADA;
-use hub_server::{COMMIT, Fault, Files, Hub, ask, hash, names, refused, repository, run, snapshot, stderr, told, weft};
-use scratch::folder;
+use hub_server::{COMMIT, Fault, Files, Hub, ask, hash, refused, repository, run, snapshot, stderr, told, weft};
+use scratch::{folder, names};
 use serde_json::json;
 
 /// The golden checkpoint with a tokenizer, in two shards; and the same as a repository with files nobody needs.

@@ -9,8 +9,8 @@ mod scratch;
 use std::fs;
 
 use fixtures::LLADA;
-use hub_server::{COMMIT, Files, Hub, ask, names, refused, repository, run, snapshot, told, weft};
-use scratch::folder;
+use hub_server::{COMMIT, Files, Hub, ask, refused, repository, run, snapshot, told, weft};
+use scratch::{folder, names};
 use serde_json::{Value, json};
 
 #[test]

@@ -42,22 +42,8 @@ fn a_replayed_step_takes_the_buffers_of_a_step() {
         ..MicroBatch::default()
     };
     let steps = vec![vec![micro; 2]; 2];
-    let work = Work {
-        model: &model.outline(),
-        stored: Stored::Embedded,
-        distinct_ids: 500,
-        program_bytes: 0,
-        rows_bytes: 0,
-        steps: &steps,
-        longest: 700,
-        needs_entropy: true,
-        held_out: None,
-        generation: None,
-        networks: 1,
-        has_cache: false,
-        written_bytes: 0,
-        threads: rayon::current_num_threads(),
-    };
+    let outline = model.outline();
+    let work = Work { distinct_ids: 500, needs_entropy: true, ..Work::of_steps(&outline, Stored::Embedded, &steps) };
     let (planned, taken) = (work.buffer_bytes() as f64, most_used_bytes() as f64);
     // Tiles are taken by as many threads as happen to work at once.
     assert!((planned / taken - 1.0).abs() < 0.02, "{planned} bytes of buffers were planned, {taken} taken");

@@ -145,27 +145,19 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
 /// The largest resident size that the job is planned to have, and its steps.
 fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
     let mut model = model.outline();
-    model.config.activation_bytes = (job.settings.activation_memory_gb * 1e9) as usize;
+    model.config.activation_bytes = job.settings.activation_bytes();
     model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
     let lengths: Vec<Lengths> = job.examples.iter().map(|e| Lengths::of(e, usize::MAX)).collect();
     let recipe = Recipe { objective: job.objective, train: job.settings.clone(), ..Recipe::default() };
     let batches = Batches::of(&recipe, &job.mixture, &lengths);
     let ids: HashSet<&u32> = job.examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).collect();
     let work = Work {
-        model: &model,
-        stored,
         distinct_ids: 1 + ids.len(),
         program_bytes,
         rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
-        steps: &batches.telling,
         longest: batches.longest,
         needs_entropy: job.objective.kind.needs_entropy(),
-        held_out: None,
-        generation: None,
-        networks: 1,
-        has_cache: false,
-        written_bytes: 0,
-        threads: rayon::current_num_threads(),
+        ..Work::of_steps(&model, stored, &batches.telling)
     };
     let bytes = work.parts().iter().map(|part| part.bytes as u64).sum();
     (bytes, batches)

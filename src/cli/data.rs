@@ -1,7 +1,7 @@
 //! `weft data`: what a recipe's model will see of its rows.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -43,23 +43,25 @@ pub struct Data {
     json: bool,
 }
 
+/// Reads rows that are looked at and not trained on: generated ones are written into a folder that goes again.
+pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let scratch = std::env::temp_dir().join(format!("weft-rows-{}", std::process::id()));
+    let _reading = doing(quiet, "reading rows");
+    let rows = read(&scratch);
+    let _ = std::fs::remove_dir_all(&scratch);
+    rows
+}
+
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let (text, mask_token_id) = Base::open_text(&recipe.model.path)?;
-        // Generated rows are looked at, not left in the run's folder.
-        let scratch = std::env::temp_dir().join(format!("weft-data-{}", std::process::id()));
-        let read = || -> Result<(Mixed, Option<Mixed>)> {
-            let Sources { train, held_out } = Sources::of(&recipe, &scratch)?;
+        let (mut train, mut held_out) = read_aside(quiet, |scratch| {
+            let Sources { train, held_out } = Sources::of(&recipe, scratch)?;
             let reading = reading(&recipe, &text, mask_token_id);
             let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
             Ok((data::load_mixed(&train, &reading)?, held_out))
-        };
-        let reading = doing(quiet, "reading rows");
-        let rows = read();
-        drop(reading);
-        let _ = std::fs::remove_dir_all(&scratch);
-        let (mut train, mut held_out) = rows?;
+        })?;
         if let Some(puzzle) = recipe.data.generate {
             let parts = train.parts.iter_mut().chain(held_out.iter_mut().flat_map(|held_out| &mut held_out.parts));
             parts.for_each(|part| part.name = format!("generated {}", puzzle.name()));

@@ -155,11 +155,12 @@ impl Generate {
         let trace = Trace { text: &base.text, prompt_len: ids.len(), mask_token_id: base.model.config.mask_token_id };
         let output = std::thread::scope(|scope| {
             let bar = bar(quiet);
+            let is_shown = self.trace || !bar.is_hidden();
             scope.spawn(move || match self.trace {
                 true => trace.show(&steps),
                 false => count_unmasked(&steps, (trace.prompt_len, trace.mask_token_id), &bar),
             });
-            generate_told(&base.model, &prompts, &sampling, Some(sender))
+            generate_told(&base.model, &prompts, &sampling, is_shown.then_some(sender))
         });
         let output = output.map_err(Error::Usage)?;
         say!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));

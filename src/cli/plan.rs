@@ -11,7 +11,7 @@ use weft::experiment::Experiment;
 use weft::plan::{Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
 
-use super::progress::doing;
+use super::data::read_aside;
 use super::train::read_recipe;
 
 /// Predict a run's peak memory and step time before anything is loaded
@@ -41,13 +41,7 @@ impl Plan {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let (text, model) = Base::open_outline(&recipe.model.path)?;
-        // Generated rows are counted, not left in the run's folder.
-        let scratch = std::env::temp_dir().join(format!("weft-plan-{}", std::process::id()));
-        let reading = doing(quiet, "reading rows");
-        let read = Experiment::read(recipe, (&text, &model.config), &scratch);
-        let _ = std::fs::remove_dir_all(&scratch);
-        drop(reading);
-        let experiment = read?;
+        let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
         let planner = Planner::new(&experiment, (model, &text), stored)?;
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;

@@ -45,11 +45,7 @@ impl<'a> Repository<'a> {
     /// lies in the cache.
     pub fn open(id: &'a Id) -> Result<Self> {
         let cache = folder_of_user();
-        let prefix = match id.kind {
-            Kind::Model => "models",
-            Kind::Dataset => "datasets",
-        };
-        let root = cache.join(format!("{prefix}--{}", id.name.replace('/', "--")));
+        let root = cache.join(format!("{}--{}", id.kind.plural(), id.name.replace('/', "--")));
         let client = Client::of_user(token()).map_err(|reason| id.error(reason))?;
         let cut_off = is_offline().then(|| "HF_HUB_OFFLINE is set".to_owned());
         let mut own = Self { id, client, root, commit: String::new(), files: vec![], is_from_record: false, cut_off };

@@ -14,7 +14,7 @@ use ureq::http::Response;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::cache::{RemoteFile, is_hash};
-use super::{Id, Kind, is_inside};
+use super::{Id, is_inside};
 use crate::error::Error;
 
 /// The hub where `HF_ENDPOINT` names no other.
@@ -105,10 +105,7 @@ impl Client {
 
     /// The commit of a revision and its files.
     pub fn list(&self, id: &Id, revision: &str) -> Result<(String, Vec<RemoteFile>), Failure> {
-        let kind = match id.kind {
-            Kind::Model => "models",
-            Kind::Dataset => "datasets",
-        };
+        let kind = id.kind.plural();
         let revision = encoded(revision).replace('/', "%2F");
         let url = format!("{}/api/{kind}/{}/revision/{revision}?blobs=true", self.endpoint, id.name);
         let mut wait = FIRST_WAIT;
@@ -149,7 +146,7 @@ impl Client {
         partial: &Path,
         bar: &ProgressBar,
     ) -> Result<(), Failure> {
-        let kind = if id.kind == Kind::Dataset { super::DATASETS } else { "" };
+        let kind = id.kind.prefix();
         let url = format!("{}/{kind}{}/resolve/{commit}/{}", self.endpoint, id.name, encoded(&file.name));
         let (mut wait, mut failures, mut damages) = (FIRST_WAIT, 0, 0);
         let start = bar.position();
@@ -265,7 +262,7 @@ impl Client {
     /// The sentence that says why, and what to do.
     pub fn explain(&self, id: &Id, failure: Failure) -> Error {
         let (endpoint, kind) = (&self.endpoint, id.kind.name());
-        let path = if id.kind == Kind::Dataset { super::DATASETS } else { "" };
+        let path = id.kind.prefix();
         let page = format!("{endpoint}/{path}{}", id.name);
         let log_in = "log in (\"hf auth login\", or HF_TOKEN)";
         id.error(match failure {

@@ -70,7 +70,28 @@ pub struct Work<'a> {
     pub threads: usize,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    /// The steps of a training alone, without evaluations, rows or what is written; `distinct_ids` and `program_bytes` are
+    /// the caller's.
+    pub fn of_steps(model: &'a Transformer, stored: Stored, steps: &'a [Vec<MicroBatch>]) -> Self {
+        Self {
+            model,
+            stored,
+            distinct_ids: 0,
+            program_bytes: 0,
+            rows_bytes: 0,
+            steps,
+            longest: steps.iter().flatten().map(|batch| batch.longest).max().unwrap_or(0),
+            needs_entropy: false,
+            held_out: None,
+            generation: None,
+            networks: 1,
+            has_cache: false,
+            written_bytes: 0,
+            threads: rayon::current_num_threads(),
+        }
+    }
+
     /// The parts at the run's largest moment.
     pub fn parts(&self) -> Vec<Part> {
         let Fullest { resident, live } = self.buffers().fullest();

@@ -188,7 +188,7 @@ impl<'a> Planner<'a> {
         }
         model.config.precision = recipe.model.precision;
         model.config.entropy_precision = recipe.objective.entropy_precision.unwrap_or(recipe.model.precision);
-        model.config.activation_bytes = (recipe.train.activation_memory_gb * 1e9) as usize;
+        model.config.activation_bytes = recipe.train.activation_bytes();
         Ok(model)
     }
 

@@ -80,7 +80,7 @@ struct Noised {
 impl Trainer {
     /// A model's training from its beginning; its trainable parameters are what is trained.
     pub fn new(mut model: Transformer, job: Job) -> Self {
-        model.config.activation_bytes = (job.settings.activation_memory_gb * 1e9) as usize;
+        model.config.activation_bytes = job.settings.activation_bytes();
         let (optimizer, objective) = (Optimizer::new(&model), job.objective);
         let mut trainer = Self { optimizer, model, step: 0, job, entropies: EntropyReuse::new(1), order: None };
         trainer.set_objective(objective);

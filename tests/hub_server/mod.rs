@@ -347,10 +347,3 @@ pub fn repository(home: &Path, name: &str) -> PathBuf {
 pub fn snapshot(home: &Path, name: &str) -> PathBuf {
     repository(home, name).join("snapshots").join(COMMIT)
 }
-
-pub fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).expect("the folder is there").flatten();
-    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
-}
