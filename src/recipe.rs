@@ -2,24 +2,26 @@
 //! at once, before a file is opened; an unknown key is told with the nearest known one.
 
 mod data;
+mod reading;
 
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
 use crate::data::packing::Padding;
 use crate::data::sources::is_named_as_file;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::Task;
 use crate::files::read_text;
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
 use crate::train::lr_schedule::LrSchedule;
 pub use data::{DataTable, MaxSeqLen};
+pub(crate) use reading::in_plain_words;
+pub use reading::parse;
+use reading::unknown;
 
 /// A fine-tuning experiment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -215,12 +217,7 @@ impl Recipe {
     /// # Errors
     /// Every problem at once.
     pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
-        let (recipe, mut problems) = parse::<Self>(text, settings);
-        problems.extend(recipe.problems());
-        match problems.is_empty() {
-            true => Ok(recipe),
-            false => Err(Error::Recipe { path: path.to_owned(), problems }),
-        }
+        parse(text, path, settings, Self::problems)
     }
 
     /// Settings without effect, a sentence each.
@@ -259,6 +256,7 @@ impl Recipe {
         let mut problems = [self.train.problems(), self.data.problems()].concat();
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         let (model, data, objective) = (&self.model, &self.data, &self.objective);
+        refuse(model.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
         let is_lora = model.trainable == Trainable::Lora;
         refuse(is_lora && model.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
         let dropout = model.lora_dropout;
@@ -309,7 +307,9 @@ impl TrainTable {
             .iter()
             .filter(|(_, x)| !(*x >= 0.0 && x.is_finite()))
             .map(|(k, x)| format!("train.{k} = {x} is negative or not a number"));
-        zero.chain(not_positive).chain(outside).chain(negative).collect()
+        let empty = self.output.as_os_str().is_empty();
+        let output = empty.then(|| "train.output is empty; name a folder, or leave it out".to_owned());
+        output.into_iter().chain(zero).chain(not_positive).chain(outside).chain(negative).collect()
     }
 
     /// Examples per optimizer step.
@@ -321,69 +321,4 @@ impl TrainTable {
     pub fn activation_bytes(&self) -> usize {
         (self.activation_memory_gb * 1e9) as usize
     }
-}
-
-/// Reads any recipe type: what could be read, and every problem with the rest.
-pub fn parse<R: Serialize + DeserializeOwned + Default>(text: &str, settings: &[String]) -> (R, Vec<String>) {
-    let mut problems = vec![];
-    let mut given: toml::Table = toml::from_str(text).unwrap_or_else(|e| {
-        let line = text[..e.span().map_or(0, |s| s.start).min(text.len())].lines().count().max(1);
-        problems.push(format!("line {line} is not TOML: {}", e.message().replace('\n', " ")));
-        toml::Table::new()
-    });
-    for setting in settings {
-        problems.extend(apply(setting, &mut given).err());
-    }
-    // serde_json writes `None` as null, so the default knows every key.
-    let mut resolved = serde_json::to_value(R::default()).expect("a recipe is JSON");
-    let known: Map<String, Value> = resolved.as_object().expect("a recipe is a table").clone();
-    for (table, keys) in given {
-        let Some(Value::Object(known_keys)) = known.get(&table) else {
-            problems.push(unknown("table", &table, "", known.keys()));
-            continue;
-        };
-        let toml::Value::Table(keys) = keys else {
-            problems.push(format!("{table} is a table; write [{table}] and its keys below"));
-            continue;
-        };
-        for (key, value) in keys {
-            if !known_keys.contains_key(&key) {
-                problems.push(unknown("key", &key, &format!("{table}."), known_keys.keys()));
-                continue;
-            }
-            // JSON has no such numbers; they would become null.
-            if let Some(number) = value.as_float().filter(|x| !x.is_finite()) {
-                problems.push(format!("{table}.{key} = {number}: give a finite number"));
-                continue;
-            }
-            let value = serde_json::to_value(value).expect("TOML values are JSON values");
-            let mut trial = Map::new();
-            trial.insert(table.clone(), Value::Object(Map::from_iter([(key.clone(), value.clone())])));
-            match serde_json::from_value::<R>(Value::Object(trial)) {
-                Ok(_) => resolved[&table][&key] = value,
-                Err(e) => problems.push(format!("{table}.{key} = {value}: {e}")),
-            }
-        }
-    }
-    (serde_json::from_value(resolved).expect("each key was read on its own"), problems)
-}
-
-/// Puts `table.key=value` into the recipe; a value that isn't TOML is text.
-fn apply(setting: &str, given: &mut toml::Table) -> std::result::Result<(), String> {
-    let wrong = || format!("--set {setting:?} is not table.key=value");
-    let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
-    let (table, key) = name.trim().split_once('.').ok_or_else(wrong)?;
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
-    let value = parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::from(value.trim()));
-    let entry = given.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    entry.as_table_mut().ok_or_else(wrong)?.insert(key.to_owned(), value);
-    Ok(())
-}
-
-/// The sentence on a table or key that isn't known.
-fn unknown<K: AsRef<str>>(what: &str, name: &str, table: &str, known: impl IntoIterator<Item = K>) -> String {
-    let nearest = known.into_iter().min_by_key(|k| strsim::damerau_levenshtein(k.as_ref(), name));
-    let nearest = nearest.expect("a table has keys");
-    let nearest = nearest.as_ref();
-    format!("unknown {what} {table}{name}; the nearest known one is {table}{nearest}")
 }

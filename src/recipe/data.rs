@@ -82,6 +82,10 @@ impl DataTable {
         let named = named.into_iter().filter(|is_named| *is_named).count();
         let one = "set data.train to a file or folder of rows, data.sources to several, or data.generate to a task";
         refuse(named != 1, format!("the recipe names {named} sources of training rows; {one}"));
+        let is_empty = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+        for (key, path) in [("train", &self.train), ("held_out", &self.held_out)] {
+            refuse(is_empty(path), format!("data.{key} is empty; name a file or folder of rows, or leave it out"));
+        }
         refuse(self.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", self.max_seq_len.0));
         let slices = [("train_rows", self.train_rows), ("held_out_rows", self.held_out_rows)];
         for (key, rows) in slices {

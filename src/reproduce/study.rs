@@ -111,13 +111,10 @@ impl Study {
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
         let text = read_text(path)?;
-        let (StudyFile { recipe, reproduce: mut table }, mut problems) = recipe::parse::<StudyFile>(&text, settings);
+        let check = |file: &StudyFile| file.reproduce.problems(&file.recipe);
+        let StudyFile { recipe, reproduce: mut table } = recipe::parse(&text, path, settings, check)?;
         if table.settings.is_empty() {
             table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
-        }
-        problems.extend(table.problems(&recipe));
-        if !problems.is_empty() {
-            return Err(Error::Recipe { path: path.to_owned(), problems });
         }
         // A run's recipe knows no [reproduce].
         let mut tables: toml::Table = toml::from_str(&text).expect("it was read above");

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::model::cached::{KeysValues, Part};
+use crate::recipe::in_plain_words;
 
 /// Whose keys and values the later steps of a block take from its first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +30,7 @@ impl Caching {
     /// # Errors
     /// A name that is none, with those that are.
     pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e| e.to_string())
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
     }
 
     /// Its name.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::family::Family;
+use crate::recipe::in_plain_words;
 
 /// The time at which Dream's schedule ends (its `eps`).
 pub const T_END: f32 = 1e-3;
@@ -48,7 +49,7 @@ impl Remasking {
     /// # Errors
     /// A name that is none, with those that are.
     pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e| e.to_string())
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
     }
 
     /// Its name.

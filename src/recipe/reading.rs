@@ -1,0 +1,222 @@
+//! Reading any recipe type: TOML and `--set` over the type's defaults. Every key is read on its own, so that each
+//! problem is told with the key's name, in a recipe's words.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// What other programs call a setting; docs/from-pytorch.md says whose names these are.
+const SYNONYMS: [(&str, &str); 38] = [
+    ("model_name_or_path", "model.path"),
+    ("model_name", "model.path"),
+    ("torch_dtype", "model.precision"),
+    ("dtype", "model.precision"),
+    ("bf16", "model.precision"),
+    ("r", "model.lora_rank"),
+    ("lora_r", "model.lora_rank"),
+    ("rank", "model.lora_rank"),
+    ("alpha", "model.lora_alpha"),
+    ("dropout", "model.lora_dropout"),
+    ("target_modules", "model.lora_targets"),
+    ("lora_target_modules", "model.lora_targets"),
+    ("train_data", "data.train"),
+    ("dataset", "data.train"),
+    ("dataset_args", "data.train"),
+    ("eval_data", "data.held_out"),
+    ("validation", "data.held_out"),
+    ("max_length", "data.max_seq_len"),
+    ("max_seq_length", "data.max_seq_len"),
+    ("time_epsilon", "objective.t_min"),
+    ("loss_norm_type", "objective.normalizer"),
+    ("output_dir", "train.output"),
+    ("learning_rate", "train.lr"),
+    ("lr_scheduler_type", "train.lr_schedule"),
+    ("warmup_ratio", "train.warmup_steps"),
+    ("num_epochs", "train.epochs"),
+    ("num_train_epochs", "train.epochs"),
+    ("batch_size", "train.micro_batch_size"),
+    ("per_device_train_batch_size", "train.micro_batch_size"),
+    ("gradient_accumulation_steps", "train.grad_accum_steps"),
+    ("gradient_checkpointing", "train.activation_memory_gb"),
+    ("adam_epsilon", "train.adam_eps"),
+    ("eval_steps", "train.eval_every"),
+    ("save_steps", "train.checkpoint_every"),
+    ("max_new_tokens", "sampler.gen_length"),
+    ("steps", "sampler.diffusion_steps"),
+    ("threshold", "sampler.confidence_threshold"),
+    ("alg", "sampler.remasking"),
+];
+
+/// Reads a recipe over its type's defaults. `check` says what is wrong with values that could be read.
+///
+/// # Errors
+/// Every problem at once; of a text that isn't TOML, the first alone.
+pub fn parse<R: Serialize + DeserializeOwned + Default>(
+    text: &str,
+    path: &Path,
+    settings: &[String],
+    check: impl FnOnce(&R) -> Vec<String>,
+) -> Result<R> {
+    let refuse = |problems| Error::Recipe { path: path.to_owned(), problems };
+    let mut given: toml::Table = toml::from_str(text).map_err(|e| {
+        let line = text[..e.span().map_or(0, |s| s.start).min(text.len())].lines().count().max(1);
+        refuse(vec![format!("line {line} is not TOML: {}", e.message().replace('\n', " "))])
+    })?;
+    // serde_json writes `None` as null, so the default knows every key.
+    let mut resolved = serde_json::to_value(R::default()).expect("a recipe is JSON");
+    let known = resolved.as_object().expect("a recipe is a table").clone();
+    let mut problems: Vec<String> =
+        settings.iter().filter_map(|setting| apply(setting, &mut given, &known).err()).collect();
+    for (table, keys) in given {
+        let Some(Value::Object(known_keys)) = known.get(&table) else {
+            problems.push(match own_place(&table, &known) {
+                Some(place) if !keys.is_table() => format!("{table} stands in no table; set {place}"),
+                _ => unknown("table", &table, "", known.keys()),
+            });
+            continue;
+        };
+        let toml::Value::Table(keys) = keys else {
+            problems.push(format!("{table} is a table; write [{table}] and its keys below"));
+            continue;
+        };
+        for (key, value) in keys {
+            if !known_keys.contains_key(&key) {
+                problems.push(match own_place(&key, &known) {
+                    Some(place) => format!("unknown key {table}.{key}; set {place}"),
+                    None => unknown("key", &key, &format!("{table}."), known_keys.keys()),
+                });
+                continue;
+            }
+            match read_key::<R>(&table, &key, value) {
+                Ok(value) => resolved[&table][&key] = value,
+                Err(problem) => problems.push(problem),
+            }
+        }
+    }
+    let recipe = serde_json::from_value(resolved).expect("each key was read on its own");
+    problems.extend(check(&recipe));
+    if problems.is_empty() { Ok(recipe) } else { Err(refuse(problems)) }
+}
+
+/// The key's value where the recipe type takes it.
+fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> std::result::Result<Value, String> {
+    // JSON has no such numbers; they would become null.
+    if let Some(number) = value.as_float().filter(|x| !x.is_finite()) {
+        return Err(format!("{table}.{key} = {number}: give a finite number"));
+    }
+    let value = serde_json::to_value(value).expect("TOML values are JSON values");
+    let keys = Map::from_iter([(key.to_owned(), value.clone())]);
+    let trial = Value::Object(Map::from_iter([(table.to_owned(), Value::Object(keys))]));
+    match serde_json::from_value::<R>(trial) {
+        Ok(_) => Ok(value),
+        Err(e) => Err(format!("{table}.{key} = {value}: {}", in_plain_words(&e.to_string()))),
+    }
+}
+
+/// What serde says of a value, in words of a recipe.
+pub(crate) fn in_plain_words(error: &str) -> String {
+    if let Some((_, known)) = error.split_once("unknown variant").and_then(|(_, rest)| rest.split_once("expected ")) {
+        let known = known.trim_start_matches("one of ").replace('`', "").replace(" or ", ", ");
+        return format!("the known ones are {known}");
+    }
+    let wanted = match error.rsplit_once("expected ") {
+        Some((_, "f64" | "f32")) => "a number",
+        Some((_, "u64" | "usize")) => "a whole number, 0 or above",
+        Some((_, "a boolean")) => "true or false",
+        Some((_, "a string" | "path string")) => "a text in quotes",
+        Some((_, "a sequence")) => "a list in [ ]",
+        Some((_, other)) if other.starts_with("string or") || other.contains("enum") => "one of its names, in quotes",
+        _ => return error.to_owned(),
+    };
+    format!("give {wanted}")
+}
+
+/// Puts `table.key=value` into the recipe; a value that isn't TOML is text.
+fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> std::result::Result<(), String> {
+    let wrong = || format!("--set {setting:?} is not table.key=value");
+    let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
+    let Some((table, key)) = name.trim().split_once('.') else {
+        let place = own_place(name.trim(), known).map(|place| format!("; write {place}={}", value.trim()));
+        return Err(wrong() + &place.unwrap_or_default());
+    };
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+    let value = parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::from(value.trim()));
+    let entry = given.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    entry.as_table_mut().ok_or_else(wrong)?.insert(key.to_owned(), value);
+    Ok(())
+}
+
+/// Where a key belongs, `table.key`: a key of one table only, or another program's name for it.
+fn own_place(key: &str, known: &Map<String, Value>) -> Option<String> {
+    let has = |table: &str, key: &str| known.get(table).is_some_and(|keys| keys.get(key).is_some());
+    let tables: Vec<&String> = known.keys().filter(|table| has(table, key)).collect();
+    let synonym = || {
+        let (_, place) = SYNONYMS.iter().find(|(name, _)| *name == key)?;
+        place.split_once('.').filter(|(table, key)| has(table, key)).map(|_| (*place).to_owned())
+    };
+    match tables[..] {
+        [table] => Some(format!("{table}.{key}")),
+        _ => synonym(),
+    }
+}
+
+/// The sentence on a table or key that isn't known.
+pub(super) fn unknown<K: AsRef<str>>(
+    what: &str,
+    name: &str,
+    table: &str,
+    known: impl IntoIterator<Item = K>,
+) -> String {
+    let nearest = known.into_iter().min_by_key(|k| strsim::damerau_levenshtein(k.as_ref(), name));
+    let nearest = nearest.expect("a table has keys");
+    let nearest = nearest.as_ref();
+    format!("unknown {what} {table}{name}; the nearest known one is {table}{nearest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Recipe;
+
+    #[test]
+    fn every_synonym_leads_to_a_key() {
+        let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
+        for (name, place) in SYNONYMS {
+            let (table, key) = place.split_once('.').expect("a place is table.key");
+            assert!(known[table].get(key).is_some(), "{name} leads to {place}, which is no key");
+            assert_eq!(own_place(name, known.as_object().expect("a table")).as_deref(), Some(place));
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_told_in_plain_words() {
+        let problems = |setting: &str| {
+            let settings = ["data.train=a.jsonl".to_owned(), setting.to_owned()];
+            let error = Recipe::parse("", Path::new("r.toml"), &settings).expect_err(setting);
+            error.to_string().trim_start_matches("r.toml: ").to_owned()
+        };
+        for (setting, expected) in [
+            ("train.lr=fast", "train.lr = \"fast\": give a number"),
+            ("train.epochs=-1", "train.epochs = -1: give a whole number, 0 or above"),
+            ("train.epochs=1.5", "train.epochs = 1.5: give a whole number, 0 or above"),
+            ("model.use_rslora=1", "model.use_rslora = 1: give true or false"),
+            ("model.lora_targets=q_proj", "model.lora_targets = \"q_proj\": give a list in [ ]"),
+            ("train.output=1", "train.output = 1: give a text in quotes"),
+            ("model.trainable=all", "model.trainable = \"all\": the known ones are lora, full"),
+            ("model.trainable=1", "model.trainable = 1: give one of its names, in quotes"),
+            ("lr=1e-4", "--set \"lr=1e-4\" is not table.key=value; write train.lr=1e-4"),
+            ("learning_rate=1e-4", "--set \"learning_rate=1e-4\" is not table.key=value; write train.lr=1e-4"),
+            ("train.learning_rate=1e-4", "unknown key train.learning_rate; set train.lr"),
+            ("train.lora_rank=4", "unknown key train.lora_rank; set model.lora_rank"),
+            ("train.epoch=4", "unknown key train.epoch; the nearest known one is train.epochs"),
+        ] {
+            assert_eq!(problems(setting), expected);
+        }
+        let error = Recipe::parse("lr = 1e-4", Path::new("r.toml"), &["data.train=a.jsonl".to_owned()]);
+        assert_eq!(error.expect_err("no table").to_string(), "r.toml: lr stands in no table; set train.lr");
+    }
+}
