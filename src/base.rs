@@ -45,7 +45,7 @@ impl Base {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let is_embedded = is_embedded(path);
-        let path = &*hub::model(path)?;
+        let path = &*if is_embedded { path.to_owned() } else { hub::model(path)? };
         let (model, text) = match is_embedded {
             true => embedded()?,
             false => (family::load(path)?, TextModel::open(path)?),

@@ -142,6 +142,11 @@ pub fn be_quiet() {
 
 fn local(path: &Path, kind: Kind, needs: Needs) -> Result<PathBuf> {
     match Id::of(path, kind)? {
+        None if matches!(kind, Kind::Model) && !path.exists() => Err(Error::Usage(format!(
+            "there is no folder {}; give one, or a model of the hub (ORG/NAME){}",
+            path.display(),
+            if matches!(needs, Needs::Adapter) { "" } else { ", or tiny-base" }
+        ))),
         None => Ok(path.to_owned()),
         Some(id) => fetch(&id, needs),
     }
@@ -183,21 +188,26 @@ fn fetch_from(repository: &cache::Repository, id: &Id, needs: Needs) -> Result<P
 
 impl Id {
     /// The id that a path is: what begins with `hf://`, or `ORG/NAME` with or without `@REVISION` where there is no such
-    /// file or folder. A name that ends as files of rows do is a file's.
+    /// file or folder. A name that ends as files of rows do is a file's; what begins with another scheme is refused.
     fn of(path: &Path, kind: Kind) -> Result<Option<Self>> {
         let Some(given) = path.to_str() else { return Ok(None) };
+        let form = match kind {
+            Kind::Model => "hf://ORG/NAME",
+            Kind::Dataset => "hf://datasets/ORG/NAME",
+        };
         let Some(explicit) = given.strip_prefix(SCHEME) else {
-            if path.exists() || is_named_as_file(path) {
+            if path.exists() || is_named_as_file(path) && !given.contains("://") {
                 return Ok(None);
+            }
+            if let Some((scheme, _)) = given.split_once("://") {
+                return Err(Error::Usage(format!(
+                    "{given} begins with {scheme}://, which Weft doesn't fetch; write an id of the hub, {form}"
+                )));
             }
             let (name, revision) = given.split_once('@').unwrap_or((given, MAIN));
             let [name, revision] = [name, revision].map(|part| part.trim_end_matches('/'));
             let plain = || Self::new(kind, name, revision, "", given);
             return Ok(name.split_once('/').and_then(|_| plain()));
-        };
-        let form = match kind {
-            Kind::Model => "hf://ORG/NAME",
-            Kind::Dataset => "hf://datasets/ORG/NAME",
         };
         let refuse = || {
             let kind = kind.name();

@@ -72,11 +72,11 @@ fn a_recipes_problems_are_told_at_once_with_the_nearest_key() {
     for part in [
         "error: bad.toml: ",
         "unknown table objectiv; the nearest known one is objective",
-        "unknown key train.learning_rate; the nearest known one is train.",
+        "unknown key train.learning_rate; set train.lr",
         "unknown key model.lora_rnak; the nearest known one is model.lora_rank",
         "train.epochs = 0; give at least 1",
         "train.lr = -1 is not a positive number",
-        "objective.transform = \"square\": unknown variant `square`, expected one of `sqrt`, `identity`, `cbrt`, `log1p`",
+        "objective.transform = \"square\": the known ones are sqrt, identity, cbrt, log1p",
     ] {
         assert!(error.contains(part), "{error}\nlacks {part}");
     }
@@ -96,7 +96,9 @@ fn bad_input_is_one_sentence_with_its_place() {
     };
     assert!(refused(&folder, &["train", "absent.toml"]).starts_with("error: cannot read absent.toml: No such file"));
     assert!(train(&["data.train=absent.jsonl"]).starts_with("error: cannot read absent.jsonl: No such file"));
-    assert!(train(&["model.path=absent"]).starts_with("error: cannot read absent/config.json: No such file"));
+    assert!(
+        train(&["model.path=absent"]).starts_with("error: there is no folder absent; give one, or a model of the hub")
+    );
     fs::write(folder.join("bad.jsonl"), "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"a\"}\n")
         .expect("written");
     assert_eq!(

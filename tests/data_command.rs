@@ -40,10 +40,10 @@ fn the_examples_are_shown_as_they_are_tokenized() {
     let shown = weft(&folder, &["data", "recipe.toml", "--examples", "1"]);
     let (summary, examples) = shown.split_once("\n== ").expect("examples follow");
     let lines: Vec<&str> = summary.lines().collect();
-    assert_eq!(lines[0], "a.jsonl: 8 examples, 1.5 times each in an epoch");
+    assert_eq!(lines[0], "a.jsonl: 8 examples, each 1.5 times in an epoch");
     assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["tokens", "min", "median", "mean", "95", "%", "max"]);
     assert_eq!(lines[5], "  0 answers cut at 4096 tokens");
-    assert!(summary.contains("\nb.json: 1 examples, 1 times each in an epoch\n"), "{summary}");
+    assert!(summary.contains("\nb.json: 1 examples, each once in an epoch\n"), "{summary}");
     assert!(summary.contains("\nheld out: a.jsonl [0:2]: 2 examples, "), "{summary}");
     assert!(summary.contains("\nan epoch: 13 examples, "), "8 rows 1.5 times and one: {summary}");
     assert!(summary.contains(" tokens, 4 steps of 4\nthe run:  12 steps, 3.00 epochs\n"), "{summary}");
@@ -116,9 +116,6 @@ fn no_weights_have_to_be_there() {
     let generated =
         ["data", "--set", "data.train_rows=5", "--set", "data.held_out_rows=3", "--set", "train.output=run"];
     let shown = weft(&folder, &generated);
-    assert!(
-        shown.contains("generated sudoku: 5 examples, 1 times each in an epoch\n"),
-        "the quick start's rows: {shown}"
-    );
+    assert!(shown.contains("generated sudoku: 5 examples, each once in an epoch\n"), "the quick start's rows: {shown}");
     assert!(!folder.join("run").exists());
 }

@@ -68,7 +68,7 @@ fn what_cannot_be_had_is_one_sentence() {
         "tiny/broken",
         "",
         &format!(
-            "cannot fetch {endpoint}/api/models/tiny/broken/revision/main?blobs=true: it answers 500, and {cache}--broken isn't \
+            "there is no such file or folder; cannot fetch {endpoint}/api/models/tiny/broken/revision/main?blobs=true: it answers 500, and {cache}--broken isn't \
          enough: none of its files is there; run \"hf download tiny/broken\" {hint}"
         ),
     );
@@ -95,7 +95,8 @@ fn an_id_is_told_from_a_path_by_its_form() {
         ["org/name", "org/name@v1", "org/name@refs/pr/1", "Org-1/na.me_2", "hf://org/name", "hf://org/name@v1/folder"]
     {
         let error = error(&ask(id, &[]));
-        assert!(error.starts_with(&format!("error: {id}: HF_HUB_OFFLINE is set, ")), "{error}");
+        let no_folder = if id.starts_with("hf://") { "" } else { "there is no such file or folder; " };
+        assert!(error.starts_with(&format!("error: {id}: {no_folder}HF_HUB_OFFLINE is set, ")), "{error}");
         assert!(error.contains("/hf/hub/models--"), "{error}");
     }
     let long = format!("org/{}", "n".repeat(97));
@@ -117,8 +118,14 @@ fn an_id_is_told_from_a_path_by_its_form() {
     ];
     for path in paths {
         let error = error(&ask(path, &[]));
-        assert!(error.starts_with(&format!("error: cannot read {path}/config.json: ")), "{error}");
+        let sentence = "give one, or a model of the hub (ORG/NAME), or tiny-base";
+        assert_eq!(error, format!("error: there is no folder {path}; {sentence}"));
     }
+    let url = "https://hub.example/org/name";
+    assert_eq!(
+        error(&ask(url, &[])),
+        format!("error: {url} begins with https://, which Weft doesn't fetch; write an id of the hub, hf://ORG/NAME")
+    );
     fs::create_dir_all(home.join("org/name")).expect("a folder can be made");
     assert!(
         error(&ask("org/name", &[])).starts_with("error: cannot read org/name/config.json: "),

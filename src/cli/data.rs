@@ -179,7 +179,7 @@ fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
 
 fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
     for (part, examples) in mixed.by_source() {
-        say!("{what}{}: {} examples, {} times each in an epoch", part.name, part.examples, part.weight);
+        say!("{what}{}: {} examples, each {} in an epoch", part.name, part.examples, part.how_often());
         say!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
         for (name, lengths) in ["prompt", "answer", "total"].iter().zip(Lengths::of_examples(examples)) {
             let Lengths { min, median, mean, p95, max } = lengths;

@@ -27,21 +27,21 @@ use super::progress::doing;
 )]
 pub struct Inspect {
     /// The recipe (TOML) whose rows and base are shown
-    #[arg(required_unless_present = "model", conflicts_with = "model")]
+    #[arg(conflicts_with = "model")]
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value", conflicts_with = "model")]
     settings: Vec<String>,
     /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
-    #[arg(long, value_name = "DIR", requires = "text")]
+    #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The file whose text is the answer
-    #[arg(long, value_name = "FILE", requires = "model")]
+    #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// The user's turn before the text; none where absent
     #[arg(long, value_name = "TEXT", requires = "text")]
     prompt: Option<String>,
-    /// A PEFT adapter's folder, or one of the hub
+    /// A PEFT adapter's folder, or one of the hub; without it the base is shown, also of a recipe that has been trained
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Answers of a recipe that are shown
@@ -61,17 +61,22 @@ impl Inspect {
                 let example = self.of_text(&base, text)?;
                 (base, vec![example], Transform::default())
             }
-            _ => return Err(Error::Usage("give a recipe, or --model and --text".to_owned())),
+            _ => return Err(Error::Usage("give a recipe, or --model DIR and --text FILE together".to_owned())),
         };
-        if let Some(adapter) = &self.adapter {
-            lora::load(adapter, &mut base.model)?;
-        }
+        let name = match &self.adapter {
+            Some(adapter) => {
+                lora::load(adapter, &mut base.model)?;
+                super::warn_of_base(adapter, &base.name);
+                format!("{} with {}", base.name, adapter.display())
+            }
+            None => base.name.clone(),
+        };
         base.model.config.entropy_precision = Precision::F32;
         let computing = doing(quiet, "computing entropies");
         let inspected = |example| inspect(&base.model, &base.text, example, transform);
         let texts: Vec<_> = examples.iter().map(inspected).collect();
         drop(computing);
-        write_whole(&self.out, entropy_page(&base.name, &texts, transform).as_bytes())?;
+        write_whole(&self.out, entropy_page(&name, &texts, transform).as_bytes())?;
         say!("the page lies in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }

@@ -24,6 +24,7 @@ mod parity;
 mod plan;
 mod pretrain;
 mod progress;
+mod recipe;
 mod reproduce;
 mod results;
 mod score;
@@ -31,7 +32,7 @@ mod signals;
 mod trace;
 mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
@@ -52,7 +53,7 @@ const MAX_THREADS: usize = 1024;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Where to compute: cpu, cuda, cuda:N or auto
+    /// Where to compute: cpu, or auto, which is the same in this build
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: String,
     /// Threads; all cores where absent
@@ -91,6 +92,7 @@ fn processor() -> String {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Recipe(recipe::Recipe),
     Data(data::Data),
     Eval(eval::Eval),
     Score(score::Score),
@@ -133,6 +135,7 @@ impl Cli {
         }
         pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet),
+            Command::Recipe(command) => command.run(),
             Command::Data(command) => command.run(self.quiet),
             Command::Eval(command) => command.run(self.quiet),
             Command::Score(command) => command.run(),
@@ -170,9 +173,22 @@ impl ModelArgs {
         let mut base = Base::open(&self.model)?;
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
+            warn_of_base(adapter, &base.name);
         }
         base.model.config.precision = self.precision;
         Ok(base)
+    }
+}
+
+/// Warns of an adapter on another base than it names. A base may have moved: only the last part of its name counts.
+fn warn_of_base(adapter: &Path, base: &str) {
+    let last = |name: &str| {
+        let name = name.split('@').next().unwrap_or_default().trim_end_matches('/');
+        name.rsplit('/').next().unwrap_or_default().to_owned()
+    };
+    if let Some(named) = lora::named_base(adapter).filter(|named| last(named) != last(base)) {
+        let adapter = adapter.display();
+        eprintln!("warning: {adapter} was trained on {named}, and is put on {base}; on another base it means nothing");
     }
 }
 

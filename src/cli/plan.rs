@@ -42,6 +42,7 @@ impl Plan {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
         let (text, model) = Base::open_outline(&recipe.model.path)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
+        let is_narrow = model.config.width < NARROW;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
         let planner = Planner::new(&experiment, (model, &text), stored)?;
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;
@@ -57,16 +58,22 @@ impl Plan {
                 object["gemm_gflops"] = json!(rates.training);
                 say!("{object}");
             }
-            false => print(&plan, &experiment.recipe, [step_seconds, hours, rates.training]),
+            false => print(&plan, (&experiment.recipe, is_narrow), [step_seconds, hours, rates.training]),
         }
         plan.check()?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn print(plan: &Planned, recipe: &Recipe, [step_seconds, hours, rate]: [f64; 3]) {
+/// The width below which a step's time is more than its products' (docs/memory.md).
+const NARROW: usize = 512;
+
+fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), [step_seconds, hours, rate]: [f64; 3]) {
     let line = |name: &str, bytes: usize| say!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
-    say!("memory at its largest, with {} tokens in the largest micro-batch", plan.largest_micro_batch);
+    say!(
+        "memory at its largest moment, by what is held then; the largest micro-batch has {} tokens",
+        plan.largest_micro_batch
+    );
     for part in plan.parts.iter().filter(|part| part.bytes > 0) {
         line(part.name, part.bytes);
     }
@@ -77,7 +84,21 @@ fn print(plan: &Planned, recipe: &Recipe, [step_seconds, hours, rate]: [f64; 3])
     }
     let (precision, steps) = (recipe.model.precision, plan.steps);
     say!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
-    say!("  {step_seconds:.2} s a step, {steps} steps, {hours:.2} hours");
+    let duration = match 3600.0 * hours {
+        seconds if seconds < 120.0 => format!("{seconds:.0} seconds"),
+        seconds if seconds < 7200.0 => format!("{:.0} minutes", seconds / 60.0),
+        _ => format!("{hours:.1} hours"),
+    };
+    if is_narrow {
+        say!("  a model as narrow as this takes up to 1.5 times that: what lies between its products weighs more");
+    }
+    say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
+}
+
+/// A number with at least three digits that matter.
+fn significant(value: f64) -> String {
+    let decimals = (2 - value.max(1e-6).log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{value:.decimals$}")
 }
 
 /// A number of gigabytes on the command line.

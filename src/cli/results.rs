@@ -7,6 +7,9 @@ use weft::train::run::Summary;
 
 use super::eval::in_percent;
 
+/// A change of the held-out loss, as a part of it, that is hardly any.
+const HARDLY: f64 = 0.01;
+
 /// A task, its number of problems, and the accuracy of what is named.
 pub type Scores = (Task, usize, [(&'static str, Accuracy); 2]);
 
@@ -20,13 +23,16 @@ pub struct Results<'a> {
     pub memory_bytes: [u64; 2],
     /// Where everything lies, by its name.
     pub files: [(&'static str, String); 2],
+    /// The command that asks what was trained.
+    pub question: String,
 }
 
 impl Results<'_> {
     /// Prints them.
     pub fn print(&self) {
         let Summary { first_step, train_secs, .. } = self.summary;
-        say!("trained {} steps in {train_secs:.0} s", self.steps - first_step);
+        let resumed = if *first_step > 0 { format!(", resumed at step {first_step}") } else { String::new() };
+        say!("trained {} steps in {train_secs:.0} s{resumed}", self.steps);
         if let Some(Drift { rank_correlation, mean_change }) = self.summary.entropy_drift {
             say!(
                 "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
@@ -45,6 +51,15 @@ impl Results<'_> {
         for (name, path) in &self.files {
             say!("the {name} lies in {path}");
         }
+        say!("ask it: {}", self.question);
+        if self.hardly_moved() {
+            say!("the held-out loss hardly moved: try more epochs or a higher train.lr (docs/settings.md)");
+        }
+    }
+
+    /// Whether training did next to nothing, by the held-out loss.
+    fn hardly_moved(&self) -> bool {
+        self.summary.held_out.is_some_and(|[before, after]| (1.0 - after / before).abs() < HARDLY)
     }
 
     /// Names and values for the report.

@@ -5,23 +5,27 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::base::{Base, is_embedded};
-use weft::data::{Dataset, Example, Mixed, Part};
+use weft::data::{Dataset, Example, Mixed};
 use weft::error::{Error, Result};
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
 use weft::experiment::Experiment;
-use weft::files::make_folder;
+use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::peak_rss_bytes;
 use weft::model::lora;
 use weft::plan::{Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
-use weft::train::run;
+use weft::sampler::generate::Sampling;
+use weft::train::{checkpoint, run};
 
 use super::generate::tell_idle;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::results::Results;
+
+/// What a finished run came to, in its folder: the object that `--json` prints.
+const RESULTS: &str = "results.json";
 
 /// The recipe of the default job.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
@@ -76,13 +80,24 @@ impl Train {
                 Error::Usage(format!("{e}; --skip-plan begins it all the same"))
             })?;
         }
+        let _lock = run::lock(&output)?;
         let recipe = &experiment.recipe;
+        let product = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
+        if self.resume {
+            let step = checkpoint::newest_step(&output, &experiment.resolved())?;
+            let is_finished = [product, RESULTS].iter().all(|name| output.join(name).exists());
+            if step == Some(plan.steps) && is_finished {
+                return self.tell_finished(&output, plan.steps);
+            }
+            if step.is_none() && !quiet {
+                eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
+            }
+        }
         tell_idle(&recipe.sampler.for_family(base.model.config.family));
         if !quiet {
             describe(&experiment, &base);
             say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
         }
-        let _lock = run::lock(&output)?;
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
         let mut samples = first_samples(&experiment, &base)?;
@@ -91,7 +106,6 @@ impl Train {
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)?;
         base.model = trainer.model;
-        let product = if adapter.is_some() { "adapter" } else { "checkpoint" };
         let folder = output.join(product);
         match adapter {
             Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
@@ -109,13 +123,26 @@ impl Train {
             summary: &summary,
             scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
             memory_bytes: [peak_rss_bytes(), plan.peak_bytes as u64],
-            files: [(product, folder), ("report", output.join(training::REPORT))]
+            files: [(product, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
+            question: question(&experiment, &folder),
         };
         training::write(&output, &results.rows(), &samples)?;
+        let object = results.to_json();
+        // The last file: where it is there, the run is finished.
+        write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
         match self.json {
-            true => say!("{}", results.to_json()),
+            true => say!("{object}"),
             false => results.print(),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// A finished run has nothing to resume, and its files are left as they are.
+    fn tell_finished(&self, output: &Path, steps: u64) -> Result<ExitCode> {
+        match self.json {
+            true => say!("{}", read_text(&output.join(RESULTS))?.trim_end()),
+            false => say!("the run in {} is finished ({steps} steps); there is nothing to resume", output.display()),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -145,8 +172,8 @@ fn describe(experiment: &Experiment, base: &Base) {
     if *passed_over > 0 {
         say!("           {passed_over} rows passed over: their checks call no answer right");
     }
-    for Part { name, weight, examples, .. } in parts.iter().filter(|_| parts.len() > 1) {
-        say!("           {name}: {examples} examples, {weight} times each in an epoch");
+    for part in parts.iter().filter(|_| parts.len() > 1) {
+        say!("           {}: {} examples, each {} in an epoch", part.name, part.examples, part.how_often());
     }
     if parts.len() > 1 {
         say!("           an epoch has {} examples", mixture.epoch_len(count));
@@ -154,6 +181,24 @@ fn describe(experiment: &Experiment, base: &Base) {
     if let Some(Mixed { dataset, .. }) = &experiment.held_out {
         say!("held out   {} examples; {} answers cut", dataset.examples.len(), dataset.truncated);
     }
+}
+
+/// The command that asks what was trained, with room for the longest answer it was trained on.
+fn question(experiment: &Experiment, product: &Path) -> String {
+    let recipe = &experiment.recipe;
+    let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
+    let gen_length = longest.next_multiple_of(Sampling::default().block_length);
+    // As a shell takes it.
+    let quoted = |path: &Path| {
+        let text = path.display().to_string();
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
+        if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let model = match recipe.model.trainable {
+        Trainable::Lora => format!("--model {} --adapter {}", quoted(&recipe.model.path), quoted(product)),
+        Trainable::Full => format!("--model {}", quoted(product)),
+    };
+    format!("weft generate {model} --gen-length {gen_length} --prompt '...'")
 }
 
 /// The rows that the report shows, answered by the base.

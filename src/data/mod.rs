@@ -102,6 +102,13 @@ pub struct Part {
     pub key: String,
 }
 
+impl Part {
+    /// How often each of its rows comes in an epoch, for a sentence.
+    pub fn how_often(&self) -> String {
+        if self.weight == 1.0 { "once".to_owned() } else { format!("{} times", self.weight) }
+    }
+}
+
 /// Rows that are tokenized at a time, by all threads.
 const CHUNK: usize = 512;
 

@@ -244,8 +244,9 @@ impl<'a> Repository<'a> {
         let kind = if id.kind == Kind::Dataset { " --repo-type dataset" } else { "" };
         let revision = if id.revision == super::MAIN { String::new() } else { format!(" --revision {}", id.revision) };
         id.error(format!(
-            "{}, and {root} isn't enough: {sentence}; run \"hf download {}{kind}{revision}\" where there is a network and \
+            "{}{}, and {root} isn't enough: {sentence}; run \"hf download {}{kind}{revision}\" where there is a network and \
              bring that folder here, or pass a folder",
+            if id.given.starts_with(super::SCHEME) { "" } else { "there is no such file or folder; " },
             self.reason(),
             id.name
         ))

@@ -160,6 +160,13 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     Ok(config)
 }
 
+/// The base that an adapter's folder names, where it names one.
+pub fn named_base(folder: &Path) -> Option<String> {
+    let text = read_text(&hub::adapter(folder).ok()?.join("adapter_config.json")).ok()?;
+    let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
+    fields["base_model_name_or_path"].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
 /// Attaches a fresh adapter: A uniform in `+-1 / sqrt(in)` (Kaiming with a = sqrt(5), as PEFT draws it), B zero,
 /// so that the model computes what its base computes.
 ///

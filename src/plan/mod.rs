@@ -61,14 +61,16 @@ impl Plan {
         let Some(available) = self.available_bytes.filter(|available| self.peak_bytes > *available) else {
             return Ok(());
         };
-        let gb = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
+        let gb = |bytes: usize| format!("{:.3} GB", bytes as f64 / 1e9);
         let largest = self.parts.iter().max_by_key(|part| part.bytes).expect("a plan has parts");
         let remedy = |r: &Remedy| format!("{} ({})", r.settings.join(" "), gb(r.peak_bytes));
         let ways: Vec<String> = self.remedies.iter().map(remedy).collect();
         let ways = match ways.is_empty() {
-            true => "neither smaller micro-batches, nothing kept for backward, bf16, an adapter, shorter sequences nor fewer \
-                     samples make it fit; take a smaller model or a machine with more memory"
-                .to_owned(),
+            true => {
+                "neither smaller micro-batches, nothing kept for backward, bf16, a lower rank, an adapter, shorter \
+                     sequences nor fewer samples make it fit; take a smaller model or a machine with more memory"
+                    .to_owned()
+            }
             false => format!("it fits with {}", ways.join(", or with ")),
         };
         Err(Error::Usage(format!(

@@ -25,12 +25,13 @@ enum Knob {
     Activations,
     Precision,
     Lora,
+    LoraRank,
     MaxSeqLen,
     Samples,
 }
 
-const KNOBS: [Knob; 6] =
-    [Knob::MicroBatch, Knob::Activations, Knob::Precision, Knob::Lora, Knob::MaxSeqLen, Knob::Samples];
+const KNOBS: [Knob; 7] =
+    [Knob::MicroBatch, Knob::Activations, Knob::Precision, Knob::Lora, Knob::LoraRank, Knob::MaxSeqLen, Knob::Samples];
 
 /// A changed recipe and the settings that changed it.
 type Change = (Recipe, Vec<String>);
@@ -68,6 +69,17 @@ impl Knob {
             Self::Lora if recipe.model.trainable == Trainable::Full => {
                 vec![change(&|r| r.model.trainable = Trainable::Lora, vec!["model.trainable=lora".to_owned()])]
             }
+            Self::LoraRank if recipe.model.trainable == Trainable::Lora => {
+                // alpha / rank, the adapter's scale, stays; RSLoRA's alpha / sqrt(rank) grows with it, as it is meant to.
+                let ranks =
+                    (0..recipe.model.lora_rank.max(1).ilog2()).map(|halvings| recipe.model.lora_rank >> (halvings + 1));
+                let of = |rank: usize| {
+                    let alpha = recipe.model.lora_alpha * rank as f64 / recipe.model.lora_rank as f64;
+                    let set = |r: &mut Recipe| (r.model.lora_rank, r.model.lora_alpha) = (rank, alpha);
+                    change(&set, vec![format!("model.lora_rank={rank}"), format!("model.lora_alpha={alpha}")])
+                };
+                ranks.map(of).collect()
+            }
             Self::MaxSeqLen => {
                 let longest = planner.longest().min(recipe.data.max_seq_len.0);
                 let lengths = (1..longest.div_ceil(SEQ_LEN_STEP)).rev().map(|n| n * SEQ_LEN_STEP);
@@ -80,7 +92,7 @@ impl Knob {
                 let counts = (0..planner.experiment.sampled().len()).rev();
                 counts.map(|n| change(&|r| r.eval.samples = Some(n), vec![format!("eval.samples={n}")])).collect()
             }
-            Self::Activations | Self::Precision | Self::Lora => vec![],
+            Self::Activations | Self::Precision | Self::Lora | Self::LoraRank => vec![],
         }
     }
 

@@ -44,7 +44,7 @@ pub struct Titles<'a> {
 /// Curves over x with their intervals.
 pub fn curves(titles: Titles, curves: &[Curve]) -> String {
     let all = || curves.iter().flat_map(|c| &c.points);
-    let x = Axis::over(all().map(|p| p[0]), [LEFT, RIGHT]);
+    let x = Axis::between(all().map(|p| p[0]), [LEFT, RIGHT]);
     let y = Axis::over(all().flat_map(|p| &p[1..]).copied(), [TOP + PLANE, TOP]);
     let mut svg = open(titles.title, TOP + PLANE + 64.0 + 18.0 * curves.len().div_ceil(4) as f64);
     grid(&mut svg, &x, Some(&y), TOP + PLANE);
@@ -146,6 +146,21 @@ impl Axis {
         Self { values: [first * step, last * step], places, ticks }
     }
 
+    /// An axis that ends where the values do.
+    fn between(values: impl Iterator<Item = f64> + Clone, places: [f64; 2]) -> Self {
+        let wide = Self::over(values.clone(), places);
+        let ends = values
+            .filter(|v| v.is_finite())
+            .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)]);
+        match ends {
+            [low, high] if low < high => {
+                let ticks = wide.ticks.into_iter().filter(|tick| (low..=high).contains(tick)).collect();
+                Self { values: ends, places, ticks }
+            }
+            _ => wide,
+        }
+    }
+
     fn place(&self, value: f64) -> f64 {
         let [from, to] = self.values;
         self.places[0] + (value - from) / (to - from) * (self.places[1] - self.places[0])
@@ -210,6 +225,10 @@ mod tests {
         let middle = Axis::over([2.0].into_iter(), [0.0, 1.0]).place(2.0);
         assert!((middle - 0.5).abs() < 1e-9, "one value lies at {middle}, not in the middle");
         assert!(Axis::over([].into_iter(), [0.0, 1.0]).place(0.5).is_finite());
+        let tight = Axis::between([3.0, 47.0].into_iter(), [0.0, 100.0]);
+        assert_eq!(tight.ticks, [10.0, 20.0, 30.0, 40.0], "no tick lies outside");
+        assert_eq!([tight.place(3.0), tight.place(25.0), tight.place(47.0)], [0.0, 50.0, 100.0]);
+        assert_eq!(Axis::between([2.0].into_iter(), [0.0, 1.0]).place(2.0), middle);
     }
 
     #[test]

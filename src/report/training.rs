@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::chart::{self, Curve, Titles, escape};
 use super::page::{page, tile};
@@ -103,7 +103,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
             vec![band("median, 5 to 95 %", 0, 4), band("median, 25 to 75 %", 1, 3), curve("mean", "mean_entropy")],
         ),
         one(
-            "Spread of the relative uncertainties",
+            "Spread of the relative uncertainties r (0: every token is masked at SFT's one rate)",
             "standard deviation of r",
             vec![curve("standard deviation of r", "uncertainty_spread")],
         ),
@@ -149,7 +149,8 @@ fn as_toml(recipe: &Value) -> String {
     }
     // Beside its tables there are the keys of its rows.
     let tables = recipe.as_object().into_iter().flatten().filter(|(_, table)| table.is_object());
-    let tables: Value = tables.map(|(name, table)| (name.clone(), without_nulls(table))).collect();
+    let tables = tables.map(|(name, table)| (name.clone(), without_nulls(table)));
+    let tables: Value = tables.filter(|(_, table)| *table != Value::Object(Map::new())).collect();
     toml::to_string(&tables).expect("a recipe is a table of tables")
 }
 

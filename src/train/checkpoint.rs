@@ -106,8 +106,24 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
     damaged.map_or(Ok(false), Err)
 }
 
-fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
-    verify(folder)?;
+/// The step of a run's newest checkpoint; none where there is none yet, or where it is damaged and
+/// [`load_newest`] has to look further.
+///
+/// # Errors
+/// A checkpoint of another recipe; a folder that can't be read.
+pub fn newest_step(output: &Path, recipe: &Value) -> Result<Option<u64>> {
+    let Some(newest) = list(output)?.into_iter().next_back().map(|step| folder_of(output, step)) else {
+        return Ok(None);
+    };
+    match read_state(&newest, recipe) {
+        Ok(state) => Ok(Some(state.step)),
+        Err(error @ Error::Config { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A checkpoint's state, of the same recipe.
+fn read_state(folder: &Path, recipe: &Value) -> Result<State> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
@@ -123,6 +139,12 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         );
         return Err(Error::Config { path, reason });
     }
+    Ok(state)
+}
+
+fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
+    verify(folder)?;
+    let state = read_state(folder, recipe)?;
     let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
     let Trainer { model, optimizer, .. } = trainer;
     for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {

@@ -25,6 +25,15 @@ pub struct Progress {
     pub tells: bool,
 }
 
+/// What the earlier pieces of a resumed run did, by its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Earlier {
+    /// Seconds of their steps.
+    pub train_secs: f64,
+    /// The first and the last held-out loss.
+    pub held_out: Option<[f64; 2]>,
+}
+
 /// The log's name in a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
 /// The same for TensorBoard, which is pointed at the run's folder or one above it.
@@ -43,11 +52,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens metrics.jsonl of a run that has done `step` steps; lines of later steps, which a crash left, are dropped.
+    /// Opens metrics.jsonl of a run that has done `step` steps; lines of later steps, which a crash left, are dropped, and
+    /// of the others is said what they tell.
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn open(output: &Path, step: u64, progress: Progress) -> Result<Self> {
+    pub fn open(output: &Path, step: u64, progress: Progress) -> Result<(Self, Earlier)> {
         let path = output.join(METRICS);
         let kept: String = match path.exists() && step > 0 {
             true => read_text(&path)?.lines().filter(|l| step_of(l) <= Some(step)).map(|l| format!("{l}\n")).collect(),
@@ -58,13 +68,15 @@ impl Metrics {
             .append(true)
             .open(&path)
             .map_err(|source| Error::Write { path: path.clone(), source })?;
+        let kept: Vec<Value> = kept.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let events = repeat_events(&output.join(EVENTS), &kept)?;
         let style = "{bar:24} step {pos}/{len}  {msg}  {eta} left";
         let bar = &progress.bar;
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         bar.set_position(step);
         bar.reset_eta();
-        Ok(Self { path, file, events, progress, last_line: Instant::now(), tokens: 0, train_secs: 0.0 })
+        let metrics = Self { path, file, events, progress, last_line: Instant::now(), tokens: 0, train_secs: 0.0 };
+        Ok((metrics, Earlier::of(&kept)))
     }
 
     /// Tells of a step that took `step_secs` seconds.
@@ -145,10 +157,18 @@ impl Metrics {
     }
 }
 
+impl Earlier {
+    fn of(lines: &[Value]) -> Self {
+        let numbers = |key: &str| -> Vec<f64> { lines.iter().filter_map(|line| line[key].as_f64()).collect() };
+        let losses = numbers("held_out_nll_bound");
+        let held_out = losses.first().zip(losses.last()).map(|(first, last)| [*first, *last]);
+        Self { train_secs: numbers("step_seconds").iter().sum(), held_out }
+    }
+}
+
 /// Writes the event file of a run anew from the lines that are kept of it.
-fn repeat_events(path: &Path, lines: &str) -> Result<EventFile> {
+fn repeat_events(path: &Path, lines: &[Value]) -> Result<EventFile> {
     make_folder(path.parent().expect("the file lies in a folder"))?;
-    let lines: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let began = lines.first().and_then(|line| line["unix_seconds"].as_f64());
     let whole = || {
         let mut events = EventFile::create(path, began.unwrap_or_else(unix_seconds))?;

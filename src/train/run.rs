@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::entropy_reuse::Drift;
 use super::held_out::nll_bound;
-use super::metrics::{Metrics, Progress};
+use super::metrics::{Earlier, Metrics, Progress};
 use super::step::StepReport;
 use super::{Trainer, checkpoint, interrupt};
 use crate::data::Example;
@@ -24,22 +24,26 @@ pub struct Summary {
     pub first_step: u64,
     /// The last step's report; none where nothing was left to do.
     pub last: Option<StepReport>,
-    /// The held-out loss before the first step and after the last, in nats per answer token.
+    /// The held-out loss before the first step and after the last, in nats per answer token; a resumed run has them of its
+    /// earlier pieces.
     pub held_out: Option<[f64; 2]>,
     /// How far the reused entropies lay from fresh ones at the end.
     pub entropy_drift: Option<Drift>,
-    /// Seconds of training, evaluations left out.
+    /// Seconds of training, evaluations left out and a resumed run's earlier pieces included.
     pub train_secs: f64,
 }
 
 /// The resolved recipe in a run's folder; it is there from the run's first moment on.
 pub const RECIPE: &str = "recipe.json";
 
-/// Refuses a folder that holds another run, before any work is done.
+/// Refuses a folder that holds another run, and a file, before any work is done.
 ///
 /// # Errors
 /// The folder, and how to go on.
 pub fn check_output(output: &Path, resume: bool) -> Result<()> {
+    if output.exists() && !output.is_dir() {
+        return Err(Error::Usage(format!("train.output = {} is a file; name a folder", output.display())));
+    }
     match !resume && output.join(RECIPE).exists() {
         true => Err(Error::Usage(format!(
             "{} already holds a run; add --resume to go on with it, or set train.output to another folder",
@@ -120,8 +124,8 @@ impl<'a> Run<'a> {
         let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
         write_whole(&output.join(RECIPE), serde_json::to_string_pretty(&saved).expect("a recipe is JSON").as_bytes())?;
         let first_step = trainer.step;
-        let metrics = Metrics::open(output, first_step, progress)?;
-        let summary = Summary { first_step, last: None, held_out: None, entropy_drift: None, train_secs: 0.0 };
+        let (metrics, Earlier { train_secs, held_out: earlier }) = Metrics::open(output, first_step, progress)?;
+        let summary = Summary { first_step, last: None, held_out: earlier, entropy_drift: None, train_secs };
         let mut run = Self { held_out, output, recipe, metrics, summary };
         if first_step == 0 {
             run.evaluate(trainer)?;
@@ -172,12 +176,7 @@ impl<'a> Run<'a> {
         }
         let loss = nll_bound(&trainer.model, self.held_out);
         self.metrics.held_out(trainer.step, loss)?;
-        let first = match self.summary.held_out {
-            // A resumed run doesn't know the loss it began with.
-            None if trainer.step > 0 => return Ok(()),
-            None => loss,
-            Some([first, _]) => first,
-        };
+        let first = self.summary.held_out.map_or(loss, |[first, _]| first);
         self.summary.held_out = Some([first, loss]);
         Ok(())
     }

@@ -1,0 +1,137 @@
+//! `weft train --resume` as its user meets it: what a run tells that went on, that is finished, that never began.
+
+mod scratch;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use scratch::folder;
+use serde_json::Value;
+
+/// A run of four steps with a checkpoint after two.
+fn run_folder(name: &str) -> PathBuf {
+    let folder = folder(name);
+    let row = |i: usize| format!("{{\"prompt\": \"What is {i} + 1?\", \"response\": \"{}\"}}\n", i + 1);
+    for (file, rows) in [("rows.jsonl", 0..8), ("held-out.jsonl", 8..12)] {
+        fs::write(folder.join(file), rows.map(row).collect::<String>()).expect("the rows are written");
+    }
+    let recipe = "[model]\nlora_rank = 2\n[data]\ntrain = \"rows.jsonl\"\nheld_out = \"held-out.jsonl\"\n[train]\n\
+                  output = \"run\"\nlr = 1e-3\nmicro_batch_size = 2\ncheckpoint_every = 2\n";
+    fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+    folder
+}
+
+fn weft(folder: &Path, arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft")).current_dir(folder).args(arguments).output();
+    output.expect("weft starts")
+}
+
+fn train(folder: &Path, more: &[&str]) -> Output {
+    let output = weft(folder, &[&["train", "recipe.toml"], more].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    output
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn results(folder: &Path) -> Value {
+    let text = fs::read_to_string(folder.join("run/results.json")).expect("the results are there");
+    serde_json::from_str(&text).expect("they are JSON")
+}
+
+#[test]
+fn a_resumed_run_tells_of_its_whole() {
+    let folder = run_folder("resumed-whole");
+    let whole = stdout(&train(&folder, &[]));
+    assert!(whole.contains("trained 4 steps in "), "{whole}");
+    assert!(
+        whole.contains("ask it: weft generate --model tiny-base --adapter run/adapter --gen-length 32 "),
+        "{whole}"
+    );
+    let first = results(&folder);
+    let metrics = |folder: &Path| -> Vec<Value> {
+        let text = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there is a log");
+        text.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
+    };
+    // As a crash after three steps leaves it.
+    for left in ["checkpoints/step-00000004", "adapter"] {
+        fs::remove_dir_all(folder.join("run").join(left)).expect("it was there");
+    }
+    fs::remove_file(folder.join("run/results.json")).expect("it was there");
+    let resumed = stdout(&train(&folder, &["--resume"]));
+    assert!(resumed.contains(", resumed at step 2\n"), "{resumed}");
+    let second = results(&folder);
+    assert_eq!(first["held_out_loss"], second["held_out_loss"], "the first loss is that of the run's beginning");
+    let seconds: f64 = metrics(&folder).iter().filter_map(|line| line["step_seconds"].as_f64()).sum();
+    let told = second["train_seconds"].as_f64().expect("a number");
+    assert!((told - seconds).abs() < 1e-6 * seconds, "{told} s are those of all four steps, {seconds} s");
+    let report = fs::read_to_string(folder.join("run/report.html")).expect("there is a report");
+    assert!(report.contains("held-out loss, before and after"));
+}
+
+#[test]
+fn a_finished_run_has_nothing_to_resume_and_is_left_alone() {
+    let folder = run_folder("finished");
+    train(&folder, &[]);
+    let kept = ["report.html", "results.json", "metrics.jsonl", "adapter/adapter_model.safetensors"];
+    let state = || kept.map(|name| fs::metadata(folder.join("run").join(name)).and_then(|m| m.modified()).expect(name));
+    let before = state();
+    let told = stdout(&train(&folder, &["--resume"]));
+    assert_eq!(told, "the run in run is finished (4 steps); there is nothing to resume\n");
+    let json = stdout(&train(&folder, &["--resume", "--json"]));
+    assert_eq!(serde_json::from_str::<Value>(&json).expect("it is JSON"), results(&folder));
+    assert_eq!(before, state(), "no file was written");
+    // Another recipe is refused before anything is computed.
+    let other = weft(&folder, &["train", "recipe.toml", "--resume", "--set", "train.epochs=2"]);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(stderr(&other).contains("train.epochs was 1 and is 2"), "{}", stderr(&other));
+    assert!(stdout(&other).is_empty(), "{}", stdout(&other));
+}
+
+#[test]
+fn a_run_that_never_began_says_so_and_begins() {
+    let folder = run_folder("never-began");
+    let told = stderr(&train(&folder, &["--resume"]));
+    assert!(told.contains("run has no checkpoint to resume from; the run begins at step 0\n"), "{told}");
+    assert!(folder.join("run/adapter/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn an_output_that_is_a_file_or_nothing_is_refused() {
+    let folder = run_folder("file-output");
+    let refused = |setting: &str| {
+        let output = weft(&folder, &["train", "recipe.toml", "--set", setting]);
+        assert_eq!(output.status.code(), Some(2), "{setting}");
+        stderr(&output)
+    };
+    assert_eq!(refused("train.output=rows.jsonl"), "error: train.output = rows.jsonl is a file; name a folder\n");
+    let empty = "error: recipe.toml: train.output is empty; name a folder, or leave it out\n";
+    assert_eq!(refused("train.output=''"), empty);
+    assert!(refused("data.held_out=''").contains("data.held_out is empty; name a file or folder of rows"));
+}
+
+#[test]
+fn an_adapter_on_another_base_is_warned_of() {
+    let folder = run_folder("other-base");
+    train(&folder, &[]);
+    let merged = weft(&folder, &["merge", "--model", "tiny-base", "--adapter", "run/adapter", "--out", "merged"]);
+    assert!(merged.status.success(), "{}", stderr(&merged));
+    let ask = |model: &str| {
+        let all =
+            ["generate", "--adapter", "run/adapter", "--prompt", "What is 2 + 1?", "--gen-length", "8", "--model"];
+        let output = weft(&folder, &[&all, [model].as_slice()].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    assert_eq!(ask("tiny-base"), "");
+    let warned =
+        "warning: run/adapter was trained on tiny-base, and is put on merged; on another base it means nothing\n";
+    assert_eq!(ask("merged"), warned);
+}
