@@ -145,6 +145,22 @@ fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
 }
 
 #[test]
+fn a_lower_rank_of_the_same_scale_is_named() {
+    let folder = folder("rank");
+    large_batches(&folder);
+    let wide = ["plan", "recipe.toml", "--json", "--set", "train.micro_batch_size=1", "--set", "model.lora_rank=192"];
+    let plan = |more: &[&str]| {
+        let all = [&wide, ["--set", "model.lora_alpha=384"].as_slice(), more].concat();
+        json(&weft(&folder, &all))
+    };
+    let limit = format!("{:.6}", 0.99 * bytes(&plan(&[])["peak_bytes"]) / 1e9);
+    let remedies = plan(&["--memory-gb", &limit])["remedies"].clone();
+    let expected = serde_json::json!(["model.lora_rank=96", "model.lora_alpha=192"]);
+    let found = remedies.as_array().expect("a list").iter().any(|remedy| remedy["settings"] == expected);
+    assert!(found, "{remedies}");
+}
+
+#[test]
 fn several_settings_are_named_where_no_single_one_is_enough() {
     let folder = folder("combination");
     large_batches(&folder);

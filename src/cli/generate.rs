@@ -44,13 +44,13 @@ pub struct Generate {
 /// The sampler's options; what is absent keeps the library's or the recipe's value.
 #[derive(Args)]
 pub struct SamplingArgs {
-    /// Tokens of the answer
+    /// Tokens of the answer; 128 where absent. Take it near the answers' length that the model was trained on
     #[arg(long, value_name = "N")]
     gen_length: Option<usize>,
     /// Tokens of a block of LLaDA's sampler, a divisor of the answer's; 32, or --gen-length where that is less
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
-    /// Denoising steps of the whole answer; half as many as --gen-length where only that is given
+    /// Denoising steps of the whole answer; half as many as --gen-length where only that is given, 64 where neither is
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
     /// LLaDA's sampler: keep every prediction of at least this probability (and one a step), whatever the steps; 0.9 is
@@ -58,26 +58,26 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P")]
     confidence_threshold: Option<f64>,
     /// LLaDA's sampler: a block's later steps take the keys and values of its first one: none, of what lies before the
-    /// block (prefix), or of all around it (dual). Faster, not exact
+    /// block (prefix), or of all around it (dual). Faster, not exact; none where absent
     #[arg(long, value_name = "WHOSE", value_parser = Caching::parse)]
     cache: Option<Caching>,
-    /// Gumbel temperature; 0 is greedy
+    /// Gumbel temperature; 0, where absent, is greedy
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
-    /// Dream's sampler: draw from the likeliest tokens that hold this probability together; 1 is off
+    /// Dream's sampler: draw from the likeliest tokens that hold this probability together; 1, where absent, is off
     #[arg(long, value_name = "X")]
     top_p: Option<f64>,
-    /// Dream's sampler: draw from the N likeliest tokens; 0 is off
+    /// Dream's sampler: draw from the N likeliest tokens; 0, where absent, is off
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
-    /// Dream's sampler: temperature of the choice of the predictions that are kept; 0 keeps the most confident
+    /// Dream's sampler: temperature of the choice of the predictions that are kept; 0, where absent, keeps the most confident
     #[arg(long, value_name = "X")]
     alg_temp: Option<f64>,
-    /// Classifier-free guidance; 0 is off
+    /// Classifier-free guidance; 0, where absent, is off
     #[arg(long, value_name = "X")]
     cfg_scale: Option<f64>,
     /// Which predictions are kept: low_confidence or random (LLaDA's sampler); origin, maskgit_plus, topk_margin or
-    /// entropy (Dream's)
+    /// entropy (Dream's); low_confidence or entropy, by the model's family, where absent
     #[arg(long, value_name = "HOW", value_parser = Remasking::parse)]
     remasking: Option<Remasking>,
     /// Never predict an end token
@@ -86,7 +86,7 @@ pub struct SamplingArgs {
     /// Keep a predicted end token last
     #[arg(long)]
     defer_eos: bool,
-    /// Names the random draws
+    /// Names the random draws; 1 where absent
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
