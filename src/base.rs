@@ -45,7 +45,7 @@ impl Base {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let is_embedded = is_embedded(path);
-        let path = &*if is_embedded { path.to_owned() } else { hub::model(path)? };
+        let path = &*if is_embedded { path.to_owned() } else { checkpoint_folder(hub::model(path)?)? };
         let (model, text) = match is_embedded {
             true => embedded()?,
             false => (family::load(path)?, TextModel::open(path)?),
@@ -73,7 +73,7 @@ impl Base {
             let (config, text) = embedded_text()?;
             return Ok((text, config.mask_token_id()));
         }
-        let path = &*hub::text(path)?;
+        let path = &*checkpoint_folder(hub::text(path)?)?;
         let config = path.join("config.json");
         Ok((TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?.mask_token_id()))
     }
@@ -89,7 +89,7 @@ impl Base {
                 Ok((text, family::outline_of(&config)))
             }
             false => {
-                let path = &*hub::text(path)?;
+                let path = &*checkpoint_folder(hub::text(path)?)?;
                 Ok((TextModel::open(path)?, family::outline(path)?))
             }
         }
@@ -166,6 +166,23 @@ impl Base {
         }
         Ok(files)
     }
+}
+
+/// A folder that may be a checkpoint's; what is taken for one by mistake is told.
+fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
+    let has = |name: &str| path.join(name).exists();
+    let reason = match has("config.json") {
+        true => return Ok(path),
+        false if path.is_file() => "it is a file; give a checkpoint's folder".to_owned(),
+        false if has("checkpoint/config.json") => {
+            format!("it is a run's folder; its checkpoint lies in {}", path.join("checkpoint").display())
+        }
+        false if has("adapter_config.json") => {
+            "it is an adapter; give its base as the model, and it by --adapter".to_owned()
+        }
+        false => return Ok(path),
+    };
+    Err(Error::Config { path, reason })
 }
 
 /// Whether a file of such a name belongs to a checkpoint beside its weights.

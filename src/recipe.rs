@@ -259,6 +259,11 @@ impl Recipe {
         refuse(model.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
         let is_lora = model.trainable == Trainable::Lora;
         refuse(is_lora && model.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
+        let alpha = model.lora_alpha;
+        refuse(
+            is_lora && (alpha <= 0.0 || alpha.is_nan()),
+            format!("model.lora_alpha = {alpha} scales the adapter to nothing; give more than 0"),
+        );
         let dropout = model.lora_dropout;
         refuse(!(0.0..1.0).contains(&dropout), format!("model.lora_dropout = {dropout} lies outside [0, 1)"));
         let floor = objective.rate_floor;
@@ -309,7 +314,9 @@ impl TrainTable {
             .map(|(k, x)| format!("train.{k} = {x} is negative or not a number"));
         let empty = self.output.as_os_str().is_empty();
         let output = empty.then(|| "train.output is empty; name a folder, or leave it out".to_owned());
-        output.into_iter().chain(zero).chain(not_positive).chain(outside).chain(negative).collect()
+        let none =
+            (self.max_steps == Some(0)).then(|| "train.max_steps = 0 trains nothing; leave it out for all".to_owned());
+        output.into_iter().chain(none).chain(zero).chain(not_positive).chain(outside).chain(negative).collect()
     }
 
     /// Examples per optimizer step.

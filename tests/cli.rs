@@ -106,7 +106,10 @@ fn bad_input_is_one_sentence_with_its_place() {
         "error: bad.jsonl:2: the key \"response\" is missing; a row needs \"prompt\" and \"response\""
     );
     assert!(train(&["data.max_seq_len=4"]).contains("rows.jsonl:1: the prompt's "));
-    assert!(train(&["model.lora_targets=[\"q_prj\"]"]).contains("name no layer of the model; q_proj is one"));
+    assert!(
+        train(&["model.lora_targets=[\"q_prj\"]"])
+            .contains("name no layer of the model; it has attn_out, ff_out, ff_proj, k_proj, ")
+    );
     let qwen = folder.join("qwen");
     fs::create_dir(&qwen).expect("the folder can be made");
     fs::write(qwen.join("config.json"), "{\"model_type\": \"qwen2\"}").expect("written");

@@ -119,3 +119,30 @@ fn no_weights_have_to_be_there() {
     assert!(shown.contains("generated sudoku: 5 examples, each once in an epoch\n"), "the quick start's rows: {shown}");
     assert!(!folder.join("run").exists());
 }
+
+#[test]
+fn what_is_hardly_meant_is_remarked() {
+    let folder = folder("remarks");
+    recipe(&folder);
+    let json = |settings: &[&str]| -> Value {
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>();
+        let shown = weft(&folder, &[&["data", "recipe.toml", "--json"][..], &settings].concat());
+        serde_json::from_str(&shown).expect("one object")
+    };
+    let shared = "2 held-out examples are trained on too; the held-out loss says little of them";
+    assert_eq!(json(&[])["remarks"], serde_json::json!([shared]));
+    let apart = ["data.sources=[{path=\"a.jsonl\",rows=\"2:\"}]", "data.held_out_rows=2"];
+    assert_eq!(json(&apart)["remarks"], serde_json::json!([]));
+    let few = [
+        "data.sources=[{path=\"a.jsonl\",format=\"prompt-response\"}]",
+        "data.held_out='b.json'",
+        "data.format='s1k'",
+        "data.held_out_rows=100",
+    ];
+    let few = json(&few);
+    assert_eq!(few["remarks"], serde_json::json!(["data.held_out_rows = 100, and there are 1 rows"]));
+    let cut = json(&[apart[0], apart[1], "data.max_seq_len=18"]);
+    let remark =
+        "6 of 6 answers are cut and have no end token; a model that is trained on them doesn't stop (data.max_seq_len)";
+    assert_eq!(cut["remarks"], serde_json::json!([remark]), "{cut}");
+}

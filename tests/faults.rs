@@ -47,6 +47,8 @@ const ADAPTER: &str = "[model]\nlora_rank = 1\nlora_targets = [\"q_proj\"]\n";
 const ROWS: &str = "[data]\ntrain = \"rows.jsonl\"\nheld_out = \"rows.jsonl\"\nheld_out_rows = 2\n";
 const TRAIN: &str = "[train]\noutput = \"run\"\nmicro_batch_size = 4\nlr = 1e-3\nmax_steps = 6\nepochs = 3\n\
                      eval_every = 3\ncheckpoint_every = 2\n";
+const EVENTS: &str = "run/tensorboard/events.out.tfevents.weft";
+const RESULTS: &str = "run/results.json";
 const PRODUCT: &str = "run/adapter/adapter_model.safetensors";
 
 /// strace, or loud words in its stead.
@@ -99,6 +101,7 @@ fn a_trained_checkpoint_is_replaced_at_once() {
     let rows = "[data]\ntrain = \"rows.jsonl\"\n";
     let start = start("full", 8, &[settings, rows, &TRAIN.replace("max_steps = 6", "max_steps = 1")].concat());
     assert!(weft(&start, false).status().expect("weft starts").success());
+    unfinish(&start);
     let concerns =
         |path: &Path| path.to_string_lossy().starts_with("run/checkpoint") && !path.starts_with("run/checkpoints");
     let product = "run/checkpoint/model.safetensors";
@@ -116,6 +119,7 @@ fn a_run_does_without_the_tokens_it_cannot_keep() {
 fn a_checkpoint_with_any_byte_changed_is_told_of_and_passed_over() {
     let start = start("flipped", 8, &[ADAPTER, ROWS, TRAIN].concat());
     assert!(weft(&start, false).status().expect("weft starts").success());
+    unfinish(&start);
     let product = fs::read(start.join(PRODUCT)).expect("there is an adapter");
     for (file, at) in
         ["state.safetensors", "state.json", "checksums"].iter().flat_map(|f| [(f, 3), (f, 1_000), (f, 77)])
@@ -211,7 +215,11 @@ fn flushes(calls: &[Call]) {
         let next = calls[i + 1..].iter().find(|call| call.changes);
         assert!(next.is_some_and(|call| is_sync(call, folder)), "{folder:?} is flushed after {path:?} has its name");
         let is_checkpoint = folder.ends_with("run/checkpoints");
-        assert!(!is_checkpoint || is_flushed(&calls[..i], Path::new("run/metrics.jsonl")), "the log before {path:?}");
+        let logs = ["run/metrics.jsonl", EVENTS].map(|log| is_flushed(&calls[..i], Path::new(log)));
+        assert!(!is_checkpoint || logs == [true; 2], "the logs before {path:?}");
+        // A run with results is taken for finished.
+        let is_last = path.ends_with("run/results.json.partial");
+        assert!(!is_last || logs == [true; 2], "the logs before {path:?}");
     }
 }
 
@@ -241,7 +249,7 @@ impl Whole {
         assert!(losses.iter().zip(1..).all(|(loss, step)| loss.starts_with(&format!("{step}: "))), "{losses:?}");
         let report = fs::read_to_string(folder.join("run/report.html")).expect("there is a report");
         assert!(report.trim_end().ends_with("</html>"), "the report is whole");
-        let num_events = events(&fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("events"));
+        let num_events = events(&fs::read(folder.join(EVENTS)).expect("events"));
         assert_eq!(num_events, lines.len() + 1, "an event a line after the version");
         let files = files(folder);
         let product = weft::files::content_hash(&folder.join(scenario.product)).expect("there is a product");
@@ -260,8 +268,12 @@ fn events(mut bytes: &[u8]) -> usize {
     count
 }
 
-/// What a power cut may leave beyond a kill: of files that weren't flushed, half.
+/// What a power cut may leave beyond a kill: of files that weren't flushed, half. Where a run has its results,
+/// everything was ([`flushes`]).
 fn tear(folder: &Path) {
+    if folder.join(RESULTS).exists() {
+        return;
+    }
     let halve = |path: &Path, from: usize| {
         let bytes = fs::read(path).expect("it is there");
         fs::write(path, &bytes[..from + (bytes.len() - from) / 2]).expect("it is cut");
@@ -297,6 +309,11 @@ fn names(line: &str, path: &Path) -> bool {
 fn is_written(call: &Call) -> bool {
     let Call { name, path, .. } = call;
     path.starts_with("run") || path.starts_with("cache") || path.as_os_str().is_empty() && name != "openat"
+}
+
+/// As a crash at the very end leaves it: a finished run has nothing to resume.
+fn unfinish(folder: &Path) {
+    fs::remove_file(folder.join(RESULTS)).expect("there are results");
 }
 
 fn flip(path: &Path, at: usize) {

@@ -48,6 +48,10 @@ fn chats() {
     becomes(&shared, None, &[("user", "Hi")], "Yo");
     let with_system = json!({ "system": "Be brief.", "conversations": shared["conversations"] });
     becomes(&with_system, Some("sharegpt"), &[("system", "Be brief."), ("user", "Hi")], "Yo");
+    // The one list's name and the other's turns.
+    let crossed = json!({ "conversations": messages["messages"] });
+    becomes(&crossed, None, &[("system", "Be brief."), ("user", "Hi")], "Yo");
+    becomes(&json!({ "messages": shared["conversations"] }), None, &[("user", "Hi")], "Yo");
     refused(
         &json!({ "messages": [{ "role": "user" }] }),
         None,
@@ -70,6 +74,14 @@ fn chats() {
         None,
         "conversations ends with a turn of user; the last one must be the assistant's",
     );
+}
+
+#[test]
+fn replies_by_another_name() {
+    becomes(&json!({ "prompt": "Hi", "completion": "Yo" }), None, &[("user", "Hi")], "Yo");
+    becomes(&json!({ "prompt": "Hi", "completion": "Yo", "response": "Hey" }), None, &[("user", "Hi")], "Hey");
+    let dolly = json!({ "instruction": "Add.", "response": "2", "context": "" });
+    becomes(&dolly, None, &[("user", "Add.")], "2");
 }
 
 #[test]

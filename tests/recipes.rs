@@ -233,7 +233,7 @@ fn sources_are_tables_whose_keys_are_checked() {
         "[data]\ntrain = \"b.jsonl\"\ntrain_rows = 3\n[[data.sources]]\npath = \"a\"\nwieght = 2\nweight = 0\n[[data.sources]]\nweight = 1e9\n",
     );
     for part in [
-        "the recipe names 2 sources of training rows; set data.train to a file or folder of rows, data.sources to several, ",
+        "the recipe names training rows in 2 ways; set data.train to a file or folder of rows, data.sources to several, ",
         "data.train_rows is of data.train; give each of data.sources its rows",
         "unknown key data.sources[0].wieght; the nearest known one is data.sources[0].weight",
         "data.sources[0].weight = 0 lies outside (0, 1000]",

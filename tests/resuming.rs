@@ -51,10 +51,7 @@ fn a_resumed_run_tells_of_its_whole() {
     let folder = run_folder("resumed-whole");
     let whole = stdout(&train(&folder, &[]));
     assert!(whole.contains("trained 4 steps in "), "{whole}");
-    assert!(
-        whole.contains("ask it: weft generate --model tiny-base --adapter run/adapter --gen-length 32 "),
-        "{whole}"
-    );
+    assert!(whole.contains("ask it: weft generate --model tiny-base --adapter run/adapter --gen-length 2 "), "{whole}");
     let first = results(&folder);
     let metrics = |folder: &Path| -> Vec<Value> {
         let text = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there is a log");
@@ -96,11 +93,38 @@ fn a_finished_run_has_nothing_to_resume_and_is_left_alone() {
 }
 
 #[test]
-fn a_run_that_never_began_says_so_and_begins() {
+fn a_run_that_never_began_is_not_begun_by_mistake() {
     let folder = run_folder("never-began");
+    let none = weft(&folder, &["train", "recipe.toml", "--resume"]);
+    assert_eq!(none.status.code(), Some(2));
+    assert_eq!(stderr(&none), "error: run holds no run to resume; leave out --resume to begin one\n");
+    assert!(!folder.join("run").exists());
+    // A crash before the first checkpoint leaves the recipe.
+    train(&folder, &[]);
+    for left in ["checkpoints", "adapter"] {
+        fs::remove_dir_all(folder.join("run").join(left)).expect("it was there");
+    }
+    let other = weft(&folder, &["train", "recipe.toml", "--resume", "--set", "train.lr=1e-4"]);
+    assert!(stderr(&other).contains("train.lr was 0.001 and is 0.0001; undo that or start anew"), "{}", stderr(&other));
     let told = stderr(&train(&folder, &["--resume"]));
     assert!(told.contains("run has no checkpoint to resume from; the run begins at step 0\n"), "{told}");
     assert!(folder.join("run/adapter/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn settings_that_change_no_bit_may_change_meanwhile() {
+    let folder = run_folder("free");
+    train(&folder, &[]);
+    let adapter = || fs::read(folder.join("run/adapter/adapter_model.safetensors")).expect("there is an adapter");
+    let whole = adapter();
+    for left in ["checkpoints/step-00000004", "adapter"] {
+        fs::remove_dir_all(folder.join("run").join(left)).expect("it was there");
+    }
+    let settings = ["train.checkpoint_every=1", "train.eval_every=1", "train.activation_memory_gb=0"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    train(&folder, &[["--resume"].as_slice(), &settings].concat());
+    assert!(adapter() == whole, "the adapter has other bytes");
+    assert!(folder.join("run/checkpoints/step-00000003").is_dir(), "the new setting holds");
 }
 
 #[test]

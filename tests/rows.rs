@@ -45,6 +45,7 @@ fn every_kind_of_file_has_the_same_rows() {
     assert_eq!(read_text("rows.jsonl", lines.as_bytes()).expect("it is read"), rows);
     assert_eq!(read_text("ROWS.JSONL", lines.as_bytes()).expect("it is read"), rows);
     assert_eq!(read_text("rows.json", format!("[{first},\n{second}]").as_bytes()).expect("it is read"), rows);
+    assert_eq!(read_text("rows.json", lines.as_bytes()).expect("it is read"), rows, "JSONL by another name");
     let object = format!("{{\"version\": 1, \"data\": [{first}, {second}]}}");
     assert_eq!(read_text("rows.json", object.as_bytes()).expect("it is read"), rows);
 }
@@ -165,10 +166,9 @@ fn a_damaged_file_is_told_in_a_sentence() {
     let told = read(&Source::at(&large, "train")).expect_err("it is too large");
     assert!(told.ends_with("its 1073741825 bytes are more than the 1073741824 that are read of JSON; write JSONL"));
 
-    let extension =
-        |found: &str| format!("the extension {found:?} is no file of rows; the known ones are jsonl, json and parquet");
-    assert_eq!(error("rows.txt", "{}"), format!("rows.txt: {}", extension("txt")));
-    assert_eq!(error("rows", "{}"), format!("rows: {}", extension("")));
+    let wanted = "aren't read; give the rows as .jsonl, .json or .parquet, an object for each";
+    assert_eq!(error("rows.txt", "{}"), format!("rows.txt: files named .txt {wanted}"));
+    assert_eq!(error("rows", "{}"), format!("rows: files without an ending {wanted}"));
     let absent = read(&Source::at(Path::new("absent.txt"), "train")).expect_err("there is none");
     assert!(absent.starts_with("cannot read absent.txt: No such file"), "{absent}");
 }

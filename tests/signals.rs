@@ -93,9 +93,15 @@ fn a_second_signal_stops_at_once() {
     while !folder.join("run/metrics.jsonl").exists() && began.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(1));
     }
+    // `timeout` sends its signal twice.
     send("-INT", &child);
-    std::thread::sleep(Duration::from_millis(200));
     send("-INT", &child);
-    assert_eq!(child.wait().expect("the run ends").code(), Some(130));
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(child.try_wait().expect("it can be asked").is_none(), "two signals at once are one wish");
+    send("-INT", &child);
+    let output = child.wait_with_output().expect("the run ends");
+    assert_eq!(output.status.code(), Some(130));
+    let told = "stopped at once; --resume goes on from the last checkpoint that is there\n";
+    assert!(stderr(&output).ends_with(told), "{}", stderr(&output));
     assert!(!folder.join("run/checkpoints").exists(), "the step isn't done");
 }

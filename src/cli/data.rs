@@ -1,5 +1,6 @@
 //! `weft data`: what a recipe's model will see of its rows.
 
+use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -78,6 +79,9 @@ impl Data {
         if let Some(held_out) = held_out {
             print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
         }
+        for remark in remarks(recipe, train, held_out) {
+            say!("mind: {remark}");
+        }
         let (steps, all) = num_steps(recipe, train);
         let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
         say!("an epoch: {epoch} examples, {tokens:.0} tokens, {steps} steps of {}", recipe.train.global_batch_size());
@@ -150,6 +154,7 @@ impl Data {
         json!({
             "sources": sources(train, self.examples),
             "held_out": held_out.map(|held_out| sources(held_out, 0)),
+            "remarks": remarks(recipe, train, held_out),
             "max_seq_len": recipe.data.max_seq_len,
             "examples_per_epoch": train.epoch_len(),
             "tokens_per_epoch": train.tokens_per_epoch().round() as u64,
@@ -157,6 +162,34 @@ impl Data {
             "steps": all,
         })
     }
+}
+
+/// What of the rows is hardly meant.
+fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<String> {
+    let mut remarks = vec![];
+    let whole = |e: &Example| [e.prompt_ids.as_slice(), &e.answer_ids].concat();
+    let trained: HashSet<Vec<u32>> = train.dataset.examples.iter().map(whole).collect();
+    let shared = held_out.map_or(0, |h| h.dataset.examples.iter().filter(|e| trained.contains(&whole(e))).count());
+    if shared > 0 {
+        remarks.push(format!("{shared} held-out examples are trained on too; the held-out loss says little of them"));
+    }
+    let (cut, count) = (train.dataset.truncated, train.dataset.examples.len());
+    if 2 * cut > count {
+        remarks.push(format!(
+            "{cut} of {count} answers are cut and have no end token; a model that is trained on them doesn't stop \
+             (data.max_seq_len)"
+        ));
+    }
+    let asked =
+        [("train_rows", recipe.data.train_rows, Some(train)), ("held_out_rows", recipe.data.held_out_rows, held_out)];
+    for (key, rows, mixed) in asked {
+        let wanted = rows.and_then(|rows| rows.as_first()).filter(|_| recipe.data.generate.is_none());
+        let there = mixed.map_or(0, |mixed| mixed.dataset.examples.len() + mixed.dataset.passed_over);
+        if let Some(wanted) = wanted.filter(|wanted| there < *wanted && mixed.is_some()) {
+            remarks.push(format!("data.{key} = {wanted}, and there are {there} rows"));
+        }
+    }
+    remarks
 }
 
 /// Prompt, answer and end token as text; a cut answer has no end token.

@@ -146,6 +146,11 @@ impl Generate {
                 text
             }
         };
+        if content.trim().is_empty() {
+            return Err(Error::Usage(
+                "the prompt is empty; give --prompt 'TEXT', or the text on standard input".to_owned(),
+            ));
+        }
         let ids = match self.raw {
             true => base.text.encode(&content)?,
             false => base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?,

@@ -52,14 +52,13 @@ impl Results<'_> {
             say!("the {name} lies in {path}");
         }
         say!("ask it: {}", self.question);
-        if self.hardly_moved() {
-            say!("the held-out loss hardly moved: try more epochs or a higher train.lr (docs/settings.md)");
+        match self.summary.held_out.map(|[before, after]| 1.0 - after / before) {
+            Some(fall) if fall < -HARDLY => say!("the held-out loss rose: try a lower train.lr (docs/settings.md)"),
+            Some(fall) if fall < HARDLY => {
+                say!("the held-out loss hardly moved: try more epochs or a higher train.lr (docs/settings.md)");
+            }
+            _ => {}
         }
-    }
-
-    /// Whether training did next to nothing, by the held-out loss.
-    fn hardly_moved(&self) -> bool {
-        self.summary.held_out.is_some_and(|[before, after]| (1.0 - after / before).abs() < HARDLY)
     }
 
     /// Names and values for the report.

@@ -93,10 +93,18 @@ impl Train {
                 eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
             }
         }
+        // A run that is cut short is a trial.
+        if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
+            let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
+            eprintln!("warning: train.warmup_steps = {warmup} in a run of {steps} steps: it never comes to train.lr");
+        }
         tell_idle(&recipe.sampler.for_family(base.model.config.family));
         if !quiet {
             describe(&experiment, &base);
             say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
+            if recipe.train.checkpoint_every == 0 {
+                say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves on the way");
+            }
         }
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
@@ -187,7 +195,8 @@ fn describe(experiment: &Experiment, base: &Base) {
 fn question(experiment: &Experiment, product: &Path) -> String {
     let recipe = &experiment.recipe;
     let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
-    let gen_length = longest.next_multiple_of(Sampling::default().block_length);
+    let block = Sampling::default().block_length;
+    let gen_length = if longest > block { longest.next_multiple_of(block) } else { longest };
     // As a shell takes it.
     let quoted = |path: &Path| {
         let text = path.display().to_string();

@@ -15,7 +15,7 @@ pub enum Form {
     /// `conversations`: turns of `from` and `value`; `system` beside them where it is there.
     #[serde(rename = "sharegpt")]
     ShareGpt,
-    /// `prompt` and `response`.
+    /// `prompt` and `response`, or `completion` in its place (TRL).
     #[serde(rename = "prompt-response")]
     PromptResponse,
     /// `question` and `answer` (GSM8K).
@@ -24,7 +24,7 @@ pub enum Form {
     /// `problem` and `solution`, or `answer` where there is none (MATH).
     #[serde(rename = "problem-solution", alias = "math")]
     ProblemSolution,
-    /// `instruction`, `output` and perhaps `input`.
+    /// `instruction`, `output` or `response` (Dolly), and perhaps `input`.
     #[serde(rename = "alpaca")]
     Alpaca,
     /// s1K: `question`, `thinking_trajectories`, `attempt`.
@@ -46,17 +46,19 @@ pub const THINKING_INSTRUCTION: &str =
 
 /// The forms in the order in which a row is tried, with the keys that make a row one of them. A set's own columns come
 /// first: such rows often have those of a plainer form beside them.
-const KEYS: [(Form, &[&str]); 10] = [
+const KEYS: [(Form, &[&str]); 12] = [
     (Form::S1k11, &["question", "deepseek_thinking_trajectory", "deepseek_attempt"]),
     (Form::S1k, &["question", "thinking_trajectories", "attempt"]),
     (Form::OpenR1, &["problem", "generations"]),
     (Form::Messages, &["messages"]),
     (Form::ShareGpt, &["conversations"]),
     (Form::PromptResponse, &["prompt", "response"]),
+    (Form::PromptResponse, &["prompt", "completion"]),
     (Form::QuestionAnswer, &["question", "answer"]),
     (Form::ProblemSolution, &["problem", "solution"]),
     (Form::ProblemSolution, &["problem", "answer"]),
     (Form::Alpaca, &["instruction", "output"]),
+    (Form::Alpaca, &["instruction", "response"]),
 ];
 
 /// A row as a conversation, in the form that its keys say where none is given; `None` where the row's own checks call
@@ -70,10 +72,13 @@ pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversat
     let conversation = match form {
         Form::Messages => from_messages(row)?,
         Form::ShareGpt => from_sharegpt(row)?,
-        Form::PromptResponse => pair(text(row, form, "prompt")?, text(row, form, "response")?),
+        Form::PromptResponse => {
+            let reply = either(row, "response", "completion");
+            pair(text(row, form, "prompt")?, text(row, form, reply)?)
+        }
         Form::QuestionAnswer => pair(text(row, form, "question")?, text(row, form, "answer")?),
         Form::ProblemSolution => {
-            let reply = if is_given(row, "solution") || !is_given(row, "answer") { "solution" } else { "answer" };
+            let reply = either(row, "solution", "answer");
             pair(text(row, form, "problem")?, text(row, form, reply)?)
         }
         Form::Alpaca => from_alpaca(row)?,
@@ -112,10 +117,15 @@ fn detect(row: &Fields) -> Result<Form, String> {
     found.map(|(form, _)| *form).ok_or_else(|| {
         let keys: Vec<&str> = row.keys().map(String::as_str).collect();
         format!(
-            "the keys {keys:?} are no known form; give messages, conversations, prompt and response, question and \
-             answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1"
+            "the keys {keys:?} are no known form; give messages, conversations, prompt and response (or completion), \
+             question and answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1"
         )
     })
+}
+
+/// The key that has a value, the first where both or none have.
+fn either<'a>(row: &Fields, first: &'a str, second: &'a str) -> &'a str {
+    if is_given(row, first) || !is_given(row, second) { first } else { second }
 }
 
 fn is_given(row: &Fields, key: &str) -> bool {
@@ -159,7 +169,8 @@ fn thought(question: &str, thinking: &str, answer: &str) -> Conversation {
 }
 
 fn from_alpaca(row: &Fields) -> Result<Conversation, String> {
-    let (ask, reply) = (text(row, Form::Alpaca, "instruction")?, text(row, Form::Alpaca, "output")?);
+    let reply = text(row, Form::Alpaca, either(row, "output", "response"))?;
+    let ask = text(row, Form::Alpaca, "instruction")?;
     let input = if is_given(row, "input") { text(row, Form::Alpaca, "input")? } else { "" };
     Ok(match input.trim().is_empty() {
         true => pair(ask, reply),
@@ -169,11 +180,11 @@ fn from_alpaca(row: &Fields) -> Result<Conversation, String> {
 
 fn from_messages(row: &Fields) -> Result<Conversation, String> {
     let list = value(row, Form::Messages, "messages")?;
-    let turns = turns(list, "messages", ["role", "content"])?;
-    for Message { role, .. } in &turns {
-        if !["system", "user", "assistant"].contains(&role.as_str()) {
-            return Err(format!("messages holds the role {role:?}; the known ones are system, user and assistant"));
-        }
+    let mut turns = turns(list, "messages", ["role", "content"])?;
+    for Message { role, .. } in &mut turns {
+        let known = known_role(role);
+        let unknown = || format!("messages holds the role {role:?}; the known ones are system, user and assistant");
+        *role = known.ok_or_else(unknown)?.to_owned();
     }
     as_conversation(turns, "messages")
 }
@@ -181,17 +192,9 @@ fn from_messages(row: &Fields) -> Result<Conversation, String> {
 fn from_sharegpt(row: &Fields) -> Result<Conversation, String> {
     let mut turns = turns(value(row, Form::ShareGpt, "conversations")?, "conversations", ["from", "value"])?;
     for turn in &mut turns {
-        turn.role = match turn.role.as_str() {
-            "human" | "user" => "user",
-            "gpt" | "assistant" => "assistant",
-            "system" => "system",
-            other => {
-                return Err(format!(
-                    "conversations holds a turn from {other:?}; the known ones are system, human and gpt"
-                ));
-            }
-        }
-        .to_owned();
+        let other = &turn.role;
+        let unknown = || format!("conversations holds a turn from {other:?}; the known ones are system, human and gpt");
+        turn.role = known_role(other).ok_or_else(unknown)?.to_owned();
     }
     let is_first = turns.first().is_none_or(|turn| turn.role != "system");
     if let Some(system) = row.get("system").and_then(Value::as_str).filter(|s| is_first && !s.trim().is_empty()) {
@@ -200,11 +203,26 @@ fn from_sharegpt(row: &Fields) -> Result<Conversation, String> {
     as_conversation(turns, "conversations")
 }
 
+/// A speaker's role by the name that one of the two forms gives it.
+fn known_role(name: &str) -> Option<&'static str> {
+    match name {
+        "human" | "user" => Some("user"),
+        "gpt" | "assistant" => Some("assistant"),
+        "system" => Some("system"),
+        _ => None,
+    }
+}
+
 /// A list of turns by the keys of their speaker and text.
 fn turns(list: &Value, of: &str, [speaker, text]: [&str; 2]) -> Result<Vec<Message>, String> {
     let Value::Array(items) = list else {
         return Err(format!("{of} is {:.40}, not a list of {{{speaker:?}, {text:?}}}", list.to_string()));
     };
+    // Some sets have the one list's name and the other's turns.
+    let is_other = items.first().is_some_and(|item| item.get(speaker).is_none());
+    let other = [["role", "content"], ["from", "value"]].into_iter().find(|keys| keys[0] != speaker);
+    let other = other.filter(|keys| is_other && items.iter().all(|item| item.get(keys[0]).is_some()));
+    let [speaker, text] = other.unwrap_or([speaker, text]);
     let turn = |(i, item): (usize, &Value)| {
         let field = |key: &str| match item.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),

@@ -134,13 +134,13 @@ pub fn is_named_as_file(path: &Path) -> bool {
     KINDS.contains(&extension.as_str())
 }
 
-/// The rows of a file, its kind told by the extension.
+/// The rows of a file, its kind told by the extension (JSONL may be named as JSON).
 ///
 /// # Errors
 /// A file that can't be opened, is damaged as a whole, or has another extension; as items, rows that can't be read.
 pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     let shared: Arc<Path> = path.into();
-    Ok(match kind(path)? {
+    Ok(match kind_within(path)? {
         "jsonl" => Box::new(read_jsonl(path)?),
         "json" => {
             let rows = read_json(path)?.into_iter().enumerate();
@@ -215,6 +215,20 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
     }))
 }
 
+/// A file's kind by its name, but for JSONL that is named as JSON: two lines or more, the first an object.
+fn kind_within(path: &Path) -> Result<&'static str> {
+    let kind = kind(path)?;
+    if kind != "json" {
+        return Ok(kind);
+    }
+    let mut lines = lines(path)?;
+    match (lines.next(), lines.next()) {
+        // Lines that can't be read are the JSON reader's to tell.
+        (Some(Ok((_, first))), Some(_)) if matches!(strict_json::parse(&first), Ok(Value::Object(_))) => Ok("jsonl"),
+        _ => Ok(kind),
+    }
+}
+
 /// The values of a JSON file: those of its one array.
 fn read_json(path: &Path) -> Result<Vec<Value>> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
@@ -252,7 +266,7 @@ fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Resul
 
 /// How many rows a file has.
 fn count(path: &Path) -> Result<usize> {
-    match kind(path)? {
+    match kind_within(path)? {
         "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
         "json" => Ok(read_json(path)?.len()),
         _ => parquet_file::count(path),
@@ -262,8 +276,9 @@ fn count(path: &Path) -> Result<usize> {
 fn kind(path: &Path) -> Result<&'static str> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     KINDS.into_iter().find(|kind| *kind == extension).ok_or_else(|| {
+        let named = if extension.is_empty() { "without an ending".to_owned() } else { format!("named .{extension}") };
         let reason =
-            format!("the extension {extension:?} is no file of rows; the known ones are jsonl, json and parquet");
+            format!("files {named} aren't read; give the rows as .jsonl, .json or .parquet, an object for each");
         match File::open(path) {
             Ok(_) => Error::Config { path: path.to_owned(), reason },
             Err(source) => Error::Read { path: path.to_owned(), source },

@@ -246,7 +246,7 @@ impl<'a> Repository<'a> {
         id.error(format!(
             "{}{}, and {root} isn't enough: {sentence}; run \"hf download {}{kind}{revision}\" where there is a network and \
              bring that folder here, or pass a folder",
-            if id.given.starts_with(super::SCHEME) { "" } else { "there is no such file or folder; " },
+            if id.given.starts_with(super::SCHEME) || !self.commit.is_empty() { "" } else { "there is no such file or folder; " },
             self.reason(),
             id.name
         ))

@@ -140,6 +140,10 @@ impl TargetModules {
 pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let folder = &*hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
+    if !path.exists() && folder.join("adapter/adapter_config.json").exists() {
+        let reason = format!("it is a run's folder; its adapter lies in {}", folder.join("adapter").display());
+        return Err(Error::Config { path: folder.to_owned(), reason });
+    }
     let config: LoraConfig = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
     config.check().map_err(|reason| Error::Config { path: path.clone(), reason })?;
@@ -257,11 +261,14 @@ fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<
     if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(embedding) {
         return Err(format!("target_modules name the embedding {embedding}; Weft adapts linear layers only"));
     }
+    let all = modules.clone();
     let found: Vec<_> = modules.into_iter().enumerate().filter(|(_, module)| matches(module)).collect();
     match found.is_empty() {
         true => {
             let names = serde_json::to_string(&config.target_modules).expect("names are JSON");
-            Err(format!("target_modules {names} name no layer of the model; q_proj is one"))
+            let own: std::collections::BTreeSet<&str> = all.iter().filter_map(|name| name.rsplit('.').next()).collect();
+            let own = own.into_iter().collect::<Vec<_>>().join(", ");
+            Err(format!("the targets {names} (lora_targets, target_modules) name no layer of the model; it has {own}"))
         }
         false => Ok(found),
     }

@@ -81,7 +81,13 @@ impl DataTable {
         let named = [self.train.is_some(), !sources.is_empty(), self.generate.is_some()];
         let named = named.into_iter().filter(|is_named| *is_named).count();
         let one = "set data.train to a file or folder of rows, data.sources to several, or data.generate to a task";
-        refuse(named != 1, format!("the recipe names {named} sources of training rows; {one}"));
+        refuse(
+            named != 1,
+            match named {
+                0 => format!("the recipe names no training rows; {one}"),
+                _ => format!("the recipe names training rows in {named} ways; {one}"),
+            },
+        );
         let is_empty = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
         for (key, path) in [("train", &self.train), ("held_out", &self.held_out)] {
             refuse(is_empty(path), format!("data.{key} is empty; name a file or folder of rows, or leave it out"));

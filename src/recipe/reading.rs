@@ -51,6 +51,19 @@ const SYNONYMS: [(&str, &str); 38] = [
     ("alg", "sampler.remasking"),
 ];
 
+/// Settings of other programs that have no twin, and why.
+const WITHOUT_TWIN: [(&str, &str); 9] = [
+    ("fp16", "products are of f32 or bf16 factors (model.precision)"),
+    ("optim", "the optimizer is AdamW"),
+    ("optimizer", "the optimizer is AdamW"),
+    ("report_to", "metrics.jsonl, TensorBoard events and report.html are always written"),
+    ("logging_steps", "every step is logged"),
+    ("save_total_limit", "the newest two checkpoints are kept"),
+    ("deepspeed", "nothing of it is needed on CPUs"),
+    ("load_in_4bit", "bases are f32 or bf16 as they are stored"),
+    ("load_in_8bit", "bases are f32 or bf16 as they are stored"),
+];
+
 /// Reads a recipe over its type's defaults. `check` says what is wrong with values that could be read.
 ///
 /// # Errors
@@ -64,7 +77,8 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
     let refuse = |problems| Error::Recipe { path: path.to_owned(), problems };
     let mut given: toml::Table = toml::from_str(text).map_err(|e| {
         let line = text[..e.span().map_or(0, |s| s.start).min(text.len())].lines().count().max(1);
-        refuse(vec![format!("line {line} is not TOML: {}", e.message().replace('\n', " "))])
+        let hint = if e.message().contains("invalid") { " (a text stands in quotes)" } else { "" };
+        refuse(vec![format!("line {line} is not TOML: {}{hint}", e.message().replace('\n', " "))])
     })?;
     // serde_json writes `None` as null, so the default knows every key.
     let mut resolved = serde_json::to_value(R::default()).expect("a recipe is JSON");
@@ -138,6 +152,9 @@ pub(crate) fn in_plain_words(error: &str) -> String {
 /// Puts `table.key=value` into the recipe; a value that isn't TOML is text.
 fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> std::result::Result<(), String> {
     let wrong = || format!("--set {setting:?} is not table.key=value");
+    if let (None, Some((name, value))) = (setting.split_once('='), setting.trim().split_once(' ')) {
+        return Err(format!("{}; write {name}={}", wrong(), value.trim()));
+    }
     let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
     let Some((table, key)) = name.trim().split_once('.') else {
         let place = own_place(name.trim(), known).map(|place| format!("; write {place}={}", value.trim()));
@@ -171,10 +188,20 @@ pub(super) fn unknown<K: AsRef<str>>(
     table: &str,
     known: impl IntoIterator<Item = K>,
 ) -> String {
-    let nearest = known.into_iter().min_by_key(|k| strsim::damerau_levenshtein(k.as_ref(), name));
-    let nearest = nearest.expect("a table has keys");
-    let nearest = nearest.as_ref();
-    format!("unknown {what} {table}{name}; the nearest known one is {table}{nearest}")
+    if let Some((_, why)) = WITHOUT_TWIN.iter().find(|(known, _)| *known == name) {
+        return format!("unknown {what} {table}{name}; leave it out: {why}");
+    }
+    let distance = |key: &str| match key.contains(name) && name.len() > 2 || name.contains(key) {
+        true => 0,
+        false => strsim::damerau_levenshtein(key, name),
+    };
+    let nearest = known.into_iter().map(|key| (distance(key.as_ref()), key)).min_by_key(|(distance, _)| *distance);
+    match nearest {
+        Some((distance, key)) if distance <= 1 + name.len() / 3 => {
+            format!("unknown {what} {table}{name}; the nearest known one is {table}{}", key.as_ref())
+        }
+        _ => format!("unknown {what} {table}{name}; \"weft recipe\" prints those that are known"),
+    }
 }
 
 #[cfg(test)]

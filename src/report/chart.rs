@@ -149,12 +149,15 @@ impl Axis {
     /// An axis that ends where the values do.
     fn between(values: impl Iterator<Item = f64> + Clone, places: [f64; 2]) -> Self {
         let wide = Self::over(values.clone(), places);
+        let is_counted = values.clone().all(|value| value.fract() == 0.0);
         let ends = values
             .filter(|v| v.is_finite())
             .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)]);
         match ends {
             [low, high] if low < high => {
-                let ticks = wide.ticks.into_iter().filter(|tick| (low..=high).contains(tick)).collect();
+                // Steps have no parts.
+                let is_tick = |tick: &f64| (low..=high).contains(tick) && (!is_counted || tick.fract() == 0.0);
+                let ticks = wide.ticks.into_iter().filter(is_tick).collect();
                 Self { values: ends, places, ticks }
             }
             _ => wide,
@@ -228,6 +231,7 @@ mod tests {
         let tight = Axis::between([3.0, 47.0].into_iter(), [0.0, 100.0]);
         assert_eq!(tight.ticks, [10.0, 20.0, 30.0, 40.0], "no tick lies outside");
         assert_eq!([tight.place(3.0), tight.place(25.0), tight.place(47.0)], [0.0, 50.0, 100.0]);
+        assert_eq!(Axis::between([1.0, 2.0].into_iter(), [0.0, 1.0]).ticks, [1.0, 2.0], "steps have no parts");
         assert_eq!(Axis::between([2.0].into_iter(), [0.0, 1.0]).place(2.0), middle);
     }
 

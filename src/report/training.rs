@@ -55,7 +55,7 @@ pub fn write(output: &Path, results: &[(String, String)], samples: &[Sample]) ->
     body.push_str("<div class=\"tiles\">\n");
     results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
     body.push_str(
-        "</div>\n<h2>Curves</h2>\n<p class=\"note\">A point is the mean of the steps around it, its band their \
+        "</div>\n<h2>Curves</h2>\n<p class=\"note\">Of more than 100 steps a point is the mean of several, its band their \
                    range; rest the pointer on it for its numbers.</p>\n<div class=\"charts\">\n",
     );
     charts(&lines).iter().for_each(|svg| body.push_str(svg));
@@ -92,7 +92,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
         Curve { name: name.to_owned(), points }
     };
     [
-        one("Loss", "nats", vec![curve("loss", "loss")]),
+        one("Loss, weighted by the objective", "nats per token", vec![curve("loss", "loss")]),
         one("Held-out loss", "nats per answer token", vec![exact("held out", "held_out_nll_bound")]),
         one("Gradient norm before clipping", "norm", vec![curve("gradient norm", "grad_norm")]),
         one("Learning rate", "rate", vec![curve("learning rate", "lr")]),

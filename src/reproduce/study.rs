@@ -152,7 +152,11 @@ impl Study {
         match table.settings.iter().zip(&bases).find(|(_, recipe)| recipe.eval.task.is_none()) {
             Some((setting, _)) => Err(Error::Recipe {
                 path: path.to_owned(),
-                problems: vec![format!("setting {:?} has no eval.task, so there is nothing to compare", setting.name)],
+                problems: vec![format!(
+                    "setting {:?} has no eval.task (sudoku, countdown, gsm8k or math500), so there is nothing to compare; on \
+                     other rows compare the held-out losses of several runs of weft train",
+                    setting.name
+                )],
             }),
             None => Ok(Self { table, output, runs, bases }),
         }

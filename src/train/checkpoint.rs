@@ -12,6 +12,7 @@ use weft_kernels::weight::Dtype;
 
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
+use super::run::RECIPE;
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
@@ -113,7 +114,7 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
 /// A checkpoint of another recipe; a folder that can't be read.
 pub fn newest_step(output: &Path, recipe: &Value) -> Result<Option<u64>> {
     let Some(newest) = list(output)?.into_iter().next_back().map(|step| folder_of(output, step)) else {
-        return Ok(None);
+        return began_with(&output.join(RECIPE), recipe).map(|()| None);
     };
     match read_state(&newest, recipe) {
         Ok(state) => Ok(Some(state.step)),
@@ -127,19 +128,33 @@ fn read_state(folder: &Path, recipe: &Value) -> Result<State> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
-    let differing = differences(&state.recipe, recipe);
+    same_recipe(path, &state.recipe, recipe)?;
+    Ok(state)
+}
+
+/// Refuses to go on with a run that has no checkpoint yet by another recipe than it began with.
+fn began_with(path: &Path, recipe: &Value) -> Result<()> {
+    // What a crash left of the file says nothing.
+    match read_text(path).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+        Some(saved) => same_recipe(path.to_owned(), &saved["recipe"], recipe),
+        None => Ok(()),
+    }
+}
+
+fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
+    let differing = differences(was, recipe);
     if !differing.is_empty() {
         let list = differing.join("; ");
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
         return Err(Error::Config { path, reason });
     }
-    if let Some(name) = changed_rows(&state.recipe, recipe) {
+    if let Some(name) = changed_rows(was, recipe) {
         let reason = format!(
             "the rows of {name} are others than when the run to resume was started; put them back or start anew"
         );
         return Err(Error::Config { path, reason });
     }
-    Ok(state)
+    Ok(())
 }
 
 fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
@@ -229,14 +244,20 @@ fn changed_rows(was: &Value, is: &Value) -> Option<String> {
     changed.map(|(_, is)| is[0].as_str().unwrap_or_default().to_owned())
 }
 
-/// The settings that differ, `table.key was X and is Y`. A setting that an earlier version didn't know was at its default.
+/// Settings that change no bit of what is trained, and may be others when a run goes on.
+const FREE: [(&str, &str); 3] =
+    [("train", "eval_every"), ("train", "checkpoint_every"), ("train", "activation_memory_gb")];
+
+/// The settings that differ, `table.key was X and is Y`, but for those that change nothing. A setting that an earlier
+/// version didn't know was at its default.
 pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
     let empty = serde_json::Map::new();
     let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
     let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
         let known = |key: &str| was[table].get(key).unwrap_or(&default[table][key]);
         let keys = keys.as_object().unwrap_or(&empty).iter();
-        let differing = keys.filter(|(key, value)| known(key) != *value);
+        let is_free = |key: &str| FREE.contains(&(table.as_str(), key));
+        let differing = keys.filter(|(key, value)| known(key) != *value && !is_free(key));
         differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", known(key))).collect()
     };
     is.as_object().unwrap_or(&empty).iter().flat_map(of_table).collect()

@@ -131,7 +131,8 @@ impl Metrics {
     /// # Errors
     /// A file that can't be written.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })
+        self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        self.events.sync().map_err(|source| Error::Write { path: self.path.with_file_name(EVENTS), source })
     }
 
     /// Prints a line above the progress.

@@ -36,7 +36,7 @@ pub struct Summary {
 /// The resolved recipe in a run's folder; it is there from the run's first moment on.
 pub const RECIPE: &str = "recipe.json";
 
-/// Refuses a folder that holds another run, and a file, before any work is done.
+/// Refuses a folder that holds another run, or none to resume, and a file, before any work is done.
 ///
 /// # Errors
 /// The folder, and how to go on.
@@ -44,12 +44,14 @@ pub fn check_output(output: &Path, resume: bool) -> Result<()> {
     if output.exists() && !output.is_dir() {
         return Err(Error::Usage(format!("train.output = {} is a file; name a folder", output.display())));
     }
-    match !resume && output.join(RECIPE).exists() {
-        true => Err(Error::Usage(format!(
-            "{} already holds a run; add --resume to go on with it, or set train.output to another folder",
-            output.display()
+    let path = output.display();
+    let has_run = [RECIPE, "checkpoints"].iter().any(|name| output.join(name).exists());
+    match (resume, has_run) {
+        (false, true) => Err(Error::Usage(format!(
+            "{path} already holds a run; add --resume to go on with it, or set train.output to another folder"
         ))),
-        false => Ok(()),
+        (true, false) => Err(Error::Usage(format!("{path} holds no run to resume; leave out --resume to begin one"))),
+        _ => Ok(()),
     }
 }
 
@@ -92,7 +94,7 @@ pub fn train(
     };
     let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: !quiet })?;
     run.advance(trainer, trainer.num_steps())?;
-    Ok(run.finish(trainer))
+    run.finish(trainer)
 }
 
 /// A run in its folder, which goes on as far as it is asked to.
@@ -164,10 +166,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Ends the run: what it did.
-    pub fn finish(self, trainer: &Trainer) -> Summary {
+    /// Ends the run: what it did. Its logs are on the disk then.
+    ///
+    /// # Errors
+    /// A file that can't be written.
+    pub fn finish(self, trainer: &Trainer) -> Result<Summary> {
         self.metrics.finish();
-        Summary { entropy_drift: trainer.entropy_drift(), ..self.summary }
+        self.metrics.sync()?;
+        Ok(Summary { entropy_drift: trainer.entropy_drift(), ..self.summary })
     }
 
     fn evaluate(&mut self, trainer: &Trainer) -> Result<()> {

@@ -37,6 +37,14 @@ impl EventFile {
         self.record(&[time_field(unix_seconds), step, bytes_field(5, &summary)].concat())
     }
 
+    /// Makes what was told so far last.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Length, its checksum, the bytes, theirs: in one write, so that a crash cuts at most the last record.
     fn record(&mut self, bytes: &[u8]) -> io::Result<()> {
         let length = (bytes.len() as u64).to_le_bytes();
