@@ -141,7 +141,7 @@ fn what_is_hardly_meant_is_remarked() {
     ];
     let few = json(&few);
     assert_eq!(few["remarks"], serde_json::json!(["data.held_out_rows = 100, and there are 1 rows"]));
-    let cut = json(&[apart[0], apart[1], "data.max_seq_len=18"]);
+    let cut = json(&[apart[0], apart[1], "data.max_seq_len=25"]);
     let remark =
         "6 of 6 answers are cut and have no end token; a model that is trained on them doesn't stop (data.max_seq_len)";
     assert_eq!(cut["remarks"], serde_json::json!([remark]), "{cut}");
