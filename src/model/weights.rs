@@ -55,7 +55,7 @@ impl Checkpoint {
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16.
+    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two files.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut tensors = HashMap::new();
         for file in files(folder)? {
@@ -82,7 +82,7 @@ impl Checkpoint {
         let path = Path::new(name);
         let mut tensors = HashMap::new();
         for_each_tensor(path, bytes, |name, shape, [rows, cols], dtype, data| {
-            tensors.insert(name, (shape, Weight::from_bytes(rows, cols, dtype, data)));
+            tensors.insert(name, (shape, Weight::from_bytes(rows, cols, dtype, data))).is_none()
         })?;
         Ok(Self { folder: path.to_owned(), tensors })
     }
@@ -197,15 +197,16 @@ fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>) ->
     for_each_tensor(path, file.bytes(), |name, shape, [rows, cols], dtype, data| {
         let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
         let weight = Weight::mapped(rows, cols, dtype, file.clone(), start..start + data.len());
-        tensors.insert(name, (shape, weight));
+        tensors.insert(name, (shape, weight)).is_none()
     })
 }
 
-/// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file.
+/// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file; it is false where the name has
+/// been there before, in an earlier shard.
 fn for_each_tensor(
     path: &Path,
     bytes: &[u8],
-    mut f: impl FnMut(String, Vec<usize>, [usize; 2], Dtype, &[u8]),
+    mut f: impl FnMut(String, Vec<usize>, [usize; 2], Dtype, &[u8]) -> bool,
 ) -> Result<()> {
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
     let parsed = SafeTensors::deserialize(bytes).map_err(|e| format(e.to_string()))?;
@@ -221,7 +222,9 @@ fn for_each_tensor(
             [rows, cols] => [rows, cols],
             _ => return Err(format(format!("{name} has shape {shape:?}, expected one or two sizes"))),
         };
-        f(name, shape, size, dtype, view.data());
+        if !f(name.clone(), shape, size, dtype, view.data()) {
+            return Err(format(format!("{name} is in another shard too")));
+        }
     }
     Ok(())
 }
