@@ -3,6 +3,7 @@
 
 pub mod chat_template;
 pub mod formats;
+mod guarded;
 pub mod lengths;
 pub mod mixing;
 pub mod packing;
@@ -12,6 +13,7 @@ pub mod row_range;
 pub mod sources;
 mod strict_json;
 pub mod synthetic;
+mod template_environment;
 pub mod token_cache;
 pub mod tokenizer;
 
@@ -123,7 +125,7 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
         Some(_) => Some(token_cache::key(source, reading)?),
         None => None,
     };
-    if let Some(dataset) = reading.cache.as_ref().zip(key).and_then(|(cache, key)| cache.read(key)) {
+    if let Some(dataset) = reading.cache.as_ref().zip(key).and_then(|(cache, key)| cache.read(key, reading)) {
         return Ok(dataset);
     }
     let mut dataset = Dataset::default();

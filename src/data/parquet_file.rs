@@ -1,16 +1,14 @@
 //! Rows of a parquet file as JSON fields, nested columns included. The reader of the crate `parquet` panics on some
-//! damaged files; here that is an error like any other, and nothing of it reaches the terminal.
+//! damaged files, and is guarded.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::Once;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
 
+use super::guarded::guarded;
 use super::sources::Fields;
 use crate::error::{Error, Result};
 
@@ -50,28 +48,6 @@ fn open(path: &Path) -> Result<SerializedFileReader<File>> {
 
 fn format(path: &Path, reason: String) -> Error {
     Error::Format { path: path.to_owned(), reason }
-}
-
-thread_local! {
-    /// Whether this thread's panics are awaited.
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs a call of the crate; a panic of it is an error.
-fn guarded<T>(call: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
-    static QUIET: Once = Once::new();
-    QUIET.call_once(|| {
-        let told = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !IS_GUARDED.get() {
-                told(info);
-            }
-        }));
-    });
-    IS_GUARDED.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(call));
-    IS_GUARDED.set(false);
-    result.unwrap_or_else(|_| Err("its bytes contradict each other".to_owned()))
 }
 
 fn fields(row: &Row) -> std::result::Result<Fields, String> {

@@ -113,7 +113,11 @@ impl Source {
         let files = self.files()?;
         let range = match self.rows {
             Some(range) => {
-                let count = if range.needs_count() { files.iter().map(|f| count(f)).sum::<Result<_>>()? } else { 0 };
+                let count = if range.needs_count() {
+                    files.iter().try_fold(0_usize, |n, file| count(file).map(|of_file| n.saturating_add(of_file)))?
+                } else {
+                    0
+                };
                 range.of(count)
             }
             None => 0..usize::MAX,

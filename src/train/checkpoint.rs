@@ -160,6 +160,7 @@ fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
 fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
     verify(folder)?;
     let state = read_state(folder, recipe)?;
+    let total = check_state(&state, trainer).map_err(|reason| Error::Format { path: folder.join(STATE), reason })?;
     let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
     let Trainer { model, optimizer, .. } = trainer;
     for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
@@ -170,7 +171,6 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         optimizer.v[i].copy_from_slice(&v.to_f32());
     }
     if !state.entropies.is_empty() {
-        let total = state.entropies.iter().map(|(_, _, len)| len).sum();
         let numbers = tensors.take(ENTROPIES, &[total])?;
         let numbers = numbers.to_f32();
         let mut rest = &*numbers;
@@ -210,6 +210,24 @@ fn checksums(folder: &Path) -> Result<String> {
         Ok(format!("{hash:032x}  {file}\n"))
     };
     [TENSORS, STATE].into_iter().map(line).collect()
+}
+
+/// What is wrong with a state for a run; where nothing is, how many entropies it keeps.
+fn check_state(state: &State, trainer: &Trainer) -> std::result::Result<usize, String> {
+    let (step, steps) = (state.step, trainer.num_steps());
+    if step > steps {
+        return Err(format!("its step {step} lies past the run's last, {steps}"));
+    }
+    let (examples, epoch) = (&trainer.job.examples, step.checked_div(trainer.steps_per_epoch()).unwrap_or(0));
+    let mut total = 0;
+    for &(example, of, len) in &state.entropies {
+        let answer = examples.get(example).map(|e| e.answer_ids.len());
+        if answer != Some(len) || of > epoch {
+            return Err(format!("the entropies of example {example}, {len} of epoch {of}, are none of the run's"));
+        }
+        total += len;
+    }
+    Ok(total)
 }
 
 fn folder(output: &Path) -> PathBuf {
