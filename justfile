@@ -42,3 +42,7 @@ tools:
 no-hub:
     cargo clippy --no-default-features --all-targets --locked -- -D warnings
     cargo test --no-default-features --test no_hub --locked
+
+# Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)
+fuzz seconds:
+    fuzz/run.sh {{seconds}}
