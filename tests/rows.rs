@@ -179,6 +179,9 @@ fn hostile_parquet_is_an_error_and_never_a_panic() {
     assert!(error("rows.parquet", "PAR1 and more bytes PAR1").starts_with("rows.parquet is damaged"));
     let gzip = read(&Source::at(&fixture("gzip.parquet"), "train")).expect_err("gzip isn't read");
     assert!(gzip.contains("gzip.parquet row 1: the parquet file can't be read here ("), "{gzip}");
+    // Found by fuzzing: room for 400 million values was made, for a dictionary of a few bytes.
+    let dictionary = read(&Source::at(&fixture("dictionary.parquet"), "train")).expect_err("it has other bytes");
+    assert!(dictionary.contains("says it has "), "{dictionary}");
     let path = folder("hostile").join("rows.parquet");
     for name in ["messages.parquet", "open-r1.parquet", "hub/data/train-00000-of-00002.parquet"] {
         let bytes = fs::read(fixture(name)).expect("it is there");
