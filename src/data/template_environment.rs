@@ -4,7 +4,7 @@
 use std::fmt::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, StringInput};
+use minijinja::value::{Kwargs, StringInput, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
@@ -12,6 +12,9 @@ use serde_json::Value as Json;
 /// Instructions a template may spend, or 64 bytes of text for each; a template of hundreds of turns needs some ten thousand
 /// beside its texts.
 const FUEL: u64 = 4_000_000;
+
+/// How deep a list may lie within others to be printed; messages with tools lie some ten deep.
+const MAX_DEPTH: usize = 100;
 
 /// An environment without templates.
 pub(super) fn new() -> Environment<'static> {
@@ -65,10 +68,30 @@ fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
     if value.as_object().is_none() {
         return Ok(());
     }
+    check_depth(state, value, MAX_DEPTH)?;
     match write!(Payer(state), "{value}") {
         Ok(()) => Ok(()),
         // Once it runs out, the fuel stays so.
         Err(_) => state.consume_fuel(0),
+    }
+}
+
+/// Refuses lists and maps within each other without end: their text is made by recursion, and a namespace can hold itself.
+fn check_depth(state: &State, value: &Value, left: usize) -> Result<(), Error> {
+    state.consume_fuel(1)?;
+    let Some(object) = value.as_object() else { return Ok(()) };
+    if left == 0 {
+        let reason = format!("lists within each other more than {MAX_DEPTH} deep have no text");
+        return Err(Error::new(ErrorKind::InvalidOperation, reason));
+    }
+    let check = |item: &Value| check_depth(state, item, left - 1);
+    match value.kind() {
+        ValueKind::Map => object
+            .try_iter_pairs()
+            .into_iter()
+            .flatten()
+            .try_for_each(|(key, value)| check(&key).and_then(|()| check(&value))),
+        _ => object.try_iter().into_iter().flatten().try_for_each(|item| check(&item)),
     }
 }
 
