@@ -8,6 +8,7 @@ pub mod lengths;
 pub mod mixing;
 pub mod packing;
 mod parquet_file;
+mod parquet_pages;
 mod qwen_tokenizer;
 pub mod row_range;
 pub mod sources;

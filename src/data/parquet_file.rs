@@ -1,15 +1,15 @@
 //! Rows of a parquet file as JSON fields, nested columns included. The reader of the crate `parquet` panics on some
-//! damaged files, and is guarded.
+//! damaged files, and is guarded; what it would believe too easily is `parquet_pages`'s.
 
 use std::fs::File;
 use std::path::Path;
 
-use parquet::column::page::Page;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
 
 use super::guarded::guarded;
+use super::parquet_pages;
 use super::sources::Fields;
 use crate::error::{Error, Result};
 
@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A file that can't be opened or whose head is damaged; as an item, what of the row can't be read.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fields, String>> + use<>> {
-    let reader = open(path)?;
-    check_dictionaries(&reader).map_err(|reason| format(path, reason))?;
+    let (file, reader) = open(path)?;
+    guarded(|| parquet_pages::check_pages(&file, reader.metadata())).map_err(|reason| format(path, reason))?;
     let mut rows = guarded(|| Ok(reader.into_iter())).map_err(|reason| format(path, reason))?;
     let mut failed = false;
     Ok(std::iter::from_fn(move || {
@@ -39,45 +39,17 @@ pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fiel
 /// # Errors
 /// A file that can't be opened or whose head is damaged.
 pub fn count(path: &Path) -> Result<usize> {
-    let reader = open(path)?;
+    let (_, reader) = open(path)?;
     Ok(usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0))
 }
 
-fn open(path: &Path) -> Result<SerializedFileReader<File>> {
-    let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    guarded(|| SerializedFileReader::new(file).map_err(|e| e.to_string())).map_err(|reason| format(path, reason))
-}
-
-/// Refuses dictionaries that say they have more values than bytes: the crate makes room for as many as they say. What
-/// else is wrong with a column is told where its rows are read, and nothing of it is read behind that.
-fn check_dictionaries(reader: &SerializedFileReader<File>) -> std::result::Result<(), String> {
-    let columns = |group: usize| (0..reader.metadata().row_group(group).num_columns()).map(move |c| (group, c));
-    for (group, column) in (0..reader.num_row_groups()).flat_map(columns) {
-        let lie = || lying_dictionary(reader, group, column).map_err(|e| e.to_string());
-        if let Ok(Some((bytes, values))) = guarded(lie) {
-            return Err(format!("a dictionary of {bytes} bytes says it has {values} values"));
-        }
-    }
-    Ok(())
-}
-
-/// Bytes and values of a column's dictionary that has more of these.
-fn lying_dictionary(
-    reader: &SerializedFileReader<File>,
-    group: usize,
-    column: usize,
-) -> parquet::errors::Result<Option<(usize, u32)>> {
-    let mut pages = reader.get_row_group(group)?.get_column_page_reader(column)?;
-    while let Some(page) = pages.peek_next_page()? {
-        if !page.is_dict {
-            pages.skip_next_page()?;
-        } else if let Some(Page::DictionaryPage { buf, num_values, .. }) = pages.get_next_page()?
-            && num_values as usize > buf.len()
-        {
-            return Ok(Some((buf.len(), num_values)));
-        }
-    }
-    Ok(None)
+fn open(path: &Path) -> Result<(File, SerializedFileReader<File>)> {
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    parquet_pages::check_footer(&file).map_err(|reason| format(path, reason))?;
+    let of_reader = file.try_clone().map_err(read)?;
+    let reader = guarded(|| SerializedFileReader::new(of_reader).map_err(|e| e.to_string()));
+    Ok((file, reader.map_err(|reason| format(path, reason))?))
 }
 
 fn format(path: &Path, reason: String) -> Error {
