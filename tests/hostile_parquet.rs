@@ -89,7 +89,7 @@ impl Default for Lying {
 
 impl Lying {
     fn bytes(&self) -> Vec<u8> {
-        let run = [number(self.values as u64 * 2), vec![0]].concat();
+        let run = [number((self.values as u64) << 1), vec![0]].concat();
         let body = [(run.len() as u32).to_le_bytes().to_vec(), run].concat();
         let data = fields(&[(1, I32, int(self.values)), (2, I32, int(0)), (3, I32, int(3)), (4, I32, int(3))]);
         let mut head = vec![(1, I32, int(0))];

@@ -174,6 +174,35 @@ fn templates_without_end_are_ended() {
 }
 
 #[test]
+fn lists_that_lie_deep_in_each_other_are_compared_and_freed() {
+    let deeper = |name: &str, times: usize| {
+        let set = format!("{{% set ns.{name} = [ns.{name}] %}}");
+        format!("{{% for i in range(100) %}}{{% for j in range({}) %}}{set}{{% endfor %}}{{% endfor %}}", times / 100)
+    };
+    let start = "{% set ns = namespace(x=1, y=1) %}";
+    for (template, expected) in [
+        (format!("{start}{}done", deeper("x", 400_000)), "done"),
+        (format!("{start}{}{}{{{{ ns.x == ns.y }}}}", deeper("x", 150_000), deeper("y", 150_000)), "True"),
+        (format!("{start}{}{}{{{{ ns.x < ns.y }}}}", deeper("x", 150_000), deeper("y", 150_000)), "False"),
+        (format!("{start}{}{{{{ (ns.x ~ 'a') | length }}}}", deeper("x", 90_000)), "180002"),
+        (format!("{{% set x = 1 %}}{}done", "{%set x=[x]%}".repeat(80_000)), "done"),
+    ] {
+        let rendered = render(&template).expect("it has an end").expect("there is a template");
+        assert_eq!(rendered, expected, "{template:.200}");
+    }
+    let long = render(&"x".repeat((1 << 20) + 1)).expect_err("it is too long").to_string();
+    assert!(long.contains("the chat template has more than 1048576 bytes"), "{long}");
+}
+
+#[test]
+fn templates_that_compare_without_end_are_given_up() {
+    let template = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
+                    {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
+    let error = render(template).expect_err("it has no end").to_string();
+    assert!(error.contains("the chat template refuses the messages: it takes more than 10 seconds"), "{error}");
+}
+
+#[test]
 fn templates_name_no_file() {
     for template in [
         "{% include 'secret.txt' %}",

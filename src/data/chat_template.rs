@@ -1,6 +1,7 @@
 //! A checkpoint's text side: tokenizer, chat template rendered as transformers renders it, special tokens.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::value::Serde;
 use minijinja::{Environment, context};
@@ -16,12 +17,14 @@ use crate::files::{read_small, read_text};
 /// The end tokens of a turn in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, which differ from
 /// `eos_token`.
 const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
+/// The longest chat template, a hundred times a long one; a statement can put a list into another.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
 
 /// Tokenizer and chat template.
 pub struct TextModel {
     tokenizer: Tokenizer,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     path: PathBuf,
     /// The file that the chat template comes from, for errors.
     template_path: PathBuf,
@@ -89,6 +92,10 @@ impl TextModel {
         };
         let mut environment = template_environment::new();
         if let Some(template) = template {
+            if template.len() > MAX_TEMPLATE_BYTES {
+                let told = format!("the chat template has more than {MAX_TEMPLATE_BYTES} bytes");
+                return Err(format(&template_path, told));
+            }
             environment
                 .add_template_owned(TEMPLATE, template)
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
@@ -100,7 +107,7 @@ impl TextModel {
             eos_token_id,
             last_id,
             tokenizer,
-            environment,
+            environment: Arc::new(environment),
             path,
             template_path,
             content_key,
@@ -112,14 +119,12 @@ impl TextModel {
     /// # Errors
     /// What the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
-        let Ok(template) = self.environment.get_template(TEMPLATE) else { return Ok(None) };
         let bos_token = self.bos_token.as_ref().map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
         let eos_token = &self.eos_token;
-        let rendered =
-            template.render(context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token });
-        rendered.map(Some).map_err(|e| Error::Config {
+        let variables = context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token };
+        template_environment::render(&self.environment, TEMPLATE, variables).map_err(|reason| Error::Config {
             path: self.template_path.clone(),
-            reason: format!("the chat template refuses the messages: {}", e.detail().unwrap_or(&e.to_string())),
+            reason: format!("the chat template refuses the messages: {reason}"),
         })
     }
 
@@ -128,8 +133,7 @@ impl TextModel {
     /// # Errors
     /// What the template raises.
     pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let plain = || messages.iter().map(|m| format!("{}\n", m.content)).collect();
-        self.encode(&self.render(messages, true)?.unwrap_or_else(plain))
+        self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages)))
     }
 
     /// A conversation's tokens. Prompt and answer are tokenized apart, so that the border is where generation starts;
@@ -138,10 +142,10 @@ impl TextModel {
     /// # Errors
     /// What the template raises, or a template that changes the prompt once an answer follows.
     pub fn example(&self, conversation: &Conversation) -> Result<Example> {
-        let prompt_ids = self.prompt_ids(&conversation.prompt)?;
         let answer = Message { role: "assistant".to_owned(), content: conversation.answer.clone() };
         let all = [conversation.prompt.as_slice(), &[answer]].concat();
         let prompt = self.render(&conversation.prompt, true)?;
+        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain(&conversation.prompt)))?;
         let answer = match (self.render(&all, false)?, prompt) {
             (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
                 Some(answer) => answer.to_owned(),
@@ -227,6 +231,11 @@ impl TextModel {
     pub fn last_id(&self) -> u32 {
         self.last_id
     }
+}
+
+/// Turns as text where there is no template.
+fn plain(messages: &[Message]) -> String {
+    messages.iter().map(|m| format!("{}\n", m.content)).collect()
 }
 
 /// The tokenizer of a tokenizer.json. Like transformers, it neither cuts nor pads, whatever the file asks for.

@@ -2,6 +2,10 @@
 //! would take forever or fill the memory. No template can name a file.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, StringInput, ValueKind};
@@ -9,9 +13,18 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_form
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
+use super::guarded::guarded;
+
 /// Instructions a template may spend, or 64 bytes of text for each; a template of hundreds of turns needs some ten thousand
 /// beside its texts.
 const FUEL: u64 = 4_000_000;
+
+/// The stack of a rendering. A template can put a list into another for each ten instructions, and the engine compares and
+/// frees such lists by recursion. Only what is used of it takes memory.
+const STACK_BYTES: usize = 1 << 28;
+/// How long a rendering may take, in pauses of a tenth of a second: comparing lists that name each other takes no fuel. A
+/// stopped process counts as one pause.
+const MAX_PAUSES: usize = 100;
 
 /// How deep a list may lie within others to be printed; messages with tools lie some ten deep.
 const MAX_DEPTH: usize = 100;
@@ -49,6 +62,41 @@ pub(super) fn new() -> Environment<'static> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment
+}
+
+/// Renders a template on a thread of its own; `None` where there is none of that name. A rendering without an end goes on
+/// behind the error until the process ends, since the engine can't be stopped.
+///
+/// # Errors
+/// What the template raises, or that it takes too long.
+pub(super) fn render(
+    environment: &Arc<Environment<'static>>,
+    name: &'static str,
+    variables: Value,
+) -> Result<Option<String>, String> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let environment = environment.clone();
+    let work = move || {
+        let rendered = guarded(|| match environment.get_template(name) {
+            Ok(template) => match template.render(variables) {
+                Ok(text) => Ok(Some(text)),
+                Err(e) => Err(e.detail().map_or_else(|| e.to_string(), str::to_owned)),
+            },
+            Err(_) => Ok(None),
+        });
+        // Nobody waits for what took too long.
+        let _ = sender.send(rendered);
+    };
+    let thread = thread::Builder::new().name("chat template".to_owned()).stack_size(STACK_BYTES).spawn(work);
+    thread.map_err(|e| format!("no thread can be started for it ({e})"))?;
+    for _ in 0..MAX_PAUSES {
+        match receiver.recv_timeout(Duration::from_millis(100)) {
+            Ok(rendered) => return rendered,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    Err(format!("it takes more than {} seconds", MAX_PAUSES / 10))
 }
 
 fn join(
