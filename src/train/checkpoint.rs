@@ -170,6 +170,8 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         optimizer.m[i].copy_from_slice(&m.to_f32());
         optimizer.v[i].copy_from_slice(&v.to_f32());
     }
+    // Those of a later epoch aren't reusable, should the trainer have been further.
+    trainer.entropies.kept.clear();
     if !state.entropies.is_empty() {
         let numbers = tensors.take(ENTROPIES, &[total])?;
         let numbers = numbers.to_f32();
