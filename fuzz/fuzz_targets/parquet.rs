@@ -14,7 +14,7 @@ static PATH: LazyLock<PathBuf> = LazyLock::new(|| folder("parquet").join("rows.p
 fuzz_target!(|data: &[u8]| {
     write(&PATH, data);
     match Source::at(&PATH, "train").rows() {
-        // A small file may say that it has any number of rows: runs of one value.
+        // A small file may have a million rows: runs of one value.
         Ok(rows) => {
             for row in rows.take(10_000) {
                 match row {
