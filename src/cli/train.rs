@@ -112,7 +112,8 @@ impl Train {
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
-        let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)?;
+        let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)
+            .map_err(|error| experiment.with_rows(error))?;
         base.model = trainer.model;
         let folder = output.join(product);
         match adapter {

@@ -176,6 +176,13 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     source.rows()?.map(numbered).filter_map(Result::transpose).collect()
 }
 
+/// Where a source's example lies, counted from 0 as [`load`] counts them: its file and row. `None` where the file has
+/// changed since.
+pub fn place(source: &Source, example: usize) -> Option<String> {
+    let is_example = |row: &Row| matches!(formats::conversation(&row.fields, source.format), Ok(Some(_)));
+    source.rows().ok()?.filter_map(Result::ok).filter(is_example).nth(example).map(|row| row.place())
+}
+
 /// A row's example and whether its answer was cut; `None` where the row is passed over.
 fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Example, bool)>> {
     let Reading { text, max_seq_len, .. } = *reading;

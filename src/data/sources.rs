@@ -62,6 +62,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Its file and number, as errors name them.
+    pub fn place(&self) -> String {
+        format!("{}{}{}", self.path.display(), if self.is_line { ":" } else { " row " }, self.number)
+    }
+
     /// An error of this row.
     pub fn wrong(&self, reason: String) -> Error {
         wrong(&self.path, self.number, self.is_line, reason)

@@ -1,5 +1,5 @@
 //! Training checkpoints: parameters, moments and the step, from which a run goes on bit for bit. Every draw belongs
-//! to (seed, epoch, example), so there is no other state. A checkpoint is a folder that appears whole by a rename, with
+//! to (seed, epoch, example), so there is no other state but what the guard of steps remembers. A checkpoint is a folder that appears whole by a rename, with
 //! its files' checksums, so that bytes which a disk lost or changed are never trained on.
 
 use std::collections::BTreeSet;
@@ -12,6 +12,7 @@ use weft_kernels::weight::Dtype;
 
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
+use super::guard::Guard;
 use super::run::RECIPE;
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
@@ -28,6 +29,8 @@ struct State {
     /// Example, epoch and length of each answer's reused entropies, which lie one after the other in their tensor.
     #[serde(default)]
     entropies: Vec<(usize, u64, usize)>,
+    #[serde(default)]
+    guard: Guard,
 }
 
 /// The file of a checkpoint's state, and that of its tensors.
@@ -38,6 +41,9 @@ const CHECKSUMS: &str = "checksums";
 
 /// Where a resolved recipe has the names of its sources and their examples' keys.
 const ROWS: &str = "rows";
+
+/// Settings that change what is trained, and may change all the same when a run goes on.
+const CHANGEABLE: [&str; 2] = ["train.on_non_finite was", "train.spike_factor was"];
 
 /// The tensor of reused entropies.
 const ENTROPIES: &str = "token_entropy";
@@ -64,7 +70,8 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
         }
         write_tensors(&partial.join(TENSORS), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
-        let state = State { step: trainer.step, recipe: recipe.clone(), entropies };
+        let guard = trainer.guard.clone();
+        let state = State { step: trainer.step, recipe: recipe.clone(), entropies, guard };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
         write_whole(&partial.join(STATE), text.as_bytes())?;
         write_whole(&partial.join(CHECKSUMS), checksums(partial)?.as_bytes())
@@ -142,7 +149,9 @@ fn began_with(path: &Path, recipe: &Value) -> Result<()> {
 }
 
 fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
-    let differing = differences(was, recipe);
+    let mut differing = differences(was, recipe);
+    // A run that stopped over a step's numbers goes on by saying how.
+    differing.retain(|setting| !CHANGEABLE.iter().any(|key| setting.starts_with(key)));
     if !differing.is_empty() {
         let list = differing.join("; ");
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
@@ -183,6 +192,7 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         }
     }
     trainer.step = state.step;
+    trainer.guard = state.guard;
     Ok(())
 }
 

@@ -99,9 +99,14 @@ impl Metrics {
             "entropy_quantiles": report.entropy.map(|e| e.quantiles),
             "uncertainty_spread": report.entropy.map(|e| e.uncertainty_spread),
             "entropy_drift": report.entropy_drift,
+            "skipped": report.skipped,
+            "skipped_steps": report.skipped_steps,
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_secs,
         }))?;
+        if let Some(skip) = &report.skipped {
+            self.line(&format!("passed over {}", skip.why));
+        }
         let message =
             format!("loss {:.4}  gradient {:.3}  {tokens_per_second:.0} tokens/s", report.loss, report.grad_norm);
         let Progress { bar, tells } = &self.progress;

@@ -3,7 +3,9 @@
 //! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
 
 pub mod checkpoint;
+pub mod diagnosis;
 pub mod entropy_reuse;
+pub mod guard;
 pub mod held_out;
 pub mod interrupt;
 pub mod lr_schedule;
@@ -20,7 +22,7 @@ use std::time::Instant;
 use crate::data::Example;
 use crate::data::mixing::{Mixture, Turn};
 use crate::data::packing::{PaddedAnswer, Padding, pad_answers};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::batch::{Batch, Targets};
 use crate::model::block::{Gradients, Pass, Transformer};
 use crate::noising::entropy::AnswerEntropy;
@@ -28,7 +30,9 @@ use crate::noising::schedule::diffusion_time;
 use crate::objective::{DrawnAnswer, NoisedAnswer, Objective};
 use crate::recipe::TrainTable;
 use crate::rng::{Draws, Stream};
+use diagnosis::Computed;
 use entropy_reuse::{Drift, EntropyReuse};
+use guard::Guard;
 use optimizer::{Optimizer, gradient_norm};
 use step::{EntropySummary, Phases, StepReport};
 
@@ -41,8 +45,10 @@ pub struct Trainer {
     pub model: Transformer,
     /// Its optimizer.
     pub optimizer: Optimizer,
-    /// Steps that are done.
+    /// Steps that are done, those that were passed over included.
     pub step: u64,
+    /// What is remembered of them, for steps that are passed over.
+    pub guard: Guard,
     job: Job,
     /// Entropies of earlier epochs.
     entropies: EntropyReuse,
@@ -82,7 +88,8 @@ impl Trainer {
     pub fn new(mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes();
         let (optimizer, objective) = (Optimizer::new(&model), job.objective);
-        let mut trainer = Self { optimizer, model, step: 0, job, entropies: EntropyReuse::new(1), order: None };
+        let (guard, entropies) = (Guard::default(), EntropyReuse::new(1));
+        let mut trainer = Self { optimizer, model, step: 0, guard, job, entropies, order: None };
         trainer.set_objective(objective);
         trainer
     }
@@ -115,7 +122,8 @@ impl Trainer {
     /// One optimizer step.
     ///
     /// # Errors
-    /// A loss or gradient that isn't finite, with step, times and examples; the model is as before then.
+    /// A loss, gradient or entropy that isn't finite, unless such steps are passed over; too many steps in a row that
+    /// were. Everything is as before the step then.
     pub fn step(&mut self) -> Result<StepReport> {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
@@ -147,18 +155,23 @@ impl Trainer {
         // 4. Clip and update.
         let updating = Instant::now();
         let grad_norm = gradient_norm(&grads);
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            let times: Vec<String> = answers.iter().map(|a| format!("{:.4}", a.t)).collect();
-            let (step, times) = (self.step + 1, times.join(", "));
-            let chosen: Vec<usize> = chosen.iter().map(|turn| turn.example).collect();
-            return Err(Error::Run(format!(
-                "step {step}: loss {loss}, gradient norm {grad_norm} (examples {chosen:?}, t {times}); lower train.lr \
-                 or set objective.rate_floor, then resume from the last checkpoint"
-            )));
-        }
+        let is_finite = loss.is_finite() && grad_norm.is_finite() && sequences.iter().all(Noised::has_finite_entropies);
+        let reason = self.guard.judge(is_finite, grad_norm, &self.job.settings);
+        let skipped = match reason {
+            None => None,
+            Some(reason) => {
+                let computed =
+                    Computed { sequences: &sequences, answers: &answers, weights: &weights, loss, grad_norm };
+                Some(self.skip(reason, computed, epoch)?)
+            }
+        };
         let factor = self.job.settings.lr_schedule.factor(self.step, self.job.settings.warmup_steps, self.num_steps());
         let lr = self.job.settings.lr * factor;
-        self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.job.settings);
+        if skipped.is_none() {
+            let updates = self.step - self.guard.skipped.total();
+            self.optimizer.update(&mut self.model, &grads, grad_norm, (updates, lr), &self.job.settings);
+        }
+        self.guard.remember(grad_norm, &self.job.settings, reason);
         self.step += 1;
         phases.optimizer = updating.elapsed().as_secs_f64();
         let masked: usize = answers.iter().flat_map(|a| &a.masked).filter(|m| **m).count();
@@ -177,6 +190,8 @@ impl Trainer {
             masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
             entropy: EntropySummary::of(entropies, &answers),
             entropy_drift: Drift::mean(&drifts),
+            skipped,
+            skipped_steps: self.guard.skipped.total(),
             phases,
         })
     }
@@ -278,16 +293,9 @@ impl Trainer {
         epoch: u64,
         grads: &mut Gradients,
     ) -> (f64, [f64; 3]) {
-        let rows = rows(sequences, |s, i| answers[s].masked[i]);
+        let (batch, rows) = self.noised_batch(sequences, answers, epoch);
         if rows.is_empty() {
             return (0.0, [0.0; 3]);
-        }
-        let mask = self.model.config.mask_token_id;
-        let noised: Vec<Vec<u32>> =
-            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
-        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
-        if self.model.config.lora_dropout > 0.0 {
-            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
         }
         let clean: Vec<u32> = sequences.iter().flat_map(|s| &s.ids).copied().collect();
         let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
@@ -296,6 +304,18 @@ impl Trainer {
         let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
         let Pass { nll, seconds } = self.model.loss_and_gradients(&batch, targets, grads);
         (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
+    }
+
+    /// A micro-batch as pass 2 reads it, and its masked rows.
+    fn noised_batch(&self, sequences: &[Noised], answers: &[NoisedAnswer], epoch: u64) -> (Batch, Vec<usize>) {
+        let mask = self.model.config.mask_token_id;
+        let noised: Vec<Vec<u32>> =
+            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
+        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
+        if self.model.config.lora_dropout > 0.0 {
+            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
+        }
+        (batch, rows(sequences, |s, i| answers[s].masked[i]))
     }
 
     fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
@@ -308,6 +328,10 @@ impl Trainer {
 }
 
 impl Noised {
+    fn has_finite_entropies(&self) -> bool {
+        self.token_entropy.iter().all(|h| h.is_finite())
+    }
+
     /// The ids with some answer tokens masked.
     fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
         let mut ids = self.ids.clone();

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::entropy_reuse::Drift;
+use super::guard::Skip;
 use crate::objective::NoisedAnswer;
 
 /// The shares of a step's answer tokens that lie below [`EntropySummary::quantiles`].
@@ -29,6 +30,10 @@ pub struct StepReport {
     pub entropy: Option<EntropySummary>,
     /// How far the entropies that this step computed lie from the reused ones they replace.
     pub entropy_drift: Option<Drift>,
+    /// Why the step was passed over, where it was: model and optimizer are as before it.
+    pub skipped: Option<Skip>,
+    /// The run's steps so far that were passed over.
+    pub skipped_steps: u64,
     /// Where the time went.
     pub phases: Phases,
 }
