@@ -189,6 +189,7 @@ impl Trainer {
             tokens: sequences.iter().map(|s| s.ids.len()).sum(),
             masked_share: masked as f64 / answers.iter().map(|a| a.masked.len()).sum::<usize>().max(1) as f64,
             entropy: EntropySummary::of(entropies, &answers),
+            masked: answers.into_iter().map(|a| a.masked).collect(),
             entropy_drift: Drift::mean(&drifts),
             skipped,
             skipped_steps: self.guard.skipped.total(),

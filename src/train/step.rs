@@ -26,6 +26,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// The share of answer tokens that was masked.
     pub masked_share: f64,
+    /// Which answer tokens were, example for example.
+    pub masked: Vec<Vec<bool>>,
     /// The answer tokens' entropies, where the objective asks for them.
     pub entropy: Option<EntropySummary>,
     /// How far the entropies that this step computed lie from the reused ones they replace.
