@@ -147,6 +147,13 @@ fn a_run_whose_results_nobody_can_take_is_whole() {
         assert!(adapter.len() > 100);
         std::fs::remove_dir_all(folder.join("run")).expect("it can be removed");
     }
+    // Progress that nobody can take is lost, and nothing else.
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has one");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(&folder).env("WEFT_CACHE", "cache").args(["train", "recipe.toml"]);
+    command.args(["--set", "data.held_out=rows.jsonl"]).stdout(std::process::Stdio::null()).stderr(full);
+    assert!(command.status().expect("the program starts").success() && whole.exists());
+    std::fs::remove_dir_all(folder.join("run")).expect("it can be removed");
     // A reader that has gone away ends the program quietly, as it ends others (SIGPIPE); what was saved stays.
     let (reader, writer) = std::io::pipe().expect("there are pipes");
     drop(reader);

@@ -13,6 +13,8 @@ use weft_kernels::weight::Dtype;
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
 use super::guard::Guard;
+use super::guard::Guard;
+use super::metrics::tell;
 use super::run::RECIPE;
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
@@ -106,7 +108,7 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
             Ok(()) => return drop_old(output, trainer.step).map(|()| true),
             Err(error @ Error::Config { .. }) => return Err(error),
             Err(error) => {
-                eprintln!("warning: {error}; trying the checkpoint before it");
+                tell(&format!("warning: {error}; trying the checkpoint before it"));
                 damaged = damaged.or(Some(error));
             }
         }

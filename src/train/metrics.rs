@@ -116,7 +116,7 @@ impl Metrics {
             self.last_line = Instant::now();
             let eta = bar.eta().as_secs();
             let num_steps = bar.length().unwrap_or(0);
-            eprintln!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60);
+            tell(&format!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60));
         }
         Ok(())
     }
@@ -144,7 +144,7 @@ impl Metrics {
     pub fn line(&self, line: &str) {
         match &self.progress {
             Progress { tells: false, .. } => {}
-            Progress { bar, .. } if bar.is_hidden() => eprintln!("{line}"),
+            Progress { bar, .. } if bar.is_hidden() => tell(line),
             Progress { bar, .. } => bar.println(line),
         }
     }
@@ -202,6 +202,12 @@ fn tell_events(events: &mut EventFile, line: &Value) -> std::io::Result<()> {
     }
     let [seconds, step] = ["unix_seconds", "step"].map(|key| line[key].as_f64().unwrap_or_default());
     events.scalars(seconds, step as u64, &scalars)
+}
+
+/// Says a line on standard error. Where that can't take it, a full disk for one, the line is lost and nothing else:
+/// `eprintln` would end the program.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn unix_seconds() -> f64 {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::nll_bound;
-use super::metrics::{Earlier, Metrics, Progress};
+use super::metrics::{Earlier, Metrics, Progress, tell};
 use super::step::StepReport;
 use super::{Trainer, checkpoint, interrupt};
 use crate::data::Example;
@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         make_folder(output)?;
         if checkpoint::load_newest(output, trainer, &recipe)? && progress.tells {
-            eprintln!("resuming at step {}", trainer.step);
+            tell(&format!("resuming at step {}", trainer.step));
         }
         let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
         write_whole(&output.join(RECIPE), serde_json::to_string_pretty(&saved).expect("a recipe is JSON").as_bytes())?;
