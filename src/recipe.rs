@@ -327,7 +327,15 @@ impl TrainTable {
         let output = empty.then(|| "train.output is empty; name a folder, or leave it out".to_owned());
         let none =
             (self.max_steps == Some(0)).then(|| "train.max_steps = 0 trains nothing; leave it out for all".to_owned());
-        output.into_iter().chain(none).chain(zero).chain(not_positive).chain(outside).chain(negative).chain(low).collect()
+        output
+            .into_iter()
+            .chain(none)
+            .chain(zero)
+            .chain(not_positive)
+            .chain(outside)
+            .chain(negative)
+            .chain(low)
+            .collect()
     }
 
     /// Examples per optimizer step.

@@ -13,7 +13,6 @@ use weft_kernels::weight::Dtype;
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
 use super::guard::Guard;
-use super::guard::Guard;
 use super::metrics::tell;
 use super::run::RECIPE;
 use crate::error::{Error, Result};
