@@ -46,6 +46,7 @@ no-hub:
 # Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)
 fuzz seconds:
     fuzz/run.sh {{seconds}}
+
 # The kernels' small portable operations under Miri (nightly Rust with miri and rust-src); about a minute
 miri:
     MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation -Zmiri-permissive-provenance" RAYON_NUM_THREADS=2 cargo +nightly miri test -p weft-kernels --test oracle -- entropy_of_a_degenerate a_frozen_head_that_is swiglu embedding rope
