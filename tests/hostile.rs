@@ -225,7 +225,7 @@ fn adapters_that_lie_are_errors() {
             "rank_pattern = {\"q_proj\":4611686018427387904} is not supported",
         ),
         ("alpha_pattern", json!({ "q_proj": 0 }), "alpha_pattern = {\"q_proj\":0} is not supported"),
-        ("target_modules", json!([]), "target_modules [] name no layer of the model"),
+        ("target_modules", json!([]), "the targets [] (lora_targets, target_modules) name no layer of the model"),
         ("target_modules", json!([""]), "target_modules"),
         ("target_modules", json!(nested), "is no regular expression that Weft can read"),
         ("target_modules", json!(large), "is no regular expression that Weft can read"),
