@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::entropy_reuse::Drift;
-use crate::objective::NoisedAnswer;
 
 /// The shares of a step's answer tokens that lie below [`EntropySummary::quantiles`].
 pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
@@ -60,13 +59,13 @@ pub struct EntropySummary {
 }
 
 impl EntropySummary {
-    /// The summary of some entropies and of the answers that were noised by them; `None` where there are none.
-    pub fn of(mut token_entropy: Vec<f32>, answers: &[NoisedAnswer]) -> Option<Self> {
+    /// The summary of some entropies and of the relative uncertainties they came to; `None` where there are none.
+    pub fn of(mut token_entropy: Vec<f32>, relative_uncertainty: impl Iterator<Item = f32>) -> Option<Self> {
         let last = token_entropy.len().checked_sub(1)?;
         let mean = token_entropy.iter().map(|h| f64::from(*h)).sum::<f64>() / token_entropy.len() as f64;
         token_entropy.sort_by(f32::total_cmp);
         let quantiles = QUANTILES.map(|q| f64::from(token_entropy[(q * last as f64).round() as usize]));
-        let r: Vec<f64> = answers.iter().flat_map(|a| &a.relative_uncertainty).map(|r| f64::from(*r)).collect();
+        let r: Vec<f64> = relative_uncertainty.map(f64::from).collect();
         let mean_r = r.iter().sum::<f64>() / r.len() as f64;
         let squares: f64 = r.iter().map(|r| (r - mean_r).powi(2)).sum();
         Some(Self { mean, quantiles, uncertainty_spread: (squares / r.len() as f64).sqrt() })
