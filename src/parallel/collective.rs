@@ -15,6 +15,13 @@ pub struct Traffic {
     pub seconds: f64,
 }
 
+impl Traffic {
+    /// What came on top of an earlier state.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { sent_bytes: self.sent_bytes - earlier.sent_bytes, seconds: self.seconds - earlier.seconds }
+    }
+}
+
 /// An engine that moves numbers between ranks.
 pub trait Collective: Send + Sync {
     /// This rank, counted from 0.

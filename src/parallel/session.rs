@@ -79,12 +79,12 @@ impl Session {
 }
 
 /// Threads of each rank where nobody says how many: those processors that the rank may use, shared with the ranks of the
-/// same machine that may use the same ones.
+/// same machine that may use the same ones. 0 for one rank alone, which the pool's own default is for.
 pub fn threads_per_rank(ranks: &Ranks) -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     if ranks.size() == 1 {
-        return processors;
+        return 0;
     }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
     let status = read("/proc/self/status");
     let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();

@@ -11,6 +11,7 @@ pub mod metrics;
 mod noised;
 pub mod optimizer;
 pub mod pretrain;
+pub mod rank_log;
 pub mod run;
 pub mod step;
 pub mod tensorboard;
@@ -32,6 +33,7 @@ use crate::recipe::TrainTable;
 use entropy_reuse::{Drift, EntropyReuse};
 use noised::{MicroBatch, rows};
 use optimizer::Optimizer;
+use rank_log::RankLog;
 use step::{EntropySummary, Phases, StepReport};
 
 /// A model in training.
@@ -44,6 +46,8 @@ pub struct Trainer {
     pub step: u64,
     job: Job,
     ranks: Ranks,
+    /// Where this rank tells of its own part, if anywhere.
+    pub rank_log: Option<RankLog>,
     /// Entropies of earlier epochs.
     entropies: EntropyReuse,
     /// The turns of an epoch, once that has begun.
@@ -76,7 +80,8 @@ impl Trainer {
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes();
         let (optimizer, objective) = (Optimizer::on(ranks.clone(), &model), job.objective);
-        let mut trainer = Self { optimizer, model, step: 0, job, ranks, entropies: EntropyReuse::new(1), order: None };
+        let entropies = EntropyReuse::new(1);
+        let mut trainer = Self { optimizer, model, step: 0, job, ranks, rank_log: None, entropies, order: None };
         trainer.set_objective(objective);
         trainer
     }
@@ -124,7 +129,7 @@ impl Trainer {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
         let chosen = self.turns_of(epoch, index as usize);
-        let (started, mut phases) = (Instant::now(), Phases::default());
+        let (started, mut phases, sent) = (Instant::now(), Phases::default(), self.ranks.traffic());
         // 2. Masks: entropies where the objective asks for them, rates, draws. The normaliser is the whole batch's, whatever
         // the micro-batch and whoever has it.
         let own = self.own_micro_batches(&chosen, epoch);
@@ -170,7 +175,7 @@ impl Trainer {
         phases.optimizer = updating.elapsed().as_secs_f64();
         let entropies = told.iter().flat_map(|a| &a.token_entropy[..a.token_entropy.len().min(a.num_supervised)]);
         let relative_uncertainty = told.iter().flat_map(|a| &a.relative_uncertainty).copied();
-        Ok(StepReport {
+        let report = StepReport {
             step: self.step,
             epoch: self.step as f64 / self.steps_per_epoch() as f64,
             loss,
@@ -181,7 +186,10 @@ impl Trainer {
             entropy: EntropySummary::of(entropies.copied().collect(), relative_uncertainty),
             entropy_drift: Drift::mean(&drifts),
             phases,
-        })
+            traffic: self.ranks.traffic().since(sent),
+        };
+        self.rank_log.as_mut().map_or(Ok(()), |log| log.step(&report, own.len()))?;
+        Ok(report)
     }
 
     /// The turns of a step of an epoch.

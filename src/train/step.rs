@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::entropy_reuse::Drift;
+use crate::parallel::collective::Traffic;
 
 /// The shares of a step's answer tokens that lie below [`EntropySummary::quantiles`].
 pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
@@ -30,6 +31,8 @@ pub struct StepReport {
     pub entropy_drift: Option<Drift>,
     /// Where the time went.
     pub phases: Phases,
+    /// What this rank sent to others, and the part of that time that it took.
+    pub traffic: Traffic,
 }
 
 /// Seconds of a step's parts.
