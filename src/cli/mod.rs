@@ -141,7 +141,7 @@ impl Cli {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
-            signals::listen();
+            signals::listen(ranks);
         }
         pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet, ranks),

@@ -1,5 +1,5 @@
 //! What ranks say to each other. Every rank makes the same calls in the same order; a call returns when this rank's part
-//! of it is done. Sums are the caller's, in the order of ranks, so that they don't depend on an engine's algorithm.
+//! of it is done. Sums are the caller's, in an order of its own, so that they don't depend on an engine's algorithm.
 
 use std::sync::Arc;
 

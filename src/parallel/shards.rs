@@ -64,7 +64,7 @@ impl Shards {
         start..ends.get(rank).copied().unwrap_or(0)
     }
 
-    /// Sums every rank's gradients of a bucket, in the order of ranks, and leaves this rank its part of each.
+    /// Sums every rank's gradients of a bucket and leaves this rank its part of each.
     pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: &mut Gradients) {
         if self.size == 1 {
             return;
@@ -81,9 +81,8 @@ impl Shards {
             let mut received = Buffer::unset(own * self.size);
             ranks.exchange(&send, &counts, &mut received);
             drop(send);
-            let (sum, others) = received.split_at_mut(own);
-            others.chunks(own.max(1)).for_each(|other| matrix::add(sum, other));
-            let mut rest = &*sum;
+            sum_blocks(&mut received, own, self.size);
+            let mut rest = &received[..own];
             for (id, stretch) in &pieces[rank] {
                 let start = self.part(*id, rank).start;
                 let (_, to) = sums.iter_mut().find(|(of, _)| of == id).expect("it is of this bucket");
@@ -154,6 +153,18 @@ impl Shards {
     }
 }
 
+/// Adds blocks of so many numbers to the first: even ones and odd ones apart, and so on, the last splits first; the tree
+/// that a rank's own micro-batches are summed in goes on with it.
+fn sum_blocks(blocks: &mut [f32], len: usize, count: usize) {
+    let mut stride = count.next_power_of_two() / 2;
+    while stride > 0 {
+        let (to, from) = blocks.split_at_mut(stride * len);
+        let summed = (count - stride).min(stride) * len;
+        matrix::add(&mut to[..summed], &from[..summed]);
+        stride /= 2;
+    }
+}
+
 fn len_of(piece: &[Stretch]) -> usize {
     piece.iter().map(|(_, stretch)| stretch.len()).sum()
 }
@@ -165,5 +176,26 @@ fn fill<'a, 'n>(to: &mut [f32], stretches: impl IntoIterator<Item = &'a Stretch>
         let numbers;
         (numbers, rest) = rest.split_at_mut(stretch.len());
         numbers.copy_from_slice(&of(*id)[stretch.clone()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_summed_even_and_odd_apart() {
+        // Numbers whose sum depends on the order.
+        let x = [1e8f32, 1.0, -1e8, 3.0, 0.25];
+        let sum = |count: usize| {
+            let mut blocks: Vec<f32> = x[..count].iter().flat_map(|x| [*x, 2.0 * x]).collect();
+            sum_blocks(&mut blocks, 2, count);
+            [blocks[0], blocks[1]]
+        };
+        let [a, b, c, d, e] = x;
+        for (count, expected) in [(1, a), (2, a + b), (3, (a + c) + b), (4, (a + c) + (b + d))] {
+            assert_eq!(sum(count), [expected, 2.0 * expected], "{count} blocks");
+        }
+        assert_eq!(sum(5)[0], ((a + e) + c) + (b + d));
     }
 }

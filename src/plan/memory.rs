@@ -5,7 +5,7 @@ use serde::Serialize;
 use weft_kernels::{attention, head_loss, matrix};
 
 use super::batches::MicroBatch;
-use super::ledger::{Fullest, Ledger, Use};
+use super::ledger::{Fullest, Held, Ledger, Use};
 use super::replay::Replay;
 use crate::model::block::{Param, Transformer};
 
@@ -139,11 +139,15 @@ impl<'a> Work<'a> {
             for batch in step.iter().filter(|_| self.needs_entropy) {
                 replay.statistics(batch.tokens, batch.answers, config.entropy_precision);
             }
-            let gradients = replay.zero_gradients();
-            for batch in step.iter().filter(|batch| batch.masked > 0) {
-                replay.loss_and_gradients(batch.tokens, batch.masked);
-            }
-            replay.ledger.give(gradients);
+            let gradients = match self.model.params.iter().all(|p| p.trainable) {
+                true => {
+                    let gradients = replay.zero_gradients();
+                    step.iter().for_each(|batch| backward(&mut replay, batch));
+                    Some(gradients)
+                }
+                false => sum_in_tree(&mut replay, step, (0, 1)),
+            };
+            replay.ledger.give(gradients.into_iter().flatten());
         }
         evaluate(&mut replay);
         replay.ledger
@@ -211,4 +215,25 @@ impl<'a> Work<'a> {
         let len = block.max(attention::scratch_len(self.longest, config.width / config.heads));
         self.threads * THREAD_VECTORS * len * size_of::<f32>()
     }
+}
+
+/// A micro-batch's pass 2.
+fn backward(replay: &mut Replay, batch: &MicroBatch) {
+    if batch.masked > 0 {
+        replay.loss_and_gradients(batch.tokens, batch.masked);
+    }
+}
+
+/// The tables of gradients that an adapter's step holds, as `train` sums its micro-batches.
+fn sum_in_tree(replay: &mut Replay, step: &[MicroBatch], (first, stride): (usize, usize)) -> Option<Vec<Held>> {
+    let batch = step.get(first)?;
+    if stride >= step.len().next_power_of_two() {
+        let gradients = replay.zero_gradients();
+        backward(replay, batch);
+        return Some(gradients);
+    }
+    let even = sum_in_tree(replay, step, (first, 2 * stride));
+    let odd = sum_in_tree(replay, step, (first + stride, 2 * stride));
+    replay.ledger.give(odd.into_iter().flatten());
+    even
 }

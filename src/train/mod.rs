@@ -137,23 +137,13 @@ impl Trainer {
         let (drifts, counts) = (self.keep_entropies(&told, epoch), told::counts(&told));
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
-        let mut grads = self.model.zero_gradients();
-        let mut losses = vec![];
-        for (index, micro_batch) in own.iter().enumerate() {
-            let weights = self.job.objective.loss_weights_within(&micro_batch.answers, counts);
-            let (part, seconds) = match index > 0 && self.adds_finished() {
-                false => self.backward(micro_batch, &weights, epoch, &mut grads),
-                true => {
-                    let mut finished = self.model.zero_gradients();
-                    let part = self.backward(micro_batch, &weights, epoch, &mut finished);
-                    let pairs = grads.iter_mut().flatten().zip(finished.iter().flatten());
-                    pairs.for_each(|(sum, finished)| matrix::add(sum, finished));
-                    part
-                }
-            };
-            losses.push(part);
+        let mut losses = vec![0.0; own.len()];
+        let mut grads = self.sum_gradients(own.len(), &mut |index, grads| {
+            let weights = self.job.objective.loss_weights_within(&own[index].answers, counts);
+            let (loss, seconds) = self.backward(&own[index], &weights, epoch, grads);
+            losses[index] = loss;
             phases.add(seconds);
-        }
+        });
         // 4. Clip and update.
         let updating = Instant::now();
         self.optimizer.reduce(&mut grads);
@@ -205,11 +195,24 @@ impl Trainer {
         chosen
     }
 
-    /// Whether a micro-batch's finished gradient is added to the others', rather than each product to theirs: the sum is
-    /// then the same as that of ranks with a micro-batch each. Of an adapter it costs nothing; of every weight it would
-    /// take the gradients' memory twice.
-    fn adds_finished(&self) -> bool {
-        !self.model.params.iter().all(|p| p.trainable)
+    /// The sum of so many micro-batches' gradients, each of which `add` adds to those it is given.
+    ///
+    /// An adapter's are summed in the tree of [`sum_in_tree`], which ranks go on with: the bits are the same however many
+    /// ranks share a step. It holds a few tables of gradients at once, which of every weight would be too many: those are
+    /// added one to the other as they are computed.
+    fn sum_gradients(&self, count: usize, add: &mut dyn FnMut(usize, &mut Gradients)) -> Gradients {
+        if self.model.params.iter().all(|p| p.trainable) {
+            let mut grads = self.model.zero_gradients();
+            (0..count).for_each(|index| add(index, &mut grads));
+            return grads;
+        }
+        let mut leaf = |index: usize| {
+            let mut grads = self.model.zero_gradients();
+            add(index, &mut grads);
+            grads
+        };
+        let slots = self.job.settings.grad_accum_steps.next_power_of_two();
+        sum_in_tree((0, 1), slots, count, &mut leaf).unwrap_or_else(|| self.model.zero_gradients())
     }
 
     /// Pass 2 of a micro-batch: its part of the loss, and seconds as [`Pass`] has them; adds its gradients.
@@ -239,4 +242,27 @@ impl Trainer {
         let Pass { nll, seconds } = self.model.loss_and_gradients(&batch, targets, grads);
         (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
     }
+}
+
+/// The sum of `leaf(first)`, `leaf(first + stride)` and so on, as far as there are so `many`: those at even places and
+/// those at odd places are summed apart, and so on, down to one of `slots`. Ranks have every `size`-th micro-batch, so the
+/// first splits are between ranks and the others within one.
+fn sum_in_tree(
+    (first, stride): (usize, usize),
+    slots: usize,
+    many: usize,
+    leaf: &mut dyn FnMut(usize) -> Gradients,
+) -> Option<Gradients> {
+    if first >= many {
+        return None;
+    }
+    if stride >= slots {
+        return Some(leaf(first));
+    }
+    let mut even = sum_in_tree((first, 2 * stride), slots, many, leaf)?;
+    if let Some(odd) = sum_in_tree((first + stride, 2 * stride), slots, many, leaf) {
+        let pairs = even.iter_mut().flatten().zip(odd.iter().flatten());
+        pairs.for_each(|(even, odd)| matrix::add(even, odd));
+    }
+    Some(even)
 }
