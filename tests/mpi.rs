@@ -369,3 +369,21 @@ fn a_signal_stops_all_after_the_same_step() {
         assert_eq!(steps(&folder).last().expect("there are steps")["step"], step);
     }
 }
+
+#[test]
+fn a_comparison_is_dealt_and_comes_to_the_same_report() {
+    needs_mpirun!();
+    const STUDY: &str = "[model]\nlora_rank = 4\n[data]\ntrain_rows = 32\nheld_out_rows = 6\ngenerate = \"sudoku\"\n\
+                         [train]\noutput = \"study\"\nseed = 3\nmicro_batch_size = 4\nlr = 1e-3\nmax_steps = 3\n\
+                         [eval]\nlimit = 2\ntask = \"sudoku\"\n[sampler]\ngen_length = 8\nblock_length = 8\n\
+                         diffusion_steps = 2\n[reproduce]\nseeds = 2\nevaluations = 1\ntiming_rounds = 0\n\
+                         arms = [\"sft-masked\", \"weft-masked\"]\n";
+    let report = |ranks: usize| {
+        let folder = start(&format!("study-{ranks}"), STUDY);
+        let output = weft(ranks, &folder, &["reproduce", "recipe.toml", "--threads", "1"]).output().expect("it starts");
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "one rank tells where the report lies");
+        fs::read_to_string(folder.join("study/report.json")).expect("there is a report")
+    };
+    assert_eq!(report(3), report(1));
+}

@@ -156,7 +156,7 @@ impl Cli {
             Command::Parity(command) => command.run(self.quiet),
             Command::Plan(command) => command.run(self.quiet),
             Command::Pretrain(command) => command.run(self.quiet),
-            Command::Reproduce(command) => command.run(self.quiet),
+            Command::Reproduce(command) => command.run(self.quiet, ranks),
             Command::Bench(command) => command.run(self.quiet),
             Command::Completions(command) => command.run(),
         })

@@ -1,16 +1,17 @@
 //! A process among those that a launcher started: joining them, leaving them, and ending them all where one fails.
 
 use std::env;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::collective::{Ranks, solo};
 #[cfg(not(feature = "mpi"))]
 use crate::error::Error;
 use crate::error::Result;
+use crate::train::interrupt;
 
 /// How long a rank other than the first waits before it tells of its error: what all meet alike, a mistake in the recipe
 /// for one, the first tells of and ends them.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// This process's part in a run of one or more ranks. Dropped in the end, it leaves the others.
 pub struct Session {
@@ -67,8 +68,13 @@ impl Session {
             eprintln!("{reason}");
             return status;
         }
-        if rank > 0 {
-            std::thread::sleep(PATIENCE);
+        let failed = Instant::now();
+        while rank > 0 && failed.elapsed() < PATIENCE {
+            // The launcher is ending all already.
+            if interrupt::is_asked() {
+                std::process::exit(i32::from(status));
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
         eprintln!("rank {rank}: {reason}");
         #[cfg(feature = "mpi")]
