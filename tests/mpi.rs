@@ -230,6 +230,21 @@ fn the_first_rank_alone_prints_and_ranks_log_on_request() {
 }
 
 #[test]
+fn what_is_sent_is_what_was_planned() {
+    needs_mpirun!();
+    let folder = start("sent", &RECIPE.replace("train_rows = 26", "train_rows = 32"));
+    trained(4, &folder, &[]);
+    let sent = steps(&folder).iter().map(|step| step["sent_bytes"].as_f64().expect("a number")).sum::<f64>() / 8.0;
+    let output = weft(1, &folder, &["plan", "recipe.toml", "--ranks", "4", "--json"]).output().expect("it starts");
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("a plan is JSON");
+    assert_eq!(plan["steps"], 8, "{plan}");
+    let parts = ["gradient_bytes", "update_bytes", "told_bytes"].map(|key| plan["communication"][key].as_f64());
+    let planned: f64 = parts.into_iter().map(|part| part.expect("a number")).sum();
+    assert!((sent / planned - 1.0).abs() < 0.01, "{sent} bytes a step were sent, {planned} planned");
+    assert!(plan["communication"]["imbalance"].as_f64().is_some_and(|x| (1.0..4.0).contains(&x)), "{plan}");
+}
+
+#[test]
 fn an_evaluation_is_shared() {
     needs_mpirun!();
     let folder = start("eval", RECIPE);

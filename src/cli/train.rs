@@ -11,10 +11,11 @@ use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
 use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
-use weft::machine::peak_rss_bytes;
+use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
 use weft::parallel::Ranks;
-use weft::plan::{Planner, Stored};
+use weft::parallel::session::ranks_here;
+use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
 use weft::sampler::generate::Sampling;
@@ -51,7 +52,7 @@ pub struct Train {
     #[arg(long)]
     resume: bool,
     /// Refuse a run that is planned to take more memory than so many GB; than what is available where absent
-    #[arg(long, value_name = "GB", value_parser = super::plan::memory_gb)]
+    #[arg(long, value_name = "GB", value_parser = super::plan::positive)]
     memory_gb: Option<f64>,
     /// Let each rank of an mpirun write what its steps took, into the output's ranks/rank-R.jsonl
     #[arg(long)]
@@ -78,29 +79,15 @@ impl Train {
         let opening = doing(quiet, "opening base and rows");
         let (experiment, mut base) = Experiment::open_on(ranks.clone(), recipe)?;
         drop(opening);
-        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
-        let planner = Planner::new(&experiment, (base.model.outline(), &base.text), stored)?;
-        let plan = planner.plan(self.memory_gb.map(as_bytes))?;
-        if !self.skip_plan && is_first {
-            plan.check().map_err(|e| {
-                // Generated rows are all that is there yet.
-                let _ = is_new.then(|| std::fs::remove_dir_all(&output));
-                Error::Usage(format!("{e}; --skip-plan begins it all the same"))
-            })?;
-        }
+        let plan = self.plan(&experiment, &base).inspect_err(|_| {
+            // Generated rows are all that is there yet.
+            let _ = (is_new && is_first).then(|| std::fs::remove_dir_all(&output));
+        })?;
         let _lock = is_first.then(|| run::lock(&output)).transpose()?;
         let recipe = &experiment.recipe;
         let product = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
-        if self.resume {
-            let newest = || checkpoint::newest_step(&output, &experiment.resolved(), ranks.size());
-            let step = if is_first { newest()? } else { None };
-            let is_finished = [product, RESULTS].iter().all(|name| output.join(name).exists());
-            if ranks.any(step == Some(plan.steps) && is_finished) {
-                return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
-            }
-            if step.is_none() && !quiet {
-                eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
-            }
+        if self.resume && self.is_finished(&experiment, (product, plan.steps), quiet)? {
+            return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
         }
         // A run that is cut short is a trial.
         if is_first && recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
@@ -163,6 +150,32 @@ impl Train {
             false => results.print(),
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// What the run will take of each rank; refused where the machine hasn't as much for those that are on it.
+    fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
+        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
+        let planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
+        let here = ranks_here(&experiment.ranks);
+        let shared =
+            available_bytes().filter(|_| here > 1).map(|bytes| bytes as usize / here + resident_bytes() as usize);
+        let plan = planner.plan(self.memory_gb.map(as_bytes).or(shared))?;
+        if !self.skip_plan && experiment.ranks.is_first() {
+            plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan begins it all the same")))?;
+        }
+        Ok(plan)
+    }
+
+    /// Whether there is nothing to resume, as the first rank sees it.
+    fn is_finished(&self, experiment: &Experiment, (product, steps): (&str, u64), quiet: bool) -> Result<bool> {
+        let (output, ranks) = (&experiment.recipe.train.output, &experiment.ranks);
+        let newest = || checkpoint::newest_step(output, &experiment.resolved(), ranks.size());
+        let step = if ranks.is_first() { newest()? } else { None };
+        if step.is_none() && !quiet {
+            eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
+        }
+        let is_whole = [product, RESULTS].iter().all(|name| output.join(name).exists());
+        Ok(ranks.any(step == Some(steps) && is_whole))
     }
 
     /// A finished run has nothing to resume, and its files are left as they are.

@@ -91,10 +91,26 @@ pub fn threads_per_rank(ranks: &Ranks) -> usize {
         return 0;
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
     let status = read("/proc/self/status");
     let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();
-    let place = format!("{}{}{allowed}", read("/proc/sys/kernel/random/boot_id"), read("/proc/sys/kernel/hostname"));
-    let sharing = ranks.all_gather_bytes(place.as_bytes()).iter().filter(|other| **other == place.as_bytes()).count();
-    (processors / sharing).max(1)
+    (processors / same(ranks, &format!("{}{allowed}", machine()))).max(1)
+}
+
+/// Ranks on this machine.
+pub fn ranks_here(ranks: &Ranks) -> usize {
+    if ranks.size() == 1 { 1 } else { same(ranks, &machine()) }
+}
+
+/// This machine, by the names that its kernel has for it.
+fn machine() -> String {
+    ["boot_id", "../hostname"].map(|name| read(&format!("/proc/sys/kernel/random/{name}"))).concat()
+}
+
+/// How many ranks say the same.
+fn same(ranks: &Ranks, own: &str) -> usize {
+    ranks.all_gather_bytes(own.as_bytes()).iter().filter(|other| **other == own.as_bytes()).count()
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(file).unwrap_or_default()
 }

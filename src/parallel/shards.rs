@@ -16,7 +16,7 @@ use super::collective::Collective;
 use crate::model::block::{Gradients, ParamId, Transformer};
 
 /// Most numbers of a message, of all ranks' parts together: what is staged beside the parameters.
-const MESSAGE: usize = 1 << 24;
+pub const MESSAGE: usize = 1 << 24;
 
 /// The parts of every rank.
 #[derive(Clone, Debug)]

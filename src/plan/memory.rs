@@ -8,6 +8,7 @@ use super::batches::MicroBatch;
 use super::ledger::{Fullest, Held, Ledger, Use};
 use super::replay::Replay;
 use crate::model::block::{Param, Transformer};
+use crate::parallel::shards::MESSAGE;
 
 /// Bytes around a page that is read of a mapped file, which the system maps with it.
 const FAULT_AROUND: usize = 1 << 16;
@@ -68,6 +69,8 @@ pub struct Work<'a> {
     pub written_bytes: usize,
     /// Threads.
     pub threads: usize,
+    /// Ranks that share the moments.
+    pub ranks: usize,
 }
 
 impl<'a> Work<'a> {
@@ -89,6 +92,7 @@ impl<'a> Work<'a> {
             has_cache: false,
             written_bytes: 0,
             threads: rayon::current_num_threads(),
+            ranks: 1,
         }
     }
 
@@ -147,10 +151,23 @@ impl<'a> Work<'a> {
                 }
                 false => sum_in_tree(&mut replay, step, (0, 1)),
             };
+            self.reduce(&mut replay);
             replay.ledger.give(gradients.into_iter().flatten());
         }
         evaluate(&mut replay);
         replay.ledger
+    }
+
+    /// What a bucket's gradients are sent from, received in and summed to.
+    fn reduce(&self, replay: &mut Replay) {
+        let len = |id: &usize| self.model.params[*id].weight.rows() * self.model.params[*id].weight.cols();
+        let buckets = self.model.buckets();
+        let largest = buckets.iter().map(|bucket| bucket.iter().map(len).sum::<usize>()).max().unwrap_or(0);
+        if self.ranks > 1 {
+            let staged = [largest.min(MESSAGE), largest.min(MESSAGE), largest.div_ceil(self.ranks)];
+            let held = staged.map(|len| replay.ledger.take(Use::Gradients, len));
+            replay.ledger.give(held);
+        }
     }
 
     /// Weights, the adapter, and AdamW's moments.
@@ -180,7 +197,7 @@ impl<'a> Work<'a> {
         let weights = params().filter(|(_, p)| !p.is_adapters()).map(stored).sum();
         let adapter = params().filter(|(_, p)| p.is_adapters()).map(|(_, p)| len(p) * size_of::<f32>()).sum();
         let trained: usize = self.model.params.iter().filter(|p| p.trainable).map(len).sum();
-        [weights, adapter, 2 * size_of::<f32>() * trained]
+        [weights, adapter, (2 * size_of::<f32>() * trained).div_ceil(self.ranks)]
     }
 
     /// The largest of what is held outside the pool for a while, while the pool keeps what it had at its fullest.
