@@ -152,25 +152,6 @@ impl Transformer {
         self.head.weight == self.embedding
     }
 
-    /// What is trained, in groups whose gradients travel together: the head, then each layer, the last one first, then
-    /// the embedding, as backward finishes them; adapters alone are one group.
-    pub fn buckets(&self) -> Vec<Vec<ParamId>> {
-        let trained = |ids: Vec<ParamId>| ids.into_iter().filter(|id| self.params[*id].trainable).collect::<Vec<_>>();
-        let of_linear = |l: &Linear| [l.weight].into_iter().chain(l.bias).chain(l.lora.into_iter().flatten());
-        let of_block = |b: &Block| -> Vec<ParamId> {
-            let linears = b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]);
-            [b.attn_norm, b.ff_norm].into_iter().chain(linears.flat_map(of_linear)).collect()
-        };
-        let is_tied = self.has_tied_head();
-        let head = of_linear(&self.head).filter(|id| !is_tied || *id != self.embedding).chain([self.final_norm]);
-        let groups = std::iter::once(head.collect()).chain(self.blocks.iter().rev().map(of_block));
-        let groups: Vec<Vec<ParamId>> = groups.chain([vec![self.embedding]]).map(trained).collect();
-        match self.params.iter().all(|p| p.trainable) {
-            true => groups,
-            false => vec![groups.concat()],
-        }
-    }
-
     /// Zero gradients of everything that is trained.
     pub fn zero_gradients(&self) -> Gradients {
         let zeros = |p: &Param| p.trainable.then(|| Buffer::zeros(p.weight.rows() * p.weight.cols()));
@@ -197,6 +178,18 @@ impl Transformer {
 
     /// Each target's `nll`; adds the gradient of `sum of weight * nll` to `grads`.
     pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Pass {
+        self.loss_and_finished_gradients(batch, targets, grads, &mut |_, _| {})
+    }
+
+    /// The same, which calls `finished(bucket, grads)` when nothing is added any more to a bucket's gradients, where every
+    /// weight is trained: they may be taken.
+    pub fn loss_and_finished_gradients(
+        &self,
+        batch: &Batch,
+        targets: Targets,
+        grads: &mut Gradients,
+        finished: &mut dyn FnMut(usize, &mut Gradients),
+    ) -> Pass {
         let started = Instant::now();
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let predicting = self.predicting(batch, targets.rows);
@@ -227,16 +220,19 @@ impl Transformer {
         let mut dx = Buffer::zeros(x.len());
         rms_norm::backward(&mut dx, grads[self.final_norm].as_deref_mut(), &dnormed, &x, &gain, eps);
         drop((x, normed, dnormed));
+        finished(0, grads);
         // 3. Backward, layer by layer; below the first nothing but the embedding is left to train.
         let head_end = started.elapsed().as_secs_f64();
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let kept = layers.pop().expect("something was kept of each layer");
             let wants_input = index > 0 || grads[self.embedding].is_some() || grads[block.attn_norm].is_some();
             dx = self.layer_backward(block, dx, kept, self.span(index, &all, &wanted, precision), grads, wants_input);
+            finished(self.bucket_of_layer(index), grads);
         }
         if let Some(dweight) = &mut grads[self.embedding] {
             embedding::backward(dweight, &batch.ids, &dx);
         }
+        finished(self.blocks.len() + 1, grads);
         let end = started.elapsed().as_secs_f64();
         Pass { nll, seconds: [forward_end, head_end - forward_end, end - head_end] }
     }

@@ -10,10 +10,9 @@ use std::ops::Range;
 
 use weft_kernels::adamw::CHUNK;
 use weft_kernels::buffer::Buffer;
-use weft_kernels::matrix;
 
 use super::collective::Collective;
-use crate::model::block::{Gradients, ParamId, Transformer};
+use crate::model::block::{ParamId, Transformer};
 
 /// Most numbers of a message, of all ranks' parts together: what is staged beside the parameters.
 pub const MESSAGE: usize = 1 << 24;
@@ -26,6 +25,9 @@ pub struct Shards {
     ends: Vec<Vec<usize>>,
     size: usize,
 }
+
+/// Some parameters' gradients.
+pub type Table = Vec<(ParamId, Buffer)>;
 
 /// A stretch of a parameter.
 type Stretch = (ParamId, Range<usize>);
@@ -64,19 +66,16 @@ impl Shards {
         start..ends.get(rank).copied().unwrap_or(0)
     }
 
-    /// Sums every rank's gradients of a bucket and leaves this rank its part of each.
-    pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: &mut Gradients) {
-        if self.size == 1 {
-            return;
-        }
+    /// Sums every rank's gradients of a bucket: this rank's part of each.
+    pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: Table) -> Table {
         let rank = ranks.rank();
-        let part = |id: &ParamId| (*id, Buffer::unset(self.part(*id, rank).len()));
-        let mut sums: Vec<(ParamId, Buffer)> = self.buckets[bucket].iter().map(part).collect();
+        let part = |(id, _): &(ParamId, Buffer)| (*id, Buffer::unset(self.part(*id, rank).len()));
+        let mut sums: Table = grads.iter().map(part).collect();
+        let at = |id: ParamId| self.buckets[bucket].iter().position(|of| *of == id).expect("it is of this bucket");
         for pieces in self.messages(bucket) {
             let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
             let mut send = Buffer::unset(counts.iter().sum());
-            let grad = |id: ParamId| grads[id].as_deref().expect("what is trained has a gradient");
-            fill(&mut send, pieces.iter().flatten(), grad);
+            fill(&mut send, pieces.iter().flatten(), |id| &grads[at(id)].1);
             let own = counts[rank];
             let mut received = Buffer::unset(own * self.size);
             ranks.exchange(&send, &counts, &mut received);
@@ -85,13 +84,12 @@ impl Shards {
             let mut rest = &received[..own];
             for (id, stretch) in &pieces[rank] {
                 let start = self.part(*id, rank).start;
-                let (_, to) = sums.iter_mut().find(|(of, _)| of == id).expect("it is of this bucket");
                 let numbers;
                 (numbers, rest) = rest.split_at(stretch.len());
-                to[stretch.start - start..stretch.end - start].copy_from_slice(numbers);
+                sums[at(*id)].1[stretch.start - start..stretch.end - start].copy_from_slice(numbers);
             }
         }
-        sums.into_iter().for_each(|(id, sum)| grads[id] = Some(sum));
+        sums
     }
 
     /// Puts every rank's part of the trained parameters into all.
@@ -160,7 +158,8 @@ fn sum_blocks(blocks: &mut [f32], len: usize, count: usize) {
     while stride > 0 {
         let (to, from) = blocks.split_at_mut(stride * len);
         let summed = (count - stride).min(stride) * len;
-        matrix::add(&mut to[..summed], &from[..summed]);
+        // On this thread alone: the others may be at work on the next bucket.
+        to[..summed].iter_mut().zip(&from[..summed]).for_each(|(to, from)| *to += from);
         stride /= 2;
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod entropy_reuse;
+mod gradients;
 pub mod held_out;
 pub mod interrupt;
 pub mod lr_schedule;
@@ -19,8 +20,6 @@ mod told;
 
 use std::time::Instant;
 
-use weft_kernels::matrix;
-
 use crate::data::Example;
 use crate::data::mixing::{Mixture, Turn};
 use crate::data::packing::Padding;
@@ -31,6 +30,7 @@ use crate::objective::Objective;
 use crate::parallel::collective::{Ranks, solo};
 use crate::recipe::TrainTable;
 use entropy_reuse::{Drift, EntropyReuse};
+use gradients::Finished;
 use noised::{MicroBatch, rows};
 use optimizer::Optimizer;
 use rank_log::RankLog;
@@ -138,15 +138,18 @@ impl Trainer {
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
         let mut losses = vec![0.0; own.len()];
-        let mut grads = self.sum_gradients(own.len(), &mut |index, grads| {
-            let weights = self.job.objective.loss_weights_within(&own[index].answers, counts);
-            let (loss, seconds) = self.backward(&own[index], &weights, epoch, grads);
-            losses[index] = loss;
-            phases.add(seconds);
+        let mut updating = Instant::now();
+        let grads = self.optimizer.reduce_beside(&mut |hand_over| {
+            let grads = self.sum_gradients(&own, hand_over, &mut |index, grads, finished| {
+                let weights = self.job.objective.loss_weights_within(&own[index].answers, counts);
+                let (loss, seconds) = self.backward(&own[index], &weights, epoch, (grads, finished));
+                losses[index] = loss;
+                phases.add(seconds);
+            });
+            updating = Instant::now();
+            grads
         });
         // 4. Clip and update.
-        let updating = Instant::now();
-        self.optimizer.reduce(&mut grads);
         let loss: f64 = self.ranks.all_gather_dealt(&losses).iter().sum();
         let grad_norm = self.optimizer.gradient_norm(&grads);
         if !loss.is_finite() || !grad_norm.is_finite() {
@@ -195,33 +198,13 @@ impl Trainer {
         chosen
     }
 
-    /// The sum of so many micro-batches' gradients, each of which `add` adds to those it is given.
-    ///
-    /// An adapter's are summed in the tree of [`sum_in_tree`], which ranks go on with: the bits are the same however many
-    /// ranks share a step. It holds a few tables of gradients at once, which of every weight would be too many: those are
-    /// added one to the other as they are computed.
-    fn sum_gradients(&self, count: usize, add: &mut dyn FnMut(usize, &mut Gradients)) -> Gradients {
-        if self.model.params.iter().all(|p| p.trainable) {
-            let mut grads = self.model.zero_gradients();
-            (0..count).for_each(|index| add(index, &mut grads));
-            return grads;
-        }
-        let mut leaf = |index: usize| {
-            let mut grads = self.model.zero_gradients();
-            add(index, &mut grads);
-            grads
-        };
-        let slots = self.job.settings.grad_accum_steps.next_power_of_two();
-        sum_in_tree((0, 1), slots, count, &mut leaf).unwrap_or_else(|| self.model.zero_gradients())
-    }
-
     /// Pass 2 of a micro-batch: its part of the loss, and seconds as [`Pass`] has them; adds its gradients.
     fn backward(
         &self,
         MicroBatch { sequences, answers }: &MicroBatch,
         weights: &[Vec<f32>],
         epoch: u64,
-        grads: &mut Gradients,
+        (grads, finished): (&mut Gradients, Finished),
     ) -> (f64, [f64; 3]) {
         let rows = rows(sequences, |s, i| answers[s].masked[i]);
         if rows.is_empty() {
@@ -239,30 +222,7 @@ impl Trainer {
         let masked = weights.iter().zip(answers).flat_map(|(w, a)| w.iter().zip(&a.masked));
         let weights: Vec<f32> = masked.filter(|(_, masked)| **masked).map(|(w, _)| *w).collect();
         let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
-        let Pass { nll, seconds } = self.model.loss_and_gradients(&batch, targets, grads);
+        let Pass { nll, seconds } = self.model.loss_and_finished_gradients(&batch, targets, grads, finished);
         (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
     }
-}
-
-/// The sum of `leaf(first)`, `leaf(first + stride)` and so on, as far as there are so `many`: those at even places and
-/// those at odd places are summed apart, and so on, down to one of `slots`. Ranks have every `size`-th micro-batch, so the
-/// first splits are between ranks and the others within one.
-fn sum_in_tree(
-    (first, stride): (usize, usize),
-    slots: usize,
-    many: usize,
-    leaf: &mut dyn FnMut(usize) -> Gradients,
-) -> Option<Gradients> {
-    if first >= many {
-        return None;
-    }
-    if stride >= slots {
-        return Some(leaf(first));
-    }
-    let mut even = sum_in_tree((first, 2 * stride), slots, many, leaf)?;
-    if let Some(odd) = sum_in_tree((first + stride, 2 * stride), slots, many, leaf) {
-        let pairs = even.iter_mut().flatten().zip(odd.iter().flatten());
-        pairs.for_each(|(even, odd)| matrix::add(even, odd));
-    }
-    Some(even)
 }

@@ -3,12 +3,15 @@
 //! parts are `parallel::shards`'.
 
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::sync::mpsc;
 
 use weft_kernels::adamw::{AdamW, chunk_sums};
 
+use super::gradients::Finished;
 use crate::model::block::{Gradients, ParamId, Transformer};
 use crate::parallel::collective::{Ranks, solo};
-use crate::parallel::shards::Shards;
+use crate::parallel::shards::{Shards, Table};
 use crate::recipe::TrainTable;
 
 /// First and second moments of this rank's part of each parameter, empty for a frozen one.
@@ -36,9 +39,33 @@ impl Optimizer {
         Self { m: zeros.clone(), v: zeros, shards, ranks }
     }
 
-    /// Sums every rank's gradients, and leaves this rank its part of them.
-    pub fn reduce(&self, grads: &mut Gradients) {
-        (0..self.shards.buckets().len()).for_each(|bucket| self.shards.reduce(&*self.ranks, bucket, grads));
+    /// Sums every rank's gradients, those that `work` returns, and leaves this rank its part of them. Buckets that `work`
+    /// hands over when they are finished travel while it goes on; a thread of its own waits for them.
+    pub fn reduce_beside(&self, work: &mut dyn FnMut(Finished) -> Gradients) -> Gradients {
+        let buckets = self.shards.buckets();
+        if self.ranks.size() == 1 {
+            return work(&mut |_, _| {});
+        }
+        std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::channel::<Table>();
+            let summing = scope.spawn(move || {
+                let sums = receiver.into_iter().enumerate();
+                sums.flat_map(|(bucket, table)| self.shards.reduce(&*self.ranks, bucket, table)).collect::<Table>()
+            });
+            let handed = Cell::new(0);
+            let mut hand_over = |bucket: usize, grads: &mut Gradients| {
+                assert_eq!(bucket, handed.replace(bucket + 1), "every rank hands over in the same order");
+                let take = |id: &ParamId| (*id, grads[*id].take().expect("what is trained has a gradient"));
+                // A thread that panicked is found below.
+                let _ = sender.send(buckets[bucket].iter().map(take).collect());
+            };
+            let mut grads = work(&mut hand_over);
+            (handed.get()..buckets.len()).for_each(|bucket| hand_over(bucket, &mut grads));
+            drop(sender);
+            let sums = summing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            sums.into_iter().for_each(|(id, sum)| grads[id] = Some(sum));
+            grads
+        })
     }
 
     /// The norm of all gradients together, of which this rank has its part; the same bits for any number of ranks.
@@ -56,7 +83,7 @@ impl Optimizer {
         (0..grads.len()).filter(|id| grads[*id].is_some()).map(whole).sum::<f64>().sqrt()
     }
 
-    /// One update at a step counted from 0, of gradients that [`Optimizer::reduce`] left, scaled down to `max_grad_norm`
+    /// One update at a step counted from 0, of gradients that [`Optimizer::reduce_beside`] left, scaled down to `max_grad_norm`
     /// where their norm is larger.
     pub fn update(
         &mut self,
