@@ -1,91 +1,16 @@
 //! Ranks under a real `mpirun`, over the program: as many as share a step, so many bits are the same; unequal ends,
-//! resuming with other numbers of ranks, and ranks that fail. It skips loudly where there is no `mpirun`.
+//! resuming with other numbers of ranks, evaluations and comparisons that are dealt. It skips loudly where there is no
+//! `mpirun`.
 #![cfg(feature = "mpi")]
 
+#[macro_use]
+mod ranks;
 mod scratch;
 
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
-use scratch::folder;
+use ranks::{RECIPE, adapter, checkpoint, essence, start, stderr, steps, trained, weft};
 use serde_json::Value;
-
-/// Ends the test where `mpirun` is missing.
-macro_rules! needs_mpirun {
-    () => {
-        if Command::new("mpirun").arg("--version").output().is_err() {
-            eprintln!("SKIPPED: mpirun is not installed; apt-get install openmpi-bin");
-            return;
-        }
-    };
-}
-
-/// A recipe of few steps, the last one smaller: 26 rows in global batches of 8.
-const RECIPE: &str = "[data]\ngenerate = \"sudoku\"\ntrain_rows = 26\nheld_out_rows = 6\n[train]\noutput = \"run\"\n\
-                      lr = 1e-3\nepochs = 2\nmicro_batch_size = 2\n[model]\nlora_dropout = 0.1\n";
-
-fn start(name: &str, recipe: &str) -> std::path::PathBuf {
-    let folder = folder(name);
-    fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
-    folder
-}
-
-/// `mpirun -n ranks weft`, or one process without it.
-fn weft(ranks: usize, folder: &Path, args: &[&str]) -> Command {
-    let program = env!("CARGO_BIN_EXE_weft");
-    let mut command = match ranks {
-        1 => Command::new(program),
-        _ => {
-            let mut command = Command::new("mpirun");
-            command.args(["--oversubscribe", "--allow-run-as-root", "-n", &ranks.to_string(), program]);
-            command
-        }
-    };
-    command.args(args).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn train(ranks: usize, folder: &Path, settings: &[&str]) -> Output {
-    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
-    let args: Vec<&str> = ["train", "recipe.toml", "--threads", "1"].into_iter().chain(settings).collect();
-    weft(ranks, folder, &args).output().expect("it starts")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn trained(ranks: usize, folder: &Path, settings: &[&str]) -> Output {
-    let output = train(ranks, folder, settings);
-    assert!(output.status.success(), "{ranks} ranks: {}", stderr(&output));
-    output
-}
-
-/// The run's steps as metrics.jsonl has them.
-fn steps(folder: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there are metrics");
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
-    lines.filter(|line| line["loss"].is_f64()).collect()
-}
-
-/// What must be the same however many ranks there are.
-fn essence(folder: &Path) -> Vec<String> {
-    let keys = ["loss", "grad_norm", "masked_share", "mean_entropy", "entropy_quantiles", "entropy_drift", "tokens"];
-    steps(folder).iter().map(|step| keys.map(|key| step[key].to_string()).join(" ")).collect()
-}
-
-fn adapter(folder: &Path) -> Vec<u8> {
-    fs::read(folder.join("run/adapter/adapter_model.safetensors")).expect("there is an adapter")
-}
-
-fn checkpoint(folder: &Path) -> std::collections::HashMap<String, Vec<u32>> {
-    let bytes = fs::read(folder.join("run/checkpoint/model.safetensors")).expect("there is a checkpoint");
-    let file = safetensors::SafeTensors::deserialize(&bytes).expect("it is whole");
-    let bits = |data: &[u8]| data.chunks(4).map(|x| u32::from_le_bytes(x.try_into().expect("four"))).collect();
-    file.tensors().into_iter().map(|(name, t)| (name, bits(t.data()))).collect()
-}
 
 #[test]
 fn adapters_have_the_same_bits_on_1_2_and_4_ranks() {
@@ -201,18 +126,6 @@ fn a_checkpoint_of_four_ranks_goes_on_with_two_and_with_one() {
 }
 
 #[test]
-fn a_mistake_that_all_meet_is_told_once() {
-    needs_mpirun!();
-    let folder = start("mistake", &RECIPE.replace("lr = 1e-3", "lr = -1.0"));
-    let output = train(4, &folder, &[]);
-    let told = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert_eq!(told.matches("train.lr = -1 is not a positive number").count(), 1, "{told}");
-    assert!(told.contains("rank 0: error: recipe.toml: train.lr"), "{told}");
-    assert!(!folder.join("run").exists());
-}
-
-#[test]
 fn the_first_rank_alone_prints_and_ranks_log_on_request() {
     needs_mpirun!();
     let folder = start("quiet", RECIPE);
@@ -262,127 +175,6 @@ fn an_evaluation_is_shared() {
     let rows = fs::read_to_string(folder.join("run/data/held-out.jsonl")).expect("there are rows");
     fs::write(folder.join("run/data/held-out.jsonl"), rows.repeat(20)).expect("they are written");
     assert_eq!(eval(3), eval(1));
-}
-
-/// A run on several ranks that has most before it; the ids of its ranks' processes, which name themselves in /proc.
-fn at_work(folder: &Path, ranks: usize) -> (Child, Vec<u32>) {
-    let child = weft(ranks, folder, &["train", "recipe.toml", "--threads", "1"]).spawn().expect("it starts");
-    let began = Instant::now();
-    let steps = || fs::read_to_string(folder.join("run/metrics.jsonl")).map_or(0, |lines| lines.lines().count());
-    while steps() < 6 {
-        assert!(began.elapsed() < Duration::from_secs(120), "the run begins");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let mut processes: Vec<(usize, u32)> = vec![];
-    for id in
-        fs::read_dir("/proc").expect("there is /proc").flatten().filter_map(|e| e.file_name().to_str()?.parse().ok())
-    {
-        let environment = fs::read_to_string(format!("/proc/{id}/environ")).unwrap_or_default();
-        let is_here =
-            fs::read_link(format!("/proc/{id}/cwd")).is_ok_and(|cwd| cwd == folder.canonicalize().expect("there"));
-        let rank = environment.split('\0').find_map(|v| v.strip_prefix("OMPI_COMM_WORLD_RANK="));
-        processes.extend(rank.filter(|_| is_here).and_then(|rank| Some((rank.parse().ok()?, id))));
-    }
-    processes.sort();
-    (child, processes.into_iter().map(|(_, id)| id).collect())
-}
-
-fn send(signal: &str, to: u32) {
-    assert!(Command::new("kill").args([signal, &to.to_string()]).status().expect("kill starts").success());
-}
-
-/// Waits for an end that must come soon.
-fn ends_within(seconds: u64, mut child: Child) -> Output {
-    let began = Instant::now();
-    while child.try_wait().expect("it can be asked").is_none() {
-        if began.elapsed() > Duration::from_secs(seconds) {
-            let _ = child.kill();
-            panic!("it goes on after {seconds} seconds");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    child.wait_with_output().expect("it has ended")
-}
-
-fn long_recipe() -> String {
-    RECIPE.replace("epochs = 2", "epochs = 200\ncheckpoint_every = 2")
-}
-
-#[test]
-fn a_killed_rank_ends_all_within_seconds_and_the_checkpoint_is_whole() {
-    needs_mpirun!();
-    for victim in [1, 0] {
-        let folder = start("killed", &long_recipe());
-        let (child, ranks) = at_work(&folder, 2);
-        assert_eq!(ranks.len(), 2);
-        send("-KILL", ranks[victim]);
-        let output = ends_within(20, child);
-        assert!(!output.status.success());
-        assert!(ranks.iter().all(|id| !Path::new(&format!("/proc/{id}/exe")).exists()), "a rank is left");
-        let checkpoints = scratch::names(&folder.join("run/checkpoints"));
-        let newest = checkpoints.iter().rfind(|name| !name.contains('.')).expect("there is a checkpoint");
-        let step: u64 = newest.trim_start_matches("step-").parse().expect("a number");
-        let rest = format!("train.max_steps={}", step + 2);
-        let args = ["train", "recipe.toml", "--threads", "1", "--resume", "--set", &rest];
-        let output = weft(2, &folder, &args).output().expect("it starts");
-        // Its recipe differs by the end alone, which the checkpoint notices.
-        assert!(stderr(&output).contains("train.max_steps was null and is"), "{}", stderr(&output));
-        let (mut child, _) = resumed_at_work(&folder);
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-/// The same run, going on.
-fn resumed_at_work(folder: &Path) -> (Child, u64) {
-    let before = steps(folder).last().map_or(0, |line| line["step"].as_u64().expect("a number"));
-    let args = ["train", "recipe.toml", "--threads", "1", "--resume"];
-    let child = weft(2, folder, &args).spawn().expect("it starts");
-    let began = Instant::now();
-    let step = || {
-        let text = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap_or_default();
-        let last = text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
-        last.and_then(|line| line["step"].as_u64()).unwrap_or(0)
-    };
-    while step() < before + 3 {
-        assert!(began.elapsed() < Duration::from_secs(120), "the run goes on");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    (child, before)
-}
-
-#[test]
-fn a_rank_that_fails_says_why_on_one_line_and_ends_all() {
-    needs_mpirun!();
-    // Only the second rank's own log can't be made.
-    let folder = start("fails", &long_recipe());
-    fs::create_dir_all(folder.join("run/ranks/rank-1.jsonl")).expect("it is made");
-    let child =
-        weft(2, &folder, &["train", "recipe.toml", "--threads", "1", "--rank-logs"]).spawn().expect("it starts");
-    let output = ends_within(30, child);
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    let told = "rank 1: error: cannot write run/ranks/rank-1.jsonl: Is a directory";
-    assert_eq!(stderr(&output).matches(told).count(), 1, "{}", stderr(&output));
-    assert!(!stderr(&output).contains("rank 0:"), "{}", stderr(&output));
-}
-
-#[test]
-fn a_signal_stops_all_after_the_same_step() {
-    needs_mpirun!();
-    // One rank is asked, mpirun's whole job, or one rank by the signal that schedulers send.
-    for (signal, whom) in [("-TERM", 1), ("-INT", 0), ("-USR1", 1)] {
-        let folder = start("signal", &long_recipe());
-        let (child, ranks) = at_work(&folder, 2);
-        send(signal, ranks[whom]);
-        let output = ends_within(30, child);
-        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-        let told = stderr(&output);
-        let line = told.lines().find(|line| line.starts_with("stopped at step ")).unwrap_or_else(|| panic!("{told}"));
-        let step: u64 =
-            line["stopped at step ".len()..].split(',').next().and_then(|s| s.parse().ok()).expect("a step");
-        assert!(folder.join(format!("run/checkpoints/step-{step:08}")).is_dir(), "{told}");
-        assert_eq!(steps(&folder).last().expect("there are steps")["step"], step);
-    }
 }
 
 #[test]
