@@ -146,12 +146,19 @@ impl<'a> Work<'a> {
             let gradients = match self.model.params.iter().all(|p| p.trainable) {
                 true => {
                     let gradients = replay.zero_gradients();
+                    // A layer's gradients travel while those below are computed.
+                    let staged = self.staged(&mut replay);
                     step.iter().for_each(|batch| backward(&mut replay, batch));
+                    replay.ledger.give(staged);
                     Some(gradients)
                 }
-                false => sum_in_tree(&mut replay, step, (0, 1)),
+                false => {
+                    let gradients = sum_in_tree(&mut replay, step, (0, 1));
+                    let staged = self.staged(&mut replay);
+                    replay.ledger.give(staged);
+                    gradients
+                }
             };
-            self.reduce(&mut replay);
             replay.ledger.give(gradients.into_iter().flatten());
         }
         evaluate(&mut replay);
@@ -159,15 +166,13 @@ impl<'a> Work<'a> {
     }
 
     /// What a bucket's gradients are sent from, received in and summed to.
-    fn reduce(&self, replay: &mut Replay) {
+    fn staged(&self, replay: &mut Replay) -> Vec<Held> {
         let len = |id: &usize| self.model.params[*id].weight.rows() * self.model.params[*id].weight.cols();
         let buckets = self.model.buckets();
         let largest = buckets.iter().map(|bucket| bucket.iter().map(len).sum::<usize>()).max().unwrap_or(0);
-        if self.ranks > 1 {
-            let staged = [largest.min(MESSAGE), largest.min(MESSAGE), largest.div_ceil(self.ranks)];
-            let held = staged.map(|len| replay.ledger.take(Use::Gradients, len));
-            replay.ledger.give(held);
-        }
+        let staged = [largest.min(MESSAGE), largest.min(MESSAGE), largest.div_ceil(self.ranks)];
+        let staged = staged.iter().filter(|_| self.ranks > 1);
+        staged.map(|len| replay.ledger.take(Use::Gradients, *len)).collect()
     }
 
     /// Weights, the adapter, and AdamW's moments.
