@@ -55,7 +55,11 @@ fn full_training_with_sharded_moments_equals_one_rank() {
     let recipe = format!("{RECIPE}trainable = \"full\"\nsave_dtype = \"f32\"\n").replace("lora_dropout = 0.1\n", "");
     let run = |ranks: usize, accum: usize| {
         let folder = start(&format!("full-{ranks}"), &recipe);
-        trained(ranks, &folder, &[&format!("train.grad_accum_steps={accum}"), "train.weight_decay=0.1"]);
+        let accum = format!("train.grad_accum_steps={accum}");
+        let settings = ["--set", &accum, "--set", "train.weight_decay=0.1", "--overlap", "on"];
+        let args = [&["train", "recipe.toml", "--threads", "1"], &settings[..]].concat();
+        let output = weft(ranks, &folder, &args).output().expect("it starts");
+        assert!(output.status.success(), "{}", stderr(&output));
         folder
     };
     let one = run(1, 4);
@@ -78,16 +82,22 @@ fn full_training_with_sharded_moments_equals_one_rank() {
 #[test]
 fn full_training_has_the_same_bits_where_each_rank_has_one_micro_batch() {
     needs_mpirun!();
-    // One micro-batch a step: of four ranks three hand over zeros.
+    // One micro-batch a step: of four ranks three hand over zeros, beside their backward or after it.
     let recipe = RECIPE.replace("lora_dropout = 0.1", "trainable = \"full\"\nsave_dtype = \"f32\"");
     let recipe = recipe.replace("train_rows = 26", "train_rows = 2").replace("epochs = 2", "epochs = 4");
-    let [one, four] = [1, 4].map(|ranks| {
+    let run = |ranks: usize, overlap: &str| {
         let folder = start(&format!("full-alone-{ranks}"), &recipe);
-        trained(ranks, &folder, &[]);
+        let args = ["train", "recipe.toml", "--threads", "1", "--overlap", overlap];
+        let output = weft(ranks, &folder, &args).output().expect("it starts");
+        assert!(output.status.success(), "{}", stderr(&output));
         folder
-    });
-    assert_eq!(essence(&four), essence(&one));
-    assert!(checkpoint(&four) == checkpoint(&one));
+    };
+    let one = run(1, "auto");
+    for overlap in ["on", "off"] {
+        let four = run(4, overlap);
+        assert_eq!(essence(&four), essence(&one));
+        assert!(checkpoint(&four) == checkpoint(&one), "overlap {overlap}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
 use weft::parallel::Ranks;
-use weft::parallel::session::ranks_here;
+use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
@@ -57,12 +57,28 @@ pub struct Train {
     /// Let each rank of an mpirun write what its steps took, into the output's ranks/rank-R.jsonl
     #[arg(long)]
     rank_logs: bool,
+    /// Whether gradients of full fine-tuning travel while backward goes on, under mpirun: on, off, or auto, which is on
+    /// where a rank has 4 processors or one that doesn't compute
+    #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = overlap)]
+    overlap: Overlap,
     /// Begin a run that is planned not to fit all the same
     #[arg(long)]
     skip_plan: bool,
     /// Print the results as one JSON object, and nothing else (as --quiet)
     #[arg(long)]
     json: bool,
+}
+
+/// Whether; `None` is for the program to see.
+type Overlap = Option<bool>;
+
+fn overlap(text: &str) -> std::result::Result<Overlap, String> {
+    match text {
+        "auto" => Ok(None),
+        "on" => Ok(Some(true)),
+        "off" => Ok(Some(false)),
+        _ => Err("the known ones are on, off and auto".to_owned()),
+    }
 }
 
 impl Train {
@@ -109,6 +125,7 @@ impl Train {
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
+        trainer.optimizer.overlaps = self.overlap.unwrap_or_else(|| has_room_beside(ranks));
         if self.rank_logs {
             trainer.rank_log = Some(RankLog::open(&output.join("ranks"), &**ranks)?);
         }

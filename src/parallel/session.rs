@@ -87,9 +87,20 @@ impl Session {
 /// Threads of each rank where nobody says how many: those processors that the rank may use, shared with the ranks of the
 /// same machine that may use the same ones. 0 for one rank alone, which the pool's own default is for.
 pub fn threads_per_rank(ranks: &Ranks) -> usize {
-    if ranks.size() == 1 {
-        return 0;
-    }
+    if ranks.size() == 1 { 0 } else { processors_per_rank(ranks) }
+}
+
+/// Whether there is room for a thread that waits for messages beside those that compute: a processor of its own, or so
+/// many that its part of them is small. It asks again and again whether a message is there.
+pub fn has_room_beside(ranks: &Ranks) -> bool {
+    let processors = processors_per_rank(ranks);
+    processors >= ROOMY || processors > rayon::current_num_threads()
+}
+
+/// Processors of a rank from which on a thread more hardly matters.
+const ROOMY: usize = 4;
+
+fn processors_per_rank(ranks: &Ranks) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let status = read("/proc/self/status");
     let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();

@@ -21,6 +21,8 @@ pub struct Optimizer {
     pub m: Vec<Vec<f32>>,
     /// Second moments.
     pub v: Vec<Vec<f32>>,
+    /// Whether finished buckets travel while the rest is computed; not a bit depends on it.
+    pub overlaps: bool,
     shards: Shards,
     ranks: Ranks,
 }
@@ -36,7 +38,7 @@ impl Optimizer {
         let shards = Shards::new(model, ranks.size());
         let zeros = |id: ParamId| vec![0.0; shards.part(id, ranks.rank()).len()];
         let zeros: Vec<Vec<f32>> = (0..model.params.len()).map(zeros).collect();
-        Self { m: zeros.clone(), v: zeros, shards, ranks }
+        Self { m: zeros.clone(), v: zeros, overlaps: true, shards, ranks }
     }
 
     /// Sums every rank's gradients, those that `work` returns, and leaves this rank its part of them. Buckets that `work`
@@ -59,7 +61,10 @@ impl Optimizer {
                 // A thread that panicked is found below.
                 let _ = sender.send(buckets[bucket].iter().map(take).collect());
             };
-            let mut grads = work(&mut hand_over);
+            let mut grads = match self.overlaps {
+                true => work(&mut hand_over),
+                false => work(&mut |_, _| {}),
+            };
             (handed.get()..buckets.len()).for_each(|bucket| hand_over(bucket, &mut grads));
             drop(sender);
             let sums = summing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
