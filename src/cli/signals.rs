@@ -1,5 +1,6 @@
-//! SIGINT, SIGTERM, and among ranks SIGUSR1, which launchers pass on: the first asks runs to stop after their step, a later one stops the program at once. One wish may
-//! come as several signals: `timeout` tells the process and its group, a terminal and a launcher both tell their own.
+//! SIGINT, SIGTERM, and among ranks SIGUSR1, which launchers pass on: the first asks runs to stop after their step, a later
+//! one stops the program at once. One wish may come as several signals: `timeout` tells the process and its group, a
+//! terminal and a launcher both tell their own.
 
 use weft::parallel::Ranks;
 use weft::train::interrupt;
