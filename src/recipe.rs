@@ -17,6 +17,7 @@ use crate::eval::Task;
 use crate::files::read_text;
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
+use crate::train::guard::OnNonFinite;
 use crate::train::lr_schedule::LrSchedule;
 pub use data::{DataTable, MaxSeqLen};
 pub(crate) use reading::in_plain_words;
@@ -133,6 +134,10 @@ pub struct TrainTable {
     pub adam_eps: f64,
     /// Largest gradient norm; 0 is off.
     pub max_grad_norm: f64,
+    /// What a loss or gradient that isn't finite does: `stop` ends the run, `skip` passes over the step and counts it.
+    pub on_non_finite: OnNonFinite,
+    /// A step whose gradient norm is more than so many times the median of the last 64 is passed over; 0 is off.
+    pub spike_factor: f64,
     /// Steps between evaluations on held-out rows; 0 leaves the last only.
     pub eval_every: u64,
     /// Steps between checkpoints; 0 leaves the last only.
@@ -197,6 +202,8 @@ impl Default for TrainTable {
             adam_beta2: 0.999,
             adam_eps: 1e-8,
             max_grad_norm: 1.0,
+            on_non_finite: OnNonFinite::default(),
+            spike_factor: 0.0,
             eval_every: 0,
             checkpoint_every: 0,
         }
@@ -312,11 +319,23 @@ impl TrainTable {
             .iter()
             .filter(|(_, x)| !(*x >= 0.0 && x.is_finite()))
             .map(|(k, x)| format!("train.{k} = {x} is negative or not a number"));
+        let factor = self.spike_factor;
+        let low = (factor != 0.0 && !(factor > 1.0 && factor.is_finite())).then(|| {
+            format!("train.spike_factor = {factor} would pass over ordinary steps; give more than 1, or 0 for none")
+        });
         let empty = self.output.as_os_str().is_empty();
         let output = empty.then(|| "train.output is empty; name a folder, or leave it out".to_owned());
         let none =
             (self.max_steps == Some(0)).then(|| "train.max_steps = 0 trains nothing; leave it out for all".to_owned());
-        output.into_iter().chain(none).chain(zero).chain(not_positive).chain(outside).chain(negative).collect()
+        output
+            .into_iter()
+            .chain(none)
+            .chain(zero)
+            .chain(not_positive)
+            .chain(outside)
+            .chain(negative)
+            .chain(low)
+            .collect()
     }
 
     /// Examples per optimizer step.

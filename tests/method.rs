@@ -184,6 +184,28 @@ fn a_degenerate_reference_falls_back_to_the_uniform_rate() {
 }
 
 #[test]
+fn degenerate_entropies_have_their_exact_rates() {
+    let relative =
+        |entropies: &[f32], transform| relative_uncertainty(&[whole(entropies)], transform, Reference::Sequence);
+    for transform in [Transform::Sqrt, Transform::Identity, Transform::Cbrt, Transform::Log1p] {
+        assert_eq!(relative(&[], transform), [[0f32; 0]], "no token");
+        assert_eq!(relative(&[0.0], transform), [[1.0]], "one token that is certain");
+        assert_eq!(relative(&[2.5], transform), [[1.0]], "one token: it is its own reference");
+        assert_eq!(relative(&[0.0, 0.0, 7.0, 0.0], transform), [[0.0, 0.0, 4.0, 0.0]], "one uncertain token");
+        // The smallest number there is: not 0, and no infinity either.
+        let tiny = f32::from_bits(1);
+        assert!(relative(&[tiny, tiny], transform)[0].iter().all(|r| (r - 1.0).abs() < 1e-6));
+    }
+    // In a batch a certain answer's reference is its own, or the others'.
+    let answers = [whole(&[0.0, 0.0]), whole(&[1.0, 1.0])];
+    assert_eq!(relative_uncertainty(&answers, Transform::Sqrt, Reference::Sequence), [[1.0, 1.0], [1.0, 1.0]]);
+    assert_eq!(relative_uncertainty(&answers, Transform::Sqrt, Reference::Batch), [[0.0, 0.0], [2.0, 2.0]]);
+    // Only what is supervised counts: certain tokens before uncertain padding.
+    let padded = AnswerEntropy { token_entropy: &[0.0, 0.0, 3.0], num_supervised: 2 };
+    assert_eq!(relative_uncertainty(&[padded], Transform::Sqrt, Reference::Sequence), [[1.0, 1.0, 1.0]]);
+}
+
+#[test]
 fn the_mask_rate_is_the_tokens_rate() {
     let (draws, rate) = (20_000u32, 0.3f32);
     let p_mask = vec![rate; draws as usize];
@@ -217,6 +239,42 @@ proptest! {
         for kind in Kind::ALL {
             let rate = Objective { kind, ..Objective::default() }.rate(t, r);
             prop_assert!(rate > 0.0 && rate <= 1.0);
+        }
+    }
+
+    /// Certain tokens are never masked and weigh nothing, whatever is drawn; an answer of nothing else is SFT's.
+    #[test]
+    fn entropies_of_zero_leave_rates_and_weights_whole(
+        entropies in prop::collection::vec(prop_oneof![Just(0.0f32), Just(f32::MIN_POSITIVE), 0.0f32..12.0], 1..40),
+        transform in prop::sample::select(vec![Transform::Sqrt, Transform::Identity, Transform::Cbrt, Transform::Log1p]),
+        reference in prop::sample::select(vec![Reference::Sequence, Reference::Batch]),
+        weighting in prop::sample::select(vec![Weighting::Inverse, Weighting::Elbo]),
+        rate_floor in prop::sample::select(vec![0.0, 0.05]),
+        u in 0.0f64..1.0,
+        draw in 0.0f32..1.0,
+    ) {
+        let (t, draws) = (diffusion_time(u, T_MIN), vec![draw; entropies.len()]);
+        let is_certain = entropies.iter().all(|h| transform.beta(*h) == 0.0);
+        for kind in Kind::ALL {
+            let objective = Objective { kind, transform, reference, weighting, rate_floor, ..Objective::default() };
+            let drawn = DrawnAnswer { prompt_len: 2, entropy: whole(&entropies), t, u: &draws };
+            let answer = objective.noise(&[drawn]).remove(0);
+            let weights = objective.loss_weights(std::slice::from_ref(&answer)).remove(0);
+            for (i, h) in entropies.iter().enumerate() {
+                let (rate, r) = (answer.p_mask[i], answer.relative_uncertainty[i]);
+                prop_assert!((0.0..=1.0).contains(&rate) && r >= 0.0 && r.is_finite(), "rate {}, r {}", rate, r);
+                prop_assert!(weights[i] >= 0.0 && !weights[i].is_nan(), "{:?}: {}", kind, weights[i]);
+                if kind.needs_entropy() && transform.beta(*h) == 0.0 {
+                    prop_assert_eq!(r, if is_certain { 1.0 } else { 0.0 });
+                }
+                if kind == Kind::Weft && r == 0.0 {
+                    prop_assert!(rate == 0.0 && !answer.masked[i] && weights[i] == 0.0);
+                }
+            }
+            if is_certain && kind.needs_entropy() {
+                let rates = vec![objective.rate(t, 1.0); entropies.len()];
+                prop_assert_eq!(answer.p_mask, rates, "as SFT");
+            }
         }
     }
 

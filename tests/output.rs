@@ -115,6 +115,53 @@ fn results_that_nobody_can_take_are_told_of() {
     );
 }
 
+/// Results that can't be printed are told of after everything is saved.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_whose_results_nobody_can_take_is_whole() {
+    let folder = folder("full");
+    let row = |i: usize| format!("{{\"prompt\": \"What is {i} + 1?\", \"response\": \"{}\"}}\n", i + 1);
+    std::fs::write(folder.join("rows.jsonl"), (0..4).map(row).collect::<String>()).expect("the rows are written");
+    let recipe =
+        "[model]\nlora_rank = 1\n[data]\ntrain = \"rows.jsonl\"\n[train]\noutput = \"run\"\nmicro_batch_size = 4\n";
+    std::fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+    let run = |arguments: &[&str], stdout: std::process::Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.current_dir(&folder).env("WEFT_CACHE", "cache").args(["train", "recipe.toml"]).args(arguments);
+        let output =
+            command.stdout(stdout).stderr(std::process::Stdio::piped()).spawn().and_then(|run| run.wait_with_output());
+        output.expect("the program starts")
+    };
+    let whole = folder.join("run/adapter/adapter_model.safetensors");
+    for arguments in [&["--quiet"][..], &["--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has one");
+        let output = run(arguments, full.into());
+        assert_eq!(output.status.code(), Some(1));
+        let sentence =
+            "error: cannot write standard output: No space left on device (os error 28); point it elsewhere\n";
+        assert_eq!(text(&output.stderr), sentence, "{arguments:?}");
+        for file in ["run/report.html", "run/metrics.jsonl", "run/checkpoints/step-00000001/state.json"] {
+            assert!(folder.join(file).exists(), "{arguments:?}: {file} is there");
+        }
+        let adapter = std::fs::read(&whole).expect("the adapter is saved");
+        assert!(adapter.len() > 100);
+        std::fs::remove_dir_all(folder.join("run")).expect("it can be removed");
+    }
+    // Progress that nobody can take is lost, and nothing else.
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has one");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(&folder).env("WEFT_CACHE", "cache").args(["train", "recipe.toml"]);
+    command.args(["--set", "data.held_out=rows.jsonl"]).stdout(std::process::Stdio::null()).stderr(full);
+    assert!(command.status().expect("the program starts").success() && whole.exists());
+    std::fs::remove_dir_all(folder.join("run")).expect("it can be removed");
+    // A reader that has gone away ends the program quietly, as it ends others (SIGPIPE); what was saved stays.
+    let (reader, writer) = std::io::pipe().expect("there are pipes");
+    drop(reader);
+    let output = run(&["--quiet"], writer.into());
+    assert!(output.status.code().is_none() && text(&output.stderr).is_empty(), "{output:?}");
+    assert!(whole.exists() && folder.join("run/report.html").exists());
+}
+
 #[test]
 fn a_short_answer_is_one_block() {
     let ask = ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?", "--gen-length", "12"];

@@ -197,6 +197,13 @@ fn values_without_sense_are_refused() {
     assert!(error("model.trainable=all").contains("the known ones are lora, full"));
     assert!(error("model.save_dtype=f16").contains("the known ones are f32, bf16"));
     assert!(error("model.lora_rank=0").contains("is no rank"));
+    let wrong = error("train.on_non_finite=ignore");
+    assert!(wrong.contains("stop") && wrong.contains("skip"), "{wrong}");
+    for factor in ["1", "0.5", "-2"] {
+        let told =
+            format!("train.spike_factor = {factor} would pass over ordinary steps; give more than 1, or 0 for none");
+        assert_eq!(error(&format!("train.spike_factor={factor}")), format!("r.toml: {told}"));
+    }
     let full = ["model.lora_rank=0".to_owned(), "model.trainable=full".to_owned()];
     assert!(Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &full).is_ok());
 }

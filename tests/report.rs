@@ -1,6 +1,7 @@
 //! The pages: what came from data or model stays text, every curve is there, and a resumed run tells its whole story.
 //! That they render and answer the pointer is `scripts/pages.py`'s.
 
+mod fixtures;
 mod scratch;
 
 use std::path::{Path, PathBuf};
@@ -8,7 +9,9 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const HOSTILE: &str = "<script>alert(1)</script> & \"quotes\"";
+const HOSTILE: &str = "</script><script>alert(1)</script><img src=x onerror=alert(1)> & \"double\" 'single' \u{2028}--> ]]> </title></pre>";
+/// What a file's name can hold of it.
+const HOSTILE_NAME: &str = "<img src=x onerror=alert(1)> & \"double\" 'single' \u{2028}-->";
 
 const RECIPE: &str = r#"
 [model]
@@ -39,6 +42,27 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
+/// A text as HTML holds it.
+fn as_html(text: &str) -> String {
+    [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&quot;"), ("'", "&#39;")]
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// Data is in a page as text alone: its tags, scripts and attributes are the page's own.
+fn assert_data_is_text(page: &str, num_scripts: usize) {
+    assert_eq!(page.matches("<script").count(), num_scripts, "the page's own");
+    assert_eq!(page.matches("</script").count(), num_scripts);
+    for script in page.split("<script").skip(1).filter_map(|rest| rest.split("</script>").next()) {
+        assert!(!script.contains("alert") && !script.contains('\u{2028}'), "no data is in a script: {script}");
+    }
+    let own = ["title", "pre", "style"];
+    for (tag, count) in own.map(|tag| (tag, page.matches(&format!("<{tag}")).count())) {
+        assert_eq!(page.matches(&format!("</{tag}>")).count(), count, "{tag}");
+    }
+    assert!(!page.contains("<img") && !page.contains("--> ]]>") && !page.contains("'single'"));
+}
+
 fn weft(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.current_dir(folder).args(arguments).output().expect("the program starts")
@@ -54,11 +78,8 @@ fn a_runs_page_has_its_curves_and_answers_as_text() {
     let output = weft(&folder, &["train", "recipe.toml"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let page = read(&folder, "run/report.html");
-    assert_eq!(page.matches("<script").count(), 1, "the page's own");
-    assert!(
-        page.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quotes&quot;"),
-        "the row's answer is shown"
-    );
+    assert_data_is_text(&page, 1);
+    assert!(page.contains(&as_html(HOSTILE)), "the row's answer is shown");
     assert_eq!(page.matches("<svg").count(), 8);
     for part in ["Held-out loss", "Gradient norm", "Masked share", "Entropy of the answer", "kind = &quot;weft&quot;"] {
         assert!(page.contains(part), "{part} is missing");
@@ -68,6 +89,29 @@ fn a_runs_page_has_its_curves_and_answers_as_text() {
     let quantiles = first["entropy_quantiles"].as_array().expect("weft has entropies");
     let quantiles: Vec<f64> = quantiles.iter().map(|q| q.as_f64().expect("a number")).collect();
     assert!(quantiles.is_sorted() && quantiles.len() == 5 && quantiles[4] > quantiles[0], "{quantiles:?}");
+}
+
+#[test]
+fn names_of_files_and_models_are_text() {
+    let folder = folder("report-names");
+    let rows = format!("{HOSTILE_NAME}.jsonl");
+    std::fs::rename(folder.join("rows.jsonl"), folder.join(&rows)).expect("it is renamed");
+    let model = fixtures::LLADA.with_text(HOSTILE_NAME, &fixtures::LLADA.path());
+    let (rows, output, model) =
+        (Value::from(rows), Value::from(HOSTILE_NAME), Value::from(model.display().to_string()));
+    let recipe = RECIPE.replace("\"rows.jsonl\"", &rows.to_string()).replace("\"run\"", &output.to_string());
+    let recipe = recipe.replace("[model]", &format!("[model]\npath = {model}"));
+    std::fs::write(folder.join("recipe.toml"), recipe).expect("the recipe can be written");
+    let output = weft(&folder, &["train", "recipe.toml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = read(&folder, &format!("{HOSTILE_NAME}/report.html"));
+    assert_data_is_text(&page, 1);
+    assert!(page.matches(&as_html(HOSTILE_NAME)).count() >= 3, "the model's name, the folder's and the recipe");
+    let output = weft(&folder, &["inspect", "recipe.toml", "--examples", "1", "--out", "rows.html"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = read(&folder, "rows.html");
+    assert_data_is_text(&page, 2);
+    assert!(page.contains(&as_html(HOSTILE_NAME)), "the model's name");
 }
 
 #[test]
@@ -103,7 +147,10 @@ fn a_text_is_inspected() {
     let inspect = ["inspect", "--model", "tiny-base", "--text", "answer.txt"];
     assert!(weft(&folder, &inspect).status.success());
     let page = read(&folder, "entropy.html");
-    assert_eq!(page.matches("<script").count(), 2, "the page's own");
+    assert_data_is_text(&page, 2);
+    for token in ["data-token=\"&lt;", "data-token=\"&quot;", "data-token=\"&#39;"] {
+        assert!(page.contains(token), "{token} is missing");
+    }
     let values = |key: &str| -> Vec<f64> {
         let begin = format!(" {key}=\"");
         let parts = page.split(&begin).skip(1);
@@ -117,7 +164,10 @@ fn a_text_is_inspected() {
     // Rows of a recipe.
     let output = weft(&folder, &["inspect", "recipe.toml", "--examples", "2", "--out", "rows.html"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(read(&folder, "rows.html").matches("<h2>Text").count(), 2);
+    let page = read(&folder, "rows.html");
+    assert_data_is_text(&page, 2);
+    assert!(page.contains(&as_html(HOSTILE)), "the prompt is shown");
+    assert_eq!(page.matches("<h2>Text").count(), 2);
     std::fs::write(folder.join("empty.txt"), "\n").expect("the text can be written");
     let output = weft(&folder, &["inspect", "--model", "tiny-base", "--text", "empty.txt"]);
     assert_eq!(output.status.code(), Some(2));

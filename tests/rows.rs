@@ -5,6 +5,7 @@ mod scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use scratch::folder;
 use serde_json::{Value, json};
@@ -179,6 +180,14 @@ fn hostile_parquet_is_an_error_and_never_a_panic() {
     assert!(error("rows.parquet", "PAR1 and more bytes PAR1").starts_with("rows.parquet is damaged"));
     let gzip = read(&Source::at(&fixture("gzip.parquet"), "train")).expect_err("gzip isn't read");
     assert!(gzip.contains("gzip.parquet row 1: the parquet file can't be read here ("), "{gzip}");
+    // Found by fuzzing: room for 400 million values was made, for a dictionary of a few bytes.
+    let dictionary = read(&Source::at(&fixture("dictionary.parquet"), "train")).expect_err("it has other bytes");
+    assert!(dictionary.contains("says it has "), "{dictionary}");
+    // Found by fuzzing: lists in a page's head that go on behind the file's end were passed over, element by element.
+    let started = Instant::now();
+    let lists = read(&Source::at(&fixture("lists.parquet"), "train")).expect_err("a page's head is damaged");
+    assert!(lists.contains("a page's head is damaged ("), "{lists}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let path = folder("hostile").join("rows.parquet");
     for name in ["messages.parquet", "open-r1.parquet", "hub/data/train-00000-of-00002.parquet"] {
         let bytes = fs::read(fixture(name)).expect("it is there");

@@ -134,3 +134,32 @@ fn few_files_are_kept_and_few_tokens_are_not() {
     let cache = TokenCache::new(&source.path.join("no-folder"), 1);
     load(&source, &Reading { cache: Some(cache), ..reading(&text_model, &folder) }).expect("it is read");
 }
+
+#[test]
+fn tokens_that_no_reading_makes_are_no_hit() {
+    let folder = folder("forged");
+    let (text_model, source) = (text(&folder, 300), rows(&folder, "rows.jsonl"));
+    let base = reading(&text_model, &folder);
+    let fresh: Dataset = load(&source, &base).expect("it is read");
+    let path = files(&folder)[0].0.clone();
+    let whole = fs::read(&path).expect("it is there");
+    let (ends, last) = (text_model.eos_token_id(), text_model.last_id());
+    for (what, numbers) in [
+        ("no example", vec![0, 0, 0]),
+        ("more examples than lengths", vec![u32::MAX, 0, 0, 1, 1]),
+        ("lengths past the end", vec![1, 0, 0, u32::MAX, u32::MAX, 1, 2]),
+        ("fewer tokens than lengths", vec![1, 0, 0, 1, 2, 5, ends]),
+        ("more tokens than lengths", vec![1, 0, 0, 1, 1, 5, ends, ends]),
+        ("no answer", vec![1, 0, 0, 2, 0, 5, ends]),
+        ("a token that the tokenizer lacks", vec![1, 0, 0, 1, 1, last + 1, ends]),
+        ("a longer sequence", [vec![1, 0, 0, 100, 1], vec![5; 100], vec![ends]].concat()),
+    ] {
+        let numbers: Vec<u8> = numbers.into_iter().flat_map(u32::to_le_bytes).collect();
+        let mut forged = [&whole[..32], &numbers].concat();
+        let hash = twox_hash::XxHash3_128::oneshot(&forged).to_le_bytes();
+        forged.extend(hash);
+        fs::write(&path, &forged).expect("it is written");
+        assert_eq!(load(&source, &base).expect("it is read"), fresh, "{what}");
+        assert_eq!(fs::read(&path).expect("it is there"), whole, "{what}: it is written anew");
+    }
+}

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use weft::eval::{Accuracy, Task};
 use weft::train::entropy_reuse::Drift;
+use weft::train::guard::Skipped;
 use weft::train::run::Summary;
 
 use super::eval::in_percent;
@@ -32,7 +33,8 @@ impl Results<'_> {
     pub fn print(&self) {
         let Summary { first_step, train_secs, .. } = self.summary;
         let resumed = if *first_step > 0 { format!(", resumed at step {first_step}") } else { String::new() };
-        say!("trained {} steps in {train_secs:.0} s{resumed}", self.steps);
+        let skipped = self.skipped().map(|skipped| format!("; {skipped}")).unwrap_or_default();
+        say!("trained {} steps in {train_secs:.0} s{resumed}{skipped}", self.steps);
         if let Some(Drift { rank_correlation, mean_change }) = self.summary.entropy_drift {
             say!(
                 "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
@@ -72,9 +74,24 @@ impl Results<'_> {
             let task = self.scores.as_ref().map_or("", |(task, ..)| task.name());
             rows.push((format!("{task}, {name}"), in_percent(accuracy)));
         }
+        rows.extend(self.skipped().map(|skipped| row("passed over", skipped)));
         rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
         rows.push(row("peak memory", format!("{:.2} GB", self.memory_bytes[0] as f64 / 1e9)));
         rows
+    }
+
+    /// The steps that were passed over, in words; none where none was.
+    fn skipped(&self) -> Option<String> {
+        let Skipped { non_finite, spikes } = self.summary.skipped;
+        let of = self.steps;
+        (non_finite + spikes > 0).then(|| match (non_finite, spikes) {
+            (_, 0) => format!("{non_finite} of {of} steps skipped, not finite"),
+            (0, _) => format!("{spikes} of {of} steps skipped, spikes of the gradient"),
+            _ => format!(
+                "{} of {of} steps skipped: {non_finite} not finite, {spikes} spikes of the gradient",
+                non_finite + spikes
+            ),
+        })
     }
 
     /// One object for a program; what there is none of is null.
@@ -85,6 +102,7 @@ impl Results<'_> {
             "train_seconds": self.summary.train_secs,
             "held_out_loss": self.summary.held_out.map(|[before, after]| json!({ "before": before, "after": after })),
             "entropy_drift": self.summary.entropy_drift,
+            "skipped_steps": self.summary.skipped,
             "task": self.scores.as_ref().map(|(task, ..)| task.name()),
             "problems": self.scores.as_ref().map(|(_, problems, _)| problems),
             "accuracy": self.scores.as_ref().map(|(.., scores)| {

@@ -1,29 +1,30 @@
 //! A checkpoint's text side: tokenizer, chat template rendered as transformers renders it, special tokens.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, context};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use super::guarded::guarded;
 use super::token_cache::text_key;
-use super::{Conversation, Example, Message, qwen_tokenizer};
+use super::{Conversation, Example, Message, qwen_tokenizer, template_environment};
 use crate::error::{Error, Result};
-use crate::files::read_text;
+use crate::files::{read_small, read_text};
 
-/// Instructions a template may spend; a template of hundreds of turns needs some ten thousand.
-const FUEL: u64 = 10_000_000;
 /// The end tokens of a turn in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, which differ from
 /// `eos_token`.
 const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
+/// The longest chat template, a hundred times a long one; a statement can put a list into another.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
 
 /// Tokenizer and chat template.
 pub struct TextModel {
     tokenizer: Tokenizer,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     path: PathBuf,
     /// The file that the chat template comes from, for errors.
     template_path: PathBuf,
@@ -31,6 +32,7 @@ pub struct TextModel {
     bos_token: Option<String>,
     eos_token: String,
     eos_token_id: u32,
+    last_id: u32,
     content_key: u128,
 }
 
@@ -53,7 +55,7 @@ impl TextModel {
         };
         let tokenizer = match if path.exists() { None } else { parts()? } {
             Some(tokenizer) => tokenizer,
-            None => std::fs::read(&path).map_err(|source| Error::Read { path, source })?,
+            None => read_small(&path)?,
         };
         Self::build(folder, &tokenizer, &config, read("chat_template.jinja")?)
     }
@@ -71,7 +73,8 @@ impl TextModel {
         let parts = [tokenizer, config.as_bytes(), template.as_deref().unwrap_or_default().as_bytes()];
         let content_key = text_key(&parts);
         let format = |path: &Path, reason: String| Error::Format { path: path.to_owned(), reason };
-        let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(|e| format(&path, e.to_string()))?;
+        let tokenizer = guarded(|| tokenizer_of(tokenizer)).map_err(|reason| format(&path, reason))?;
+        let last_id = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         let config_path = folder.join("tokenizer_config.json");
         let config: Value = serde_json::from_str(config).map_err(|e| format(&config_path, e.to_string()))?;
         let token = |key: &str| text_of(&config[key]).unwrap_or_default();
@@ -87,27 +90,28 @@ impl TextModel {
                 (template_of(&config["chat_template"]).map_err(refuse)?, config_path.clone())
             }
         };
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the delimiters are the default ones"));
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> std::result::Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-        environment.add_filter("tojson", |value: minijinja::Value| {
-            serde_json::to_value(&value).map(|json| python_json(&json)).unwrap_or_default()
-        });
+        let mut environment = template_environment::new();
         if let Some(template) = template {
+            if template.len() > MAX_TEMPLATE_BYTES {
+                let told = format!("the chat template has more than {MAX_TEMPLATE_BYTES} bytes");
+                return Err(format(&template_path, told));
+            }
             environment
                 .add_template_owned(TEMPLATE, template)
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
         let bos_token = text_of(&config["bos_token"]);
-        Ok(Self { bos_token, eos_token, eos_token_id, tokenizer, environment, path, template_path, content_key })
+        Ok(Self {
+            bos_token,
+            eos_token,
+            eos_token_id,
+            last_id,
+            tokenizer,
+            environment: Arc::new(environment),
+            path,
+            template_path,
+            content_key,
+        })
     }
 
     /// Turns as text; `None` where there is no template.
@@ -115,14 +119,12 @@ impl TextModel {
     /// # Errors
     /// What the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
-        let Ok(template) = self.environment.get_template(TEMPLATE) else { return Ok(None) };
         let bos_token = self.bos_token.as_ref().map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
         let eos_token = &self.eos_token;
-        let rendered =
-            template.render(context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token });
-        rendered.map(Some).map_err(|e| Error::Config {
+        let variables = context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token };
+        template_environment::render(&self.environment, TEMPLATE, variables).map_err(|reason| Error::Config {
             path: self.template_path.clone(),
-            reason: format!("the chat template refuses the messages: {}", e.detail().unwrap_or(&e.to_string())),
+            reason: format!("the chat template refuses the messages: {reason}"),
         })
     }
 
@@ -131,8 +133,7 @@ impl TextModel {
     /// # Errors
     /// What the template raises.
     pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let plain = || messages.iter().map(|m| format!("{}\n", m.content)).collect();
-        self.encode(&self.render(messages, true)?.unwrap_or_else(plain))
+        self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages)))
     }
 
     /// A conversation's tokens. Prompt and answer are tokenized apart, so that the border is where generation starts;
@@ -141,10 +142,10 @@ impl TextModel {
     /// # Errors
     /// What the template raises, or a template that changes the prompt once an answer follows.
     pub fn example(&self, conversation: &Conversation) -> Result<Example> {
-        let prompt_ids = self.prompt_ids(&conversation.prompt)?;
         let answer = Message { role: "assistant".to_owned(), content: conversation.answer.clone() };
         let all = [conversation.prompt.as_slice(), &[answer]].concat();
         let prompt = self.render(&conversation.prompt, true)?;
+        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain(&conversation.prompt)))?;
         let answer = match (self.render(&all, false)?, prompt) {
             (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
                 Some(answer) => answer.to_owned(),
@@ -178,7 +179,7 @@ impl TextModel {
     /// # Errors
     /// What the tokenizer refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoded = self.tokenizer.encode_fast(text, false);
+        let encoded = guarded(|| self.tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
         let ids = encoded.map(|e| e.get_ids().to_vec());
         ids.map_err(|e| Error::Format { path: self.path.clone(), reason: format!("it can't encode a text: {e}") })
     }
@@ -187,12 +188,16 @@ impl TextModel {
     pub fn decode_answer(&self, ids: &[u32]) -> String {
         let ends = self.end_token_ids();
         let end = ids.iter().position(|id| ends.contains(id)).unwrap_or(ids.len());
-        self.tokenizer.decode(&ids[..end], true).unwrap_or_default()
+        self.decode(&ids[..end], true)
     }
 
     /// The text of all of a canvas's tokens, special ones included, as d1 keeps and scores it.
     pub fn decode_canvas(&self, ids: &[u32]) -> String {
-        self.tokenizer.decode(ids, false).unwrap_or_default()
+        self.decode(ids, false)
+    }
+
+    fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        guarded(|| self.tokenizer.decode(ids, skip_special_tokens).map_err(|e| e.to_string())).unwrap_or_default()
     }
 
     /// `eos_token`.
@@ -221,6 +226,24 @@ impl TextModel {
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
+
+    /// The largest id of a token; ids may have gaps.
+    pub fn last_id(&self) -> u32 {
+        self.last_id
+    }
+}
+
+/// Turns as text where there is no template.
+fn plain(messages: &[Message]) -> String {
+    messages.iter().map(|m| format!("{}\n", m.content)).collect()
+}
+
+/// The tokenizer of a tokenizer.json. Like transformers, it neither cuts nor pads, whatever the file asks for.
+fn tokenizer_of(json: &[u8]) -> std::result::Result<Tokenizer, String> {
+    let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+    tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
 }
 
 /// A special token is a text, or an object with its text.
@@ -238,18 +261,5 @@ fn template_of(field: &Value) -> std::result::Result<Option<String>, &'static st
             let template = named.and_then(|t| t["template"].as_str()).map(str::to_owned);
             template.map(Some).ok_or("chat_template is neither a text nor a list with a template named default")
         }
-    }
-}
-
-/// JSON as Python's `json.dumps` writes it: a space after commas and colons.
-fn python_json(value: &Value) -> String {
-    match value {
-        Value::Array(items) => format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", ")),
-        Value::Object(fields) => {
-            let field =
-                |(key, value): (&String, &Value)| format!("{}: {}", Value::from(key.as_str()), python_json(value));
-            format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
-        }
-        other => other.to_string(),
     }
 }

@@ -3,15 +3,18 @@
 
 pub mod chat_template;
 pub mod formats;
+mod guarded;
 pub mod lengths;
 pub mod mixing;
 pub mod packing;
 mod parquet_file;
+mod parquet_pages;
 mod qwen_tokenizer;
 pub mod row_range;
 pub mod sources;
 mod strict_json;
 pub mod synthetic;
+mod template_environment;
 pub mod token_cache;
 pub mod tokenizer;
 
@@ -123,7 +126,7 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
         Some(_) => Some(token_cache::key(source, reading)?),
         None => None,
     };
-    if let Some(dataset) = reading.cache.as_ref().zip(key).and_then(|(cache, key)| cache.read(key)) {
+    if let Some(dataset) = reading.cache.as_ref().zip(key).and_then(|(cache, key)| cache.read(key, reading)) {
         return Ok(dataset);
     }
     let mut dataset = Dataset::default();
@@ -171,6 +174,13 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
         Ok(example(&row, source, reading)?.map(|(example, _)| (row.number, example)))
     };
     source.rows()?.map(numbered).filter_map(Result::transpose).collect()
+}
+
+/// Where a source's example lies, counted from 0 as [`load`] counts them: its file and row. `None` where the file has
+/// changed since.
+pub fn place(source: &Source, example: usize) -> Option<String> {
+    let is_example = |row: &Row| matches!(formats::conversation(&row.fields, source.format), Ok(Some(_)));
+    source.rows().ok()?.filter_map(Result::ok).filter(is_example).nth(example).map(|row| row.place())
 }
 
 /// A row's example and whether its answer was cut; `None` where the row is passed over.

@@ -1,16 +1,15 @@
 //! Rows of a parquet file as JSON fields, nested columns included. The reader of the crate `parquet` panics on some
-//! damaged files; here that is an error like any other, and nothing of it reaches the terminal.
+//! damaged files, and is guarded; what it would believe too easily is `parquet_pages`'s.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::Once;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
 
+use super::guarded::guarded;
+use super::parquet_pages;
 use super::sources::Fields;
 use crate::error::{Error, Result};
 
@@ -19,7 +18,8 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A file that can't be opened or whose head is damaged; as an item, what of the row can't be read.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fields, String>> + use<>> {
-    let reader = open(path)?;
+    let (file, reader) = open(path)?;
+    guarded(|| parquet_pages::check_pages(&file, reader.metadata())).map_err(|reason| format(path, reason))?;
     let mut rows = guarded(|| Ok(reader.into_iter())).map_err(|reason| format(path, reason))?;
     let mut failed = false;
     Ok(std::iter::from_fn(move || {
@@ -39,39 +39,21 @@ pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fiel
 /// # Errors
 /// A file that can't be opened or whose head is damaged.
 pub fn count(path: &Path) -> Result<usize> {
-    let reader = open(path)?;
+    let (_, reader) = open(path)?;
     Ok(usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0))
 }
 
-fn open(path: &Path) -> Result<SerializedFileReader<File>> {
-    let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    guarded(|| SerializedFileReader::new(file).map_err(|e| e.to_string())).map_err(|reason| format(path, reason))
+fn open(path: &Path) -> Result<(File, SerializedFileReader<File>)> {
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    parquet_pages::check_footer(&file).map_err(|reason| format(path, reason))?;
+    let of_reader = file.try_clone().map_err(read)?;
+    let reader = guarded(|| SerializedFileReader::new(of_reader).map_err(|e| e.to_string()));
+    Ok((file, reader.map_err(|reason| format(path, reason))?))
 }
 
 fn format(path: &Path, reason: String) -> Error {
     Error::Format { path: path.to_owned(), reason }
-}
-
-thread_local! {
-    /// Whether this thread's panics are awaited.
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs a call of the crate; a panic of it is an error.
-fn guarded<T>(call: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
-    static QUIET: Once = Once::new();
-    QUIET.call_once(|| {
-        let told = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !IS_GUARDED.get() {
-                told(info);
-            }
-        }));
-    });
-    IS_GUARDED.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(call));
-    IS_GUARDED.set(false);
-    result.unwrap_or_else(|_| Err("its bytes contradict each other".to_owned()))
 }
 
 fn fields(row: &Row) -> std::result::Result<Fields, String> {

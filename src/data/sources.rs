@@ -62,6 +62,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Its file and number, as errors name them.
+    pub fn place(&self) -> String {
+        format!("{}{}{}", self.path.display(), if self.is_line { ":" } else { " row " }, self.number)
+    }
+
     /// An error of this row.
     pub fn wrong(&self, reason: String) -> Error {
         wrong(&self.path, self.number, self.is_line, reason)
@@ -113,7 +118,11 @@ impl Source {
         let files = self.files()?;
         let range = match self.rows {
             Some(range) => {
-                let count = if range.needs_count() { files.iter().map(|f| count(f)).sum::<Result<_>>()? } else { 0 };
+                let count = if range.needs_count() {
+                    files.iter().try_fold(0_usize, |n, file| count(file).map(|of_file| n.saturating_add(of_file)))?
+                } else {
+                    0
+                };
                 range.of(count)
             }
             None => 0..usize::MAX,

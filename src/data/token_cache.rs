@@ -48,10 +48,10 @@ impl TokenCache {
         folder.map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 
-    /// The tokens under a key; `None` where they aren't there whole.
-    pub(super) fn read(&self, key: u128) -> Option<Dataset> {
+    /// The tokens under a key; `None` where they aren't there whole, or aren't what such a reading makes.
+    pub(super) fn read(&self, key: u128, reading: &Reading) -> Option<Dataset> {
         let path = self.path(key);
-        let dataset = decode(&fs::read(&path).ok()?, key)?;
+        let dataset = decode(&fs::read(&path).ok()?, key).filter(|dataset| is_of(dataset, reading))?;
         // The time of the last use says which files go first.
         let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         Some(dataset)
@@ -155,8 +155,21 @@ fn decode(bytes: &[u8], key: u128) -> Option<Dataset> {
     let mut next = || numbers.next().map(|n| n as usize);
     let (count, truncated, passed_over) = (next()?, next()?, next()?);
     let lengths: Vec<[usize; 2]> = (0..count).map(|_| Some([next()?, next()?])).collect::<Option<_>>()?;
+    if lengths.iter().flatten().sum::<usize>() != numbers.len() {
+        return None;
+    }
     let mut take = |len: usize| numbers.by_ref().take(len).collect();
     let examples =
         lengths.into_iter().map(|[prompt, answer]| Example { prompt_ids: take(prompt), answer_ids: take(answer) });
     Some(Dataset { examples: examples.collect(), truncated, passed_over })
+}
+
+/// Whether tokens can be a reading's: whoever writes a file can write its hash too.
+fn is_of(dataset: &Dataset, reading: &Reading) -> bool {
+    let is_of = |Example { prompt_ids, answer_ids }: &Example| {
+        let mut ids = prompt_ids.iter().chain(answer_ids);
+        let length = prompt_ids.len() + answer_ids.len();
+        !answer_ids.is_empty() && length <= reading.max_seq_len && ids.all(|id| *id <= reading.text.last_id())
+    };
+    !dataset.examples.is_empty() && dataset.examples.iter().all(is_of)
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::block::Config;
 use super::family::Family;
-use super::layout::{Layout, Names, check_fields};
+use super::layout::{Layout, Names, SizeFields, check_fields};
 
 /// Dream's modules.
 pub(super) const NAMES: Names = Names {
@@ -73,6 +73,13 @@ pub(super) fn layout(fields: &Map<String, Value>) -> Result<Layout, String> {
         tied: c.tie_word_embeddings,
         config,
     };
-    layout.check(["hidden_size", "num_attention_heads", "num_key_value_heads"])?;
+    layout.check(&SizeFields {
+        layers: "num_hidden_layers",
+        width: "hidden_size",
+        heads: "num_attention_heads",
+        kv_heads: "num_key_value_heads",
+        mlp_hidden_size: "intermediate_size",
+        rows: "vocab_size",
+    })?;
     Ok(layout)
 }

@@ -88,6 +88,11 @@ impl ModelConfig {
         self.layout.config.mask_token_id
     }
 
+    /// Rows of the embedding: tokens that the network knows, and perhaps more.
+    pub fn num_rows(&self) -> usize {
+        self.layout.rows
+    }
+
     /// The text of config.json.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(&self.fields).expect("JSON values print")

@@ -24,6 +24,25 @@ pub(super) struct Names {
     pub head: &'static str,
 }
 
+/// The most blocks that are read.
+const MAX_LAYERS: usize = 1 << 10;
+/// The largest width, MLP and number of heads.
+const MAX_WIDTH: usize = 1 << 20;
+/// The most rows of an embedding.
+const MAX_ROWS: usize = 1 << 24;
+/// The most parameters, for which any count of bytes is far from the end of 64 bits.
+const MAX_PARAMS: usize = 1 << 44;
+
+/// What a family calls the sizes in config.json.
+pub(super) struct SizeFields {
+    pub layers: &'static str,
+    pub width: &'static str,
+    pub heads: &'static str,
+    pub kv_heads: &'static str,
+    pub mlp_hidden_size: &'static str,
+    pub rows: &'static str,
+}
+
 /// What a configuration means.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -37,12 +56,39 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Refuses heads that don't divide the width, and a mask token without a row. The fields are named as the family
-    /// names them.
-    pub(super) fn check(&self, [width, heads, kv_heads]: [&str; 3]) -> std::result::Result<(), String> {
-        let Config { width: d, heads: h, kv_heads: k, mask_token_id: id, .. } = self.config;
-        if h == 0 || k == 0 || d == 0 || d % (2 * h) != 0 || h % k != 0 {
+    /// Refuses sizes that are no model's, heads that don't divide the width, and a mask token without a row. The fields
+    /// are named as the family names them. Nothing has been allocated by sizes before, and their products fit afterwards.
+    pub(super) fn check(&self, fields: &SizeFields) -> std::result::Result<(), String> {
+        let Config { width: d, heads: h, kv_heads: k, mask_token_id: id, rope_theta, rms_norm_eps, .. } = self.config;
+        let bounded = [
+            (fields.layers, self.layers, MAX_LAYERS),
+            (fields.width, d, MAX_WIDTH),
+            (fields.heads, h, MAX_WIDTH),
+            (fields.kv_heads, k, MAX_WIDTH),
+            (fields.mlp_hidden_size, self.mlp_hidden_size, MAX_WIDTH),
+            (fields.rows, self.rows, MAX_ROWS),
+        ];
+        if let Some((field, size, most)) = bounded.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+            return Err(format!("{field} {size} lies outside 1 to {most}; give the model's own config.json"));
+        }
+        if d % (2 * h) != 0 || h % k != 0 {
+            let SizeFields { width, heads, kv_heads, .. } = fields;
             return Err(format!("{width} {d}, {heads} {h} and {kv_heads} {k} do not divide into even heads"));
+        }
+        let of_layer = 2 * d * d + 2 * d * (d / h * k) + 3 * d * self.mlp_hidden_size;
+        let params = 2 * self.rows * d + self.layers * of_layer;
+        if params > MAX_PARAMS {
+            let (layers, width) = (fields.layers, fields.width);
+            return Err(format!(
+                "{layers} {} and {width} {d} with the other sizes make {params} parameters, more than the {MAX_PARAMS} \
+                 that are read; give the model's own config.json",
+                self.layers
+            ));
+        }
+        for (field, value) in [("rope_theta", rope_theta), ("rms_norm_eps", f64::from(rms_norm_eps))] {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(format!("{field} = {value} is no positive number; give the model's own config.json"));
+            }
         }
         if id as usize >= self.rows {
             return Err(format!("mask_token_id {id} lies outside the vocabulary of {}; set it below", self.rows));

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::block::Config;
 use super::family::{Family, ModelConfig};
-use super::layout::{Layout, Names, check_fields};
+use super::layout::{Layout, Names, SizeFields, check_fields};
 
 /// LLaDA's modules.
 pub(super) const NAMES: Names = Names {
@@ -147,11 +147,18 @@ pub(super) fn layout(fields: &Map<String, Value>) -> Result<Layout, String> {
     };
     let layout = Layout {
         layers: c.n_layers,
-        mlp_hidden_size: c.mlp_hidden_size.unwrap_or(c.mlp_ratio * c.d_model),
+        mlp_hidden_size: c.mlp_hidden_size.unwrap_or(c.mlp_ratio.saturating_mul(c.d_model)),
         rows,
         tied: c.weight_tying,
         config,
     };
-    layout.check(["d_model", "n_heads", "n_kv_heads"])?;
+    layout.check(&SizeFields {
+        layers: "n_layers",
+        width: "d_model",
+        heads: "n_heads",
+        kv_heads: "n_kv_heads",
+        mlp_hidden_size: if c.mlp_hidden_size.is_some() { "mlp_hidden_size" } else { "mlp_ratio * d_model" },
+        rows: if c.embedding_size.is_some() { "embedding_size" } else { "vocab_size" },
+    })?;
     Ok(layout)
 }

@@ -86,6 +86,9 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(format!("lora_dropout = {} lies outside [0, 1)", self.lora_dropout));
         }
+        if !self.scale().is_finite() {
+            return Err(format!("lora_alpha = {} makes no finite scale; give the adapter's own", self.lora_alpha));
+        }
         for (field, value) in &self.others {
             let supported = match field.as_str() {
                 "peft_type" => value == "LORA",

@@ -10,5 +10,6 @@ mod layer;
 mod layout;
 pub mod llada;
 pub mod lora;
+mod non_finite;
 mod outline;
 pub mod weights;

@@ -1,7 +1,7 @@
 //! A checkpoint folder's tensors by name: single or sharded safetensors, memory-mapped; and writing such files.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
@@ -27,23 +27,27 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: HashMap<String, String>,
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Which file the index says holds a tensor, by the tensor's name; `None` where there is no index.
+fn index(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
+    let index = folder.join(INDEX);
+    if !index.exists() {
+        return Ok(None);
+    }
+    let format = |reason: String| Error::Format { path: index.clone(), reason };
+    let parsed: Index = serde_json::from_str(&read_text(&index)?).map_err(|e| format(e.to_string()))?;
+    let is_outside = |file: &&String| !Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
+    match parsed.weight_map.values().find(is_outside) {
+        Some(file) => Err(format(format!("the shard {file:?} lies outside the folder"))),
+        None => Ok(Some(parsed.weight_map)),
+    }
 }
 
 /// The names of a checkpoint's files of tensors, which may not be there.
 pub(crate) fn files(folder: &Path) -> Result<BTreeSet<String>> {
-    let index = folder.join(INDEX);
-    if !index.exists() {
-        return Ok(BTreeSet::from([SINGLE.to_owned()]));
-    }
-    let format = |reason: String| Error::Format { path: index.clone(), reason };
-    let parsed: Index = serde_json::from_str(&read_text(&index)?).map_err(|e| format(e.to_string()))?;
-    let files: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    let is_outside = |file: &&String| !Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
-    match files.iter().find(is_outside) {
-        Some(file) => Err(format(format!("the shard {file:?} lies outside the folder"))),
-        None => Ok(files),
-    }
+    Ok(index(folder)?.map_or_else(|| BTreeSet::from([SINGLE.to_owned()]), |map| map.into_values().collect()))
 }
 
 impl Checkpoint {
@@ -55,11 +59,23 @@ impl Checkpoint {
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16.
+    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two files, or
+    /// in another than the index says.
     pub fn open(folder: &Path) -> Result<Self> {
+        let Some(index) = index(folder)? else { return Self::open_file(folder, SINGLE) };
         let mut tensors = HashMap::new();
-        for file in files(folder)? {
-            map_file(&folder.join(file), &mut tensors)?;
+        for file in index.values().collect::<BTreeSet<_>>() {
+            let path = folder.join(file);
+            let mut shard = HashMap::new();
+            map_file(&path, &mut shard)?;
+            if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.contains_key(*name)) {
+                let reason = format!("{name} isn't in {file}, as it says");
+                return Err(Error::Format { path: folder.join(INDEX), reason });
+            }
+            if let Some(name) = shard.keys().filter(|name| tensors.contains_key(*name)).min() {
+                return Err(Error::Format { path, reason: format!("{name} is in another shard too") });
+            }
+            tensors.extend(shard);
         }
         Ok(Self { folder: folder.to_owned(), tensors })
     }

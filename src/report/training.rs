@@ -81,6 +81,10 @@ fn charts(lines: &[Value]) -> Vec<String> {
         let points = of(key).into_iter().map(|[x, y]| [x, y, y, y]).collect();
         Curve { name: name.to_owned(), points }
     };
+    let of_any = |name: &str, key: &str| {
+        let is_any = of(key).iter().any(|[_, y]| *y > 0.0);
+        Curve { name: name.to_owned(), points: if is_any { thin(&of(key)) } else { vec![] } }
+    };
     let quantile = |index: usize| -> Vec<[f64; 2]> {
         let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
         lines.iter().filter_map(value).collect()
@@ -107,6 +111,8 @@ fn charts(lines: &[Value]) -> Vec<String> {
             "standard deviation of r",
             vec![curve("standard deviation of r", "uncertainty_spread")],
         ),
+        // A run that passed over none has no such curve.
+        one("Steps passed over", "steps so far", vec![of_any("steps passed over", "skipped_steps")]),
         one("Speed", "tokens per second", vec![curve("tokens per second", "tokens_per_second")]),
     ]
     .into_iter()

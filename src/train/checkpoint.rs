@@ -1,5 +1,5 @@
 //! Training checkpoints: parameters, moments and the step, from which a run goes on bit for bit. Every draw belongs
-//! to (seed, epoch, example), so there is no other state. A checkpoint is a folder that appears whole by a rename, with
+//! to (seed, epoch, example), so there is no other state but what the guard of steps remembers. A checkpoint is a folder that appears whole by a rename, with
 //! its files' checksums, so that bytes which a disk lost or changed are never trained on.
 
 use std::borrow::Cow;
@@ -13,6 +13,8 @@ use weft_kernels::weight::{Dtype, Weight};
 
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
+use super::guard::Guard;
+use super::metrics::tell;
 use super::run::RECIPE;
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
@@ -33,6 +35,8 @@ struct State {
     /// Example, epoch and length of each answer's reused entropies, which lie one after the other in their tensor.
     #[serde(default)]
     entropies: Vec<(usize, u64, usize)>,
+    #[serde(default)]
+    guard: Guard,
 }
 
 /// An earlier version had one rank.
@@ -43,6 +47,7 @@ fn one() -> usize {
 /// What a checkpoint holds: the step, reused entropies, and each trained parameter with its moments.
 struct Whole {
     step: u64,
+    guard: Guard,
     entropies: Vec<(usize, KeptEntropy)>,
     tensors: Vec<[Weight; 3]>,
 }
@@ -55,6 +60,9 @@ const CHECKSUMS: &str = "checksums";
 
 /// Where a resolved recipe has the names of its sources and their examples' keys.
 const ROWS: &str = "rows";
+
+/// Settings that change what is trained, and may change all the same when a run goes on.
+const CHANGEABLE: [&str; 2] = ["train.on_non_finite was", "train.spike_factor was"];
 
 /// The tensor of reused entropies.
 const ENTROPIES: &str = "token_entropy";
@@ -95,8 +103,8 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
         }
         write_tensors(&partial.join(TENSORS), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
-        let (step, ranks) = (trainer.step, trainer.ranks.size());
-        let state = State { step, recipe: recipe.clone(), ranks, entropies };
+        let (step, ranks, guard) = (trainer.step, trainer.ranks.size(), trainer.guard.clone());
+        let state = State { step, recipe: recipe.clone(), ranks, entropies, guard };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
         write_whole(&partial.join(STATE), text.as_bytes())?;
         write_whole(&partial.join(CHECKSUMS), checksums(partial)?.as_bytes())
@@ -144,7 +152,7 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<Optio
             Ok(whole) => return Ok(Some(whole)),
             Err(error @ Error::Config { .. }) => return Err(error),
             Err(error) => {
-                eprintln!("warning: {error}; trying the checkpoint before it");
+                tell(&format!("warning: {error}; trying the checkpoint before it"));
                 damaged = damaged.or(Some(error));
             }
         }
@@ -196,7 +204,9 @@ fn began_with(path: &Path, recipe: &Value) -> Result<()> {
 }
 
 fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
-    let differing = differences(was, recipe);
+    let mut differing = differences(was, recipe);
+    // A run that stopped over a step's numbers goes on by saying how.
+    differing.retain(|setting| !CHANGEABLE.iter().any(|key| setting.starts_with(key)));
     if !differing.is_empty() {
         let list = differing.join("; ");
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
@@ -214,10 +224,10 @@ fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
 fn read(folder: &Path, trainer: &Trainer, recipe: &Value) -> Result<Whole> {
     verify(folder)?;
     let state = read_state(folder, recipe, trainer.ranks.size())?;
+    let total = check_state(&state, trainer).map_err(|reason| Error::Format { path: folder.join(STATE), reason })?;
     let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
     let mut entropies = vec![];
     if !state.entropies.is_empty() {
-        let total = state.entropies.iter().map(|(_, _, len)| len).sum();
         let numbers = tensors.take(ENTROPIES, &[total])?;
         let numbers = numbers.to_f32();
         let mut rest = &*numbers;
@@ -233,8 +243,12 @@ fn read(folder: &Path, trainer: &Trainer, recipe: &Value) -> Result<Whole> {
         let mut read = |name: &str| tensors.take(name, &param.shape);
         Ok([read(&param.name)?, read(&m)?, read(&v)?])
     });
-    Ok(Whole { step: state.step, entropies, tensors: tensors.collect::<Result<_>>()? })
+    let (step, guard) = (state.step, state.guard);
+    Ok(Whole { step, guard, entropies, tensors: tensors.collect::<Result<_>>()? })
 }
+
+/// A step, kept entropies by their bits, and what the guard remembers.
+type Small = (u64, Vec<(usize, u64, Vec<u32>)>, Guard);
 
 /// Puts what the first rank read into the trainer of each.
 fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
@@ -244,11 +258,13 @@ fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
     let bits = |k: &KeptEntropy| -> Vec<u32> { k.token_entropy.iter().map(|x| x.to_bits()).collect() };
     let small = whole.map(|whole| {
         let kept: Vec<_> = whole.entropies.iter().map(|(example, k)| (example, k.epoch, bits(k))).collect();
-        serde_json::to_vec(&(whole.step, kept)).expect("numbers are JSON")
+        serde_json::to_vec(&(whole.step, kept, &whole.guard)).expect("numbers are JSON")
     });
     let small = ranks.bytes_of_first(&small.unwrap_or_default());
-    let (step, kept): (u64, Vec<(usize, u64, Vec<u32>)>) = serde_json::from_slice(&small).expect("the first wrote it");
-    trainer.step = step;
+    let (step, kept, guard): Small = serde_json::from_slice(&small).expect("the first wrote it");
+    (trainer.step, trainer.guard) = (step, guard);
+    // Those of a later epoch aren't reusable, should the trainer have been further.
+    entropies.kept.clear();
     for (example, epoch, bits) in kept {
         let token_entropy = bits.into_iter().map(f32::from_bits).collect();
         entropies.kept.insert(example, KeptEntropy { epoch, token_entropy });
@@ -323,6 +339,24 @@ fn checksums(folder: &Path) -> Result<String> {
         Ok(format!("{hash:032x}  {file}\n"))
     };
     [TENSORS, STATE].into_iter().map(line).collect()
+}
+
+/// What is wrong with a state for a run; where nothing is, how many entropies it keeps.
+fn check_state(state: &State, trainer: &Trainer) -> std::result::Result<usize, String> {
+    let (step, steps) = (state.step, trainer.num_steps());
+    if step > steps {
+        return Err(format!("its step {step} lies past the run's last, {steps}"));
+    }
+    let (examples, epoch) = (&trainer.job.examples, step.checked_div(trainer.steps_per_epoch()).unwrap_or(0));
+    let mut total = 0;
+    for &(example, of, len) in &state.entropies {
+        let answer = examples.get(example).map(|e| e.answer_ids.len());
+        if answer != Some(len) || of > epoch {
+            return Err(format!("the entropies of example {example}, {len} of epoch {of}, are none of the run's"));
+        }
+        total += len;
+    }
+    Ok(total)
 }
 
 fn folder(output: &Path) -> PathBuf {

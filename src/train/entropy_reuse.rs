@@ -40,9 +40,9 @@ impl EntropyReuse {
         Some(&kept.token_entropy)
     }
 
-    /// Keeps fresh entropies; their drift from those they replace.
+    /// Keeps fresh entropies, unless some aren't finite; their drift from those they replace.
     pub fn keep(&mut self, example: usize, epoch: u64, fresh: &[f32]) -> Option<Drift> {
-        if self.every <= 1 {
+        if self.every <= 1 || fresh.iter().any(|h| !h.is_finite()) {
             return None;
         }
         let kept = KeptEntropy { epoch, token_entropy: fresh.to_vec() };
@@ -117,6 +117,9 @@ mod tests {
         let drift = reuse.keep(7, 3, &[1.5, 1.0]).expect("two sets");
         assert_eq!((drift.rank_correlation, drift.mean_change), (-1.0, 0.75));
         assert_eq!(reuse.reusable(7, 5), Some(&[1.5, 1.0][..]));
+        // A step that went wrong leaves nothing behind.
+        assert_eq!(reuse.keep(7, 6, &[f32::NAN, 1.0]), None);
+        assert_eq!((reuse.reusable(7, 5), reuse.reusable(7, 6)), (Some(&[1.5, 1.0][..]), None));
         assert_eq!(EntropyReuse::new(1).keep(0, 0, &[1.0]), None);
     }
 }

@@ -100,11 +100,16 @@ impl Metrics {
             "entropy_quantiles": report.entropy.map(|e| e.quantiles),
             "uncertainty_spread": report.entropy.map(|e| e.uncertainty_spread),
             "entropy_drift": report.entropy_drift,
+            "skipped": report.skipped,
+            "skipped_steps": report.skipped_steps,
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_secs,
             "sent_bytes": is_parallel.then_some(report.traffic.sent_bytes),
             "communication_seconds": is_parallel.then_some(report.traffic.seconds),
         }))?;
+        if let Some(skip) = &report.skipped {
+            self.line(&format!("passed over {}", skip.why));
+        }
         let message =
             format!("loss {:.4}  gradient {:.3}  {tokens_per_second:.0} tokens/s", report.loss, report.grad_norm);
         let Progress { bar, tells } = &self.progress;
@@ -114,7 +119,7 @@ impl Metrics {
             self.last_line = Instant::now();
             let eta = bar.eta().as_secs();
             let num_steps = bar.length().unwrap_or(0);
-            eprintln!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60);
+            tell(&format!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60));
         }
         Ok(())
     }
@@ -142,7 +147,7 @@ impl Metrics {
     pub fn line(&self, line: &str) {
         match &self.progress {
             Progress { tells: false, .. } => {}
-            Progress { bar, .. } if bar.is_hidden() => eprintln!("{line}"),
+            Progress { bar, .. } if bar.is_hidden() => tell(line),
             Progress { bar, .. } => bar.println(line),
         }
     }
@@ -200,6 +205,12 @@ fn tell_events(events: &mut EventFile, line: &Value) -> std::io::Result<()> {
     }
     let [seconds, step] = ["unix_seconds", "step"].map(|key| line[key].as_f64().unwrap_or_default());
     events.scalars(seconds, step as u64, &scalars)
+}
+
+/// Says a line on standard error. Where that can't take it, a full disk for one, the line is lost and nothing else:
+/// `eprintln` would end the program.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn unix_seconds() -> f64 {

@@ -3,8 +3,10 @@
 //! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
 
 pub mod checkpoint;
+pub mod diagnosis;
 pub mod entropy_reuse;
 mod gradients;
+pub mod guard;
 pub mod held_out;
 pub mod interrupt;
 pub mod lr_schedule;
@@ -23,18 +25,21 @@ use std::time::Instant;
 use crate::data::Example;
 use crate::data::mixing::{Mixture, Turn};
 use crate::data::packing::Padding;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::batch::{Batch, Targets};
 use crate::model::block::{Gradients, Pass, Transformer};
-use crate::objective::Objective;
+use crate::objective::{NoisedAnswer, Objective};
 use crate::parallel::collective::{Ranks, solo};
 use crate::recipe::TrainTable;
+use diagnosis::Computed;
 use entropy_reuse::{Drift, EntropyReuse};
 use gradients::Finished;
-use noised::{MicroBatch, rows};
+use guard::Guard;
+use noised::{Noised, rows};
 use optimizer::Optimizer;
 use rank_log::RankLog;
 use step::{EntropySummary, Phases, StepReport};
+use told::Told;
 
 /// A model in training.
 pub struct Trainer {
@@ -42,8 +47,10 @@ pub struct Trainer {
     pub model: Transformer,
     /// Its optimizer.
     pub optimizer: Optimizer,
-    /// Steps that are done.
+    /// Steps that are done, those that were passed over included.
     pub step: u64,
+    /// What is remembered of them, for steps that are passed over.
+    pub guard: Guard,
     job: Job,
     ranks: Ranks,
     /// Where this rank tells of its own part, if anywhere.
@@ -80,8 +87,8 @@ impl Trainer {
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes();
         let (optimizer, objective) = (Optimizer::on(ranks.clone(), &model), job.objective);
-        let entropies = EntropyReuse::new(1);
-        let mut trainer = Self { optimizer, model, step: 0, job, ranks, rank_log: None, entropies, order: None };
+        let (guard, entropies) = (Guard::default(), EntropyReuse::new(1));
+        let mut trainer = Self { optimizer, model, step: 0, guard, job, ranks, rank_log: None, entropies, order: None };
         trainer.set_objective(objective);
         trainer
     }
@@ -124,7 +131,8 @@ impl Trainer {
     /// One optimizer step.
     ///
     /// # Errors
-    /// A loss or gradient that isn't finite, with step, times and examples; the model is as before then.
+    /// A loss, gradient or entropy that isn't finite, unless such steps are passed over; too many steps in a row that
+    /// were. Everything is as before the step then.
     pub fn step(&mut self) -> Result<StepReport> {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
@@ -142,7 +150,7 @@ impl Trainer {
         let grads = self.optimizer.reduce_beside(&mut |hand_over| {
             let grads = self.sum_gradients(&own, hand_over, &mut |index, grads, finished| {
                 let weights = self.job.objective.loss_weights_within(&own[index].answers, counts);
-                let (loss, seconds) = self.backward(&own[index], &weights, epoch, (grads, finished));
+                let (loss, seconds) = self.backward(own[index].parts(), &weights, epoch, (grads, finished));
                 losses[index] = loss;
                 phases.add(seconds);
             });
@@ -152,18 +160,21 @@ impl Trainer {
         // 4. Clip and update.
         let loss: f64 = self.ranks.all_gather_dealt(&losses).iter().sum();
         let grad_norm = self.optimizer.gradient_norm(&grads);
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            let times: Vec<String> = told.iter().map(|a| format!("{:.4}", a.t)).collect();
-            let (step, times) = (self.step + 1, times.join(", "));
-            let chosen: Vec<usize> = chosen.iter().map(|turn| turn.example).collect();
-            return Err(Error::Run(format!(
-                "step {step}: loss {loss}, gradient norm {grad_norm} (examples {chosen:?}, t {times}); lower train.lr \
-                 or set objective.rate_floor, then resume from the last checkpoint"
-            )));
-        }
+        let is_finite = loss.is_finite() && grad_norm.is_finite() && told.iter().all(Told::has_finite_entropies);
+        let reason = self.guard.judge(is_finite, grad_norm, &self.job.settings);
+        let skipped = match reason {
+            None => None,
+            Some(reason) => {
+                Some(self.skip(reason, Computed { own: &own, told: &told, counts, loss, grad_norm }, epoch)?)
+            }
+        };
         let factor = self.job.settings.lr_schedule.factor(self.step, self.job.settings.warmup_steps, self.num_steps());
         let lr = self.job.settings.lr * factor;
-        self.optimizer.update(&mut self.model, &grads, grad_norm, (self.step, lr), &self.job.settings);
+        if skipped.is_none() {
+            let updates = self.step - self.guard.skipped.total();
+            self.optimizer.update(&mut self.model, &grads, grad_norm, (updates, lr), &self.job.settings);
+        }
+        self.guard.remember(grad_norm, &self.job.settings, reason);
         self.step += 1;
         phases.optimizer = updating.elapsed().as_secs_f64();
         let entropies = told.iter().flat_map(|a| &a.token_entropy[..a.token_entropy.len().min(a.num_supervised)]);
@@ -177,7 +188,10 @@ impl Trainer {
             tokens: told.iter().map(|a| a.tokens).sum(),
             masked_share: counts.masked as f64 / counts.answer_tokens.max(1) as f64,
             entropy: EntropySummary::of(entropies.copied().collect(), relative_uncertainty),
+            masked: own.iter().flat_map(|batch| &batch.answers).map(|a| a.masked.clone()).collect(),
             entropy_drift: Drift::mean(&drifts),
+            skipped,
+            skipped_steps: self.guard.skipped.total(),
             phases,
             traffic: self.ranks.traffic().since(sent),
         };
@@ -201,21 +215,14 @@ impl Trainer {
     /// Pass 2 of a micro-batch: its part of the loss, and seconds as [`Pass`] has them; adds its gradients.
     fn backward(
         &self,
-        MicroBatch { sequences, answers }: &MicroBatch,
+        (sequences, answers): (&[Noised], &[NoisedAnswer]),
         weights: &[Vec<f32>],
         epoch: u64,
         (grads, finished): (&mut Gradients, Finished),
     ) -> (f64, [f64; 3]) {
-        let rows = rows(sequences, |s, i| answers[s].masked[i]);
+        let (batch, rows) = self.noised_batch(sequences, answers, epoch);
         if rows.is_empty() {
             return (0.0, [0.0; 3]);
-        }
-        let mask = self.model.config.mask_token_id;
-        let noised: Vec<Vec<u32>> =
-            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
-        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
-        if self.model.config.lora_dropout > 0.0 {
-            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
         }
         let clean: Vec<u32> = sequences.iter().flat_map(|s| &s.ids).copied().collect();
         let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
@@ -224,5 +231,17 @@ impl Trainer {
         let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
         let Pass { nll, seconds } = self.model.loss_and_finished_gradients(&batch, targets, grads, finished);
         (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
+    }
+
+    /// A micro-batch as pass 2 reads it, and its masked rows.
+    fn noised_batch(&self, sequences: &[Noised], answers: &[NoisedAnswer], epoch: u64) -> (Batch, Vec<usize>) {
+        let mask = self.model.config.mask_token_id;
+        let noised: Vec<Vec<u32>> =
+            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
+        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
+        if self.model.config.lora_dropout > 0.0 {
+            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
+        }
+        (batch, rows(sequences, |s, i| answers[s].masked[i]))
     }
 }

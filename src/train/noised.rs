@@ -24,6 +24,13 @@ pub(super) struct MicroBatch {
     pub(super) answers: Vec<NoisedAnswer>,
 }
 
+impl MicroBatch {
+    /// Its sequences and their answers.
+    pub(super) fn parts(&self) -> (&[Noised], &[NoisedAnswer]) {
+        (&self.sequences, &self.answers)
+    }
+}
+
 /// An example of a batch.
 pub(super) struct Noised {
     pub(super) turn: Turn,
@@ -143,6 +150,10 @@ impl Trainer {
 }
 
 impl Noised {
+    pub(super) fn has_finite_entropies(&self) -> bool {
+        self.token_entropy.iter().all(|h| h.is_finite())
+    }
+
     /// The ids with some answer tokens masked.
     pub(super) fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
         let mut ids = self.ids.clone();

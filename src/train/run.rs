@@ -9,8 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::entropy_reuse::Drift;
+use super::guard::Skipped;
 use super::held_out::nll_bound;
-use super::metrics::{Earlier, Metrics, Progress};
+use super::metrics::{Earlier, Metrics, Progress, tell};
 use super::step::StepReport;
 use super::{Trainer, checkpoint, interrupt};
 use crate::data::Example;
@@ -29,6 +30,8 @@ pub struct Summary {
     pub held_out: Option<[f64; 2]>,
     /// How far the reused entropies lay from fresh ones at the end.
     pub entropy_drift: Option<Drift>,
+    /// Steps that were passed over, those before it was resumed included.
+    pub skipped: Skipped,
     /// Seconds of training, evaluations left out and a resumed run's earlier pieces included.
     pub train_secs: f64,
 }
@@ -127,7 +130,7 @@ impl<'a> Run<'a> {
             make_folder(output)?;
         }
         if checkpoint::load_newest(output, trainer, &recipe)? && progress.tells && is_first {
-            eprintln!("resuming at step {}", trainer.step);
+            tell(&format!("resuming at step {}", trainer.step));
         }
         let first_step = trainer.step;
         let (metrics, Earlier { train_secs, held_out: earlier }) = match is_first {
@@ -140,7 +143,8 @@ impl<'a> Run<'a> {
             }
             false => (None, Earlier::default()),
         };
-        let summary = Summary { first_step, last: None, held_out: earlier, entropy_drift: None, train_secs };
+        let (entropy_drift, skipped) = (None, Skipped::default());
+        let summary = Summary { first_step, last: None, held_out: earlier, entropy_drift, skipped, train_secs };
         let mut run = Self { held_out, output, recipe, metrics, summary };
         if first_step == 0 {
             run.evaluate(trainer)?;
@@ -151,7 +155,7 @@ impl<'a> Run<'a> {
     /// Trains to a step, with the evaluations and checkpoints that fall due.
     ///
     /// # Errors
-    /// A loss that isn't finite, a file that can't be written; a wish to stop ([`interrupt`]).
+    /// As [`Trainer::step`]; a file that can't be written; a wish to stop ([`interrupt`]).
     pub fn advance(&mut self, trainer: &mut Trainer, to: u64) -> Result<()> {
         let num_steps = trainer.num_steps();
         let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
@@ -191,7 +195,7 @@ impl<'a> Run<'a> {
             metrics.finish();
             metrics.sync()?;
         }
-        Ok(Summary { entropy_drift: trainer.entropy_drift(), ..self.summary })
+        Ok(Summary { entropy_drift: trainer.entropy_drift(), skipped: trainer.guard.skipped, ..self.summary })
     }
 
     fn evaluate(&mut self, trainer: &Trainer) -> Result<()> {

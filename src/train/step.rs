@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::entropy_reuse::Drift;
+use super::guard::Skip;
 use crate::parallel::collective::Traffic;
 
 /// The shares of a step's answer tokens that lie below [`EntropySummary::quantiles`].
@@ -25,10 +26,16 @@ pub struct StepReport {
     pub tokens: usize,
     /// The share of answer tokens that was masked.
     pub masked_share: f64,
+    /// Which answer tokens were, example for example.
+    pub masked: Vec<Vec<bool>>,
     /// The answer tokens' entropies, where the objective asks for them.
     pub entropy: Option<EntropySummary>,
     /// How far the entropies that this step computed lie from the reused ones they replace.
     pub entropy_drift: Option<Drift>,
+    /// Why the step was passed over, where it was: model and optimizer are as before it.
+    pub skipped: Option<Skip>,
+    /// The run's steps so far that were passed over.
+    pub skipped_steps: u64,
     /// Where the time went.
     pub phases: Phases,
     /// What this rank sent to others, and the part of that time that it took.

@@ -67,6 +67,10 @@ pub(super) fn counts(told: &[Told]) -> Counts {
 }
 
 impl Told {
+    pub(super) fn has_finite_entropies(&self) -> bool {
+        self.token_entropy.iter().all(|h| h.is_finite())
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         let Self { example, t, tokens, answer_tokens, num_supervised, masked, is_fresh, .. } = self;
         let len = self.token_entropy.len();

@@ -198,11 +198,13 @@ impl Statistics {
             #[inline(always)]
             || {
                 let max = exp::max(logits);
+                // Impossible tokens alone: their distance to each other is no number.
+                let from = if max == f32::NEG_INFINITY { 0.0 } else { max };
                 let [mut z, mut dot] = [[0.0f32; exp::LANES]; 2];
                 for chunk in logits.chunks(exp::LANES) {
                     for ((z, dot), logit) in z.iter_mut().zip(&mut dot).zip(chunk) {
                         // An impossible token's distance is cut off, for 0 * -inf is no number.
-                        let distance = if logit - max < LOWEST { LOWEST } else { logit - max };
+                        let distance = if logit - from < LOWEST { LOWEST } else { logit - from };
                         let e = exp(distance);
                         *z += e;
                         *dot += e * distance;
@@ -216,7 +218,9 @@ impl Statistics {
     fn merge(self, other: Self) -> Self {
         let max = if other.max > self.max { other.max } else { self.max };
         let [(z, dot), (other_z, other_dot)] = [self, other].map(|s| {
-            let shift = f64::from(if s.max - max < LOWEST { LOWEST } else { s.max - max });
+            // Equal ones may be infinite, and their difference no number.
+            let shift =
+                if s.max == max { 0.0 } else { f64::from(if s.max - max < LOWEST { LOWEST } else { s.max - max }) };
             (shift.exp() * s.z, shift.exp() * (s.dot + shift * s.z))
         });
         Self { max, z: z + other_z, dot: dot + other_dot, target: self.target + other.target }

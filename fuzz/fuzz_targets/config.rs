@@ -1,0 +1,22 @@
+//! config.json of both families; what is read has an outline.
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use weft::model::family;
+use weft_fuzz::{check, folder, write};
+
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| folder("config"));
+
+fuzz_target!(|data: &[u8]| {
+    write(&FOLDER.join("config.json"), data);
+    match family::outline(&FOLDER) {
+        Ok(model) => {
+            let numbers: usize = model.params.iter().map(|p| p.weight.rows() * p.weight.cols()).sum();
+            assert!(numbers <= 1 << 45 && !model.blocks.is_empty());
+        }
+        Err(error) => check(&error),
+    }
+});

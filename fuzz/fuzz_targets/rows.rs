@@ -1,0 +1,35 @@
+//! Rows of JSONL and JSON, in every form, by the first byte.
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use weft::data::formats::conversation;
+use weft::data::sources::Source;
+use weft::eval::{Task, problems_of, stored};
+use weft_fuzz::{check, folder, write};
+
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| folder("rows"));
+
+fuzz_target!(|data: &[u8]| {
+    let Some((kind, data)) = data.split_first() else { return };
+    let path = FOLDER.join(if kind & 1 == 0 { "rows.jsonl" } else { "rows.json" });
+    write(&path, data);
+    let source = Source::at(&path, "train");
+    match source.rows() {
+        Ok(rows) => {
+            for row in rows {
+                match row {
+                    Ok(row) => drop(conversation(&row.fields, None)),
+                    Err(error) => check(&error),
+                }
+            }
+        }
+        Err(error) => check(&error),
+    }
+    for task in Task::ALL {
+        drop(problems_of(task, &source));
+        drop(stored::load(task, &path));
+    }
+});

@@ -1,0 +1,77 @@
+//! Where a pass's numbers stop being finite: looked for when they have, by a forward of its own and in its gradients.
+
+use weft_kernels::buffer::Buffer;
+use weft_kernels::precision::Precision;
+use weft_kernels::rms_norm;
+
+use super::batch::Batch;
+use super::block::{Block, Gradients, Linear, ParamId, Transformer};
+use super::layer::Mode;
+
+impl Transformer {
+    /// From where on a forward, in its order, holds a number that isn't finite, with that part's first such weight if it
+    /// has one; `None` where every row's distribution is whole. A number gone wrong spoils everything
+    /// after it, so the first place is where it came from.
+    pub fn first_non_finite(&self, batch: &Batch, rows: &[usize], precision: Precision) -> Option<String> {
+        let predicting = self.predicting(batch, rows);
+        let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
+        let mut x = self.embed(batch);
+        if !is_finite(&x) {
+            return Some(self.place("the token embedding", &[self.embedding]));
+        }
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = self.layer_output(block, &x, self.span(index, &all, &wanted, precision));
+            if !is_finite(&x) {
+                return Some(self.place(&format!("layer {index}"), &params_backwards(block)));
+            }
+        }
+        let mut normed = Buffer::unset(x.len());
+        let gain = self.params[self.final_norm].weight.to_f32();
+        rms_norm::forward(&mut normed, &x, &gain, self.config.rms_norm_eps);
+        if !is_finite(&normed) {
+            return Some(self.place("the norm before the head", &[self.final_norm]));
+        }
+        let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
+        // A token without probability is no fault; a distribution that is none has no entropy.
+        let is_whole = is_finite(&head.entropy(&normed));
+        (!is_whole).then(|| self.place("the head", &of_linear(&self.head)))
+    }
+
+    /// The parameter whose gradient is the first that isn't finite in the order of the backward, from the head down: what
+    /// the others have is what came down from it.
+    pub fn first_non_finite_gradient(&self, grads: &Gradients) -> Option<&str> {
+        let blocks = self.blocks.iter().rev().flat_map(params_backwards);
+        let mut order =
+            of_linear(&self.head).into_iter().chain([self.final_norm]).chain(blocks).chain([self.embedding]);
+        let is_wrong = |id: &ParamId| grads[*id].as_ref().is_some_and(|grad| !is_finite(grad));
+        order.find(is_wrong).map(|id| self.params[id].name.as_str())
+    }
+
+    fn place(&self, part: &str, params: &[ParamId]) -> String {
+        let is_wrong = |id: &&ParamId| !is_finite(&self.params[**id].weight.to_f32());
+        match params.iter().find(is_wrong) {
+            Some(id) => format!("from {part} on (its weight {} isn't finite)", self.params[*id].name),
+            None => format!("from {part} on"),
+        }
+    }
+}
+
+/// A layer's parameters in the order in which the backward meets them.
+fn params_backwards(block: &Block) -> Vec<ParamId> {
+    let [q, k, v] = &block.qkv;
+    let [gate, up] = &block.gate_up;
+    let mut order = [&block.down, gate, up].into_iter().flat_map(of_linear).collect::<Vec<_>>();
+    order.push(block.ff_norm);
+    order.extend([&block.attn_out, k, v, q].into_iter().flat_map(of_linear));
+    order.push(block.attn_norm);
+    order
+}
+
+fn of_linear(linear: &Linear) -> Vec<ParamId> {
+    let adapter = linear.lora.into_iter().flat_map(|[a, b]| [b, a]);
+    adapter.chain(linear.bias).chain([linear.weight]).collect()
+}
+
+fn is_finite(numbers: &[f32]) -> bool {
+    numbers.iter().all(|x| x.is_finite())
+}

@@ -1,0 +1,199 @@
+//! Where a step's numbers went wrong: which of its examples, and in which layer. It is found out afterwards, by computing
+//! each example of the step once more by itself, which costs a step's time and nothing while all goes well.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::Trainer;
+use super::guard::{MOST_IN_A_ROW, OnNonFinite, Reason, Skip};
+use super::noised::{MicroBatch, Noised, rows};
+use super::optimizer::gradient_norm;
+use super::told::Told;
+use crate::error::{Error, Result};
+use crate::model::batch::Batch;
+use crate::objective::{Counts, NoisedAnswer};
+
+/// Examples that are told one by one.
+const MOST_TOLD: usize = 4;
+
+/// A step's numbers gone wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Diagnosis {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Its loss.
+    pub loss: f64,
+    /// Its gradient's norm.
+    pub grad_norm: f64,
+    /// How many examples it has.
+    pub examples: usize,
+    /// Those of them that go wrong by themselves.
+    pub wrong: Vec<WrongExample>,
+    /// Where the first of these goes wrong.
+    pub place: String,
+    /// Steps passed over before it, one after the other.
+    pub skipped_before: u64,
+}
+
+/// An example that goes wrong by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WrongExample {
+    /// Counted from 0 over all rows.
+    pub example: usize,
+    /// Its diffusion time.
+    pub t: f64,
+    /// Its file and row, where that is known.
+    pub row: Option<String>,
+}
+
+impl Display for Diagnosis {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { step, loss, grad_norm, examples, wrong, place, skipped_before } = self;
+        write!(f, "step {step}: loss {loss}, gradient norm {grad_norm}; ")?;
+        let told: Vec<String> = wrong.iter().take(MOST_TOLD).map(WrongExample::to_string).collect();
+        match wrong.len() {
+            0 => write!(f, "{place}")?,
+            1 => write!(f, "of its {examples} examples {}: {place}", told[0])?,
+            count => {
+                let more = if count > MOST_TOLD { " and others" } else { "" };
+                write!(f, "{count} of its {examples} examples ({}{more}): {place}", told.join("; "))?;
+            }
+        }
+        match skipped_before + 1 >= MOST_IN_A_ROW {
+            true => write!(f, "; the {} steps before it were passed over too", MOST_IN_A_ROW - 1),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Display for WrongExample {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let row = self.row.as_ref().map(|row| format!("{row}, ")).unwrap_or_default();
+        write!(f, "example {} ({row}t {:.4})", self.example, self.t)
+    }
+}
+
+/// What a step computed before its update.
+pub(super) struct Computed<'a> {
+    /// This rank's micro-batches.
+    pub(super) own: &'a [MicroBatch],
+    /// The whole step's answers.
+    pub(super) told: &'a [Told],
+    pub(super) counts: Counts,
+    pub(super) loss: f64,
+    pub(super) grad_norm: f64,
+}
+
+impl Trainer {
+    /// Passes over a step.
+    ///
+    /// # Errors
+    /// Numbers that aren't finite, unless the recipe says to pass over them; the last of too many steps in a row.
+    pub(super) fn skip(&self, reason: Reason, computed: Computed, epoch: u64) -> Result<Skip> {
+        let examples = computed.told.iter().map(|answer| answer.example).collect();
+        let is_last = self.guard.in_a_row + 1 >= MOST_IN_A_ROW;
+        let why = match reason {
+            Reason::NonFinite => {
+                let diagnosis = self.diagnose(&computed, epoch);
+                if is_last || self.job.settings.on_non_finite == OnNonFinite::Stop {
+                    return Err(Error::NonFinite(Box::new(diagnosis)));
+                }
+                diagnosis.to_string()
+            }
+            Reason::Spike => {
+                let (_, median) = self.guard.limit(self.job.settings.spike_factor).expect("a spike is above a limit");
+                let (step, norm) = (self.step + 1, computed.grad_norm);
+                let times = norm / median;
+                let why = format!(
+                    "step {step}: the gradient norm {norm:.4} is {times:.1} times the median {median:.4} of those \
+                     before it"
+                );
+                if is_last {
+                    return Err(Error::Run(format!(
+                        "{why}; the {} steps before it were passed over too: raise train.spike_factor and add --resume, \
+                         or start anew with a lower train.lr",
+                        MOST_IN_A_ROW - 1
+                    )));
+                }
+                why
+            }
+        };
+        Ok(Skip { reason, why, examples })
+    }
+
+    /// Which of a step's examples go wrong by themselves, and where the first of them does. Each rank looks at its own and
+    /// tells the others.
+    fn diagnose(&self, computed: &Computed, epoch: u64) -> Diagnosis {
+        let &Computed { own, told, counts, loss, grad_norm } = computed;
+        let mut found: Vec<(usize, f64, String)> = vec![];
+        for MicroBatch { sequences, answers } in own {
+            let weights = self.job.objective.loss_weights_within(answers, counts);
+            for (i, sequence) in sequences.iter().enumerate() {
+                let by_itself = (&sequences[i..=i], &answers[i..=i], &weights[i..=i]);
+                let Some(place) = self.wrong_place(by_itself, epoch) else { continue };
+                found.push((sequence.turn.example, answers[i].t, place));
+            }
+        }
+        if self.ranks.size() > 1 {
+            let all = self.ranks.all_gather_bytes(&serde_json::to_vec(&found).expect("places are JSON"));
+            let of_rank = |bytes: Vec<u8>| -> Vec<(usize, f64, String)> {
+                serde_json::from_slice(&bytes).expect("every rank writes the same form")
+            };
+            found = all.into_iter().flat_map(of_rank).collect();
+            let turn = |example: usize| told.iter().position(|answer| answer.example == example);
+            found.sort_by_key(|(example, ..)| turn(*example));
+        }
+        let place = found.first().map(|(.., place)| place.clone());
+        let wrong = found.into_iter().map(|(example, t, _)| WrongExample { example, t, row: None });
+        Diagnosis {
+            step: self.step + 1,
+            loss,
+            grad_norm,
+            examples: told.len(),
+            wrong: wrong.collect(),
+            place: place.unwrap_or_else(|| "each of its examples is finite by itself, their sum is not".to_owned()),
+            skipped_before: self.guard.in_a_row,
+        }
+    }
+
+    /// Where an example by itself goes wrong; `None` where it doesn't.
+    fn wrong_place(
+        &self,
+        (sequence, answer, weights): (&[Noised], &[NoisedAnswer], &[Vec<f32>]),
+        epoch: u64,
+    ) -> Option<String> {
+        // 1. Pass 1: entropies kept from an earlier epoch were finite.
+        if !sequence[0].has_finite_entropies() {
+            let ids = sequence[0].noised_ids(|_| true, self.model.config.mask_token_id);
+            let (batch, rows) = (Batch::pack([ids.as_slice()]), rows(sequence, |_, _| true));
+            let precision = self.model.config.entropy_precision;
+            let place = self.model.first_non_finite(&batch, &rows, precision);
+            let place = place.as_deref().unwrap_or("though its forward is");
+            return Some(format!("its entropies aren't finite, {place}"));
+        }
+        // 2. Pass 2, forward and backward. What isn't masked at all spoils the others of its micro-batch alone.
+        let (batch, mut masked) = self.noised_batch(sequence, answer, epoch);
+        let is_idle = masked.is_empty();
+        if is_idle {
+            masked = rows(sequence, |_, _| true);
+        }
+        let mut grads = self.model.zero_gradients();
+        let (loss, _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));
+        if !is_idle && loss.is_finite() && gradient_norm(&grads).is_finite() {
+            return None;
+        }
+        if let Some(place) = self.model.first_non_finite(&batch, &masked, self.model.config.precision) {
+            return Some(format!("its forward isn't finite {place}"));
+        }
+        if is_idle {
+            return None;
+        }
+        if let Some(weight) = weights[0].iter().find(|weight| !weight.is_finite()) {
+            return Some(format!("a token's loss is weighed by {weight}"));
+        }
+        Some(match self.model.first_non_finite_gradient(&grads) {
+            Some(name) => format!("its forward is finite; in the backward {name} is the first whose gradient is not"),
+            None if loss.is_finite() => "each of its gradients is finite, the sum of their squares is not".to_owned(),
+            None => "its forward and its gradients are finite, its loss is not".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! Which steps are taken. One whose numbers aren't finite never is; one whose gradient is far larger than those of the
+//! steps before it is passed over where the recipe asks for that. A step that is passed over leaves model and optimizer
+//! as they were. Everything is a function of the steps so far, and lies in each checkpoint. Where numbers went wrong is
+//! `diagnosis`'s.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::TrainTable;
+
+/// Steps whose gradient norms a spike is measured against.
+pub const WINDOW: usize = 64;
+/// The fewest of them: before, no step counts as a spike.
+pub const LEAST: usize = 16;
+/// Steps that are passed over one after the other until the run stops all the same.
+pub const MOST_IN_A_ROW: u64 = 8;
+
+/// What a loss or gradient that isn't finite does to a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonFinite {
+    /// It ends.
+    #[default]
+    Stop,
+    /// The step is passed over and counted.
+    Skip,
+}
+
+/// Why a step is passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Its loss, gradient or entropies aren't finite.
+    NonFinite,
+    /// Its gradient is a spike.
+    Spike,
+}
+
+/// A step that was passed over.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Skip {
+    /// Why.
+    pub reason: Reason,
+    /// The same in words, with the values.
+    pub why: String,
+    /// The step's examples, counted from 0 over all rows.
+    pub examples: Vec<usize>,
+}
+
+/// Steps that were passed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Those whose numbers weren't finite.
+    pub non_finite: u64,
+    /// Those whose gradient was a spike.
+    pub spikes: u64,
+}
+
+impl Skipped {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.non_finite + self.spikes
+    }
+}
+
+/// What is remembered of a run's steps so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Steps that were passed over.
+    pub skipped: Skipped,
+    /// How many of them were the last ones.
+    pub in_a_row: u64,
+    /// The gradient norms of the last steps that were finite, spikes included; none where no spike is looked for.
+    norms: VecDeque<f64>,
+}
+
+impl Guard {
+    /// The norm above which a gradient is a spike, and the median it is measured by; `None` where there are too few steps
+    /// to tell, most of them without a gradient, or `spike_factor` is 0.
+    ///
+    /// A median of all recent norms, spikes among them: one spike doesn't move it, and norms that are larger from some
+    /// step on are the rule after half a window. Means and deviations are moved by the spikes they are to find.
+    pub fn limit(&self, spike_factor: f64) -> Option<(f64, f64)> {
+        if spike_factor == 0.0 || self.norms.len() < LEAST {
+            return None;
+        }
+        let mut sorted: Vec<f64> = self.norms.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median =
+            if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] };
+        // Where nothing was masked there is no gradient, and nothing to measure by.
+        (median > 0.0).then_some((spike_factor * median, median))
+    }
+
+    /// Whether a step is to be passed over.
+    pub fn judge(&self, is_finite: bool, grad_norm: f64, settings: &TrainTable) -> Option<Reason> {
+        match self.limit(settings.spike_factor) {
+            _ if !is_finite => Some(Reason::NonFinite),
+            Some((limit, _)) if grad_norm > limit => Some(Reason::Spike),
+            _ => None,
+        }
+    }
+
+    /// Remembers a step: its norm, and why it was passed over if it was.
+    pub fn remember(&mut self, grad_norm: f64, settings: &TrainTable, skipped: Option<Reason>) {
+        if settings.spike_factor > 0.0 && skipped != Some(Reason::NonFinite) {
+            self.norms.push_back(grad_norm);
+            while self.norms.len() > WINDOW {
+                self.norms.pop_front();
+            }
+        }
+        self.in_a_row = if skipped.is_some() { self.in_a_row + 1 } else { 0 };
+        match skipped {
+            Some(Reason::NonFinite) => self.skipped.non_finite += 1,
+            Some(Reason::Spike) => self.skipped.spikes += 1,
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(spike_factor: f64) -> TrainTable {
+        TrainTable { spike_factor, ..TrainTable::default() }
+    }
+
+    #[test]
+    fn a_spike_is_measured_by_the_median_of_enough_steps() {
+        let (settings, mut guard) = (settings(3.0), Guard::default());
+        for step in 0..LEAST {
+            assert_eq!(guard.judge(true, 1e9, &settings), None, "step {step}: too few to tell");
+            guard.remember(1.0 + (step % 2) as f64, &settings, None);
+        }
+        assert_eq!(guard.limit(3.0), Some((4.5, 1.5)));
+        assert_eq!(guard.judge(true, 4.5, &settings), None);
+        assert_eq!(guard.judge(true, 4.6, &settings), Some(Reason::Spike));
+        assert_eq!(guard.judge(false, 1.0, &settings), Some(Reason::NonFinite));
+        guard.remember(100.0, &settings, Some(Reason::Spike));
+        assert_eq!(guard.limit(3.0), Some((6.0, 2.0)), "a spike counts as one norm among others");
+        // Norms that are larger for good are the rule after half a window.
+        (0..WINDOW / 2 + 1).for_each(|_| guard.remember(100.0, &settings, None));
+        assert_eq!(guard.limit(3.0), Some((300.0, 100.0)));
+        (0..WINDOW).for_each(|_| guard.remember(100.0, &settings, None));
+        assert_eq!((guard.limit(3.0), guard.norms.len()), (Some((300.0, 100.0)), WINDOW));
+        assert_eq!(guard.skipped, Skipped { non_finite: 0, spikes: 1 });
+    }
+
+    #[test]
+    fn without_a_factor_nothing_is_a_spike_and_nothing_kept() {
+        let (settings, mut guard) = (settings(0.0), Guard::default());
+        (0..100).for_each(|_| guard.remember(1.0, &settings, None));
+        assert_eq!((guard.judge(true, 1e9, &settings), guard.norms.len()), (None, 0));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_move_no_median() {
+        let (settings, mut guard) = (settings(2.0), Guard::default());
+        (0..LEAST).for_each(|_| guard.remember(1.0, &settings, None));
+        (0..3).for_each(|_| guard.remember(f64::NAN, &settings, Some(Reason::NonFinite)));
+        assert_eq!((guard.limit(2.0), guard.in_a_row, guard.skipped.total()), (Some((2.0, 1.0)), 3, 3));
+        guard.remember(1.0, &settings, None);
+        assert_eq!((guard.in_a_row, guard.skipped.non_finite), (0, 3));
+    }
+}
