@@ -26,7 +26,7 @@ pub struct StepReport {
     pub tokens: usize,
     /// The share of answer tokens that was masked.
     pub masked_share: f64,
-    /// Which answer tokens were, example for example.
+    /// Which answer tokens were, example for example; of several ranks this one's.
     pub masked: Vec<Vec<bool>>,
     /// The answer tokens' entropies, where the objective asks for them.
     pub entropy: Option<EntropySummary>,
