@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages old-processor examples no-hub test
+check: fmt clippy doc deny advisories pages old-processor examples no-hub test mpi
 
 fmt:
     cargo fmt --all --check
@@ -42,6 +42,11 @@ tools:
 no-hub:
     cargo clippy --no-default-features --all-targets --locked -- -D warnings
     cargo test --no-default-features --test no_hub --locked
+
+# Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
+mpi:
+    cargo clippy --features mpi --all-targets --locked -- -D warnings
+    cargo test --features mpi --test mpi --test mpi_faults --locked
 
 # Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)
 fuzz seconds:

@@ -16,6 +16,7 @@ use crate::eval::generations::{Generation, answer};
 use crate::eval::{Problem, generated, problems_of};
 use crate::model::block::{Config, Transformer};
 use crate::model::lora::{self, LoraConfig};
+use crate::parallel::{Ranks, solo};
 use crate::recipe::{ModelTable, Recipe, Trainable};
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
@@ -31,6 +32,8 @@ pub struct Experiment {
     pub held_out: Option<Mixed>,
     /// The problems of the recipe's task; none without a task.
     pub problems: Vec<Problem>,
+    /// The ranks that work on it.
+    pub ranks: Ranks,
     /// Where the training rows came from.
     sources: Vec<Source>,
 }
@@ -41,10 +44,39 @@ impl Experiment {
     /// # Errors
     /// A base or rows that can't be read; settings of the sampler without sense for the base's family.
     pub fn open(recipe: Recipe) -> Result<(Self, Base)> {
+        let folder = recipe.train.output.join("data");
+        Self::open_with(recipe, &folder)
+    }
+
+    /// The same at one of several ranks. The first goes before the others: what it fetches and tokenizes lies in the caches
+    /// then, and generated rows of the others go again.
+    ///
+    /// # Errors
+    /// As [`Experiment::open`].
+    pub fn open_on(ranks: Ranks, recipe: Recipe) -> Result<(Self, Base)> {
+        let opened = match ranks.is_first() {
+            true => {
+                let opened = Self::open(recipe);
+                // A mistake that all would meet is this rank's to tell.
+                opened.as_ref().ok().into_iter().for_each(|_| ranks.wait());
+                opened
+            }
+            false => {
+                ranks.wait();
+                let scratch = std::env::temp_dir().join(format!("weft-rows-{}", std::process::id()));
+                let opened = Self::open_with(recipe, &scratch);
+                let _ = std::fs::remove_dir_all(&scratch);
+                opened
+            }
+        };
+        let (experiment, base) = opened?;
+        Ok((Self { ranks, ..experiment }, base))
+    }
+
+    fn open_with(recipe: Recipe, folder: &Path) -> Result<(Self, Base)> {
         let mut base = Base::open(&recipe.model.path)?;
         base.model.config.precision = recipe.model.precision;
-        let folder = recipe.train.output.join("data");
-        Ok((Self::read(recipe, (&base.text, &base.model.config), &folder)?, base))
+        Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
     }
 
     /// Reads the recipe's rows for a base that is known by its text and its configuration; generated ones are written
@@ -69,7 +101,7 @@ impl Experiment {
         let reading = reading(&recipe, text, config.mask_token_id);
         let train = data::load_mixed(&sources, &reading)?;
         let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
-        Ok(Self { recipe, train, held_out, problems, sources })
+        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
     }
 
     /// The held-out rows, tokenized.
@@ -101,7 +133,7 @@ impl Experiment {
             eos_token_id: text.eos_token_id(),
             settings: self.recipe.train.clone(),
         };
-        Ok((Trainer::new(model, job), adapter))
+        Ok((Trainer::on(self.ranks.clone(), model, job), adapter))
     }
 
     /// An error of a training, with the file and row of each example that it names.
@@ -162,7 +194,8 @@ impl Experiment {
         Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() }
     }
 
-    /// A network's answers to the recipe's task, scored; `None` without a task.
+    /// A network's answers to the recipe's task, scored; `None` without a task. Ranks share the problems; each gets all
+    /// answers.
     ///
     /// # Errors
     /// A chat template that fails.
@@ -173,7 +206,7 @@ impl Experiment {
         bar: &ProgressBar,
     ) -> Result<Option<Vec<Generation>>> {
         let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
-        answer((model, text), (task, &self.problems), &self.sampling(), bar).map(Some)
+        answer((model, text), (task, &self.problems), &self.sampling(), (&*self.ranks, bar)).map(Some)
     }
 }
 

@@ -79,6 +79,7 @@ pub mod merge;
 pub mod model;
 pub mod noising;
 pub mod objective;
+pub mod parallel;
 pub mod parity;
 pub mod plan;
 pub mod recipe;

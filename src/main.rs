@@ -1,25 +1,52 @@
-//! The `weft` command: parses the command line and turns errors into one sentence and an exit status.
+//! The `weft` command: parses the command line, joins the processes it was started with, and turns errors into one sentence
+//! and an exit status.
 #![forbid(unsafe_code)]
 
 mod cli;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
 use weft::error::Error;
+use weft::parallel::session::Session;
 
 fn main() -> ExitCode {
     sigpipe::reset();
-    match cli::Cli::parse().run() {
-        Ok(code) => code,
-        // No mistake of anyone's.
-        Err(stopped @ Error::Stopped { .. }) => {
-            eprintln!("{stopped}");
-            ExitCode::from(cli::STOPPED)
-        }
+    let cli = cli::Cli::parse();
+    let session = match Session::join() {
+        Ok(session) => session,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(if error.is_users() { 2 } else { 1 })
+            return ExitCode::from(status(&error));
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(|| cli.run(&session.ranks))) {
+        Ok(Ok(code)) => code,
+        // No mistake of anyone's, and every rank's.
+        Ok(Err(stopped @ Error::Stopped { .. })) => {
+            if session.ranks.is_first() {
+                eprintln!("{stopped}");
+            }
+            ExitCode::from(cli::STOPPED)
+        }
+        Ok(Err(error)) => ExitCode::from(session.fail(&format!("error: {error}"), status(&error))),
+        Err(panic) if session.ranks.size() == 1 => resume_unwind(panic),
+        // The others wait for this rank: it can't end alone.
+        Err(panic) => {
+            ExitCode::from(session.fail(&format!("error: a mistake of the program: {}", text_of(&*panic)), 101))
         }
     }
+}
+
+/// The exit status of an error.
+fn status(error: &Error) -> u8 {
+    if error.is_users() { 2 } else { 1 }
+}
+
+/// What a panic says.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason")
 }

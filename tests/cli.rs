@@ -49,6 +49,23 @@ fn small_run(folder: &Path, more: &str) {
     fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
 }
 
+/// Each process would train the same into one folder.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn processes_that_were_started_together_need_the_feature_mpi() {
+    let folder = folder("together");
+    for (variable, size) in [("OMPI_COMM_WORLD_SIZE", "2"), ("PMI_SIZE", "4")] {
+        let output = weft(&folder, &["train"]).env(variable, size).output().expect("weft starts");
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let expected =
+            format!("error: {size} processes were started together, and this weft is built without the feature mpi");
+        assert!(stderr(&output).starts_with(&expected), "{}", stderr(&output));
+        assert!(!folder.join("runs").exists());
+        let alone = weft(&folder, &["recipe"]).env(variable, "1").output().expect("weft starts");
+        assert!(alone.status.success(), "{}", stderr(&alone));
+    }
+}
+
 #[test]
 fn every_command_has_help_with_an_example() {
     for command in

@@ -55,7 +55,7 @@ pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) 
 
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, true)?;
         let (text, mask_token_id) = Base::open_text(&recipe.model.path)?;
         let (mut train, mut held_out) = read_aside(quiet, |scratch| {
             let Sources { train, held_out } = Sources::of(&recipe, scratch)?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use weft::error::Result;
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
+use weft::parallel::Ranks;
 use weft::sampler::cache::Work;
 
 use super::generate::SamplingArgs;
@@ -17,7 +18,7 @@ use super::progress::bar;
 /// Generate answers to a task's problems and score them
 ///
 /// By d1's protocol: zero-shot, the answer prefilled with <reasoning>, greedy, block length 32, half as many diffusion
-/// steps as tokens. Rows that bring their own prompt and truth (messages, question, ground_truth) are asked as they are.
+/// steps as tokens. Under mpirun ranks share the problems. Rows that bring their own prompt and truth (messages, question, ground_truth) are asked as they are.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft eval --model tiny-base --task sudoku --data runs/quickstart/data/held-out.jsonl --limit 64 --gen-length 32 --diffusion-steps 32 --out base.json"
@@ -46,14 +47,18 @@ pub struct Eval {
 }
 
 impl Eval {
-    pub fn run(self, quiet: bool) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
+        let quiet = quiet || !ranks.is_first();
         let task = Task::parse(&self.task)?;
         let mut problems = read_problems(task, &self.data)?;
         problems.truncate(self.limit.unwrap_or(problems.len()));
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
         let started = Instant::now();
-        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, &bar(quiet))?;
+        let generations = answer((&base.model, &base.text), (task, &problems), &sampling, (&**ranks, &bar(quiet)))?;
+        if !ranks.is_first() {
+            return Ok(ExitCode::SUCCESS);
+        }
         let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
         if !quiet {
             let (count, seconds) = (problems.len(), started.elapsed().as_secs_f64());

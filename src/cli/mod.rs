@@ -40,6 +40,8 @@ use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
 use weft::error::{Error, Result};
 use weft::model::lora;
+use weft::parallel::Ranks;
+use weft::parallel::session::threads_per_rank;
 use weft_kernels::precision::Precision;
 
 pub use signals::STOPPED;
@@ -56,7 +58,7 @@ pub struct Cli {
     /// Where to compute: cpu, or auto, which is the same in this build
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: String,
-    /// Threads; all cores where absent
+    /// Threads; all cores where absent, shared by the ranks of an mpirun on one machine
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// Print results and errors only: no progress, no evaluations on the way
@@ -72,7 +74,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Cargo features that change what the program can do.
-const FEATURES: [(&str, bool); 1] = [("hub", cfg!(feature = "hub"))];
+const FEATURES: [(&str, bool); 2] = [("hub", cfg!(feature = "hub")), ("mpi", cfg!(feature = "mpi"))];
 
 /// The processor, what of it the kernels look for, and what products in bf16 become on it.
 fn processor() -> String {
@@ -113,7 +115,7 @@ impl Cli {
     ///
     /// # Errors
     /// Whatever went wrong, as one sentence.
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, ranks: &Ranks) -> Result<ExitCode> {
         if !matches!(self.device.as_str(), "auto" | "cpu") {
             let device = &self.device;
             return Err(Error::Usage(format!(
@@ -126,18 +128,26 @@ impl Cli {
         if self.quiet {
             weft::hub::be_quiet();
         }
+        let shares = matches!(self.command, Command::Train(_) | Command::Eval(_) | Command::Reproduce(_));
+        if ranks.size() > 1 && !shares {
+            return Err(Error::Usage(format!(
+                "{} processes were started together, and of the commands train, eval and reproduce share their work; start \
+                 the others without a launcher",
+                ranks.size()
+            )));
+        }
         // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
-        let threads = self.threads.unwrap_or(0);
+        let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
-            signals::listen();
+            signals::listen(ranks);
         }
         pool.install(|| match self.command {
-            Command::Train(command) => command.run(self.quiet),
+            Command::Train(command) => command.run(self.quiet, ranks),
             Command::Recipe(command) => command.run(),
             Command::Data(command) => command.run(self.quiet),
-            Command::Eval(command) => command.run(self.quiet),
+            Command::Eval(command) => command.run(self.quiet, ranks),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(self.quiet),
             Command::Inspect(command) => command.run(self.quiet),
@@ -146,7 +156,7 @@ impl Cli {
             Command::Parity(command) => command.run(self.quiet),
             Command::Plan(command) => command.run(self.quiet),
             Command::Pretrain(command) => command.run(self.quiet),
-            Command::Reproduce(command) => command.run(self.quiet),
+            Command::Reproduce(command) => command.run(self.quiet, ranks),
             Command::Bench(command) => command.run(self.quiet),
             Command::Completions(command) => command.run(),
         })

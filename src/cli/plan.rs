@@ -30,8 +30,14 @@ pub struct Plan {
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
     /// Plan for so much memory, of another machine for one; what this one has free where absent
-    #[arg(long, value_name = "GB", value_parser = memory_gb)]
+    #[arg(long, value_name = "GB", value_parser = positive)]
     memory_gb: Option<f64>,
+    /// Plan for one of so many ranks of an mpirun: its memory, and what it sends in a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
+    ranks: usize,
+    /// The speed of what the ranks are connected by, in 10^9 bits per second, for the time of what they send
+    #[arg(long, value_name = "GBIT", value_parser = positive)]
+    wire_gbit: Option<f64>,
     /// Print one JSON object instead
     #[arg(long)]
     json: bool,
@@ -39,26 +45,29 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, true)?;
         let (text, model) = Base::open_outline(&recipe.model.path)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let is_narrow = model.config.width < NARROW;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
-        let planner = Planner::new(&experiment, (model, &text), stored)?;
+        let planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;
         let rates = planner.rates()?;
-        let step_seconds = planner.step_seconds(rates)?;
+        let computing = planner.step_seconds(rates)?;
+        let sending = plan.communication.zip(self.wire_gbit).map(|(c, gbit)| c.sent_bytes() * 8e-9 / gbit);
+        let step_seconds = computing + sending.unwrap_or(0.0);
         let hours = step_seconds * plan.steps as f64 / 3600.0;
         match self.json {
             true => {
                 let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
                 object["fits"] = json!(plan.fits());
                 object["step_seconds"] = json!(step_seconds);
+                object["communication_seconds"] = json!(sending);
                 object["hours"] = json!(hours);
                 object["gemm_gflops"] = json!(rates.training);
                 say!("{object}");
             }
-            false => print(&plan, (&experiment.recipe, is_narrow), [step_seconds, hours, rates.training]),
+            false => print(&plan, (&experiment.recipe, is_narrow), [step_seconds, hours, rates.training], sending),
         }
         plan.check()?;
         Ok(ExitCode::SUCCESS)
@@ -68,7 +77,12 @@ impl Plan {
 /// The width below which a step's time is more than its products' (docs/memory.md).
 const NARROW: usize = 512;
 
-fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), [step_seconds, hours, rate]: [f64; 3]) {
+fn print(
+    plan: &Planned,
+    (recipe, is_narrow): (&Recipe, bool),
+    [step_seconds, hours, rate]: [f64; 3],
+    sending: Option<f64>,
+) {
     let line = |name: &str, bytes: usize| say!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
     say!(
         "memory at its largest moment, by what is held then; the largest micro-batch has {} tokens",
@@ -82,6 +96,13 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), [step_seconds, ho
         Some(available) => line("available", available),
         None => say!("  this system doesn't say what is available"),
     }
+    if let Some(c) = &plan.communication {
+        say!("each of {} ranks sends in a step, of {} examples", c.ranks, c.ranks * recipe.train.global_batch_size());
+        let parts =
+            [("gradients", c.gradient_bytes), ("updated numbers", c.update_bytes), ("told of answers", c.told_bytes)];
+        parts.iter().for_each(|(name, bytes)| say!("  {name:24}{:>9.3} MB", bytes / 1e6));
+        say!("the rank with most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
+    }
     let (precision, steps) = (recipe.model.precision, plan.steps);
     say!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
     let duration = match 3600.0 * hours {
@@ -92,6 +113,9 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), [step_seconds, ho
     if is_narrow {
         say!("  a model as narrow as this takes up to 1.5 times that: what lies between its products weighs more");
     }
+    if let Some(seconds) = sending {
+        say!("  of a step {} s for what is sent, nothing of it meanwhile", significant(seconds));
+    }
     say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
 }
 
@@ -101,11 +125,22 @@ fn significant(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// A number of gigabytes on the command line.
-pub(super) fn memory_gb(text: &str) -> std::result::Result<f64, String> {
+/// A number of ranks on the command line.
+fn ranks(text: &str) -> std::result::Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(ranks) if (1..=MAX_RANKS).contains(&ranks) => Ok(ranks),
+        _ => Err(format!("give 1 to {MAX_RANKS}")),
+    }
+}
+
+/// Most ranks that are planned for.
+const MAX_RANKS: usize = 1 << 16;
+
+/// A positive number on the command line, of GB for one.
+pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gb) if gb > 0.0 && gb.is_finite() => Ok(gb),
-        _ => Err("give a positive number of GB".to_owned()),
+        _ => Err("give a positive number".to_owned()),
     }
 }
 

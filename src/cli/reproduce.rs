@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::Result;
+use weft::parallel::Ranks;
 use weft::reproduce::study::Study;
 use weft::reproduce::{go, write};
 
@@ -12,7 +13,7 @@ use weft::reproduce::{go, write};
 ///
 /// Trains every arm under every setting and seed of the recipe's [reproduce], scores all on the way, and writes
 /// report.md, report.json and charts into its train.output: accuracy with confidence intervals and paired tests,
-/// ablations, gradient norms, step times. What is done isn't done again: a comparison that was stopped goes on.
+/// ablations, gradient norms, step times. Under mpirun ranks deal the runs. What is done isn't done again: a comparison that was stopped goes on.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft reproduce recipes/reproduce.toml\n  weft reproduce recipes/reproduce.toml --set reproduce.seeds=3 --set train.output=runs/three-seeds"
@@ -29,13 +30,16 @@ pub struct Reproduce {
 }
 
 impl Reproduce {
-    pub fn run(self, quiet: bool) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let study = Study::read(&self.recipe, &self.settings)?;
-        let outcomes = go(&study, !self.report_only, &|line| {
-            if !quiet {
+        let outcomes = go(&**ranks, &study, !self.report_only, &|line| {
+            if !quiet && ranks.is_first() {
                 eprintln!("{line}")
             }
         })?;
+        if !ranks.is_first() {
+            return Ok(ExitCode::SUCCESS);
+        }
         write(&study, &outcomes, &self.recipe)?;
         say!("the report lies in {}", study.output.join("report.md").display());
         Ok(ExitCode::SUCCESS)

@@ -1,6 +1,8 @@
-//! SIGINT and SIGTERM: the first asks runs to stop after their step, a later one stops the program at once. One wish may
-//! come as several signals: `timeout` tells the process and its group, a terminal and a launcher both tell their own.
+//! SIGINT, SIGTERM, and among ranks SIGUSR1, which launchers pass on: the first asks runs to stop after their step, a later
+//! one stops the program at once. One wish may come as several signals: `timeout` tells the process and its group, a
+//! terminal and a launcher both tell their own.
 
+use weft::parallel::Ranks;
 use weft::train::interrupt;
 
 /// The exit status of what was stopped by SIGINT: 128 and its number.
@@ -12,24 +14,31 @@ const SAME_WISH: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// From now on the first signal is a wish, a later one an end.
 #[cfg(unix)]
-pub fn listen() {
-    use signal_hook::consts::TERM_SIGNALS;
+pub fn listen(ranks: &Ranks) {
+    use signal_hook::consts::{SIGUSR1, TERM_SIGNALS};
     use signal_hook::iterator::Signals;
+    let is_alone = ranks.size() == 1;
+    let of_launchers = (!is_alone).then_some(SIGUSR1);
     // Where the system refuses, signals end the program as ever; checkpoints are whole in any case.
-    let Ok(mut signals) = Signals::new(TERM_SIGNALS) else { return };
+    let Ok(mut signals) = Signals::new(TERM_SIGNALS.iter().copied().chain(of_launchers)) else { return };
     std::thread::spawn(move || {
         let mut first: Option<std::time::Instant> = None;
         for _ in signals.forever() {
             match first {
                 Some(first) if first.elapsed() < SAME_WISH => {}
                 Some(_) => {
-                    eprintln!("stopped at once; --resume goes on from the last checkpoint that is there");
+                    if is_alone {
+                        eprintln!("stopped at once; --resume goes on from the last checkpoint that is there");
+                    }
                     std::process::exit(i32::from(STOPPED));
                 }
                 None => {
                     first = Some(std::time::Instant::now());
                     interrupt::ask();
-                    eprintln!("stopping after this step, which is saved; once more stops at once");
+                    // Among ranks it may be their end: the launcher's signal where one of them has failed.
+                    if is_alone {
+                        eprintln!("stopping after this step, which is saved; once more stops at once");
+                    }
                 }
             }
         }
@@ -37,6 +46,6 @@ pub fn listen() {
 }
 
 #[cfg(not(unix))]
-pub fn listen() {
+pub fn listen(_: &Ranks) {
     let _ = interrupt::ask;
 }

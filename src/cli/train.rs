@@ -11,12 +11,15 @@ use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
 use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
-use weft::machine::peak_rss_bytes;
+use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
-use weft::plan::{Planner, Stored};
+use weft::parallel::Ranks;
+use weft::parallel::session::{has_room_beside, ranks_here};
+use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
 use weft::sampler::generate::Sampling;
+use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 
 use super::generate::tell_idle;
@@ -49,8 +52,15 @@ pub struct Train {
     #[arg(long)]
     resume: bool,
     /// Refuse a run that is planned to take more memory than so many GB; than what is available where absent
-    #[arg(long, value_name = "GB", value_parser = super::plan::memory_gb)]
+    #[arg(long, value_name = "GB", value_parser = super::plan::positive)]
     memory_gb: Option<f64>,
+    /// Let each rank of an mpirun write what its steps took, into the output's ranks/rank-R.jsonl
+    #[arg(long)]
+    rank_logs: bool,
+    /// Whether gradients of full fine-tuning travel while backward goes on, under mpirun: on, off, or auto, which is on
+    /// where a rank has 4 processors or one that doesn't compute
+    #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = overlap)]
+    overlap: Overlap,
     /// Begin a run that is planned not to fit all the same
     #[arg(long)]
     skip_plan: bool,
@@ -59,46 +69,50 @@ pub struct Train {
     json: bool,
 }
 
+/// Whether; `None` is for the program to see.
+type Overlap = Option<bool>;
+
+fn overlap(text: &str) -> std::result::Result<Overlap, String> {
+    match text {
+        "auto" => Ok(None),
+        "on" => Ok(Some(true)),
+        "off" => Ok(Some(false)),
+        _ => Err("the known ones are on, off and auto".to_owned()),
+    }
+}
+
 impl Train {
-    pub fn run(self, quiet: bool) -> Result<ExitCode> {
-        let quiet = quiet || self.json;
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings)?;
+    pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
+        let is_first = ranks.is_first();
+        let quiet = quiet || self.json || !is_first;
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, is_first)?;
         let output = recipe.train.output.clone();
-        run::check_output(&output, self.resume)?;
+        if is_first {
+            run::check_output(&output, self.resume)?;
+        }
         // 1. Base and rows.
         let is_new = !output.exists();
         let opening = doing(quiet, "opening base and rows");
-        let (experiment, mut base) = Experiment::open(recipe)?;
+        let (experiment, mut base) = Experiment::open_on(ranks.clone(), recipe)?;
         drop(opening);
-        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
-        let planner = Planner::new(&experiment, (base.model.outline(), &base.text), stored)?;
-        let plan = planner.plan(self.memory_gb.map(as_bytes))?;
-        if !self.skip_plan {
-            plan.check().map_err(|e| {
-                // Generated rows are all that is there yet.
-                let _ = is_new.then(|| std::fs::remove_dir_all(&output));
-                Error::Usage(format!("{e}; --skip-plan begins it all the same"))
-            })?;
-        }
-        let _lock = run::lock(&output)?;
+        let plan = self.plan(&experiment, &base).inspect_err(|_| {
+            // Generated rows are all that is there yet.
+            let _ = (is_new && is_first).then(|| std::fs::remove_dir_all(&output));
+        })?;
+        let _lock = is_first.then(|| run::lock(&output)).transpose()?;
         let recipe = &experiment.recipe;
         let product = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
-        if self.resume {
-            let step = checkpoint::newest_step(&output, &experiment.resolved())?;
-            let is_finished = [product, RESULTS].iter().all(|name| output.join(name).exists());
-            if step == Some(plan.steps) && is_finished {
-                return self.tell_finished(&output, plan.steps);
-            }
-            if step.is_none() && !quiet {
-                eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
-            }
+        if self.resume && self.is_finished(&experiment, (product, plan.steps), quiet)? {
+            return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
         }
         // A run that is cut short is a trial.
-        if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
+        if is_first && recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
             let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
             eprintln!("warning: train.warmup_steps = {warmup} in a run of {steps} steps: it never comes to train.lr");
         }
-        tell_idle(&recipe.sampler.for_family(base.model.config.family));
+        if is_first {
+            tell_idle(&recipe.sampler.for_family(base.model.config.family));
+        }
         if !quiet {
             describe(&experiment, &base);
             say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
@@ -108,27 +122,36 @@ impl Train {
         }
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
-        let mut samples = first_samples(&experiment, &base)?;
+        let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
+        trainer.optimizer.overlaps = self.overlap.unwrap_or_else(|| has_room_beside(ranks));
+        if self.rank_logs {
+            trainer.rank_log = Some(RankLog::open(&output.join("ranks"), &**ranks)?);
+        }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)
             .map_err(|error| experiment.with_rows(error))?;
+        let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(product);
-        match adapter {
+        match adapter.filter(|_| is_first) {
             Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
-            None => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
+            None if is_first => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
+            None => {}
         }
         // 4. The same after it, the report, and where everything lies.
         let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")), quiet)?;
+        if !is_first {
+            return Ok(ExitCode::SUCCESS);
+        }
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
         let named = |(before, after)| [("base", before), (product, after)];
         let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
         let results = Results {
-            steps: trainer.step,
+            steps,
             summary: &summary,
             scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
             memory_bytes: [peak_rss_bytes(), plan.peak_bytes as u64],
@@ -147,6 +170,32 @@ impl Train {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// What the run will take of each rank; refused where the machine hasn't as much for those that are on it.
+    fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
+        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
+        let planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
+        let here = ranks_here(&experiment.ranks);
+        let shared =
+            available_bytes().filter(|_| here > 1).map(|bytes| bytes as usize / here + resident_bytes() as usize);
+        let plan = planner.plan(self.memory_gb.map(as_bytes).or(shared))?;
+        if !self.skip_plan && experiment.ranks.is_first() {
+            plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan begins it all the same")))?;
+        }
+        Ok(plan)
+    }
+
+    /// Whether there is nothing to resume, as the first rank sees it.
+    fn is_finished(&self, experiment: &Experiment, (product, steps): (&str, u64), quiet: bool) -> Result<bool> {
+        let (output, ranks) = (&experiment.recipe.train.output, &experiment.ranks);
+        let newest = || checkpoint::newest_step(output, &experiment.resolved(), ranks.size());
+        let step = if ranks.is_first() { newest()? } else { None };
+        if step.is_none() && !quiet {
+            eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
+        }
+        let is_whole = [product, RESULTS].iter().all(|name| output.join(name).exists());
+        Ok(ranks.any(step == Some(steps) && is_whole))
+    }
+
     /// A finished run has nothing to resume, and its files are left as they are.
     fn tell_finished(&self, output: &Path, steps: u64) -> Result<ExitCode> {
         match self.json {
@@ -157,13 +206,13 @@ impl Train {
     }
 }
 
-/// Reads a recipe, the quick start's where there is none, and warns of settings without effect.
-pub(super) fn read_recipe(path: Option<&Path>, settings: &[String]) -> Result<Recipe> {
+/// Reads a recipe, the quick start's where there is none, and warns of settings without effect if it `tells`.
+pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool) -> Result<Recipe> {
     let recipe = match path {
         Some(path) => Recipe::read(path, settings)?,
         None => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), settings)?,
     };
-    recipe.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    recipe.warnings().iter().filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
     Ok(recipe)
 }
 
@@ -172,6 +221,12 @@ fn describe(experiment: &Experiment, base: &Base) {
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
     say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    let ranks = &experiment.ranks;
+    if ranks.size() > 1 {
+        let batch = recipe.train.global_batch_size() * ranks.size();
+        let threads = rayon::current_num_threads();
+        say!("ranks      {}, {threads} threads each on this machine; {batch} examples a step", ranks.size());
+    }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
     let Mixed { dataset: Dataset { examples, truncated, passed_over }, mixture, parts } = &experiment.train;
@@ -229,7 +284,9 @@ fn evaluate(experiment: &Experiment, base: &Base, out: &Path, quiet: bool) -> Re
     let generations = experiment.evaluate(&base.model, &base.text, &bar(quiet))?;
     let Some(generations) = generations else { return Ok(None) };
     // The base is scored before the run makes its folder.
-    make_folder(&experiment.recipe.train.output)?;
-    save(out, task, &generations)?;
+    if experiment.ranks.is_first() {
+        make_folder(&experiment.recipe.train.output)?;
+        save(out, task, &generations)?;
+    }
     Ok(Some(accuracy_of(&generations)))
 }

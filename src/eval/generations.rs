@@ -1,5 +1,6 @@
 //! Generating answers to a task's problems and scoring them: the run behind `weft eval` and a recipe's `eval` table.
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,8 +11,9 @@ use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::block::Transformer;
+use crate::parallel::collective::Collective;
 use crate::sampler::cache::Work;
-use crate::sampler::generate::{Prompt, Sampling, generate};
+use crate::sampler::generate::{Output, Prompt, Sampling, generate};
 
 /// Most tokens of a batch, prompts and answers together.
 const BATCH_TOKENS: usize = 4096;
@@ -31,7 +33,8 @@ pub struct Generation {
     pub work: Work,
 }
 
-/// Answers and scores every problem. Problems are batched; each gets what it would get alone.
+/// Answers and scores every problem. Problems are batched; each gets what it would get alone. Ranks share the batches; each
+/// gets all answers.
 ///
 /// # Errors
 /// Sampling lengths that don't divide, or a chat template that fails.
@@ -39,32 +42,60 @@ pub fn answer(
     (model, text): (&Transformer, &TextModel),
     (task, problems): (Task, &[Problem]),
     sampling: &Sampling,
-    bar: &ProgressBar,
+    (ranks, bar): (&dyn Collective, &ProgressBar),
 ) -> Result<Vec<Generation>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
     sampling.check().map_err(Error::Usage)?;
     let prompts = prompt_ids(text, problems)?;
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    bar.set_length(problems.len() as u64);
     let style =
         ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
     bar.set_style(style);
-    let mut generations = Vec::with_capacity(problems.len());
-    for count in batch_sizes(&lengths, sampling.gen_length) {
-        let first = generations.len();
-        let batch: Vec<Prompt> =
-            (first..first + count).map(|i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
-        let outputs = generate(model, &batch, &sampling).map_err(Error::Usage)?;
-        for (i, output) in (first..).zip(outputs) {
-            let Problem { question, ground_truth, .. } = problems[i].clone();
-            let generation = text.decode_canvas(&output.ids[prompts[i].len()..]);
-            let score = score(task, &question, &generation, &ground_truth);
-            generations.push(Generation { question, generation, ground_truth, score, work: output.work });
-        }
-        bar.set_position(generations.len() as u64);
+    // 1. This rank's batches.
+    let all: Vec<usize> = (0..problems.len()).collect();
+    let mut rest = &*all;
+    let batch = |count: usize| {
+        let batch;
+        (batch, rest) = rest.split_at(count);
+        batch
+    };
+    let batches: Vec<&[usize]> = batch_sizes(&lengths, sampling.gen_length).into_iter().map(batch).collect();
+    let own: Vec<&[usize]> = batches.iter().copied().skip(ranks.rank()).step_by(ranks.size()).collect();
+    bar.set_length(own.iter().map(|batch| batch.len() as u64).sum());
+    let mut written: Vec<Vec<Written>> = vec![];
+    for batch in own {
+        let asked: Vec<Prompt> = batch.iter().map(|&i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
+        let outputs = generate(model, &asked, &sampling).map_err(Error::Usage)?;
+        let text = |(&i, output): (&usize, Output)| {
+            (text.decode_canvas(&output.ids[prompts[i].len()..]), output.work.forwards, output.work.rows)
+        };
+        written.push(batch.iter().zip(outputs).map(text).collect());
+        bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(generations)
+    // 2. All ranks' batches in order, scored.
+    let mut dealt = written_by_all(ranks, written);
+    let in_order =
+        (0..batches.len()).flat_map(|i| dealt[i % ranks.size()].pop_front().expect("a rank did its batches"));
+    let scored = |(problem, (generation, forwards, rows)): (&Problem, Written)| {
+        let Problem { question, ground_truth, .. } = problem.clone();
+        let score = score(task, &question, &generation, &ground_truth);
+        Generation { question, generation, ground_truth, score, work: Work { forwards, rows } }
+    };
+    Ok(problems.iter().zip(in_order).map(scored).collect())
+}
+
+/// A generation, and the evaluations and rows that it took.
+type Written = (String, u64, u64);
+
+/// Every rank's batches.
+fn written_by_all(ranks: &dyn Collective, own: Vec<Vec<Written>>) -> Vec<VecDeque<Vec<Written>>> {
+    if ranks.size() == 1 {
+        return vec![own.into()];
+    }
+    let bytes = serde_json::to_vec(&own).expect("texts are JSON");
+    let of_rank = |bytes: Vec<u8>| serde_json::from_slice(&bytes).expect("every rank writes the same form");
+    ranks.all_gather_bytes(&bytes).into_iter().map(of_rank).collect()
 }
 
 /// The tokens that the model is asked with.

@@ -178,6 +178,18 @@ impl Transformer {
 
     /// Each target's `nll`; adds the gradient of `sum of weight * nll` to `grads`.
     pub fn loss_and_gradients(&self, batch: &Batch, targets: Targets, grads: &mut Gradients) -> Pass {
+        self.loss_and_finished_gradients(batch, targets, grads, &mut |_, _| {})
+    }
+
+    /// The same, which calls `finished(bucket, grads)` when nothing is added any more to a bucket's gradients, where every
+    /// weight is trained: they may be taken.
+    pub fn loss_and_finished_gradients(
+        &self,
+        batch: &Batch,
+        targets: Targets,
+        grads: &mut Gradients,
+        finished: &mut dyn FnMut(usize, &mut Gradients),
+    ) -> Pass {
         let started = Instant::now();
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let predicting = self.predicting(batch, targets.rows);
@@ -208,16 +220,19 @@ impl Transformer {
         let mut dx = Buffer::zeros(x.len());
         rms_norm::backward(&mut dx, grads[self.final_norm].as_deref_mut(), &dnormed, &x, &gain, eps);
         drop((x, normed, dnormed));
+        finished(0, grads);
         // 3. Backward, layer by layer; below the first nothing but the embedding is left to train.
         let head_end = started.elapsed().as_secs_f64();
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let kept = layers.pop().expect("something was kept of each layer");
             let wants_input = index > 0 || grads[self.embedding].is_some() || grads[block.attn_norm].is_some();
             dx = self.layer_backward(block, dx, kept, self.span(index, &all, &wanted, precision), grads, wants_input);
+            finished(self.bucket_of_layer(index), grads);
         }
         if let Some(dweight) = &mut grads[self.embedding] {
             embedding::backward(dweight, &batch.ids, &dx);
         }
+        finished(self.blocks.len() + 1, grads);
         let end = started.elapsed().as_secs_f64();
         Pass { nll, seconds: [forward_end, head_end - forward_end, end - head_end] }
     }

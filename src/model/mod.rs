@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod block;
+mod buckets;
 pub mod cached;
 mod dream;
 pub mod family;

@@ -142,7 +142,11 @@ enum Numbers<'a> {
     Plain(&'a [f32]),
     Weight(&'a Weight),
     Merged(&'a Weight, Lora<'a>),
+    Made(Make<'a>),
 }
+
+/// Makes a tensor's numbers when they are written.
+pub type Make<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
 
 impl<'a> Tensor<'a> {
     /// A parameter, rounded to nearest where `dtype` is bf16.
@@ -154,6 +158,11 @@ impl<'a> Tensor<'a> {
     pub fn merged(name: &'a str, shape: &[usize], weight: &'a Weight, lora: Option<Lora<'a>>, dtype: Dtype) -> Self {
         let numbers = lora.map_or(Numbers::Weight(weight), |lora| Numbers::Merged(weight, lora));
         Self { name, shape: shape.to_vec(), dtype, numbers }
+    }
+
+    /// Numbers that are made when they are written: once, in the order of the tensors' names.
+    pub fn made(name: &'a str, shape: Vec<usize>, make: Make<'a>) -> Self {
+        Self { name, shape, dtype: Dtype::F32, numbers: Numbers::Made(make) }
     }
 
     /// Some numbers.
@@ -179,6 +188,7 @@ impl View for Tensor<'_> {
             Numbers::Plain(numbers) => Cow::Borrowed(*numbers),
             Numbers::Weight(weight) => weight.to_f32(),
             Numbers::Merged(weight, lora) => lora_linear::merged(weight, lora).into(),
+            Numbers::Made(make) => make(),
         };
         Cow::Owned(match self.dtype {
             Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),

@@ -15,7 +15,7 @@ pub mod sft;
 pub mod token_weight;
 pub mod weft;
 
-pub use normalizer::Normalizer;
+pub use normalizer::{Counts, Normalizer};
 pub use weft::Weighting;
 
 /// The objectives.
@@ -171,10 +171,15 @@ impl Objective {
 
     /// The factor of each answer token's `nll` in the batch's loss, normaliser included; 0 where it isn't masked.
     pub fn loss_weights(&self, batch: &[NoisedAnswer]) -> Vec<Vec<f32>> {
+        self.loss_weights_within(batch, Counts::of(batch))
+    }
+
+    /// The same of some of a batch's answers.
+    pub fn loss_weights_within(&self, answers: &[NoisedAnswer], batch: Counts) -> Vec<Vec<f32>> {
         let divided = |(answer, divisor): (&NoisedAnswer, f64)| {
             self.token_weights(answer).iter().map(|weight| (weight / divisor) as f32).collect()
         };
-        batch.iter().zip(self.normalizer().divisors(batch)).map(divided).collect()
+        answers.iter().zip(self.normalizer().divisors(answers, batch)).map(divided).collect()
     }
 
     /// The weight of each token before the normaliser, 0 where it isn't masked.

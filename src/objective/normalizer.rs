@@ -26,16 +26,39 @@ impl Normalizer {
         }
     }
 
-    /// The divisor of each answer's losses; at least 1, so that a batch in which nothing is masked has loss 0.
-    pub fn divisors(self, batch: &[NoisedAnswer]) -> Vec<f64> {
-        let count = |per_answer: fn(&NoisedAnswer) -> usize| batch.iter().map(per_answer).sum::<usize>().max(1) as f64;
+    /// The divisor of the losses of some answers of a batch; at least 1, so that a batch in which nothing is masked has
+    /// loss 0.
+    pub fn divisors(self, answers: &[NoisedAnswer], batch: Counts) -> Vec<f64> {
         let shared = match self {
-            Self::Masked => count(|a| a.masked.iter().filter(|m| **m).count()),
-            Self::Answer => count(|a| a.masked.len()),
+            Self::Masked => batch.masked,
+            Self::Answer => batch.answer_tokens,
             Self::Sequence => {
-                return batch.iter().map(|a| (a.masked.len().max(1) * batch.len()) as f64).collect();
+                return answers.iter().map(|a| (a.masked.len().max(1) * batch.answers) as f64).collect();
             }
         };
-        vec![shared; batch.len()]
+        vec![shared.max(1) as f64; answers.len()]
+    }
+}
+
+/// What of a batch its divisor is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Answers.
+    pub answers: usize,
+    /// Their tokens.
+    pub answer_tokens: usize,
+    /// Those that are masked.
+    pub masked: usize,
+}
+
+impl Counts {
+    /// Of some answers.
+    pub fn of(answers: &[NoisedAnswer]) -> Self {
+        let masked = |a: &NoisedAnswer| a.masked.iter().filter(|m| **m).count();
+        Self {
+            answers: answers.len(),
+            answer_tokens: answers.iter().map(|a| a.masked.len()).sum(),
+            masked: answers.iter().map(masked).sum(),
+        }
     }
 }

@@ -58,43 +58,56 @@ pub struct Batches {
     pub telling: Vec<Vec<MicroBatch>>,
     /// The longest sequence.
     pub longest: usize,
-    /// A step's mean tokens, squares, answer and masked tokens.
+    /// A step's mean tokens, squares, answer and masked tokens, of a rank.
     pub mean: [f64; 4],
+    /// Tokens of the rank that has most in a step over the ranks' mean, over all steps; 1 for one rank.
+    pub imbalance: f64,
 }
 
 impl Batches {
     /// The steps that a recipe makes of examples of such lengths.
     pub fn of(recipe: &Recipe, mixture: &Mixture, lengths: &[Lengths]) -> Self {
+        Self::of_ranks(recipe, mixture, lengths, 1)
+    }
+
+    /// The same where so many ranks share them: steps are larger, and a rank's part of one tells.
+    pub fn of_ranks(recipe: &Recipe, mixture: &Mixture, lengths: &[Lengths], ranks: usize) -> Self {
         let settings = &recipe.train;
-        let steps_per_epoch = mixture.epoch_len(lengths.len()).div_ceil(settings.global_batch_size()) as u64;
+        let global = settings.global_batch_size().saturating_mul(ranks);
+        let steps_per_epoch = mixture.epoch_len(lengths.len()).div_ceil(global) as u64;
         let all = settings.epochs.saturating_mul(steps_per_epoch);
         let steps = settings.max_steps.map_or(all, |max| max.min(all));
-        let seen = steps.min((MAX_TURNS / settings.global_batch_size() as u64).max(steps_per_epoch.max(1)));
-        let (mut first, mut sums) = (None, [0.0; 4]);
+        let seen = steps.min((MAX_TURNS / global as u64).max(steps_per_epoch.max(1)));
+        let (mut first, mut sums, mut most_of_ranks) = (None, [0.0; 4], 0.0);
         let mut largest: [(usize, Vec<MicroBatch>); 2] = Default::default();
         let mut longest = 0;
         for epoch in 0..seen.div_ceil(steps_per_epoch.max(1)) {
             let order = mixture.epoch(settings.seed, epoch, lengths.len());
             let left = (seen - epoch * steps_per_epoch).min(steps_per_epoch) as usize;
-            for turns in order.chunks(settings.global_batch_size()).take(left) {
-                let step = micro_batches(turns, epoch, recipe, lengths);
-                for b in &step {
+            for turns in order.chunks(global).take(left) {
+                let all = micro_batches(turns, epoch, recipe, lengths);
+                for b in &all {
                     let own = [b.tokens as f64, b.squares, b.answers as f64, b.masked as f64];
                     sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
                     longest = longest.max(b.longest);
                 }
+                let of_rank = |rank: usize| all.iter().skip(rank).step_by(ranks);
+                let tokens = (0..ranks).map(|rank| of_rank(rank).map(size).sum::<usize>());
+                most_of_ranks += tokens.max().unwrap_or(0) as f64;
                 for ((most, of), key) in largest.iter_mut().zip([size, masked]) {
-                    let own = step.iter().map(key).max().unwrap_or(0);
+                    let (index, own) = all.iter().map(key).enumerate().max_by_key(|(_, own)| *own).unwrap_or((0, 0));
                     if own > *most {
-                        (*most, *of) = (own, step.clone());
+                        (*most, *of) = (own, of_rank(index % ranks).copied().collect());
                     }
                 }
-                first.get_or_insert(step);
+                first.get_or_insert_with(|| of_rank(0).copied().collect());
             }
         }
         let [(_, most_tokens), (_, most_masked)] = largest;
         let telling = [first.unwrap_or_default(), most_tokens.clone(), most_masked, most_tokens];
-        Self { steps, telling: telling.to_vec(), longest, mean: sums.map(|sum| sum / seen.max(1) as f64) }
+        let mean = sums.map(|sum| sum / (seen.max(1) * ranks as u64) as f64);
+        let imbalance = if sums[0] > 0.0 { most_of_ranks * ranks as f64 / sums[0] } else { 1.0 };
+        Self { steps, telling: telling.to_vec(), longest, mean, imbalance }
     }
 }
 

@@ -5,9 +5,10 @@ use serde::Serialize;
 use weft_kernels::{attention, head_loss, matrix};
 
 use super::batches::MicroBatch;
-use super::ledger::{Fullest, Ledger, Use};
+use super::ledger::{Fullest, Held, Ledger, Use};
 use super::replay::Replay;
 use crate::model::block::{Param, Transformer};
+use crate::parallel::shards::MESSAGE;
 
 /// Bytes around a page that is read of a mapped file, which the system maps with it.
 const FAULT_AROUND: usize = 1 << 16;
@@ -68,6 +69,8 @@ pub struct Work<'a> {
     pub written_bytes: usize,
     /// Threads.
     pub threads: usize,
+    /// Ranks that share the moments.
+    pub ranks: usize,
 }
 
 impl<'a> Work<'a> {
@@ -89,6 +92,7 @@ impl<'a> Work<'a> {
             has_cache: false,
             written_bytes: 0,
             threads: rayon::current_num_threads(),
+            ranks: 1,
         }
     }
 
@@ -139,14 +143,36 @@ impl<'a> Work<'a> {
             for batch in step.iter().filter(|_| self.needs_entropy) {
                 replay.statistics(batch.tokens, batch.answers, config.entropy_precision);
             }
-            let gradients = replay.zero_gradients();
-            for batch in step.iter().filter(|batch| batch.masked > 0) {
-                replay.loss_and_gradients(batch.tokens, batch.masked);
-            }
-            replay.ledger.give(gradients);
+            let gradients = match self.model.params.iter().all(|p| p.trainable) {
+                true => {
+                    let gradients = replay.zero_gradients();
+                    // A layer's gradients travel while those below are computed.
+                    let staged = self.staged(&mut replay);
+                    step.iter().for_each(|batch| backward(&mut replay, batch));
+                    replay.ledger.give(staged);
+                    Some(gradients)
+                }
+                false => {
+                    let gradients = sum_in_tree(&mut replay, step, (0, 1));
+                    let staged = self.staged(&mut replay);
+                    replay.ledger.give(staged);
+                    gradients
+                }
+            };
+            replay.ledger.give(gradients.into_iter().flatten());
         }
         evaluate(&mut replay);
         replay.ledger
+    }
+
+    /// What a bucket's gradients are sent from, received in and summed to.
+    fn staged(&self, replay: &mut Replay) -> Vec<Held> {
+        let len = |id: &usize| self.model.params[*id].weight.rows() * self.model.params[*id].weight.cols();
+        let buckets = self.model.buckets();
+        let largest = buckets.iter().map(|bucket| bucket.iter().map(len).sum::<usize>()).max().unwrap_or(0);
+        let staged = [largest.min(MESSAGE), largest.min(MESSAGE), largest.div_ceil(self.ranks)];
+        let staged = staged.iter().filter(|_| self.ranks > 1);
+        staged.map(|len| replay.ledger.take(Use::Gradients, *len)).collect()
     }
 
     /// Weights, the adapter, and AdamW's moments.
@@ -176,7 +202,7 @@ impl<'a> Work<'a> {
         let weights = params().filter(|(_, p)| !p.is_adapters()).map(stored).sum();
         let adapter = params().filter(|(_, p)| p.is_adapters()).map(|(_, p)| len(p) * size_of::<f32>()).sum();
         let trained: usize = self.model.params.iter().filter(|p| p.trainable).map(len).sum();
-        [weights, adapter, 2 * size_of::<f32>() * trained]
+        [weights, adapter, (2 * size_of::<f32>() * trained).div_ceil(self.ranks)]
     }
 
     /// The largest of what is held outside the pool for a while, while the pool keeps what it had at its fullest.
@@ -211,4 +237,25 @@ impl<'a> Work<'a> {
         let len = block.max(attention::scratch_len(self.longest, config.width / config.heads));
         self.threads * THREAD_VECTORS * len * size_of::<f32>()
     }
+}
+
+/// A micro-batch's pass 2.
+fn backward(replay: &mut Replay, batch: &MicroBatch) {
+    if batch.masked > 0 {
+        replay.loss_and_gradients(batch.tokens, batch.masked);
+    }
+}
+
+/// The tables of gradients that an adapter's step holds, as `train` sums its micro-batches.
+fn sum_in_tree(replay: &mut Replay, step: &[MicroBatch], (first, stride): (usize, usize)) -> Option<Vec<Held>> {
+    let batch = step.get(first)?;
+    if stride >= step.len().next_power_of_two() {
+        let gradients = replay.zero_gradients();
+        backward(replay, batch);
+        return Some(gradients);
+    }
+    let even = sum_in_tree(replay, step, (first, 2 * stride));
+    let odd = sum_in_tree(replay, step, (first + stride, 2 * stride));
+    replay.ledger.give(odd.into_iter().flatten());
+    even
 }

@@ -3,6 +3,7 @@
 //! what runs used.
 
 mod batches;
+mod communication;
 mod ledger;
 mod memory;
 mod remedy;
@@ -26,6 +27,7 @@ use crate::sampler::remasking::Remasking;
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
 
 pub use batches::{Batches, Lengths, MicroBatch};
+pub use communication::Communication;
 pub use memory::{Part, Stored, Work};
 pub use remedy::Remedy;
 pub use time::{Rates, step_seconds as step_time};
@@ -45,6 +47,8 @@ pub struct Plan {
     pub largest_micro_batch: usize,
     /// Optimizer steps of the run.
     pub steps: u64,
+    /// What ranks send each other; of several.
+    pub communication: Option<Communication>,
 }
 
 impl Plan {
@@ -92,6 +96,7 @@ pub struct Planner<'a> {
     prompts: Vec<usize>,
     distinct_ids: usize,
     program_bytes: usize,
+    ranks: usize,
 }
 
 impl<'a> Planner<'a> {
@@ -110,7 +115,12 @@ impl<'a> Planner<'a> {
             }
         }
         let distinct_ids = 1 + is_read.iter().filter(|is_read| **is_read).count();
-        Ok(Self { experiment, base, stored, prompts, distinct_ids, program_bytes })
+        Ok(Self { experiment, base, stored, prompts, distinct_ids, program_bytes, ranks: experiment.ranks.size() })
+    }
+
+    /// Plans for one of so many ranks.
+    pub fn with_ranks(self, ranks: usize) -> Self {
+        Self { ranks, ..self }
     }
 
     /// The plan of the experiment's recipe, in so many bytes or what the machine has.
@@ -130,16 +140,22 @@ impl<'a> Planner<'a> {
             None => vec![],
         };
         let largest_micro_batch = batches.telling.iter().flatten().map(|batch| batch.tokens).max().unwrap_or(0);
-        Ok(Plan { parts, peak_bytes, available_bytes, remedies, largest_micro_batch, steps: batches.steps })
+        let communication = match self.ranks {
+            1 => None,
+            ranks => Some(Communication::of(&self.model(recipe)?, recipe, &batches, ranks)),
+        };
+        let steps = batches.steps;
+        Ok(Plan { parts, peak_bytes, available_bytes, remedies, largest_micro_batch, steps, communication })
     }
 
-    /// Seconds of a mean step at the machine's rates.
+    /// Seconds of a mean step at the machine's rates; of several ranks the one with most tokens, without what they send.
     ///
     /// # Errors
     /// As [`Planner::plan`].
     pub fn step_seconds(&self, rates: Rates) -> Result<f64> {
         let recipe = &self.experiment.recipe;
-        Ok(step_time(&self.model(recipe)?, &self.batches(recipe), &recipe.objective, rates))
+        let batches = self.batches(recipe);
+        Ok(batches.imbalance * step_time(&self.model(recipe)?, &batches, &recipe.objective, rates))
     }
 
     /// The rates of this machine at the recipe's precisions.
@@ -177,7 +193,7 @@ impl<'a> Planner<'a> {
         let train = &self.experiment.train;
         let lengths: Vec<Lengths> =
             train.dataset.examples.iter().map(|e| Lengths::of(e, recipe.data.max_seq_len.0)).collect();
-        Batches::of(recipe, &train.mixture, &lengths)
+        Batches::of_ranks(recipe, &train.mixture, &lengths, self.ranks)
     }
 
     /// The base's outline with what a recipe trains of it.
@@ -216,6 +232,7 @@ impl<'a> Planner<'a> {
             has_cache: recipe.sampler.cache != Caching::None,
             written_bytes: size_of::<f32>() * largest_tensor,
             threads: rayon::current_num_threads(),
+            ranks: self.ranks,
         };
         Ok(work.parts())
     }

@@ -19,6 +19,7 @@ use indicatif::ProgressBar;
 
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
+use crate::parallel::collective::Collective;
 use crate::train::run::lock;
 use findings::Findings;
 use run::Outcome;
@@ -34,38 +35,72 @@ pub struct Outcomes {
     pub times: Vec<Option<timing::Times>>,
 }
 
-/// Reads what is done of a comparison, and does the rest if it `is_wanted`; `tell` hears of every run that ends.
+/// Reads what is done of a comparison, and does the rest if it `is_wanted`; `tell` hears of every run that ends. Ranks deal
+/// the runs among them, and the first ends with every outcome; they share `train.output`.
 ///
 /// # Errors
 /// An outcome of another recipe; whatever stops a run but a loss that isn't finite.
-pub fn go(study: &Study, is_wanted: bool, tell: &(impl Fn(&str) + Sync)) -> Result<Outcomes> {
-    let _lock = is_wanted.then(|| lock(&study.output)).transpose()?;
+pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl Fn(&str) + Sync)) -> Result<Outcomes> {
+    let is_first = ranks.is_first();
+    let _lock = (is_wanted && is_first).then(|| lock(&study.output)).transpose()?;
     // 1. What is there already: told first, and refused where another recipe made it.
-    let runs: Vec<Option<Outcome>> = study.runs.iter().map(|run| run::read(&run.recipe)).collect::<Result<_>>()?;
+    let mut runs = if is_first { read_runs(study)? } else { vec![None; study.runs.len()] };
     make_folder(&study.output)?;
-    let left: VecDeque<usize> = (0..runs.len()).filter(|i| runs[*i].is_none()).collect();
+    let left: Vec<usize> = (0..runs.len()).filter(|i| runs[*i].is_none()).collect();
     tell(&format!("{} runs, {} of them done", runs.len(), runs.len() - left.len()));
     // 2. The bases' scores.
     let mut bases = vec![];
-    for recipe in &study.bases {
+    for recipe in study.bases.iter().filter(|_| is_first) {
         bases.push(match run::read(recipe)? {
             Some(outcome) => outcome,
             None => run::base(recipe)?,
         });
     }
     // 3. The runs, some at a time.
-    let runs = Mutex::new(runs);
     if is_wanted {
-        work(study, left, &runs, tell)?;
+        let left = ranks.bytes_of_first(&serde_json::to_vec(&left).expect("numbers are JSON"));
+        let left: Vec<usize> = serde_json::from_slice(&left).expect("the first wrote it");
+        let own: VecDeque<usize> = left.into_iter().skip(ranks.rank()).step_by(ranks.size()).collect();
+        runs = work_on(ranks, study, own, runs, tell)?;
     }
-    let runs = runs.into_inner().expect("no worker panicked");
-    // 4. Times, with the machine to themselves.
+    if is_first && ranks.size() > 1 {
+        runs = read_runs(study)?;
+    }
+    // 4. Times, with the machine to themselves: ranks that wait would be at work on it.
+    let is_alone = ranks.size() == 1;
     let times_of = |setting: usize| match timing::read(study, setting)? {
-        None if is_wanted && study.table.timing_rounds > 0 => timing::take(study, setting).map(Some),
+        None if is_wanted && is_alone && study.table.timing_rounds > 0 => timing::take(study, setting).map(Some),
         known => Ok(known),
     };
     let times = (0..study.table.settings.len()).map(times_of).collect::<Result<_>>()?;
     Ok(Outcomes { bases, runs, times })
+}
+
+fn read_runs(study: &Study) -> Result<Vec<Option<Outcome>>> {
+    study.runs.iter().map(|run| run::read(&run.recipe)).collect()
+}
+
+/// Does this rank's runs and waits for the others'.
+fn work_on(
+    ranks: &dyn Collective,
+    study: &Study,
+    own: VecDeque<usize>,
+    runs: Vec<Option<Outcome>>,
+    tell: &(impl Fn(&str) + Sync),
+) -> Result<Vec<Option<Outcome>>> {
+    let runs = Mutex::new(runs);
+    match work(study, own, &runs, tell) {
+        // A rank that was asked to stop tells the others first, which may wait for it.
+        Err(stopped @ Error::Stopped { .. }) => {
+            ranks.any(true);
+            return Err(stopped);
+        }
+        worked => worked?,
+    }
+    match ranks.any(false) {
+        true => Err(Error::Run("another rank was asked to stop; start again to go on".to_owned())),
+        false => Ok(runs.into_inner().expect("no worker panicked")),
+    }
 }
 
 /// Does runs in order, `parallel_runs` at a time; after an error none is begun.

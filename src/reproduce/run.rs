@@ -15,6 +15,7 @@ use crate::eval::generations::accuracy_of;
 use crate::experiment::Experiment;
 use crate::files::{make_folder, read_text, write_whole};
 use crate::model::block::Transformer;
+use crate::parallel::Solo;
 use crate::recipe::Recipe;
 use crate::train::checkpoint::differences;
 use crate::train::held_out::nll_bound;
@@ -149,7 +150,7 @@ fn score(
 ) -> Result<Point> {
     let generations = experiment.evaluate(model, text, &ProgressBar::hidden())?;
     let generations = generations.expect("a comparison has a task");
-    let nll_bound = nll_bound(model, experiment.held_out_examples());
+    let nll_bound = nll_bound(&Solo, model, experiment.held_out_examples());
     Ok(Point { step, accuracy: accuracy_of(&generations), nll_bound })
 }
 

@@ -2,13 +2,14 @@
 //! to (seed, epoch, example), so there is no other state but what the guard of steps remembers. A checkpoint is a folder that appears whole by a rename, with
 //! its files' checksums, so that bytes which a disk lost or changed are never trained on.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use weft_kernels::weight::Dtype;
+use weft_kernels::weight::{Dtype, Weight};
 
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
@@ -17,6 +18,7 @@ use super::metrics::tell;
 use super::run::RECIPE;
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
+use crate::model::block::Param;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 use crate::recipe::Recipe;
 
@@ -27,11 +29,27 @@ const KEPT: usize = 2;
 struct State {
     step: u64,
     recipe: Value,
+    /// The ranks that trained.
+    #[serde(default = "one")]
+    ranks: usize,
     /// Example, epoch and length of each answer's reused entropies, which lie one after the other in their tensor.
     #[serde(default)]
     entropies: Vec<(usize, u64, usize)>,
     #[serde(default)]
     guard: Guard,
+}
+
+/// An earlier version had one rank.
+fn one() -> usize {
+    1
+}
+
+/// What a checkpoint holds: the step, reused entropies, and each trained parameter with its moments.
+struct Whole {
+    step: u64,
+    guard: Guard,
+    entropies: Vec<(usize, KeptEntropy)>,
+    tensors: Vec<[Weight; 3]>,
 }
 
 /// The file of a checkpoint's state, and that of its tensors.
@@ -49,30 +67,44 @@ const CHANGEABLE: [&str; 2] = ["train.on_non_finite was", "train.spike_factor wa
 /// The tensor of reused entropies.
 const ENTROPIES: &str = "token_entropy";
 
-/// Saves a checkpoint below the run's folder and drops all but the newest two.
+/// The names of a parameter's moments.
+fn moment_names(param: &Param) -> [String; 2] {
+    ["m.", "v."].map(|prefix| format!("{prefix}{}", param.name))
+}
+
+/// Saves a checkpoint below the run's folder and drops all but the newest two. Every rank calls it; the first writes what
+/// one rank would have written, so that any number of ranks resumes.
 ///
 /// # Errors
 /// A file that can't be written; earlier checkpoints are untouched then.
 pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
+    let trained = trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable);
+    let named: Vec<(usize, &Param, [String; 2])> = trained.map(|(i, p)| (i, p, moment_names(p))).collect();
+    if !trainer.ranks.is_first() {
+        // The first rank asks for a tensor when it writes it, in the names' order.
+        let mut moments: Vec<_> = named.iter().flat_map(|(i, _, [m, v])| [(m, *i, 0), (v, *i, 1)]).collect();
+        moments.sort();
+        moments.into_iter().for_each(|(_, i, moment)| drop(trainer.optimizer.gather(i, moment)));
+        return Ok(());
+    }
     write_folder_whole(&folder_of(output, trainer.step), |partial| {
         let kept = &trainer.entropies.kept;
         let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
-        let names = |i: usize| ["m.", "v."].map(|prefix| format!("{prefix}{}", trainer.model.params[i].name));
-        let trained = trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable);
-        let named: Vec<_> = trained.map(|(i, param)| (i, param, names(i))).collect();
         let mut tensors = vec![];
-        for (i, param, [m, v]) in &named {
+        for (i, param, names) in &named {
             tensors.push(Tensor::of(param, Dtype::F32));
-            tensors.push(Tensor::f32(m, param.shape.clone(), &trainer.optimizer.m[*i]));
-            tensors.push(Tensor::f32(v, param.shape.clone(), &trainer.optimizer.v[*i]));
+            for (moment, name) in names.iter().enumerate() {
+                let gather = move || trainer.optimizer.gather(*i, moment);
+                tensors.push(Tensor::made(name, param.shape.clone(), Box::new(gather)));
+            }
         }
         if !kept.is_empty() {
             tensors.push(Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies));
         }
         write_tensors(&partial.join(TENSORS), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
-        let guard = trainer.guard.clone();
-        let state = State { step: trainer.step, recipe: recipe.clone(), entropies, guard };
+        let (step, ranks, guard) = (trainer.step, trainer.ranks.size(), trainer.guard.clone());
+        let state = State { step, recipe: recipe.clone(), ranks, entropies, guard };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
         write_whole(&partial.join(STATE), text.as_bytes())?;
         write_whole(&partial.join(CHECKSUMS), checksums(partial)?.as_bytes())
@@ -91,11 +123,24 @@ fn drop_old(output: &Path, step: u64) -> Result<()> {
 }
 
 /// Puts the newest whole checkpoint into the trainer; false where there is none yet. A damaged one is told of and the
-/// one before it taken: the run then only has more steps to do again. What a crash left half done is removed.
+/// one before it taken: the run then only has more steps to do again. What a crash left half done is removed. Every rank
+/// calls it; the first reads.
 ///
 /// # Errors
 /// A checkpoint of another recipe, with every setting that differs; damaged ones only; a folder that can't be read.
 pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<bool> {
+    let newest = if trainer.ranks.is_first() { read_newest(output, trainer, recipe)? } else { None };
+    let is_there = trainer.ranks.any(newest.is_some());
+    if is_there {
+        put(trainer, newest.as_ref());
+        if trainer.ranks.is_first() {
+            drop_old(output, trainer.step)?;
+        }
+    }
+    Ok(is_there)
+}
+
+fn read_newest(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<Option<Whole>> {
     let mut damaged = None;
     for step in list(output)?.into_iter().rev() {
         let folder = folder_of(output, step);
@@ -103,8 +148,8 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
         if !folder.exists() {
             continue;
         }
-        match load(&folder, trainer, recipe) {
-            Ok(()) => return drop_old(output, trainer.step).map(|()| true),
+        match read(&folder, trainer, recipe) {
+            Ok(whole) => return Ok(Some(whole)),
             Err(error @ Error::Config { .. }) => return Err(error),
             Err(error) => {
                 tell(&format!("warning: {error}; trying the checkpoint before it"));
@@ -112,19 +157,19 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
             }
         }
     }
-    damaged.map_or(Ok(false), Err)
+    damaged.map_or(Ok(None), Err)
 }
 
-/// The step of a run's newest checkpoint; none where there is none yet, or where it is damaged and
+/// The step of a run's newest checkpoint, which so many ranks go on from; none where there is none yet, or where it is damaged and
 /// [`load_newest`] has to look further.
 ///
 /// # Errors
 /// A checkpoint of another recipe; a folder that can't be read.
-pub fn newest_step(output: &Path, recipe: &Value) -> Result<Option<u64>> {
+pub fn newest_step(output: &Path, recipe: &Value, ranks: usize) -> Result<Option<u64>> {
     let Some(newest) = list(output)?.into_iter().next_back().map(|step| folder_of(output, step)) else {
         return began_with(&output.join(RECIPE), recipe).map(|()| None);
     };
-    match read_state(&newest, recipe) {
+    match read_state(&newest, recipe, ranks) {
         Ok(state) => Ok(Some(state.step)),
         Err(error @ Error::Config { .. }) => Err(error),
         Err(_) => Ok(None),
@@ -132,11 +177,20 @@ pub fn newest_step(output: &Path, recipe: &Value) -> Result<Option<u64>> {
 }
 
 /// A checkpoint's state, of the same recipe.
-fn read_state(folder: &Path, recipe: &Value) -> Result<State> {
+fn read_state(folder: &Path, recipe: &Value, ranks: usize) -> Result<State> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
-    same_recipe(path, &state.recipe, recipe)?;
+    let mut was = state.recipe.clone();
+    if state.ranks != ranks {
+        if let Some(reason) = other_batch(&state, recipe, ranks) {
+            return Err(Error::Config { path, reason });
+        }
+        for key in BATCH {
+            was["train"][key] = recipe["train"][key].clone();
+        }
+    }
+    same_recipe(path, &was, recipe)?;
     Ok(state)
 }
 
@@ -167,21 +221,12 @@ fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
     Ok(())
 }
 
-fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
+fn read(folder: &Path, trainer: &Trainer, recipe: &Value) -> Result<Whole> {
     verify(folder)?;
-    let state = read_state(folder, recipe)?;
+    let state = read_state(folder, recipe, trainer.ranks.size())?;
     let total = check_state(&state, trainer).map_err(|reason| Error::Format { path: folder.join(STATE), reason })?;
     let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
-    let Trainer { model, optimizer, .. } = trainer;
-    for (i, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
-        let mut read = |prefix: &str| tensors.take(&format!("{prefix}{}", param.name), &param.shape);
-        let (weight, m, v) = (read("")?, read("m.")?, read("v.")?);
-        param.weight.make_trainable().copy_from_slice(&weight.to_f32());
-        optimizer.m[i].copy_from_slice(&m.to_f32());
-        optimizer.v[i].copy_from_slice(&v.to_f32());
-    }
-    // Those of a later epoch aren't reusable, should the trainer have been further.
-    trainer.entropies.kept.clear();
+    let mut entropies = vec![];
     if !state.entropies.is_empty() {
         let numbers = tensors.take(ENTROPIES, &[total])?;
         let numbers = numbers.to_f32();
@@ -189,12 +234,83 @@ fn load(folder: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<()> {
         for (example, epoch, len) in state.entropies {
             let own;
             (own, rest) = rest.split_at(len);
-            trainer.entropies.kept.insert(example, KeptEntropy { epoch, token_entropy: own.to_vec() });
+            entropies.push((example, KeptEntropy { epoch, token_entropy: own.to_vec() }));
         }
     }
-    trainer.step = state.step;
-    trainer.guard = state.guard;
-    Ok(())
+    let trained = trainer.model.params.iter().filter(|p| p.trainable);
+    let tensors = trained.map(|param| {
+        let [m, v] = moment_names(param);
+        let mut read = |name: &str| tensors.take(name, &param.shape);
+        Ok([read(&param.name)?, read(&m)?, read(&v)?])
+    });
+    let (step, guard) = (state.step, state.guard);
+    Ok(Whole { step, guard, entropies, tensors: tensors.collect::<Result<_>>()? })
+}
+
+/// A step, kept entropies by their bits, and what the guard remembers.
+type Small = (u64, Vec<(usize, u64, Vec<u32>)>, Guard);
+
+/// Puts what the first rank read into the trainer of each.
+fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
+    let Trainer { ranks, model, optimizer, entropies, .. } = trainer;
+    let is_solo = ranks.size() == 1;
+    // 1. Small things, entropies by their bits.
+    let bits = |k: &KeptEntropy| -> Vec<u32> { k.token_entropy.iter().map(|x| x.to_bits()).collect() };
+    let small = whole.map(|whole| {
+        let kept: Vec<_> = whole.entropies.iter().map(|(example, k)| (example, k.epoch, bits(k))).collect();
+        serde_json::to_vec(&(whole.step, kept, &whole.guard)).expect("numbers are JSON")
+    });
+    let small = ranks.bytes_of_first(&small.unwrap_or_default());
+    let (step, kept, guard): Small = serde_json::from_slice(&small).expect("the first wrote it");
+    (trainer.step, trainer.guard) = (step, guard);
+    // Those of a later epoch aren't reusable, should the trainer have been further.
+    entropies.kept.clear();
+    for (example, epoch, bits) in kept {
+        let token_entropy = bits.into_iter().map(f32::from_bits).collect();
+        entropies.kept.insert(example, KeptEntropy { epoch, token_entropy });
+    }
+    // 2. Parameters, and of the moments each rank's part.
+    let trained = model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable);
+    for (index, (i, param)) in trained.enumerate() {
+        let len = param.weight.rows() * param.weight.cols();
+        let numbers = |part: usize| match whole.map(|whole| whole.tensors[index][part].to_f32()) {
+            Some(numbers) if is_solo => numbers,
+            numbers => {
+                let mut numbers = numbers.map_or_else(|| vec![0.0; len], Cow::into_owned);
+                ranks.broadcast(&mut numbers);
+                numbers.into()
+            }
+        };
+        param.weight.make_trainable().copy_from_slice(&numbers(0));
+        let m = numbers(1);
+        optimizer.put(i, [&m, &numbers(2)]);
+    }
+}
+
+/// The settings that make a global batch, together with the number of ranks.
+const BATCH: [&str; 2] = ["micro_batch_size", "grad_accum_steps"];
+
+/// What is wrong with the global batch of a run that other ranks began: it has to be as large, and to be cut into
+/// micro-batches alike where these mean something.
+fn other_batch(state: &State, recipe: &Value, ranks: usize) -> Option<String> {
+    let sizes = |of: &Value| BATCH.map(|key| of["train"][key].as_u64().unwrap_or(1));
+    let [micro, accum] = sizes(&state.recipe);
+    let [new_micro, new_accum] = sizes(recipe);
+    let (was, is) = (micro * accum * state.ranks as u64, new_micro * new_accum * ranks as u64);
+    let by_micro_batch = recipe["data"]["padding"] == "eos" || recipe["objective"]["reference"] == "batch";
+    if was == is && !(by_micro_batch && micro != new_micro) {
+        return None;
+    }
+    let fits = [micro, new_micro, 1].into_iter().find(|m| was.is_multiple_of(m * ranks as u64));
+    let fix = match fits.filter(|m| !by_micro_batch || *m == micro) {
+        Some(m) => format!("set train.micro_batch_size={m} and train.grad_accum_steps={}", was / (m * ranks as u64)),
+        None => format!("start a number of ranks of which {was} examples are a multiple"),
+    };
+    Some(format!(
+        "the run to resume has {was} examples in a step (train.micro_batch_size {micro}, train.grad_accum_steps {accum}, \
+         ranks {}) and now it would have {is} (micro-batches of {new_micro}, {new_accum} of them, ranks {ranks}); {fix}",
+        state.ranks
+    ))
 }
 
 /// Refuses a checkpoint whose bytes aren't those that were written. One of an earlier version has no checksums.

@@ -3,12 +3,14 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use super::Trainer;
 use super::guard::{MOST_IN_A_ROW, OnNonFinite, Reason, Skip};
+use super::noised::{MicroBatch, Noised, rows};
 use super::optimizer::gradient_norm;
-use super::{Noised, Trainer, rows};
+use super::told::Told;
 use crate::error::{Error, Result};
 use crate::model::batch::Batch;
-use crate::objective::NoisedAnswer;
+use crate::objective::{Counts, NoisedAnswer};
 
 /// Examples that are told one by one.
 const MOST_TOLD: usize = 4;
@@ -72,9 +74,11 @@ impl Display for WrongExample {
 
 /// What a step computed before its update.
 pub(super) struct Computed<'a> {
-    pub(super) sequences: &'a [Noised],
-    pub(super) answers: &'a [NoisedAnswer],
-    pub(super) weights: &'a [Vec<f32>],
+    /// This rank's micro-batches.
+    pub(super) own: &'a [MicroBatch],
+    /// The whole step's answers.
+    pub(super) told: &'a [Told],
+    pub(super) counts: Counts,
     pub(super) loss: f64,
     pub(super) grad_norm: f64,
 }
@@ -85,7 +89,7 @@ impl Trainer {
     /// # Errors
     /// Numbers that aren't finite, unless the recipe says to pass over them; the last of too many steps in a row.
     pub(super) fn skip(&self, reason: Reason, computed: Computed, epoch: u64) -> Result<Skip> {
-        let examples = computed.sequences.iter().map(|s| s.turn.example).collect();
+        let examples = computed.told.iter().map(|answer| answer.example).collect();
         let is_last = self.guard.in_a_row + 1 >= MOST_IN_A_ROW;
         let why = match reason {
             Reason::NonFinite => {
@@ -116,22 +120,36 @@ impl Trainer {
         Ok(Skip { reason, why, examples })
     }
 
-    /// Which of a step's examples go wrong by themselves, and where the first of them does.
+    /// Which of a step's examples go wrong by themselves, and where the first of them does. Each rank looks at its own and
+    /// tells the others.
     fn diagnose(&self, computed: &Computed, epoch: u64) -> Diagnosis {
-        let &Computed { sequences, answers, weights, loss, grad_norm } = computed;
-        let (mut wrong, mut place) = (vec![], None);
-        for (i, sequence) in sequences.iter().enumerate() {
-            let by_itself = (&sequences[i..=i], &answers[i..=i], &weights[i..=i]);
-            let Some(of_example) = self.wrong_place(by_itself, epoch) else { continue };
-            wrong.push(WrongExample { example: sequence.turn.example, t: answers[i].t, row: None });
-            place = place.or(Some(of_example));
+        let &Computed { own, told, counts, loss, grad_norm } = computed;
+        let mut found: Vec<(usize, f64, String)> = vec![];
+        for MicroBatch { sequences, answers } in own {
+            let weights = self.job.objective.loss_weights_within(answers, counts);
+            for (i, sequence) in sequences.iter().enumerate() {
+                let by_itself = (&sequences[i..=i], &answers[i..=i], &weights[i..=i]);
+                let Some(place) = self.wrong_place(by_itself, epoch) else { continue };
+                found.push((sequence.turn.example, answers[i].t, place));
+            }
         }
+        if self.ranks.size() > 1 {
+            let all = self.ranks.all_gather_bytes(&serde_json::to_vec(&found).expect("places are JSON"));
+            let of_rank = |bytes: Vec<u8>| -> Vec<(usize, f64, String)> {
+                serde_json::from_slice(&bytes).expect("every rank writes the same form")
+            };
+            found = all.into_iter().flat_map(of_rank).collect();
+            let turn = |example: usize| told.iter().position(|answer| answer.example == example);
+            found.sort_by_key(|(example, ..)| turn(*example));
+        }
+        let place = found.first().map(|(.., place)| place.clone());
+        let wrong = found.into_iter().map(|(example, t, _)| WrongExample { example, t, row: None });
         Diagnosis {
             step: self.step + 1,
             loss,
             grad_norm,
-            examples: sequences.len(),
-            wrong,
+            examples: told.len(),
+            wrong: wrong.collect(),
             place: place.unwrap_or_else(|| "each of its examples is finite by itself, their sum is not".to_owned()),
             skipped_before: self.guard.in_a_row,
         }
@@ -159,7 +177,7 @@ impl Trainer {
             masked = rows(sequence, |_, _| true);
         }
         let mut grads = self.model.zero_gradients();
-        let (loss, _) = self.backward(sequence, answer, weights, epoch, &mut grads);
+        let (loss, _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));
         if !is_idle && loss.is_finite() && gradient_norm(&grads).is_finite() {
             return None;
         }

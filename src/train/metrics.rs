@@ -86,6 +86,7 @@ impl Metrics {
     pub fn step(&mut self, report: &StepReport, step_secs: f64) -> Result<()> {
         self.tokens += report.tokens;
         self.train_secs += step_secs;
+        let is_parallel = report.traffic.sent_bytes > 0;
         let tokens_per_second = self.tokens as f64 / self.train_secs;
         self.write(json!({
             "step": report.step,
@@ -103,6 +104,8 @@ impl Metrics {
             "skipped_steps": report.skipped_steps,
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_secs,
+            "sent_bytes": is_parallel.then_some(report.traffic.sent_bytes),
+            "communication_seconds": is_parallel.then_some(report.traffic.seconds),
         }))?;
         if let Some(skip) = &report.skipped {
             self.line(&format!("passed over {}", skip.why));

@@ -1,29 +1,95 @@
-//! AdamW over the model's trainable parameters, with the gradient's norm clipped. The update of one tensor is
-//! `weft_kernels::adamw`.
+//! AdamW over the model's trainable parameters, with the gradient's norm clipped. Each rank keeps the moments of its part
+//! and updates that (ZeRO-1); one rank alone has everything. The update of one tensor is `weft_kernels::adamw`, the
+//! parts are `parallel::shards`'.
 
-use weft_kernels::adamw::{AdamW, sum_of_squares};
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::sync::mpsc;
 
-use crate::model::block::{Gradients, Param, Transformer};
+use weft_kernels::adamw::{AdamW, chunk_sums};
+
+use super::gradients::Finished;
+use crate::model::block::{Gradients, ParamId, Transformer};
+use crate::parallel::collective::{Ranks, solo};
+use crate::parallel::shards::{Shards, Table};
 use crate::recipe::TrainTable;
 
-/// First and second moments of each parameter, empty for a frozen one.
-#[derive(Clone, Debug)]
+/// First and second moments of this rank's part of each parameter, empty for a frozen one.
+#[derive(Clone)]
 pub struct Optimizer {
     /// First moments.
     pub m: Vec<Vec<f32>>,
     /// Second moments.
     pub v: Vec<Vec<f32>>,
+    /// Whether finished buckets travel while the rest is computed; not a bit depends on it.
+    pub overlaps: bool,
+    shards: Shards,
+    ranks: Ranks,
 }
 
 impl Optimizer {
-    /// Moments of zero.
+    /// Moments of zero, of one rank alone.
     pub fn new(model: &Transformer) -> Self {
-        let trained = |p: &Param| if p.trainable { p.weight.rows() * p.weight.cols() } else { 0 };
-        let zeros: Vec<Vec<f32>> = model.params.iter().map(|p| vec![0.0; trained(p)]).collect();
-        Self { m: zeros.clone(), v: zeros }
+        Self::on(solo(), model)
     }
 
-    /// One update at a step counted from 0, the gradient scaled down to `max_grad_norm` where its norm is larger.
+    /// Moments of zero at one of several ranks.
+    pub fn on(ranks: Ranks, model: &Transformer) -> Self {
+        let shards = Shards::new(model, ranks.size());
+        let zeros = |id: ParamId| vec![0.0; shards.part(id, ranks.rank()).len()];
+        let zeros: Vec<Vec<f32>> = (0..model.params.len()).map(zeros).collect();
+        Self { m: zeros.clone(), v: zeros, overlaps: true, shards, ranks }
+    }
+
+    /// Sums every rank's gradients, those that `work` returns, and leaves this rank its part of them. Buckets that `work`
+    /// hands over when they are finished travel while it goes on; a thread of its own waits for them.
+    pub fn reduce_beside(&self, work: &mut dyn FnMut(Finished) -> Gradients) -> Gradients {
+        let buckets = self.shards.buckets();
+        if self.ranks.size() == 1 {
+            return work(&mut |_, _| {});
+        }
+        std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::channel::<Table>();
+            let summing = scope.spawn(move || {
+                let sums = receiver.into_iter().enumerate();
+                sums.flat_map(|(bucket, table)| self.shards.reduce(&*self.ranks, bucket, table)).collect::<Table>()
+            });
+            let handed = Cell::new(0);
+            let mut hand_over = |bucket: usize, grads: &mut Gradients| {
+                assert_eq!(bucket, handed.replace(bucket + 1), "every rank hands over in the same order");
+                let take = |id: &ParamId| (*id, grads[*id].take().expect("what is trained has a gradient"));
+                // A thread that panicked is found below.
+                let _ = sender.send(buckets[bucket].iter().map(take).collect());
+            };
+            let mut grads = match self.overlaps {
+                true => work(&mut hand_over),
+                false => work(&mut |_, _| {}),
+            };
+            (handed.get()..buckets.len()).for_each(|bucket| hand_over(bucket, &mut grads));
+            drop(sender);
+            let sums = summing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            sums.into_iter().for_each(|(id, sum)| grads[id] = Some(sum));
+            grads
+        })
+    }
+
+    /// The norm of all gradients together, of which this rank has its part; the same bits for any number of ranks.
+    pub fn gradient_norm(&self, grads: &Gradients) -> f64 {
+        if self.ranks.size() == 1 {
+            return gradient_norm(grads);
+        }
+        let own: Vec<f64> = grads.iter().flatten().flat_map(|part| chunk_sums(part)).collect();
+        let of_ranks = self.ranks.all_gather_f64(&own);
+        let mut of_ranks: Vec<_> = of_ranks.iter().map(|sums| sums.iter()).collect();
+        let whole = |id: ParamId| -> f64 {
+            let chunks = |rank: usize| self.shards.part(id, rank).len().div_ceil(weft_kernels::adamw::CHUNK);
+            of_ranks.iter_mut().enumerate().flat_map(|(rank, sums)| sums.take(chunks(rank))).sum()
+        };
+        (0..grads.len()).filter(|id| grads[*id].is_some()).map(whole).sum::<f64>().sqrt()
+    }
+
+    /// One update at a step counted from 0, of gradients that [`Optimizer::reduce_beside`] left, scaled down to `max_grad_norm`
+    /// where their norm is larger.
     pub fn update(
         &mut self,
         model: &mut Transformer,
@@ -45,8 +111,22 @@ impl Optimizer {
                 weight_decay: if param.shape.len() == 1 { 0.0 } else { settings.weight_decay as f32 },
                 step: step + 1,
             };
-            adamw.update(param.weight.make_trainable(), &mut self.m[i], &mut self.v[i], grad, grad_scale);
+            let own = self.shards.part(i, self.ranks.rank());
+            adamw.update(&mut param.weight.make_trainable()[own], &mut self.m[i], &mut self.v[i], grad, grad_scale);
         }
+        self.shards.spread(&*self.ranks, model);
+    }
+
+    /// A parameter's whole first (0) or second (1) moments; every rank calls it.
+    pub fn gather(&self, id: ParamId, moment: usize) -> Cow<'_, [f32]> {
+        self.shards.gather(&*self.ranks, id, &[&self.m, &self.v][moment][id])
+    }
+
+    /// Takes this rank's part of a parameter's whole moments.
+    pub fn put(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
+        let own = self.shards.part(id, self.ranks.rank());
+        self.m[id].copy_from_slice(&m[own.clone()]);
+        self.v[id].copy_from_slice(&v[own]);
     }
 }
 
@@ -60,5 +140,5 @@ pub fn train_everything(model: &mut Transformer) {
 
 /// The norm of all gradients together.
 pub fn gradient_norm(grads: &Gradients) -> f64 {
-    grads.iter().flatten().map(|g| sum_of_squares(g)).sum::<f64>().sqrt()
+    grads.iter().flatten().map(|g| chunk_sums(g).iter().sum::<f64>()).sum::<f64>().sqrt()
 }

@@ -90,7 +90,9 @@ pub fn train(
     resume: bool,
     quiet: bool,
 ) -> Result<Summary> {
-    check_output(output, resume)?;
+    if trainer.ranks.is_first() {
+        check_output(output, resume)?;
+    }
     let bar = match quiet {
         true => ProgressBar::hidden(),
         false => ProgressBar::with_draw_target(Some(trainer.num_steps()), ProgressDrawTarget::stderr()),
@@ -100,12 +102,13 @@ pub fn train(
     run.finish(trainer)
 }
 
-/// A run in its folder, which goes on as far as it is asked to.
+/// A run in its folder, which goes on as far as it is asked to. Every rank has one; the first writes and tells.
 pub struct Run<'a> {
     held_out: &'a [Example],
     output: &'a Path,
     recipe: Value,
-    metrics: Metrics,
+    /// Of the first rank.
+    metrics: Option<Metrics>,
     summary: Summary,
 }
 
@@ -122,14 +125,24 @@ impl<'a> Run<'a> {
         recipe: Value,
         progress: Progress,
     ) -> Result<Self> {
-        make_folder(output)?;
-        if checkpoint::load_newest(output, trainer, &recipe)? && progress.tells {
+        let is_first = trainer.ranks.is_first();
+        if is_first {
+            make_folder(output)?;
+        }
+        if checkpoint::load_newest(output, trainer, &recipe)? && progress.tells && is_first {
             tell(&format!("resuming at step {}", trainer.step));
         }
-        let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
-        write_whole(&output.join(RECIPE), serde_json::to_string_pretty(&saved).expect("a recipe is JSON").as_bytes())?;
         let first_step = trainer.step;
-        let (metrics, Earlier { train_secs, held_out: earlier }) = Metrics::open(output, first_step, progress)?;
+        let (metrics, Earlier { train_secs, held_out: earlier }) = match is_first {
+            true => {
+                let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
+                let saved = serde_json::to_string_pretty(&saved).expect("a recipe is JSON");
+                write_whole(&output.join(RECIPE), saved.as_bytes())?;
+                let (metrics, earlier) = Metrics::open(output, first_step, progress)?;
+                (Some(metrics), earlier)
+            }
+            false => (None, Earlier::default()),
+        };
         let (entropy_drift, skipped) = (None, Skipped::default());
         let summary = Summary { first_step, last: None, held_out: earlier, entropy_drift, skipped, train_secs };
         let mut run = Self { held_out, output, recipe, metrics, summary };
@@ -152,17 +165,20 @@ impl<'a> Run<'a> {
             let report = trainer.step()?;
             let step_secs = start.elapsed().as_secs_f64();
             self.summary.train_secs += step_secs;
-            self.metrics.step(&report, step_secs)?;
+            if let Some(metrics) = &mut self.metrics {
+                metrics.step(&report, step_secs)?;
+            }
             if is_due(report.step, eval_every) {
                 self.evaluate(trainer)?;
             }
-            let stops = interrupt::is_asked() && report.step < num_steps;
+            // A signal reaches ranks at different moments: they stop after the same step.
+            let stops = trainer.ranks.any(interrupt::is_asked()) && report.step < num_steps;
             if stops || is_due(report.step, checkpoint_every) {
-                self.metrics.sync()?;
+                self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
                 checkpoint::save(self.output, trainer, &self.recipe)?;
             }
             if stops {
-                self.metrics.finish();
+                self.metrics.iter().for_each(Metrics::finish);
                 return Err(Error::Stopped { step: report.step, output: self.output.to_owned() });
             }
             self.summary.last = Some(report);
@@ -175,8 +191,10 @@ impl<'a> Run<'a> {
     /// # Errors
     /// A file that can't be written.
     pub fn finish(self, trainer: &Trainer) -> Result<Summary> {
-        self.metrics.finish();
-        self.metrics.sync()?;
+        if let Some(metrics) = &self.metrics {
+            metrics.finish();
+            metrics.sync()?;
+        }
         Ok(Summary { entropy_drift: trainer.entropy_drift(), skipped: trainer.guard.skipped, ..self.summary })
     }
 
@@ -184,8 +202,10 @@ impl<'a> Run<'a> {
         if self.held_out.is_empty() {
             return Ok(());
         }
-        let loss = nll_bound(&trainer.model, self.held_out);
-        self.metrics.held_out(trainer.step, loss)?;
+        let loss = nll_bound(&*trainer.ranks, &trainer.model, self.held_out);
+        if let Some(metrics) = &mut self.metrics {
+            metrics.held_out(trainer.step, loss)?;
+        }
         let first = self.summary.held_out.map_or(loss, |[first, _]| first);
         self.summary.held_out = Some([first, loss]);
         Ok(())

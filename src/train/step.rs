@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::entropy_reuse::Drift;
 use super::guard::Skip;
-use crate::objective::NoisedAnswer;
+use crate::parallel::collective::Traffic;
 
 /// The shares of a step's answer tokens that lie below [`EntropySummary::quantiles`].
 pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
@@ -26,7 +26,7 @@ pub struct StepReport {
     pub tokens: usize,
     /// The share of answer tokens that was masked.
     pub masked_share: f64,
-    /// Which answer tokens were, example for example.
+    /// Which answer tokens were, example for example; of several ranks this one's.
     pub masked: Vec<Vec<bool>>,
     /// The answer tokens' entropies, where the objective asks for them.
     pub entropy: Option<EntropySummary>,
@@ -38,6 +38,8 @@ pub struct StepReport {
     pub skipped_steps: u64,
     /// Where the time went.
     pub phases: Phases,
+    /// What this rank sent to others, and the part of that time that it took.
+    pub traffic: Traffic,
 }
 
 /// Seconds of a step's parts.
@@ -67,13 +69,13 @@ pub struct EntropySummary {
 }
 
 impl EntropySummary {
-    /// The summary of some entropies and of the answers that were noised by them; `None` where there are none.
-    pub fn of(mut token_entropy: Vec<f32>, answers: &[NoisedAnswer]) -> Option<Self> {
+    /// The summary of some entropies and of the relative uncertainties they came to; `None` where there are none.
+    pub fn of(mut token_entropy: Vec<f32>, relative_uncertainty: impl Iterator<Item = f32>) -> Option<Self> {
         let last = token_entropy.len().checked_sub(1)?;
         let mean = token_entropy.iter().map(|h| f64::from(*h)).sum::<f64>() / token_entropy.len() as f64;
         token_entropy.sort_by(f32::total_cmp);
         let quantiles = QUANTILES.map(|q| f64::from(token_entropy[(q * last as f64).round() as usize]));
-        let r: Vec<f64> = answers.iter().flat_map(|a| &a.relative_uncertainty).map(|r| f64::from(*r)).collect();
+        let r: Vec<f64> = relative_uncertainty.map(f64::from).collect();
         let mean_r = r.iter().sum::<f64>() / r.len() as f64;
         let squares: f64 = r.iter().map(|r| (r - mean_r).powi(2)).sum();
         Some(Self { mean, quantiles, uncertainty_spread: (squares / r.len() as f64).sqrt() })

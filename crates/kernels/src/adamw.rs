@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use crate::exp::vectorised;
 
-/// Numbers per task.
-const CHUNK: usize = 1 << 14;
+/// Numbers per task, and per sum of squares.
+pub const CHUNK: usize = 1 << 14;
 
 /// The update's constants at one step.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +24,10 @@ pub struct AdamW {
     pub step: u64,
 }
 
-/// The sum of squares in f64, in an order that doesn't depend on the threads.
-pub fn sum_of_squares(x: &[f32]) -> f64 {
+/// The sums of squares of chunks of [`CHUNK`] numbers, in f64; their sum in order doesn't depend on the threads.
+pub fn chunk_sums(x: &[f32]) -> Vec<f64> {
     let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-    let sums: Vec<f64> = x.par_chunks(CHUNK).map(of_chunk).collect();
-    sums.iter().sum()
+    x.par_chunks(CHUNK).map(of_chunk).collect()
 }
 
 impl AdamW {

@@ -1,0 +1,127 @@
+//! What ranks say to each other. Every rank makes the same calls in the same order; a call returns when this rank's part
+//! of it is done. Sums are the caller's, in an order of its own, so that they don't depend on an engine's algorithm.
+
+use std::sync::Arc;
+
+/// The ranks of a run, as one of them sees them.
+pub type Ranks = Arc<dyn Collective>;
+
+/// What was sent to other ranks so far, and the time that it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Bytes that this rank sent.
+    pub sent_bytes: u64,
+    /// Seconds that this rank was within calls, waiting for slower ranks included.
+    pub seconds: f64,
+}
+
+impl Traffic {
+    /// What came on top of an earlier state.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { sent_bytes: self.sent_bytes - earlier.sent_bytes, seconds: self.seconds - earlier.seconds }
+    }
+}
+
+/// An engine that moves numbers between ranks.
+pub trait Collective: Send + Sync {
+    /// This rank, counted from 0.
+    fn rank(&self) -> usize;
+
+    /// How many there are.
+    fn size(&self) -> usize;
+
+    /// Sends each rank its block of `send`, the next `counts[rank]` numbers; `received` gets this rank's block of every
+    /// rank, in their order.
+    ///
+    /// # Shapes
+    /// `send` `[sum of counts]`, `counts` `[size]` and the same at every rank, `received` `[size * counts[own rank]]`.
+    fn exchange(&self, send: &[f32], counts: &[usize], received: &mut [f32]);
+
+    /// Every rank's numbers at every rank, in the order of ranks.
+    ///
+    /// # Shapes
+    /// `own` `[counts[own rank]]`, `counts` `[size]`, `all` `[sum of counts]`.
+    fn all_gather(&self, own: &[f32], counts: &[usize], all: &mut [f32]);
+
+    /// Every rank's bytes at every rank, in the order of ranks; they may differ in length.
+    fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>>;
+
+    /// Rank 0's numbers at every rank.
+    fn broadcast(&self, numbers: &mut [f32]);
+
+    /// What was sent so far.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+
+    /// Whether this is the rank that prints and writes.
+    fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Whether something holds at any rank.
+    fn any(&self, holds: bool) -> bool {
+        self.size() > 1 && self.all_gather_bytes(&[u8::from(holds)]).iter().any(|bytes| bytes[0] != 0) || holds
+    }
+
+    /// Returns when every rank has come here.
+    fn wait(&self) {
+        self.any(false);
+    }
+
+    /// Every rank's numbers at every rank; they may differ in length.
+    fn all_gather_f64(&self, own: &[f64]) -> Vec<Vec<f64>> {
+        if self.size() == 1 {
+            return vec![own.to_vec()];
+        }
+        let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        self.all_gather_bytes(&bytes).iter().map(|all| all.chunks(8).map(number).collect()).collect()
+    }
+
+    /// Each rank's list of what it did of a row of tasks, task `i` at rank `i % size`, as one list in the tasks' order.
+    fn all_gather_dealt(&self, own: &[f64]) -> Vec<f64> {
+        let all = self.all_gather_f64(own);
+        let count: usize = all.iter().map(Vec::len).sum();
+        (0..count).map(|i| all[i % self.size()][i / self.size()]).collect()
+    }
+
+    /// Rank 0's bytes at every rank.
+    fn bytes_of_first(&self, own: &[u8]) -> Vec<u8> {
+        let own = if self.is_first() { own } else { &[] };
+        self.all_gather_bytes(own).swap_remove(0)
+    }
+}
+
+/// One rank alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Solo;
+
+/// The ranks of a run that has one.
+pub fn solo() -> Ranks {
+    Arc::new(Solo)
+}
+
+impl Collective for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn exchange(&self, send: &[f32], _counts: &[usize], received: &mut [f32]) {
+        received.copy_from_slice(send);
+    }
+
+    fn all_gather(&self, own: &[f32], _counts: &[usize], all: &mut [f32]) {
+        all.copy_from_slice(own);
+    }
+
+    fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
+        vec![own.to_vec()]
+    }
+
+    fn broadcast(&self, _numbers: &mut [f32]) {}
+}

@@ -1,0 +1,200 @@
+//! How the numbers of a model's parameters are split among ranks: of every bucket, some parameters whose gradients travel
+//! together, each rank has a contiguous part, as large as the others'. A part's gradient is summed, its moments are kept
+//! and its update is made at its rank alone (ZeRO-1); gradients go there, updated numbers come back.
+//!
+//! # Source
+//! Rajbhandari, Rasley, Ruwase and He, ZeRO, arXiv 1910.02054, section 5.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use weft_kernels::adamw::CHUNK;
+use weft_kernels::buffer::Buffer;
+
+use super::collective::Collective;
+use crate::model::block::{ParamId, Transformer};
+
+/// Most numbers of a message, of all ranks' parts together: what is staged beside the parameters.
+pub const MESSAGE: usize = 1 << 24;
+
+/// The parts of every rank.
+#[derive(Clone, Debug)]
+pub struct Shards {
+    buckets: Vec<Vec<ParamId>>,
+    /// Where the part of each rank ends, for every parameter; nothing for a frozen one.
+    ends: Vec<Vec<usize>>,
+    size: usize,
+}
+
+/// Some parameters' gradients.
+pub type Table = Vec<(ParamId, Buffer)>;
+
+/// A stretch of a parameter.
+type Stretch = (ParamId, Range<usize>);
+
+impl Shards {
+    /// Splits what is trained of a model among so many ranks.
+    pub fn new(model: &Transformer, size: usize) -> Self {
+        let len = |id: ParamId| model.params[id].weight.rows() * model.params[id].weight.cols();
+        let buckets = model.buckets();
+        let mut ends = vec![vec![]; model.params.len()];
+        for bucket in &buckets {
+            let total: usize = bucket.iter().map(|id| len(*id)).sum();
+            let mut start = 0;
+            for &id in bucket {
+                // Cut at the chunks of sums of squares, so that these are the same for any number of ranks.
+                let end = |rank: usize| match (total * rank / size).saturating_sub(start) {
+                    end if end >= len(id) => len(id),
+                    end => end / CHUNK * CHUNK,
+                };
+                ends[id] = (1..=size).map(end).collect();
+                start += len(id);
+            }
+        }
+        Self { buckets, ends, size }
+    }
+
+    /// The buckets, in the order in which backward finishes them.
+    pub fn buckets(&self) -> &[Vec<ParamId>] {
+        &self.buckets
+    }
+
+    /// A rank's part of a parameter.
+    pub fn part(&self, id: ParamId, rank: usize) -> Range<usize> {
+        let ends = &self.ends[id];
+        let start = rank.checked_sub(1).map_or(0, |before| ends.get(before).copied().unwrap_or(0));
+        start..ends.get(rank).copied().unwrap_or(0)
+    }
+
+    /// Sums every rank's gradients of a bucket: this rank's part of each.
+    pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: Table) -> Table {
+        let rank = ranks.rank();
+        let part = |(id, _): &(ParamId, Buffer)| (*id, Buffer::unset(self.part(*id, rank).len()));
+        let mut sums: Table = grads.iter().map(part).collect();
+        let at = |id: ParamId| self.buckets[bucket].iter().position(|of| *of == id).expect("it is of this bucket");
+        for pieces in self.messages(bucket) {
+            let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
+            let mut send = Buffer::unset(counts.iter().sum());
+            fill(&mut send, pieces.iter().flatten(), |id| &grads[at(id)].1);
+            let own = counts[rank];
+            let mut received = Buffer::unset(own * self.size);
+            ranks.exchange(&send, &counts, &mut received);
+            drop(send);
+            sum_blocks(&mut received, own, self.size);
+            let mut rest = &received[..own];
+            for (id, stretch) in &pieces[rank] {
+                let start = self.part(*id, rank).start;
+                let numbers;
+                (numbers, rest) = rest.split_at(stretch.len());
+                sums[at(*id)].1[stretch.start - start..stretch.end - start].copy_from_slice(numbers);
+            }
+        }
+        sums
+    }
+
+    /// Puts every rank's part of the trained parameters into all.
+    pub fn spread(&self, ranks: &dyn Collective, model: &mut Transformer) {
+        let buckets = if self.size == 1 { 0 } else { self.buckets.len() };
+        for pieces in (0..buckets).flat_map(|bucket| self.messages(bucket)) {
+            let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
+            let mut own = Buffer::unset(counts[ranks.rank()]);
+            let mut all = Buffer::unset(counts.iter().sum());
+            let numbers = |id: ParamId| match model.params[id].weight.to_f32() {
+                Cow::Borrowed(numbers) => numbers,
+                Cow::Owned(_) => unreachable!("what is trained is stored as f32"),
+            };
+            fill(&mut own, &pieces[ranks.rank()], numbers);
+            ranks.all_gather(&own, &counts, &mut all);
+            let mut rest = &*all;
+            for (id, stretch) in pieces.iter().flatten() {
+                let numbers;
+                (numbers, rest) = rest.split_at(stretch.len());
+                model.params[*id].weight.make_trainable()[stretch.clone()].copy_from_slice(numbers);
+            }
+        }
+    }
+
+    /// A whole of every rank's part of a parameter-shaped tensor.
+    pub fn gather<'a>(&self, ranks: &dyn Collective, id: ParamId, own: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.size == 1 {
+            return own.into();
+        }
+        let counts: Vec<usize> = (0..self.size).map(|rank| self.part(id, rank).len()).collect();
+        let mut all = vec![0.0; counts.iter().sum()];
+        ranks.all_gather(own, &counts, &mut all);
+        all.into()
+    }
+
+    /// The stretches of each rank's part that travel in one message, message after message.
+    fn messages(&self, bucket: usize) -> Vec<Vec<Vec<Stretch>>> {
+        let limit = (MESSAGE / self.size).max(1);
+        let cut = |rank: usize| {
+            let (mut messages, mut room) = (vec![vec![]], limit);
+            for &id in &self.buckets[bucket] {
+                let mut part = self.part(id, rank);
+                while !part.is_empty() {
+                    let len = part.len().min(room);
+                    messages.last_mut().expect("there is one").push((id, part.start..part.start + len));
+                    (part.start, room) = (part.start + len, room - len);
+                    if room == 0 {
+                        messages.push(vec![]);
+                        room = limit;
+                    }
+                }
+            }
+            messages
+        };
+        let mut of_ranks: Vec<std::vec::IntoIter<Vec<Stretch>>> = (0..self.size).map(|r| cut(r).into_iter()).collect();
+        let count = of_ranks.iter().map(|messages| messages.len()).max().unwrap_or(0);
+        let next = |_| of_ranks.iter_mut().map(|messages| messages.next().unwrap_or_default()).collect();
+        (0..count).map(next).collect()
+    }
+}
+
+/// Adds blocks of so many numbers to the first: even ones and odd ones apart, and so on, the last splits first; the tree
+/// that a rank's own micro-batches are summed in goes on with it.
+fn sum_blocks(blocks: &mut [f32], len: usize, count: usize) {
+    let mut stride = count.next_power_of_two() / 2;
+    while stride > 0 {
+        let (to, from) = blocks.split_at_mut(stride * len);
+        let summed = (count - stride).min(stride) * len;
+        // On this thread alone: the others may be at work on the next bucket.
+        to[..summed].iter_mut().zip(&from[..summed]).for_each(|(to, from)| *to += from);
+        stride /= 2;
+    }
+}
+
+fn len_of(piece: &[Stretch]) -> usize {
+    piece.iter().map(|(_, stretch)| stretch.len()).sum()
+}
+
+/// Copies stretches of some tensors one after the other.
+fn fill<'a, 'n>(to: &mut [f32], stretches: impl IntoIterator<Item = &'a Stretch>, of: impl Fn(ParamId) -> &'n [f32]) {
+    let mut rest = to;
+    for (id, stretch) in stretches {
+        let numbers;
+        (numbers, rest) = rest.split_at_mut(stretch.len());
+        numbers.copy_from_slice(&of(*id)[stretch.clone()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_summed_even_and_odd_apart() {
+        // Numbers whose sum depends on the order.
+        let x = [1e8f32, 1.0, -1e8, 3.0, 0.25];
+        let sum = |count: usize| {
+            let mut blocks: Vec<f32> = x[..count].iter().flat_map(|x| [*x, 2.0 * x]).collect();
+            sum_blocks(&mut blocks, 2, count);
+            [blocks[0], blocks[1]]
+        };
+        let [a, b, c, d, e] = x;
+        for (count, expected) in [(1, a), (2, a + b), (3, (a + c) + b), (4, (a + c) + (b + d))] {
+            assert_eq!(sum(count), [expected, 2.0 * expected], "{count} blocks");
+        }
+        assert_eq!(sum(5)[0], ((a + e) + c) + (b + d));
+    }
+}

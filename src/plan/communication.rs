@@ -1,0 +1,55 @@
+//! What ranks send each other in a step: bytes by formula, from what a run's ranks really count as sent.
+
+use serde::Serialize;
+use weft_kernels::adamw::CHUNK;
+
+use super::batches::Batches;
+use crate::model::block::Transformer;
+use crate::recipe::Recipe;
+
+/// Bytes that a rank sends in a mean step, and how even the ranks' parts are.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Communication {
+    /// Ranks.
+    pub ranks: usize,
+    /// Gradients to the ranks that sum them: `4 P (N - 1) / N` of `P` trained numbers.
+    pub gradient_bytes: f64,
+    /// Updated numbers to everyone: as many again.
+    pub update_bytes: f64,
+    /// What is told of answers, entropies first of all, sums of squares and losses.
+    pub told_bytes: f64,
+    /// Tokens of the rank that has most in a step, over the mean: the others wait for it.
+    pub imbalance: f64,
+}
+
+/// Bytes that are told of an answer beside its entropies.
+const HEADER: f64 = 64.0;
+
+impl Communication {
+    /// Of a recipe's steps at so many ranks.
+    pub(super) fn of(model: &Transformer, recipe: &Recipe, batches: &Batches, ranks: usize) -> Self {
+        let len = |p: &crate::model::block::Param| p.weight.rows() * p.weight.cols();
+        let trained = model.params.iter().filter(|p| p.trainable).map(len);
+        let chunks: usize = trained.clone().map(|len| len.div_ceil(CHUNK)).sum();
+        let others = (ranks - 1) as f64 / ranks as f64;
+        let travelling = 4.0 * trained.sum::<usize>() as f64 * others;
+        // A mean step's answers, of all ranks.
+        let answers = (recipe.train.global_batch_size() * ranks) as f64;
+        let [_, _, answer_tokens, _] = batches.mean;
+        let per_token = if recipe.objective.kind.needs_entropy() { 8.0 } else { 0.0 };
+        let losses = 8.0 * (recipe.train.grad_accum_steps * ranks) as f64;
+        let told = HEADER * answers + per_token * answer_tokens * ranks as f64 + 8.0 * chunks as f64 + losses;
+        Self {
+            ranks,
+            gradient_bytes: travelling,
+            update_bytes: travelling,
+            told_bytes: told * others,
+            imbalance: batches.imbalance,
+        }
+    }
+
+    /// All of it.
+    pub fn sent_bytes(&self) -> f64 {
+        self.gradient_bytes + self.update_bytes + self.told_bytes
+    }
+}

@@ -1,0 +1,178 @@
+//! A step's answers before its backward: sequences laid out, entropies computed or reused, times and masks drawn. What is
+//! masked depends on seed, epoch and example alone. The formulas are `noising`'s and `objective`'s.
+
+use std::borrow::Borrow;
+
+use super::Trainer;
+use super::entropy_reuse::Drift;
+use super::told::Told;
+use crate::data::Example;
+use crate::data::mixing::Turn;
+use crate::data::packing::{PaddedAnswer, pad_answers};
+use crate::model::batch::Batch;
+use crate::noising::entropy::AnswerEntropy;
+use crate::noising::schedule::diffusion_time;
+use crate::objective::{DrawnAnswer, NoisedAnswer};
+use crate::rng::{Draws, Stream};
+
+/// Examples whose drift of entropies is measured at the end of a run.
+const DRIFT_EXAMPLES: usize = 32;
+
+/// The examples of a forward, after the forward process.
+pub(super) struct MicroBatch {
+    pub(super) sequences: Vec<Noised>,
+    pub(super) answers: Vec<NoisedAnswer>,
+}
+
+impl MicroBatch {
+    /// Its sequences and their answers.
+    pub(super) fn parts(&self) -> (&[Noised], &[NoisedAnswer]) {
+        (&self.sequences, &self.answers)
+    }
+}
+
+/// An example of a batch.
+pub(super) struct Noised {
+    pub(super) turn: Turn,
+    /// Prompt and clean answer, padding included.
+    pub(super) ids: Vec<u32>,
+    pub(super) answer_start: usize,
+    pub(super) num_supervised: usize,
+    /// `H_i` in nats; empty where the objective asks for none.
+    pub(super) token_entropy: Vec<f32>,
+    /// Whether they were computed in this step.
+    pub(super) is_fresh: bool,
+}
+
+impl Trainer {
+    /// The micro-batches of a step that are this rank's: every `size`-th, so that each rank has as many as the others or
+    /// one less.
+    pub(super) fn own_micro_batches(&self, turns: &[Turn], epoch: u64) -> Vec<MicroBatch> {
+        let own = turns.chunks(self.job.settings.micro_batch_size).skip(self.ranks.rank()).step_by(self.ranks.size());
+        own.map(|turns| {
+            let mut sequences = self.lay_out(turns);
+            if self.job.objective.kind.needs_entropy() {
+                self.find_entropies(&mut sequences, epoch);
+            }
+            let answers = self.noise(&sequences, epoch);
+            MicroBatch { sequences, answers }
+        })
+        .collect()
+    }
+
+    /// The micro-batch's clean sequences, padded as the recipe says.
+    fn lay_out(&self, turns: &[Turn]) -> Vec<Noised> {
+        let chosen: Vec<&Example> = turns.iter().map(|turn| &self.job.examples[turn.example]).collect();
+        let padded = pad_answers(&chosen, self.job.padding, self.job.eos_token_id);
+        let noised = |((answer, &turn), Example { prompt_ids, .. }): ((PaddedAnswer, &Turn), &&Example)| Noised {
+            turn,
+            ids: [prompt_ids.as_slice(), &answer.ids].concat(),
+            answer_start: prompt_ids.len(),
+            num_supervised: answer.num_supervised,
+            token_entropy: vec![],
+            is_fresh: false,
+        };
+        padded.into_iter().zip(turns).zip(&chosen).map(noised).collect()
+    }
+
+    /// The answers' entropies: reused ones, and pass 1 for the others.
+    fn find_entropies(&self, micro_batch: &mut [Noised], epoch: u64) {
+        for sequence in micro_batch.iter_mut() {
+            sequence.token_entropy = self.entropies.reusable(sequence.turn.example, epoch).unwrap_or_default().to_vec();
+        }
+        let wanted: Vec<&mut Noised> = micro_batch.iter_mut().filter(|s| s.token_entropy.is_empty()).collect();
+        let fresh = self.fresh_entropies(wanted.iter().map(|s| &**s));
+        for (sequence, fresh) in wanted.into_iter().zip(fresh) {
+            (sequence.token_entropy, sequence.is_fresh) = (fresh, true);
+        }
+    }
+
+    /// Keeps the whole step's fresh entropies, whichever rank computed them; their drift is returned.
+    pub(super) fn keep_entropies(&mut self, told: &[Told], epoch: u64) -> Vec<Drift> {
+        let fresh = told.iter().filter(|answer| answer.is_fresh);
+        fresh.filter_map(|answer| self.entropies.keep(answer.example, epoch, &answer.token_entropy)).collect()
+    }
+
+    /// Pass 1: each answer's token entropies in nats where it is masked as a whole.
+    fn fresh_entropies<'a>(&self, sequences: impl IntoIterator<Item = &'a Noised>) -> Vec<Vec<f32>> {
+        let sequences: Vec<&Noised> = sequences.into_iter().collect();
+        let all_masked = |s: &&Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
+        let ids: Vec<Vec<u32>> = sequences.iter().map(all_masked).collect();
+        let batch = Batch::pack(ids.iter().map(Vec::as_slice));
+        let entropies = self.model.entropy(&batch, &rows(&sequences, |_, _| true));
+        let mut rest = entropies.as_slice();
+        let own = |s: &&Noised| {
+            let own;
+            (own, rest) = rest.split_at(s.ids.len() - s.answer_start);
+            own.to_vec()
+        };
+        sequences.iter().map(own).collect()
+    }
+
+    /// How far the kept entropies of a few examples have drifted by now; none where none are reused.
+    pub fn entropy_drift(&self) -> Option<Drift> {
+        let some: Vec<usize> = self.entropies.kept.keys().copied().take(DRIFT_EXAMPLES).collect();
+        let micro_batches = some.chunks(self.job.settings.micro_batch_size);
+        let turns = |examples: &[usize]| -> Vec<Turn> {
+            examples.iter().map(|&example| Turn { example, draw: example as u64 }).collect()
+        };
+        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(&turns(examples))));
+        let drift =
+            |(example, fresh): (&usize, Vec<f32>)| Drift::between(&self.entropies.kept[example].token_entropy, &fresh);
+        Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
+    }
+
+    /// Times, rates and masks of a micro-batch.
+    fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
+        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.turn.draw);
+        let of_tokens = |s: &Noised| -> Vec<f32> {
+            let (draws, positions) = (draws(Stream::Mask, s), s.answer_start as u64..s.ids.len() as u64);
+            positions.map(|p| draws.unit_f32(p)).collect()
+        };
+        let u: Vec<Vec<f32>> = micro_batch.iter().map(of_tokens).collect();
+        let drawn = micro_batch.iter().zip(&u).map(|(s, u)| DrawnAnswer {
+            prompt_len: s.answer_start,
+            entropy: AnswerEntropy { token_entropy: &s.token_entropy, num_supervised: s.num_supervised },
+            t: diffusion_time(draws(Stream::Time, s).unit_f64(0), self.job.objective.t_min),
+            u,
+        });
+        self.job.objective.noise(&drawn.collect::<Vec<_>>())
+    }
+
+    /// Keys of the adapters' dropout, one for each token.
+    pub(super) fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
+        let keys = |s: &Noised| {
+            let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.turn.draw);
+            (0..s.ids.len() as u64).map(move |position| draws.key(position))
+        };
+        sequences.iter().flat_map(keys).collect()
+    }
+}
+
+impl Noised {
+    pub(super) fn has_finite_entropies(&self) -> bool {
+        self.token_entropy.iter().all(|h| h.is_finite())
+    }
+
+    /// The ids with some answer tokens masked.
+    pub(super) fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
+        let mut ids = self.ids.clone();
+        for (i, id) in ids[self.answer_start..].iter_mut().enumerate() {
+            if masked(i) {
+                *id = mask_token_id;
+            }
+        }
+        ids
+    }
+}
+
+/// The batch's rows of the answer tokens that `wanted(sequence, token)` names.
+pub(super) fn rows<S: Borrow<Noised>>(sequences: &[S], wanted: impl Fn(usize, usize) -> bool) -> Vec<usize> {
+    let (mut rows, mut start) = (vec![], 0);
+    for (s, sequence) in sequences.iter().map(Borrow::borrow).enumerate() {
+        let answer = sequence.answer_start..sequence.ids.len();
+        rows.extend(answer.enumerate().filter(|(i, _)| wanted(s, *i)).map(|(_, token)| start + token));
+        start += sequence.ids.len();
+    }
+    rows
+}

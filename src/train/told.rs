@@ -1,0 +1,133 @@
+//! What ranks tell each other of a step's answers: entropies and masks, so that each knows the whole batch's normaliser and
+//! keeps the same entropies for reuse. The answers themselves stay where they are.
+
+use super::noised::MicroBatch;
+use crate::objective::Counts;
+use crate::parallel::collective::Collective;
+
+/// What is told of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Told {
+    /// The example.
+    pub(super) example: usize,
+    /// Diffusion time.
+    pub(super) t: f64,
+    /// Tokens of prompt and answer.
+    pub(super) tokens: usize,
+    /// Tokens of the answer.
+    pub(super) answer_tokens: usize,
+    /// Those that aren't padding.
+    pub(super) num_supervised: usize,
+    /// Those that are masked.
+    pub(super) masked: usize,
+    /// Whether the entropies were computed in this step.
+    pub(super) is_fresh: bool,
+    /// `H_i` in nats; empty where the objective asks for none.
+    pub(super) token_entropy: Vec<f32>,
+    /// `r_i`; empty where the objective asks for no entropies.
+    pub(super) relative_uncertainty: Vec<f32>,
+}
+
+/// Whole numbers and a time before an answer's entropies.
+const HEADER: usize = 8;
+
+/// The whole step's answers in order, of which this rank noised every `size`-th micro-batch of `micro` answers.
+pub(super) fn tell(ranks: &dyn Collective, own: &[MicroBatch], (answers, micro): (usize, usize)) -> Vec<Told> {
+    let told = own.iter().flat_map(|batch| batch.sequences.iter().zip(&batch.answers));
+    let told = told.map(|(sequence, answer)| Told {
+        example: sequence.turn.example,
+        t: answer.t,
+        tokens: sequence.ids.len(),
+        answer_tokens: answer.masked.len(),
+        num_supervised: sequence.num_supervised,
+        masked: answer.masked.iter().filter(|m| **m).count(),
+        is_fresh: sequence.is_fresh,
+        token_entropy: sequence.token_entropy.clone(),
+        relative_uncertainty: match sequence.token_entropy.is_empty() {
+            true => vec![],
+            false => answer.relative_uncertainty.clone(),
+        },
+    });
+    if ranks.size() == 1 {
+        return told.collect();
+    }
+    let bytes: Vec<u8> = told.flat_map(|told| told.to_bytes()).collect();
+    let all = ranks.all_gather_bytes(&bytes);
+    let mut rests: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+    (0..answers).map(|i| Told::from_bytes(&mut rests[i / micro % ranks.size()])).collect()
+}
+
+/// What of some answers their divisor is made of.
+pub(super) fn counts(told: &[Told]) -> Counts {
+    Counts {
+        answers: told.len(),
+        answer_tokens: told.iter().map(|a| a.answer_tokens).sum(),
+        masked: told.iter().map(|a| a.masked).sum(),
+    }
+}
+
+impl Told {
+    pub(super) fn has_finite_entropies(&self) -> bool {
+        self.token_entropy.iter().all(|h| h.is_finite())
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let Self { example, t, tokens, answer_tokens, num_supervised, masked, is_fresh, .. } = self;
+        let len = self.token_entropy.len();
+        let counts = [*example, *tokens, *answer_tokens, *num_supervised, *masked, usize::from(*is_fresh), len];
+        let header = counts.iter().flat_map(|n| (*n as u64).to_le_bytes()).chain(t.to_le_bytes());
+        let numbers = self.token_entropy.iter().chain(&self.relative_uncertainty).flat_map(|x| x.to_le_bytes());
+        header.chain(numbers).collect()
+    }
+
+    /// The first answer of some bytes, which are left without it.
+    fn from_bytes(bytes: &mut &[u8]) -> Self {
+        let whole = "every rank tells of all its answers";
+        let (header, mut rest) = bytes.split_at_checked(8 * HEADER).expect(whole);
+        let word = |i: usize| u64::from_le_bytes(header[8 * i..8 * i + 8].try_into().expect("eight bytes"));
+        let number = |i: usize| word(i) as usize;
+        let mut numbers = || -> Vec<f32> {
+            let (numbers, after) = rest.split_at_checked(4 * number(6)).expect(whole);
+            rest = after;
+            numbers.chunks(4).map(|x| f32::from_le_bytes(x.try_into().expect("four bytes"))).collect()
+        };
+        let (token_entropy, relative_uncertainty) = (numbers(), numbers());
+        *bytes = rest;
+        Self {
+            example: number(0),
+            t: f64::from_bits(word(7)),
+            tokens: number(1),
+            answer_tokens: number(2),
+            num_supervised: number(3),
+            masked: number(4),
+            is_fresh: number(5) != 0,
+            token_entropy,
+            relative_uncertainty,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_keep_every_bit() {
+        let told = Told {
+            example: 1 << 40,
+            t: 0.1,
+            tokens: 9,
+            answer_tokens: 3,
+            num_supervised: 2,
+            masked: 1,
+            is_fresh: true,
+            token_entropy: vec![0.3, f32::MIN_POSITIVE, -0.0],
+            relative_uncertainty: vec![1.0, 0.0, f32::NAN],
+        };
+        let bytes = [told.to_bytes(), Told { t: 0.5, ..Told::default() }.to_bytes()].concat();
+        let mut rest = bytes.as_slice();
+        let [first, second] = [(); 2].map(|()| Told::from_bytes(&mut rest));
+        assert_eq!((first.to_bytes(), rest.len()), (told.to_bytes(), 0));
+        assert_eq!(second, Told { t: 0.5, ..Told::default() });
+    }
+}
