@@ -54,7 +54,7 @@ fuzz seconds:
 
 # The kernels' small portable operations under Miri (nightly Rust with miri and rust-src); about a minute
 miri:
-    MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation -Zmiri-permissive-provenance" RAYON_NUM_THREADS=2 cargo +nightly miri test -p weft-kernels --test oracle -- entropy_of_a_degenerate a_frozen_head_that_is swiglu embedding rope
+    MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation -Zmiri-permissive-provenance" RAYON_NUM_THREADS=2 cargo +nightly miri test -p weft-kernels --test oracle --test degenerate -- entropy_of_a_degenerate a_frozen_head_that_is swiglu embedding rope
 
 # The kernels' tests under AddressSanitizer, vector paths included (nightly Rust)
 asan:

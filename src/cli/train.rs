@@ -105,20 +105,8 @@ impl Train {
         if self.resume && self.is_finished(&experiment, (product, plan.steps), quiet)? {
             return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
         }
-        // A run that is cut short is a trial.
-        if is_first && recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
-            let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
-            eprintln!("warning: train.warmup_steps = {warmup} in a run of {steps} steps: it never comes to train.lr");
-        }
         if is_first {
-            tell_idle(&recipe.sampler.for_family(base.model.config.family));
-        }
-        if !quiet {
-            describe(&experiment, &base);
-            say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
-            if recipe.train.checkpoint_every == 0 {
-                say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves on the way");
-            }
+            begin(&experiment, &base, &plan, quiet);
         }
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
@@ -214,6 +202,25 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
     };
     recipe.warnings().iter().filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
     Ok(recipe)
+}
+
+/// What is told before a run begins: warnings, and what it will do.
+fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
+    let recipe = &experiment.recipe;
+    // A run that is cut short is a trial.
+    if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
+        let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
+        eprintln!("warning: train.warmup_steps = {warmup} in a run of {steps} steps: it never comes to train.lr");
+    }
+    tell_idle(&recipe.sampler.for_family(base.model.config.family));
+    if quiet {
+        return;
+    }
+    describe(experiment, base);
+    say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
+    if recipe.train.checkpoint_every == 0 {
+        say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves on the way");
+    }
 }
 
 fn describe(experiment: &Experiment, base: &Base) {

@@ -17,10 +17,10 @@ use crate::files::{make_folder, read_text, write_whole};
 use crate::model::block::Transformer;
 use crate::parallel::Solo;
 use crate::recipe::Recipe;
-use crate::train::checkpoint::differences;
 use crate::train::held_out::nll_bound;
 use crate::train::metrics::Progress;
 use crate::train::run::Run;
+use crate::train::same_recipe::differences;
 
 /// A model's scores at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Training checkpoints: parameters, moments and the step, from which a run goes on bit for bit. Every draw belongs
-//! to (seed, epoch, example), so there is no other state but what the guard of steps remembers. A checkpoint is a folder that appears whole by a rename, with
-//! its files' checksums, so that bytes which a disk lost or changed are never trained on.
+//! to (seed, epoch, example), so there is no other state but what the guard of steps remembers. A checkpoint is a folder
+//! that appears whole by a rename, with its files' checksums, so that bytes which a disk lost or changed are never trained
+//! on.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -16,11 +17,11 @@ use super::entropy_reuse::KeptEntropy;
 use super::guard::Guard;
 use super::metrics::tell;
 use super::run::RECIPE;
+use super::same_recipe::{began_with, same_run};
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::block::Param;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
-use crate::recipe::Recipe;
 
 /// Checkpoints that are kept: should the newest be damaged, one is left.
 const KEPT: usize = 2;
@@ -57,12 +58,6 @@ const STATE: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
 /// The file of their checksums, a line each.
 const CHECKSUMS: &str = "checksums";
-
-/// Where a resolved recipe has the names of its sources and their examples' keys.
-const ROWS: &str = "rows";
-
-/// Settings that change what is trained, and may change all the same when a run goes on.
-const CHANGEABLE: [&str; 2] = ["train.on_non_finite was", "train.spike_factor was"];
 
 /// The tensor of reused entropies.
 const ENTROPIES: &str = "token_entropy";
@@ -181,44 +176,8 @@ fn read_state(folder: &Path, recipe: &Value, ranks: usize) -> Result<State> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
-    let mut was = state.recipe.clone();
-    if state.ranks != ranks {
-        if let Some(reason) = other_batch(&state, recipe, ranks) {
-            return Err(Error::Config { path, reason });
-        }
-        for key in BATCH {
-            was["train"][key] = recipe["train"][key].clone();
-        }
-    }
-    same_recipe(path, &was, recipe)?;
+    same_run(path, (&state.recipe, state.ranks), (recipe, ranks))?;
     Ok(state)
-}
-
-/// Refuses to go on with a run that has no checkpoint yet by another recipe than it began with.
-fn began_with(path: &Path, recipe: &Value) -> Result<()> {
-    // What a crash left of the file says nothing.
-    match read_text(path).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
-        Some(saved) => same_recipe(path.to_owned(), &saved["recipe"], recipe),
-        None => Ok(()),
-    }
-}
-
-fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
-    let mut differing = differences(was, recipe);
-    // A run that stopped over a step's numbers goes on by saying how.
-    differing.retain(|setting| !CHANGEABLE.iter().any(|key| setting.starts_with(key)));
-    if !differing.is_empty() {
-        let list = differing.join("; ");
-        let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
-        return Err(Error::Config { path, reason });
-    }
-    if let Some(name) = changed_rows(was, recipe) {
-        let reason = format!(
-            "the rows of {name} are others than when the run to resume was started; put them back or start anew"
-        );
-        return Err(Error::Config { path, reason });
-    }
-    Ok(())
 }
 
 fn read(folder: &Path, trainer: &Trainer, recipe: &Value) -> Result<Whole> {
@@ -285,32 +244,6 @@ fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
         let m = numbers(1);
         optimizer.put(i, [&m, &numbers(2)]);
     }
-}
-
-/// The settings that make a global batch, together with the number of ranks.
-const BATCH: [&str; 2] = ["micro_batch_size", "grad_accum_steps"];
-
-/// What is wrong with the global batch of a run that other ranks began: it has to be as large, and to be cut into
-/// micro-batches alike where these mean something.
-fn other_batch(state: &State, recipe: &Value, ranks: usize) -> Option<String> {
-    let sizes = |of: &Value| BATCH.map(|key| of["train"][key].as_u64().unwrap_or(1));
-    let [micro, accum] = sizes(&state.recipe);
-    let [new_micro, new_accum] = sizes(recipe);
-    let (was, is) = (micro * accum * state.ranks as u64, new_micro * new_accum * ranks as u64);
-    let by_micro_batch = recipe["data"]["padding"] == "eos" || recipe["objective"]["reference"] == "batch";
-    if was == is && !(by_micro_batch && micro != new_micro) {
-        return None;
-    }
-    let fits = [micro, new_micro, 1].into_iter().find(|m| was.is_multiple_of(m * ranks as u64));
-    let fix = match fits.filter(|m| !by_micro_batch || *m == micro) {
-        Some(m) => format!("set train.micro_batch_size={m} and train.grad_accum_steps={}", was / (m * ranks as u64)),
-        None => format!("start a number of ranks of which {was} examples are a multiple"),
-    };
-    Some(format!(
-        "the run to resume has {was} examples in a step (train.micro_batch_size {micro}, train.grad_accum_steps {accum}, \
-         ranks {}) and now it would have {is} (micro-batches of {new_micro}, {new_accum} of them, ranks {ranks}); {fix}",
-        state.ranks
-    ))
 }
 
 /// Refuses a checkpoint whose bytes aren't those that were written. One of an earlier version has no checksums.
@@ -382,30 +315,4 @@ fn list(output: &Path) -> Result<Vec<u64>> {
     };
     let steps: io::Result<BTreeSet<Option<u64>>> = entries.map(step).collect();
     Ok(steps.map_err(read_error)?.into_iter().flatten().collect())
-}
-
-/// The source whose rows have other tokens. A recipe without its rows' keys says nothing.
-fn changed_rows(was: &Value, is: &Value) -> Option<String> {
-    let keys = |recipe: &Value| recipe[ROWS].as_array().cloned().unwrap_or_default();
-    let changed = keys(was).into_iter().zip(keys(is)).find(|(was, is)| was[1] != is[1]);
-    changed.map(|(_, is)| is[0].as_str().unwrap_or_default().to_owned())
-}
-
-/// Settings that change no bit of what is trained, and may be others when a run goes on.
-const FREE: [(&str, &str); 3] =
-    [("train", "eval_every"), ("train", "checkpoint_every"), ("train", "activation_memory_gb")];
-
-/// The settings that differ, `table.key was X and is Y`, but for those that change nothing. A setting that an earlier
-/// version didn't know was at its default.
-pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
-    let empty = serde_json::Map::new();
-    let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
-    let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
-        let known = |key: &str| was[table].get(key).unwrap_or(&default[table][key]);
-        let keys = keys.as_object().unwrap_or(&empty).iter();
-        let is_free = |key: &str| FREE.contains(&(table.as_str(), key));
-        let differing = keys.filter(|(key, value)| known(key) != *value && !is_free(key));
-        differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", known(key))).collect()
-    };
-    is.as_object().unwrap_or(&empty).iter().flat_map(of_table).collect()
 }

@@ -16,6 +16,7 @@ pub mod optimizer;
 pub mod pretrain;
 pub mod rank_log;
 pub mod run;
+pub(crate) mod same_recipe;
 pub mod step;
 pub mod tensorboard;
 mod told;
