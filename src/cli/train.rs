@@ -85,20 +85,9 @@ impl Train {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let is_first = ranks.is_first();
         let quiet = quiet || self.json || !is_first;
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, is_first)?;
-        let output = recipe.train.output.clone();
-        if is_first {
-            run::check_output(&output, self.resume)?;
-        }
         // 1. Base and rows.
-        let is_new = !output.exists();
-        let opening = doing(quiet, "opening base and rows");
-        let (experiment, mut base) = Experiment::open_on(ranks.clone(), recipe)?;
-        drop(opening);
-        let plan = self.plan(&experiment, &base).inspect_err(|_| {
-            // Generated rows are all that is there yet.
-            let _ = (is_new && is_first).then(|| std::fs::remove_dir_all(&output));
-        })?;
+        let (experiment, mut base, plan) = self.open(ranks, quiet)?;
+        let output = experiment.recipe.train.output.clone();
         let _lock = is_first.then(|| run::lock(&output)).transpose()?;
         let recipe = &experiment.recipe;
         let product = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
@@ -123,10 +112,11 @@ impl Train {
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(product);
-        match adapter.filter(|_| is_first) {
-            Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
-            None if is_first => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
-            None => {}
+        if is_first {
+            match adapter {
+                Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
+                None => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
+            }
         }
         // 4. The same after it, the report, and where everything lies.
         let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")), quiet)?;
@@ -147,7 +137,12 @@ impl Train {
                 .map(|(name, path)| (name, path.display().to_string())),
             question: question(&experiment, &folder),
         };
-        training::write(&output, &results.rows(), &samples)?;
+        self.finish(&output, &results, &samples)
+    }
+
+    /// Writes the report and the results, and prints these.
+    fn finish(&self, output: &Path, results: &Results, samples: &[Sample]) -> Result<ExitCode> {
+        training::write(output, &results.rows(), samples)?;
         let object = results.to_json();
         // The last file: where it is there, the run is finished.
         write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
@@ -156,6 +151,25 @@ impl Train {
             false => results.print(),
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Base and rows, and what the run will take; nothing is left of what doesn't fit.
+    fn open(&self, ranks: &Ranks, quiet: bool) -> Result<(Experiment, Base, Plan)> {
+        let is_first = ranks.is_first();
+        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, is_first)?;
+        let output = recipe.train.output.clone();
+        if is_first {
+            run::check_output(&output, self.resume)?;
+        }
+        let is_new = !output.exists();
+        let opening = doing(quiet, "opening base and rows");
+        let (experiment, base) = Experiment::open_on(ranks.clone(), recipe)?;
+        drop(opening);
+        let plan = self.plan(&experiment, &base).inspect_err(|_| {
+            // Generated rows are all that is there yet.
+            let _ = (is_new && is_first).then(|| std::fs::remove_dir_all(&output));
+        })?;
+        Ok((experiment, base, plan))
     }
 
     /// What the run will take of each rank; refused where the machine hasn't as much for those that are on it.
