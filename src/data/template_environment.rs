@@ -1,9 +1,10 @@
 //! What chat templates are rendered in: transformers' settings of Jinja, Python's methods, and a budget for templates that
 //! would take forever or fill the memory. No template can name a file.
 
+use std::cell::RefCell;
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::Duration;
 
@@ -64,39 +65,76 @@ pub(super) fn new() -> Environment<'static> {
     environment
 }
 
-/// Renders a template on a thread of its own; `None` where there is none of that name. A rendering without an end goes on
-/// behind the error until the process ends, since the engine can't be stopped.
+/// A rendering: the environment, the template's name and its variables.
+type Job = (Arc<Environment<'static>>, &'static str, Value);
+/// What comes of it; `None` where there is no template of that name.
+type Rendered = Result<Option<String>, String>;
+
+/// The thread that renders for another one.
+struct Renderer {
+    jobs: SyncSender<Job>,
+    results: Receiver<Rendered>,
+}
+
+thread_local! {
+    /// This thread's renderer: starting one for each row would take longer than the rendering.
+    static RENDERER: RefCell<Option<Renderer>> = const { RefCell::new(None) };
+}
+
+impl Renderer {
+    fn start() -> Result<Self, String> {
+        let (jobs, waiting) = mpsc::sync_channel::<Job>(1);
+        let (sender, results) = mpsc::sync_channel(1);
+        let work = move || {
+            for (environment, name, variables) in waiting {
+                let rendered = guarded(|| match environment.get_template(name) {
+                    Ok(template) => match template.render(variables) {
+                        Ok(text) => Ok(Some(text)),
+                        Err(e) => Err(e.detail().map_or_else(|| e.to_string(), str::to_owned)),
+                    },
+                    Err(_) => Ok(None),
+                });
+                // Nobody waits for what took too long.
+                if sender.send(rendered).is_err() {
+                    break;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("chat template".to_owned()).stack_size(STACK_BYTES).spawn(work);
+        thread.map_err(|e| format!("no thread can be started for it ({e})"))?;
+        Ok(Self { jobs, results })
+    }
+
+    /// The result, where it comes in time.
+    fn render(&self, job: Job) -> Option<Rendered> {
+        self.jobs.send(job).ok()?;
+        for _ in 0..MAX_PAUSES {
+            match self.results.recv_timeout(Duration::from_millis(100)) {
+                Ok(rendered) => return Some(rendered),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        None
+    }
+}
+
+/// Renders a template on a thread beside this one; `None` where there is none of that name. A rendering without an end goes
+/// on behind the error until the process ends, since the engine can't be stopped.
 ///
 /// # Errors
 /// What the template raises, or that it takes too long.
-pub(super) fn render(
-    environment: &Arc<Environment<'static>>,
-    name: &'static str,
-    variables: Value,
-) -> Result<Option<String>, String> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let environment = environment.clone();
-    let work = move || {
-        let rendered = guarded(|| match environment.get_template(name) {
-            Ok(template) => match template.render(variables) {
-                Ok(text) => Ok(Some(text)),
-                Err(e) => Err(e.detail().map_or_else(|| e.to_string(), str::to_owned)),
-            },
-            Err(_) => Ok(None),
-        });
-        // Nobody waits for what took too long.
-        let _ = sender.send(rendered);
-    };
-    let thread = thread::Builder::new().name("chat template".to_owned()).stack_size(STACK_BYTES).spawn(work);
-    thread.map_err(|e| format!("no thread can be started for it ({e})"))?;
-    for _ in 0..MAX_PAUSES {
-        match receiver.recv_timeout(Duration::from_millis(100)) {
-            Ok(rendered) => return rendered,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+pub(super) fn render(environment: &Arc<Environment<'static>>, name: &'static str, variables: Value) -> Rendered {
+    let renderer = RENDERER.take().map_or_else(Renderer::start, Ok)?;
+    let rendered = renderer.render((environment.clone(), name, variables));
+    match rendered {
+        Some(rendered) => {
+            RENDERER.set(Some(renderer));
+            rendered
         }
+        // The thread may be at it still: the next rendering gets another.
+        None => Err(format!("it takes more than {} seconds", MAX_PAUSES / 10)),
     }
-    Err(format!("it takes more than {} seconds", MAX_PAUSES / 10))
 }
 
 fn join(
