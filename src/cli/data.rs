@@ -182,10 +182,11 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     }
     let asked =
         [("train_rows", recipe.data.train_rows, Some(train)), ("held_out_rows", recipe.data.held_out_rows, held_out)];
-    for (key, rows, mixed) in asked {
-        let wanted = rows.and_then(|rows| rows.as_first()).filter(|_| recipe.data.generate.is_none());
-        let there = mixed.map_or(0, |mixed| mixed.dataset.examples.len() + mixed.dataset.passed_over);
-        if let Some(wanted) = wanted.filter(|wanted| there < *wanted && mixed.is_some()) {
+    // Generated rows are as many as are asked for.
+    for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
+        let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
+        let there = mixed.dataset.examples.len() + mixed.dataset.passed_over;
+        if there < wanted {
             remarks.push(format!("data.{key} = {wanted}, and there are {there} rows"));
         }
     }

@@ -12,7 +12,8 @@ use crate::recipe::Recipe;
 const ROWS: &str = "rows";
 
 /// Settings that change what is trained, and may change all the same when a run goes on.
-const CHANGEABLE: [&str; 2] = ["train.on_non_finite was", "train.spike_factor was"];
+/// A run that stopped over a step's numbers goes on by saying how.
+const CHANGEABLE: [(&str, &str); 2] = [("train", "on_non_finite"), ("train", "spike_factor")];
 
 /// Refuses to go on, by this recipe and on so many ranks, with a run that began otherwise. `path` is the file that says how.
 ///
@@ -42,9 +43,7 @@ pub(super) fn began_with(path: &Path, recipe: &Value) -> Result<()> {
 }
 
 fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
-    let mut differing = differences(was, recipe);
-    // A run that stopped over a step's numbers goes on by saying how.
-    differing.retain(|setting| !CHANGEABLE.iter().any(|key| setting.starts_with(key)));
+    let differing = differing(was, recipe, &[FREE.as_slice(), &CHANGEABLE].concat());
     if !differing.is_empty() {
         let list = differing.join("; ");
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
@@ -96,16 +95,20 @@ fn changed_rows(was: &Value, is: &Value) -> Option<String> {
 const FREE: [(&str, &str); 3] =
     [("train", "eval_every"), ("train", "checkpoint_every"), ("train", "activation_memory_gb")];
 
-/// The settings that differ, `table.key was X and is Y`, but for those that change nothing. A setting that an earlier
-/// version didn't know was at its default.
+/// The settings that differ, `table.key was X and is Y`, but for those that change nothing.
 pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
+    differing(was, is, &FREE)
+}
+
+/// The settings that differ and may not. One that an earlier version didn't know was at its default.
+fn differing(was: &Value, is: &Value, may_differ: &[(&str, &str)]) -> Vec<String> {
     let empty = serde_json::Map::new();
     let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
     let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
         let known = |key: &str| was[table].get(key).unwrap_or(&default[table][key]);
         let keys = keys.as_object().unwrap_or(&empty).iter();
-        let is_free = |key: &str| FREE.contains(&(table.as_str(), key));
-        let differing = keys.filter(|(key, value)| known(key) != *value && !is_free(key));
+        let may_differ = |key: &str| may_differ.contains(&(table.as_str(), key));
+        let differing = keys.filter(|(key, value)| known(key) != *value && !may_differ(key));
         differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", known(key))).collect()
     };
     is.as_object().unwrap_or(&empty).iter().flat_map(of_table).collect()
