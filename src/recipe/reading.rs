@@ -152,10 +152,10 @@ pub(crate) fn in_plain_words(error: &str) -> String {
 /// Puts `table.key=value` into the recipe; a value that isn't TOML is text.
 fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> std::result::Result<(), String> {
     let wrong = || format!("--set {setting:?} is not table.key=value");
-    if let (None, Some((name, value))) = (setting.split_once('='), setting.trim().split_once(' ')) {
-        return Err(format!("{}; write {name}={}", wrong(), value.trim()));
-    }
-    let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
+    let Some((name, value)) = setting.split_once('=') else {
+        let fix = setting.trim().split_once(' ').map(|(name, value)| format!("; write {name}={}", value.trim()));
+        return Err(wrong() + &fix.unwrap_or_default());
+    };
     let Some((table, key)) = name.trim().split_once('.') else {
         let place = own_place(name.trim(), known).map(|place| format!("; write {place}={}", value.trim()));
         return Err(wrong() + &place.unwrap_or_default());

@@ -155,8 +155,8 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<Optio
     damaged.map_or(Ok(None), Err)
 }
 
-/// The step of a run's newest checkpoint, which so many ranks go on from; none where there is none yet, or where it is damaged and
-/// [`load_newest`] has to look further.
+/// The step of a run's newest checkpoint, which so many ranks go on from; none where there is none yet, or where it is
+/// damaged and [`load_newest`] has to look further.
 ///
 /// # Errors
 /// A checkpoint of another recipe; a folder that can't be read.
