@@ -244,7 +244,7 @@ impl Case<'_> {
         for (param, grad) in self.model.params.iter().zip(&grads) {
             let name = format!("{name}.grad.{}", param.name);
             if let Some(grad) = grad.as_ref().filter(|_| tensors.has(&name)) {
-                result.push(tensors.compare(&name, grad)?);
+                result.push(tensors.compare(&name, &grad.to_host())?);
             }
         }
         let norm = crate::train::optimizer::gradient_norm(&grads);

@@ -76,10 +76,10 @@ fn tied_weights_equal_a_copied_head_and_sum_its_gradient() {
             grads
         };
         let (of_tied, of_copied) = (gradients(&mut tied), gradients(&mut copied));
-        let of = |id: usize| of_copied[id].as_ref().expect("everything is trained");
+        let of = |id: usize| of_copied[id].as_ref().expect("everything is trained").to_host();
         let sum: Vec<f32> =
             of(copied.embedding).iter().zip(of(copied.head.weight).iter()).map(|(a, b)| a + b).collect();
-        assert_close(of_tied[tied.embedding].as_ref().expect("everything is trained"), &sum, 1e-5);
+        assert_close(&of_tied[tied.embedding].as_ref().expect("everything is trained").to_host(), &sum, 1e-5);
     }
 }
 
@@ -186,7 +186,7 @@ fn check_gradients_of(model: &mut Transformer, rows: &[usize]) {
     let loss = |model: &Transformer| -> f64 {
         model.nll(&batch, rows, ids).iter().zip(weights).map(|(nll, w)| f64::from(*nll) * f64::from(*w)).sum()
     };
-    for (i, grad) in grads.iter().enumerate().filter_map(|(i, g)| g.as_ref().map(|g| (i, g))) {
+    for (i, grad) in grads.iter().enumerate().filter_map(|(i, g)| g.as_ref().map(|g| (i, g.to_host()))) {
         let largest = (0..grad.len()).max_by(|a, b| grad[*a].abs().total_cmp(&grad[*b].abs())).expect("numbers");
         let step = 1e-2;
         let mut at = |delta: f32| {

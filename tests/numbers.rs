@@ -68,7 +68,9 @@ fn poison(mut trainer: Trainer) -> Trainer {
 fn state(trainer: &Trainer) -> (Vec<u32>, Vec<Vec<f32>>, Vec<Vec<f32>>) {
     let trained = trainer.model.params.iter().filter(|p| p.trainable);
     let bits = trained.flat_map(|p| p.weight.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect();
-    (bits, trainer.optimizer.m.clone(), trainer.optimizer.v.clone())
+    let moments = [&trainer.optimizer.m, &trainer.optimizer.v];
+    let [m, v] = moments.map(|all| all.iter().map(|x| x.to_host().into_owned()).collect());
+    (bits, m, v)
 }
 
 fn stopped(trainer: &mut Trainer) -> String {

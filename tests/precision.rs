@@ -76,7 +76,7 @@ fn gradients_lie_within_five_hundredths_of_f32s() {
         let mut grads = model.zero_gradients();
         let targets = Targets { rows: &rows, ids: &ids, weights: &[0.05; 20] };
         model.loss_and_gradients(&Batch::pack([&ids[..]]), targets, &mut grads);
-        grads.iter().flatten().flat_map(|grad| grad.to_vec()).collect::<Vec<f32>>()
+        grads.iter().flatten().flat_map(|grad| grad.to_host().into_owned()).collect::<Vec<f32>>()
     };
     let exact = gradient(golden(), Precision::F32);
     for (what, got) in [

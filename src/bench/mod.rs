@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use serde::Serialize;
-use weft_kernels::matrix::{self, Into, View};
+use weft_kernels::cpu::matrix::{self, View};
 use weft_kernels::precision::Precision;
+use weft_kernels::tensor::Into;
 
 use crate::data::Example;
 use crate::data::mixing::Mixture;

@@ -2,14 +2,13 @@
 //! and the backward. Names and configurations are the families' own business.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
-use weft_kernels::buffer::Buffer;
+use weft_kernels::device::Device;
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{Dropout, Lora, LoraGrad};
-use weft_kernels::matrix::Into;
 use weft_kernels::precision::Precision;
 use weft_kernels::rope::Rope;
+use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, lora_linear, rms_norm};
 
@@ -107,13 +106,15 @@ pub struct Pass {
 }
 
 /// A gradient for each trainable parameter of the table, `None` for a frozen one.
-pub type Gradients = Vec<Option<Buffer>>;
+pub type Gradients = Vec<Option<Tensor>>;
 
 /// The network.
 #[derive(Clone, Debug)]
 pub struct Transformer {
     /// Sizes and constants.
     pub config: Config,
+    /// Where its weights are and where it computes.
+    pub device: Device,
     /// Every tensor.
     pub params: Vec<Param>,
     /// The token embedding.
@@ -154,7 +155,7 @@ impl Transformer {
 
     /// Zero gradients of everything that is trained.
     pub fn zero_gradients(&self) -> Gradients {
-        let zeros = |p: &Param| p.trainable.then(|| Buffer::zeros(p.weight.rows() * p.weight.cols()));
+        let zeros = |p: &Param| p.trainable.then(|| self.device.zeros(p.weight.rows() * p.weight.cols()));
         self.params.iter().map(zeros).collect()
     }
 
@@ -190,7 +191,7 @@ impl Transformer {
         grads: &mut Gradients,
         finished: &mut dyn FnMut(usize, &mut Gradients),
     ) -> Pass {
-        let started = Instant::now();
+        let started = self.device.mark();
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let predicting = self.predicting(batch, targets.rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
@@ -205,24 +206,23 @@ impl Transformer {
             layers.push(kept);
         }
         // 2. The head at the target rows.
-        let forward_end = started.elapsed().as_secs_f64();
-        let gain = self.params[self.final_norm].weight.to_f32();
-        let mut normed = Buffer::unset(x.len());
-        rms_norm::forward(&mut normed, &x, &gain, eps);
-        let mut dnormed = Buffer::unset(x.len());
+        let forward_end = self.device.mark();
+        let normed = self.norm(&x, self.final_norm, precision);
+        let mut dnormed = self.device.unset(x.len());
         let mut dweight = grads[self.head.weight].take();
         let mut dlora = self.head.lora.map(|ids| take_pair(grads, ids));
-        let grad = HeadGrad { weight: dweight.as_deref_mut(), lora: dlora.as_mut().map(|[a, b]| LoraGrad { a, b }) };
+        let grad = HeadGrad { weight: dweight.as_mut(), lora: dlora.as_mut().map(|[a, b]| LoraGrad { a, b }) };
         let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
         let nll = head.loss(&normed, targets.ids, targets.weights, &mut dnormed, grad);
         grads[self.head.weight] = dweight;
         give_back(grads, self.head.lora, dlora);
-        let mut dx = Buffer::zeros(x.len());
-        rms_norm::backward(&mut dx, grads[self.final_norm].as_deref_mut(), &dnormed, &x, &gain, eps);
+        let mut dx = self.device.zeros(x.len());
+        let gain = &self.params[self.final_norm].weight;
+        rms_norm::backward(&mut dx, grads[self.final_norm].as_mut(), &dnormed, &x, gain, eps);
         drop((x, normed, dnormed));
         finished(0, grads);
         // 3. Backward, layer by layer; below the first nothing but the embedding is left to train.
-        let head_end = started.elapsed().as_secs_f64();
+        let head_end = self.device.mark();
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let kept = layers.pop().expect("something was kept of each layer");
             let wants_input = index > 0 || grads[self.embedding].is_some() || grads[block.attn_norm].is_some();
@@ -233,8 +233,10 @@ impl Transformer {
             embedding::backward(dweight, &batch.ids, &dx);
         }
         finished(self.blocks.len() + 1, grads);
-        let end = started.elapsed().as_secs_f64();
-        Pass { nll, seconds: [forward_end, head_end - forward_end, end - head_end] }
+        // A card is waited for here alone.
+        let (end, nll) = (self.device.mark(), nll.to_host().into_owned());
+        let seconds = [(&started, &forward_end), (&forward_end, &head_end), (&head_end, &end)];
+        Pass { nll, seconds: seconds.map(|(from, to)| to.seconds_since(from)) }
     }
 
     /// The first of the last layers whose products fit into the memory granted, for a batch of so many tokens of which
@@ -251,20 +253,18 @@ impl Transformer {
     }
 
     /// The head's input at some rows, without gradients or dropout.
-    fn head_inputs(&self, batch: &Batch, rows: &[usize], precision: Precision) -> Buffer {
+    fn head_inputs(&self, batch: &Batch, rows: &[usize], precision: Precision) -> Tensor {
         let predicting = self.predicting(batch, rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
         let mut x = self.embed(batch);
         for (index, block) in self.blocks.iter().enumerate() {
             x = self.layer_output(block, &x, self.span(index, &all, &wanted, precision));
         }
-        let mut normed = Buffer::unset(x.len());
-        rms_norm::forward(&mut normed, &x, &self.params[self.final_norm].weight.to_f32(), self.config.rms_norm_eps);
-        normed
+        self.norm(&x, self.final_norm, precision)
     }
 
-    pub(super) fn embed(&self, batch: &Batch) -> Buffer {
-        let mut x = Buffer::unset(batch.ids.len() * self.config.width);
+    pub(super) fn embed(&self, batch: &Batch) -> Tensor {
+        let mut x = self.device.unset(batch.ids.len() * self.config.width);
         embedding::forward(&mut x, &batch.ids, &self.params[self.embedding].weight);
         x
     }
@@ -312,7 +312,7 @@ impl Transformer {
     }
 
     fn rope(&self, positions: &[u32]) -> Rope {
-        Rope::new(positions, self.config.width / self.config.heads, self.config.rope_theta)
+        Rope::new(&self.device, positions, self.config.width / self.config.heads, self.config.rope_theta)
     }
 
     fn lora<'a>(&'a self, layer: &Linear, mode: Mode<'a>) -> Option<Lora<'a>> {
@@ -332,16 +332,30 @@ impl Transformer {
         Head { weight, lora: self.lora(&self.head, mode), precision: mode.precision }
     }
 
-    /// A linear layer's output, its adapter's included.
-    pub(super) fn apply(&self, layer: &Linear, x: &[f32], mode: Mode) -> Buffer {
+    /// A linear layer's output, its adapter's included, as what products read.
+    pub(super) fn apply(&self, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
+        let len = self.outputs_of(layer, x);
+        self.apply_into(self.device.factors(len, mode.precision), layer, x, mode)
+    }
+
+    /// The same as what is added to.
+    pub(super) fn apply_to_sum(&self, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
+        self.apply_into(self.device.unset(self.outputs_of(layer, x)), layer, x, mode)
+    }
+
+    fn outputs_of(&self, layer: &Linear, x: &Tensor) -> usize {
         let weight = &self.params[layer.weight].weight;
-        let mut y = Buffer::unset(x.len() / weight.cols() * weight.rows());
+        x.len() / weight.cols() * weight.rows()
+    }
+
+    fn apply_into(&self, mut y: Tensor, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
+        let weight = &self.params[layer.weight].weight;
         match self.lora(layer, mode) {
             None => linear::forward(&mut y, x, weight, mode.precision),
             Some(lora) => lora_linear::forward(&mut y, x, weight, &lora),
         }
         if let Some(bias) = layer.bias {
-            linear::add_bias(&mut y, &self.params[bias].weight.to_f32());
+            linear::add_bias(&mut y, &self.params[bias].weight);
         }
         y
     }
@@ -350,9 +364,9 @@ impl Transformer {
     pub(super) fn apply_backward(
         &self,
         layer: &Linear,
-        dx: Option<(&mut Buffer, Into)>,
-        dy: &[f32],
-        x: &[f32],
+        dx: Option<(&mut Tensor, Into)>,
+        dy: &Tensor,
+        x: &Tensor,
         mode: Mode,
         grads: &mut Gradients,
     ) {
@@ -367,7 +381,7 @@ impl Transformer {
             (Some(lora), Some(ids)) => {
                 let [mut a, mut b] = take_pair(grads, ids);
                 let grad = LoraGrad { a: &mut a, b: &mut b };
-                lora_linear::backward(dx.map(|(dx, into)| (&mut **dx, into)), grad, dy, x, weight, &lora);
+                lora_linear::backward(dx, grad, dy, x, weight, &lora);
                 give_back(grads, layer.lora, Some([a, b]));
             }
             _ => {
@@ -380,11 +394,11 @@ impl Transformer {
 }
 
 /// Takes an adapter's two gradients out of the table, so that both can be written at once.
-fn take_pair(grads: &mut Gradients, ids: [ParamId; 2]) -> [Buffer; 2] {
+fn take_pair(grads: &mut Gradients, ids: [ParamId; 2]) -> [Tensor; 2] {
     ids.map(|id| grads[id].take().expect("an adapter is trainable wherever gradients are asked for"))
 }
 
-fn give_back(grads: &mut Gradients, ids: Option<[ParamId; 2]>, pair: Option<[Buffer; 2]>) {
+fn give_back(grads: &mut Gradients, ids: Option<[ParamId; 2]>, pair: Option<[Tensor; 2]>) {
     for (id, grad) in ids.into_iter().flatten().zip(pair.into_iter().flatten()) {
         grads[id] = Some(grad);
     }

@@ -2,7 +2,8 @@
 //! left. When those are left and how stale they may get is the sampler's business.
 
 use weft_kernels::attention::{self, Qkv, Shape};
-use weft_kernels::buffer::Buffer;
+use weft_kernels::rows;
+use weft_kernels::tensor::Tensor;
 
 use super::batch::Batch;
 use super::block::{Block, Linear, Transformer};
@@ -11,7 +12,7 @@ use super::layer::Mode;
 /// Keys, turned to their positions, and values of every row of a batch, layer by layer, in f32.
 #[derive(Debug)]
 pub struct KeysValues {
-    layers: Vec<[Buffer; 2]>,
+    layers: Vec<[Tensor; 2]>,
 }
 
 impl KeysValues {
@@ -20,7 +21,7 @@ impl KeysValues {
         let features = |of: &Linear| model.params[of.weight].weight.rows();
         let room = |block: &Block| {
             let [_, k, v] = &block.qkv;
-            [k, v].map(|of| Buffer::zeros(batch.ids.len() * features(of)))
+            [k, v].map(|of| model.device.zero_factors(batch.ids.len() * features(of), model.config.precision))
         };
         Self { layers: model.blocks.iter().map(room).collect() }
     }
@@ -59,23 +60,16 @@ impl Transformer {
         for (index, (block, [keys, values])) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             let span = self.span(index, &all, &wanted, precision);
             let [q, k, v] = self.qkv(block, &x, span);
-            replace(keys, part.computed, &k);
-            replace(values, part.computed, &v);
-            let mut attended = Buffer::unset(q.len());
+            for (kept, fresh) in [(&mut *keys, &k), (&mut *values, &v)] {
+                rows::replace(kept, part.computed, fresh, fresh.len() / part.computed.len().max(1));
+            }
+            let mut attended = self.device.factors(q.len(), precision);
             let shape = Shape { sequences: &batch.sequences, ..self.shape(span) };
             attention::forward(&mut attended, Qkv { q: &q, k: keys, v: values }, &shape);
             let (middle, _, gate_up) = self.mlp_inputs(block, &x, &attended, span);
             x = self.output(block, &middle, &gate_up, span);
         }
-        let normed = self.norm(&x, self.final_norm);
+        let normed = self.norm(&x, self.final_norm, precision);
         self.head(Mode { dropout_keys: None, precision }).for_each_chunk(&normed, f);
-    }
-}
-
-/// Writes some rows of a matrix.
-fn replace(matrix: &mut [f32], rows: &[usize], fresh: &[f32]) {
-    let width = fresh.len() / rows.len().max(1);
-    for (row, fresh) in rows.iter().zip(fresh.chunks_exact(width.max(1))) {
-        matrix[row * width..(row + 1) * width].copy_from_slice(fresh);
     }
 }

@@ -1,14 +1,12 @@
 //! One layer of the transformer: its forward, and a backward that recomputes what the forward didn't keep.
 
-use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use weft_kernels::attention::{self, Qkv, Shape};
-use weft_kernels::buffer::Buffer;
-use weft_kernels::matrix::{self, Into};
 use weft_kernels::precision::{Kept, Precision};
 use weft_kernels::rope::{Rope, Turn};
-use weft_kernels::{rms_norm, swiglu};
+use weft_kernels::tensor::{Into, Tensor};
+use weft_kernels::{rms_norm, rows, swiglu};
 
 use super::block::{Block, Config, Gradients, Linear, ParamId, Transformer};
 
@@ -30,10 +28,27 @@ impl Rows<'_> {
     }
 
     /// These rows of a matrix that has all of them.
-    pub(super) fn of<'x>(&self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
+    pub(super) fn of<'x>(&self, x: &'x Tensor, width: usize) -> Selected<'x> {
         match self.index {
-            None => x.into(),
-            Some(index) => index.iter().flat_map(|r| &x[r * width..(r + 1) * width]).copied().collect(),
+            None => Selected::All(x),
+            Some(index) => Selected::Some(rows::gather(x, index, width)),
+        }
+    }
+}
+
+/// All rows of a matrix, or a copy of some.
+pub(super) enum Selected<'x> {
+    All(&'x Tensor),
+    Some(Tensor),
+}
+
+impl Deref for Selected<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Self::All(x) => x,
+            Self::Some(x) => x,
         }
     }
 }
@@ -68,31 +83,31 @@ impl<'a> Span<'a> {
 /// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep; the
 /// products are kept as far as memory is granted.
 pub(super) struct KeptLayer {
-    input: Buffer,
-    attention: [Buffer; 2],
+    input: Tensor,
+    attention: [Tensor; 2],
     products: Option<Products>,
 }
 
 /// The results of a layer's products that its backward needs.
 struct Products {
     qkv: [Kept; 3],
-    middle: Buffer,
+    middle: Tensor,
     gate_up: [Kept; 2],
 }
 
 /// What a layer's backward needs of its forward.
 struct Activations {
-    qkv: [Buffer; 3],
+    qkv: [Tensor; 3],
     /// Attention's output and log-sum-exp.
-    attention: [Buffer; 2],
-    middle: Buffer,
-    ff_normed: Buffer,
-    gate_up: [Buffer; 2],
+    attention: [Tensor; 2],
+    middle: Tensor,
+    ff_normed: Tensor,
+    gate_up: [Tensor; 2],
 }
 
 impl Transformer {
     /// A layer's output, without keeping anything.
-    pub(super) fn layer_output(&self, block: &Block, x: &[f32], span: Span) -> Buffer {
+    pub(super) fn layer_output(&self, block: &Block, x: &Tensor, span: Span) -> Tensor {
         let Activations { middle, gate_up, .. } = self.activations(block, x, span, None, None);
         self.output(block, &middle, &gate_up, span)
     }
@@ -101,10 +116,10 @@ impl Transformer {
     pub(super) fn layer_forward(
         &self,
         block: &Block,
-        x: Buffer,
+        x: Tensor,
         span: Span,
         keep_products: bool,
-    ) -> (Buffer, KeptLayer) {
+    ) -> (Tensor, KeptLayer) {
         let a = self.activations(block, &x, span, None, None);
         let Activations { qkv, attention, middle, gate_up, .. } = a;
         let output = self.output(block, &middle, &gate_up, span);
@@ -125,12 +140,12 @@ impl Transformer {
     pub(super) fn layer_backward(
         &self,
         block: &Block,
-        mut dx: Buffer,
+        mut dx: Tensor,
         kept: KeptLayer,
         span: Span,
         grads: &mut Gradients,
         wants_input: bool,
-    ) -> Buffer {
+    ) -> Tensor {
         let Config { width, heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
         let KeptLayer { input, attention, products } = kept;
         let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up } =
@@ -139,32 +154,32 @@ impl Transformer {
         // 1. The MLP.
         // Only a trained projection's gradient needs its input.
         let trains_down = block.down.lora.is_some() || grads[block.down.weight].is_some();
-        let hidden = if trains_down { self.hidden(&gate_up, span) } else { Buffer::unset(0) };
+        let hidden = if trains_down { self.hidden(&gate_up, span) } else { self.device.unset(0) };
         let [mut gate, mut up] = gate_up;
-        let mut dhidden = Buffer::unset(gate.len());
+        let mut dhidden = self.device.factors(gate.len(), span.precision);
         self.apply_backward(&block.down, Some((&mut dhidden, Into::Set)), &dx, &hidden, to, grads);
         drop(hidden);
         swiglu::backward(&mut gate, &mut up, &dhidden, span.precision);
         drop(dhidden);
-        let mut dnormed = Buffer::unset(ff_normed.len());
+        let mut dnormed = self.device.unset(ff_normed.len());
         for ((layer, dy), into) in block.gate_up.iter().zip([gate, up]).zip([Into::Set, Into::Add]) {
             self.apply_backward(layer, Some((&mut dnormed, into)), &dy, &ff_normed, to, grads);
         }
-        let gain = self.params[block.ff_norm].weight.to_f32();
-        rms_norm::backward(&mut dx, grads[block.ff_norm].as_deref_mut(), &dnormed, &middle, &gain, eps);
+        let gain = &self.params[block.ff_norm].weight;
+        rms_norm::backward(&mut dx, grads[block.ff_norm].as_mut(), &dnormed, &middle, gain, eps);
         drop((middle, ff_normed, dnormed));
         // 2. Attention.
-        let mut dattended = Buffer::unset(attended.len());
+        let mut dattended = self.device.factors(attended.len(), span.precision);
         self.apply_backward(&block.attn_out, Some((&mut dattended, Into::Set)), &dx, &attended, to, grads);
         let mut d = attention::backward(&dattended, &attended, &lse, as_qkv(&qkv), &self.shape(span));
         drop((dattended, attended, qkv));
         span.to.rope.apply(&mut d.q, heads, Turn::Inverse);
         span.from.rope.apply(&mut d.k, kv_heads, Turn::Inverse);
         // 3. Keys and values read every row, queries the written ones only.
-        let normed = self.norm(&input, block.attn_norm);
-        let mut dnormed = Buffer::unset(if wants_input { normed.len() } else { 0 });
+        let normed = self.norm(&input, block.attn_norm, span.precision);
+        let mut dnormed = self.device.unset(if wants_input { normed.len() } else { 0 });
         let [q, k, v] = &block.qkv;
-        fn wanted(wants: bool, dx: &mut Buffer, into: Into) -> Option<(&mut Buffer, Into)> {
+        fn wanted(wants: bool, dx: &mut Tensor, into: Into) -> Option<(&mut Tensor, Into)> {
             wants.then_some((dx, into))
         }
         self.apply_backward(k, wanted(wants_input, &mut dnormed, Into::Set), &d.k, &normed, from, grads);
@@ -174,13 +189,12 @@ impl Transformer {
             return self.norm_backward(block, dx, &dnormed, &input, grads);
         };
         let normed = span.to.of(&normed, width);
-        let mut dq_normed = Buffer::unset(if wants_input { normed.len() } else { 0 });
+        let mut dq_normed = self.device.unset(if wants_input { normed.len() } else { 0 });
         self.apply_backward(q, wanted(wants_input, &mut dq_normed, Into::Set), &d.q, &normed, to, grads);
-        let mut dx_of_all = Buffer::zeros(dnormed.len());
-        for (i, row) in index.iter().enumerate().filter(|_| wants_input) {
-            let (row, i) = (row * width..(row + 1) * width, i * width..(i + 1) * width);
-            dnormed[row.clone()].iter_mut().zip(&dq_normed[i.clone()]).for_each(|(d, q)| *d += q);
-            dx_of_all[row].iter_mut().zip(&dx[i]).for_each(|(all, d)| *all += d);
+        let mut dx_of_all = self.device.zeros(dnormed.len());
+        if wants_input {
+            rows::scatter_add(&mut dnormed, index, &dq_normed, width);
+            rows::scatter_add(&mut dx_of_all, index, &dx, width);
         }
         self.norm_backward(block, dx_of_all, &dnormed, &input, grads)
     }
@@ -189,29 +203,28 @@ impl Transformer {
     fn norm_backward(
         &self,
         block: &Block,
-        mut dx: Buffer,
-        dnormed: &[f32],
-        x: &[f32],
+        mut dx: Tensor,
+        dnormed: &Tensor,
+        x: &Tensor,
         grads: &mut Gradients,
-    ) -> Buffer {
+    ) -> Tensor {
         if !dnormed.is_empty() {
-            let gain = self.params[block.attn_norm].weight.to_f32();
-            let dgain = grads[block.attn_norm].as_deref_mut();
-            rms_norm::backward(&mut dx, dgain, dnormed, x, &gain, self.config.rms_norm_eps);
+            let (gain, dgain) = (&self.params[block.attn_norm].weight, grads[block.attn_norm].as_mut());
+            rms_norm::backward(&mut dx, dgain, dnormed, x, gain, self.config.rms_norm_eps);
         }
         dx
     }
 
     /// The layer's output, of the sum after attention and the MLP's gate and up.
-    pub(super) fn output(&self, block: &Block, middle: &[f32], gate_up: &[Buffer; 2], span: Span) -> Buffer {
-        let mut y = self.apply(&block.down, &self.hidden(gate_up, span), span.writes());
-        matrix::add(&mut y, middle);
+    pub(super) fn output(&self, block: &Block, middle: &Tensor, gate_up: &[Tensor; 2], span: Span) -> Tensor {
+        let mut y = self.apply_to_sum(&block.down, &self.hidden(gate_up, span), span.writes());
+        y.add(middle);
         y
     }
 
     /// The input of the MLP's down projection.
-    fn hidden(&self, [gate, up]: &[Buffer; 2], span: Span) -> Buffer {
-        let mut hidden = Buffer::unset(gate.len());
+    fn hidden(&self, [gate, up]: &[Tensor; 2], span: Span) -> Tensor {
+        let mut hidden = self.device.factors(gate.len(), span.precision);
         swiglu::forward(&mut hidden, gate, up, span.precision);
         hidden
     }
@@ -220,9 +233,9 @@ impl Transformer {
     fn activations(
         &self,
         block: &Block,
-        x: &[f32],
+        x: &Tensor,
         span: Span,
-        attention: Option<[Buffer; 2]>,
+        attention: Option<[Tensor; 2]>,
         products: Option<Products>,
     ) -> Activations {
         let (qkv, mlp) = match products {
@@ -230,13 +243,13 @@ impl Transformer {
             None => (self.qkv(block, x, span), None),
         };
         let attention = attention.unwrap_or_else(|| {
-            let mut attended = Buffer::unset(qkv[0].len());
+            let mut attended = self.device.factors(qkv[0].len(), span.precision);
             let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(span));
             [attended, lse]
         });
         let (middle, ff_normed, gate_up) = match mlp {
             Some((middle, gate_up)) => {
-                let ff_normed = self.norm(&middle, block.ff_norm);
+                let ff_normed = self.norm(&middle, block.ff_norm, span.precision);
                 (middle, ff_normed, gate_up)
             }
             None => self.mlp_inputs(block, x, &attention[0], span),
@@ -245,10 +258,10 @@ impl Transformer {
     }
 
     /// Queries of the rows that are written, keys and values of those that are read, turned to their positions.
-    pub(super) fn qkv(&self, block: &Block, x: &[f32], span: Span) -> [Buffer; 3] {
+    pub(super) fn qkv(&self, block: &Block, x: &Tensor, span: Span) -> [Tensor; 3] {
         let Span { from, to, .. } = span;
         let Config { width, heads, kv_heads, .. } = self.config;
-        let normed = self.norm(x, block.attn_norm);
+        let normed = self.norm(x, block.attn_norm, span.precision);
         let [q, k, v] = &block.qkv;
         let mut q = self.apply(q, &to.of(&normed, width), span.writes());
         let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
@@ -261,13 +274,13 @@ impl Transformer {
     pub(super) fn mlp_inputs(
         &self,
         block: &Block,
-        x: &[f32],
-        attended: &[f32],
+        x: &Tensor,
+        attended: &Tensor,
         span: Span,
-    ) -> (Buffer, Buffer, [Buffer; 2]) {
-        let mut middle = self.apply(&block.attn_out, attended, span.writes());
-        matrix::add(&mut middle, &span.to.of(x, self.config.width));
-        let ff_normed = self.norm(&middle, block.ff_norm);
+    ) -> (Tensor, Tensor, [Tensor; 2]) {
+        let mut middle = self.apply_to_sum(&block.attn_out, attended, span.writes());
+        middle.add(&span.to.of(x, self.config.width));
+        let ff_normed = self.norm(&middle, block.ff_norm, span.precision);
         let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, span.writes()));
         (middle, ff_normed, gate_up)
     }
@@ -278,13 +291,13 @@ impl Transformer {
         Shape { heads, kv_heads, head_dim: width / heads, sequences, queries, precision: span.precision }
     }
 
-    pub(super) fn norm(&self, x: &[f32], gain: ParamId) -> Buffer {
-        let mut y = Buffer::unset(x.len());
-        rms_norm::forward(&mut y, x, &self.params[gain].weight.to_f32(), self.config.rms_norm_eps);
+    pub(super) fn norm(&self, x: &Tensor, gain: ParamId, precision: Precision) -> Tensor {
+        let mut y = self.device.factors(x.len(), precision);
+        rms_norm::forward(&mut y, x, &self.params[gain].weight, self.config.rms_norm_eps);
         y
     }
 }
 
-fn as_qkv([q, k, v]: &[Buffer; 3]) -> Qkv<'_> {
+fn as_qkv([q, k, v]: &[Tensor; 3]) -> Qkv<'_> {
     Qkv { q, k, v }
 }

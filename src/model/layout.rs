@@ -2,6 +2,7 @@
 //! config.json says, the family reads.
 
 use serde_json::{Map, Value};
+use weft_kernels::device::Device;
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Weight;
 
@@ -161,7 +162,7 @@ pub(crate) fn build(layout: &Layout, take: impl FnMut(&str, &[usize]) -> Result<
         true => Linear { weight: embedding, bias: None, lora: None },
         false => table.linear(names.head, rows, d, false)?,
     };
-    Ok(Transformer { config, params: table.params, embedding, blocks, final_norm, head })
+    Ok(Transformer { config, device: Device::Cpu, params: table.params, embedding, blocks, final_norm, head })
 }
 
 /// A model to train from scratch: matrices normal with deviation 0.02, those that write to the residual stream

@@ -1,8 +1,6 @@
 //! Where a pass's numbers stop being finite: looked for when they have, by a forward of its own and in its gradients.
 
-use weft_kernels::buffer::Buffer;
 use weft_kernels::precision::Precision;
-use weft_kernels::rms_norm;
 
 use super::batch::Batch;
 use super::block::{Block, Gradients, Linear, ParamId, Transformer};
@@ -16,19 +14,17 @@ impl Transformer {
         let predicting = self.predicting(batch, rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
         let mut x = self.embed(batch);
-        if !is_finite(&x) {
+        if !is_finite(&x.to_host()) {
             return Some(self.place("the token embedding", &[self.embedding]));
         }
         for (index, block) in self.blocks.iter().enumerate() {
             x = self.layer_output(block, &x, self.span(index, &all, &wanted, precision));
-            if !is_finite(&x) {
+            if !is_finite(&x.to_host()) {
                 return Some(self.place(&format!("layer {index}"), &params_backwards(block)));
             }
         }
-        let mut normed = Buffer::unset(x.len());
-        let gain = self.params[self.final_norm].weight.to_f32();
-        rms_norm::forward(&mut normed, &x, &gain, self.config.rms_norm_eps);
-        if !is_finite(&normed) {
+        let normed = self.norm(&x, self.final_norm, precision);
+        if !is_finite(&normed.to_host()) {
             return Some(self.place("the norm before the head", &[self.final_norm]));
         }
         let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
@@ -43,7 +39,7 @@ impl Transformer {
         let blocks = self.blocks.iter().rev().flat_map(params_backwards);
         let mut order =
             of_linear(&self.head).into_iter().chain([self.final_norm]).chain(blocks).chain([self.embedding]);
-        let is_wrong = |id: &ParamId| grads[*id].as_ref().is_some_and(|grad| !is_finite(grad));
+        let is_wrong = |id: &ParamId| grads[*id].as_ref().is_some_and(|grad| !is_finite(&grad.to_host()));
         order.find(is_wrong).map(|id| self.params[id].name.as_str())
     }
 

@@ -1,6 +1,7 @@
 //! A model's outline: its shapes, number formats and what of it is trained, without a number. What a run would take is
 //! told from it (`plan`) before any weight is read.
 
+use weft_kernels::device::Device;
 use weft_kernels::weight::{Dtype, Weight};
 
 use super::block::{Param, Transformer};
@@ -13,7 +14,14 @@ impl Transformer {
             Param { name: p.name.clone(), shape: p.shape.clone(), weight, trainable: p.trainable }
         };
         let (params, blocks) = (self.params.iter().map(outline).collect(), self.blocks.clone());
-        Self { params, blocks, ..*self }
+        Self { params, blocks, device: Device::Cpu, ..*self }
+    }
+
+    /// Brings the weights to a device, on which the network computes from then on. They go one by one, in the format they
+    /// are stored in.
+    pub fn put_on(&mut self, device: &Device) {
+        self.params.iter_mut().for_each(|param| param.weight.put_on(device));
+        self.device = device.clone();
     }
 
     /// Makes every weight of an outline trainable: f32, as its master copy would be.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use weft_kernels::tensor::Tensor;
+
 /// The ranks of a run, as one of them sees them.
 pub type Ranks = Arc<dyn Collective>;
 
@@ -35,13 +37,13 @@ pub trait Collective: Send + Sync {
     ///
     /// # Shapes
     /// `send` `[sum of counts]`, `counts` `[size]` and the same at every rank, `received` `[size * counts[own rank]]`.
-    fn exchange(&self, send: &[f32], counts: &[usize], received: &mut [f32]);
+    fn exchange(&self, send: &Tensor, counts: &[usize], received: &mut Tensor);
 
     /// Every rank's numbers at every rank, in the order of ranks.
     ///
     /// # Shapes
     /// `own` `[counts[own rank]]`, `counts` `[size]`, `all` `[sum of counts]`.
-    fn all_gather(&self, own: &[f32], counts: &[usize], all: &mut [f32]);
+    fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor);
 
     /// Every rank's bytes at every rank, in the order of ranks; they may differ in length.
     fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>>;
@@ -111,12 +113,12 @@ impl Collective for Solo {
         1
     }
 
-    fn exchange(&self, send: &[f32], _counts: &[usize], received: &mut [f32]) {
-        received.copy_from_slice(send);
+    fn exchange(&self, send: &Tensor, _counts: &[usize], received: &mut Tensor) {
+        received.copy(0, send, 0..send.len());
     }
 
-    fn all_gather(&self, own: &[f32], _counts: &[usize], all: &mut [f32]) {
-        all.copy_from_slice(own);
+    fn all_gather(&self, own: &Tensor, _counts: &[usize], all: &mut Tensor) {
+        all.copy(0, own, 0..own.len());
     }
 
     fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {

@@ -1,5 +1,5 @@
-//! Ranks over MPI: the installed library, called one thread at a time. Buffers go as they are; what is larger than a
-//! 32-bit count of numbers is the caller's to cut (`shards` does).
+//! Ranks over MPI: the installed library, called one thread at a time. Buffers go as they are, a card's by way of the
+//! machine's memory; what is larger than a 32-bit count of numbers is the caller's to cut (`shards` does).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -9,6 +9,7 @@ use mpi::datatype::{Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{CommunicatorCollectives, Root};
+use weft_kernels::tensor::Tensor;
 
 use super::collective::{Collective, Traffic};
 use crate::error::{Error, Result};
@@ -85,21 +86,27 @@ impl Collective for Mpi {
         self.size
     }
 
-    fn exchange(&self, send: &[f32], counts: &[usize], received: &mut [f32]) {
+    fn exchange(&self, send: &Tensor, counts: &[usize], received: &mut Tensor) {
         let own = counts[self.rank];
-        self.call(send.len() - own, |world| {
-            let (counts, own) = (as_counts(counts), as_counts(&vec![own; self.size]));
-            let (to, from) = (starts(&counts), starts(&own));
-            let send = Partition::new(send, counts, to);
-            world.all_to_all_varcount_into(&send, &mut PartitionMut::new(received, own, from));
+        let send = &*send.to_host();
+        received.change_on_host(|received| {
+            self.call(send.len() - own, |world| {
+                let (counts, own) = (as_counts(counts), as_counts(&vec![own; self.size]));
+                let (to, from) = (starts(&counts), starts(&own));
+                let send = Partition::new(send, counts, to);
+                world.all_to_all_varcount_into(&send, &mut PartitionMut::new(received, own, from));
+            })
         });
     }
 
-    fn all_gather(&self, own: &[f32], counts: &[usize], all: &mut [f32]) {
-        self.call(self.passed_on(counts), |world| {
-            let counts = as_counts(counts);
-            let from = starts(&counts);
-            world.all_gather_varcount_into(own, &mut PartitionMut::new(all, counts, from));
+    fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor) {
+        let own = &*own.to_host();
+        all.change_on_host(|all| {
+            self.call(self.passed_on(counts), |world| {
+                let counts = as_counts(counts);
+                let from = starts(&counts);
+                world.all_gather_varcount_into(own, &mut PartitionMut::new(all, counts, from));
+            })
         });
     }
 

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use weft_kernels::adamw::CHUNK;
-use weft_kernels::buffer::Buffer;
+use weft_kernels::tensor::Tensor;
 
 use super::collective::Collective;
 use crate::model::block::{ParamId, Transformer};
@@ -27,7 +27,7 @@ pub struct Shards {
 }
 
 /// Some parameters' gradients.
-pub type Table = Vec<(ParamId, Buffer)>;
+pub type Table = Vec<(ParamId, Tensor)>;
 
 /// A stretch of a parameter.
 type Stretch = (ParamId, Range<usize>);
@@ -69,25 +69,23 @@ impl Shards {
     /// Sums every rank's gradients of a bucket: this rank's part of each.
     pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: Table) -> Table {
         let rank = ranks.rank();
-        let part = |(id, _): &(ParamId, Buffer)| (*id, Buffer::unset(self.part(*id, rank).len()));
+        let part = |(id, grad): &(ParamId, Tensor)| (*id, grad.device().unset(self.part(*id, rank).len()));
         let mut sums: Table = grads.iter().map(part).collect();
         let at = |id: ParamId| self.buckets[bucket].iter().position(|of| *of == id).expect("it is of this bucket");
         for pieces in self.messages(bucket) {
             let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
-            let mut send = Buffer::unset(counts.iter().sum());
-            fill(&mut send, pieces.iter().flatten(), |id| &grads[at(id)].1);
+            let device = grads.first().map(|(_, grad)| grad.device()).unwrap_or_default();
+            let mut send = device.unset(counts.iter().sum());
+            for_each_place(pieces.iter().flatten(), |start, id, stretch| send.copy(start, &grads[at(id)].1, stretch));
             let own = counts[rank];
-            let mut received = Buffer::unset(own * self.size);
+            let mut received = device.unset(own * self.size);
             ranks.exchange(&send, &counts, &mut received);
             drop(send);
             sum_blocks(&mut received, own, self.size);
-            let mut rest = &received[..own];
-            for (id, stretch) in &pieces[rank] {
-                let start = self.part(*id, rank).start;
-                let numbers;
-                (numbers, rest) = rest.split_at(stretch.len());
-                sums[at(*id)].1[stretch.start - start..stretch.end - start].copy_from_slice(numbers);
-            }
+            for_each_place(&pieces[rank], |start, id, stretch| {
+                let sum = &mut sums[at(id)].1;
+                sum.copy(stretch.start - self.part(id, rank).start, &received, start..start + stretch.len());
+            });
         }
         sums
     }
@@ -97,32 +95,28 @@ impl Shards {
         let buckets = if self.size == 1 { 0 } else { self.buckets.len() };
         for pieces in (0..buckets).flat_map(|bucket| self.messages(bucket)) {
             let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
-            let mut own = Buffer::unset(counts[ranks.rank()]);
-            let mut all = Buffer::unset(counts.iter().sum());
-            let numbers = |id: ParamId| match model.params[id].weight.to_f32() {
-                Cow::Borrowed(numbers) => numbers,
-                Cow::Owned(_) => unreachable!("what is trained is stored as f32"),
-            };
-            fill(&mut own, &pieces[ranks.rank()], numbers);
+            let mut own = model.device.unset(counts[ranks.rank()]);
+            let mut all = model.device.unset(counts.iter().sum());
+            for_each_place(&pieces[ranks.rank()], |start, id, stretch| {
+                model.params[id].weight.copy_to(&mut own, start, stretch);
+            });
             ranks.all_gather(&own, &counts, &mut all);
-            let mut rest = &*all;
-            for (id, stretch) in pieces.iter().flatten() {
-                let numbers;
-                (numbers, rest) = rest.split_at(stretch.len());
-                model.params[*id].weight.make_trainable()[stretch.clone()].copy_from_slice(numbers);
-            }
+            for_each_place(pieces.iter().flatten(), |start, id, stretch| {
+                let from = start..start + stretch.len();
+                model.params[id].weight.copy_from(stretch.start, &all, from);
+            });
         }
     }
 
     /// A whole of every rank's part of a parameter-shaped tensor.
-    pub fn gather<'a>(&self, ranks: &dyn Collective, id: ParamId, own: &'a [f32]) -> Cow<'a, [f32]> {
+    pub fn gather<'a>(&self, ranks: &dyn Collective, id: ParamId, own: &'a Tensor) -> Cow<'a, [f32]> {
         if self.size == 1 {
-            return own.into();
+            return own.to_host();
         }
         let counts: Vec<usize> = (0..self.size).map(|rank| self.part(id, rank).len()).collect();
-        let mut all = vec![0.0; counts.iter().sum()];
+        let mut all = own.device().put(vec![0.0; counts.iter().sum()]);
         ranks.all_gather(own, &counts, &mut all);
-        all.into()
+        all.to_host().into_owned().into()
     }
 
     /// The stretches of each rank's part that travel in one message, message after message.
@@ -153,13 +147,10 @@ impl Shards {
 
 /// Adds blocks of so many numbers to the first: even ones and odd ones apart, and so on, the last splits first; the tree
 /// that a rank's own micro-batches are summed in goes on with it.
-fn sum_blocks(blocks: &mut [f32], len: usize, count: usize) {
+fn sum_blocks(blocks: &mut Tensor, len: usize, count: usize) {
     let mut stride = count.next_power_of_two() / 2;
     while stride > 0 {
-        let (to, from) = blocks.split_at_mut(stride * len);
-        let summed = (count - stride).min(stride) * len;
-        // On this thread alone: the others may be at work on the next bucket.
-        to[..summed].iter_mut().zip(&from[..summed]).for_each(|(to, from)| *to += from);
+        blocks.add_within(0, stride * len, (count - stride).min(stride) * len);
         stride /= 2;
     }
 }
@@ -168,13 +159,15 @@ fn len_of(piece: &[Stretch]) -> usize {
     piece.iter().map(|(_, stretch)| stretch.len()).sum()
 }
 
-/// Copies stretches of some tensors one after the other.
-fn fill<'a, 'n>(to: &mut [f32], stretches: impl IntoIterator<Item = &'a Stretch>, of: impl Fn(ParamId) -> &'n [f32]) {
-    let mut rest = to;
+/// `f(start, parameter, stretch)` of stretches that stand one after the other in a message.
+fn for_each_place<'a>(
+    stretches: impl IntoIterator<Item = &'a Stretch>,
+    mut f: impl FnMut(usize, ParamId, Range<usize>),
+) {
+    let mut start = 0;
     for (id, stretch) in stretches {
-        let numbers;
-        (numbers, rest) = rest.split_at_mut(stretch.len());
-        numbers.copy_from_slice(&of(*id)[stretch.clone()]);
+        f(start, *id, stretch.clone());
+        start += stretch.len();
     }
 }
 
@@ -187,8 +180,9 @@ mod tests {
         // Numbers whose sum depends on the order.
         let x = [1e8f32, 1.0, -1e8, 3.0, 0.25];
         let sum = |count: usize| {
-            let mut blocks: Vec<f32> = x[..count].iter().flat_map(|x| [*x, 2.0 * x]).collect();
+            let mut blocks = Tensor::from(x[..count].iter().flat_map(|x| [*x, 2.0 * x]).collect::<Vec<f32>>());
             sum_blocks(&mut blocks, 2, count);
+            let blocks = blocks.to_host();
             [blocks[0], blocks[1]]
         };
         let [a, b, c, d, e] = x;

@@ -2,7 +2,7 @@
 //! takes and gives back as a run does; everything else is a formula.
 
 use serde::Serialize;
-use weft_kernels::{attention, head_loss, matrix};
+use weft_kernels::cpu::{attention, head_loss, matrix};
 
 use super::batches::MicroBatch;
 use super::ledger::{Fullest, Held, Ledger, Use};

@@ -4,8 +4,8 @@
 //! Shape letters: `N` tokens of a packed batch, `M` its rows that the last layer writes, `D` width, `F` MLP width,
 //! `V` rows of the head, `R` LoRA rank.
 
+use weft_kernels::cpu::{frozen_head, head_loss, matrix};
 use weft_kernels::precision::{Kept, Precision};
-use weft_kernels::{frozen_head, head_loss, matrix};
 
 use super::ledger::{Held, Ledger, Use};
 use crate::model::block::{Block, Linear, ParamId, Transformer};

@@ -240,7 +240,7 @@ fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
                 numbers.into()
             }
         };
-        param.weight.make_trainable().copy_from_slice(&numbers(0));
+        param.weight.write(0, &numbers(0));
         let m = numbers(1);
         optimizer.put(i, [&m, &numbers(2)]);
     }

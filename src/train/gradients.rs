@@ -1,7 +1,5 @@
 //! The sum of a step's micro-batches' gradients at one rank.
 
-use weft_kernels::matrix;
-
 use super::Trainer;
 use super::noised::MicroBatch;
 use crate::model::block::Gradients;
@@ -61,7 +59,7 @@ fn sum_in_tree(
     let mut even = sum_in_tree((first, 2 * stride), slots, many, leaf)?;
     if let Some(odd) = sum_in_tree((first + stride, 2 * stride), slots, many, leaf) {
         let pairs = even.iter_mut().flatten().zip(odd.iter().flatten());
-        pairs.for_each(|(even, odd)| matrix::add(even, odd));
+        pairs.for_each(|(even, odd)| even.add(odd));
     }
     Some(even)
 }

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::sync::mpsc;
 
 use weft_kernels::adamw::{AdamW, chunk_sums};
+use weft_kernels::tensor::Tensor;
 
 use super::gradients::Finished;
 use crate::model::block::{Gradients, ParamId, Transformer};
@@ -15,12 +16,11 @@ use crate::parallel::shards::{Shards, Table};
 use crate::recipe::TrainTable;
 
 /// First and second moments of this rank's part of each parameter, empty for a frozen one.
-#[derive(Clone)]
 pub struct Optimizer {
     /// First moments.
-    pub m: Vec<Vec<f32>>,
+    pub m: Vec<Tensor>,
     /// Second moments.
-    pub v: Vec<Vec<f32>>,
+    pub v: Vec<Tensor>,
     /// Whether finished buckets travel while the rest is computed; not a bit depends on it.
     pub overlaps: bool,
     shards: Shards,
@@ -36,9 +36,9 @@ impl Optimizer {
     /// Moments of zero at one of several ranks.
     pub fn on(ranks: Ranks, model: &Transformer) -> Self {
         let shards = Shards::new(model, ranks.size());
-        let zeros = |id: ParamId| vec![0.0; shards.part(id, ranks.rank()).len()];
-        let zeros: Vec<Vec<f32>> = (0..model.params.len()).map(zeros).collect();
-        Self { m: zeros.clone(), v: zeros, overlaps: true, shards, ranks }
+        let zeros = |id: ParamId| model.device.put(vec![0.0; shards.part(id, ranks.rank()).len()]);
+        let [m, v] = [(); 2].map(|()| (0..model.params.len()).map(zeros).collect());
+        Self { m, v, overlaps: true, shards, ranks }
     }
 
     /// Sums every rank's gradients, those that `work` returns, and leaves this rank its part of them. Buckets that `work`
@@ -78,7 +78,7 @@ impl Optimizer {
         if self.ranks.size() == 1 {
             return gradient_norm(grads);
         }
-        let own: Vec<f64> = grads.iter().flatten().flat_map(|part| chunk_sums(part)).collect();
+        let own: Vec<f64> = chunk_sums(&grads.iter().flatten().collect::<Vec<_>>()).concat();
         let of_ranks = self.ranks.all_gather_f64(&own);
         let mut of_ranks: Vec<_> = of_ranks.iter().map(|sums| sums.iter()).collect();
         let whole = |id: ParamId| -> f64 {
@@ -112,7 +112,7 @@ impl Optimizer {
                 step: step + 1,
             };
             let own = self.shards.part(i, self.ranks.rank());
-            adamw.update(&mut param.weight.make_trainable()[own], &mut self.m[i], &mut self.v[i], grad, grad_scale);
+            adamw.update(&mut param.weight, own, [&mut self.m[i], &mut self.v[i]], grad, grad_scale);
         }
         self.shards.spread(&*self.ranks, model);
     }
@@ -125,8 +125,8 @@ impl Optimizer {
     /// Takes this rank's part of a parameter's whole moments.
     pub fn put(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
         let own = self.shards.part(id, self.ranks.rank());
-        self.m[id].copy_from_slice(&m[own.clone()]);
-        self.v[id].copy_from_slice(&v[own]);
+        self.m[id].write(0, &m[own.clone()]);
+        self.v[id].write(0, &v[own]);
     }
 }
 
@@ -140,5 +140,6 @@ pub fn train_everything(model: &mut Transformer) {
 
 /// The norm of all gradients together.
 pub fn gradient_norm(grads: &Gradients) -> f64 {
-    grads.iter().flatten().map(|g| chunk_sums(g).iter().sum::<f64>()).sum::<f64>().sqrt()
+    let of_each = chunk_sums(&grads.iter().flatten().collect::<Vec<_>>());
+    of_each.iter().map(|sums| sums.iter().sum::<f64>()).sum::<f64>().sqrt()
 }

@@ -1,17 +1,22 @@
 //! Each operation at the sizes of a step of `weft bench --shape P` (2,048 tokens of width 512), beside the machine's
-//! own rates: `Gitem/s` are GFLOP/s, `GB/s` count every number read or written once. `cargo bench -p weft-kernels`.
+//! own rates: `Gitem/s` are GFLOP/s, `GB/s` count every number read or written once. `cargo bench -p weft-kernels`; on a
+//! card with `WEFT_DEVICE=cuda` before it, where a call is waited for and small ones show little but their start.
 
 #![allow(missing_docs)]
+
+use std::sync::LazyLock;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use weft_kernels::adamw::AdamW;
 use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::cuda::Card;
+use weft_kernels::device::Device;
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Lora, LoraGrad};
-use weft_kernels::matrix::{self, Into, View};
 use weft_kernels::precision::Precision;
 use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 use weft_kernels::{embedding, linear, rms_norm, swiglu};
 
@@ -30,16 +35,40 @@ fn main() {
     divan::main();
 }
 
-fn numbers(len: usize) -> Vec<f32> {
+static DEVICE: LazyLock<Device> = LazyLock::new(|| match std::env::var("WEFT_DEVICE").as_deref() {
+    Ok(name) if name.starts_with("cuda") => {
+        Device::Cuda(Card::open(0, None).unwrap_or_else(|reason| panic!("{reason}")))
+    }
+    _ => Device::Cpu,
+});
+
+fn on_host(len: usize) -> Vec<f32> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
+}
+
+fn numbers(len: usize) -> Tensor {
+    DEVICE.put(on_host(len))
+}
+
+/// What products read.
+fn factors(len: usize, precision: Precision) -> Tensor {
+    numbers(len).rounded(precision)
+}
+
+/// Returns when a card has done what it was asked.
+fn done<T>(result: T) -> T {
+    DEVICE.finish();
+    result
 }
 
 /// Stored in the format of the products.
 fn weight(rows: usize, cols: usize, precision: Precision) -> Weight {
-    match precision {
-        Precision::F32 => Weight::from_f32(rows, cols, numbers(rows * cols)),
-        Precision::Bf16 => Weight::from_bytes(rows, cols, Dtype::Bf16, &to_bf16_bytes(&numbers(rows * cols))),
-    }
+    let mut weight = match precision {
+        Precision::F32 => Weight::from_f32(rows, cols, on_host(rows * cols)),
+        Precision::Bf16 => Weight::from_bytes(rows, cols, Dtype::Bf16, &to_bf16_bytes(&on_host(rows * cols))),
+    };
+    weight.put_on(&DEVICE);
+    weight
 }
 
 fn flop(m: usize, k: usize, n: usize) -> ItemsCount {
@@ -54,18 +83,17 @@ mod machine {
     use super::*;
 
     #[divan::bench(args = PRECISIONS)]
-    fn product_of_1024_squared(bencher: Bencher, precision: Precision) {
-        let (side, a, mut c) = (1024, numbers(1 << 20), numbers(1 << 20));
-        let view = View::new(&a, side, side);
-        bencher
-            .counter(flop(side, side, side))
-            .bench_local(|| matrix::par_product(&mut c, view, view, 1.0, Into::Set, precision));
+    fn product_of_4096_rows(bencher: Bencher, precision: Precision) {
+        let (rows, side) = (4096, 4096);
+        let (x, w, mut y) =
+            (factors(rows * side, precision), weight(side, side, precision), factors(rows * side, precision));
+        bencher.counter(flop(rows, side, side)).bench_local(|| done(linear::forward(&mut y, &x, &w, precision)));
     }
 
     #[divan::bench]
     fn addition_in_memory(bencher: Bencher) {
         let (from, mut to) = (numbers(1 << 24), numbers(1 << 24));
-        bencher.counter(bytes(3 << 24)).bench_local(|| matrix::add(&mut to, &from));
+        bencher.counter(bytes(3 << 24)).bench_local(|| done(to.add(&from)));
     }
 }
 
@@ -124,45 +152,48 @@ mod instructions {
 #[divan::bench(args = PRECISIONS)]
 fn linear_forward(bencher: Bencher, precision: Precision) {
     let w = weight(MLP, WIDTH, precision);
-    let (x, mut y) = (numbers(TOKENS * WIDTH), numbers(TOKENS * MLP));
-    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| linear::forward(&mut y, &x, &w, precision));
+    let (x, mut y) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * MLP, precision));
+    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| done(linear::forward(&mut y, &x, &w, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn linear_backward_input(bencher: Bencher, precision: Precision) {
-    let (w, dy, mut dx) = (weight(MLP, WIDTH, precision), numbers(TOKENS * MLP), numbers(TOKENS * WIDTH));
+    let (w, dy, mut dx) = (weight(MLP, WIDTH, precision), factors(TOKENS * MLP, precision), numbers(TOKENS * WIDTH));
     bencher
         .counter(flop(TOKENS, MLP, WIDTH))
-        .bench_local(|| linear::backward_input(&mut dx, &dy, &w, Into::Set, precision));
+        .bench_local(|| done(linear::backward_input(&mut dx, &dy, &w, Into::Set, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn linear_backward_weight(bencher: Bencher, precision: Precision) {
-    let (x, dy, mut dw) = (numbers(TOKENS * WIDTH), numbers(TOKENS * MLP), numbers(MLP * WIDTH));
+    let (x, dy) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * MLP, precision));
+    let mut dw = numbers(MLP * WIDTH);
     bencher
         .counter(flop(MLP, TOKENS, WIDTH))
-        .bench_local(|| linear::backward_weight(&mut dw, &dy, &x, TOKENS, precision));
+        .bench_local(|| done(linear::backward_weight(&mut dw, &dy, &x, TOKENS, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn lora_forward(bencher: Bencher, precision: Precision) {
     let w = weight(WIDTH, WIDTH, precision);
     let [a, b] = [[RANK, WIDTH], [WIDTH, RANK]].map(|[rows, cols]| weight(rows, cols, Precision::F32));
-    let (x, mut y) = (numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH));
+    let (x, mut y) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * WIDTH, precision));
     let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
-    bencher.counter(flop(TOKENS, WIDTH, WIDTH + 2 * RANK)).bench_local(|| lora_linear::forward(&mut y, &x, &w, &lora));
+    bencher
+        .counter(flop(TOKENS, WIDTH, WIDTH + 2 * RANK))
+        .bench_local(|| done(lora_linear::forward(&mut y, &x, &w, &lora)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn lora_backward(bencher: Bencher, precision: Precision) {
     let w = weight(WIDTH, WIDTH, precision);
     let [a, b] = [[RANK, WIDTH], [WIDTH, RANK]].map(|[rows, cols]| weight(rows, cols, Precision::F32));
-    let (x, dy, mut dx) = (numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH), numbers(TOKENS * WIDTH));
-    let (mut da, mut db) = (numbers(RANK * WIDTH), numbers(WIDTH * RANK));
+    let [x, dy] = [(); 2].map(|()| factors(TOKENS * WIDTH, precision));
+    let [mut dx, mut da, mut db] = [TOKENS * WIDTH, RANK * WIDTH, WIDTH * RANK].map(numbers);
     let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher.counter(flop(TOKENS, WIDTH, WIDTH + 5 * RANK)).bench_local(|| {
         let grad = LoraGrad { a: &mut da, b: &mut db };
-        lora_linear::backward(Some((&mut dx, Into::Set)), grad, &dy, &x, &w, &lora);
+        done(lora_linear::backward(Some((&mut dx, Into::Set)), grad, &dy, &x, &w, &lora));
     });
 }
 
@@ -171,72 +202,74 @@ fn attention_of(length: usize, precision: Precision, run: impl FnOnce(Qkv, &Shap
     let sequences: Vec<_> = (0..TOKENS).step_by(length).map(|start| start..start + length).collect();
     let (sequences, head_dim) = (&sequences[..], WIDTH / HEADS);
     let shape = Shape { heads: HEADS, kv_heads: HEADS, head_dim, sequences, queries: sequences, precision };
-    let [q, k, v] = [(); 3].map(|()| numbers(TOKENS * WIDTH));
+    let [q, k, v] = [(); 3].map(|()| factors(TOKENS * WIDTH, precision));
     run(Qkv { q: &q, k: &k, v: &v }, &shape, flop(TOKENS, length, 2 * WIDTH));
 }
 
 #[divan::bench(args = LENGTHS, consts = [false, true])]
 fn attention_forward<const BF16: bool>(bencher: Bencher, length: usize) {
-    attention_of(length, PRECISIONS[usize::from(BF16)], |qkv, shape, flop| {
-        let mut out = numbers(TOKENS * WIDTH);
-        bencher.counter(flop).bench_local(|| attention::forward(&mut out, qkv, shape));
+    let precision = PRECISIONS[usize::from(BF16)];
+    attention_of(length, precision, |qkv, shape, flop| {
+        let mut out = factors(TOKENS * WIDTH, precision);
+        bencher.counter(flop).bench_local(|| done(attention::forward(&mut out, qkv, shape)));
     });
 }
 
 #[divan::bench(args = LENGTHS, consts = [false, true])]
 fn attention_backward<const BF16: bool>(bencher: Bencher, length: usize) {
-    attention_of(length, PRECISIONS[usize::from(BF16)], |qkv, shape, _| {
-        let mut out = numbers(TOKENS * WIDTH);
+    let precision = PRECISIONS[usize::from(BF16)];
+    attention_of(length, precision, |qkv, shape, _| {
+        let mut out = factors(TOKENS * WIDTH, precision);
         let lse = attention::forward(&mut out, qkv, shape);
-        let dout = numbers(TOKENS * WIDTH);
+        let dout = factors(TOKENS * WIDTH, precision);
         bencher
             .counter(flop(TOKENS, length, 5 * WIDTH))
-            .bench_local(|| attention::backward(&dout, &out, &lse, qkv, shape));
+            .bench_local(|| done(attention::backward(&dout, &out, &lse, qkv, shape)));
     });
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn head_entropy(bencher: Bencher, precision: Precision) {
-    let (w, x) = (weight(VOCAB, WIDTH, precision), numbers(MASKED * WIDTH));
+    let (w, x) = (weight(VOCAB, WIDTH, precision), factors(MASKED * WIDTH, precision));
     let head = Head { weight: &w, lora: None, precision };
     bencher.counter(flop(MASKED, WIDTH, VOCAB)).bench_local(|| head.entropy(black_box(&x)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn head_loss_and_gradient(bencher: Bencher, precision: Precision) {
-    let (w, x, mut dx) = (weight(VOCAB, WIDTH, precision), numbers(MASKED * WIDTH), numbers(MASKED * WIDTH));
+    let (w, x, mut dx) = (weight(VOCAB, WIDTH, precision), factors(MASKED * WIDTH, precision), numbers(MASKED * WIDTH));
     let (targets, weights) = (vec![1; MASKED], vec![1.0; MASKED]);
     let head = Head { weight: &w, lora: None, precision };
     bencher
         .counter(flop(MASKED, WIDTH, 2 * VOCAB))
-        .bench_local(|| head.loss(&x, &targets, &weights, &mut dx, HeadGrad::default()));
+        .bench_local(|| done(head.loss(&x, &targets, &weights, &mut dx, HeadGrad::default())));
 }
 
 #[divan::bench]
 fn rms_norm_forward(bencher: Bencher) {
-    let (x, gain, mut y) = (numbers(TOKENS * WIDTH), numbers(WIDTH), numbers(TOKENS * WIDTH));
-    bencher.counter(bytes(2 * x.len())).bench_local(|| rms_norm::forward(&mut y, &x, &gain, 1e-5));
+    let (x, gain, mut y) = (numbers(TOKENS * WIDTH), weight(1, WIDTH, Precision::F32), numbers(TOKENS * WIDTH));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(rms_norm::forward(&mut y, &x, &gain, 1e-5)));
 }
 
 #[divan::bench]
 fn rms_norm_backward(bencher: Bencher) {
     let [x, dy, mut dx] = [(); 3].map(|()| numbers(TOKENS * WIDTH));
-    let gain = numbers(WIDTH);
-    bencher.counter(bytes(4 * x.len())).bench_local(|| rms_norm::backward(&mut dx, None, &dy, &x, &gain, 1e-5));
+    let gain = weight(1, WIDTH, Precision::F32);
+    bencher.counter(bytes(4 * x.len())).bench_local(|| done(rms_norm::backward(&mut dx, None, &dy, &x, &gain, 1e-5)));
 }
 
 #[divan::bench]
 fn rope(bencher: Bencher) {
     let positions: Vec<u32> = (0..TOKENS as u32).collect();
-    let rope = Rope::new(&positions, WIDTH / HEADS, 5e5);
+    let rope = Rope::new(&DEVICE, &positions, WIDTH / HEADS, 5e5);
     let mut x = numbers(TOKENS * WIDTH);
-    bencher.counter(bytes(2 * x.len())).bench_local(|| rope.apply(&mut x, HEADS, Turn::Position));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(rope.apply(&mut x, HEADS, Turn::Position)));
 }
 
 #[divan::bench]
 fn swiglu_forward(bencher: Bencher) {
     let [gate, up, mut h] = [(); 3].map(|()| numbers(TOKENS * MLP));
-    bencher.counter(bytes(3 * gate.len())).bench_local(|| swiglu::forward(&mut h, &gate, &up, Precision::F32));
+    bencher.counter(bytes(3 * gate.len())).bench_local(|| done(swiglu::forward(&mut h, &gate, &up, Precision::F32)));
 }
 
 #[divan::bench]
@@ -246,19 +279,21 @@ fn swiglu_backward(bencher: Bencher) {
     bencher
         .counter(bytes(5 * dh.len()))
         .with_inputs(|| [(); 2].map(|()| numbers(TOKENS * MLP)))
-        .bench_local_refs(|[gate, up]| swiglu::backward(gate, up, &dh, Precision::F32));
+        .bench_local_refs(|[gate, up]| done(swiglu::backward(gate, up, &dh, Precision::F32)));
 }
 
 #[divan::bench]
 fn embedding_forward(bencher: Bencher) {
     let (w, mut x) = (weight(VOCAB, WIDTH, Precision::F32), numbers(TOKENS * WIDTH));
     let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 13 % VOCAB as u32).collect();
-    bencher.counter(bytes(2 * x.len())).bench_local(|| embedding::forward(&mut x, &ids, &w));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(embedding::forward(&mut x, &ids, &w)));
 }
 
 #[divan::bench]
 fn adamw(bencher: Bencher) {
     let adamw = AdamW { lr: 1e-5, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 3 };
-    let [mut w, mut m, mut v, grad] = [(); 4].map(|()| vec![0.1; MLP * WIDTH]);
-    bencher.counter(bytes(7 * w.len())).bench_local(|| adamw.update(&mut w, &mut m, &mut v, &grad, 1.0));
+    let (len, mut w) = (MLP * WIDTH, weight(MLP, WIDTH, Precision::F32));
+    let [grad, mut m, mut v] = [(); 3].map(|()| numbers(len));
+    v.change_on_host(|v| v.iter_mut().for_each(|v| *v = v.abs()));
+    bencher.counter(bytes(7 * len)).bench_local(|| done(adamw.update(&mut w, 0..len, [&mut m, &mut v], &grad, 1.0)));
 }

@@ -1,8 +1,11 @@
 //! AdamW with decoupled weight decay: one tensor's update.
 
-use rayon::prelude::*;
+use std::ops::Range;
 
-use crate::exp::vectorised;
+use crate::cpu;
+use crate::cuda;
+use crate::tensor::Tensor;
+use crate::weight::Weight;
 
 /// Numbers per task, and per sum of squares.
 pub const CHUNK: usize = 1 << 14;
@@ -24,35 +27,58 @@ pub struct AdamW {
     pub step: u64,
 }
 
-/// The sums of squares of chunks of [`CHUNK`] numbers, in f64; their sum in order doesn't depend on the threads.
-pub fn chunk_sums(x: &[f32]) -> Vec<f64> {
-    let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-    x.par_chunks(CHUNK).map(of_chunk).collect()
+/// What an update multiplies by, from its constants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors {
+    /// Of the first moment.
+    pub(crate) step_size: f32,
+    /// Of the second moment's root.
+    pub(crate) root: f32,
+    /// Of the weight.
+    pub(crate) decay: f32,
+}
+
+/// The sums of squares of each tensor's chunks of [`CHUNK`] numbers, in f64; their sum in order doesn't depend on the
+/// threads.
+pub fn chunk_sums(tensors: &[&Tensor]) -> Vec<Vec<f64>> {
+    match tensors {
+        [Tensor::Card(first), ..] => cuda::adamw::chunk_sums(first.card(), tensors.iter().map(|tensor| tensor.array())),
+        _ => tensors.iter().map(|tensor| cpu::adamw::chunk_sums(tensor.host())).collect(),
+    }
 }
 
 impl AdamW {
-    /// `w <- w (1 - lr wd) - lr m' / (sqrt(v') + eps)`, with the gradient multiplied by `grad_scale` first.
+    /// `w <- w (1 - lr wd) - lr m' / (sqrt(v') + eps)`, with the gradient multiplied by `grad_scale` first, of the numbers
+    /// `own` of a trainable weight; moments and gradient are theirs.
     ///
     /// # Source
     /// Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, as PyTorch computes it.
-    pub fn update(&self, w: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], grad_scale: f32) {
+    pub fn update(
+        &self,
+        weight: &mut Weight,
+        own: Range<usize>,
+        [m, v]: [&mut Tensor; 2],
+        grad: &Tensor,
+        grad_scale: f32,
+    ) {
+        match grad {
+            Tensor::Host(grad) => {
+                let weight = &mut weight.make_trainable()[own];
+                cpu::adamw::update(self, weight, m.host_mut(), v.host_mut(), grad, grad_scale);
+            }
+            Tensor::Card(grad) => {
+                cuda::adamw::update(self, (weight.array_mut(), own), m.array_mut(), v.array_mut(), grad, grad_scale);
+            }
+        }
+    }
+
+    pub(crate) fn factors(&self) -> Factors {
         let correction1 = 1.0 - f64::from(self.beta1).powi(self.step as i32);
         let correction2 = (1.0 - f64::from(self.beta2).powi(self.step as i32)).sqrt();
-        let (step_size, root) = ((f64::from(self.lr) / correction1) as f32, (1.0 / correction2) as f32);
-        let decay = 1.0 - self.lr * self.weight_decay;
-        let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
-        w.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                        let g = g * grad_scale;
-                        *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-                        *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-                        *w = *w * decay - step_size * *m / (v.sqrt() * root + self.eps);
-                    }
-                },
-            );
-        });
+        Factors {
+            step_size: (f64::from(self.lr) / correction1) as f32,
+            root: (1.0 / correction2) as f32,
+            decay: 1.0 - self.lr * self.weight_decay,
+        }
     }
 }

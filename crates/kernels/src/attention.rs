@@ -1,23 +1,14 @@
 //! Bidirectional attention over packed sequences, with grouped heads: forward and backward. Queries may be some of a
-//! sequence's tokens only (`M` rows), where the others' outputs are not needed.
-//! A task holds the scores of one head for a block of queries, never all heads' `[L, L]` at once;
-//! backward recomputes them from the saved log-sum-exp.
+//! sequence's tokens only (`M` rows), where the others' outputs are not needed. All heads' `[L, L]` are never held at
+//! once; backward recomputes the scores from the saved log-sum-exp.
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use crate::buffer::{Buffer, Scratch};
-use crate::exp::{self, exp, vectorised};
-use crate::matrix::{Into, Shared, View};
-use crate::microkernel::{Output, multiply};
-use crate::panels::{PANEL, Panels};
+use crate::buffer::Buffer;
+use crate::cpu;
+use crate::cuda;
 use crate::precision::Precision;
-
-/// Scores held at once by a task.
-const SCORES: usize = 1 << 16;
-/// Queries per task of the forward.
-const QUERIES: usize = 1020;
+use crate::tensor::Tensor;
 
 /// The shape of an attention layer over one packed batch.
 #[derive(Clone, Copy, Debug)]
@@ -40,43 +31,32 @@ pub struct Shape<'a> {
 #[derive(Clone, Copy)]
 pub struct Qkv<'a> {
     /// Queries.
-    pub q: &'a [f32],
+    pub q: &'a Tensor,
     /// Keys.
-    pub k: &'a [f32],
+    pub k: &'a Tensor,
     /// Values.
-    pub v: &'a [f32],
+    pub v: &'a Tensor,
 }
 
 /// Gradients of queries, keys and values, shaped as they are.
 pub struct QkvGrad {
     /// Of the queries.
-    pub q: Buffer,
+    pub q: Tensor,
     /// Of the keys.
-    pub k: Buffer,
+    pub k: Tensor,
     /// Of the values.
-    pub v: Buffer,
+    pub v: Tensor,
 }
 
 impl Shape<'_> {
     /// Rows of the queries.
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.queries.last().map_or(0, |s| s.end)
     }
 
-    fn scale(&self) -> f32 {
+    /// The factor of the scores.
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
-    }
-
-    fn query_heads(&self, kv_head: usize) -> Range<usize> {
-        let group = self.heads / self.kv_heads;
-        kv_head * group..(kv_head + 1) * group
-    }
-
-    /// Columns of one head in rows `tokens` of a `[N, heads * head_dim]` matrix.
-    fn head<'x>(&self, x: &'x [f32], heads: usize, tokens: &Range<usize>, head: usize) -> View<'x> {
-        let width = heads * self.head_dim;
-        let rows = &x[tokens.start * width..tokens.end * width];
-        View::columns(rows, tokens.len(), width, head * self.head_dim..(head + 1) * self.head_dim)
     }
 }
 
@@ -84,166 +64,30 @@ impl Shape<'_> {
 ///
 /// # Shapes
 /// `out` `[M, H * head_dim]`.
-pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
-    let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
-    let layout = shape.precision.layout();
-    assert_eq!(out.len(), n * width, "an output of [{n}, {width}]");
-    let mut lse = Buffer::unset(shape.heads * n);
-    let (out, lse_out) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
-    let tasks: Vec<_> = shape
-        .sequences
-        .iter()
-        .zip(shape.queries)
-        .flat_map(|(s, queries)| blocks(queries, QUERIES).map(move |queries| (s, queries)))
-        .flat_map(|(s, queries)| (0..shape.heads).map(move |head| (s, queries.clone(), head)))
-        .collect();
-    tasks.into_par_iter().for_each(|(sequence, queries, head)| {
-        let [mut keys, mut values] = [(); 2].map(|()| Panels::new());
-        let kv_head = head / (shape.heads / shape.kv_heads);
-        keys.pack(shape.head(qkv.k, shape.kv_heads, sequence, kv_head).t(), layout);
-        values.pack(shape.head(qkv.v, shape.kv_heads, sequence, kv_head), layout);
-        let mut words = Scratch::new();
-        let mut scores = Scratch::unset(query_block(sequence) * sequence.len());
-        for block in blocks(&queries, query_block(sequence)) {
-            let scores = &mut scores[..block.len() * sequence.len()];
-            let q = shape.head(qkv.q, shape.heads, &block, head);
-            multiply_into(scores, layout.of(q, &mut words), &keys, shape.scale(), Into::Set);
-            // SAFETY: this task alone has these queries of this head.
-            let [o, lse] = unsafe { [out.at(block.start * width + head * dim), lse_out.at(head * n + block.start)] };
-            let inverse: Vec<f32> = scores
-                .chunks_mut(sequence.len())
-                .enumerate()
-                .map(|(i, row)| {
-                    let (lse_of_row, inverse) = softmax(row);
-                    // SAFETY: query `i` of the block.
-                    unsafe { *lse.add(i) = lse_of_row };
-                    inverse
-                })
-                .collect();
-            let p = layout.of(View::new(scores, block.len(), sequence.len()), &mut words);
-            // SAFETY: the block's rows of the head's columns.
-            unsafe { multiply(Output { start: o, stride: width }, p, &values, 1.0, Into::Set) };
-            // Dividing the outputs is less work than dividing the scores.
-            for (i, inverse) in inverse.into_iter().enumerate() {
-                // SAFETY: as above.
-                let row = unsafe { std::slice::from_raw_parts_mut(o.add(i * width), dim) };
-                row.iter_mut().for_each(|x| *x *= inverse);
-            }
+pub fn forward(out: &mut Tensor, qkv: Qkv, shape: &Shape) -> Tensor {
+    match out {
+        Tensor::Host(out) => {
+            let qkv = cpu::attention::Qkv { q: qkv.q.host(), k: qkv.k.host(), v: qkv.v.host() };
+            Tensor::Host(cpu::attention::forward(out, qkv, shape))
         }
-    });
-    lse
+        Tensor::Card(out) => {
+            Tensor::Card(cuda::attention::forward(out, [qkv.q, qkv.k, qkv.v].map(Tensor::array), shape))
+        }
+    }
 }
 
 /// Gradients of queries, keys and values, from the output, its gradient and the saved log-sum-exp.
-pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape) -> QkvGrad {
-    let mut grad =
-        QkvGrad { q: Buffer::unset(qkv.q.len()), k: Buffer::zeros(qkv.k.len()), v: Buffer::zeros(qkv.v.len()) };
-    let to = [&mut grad.q, &mut grad.k, &mut grad.v].map(|x| Shared(x.as_mut_ptr()));
-    let tasks: Vec<_> =
-        shape.sequences.iter().zip(shape.queries).flat_map(|s| (0..shape.kv_heads).map(move |k| (s, k))).collect();
-    // A task is one key/value head of one sequence, with all query heads that read it: their gradients meet there.
-    tasks.into_par_iter().for_each(|((sequence, queries), kv_head)| {
-        let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
-        let kv_width = shape.kv_heads * dim;
-        let k = shape.head(qkv.k, shape.kv_heads, sequence, kv_head);
-        let v = shape.head(qkv.v, shape.kv_heads, sequence, kv_head);
-        let layout = shape.precision.layout();
-        let mut panels = [(); 5].map(|()| Panels::new());
-        let [k_t, v_t, k_rows, dout_rows, q_rows] = &mut panels;
-        k_t.pack(k.t(), layout);
-        v_t.pack(v.t(), layout);
-        k_rows.pack(k, layout);
-        let mut words = Scratch::new();
-        let at = sequence.start * kv_width + kv_head * dim;
-        // SAFETY: this task alone has the rows of its sequence in the columns of its heads.
-        let [dk, dv] = unsafe { [to[1].at(at), to[2].at(at)] }.map(|start| Output { start, stride: kv_width });
-        let size = query_block(sequence) * sequence.len();
-        let (mut p, mut ds) = (Scratch::unset(size), Scratch::unset(size));
-        for head in shape.query_heads(kv_head) {
-            for block in blocks(queries, query_block(sequence)) {
-                let (rows, keys) = (block.len(), sequence.len());
-                let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
-                let q = shape.head(qkv.q, shape.heads, &block, head);
-                let d_o = shape.head(dout, shape.heads, &block, head);
-                multiply_into(p, layout.of(q, &mut words), k_t, shape.scale(), Into::Set);
-                multiply_into(ds, layout.of(d_o, &mut words), v_t, 1.0, Into::Set);
-                for (i, (p, ds)) in p.chunks_mut(keys).zip(ds.chunks_mut(keys)).enumerate() {
-                    let query = block.start + i;
-                    let at = query * width + head * dim;
-                    softmax_backward(p, ds, lse[head * n + query], [&dout[at..at + dim], &out[at..at + dim]]);
-                }
-                let (p, ds) = (View::new(p, rows, keys), View::new(ds, rows, keys));
-                dout_rows.pack(d_o, layout);
-                q_rows.pack(q, layout);
-                // SAFETY: the block's queries, and the sequence's keys and values.
-                unsafe {
-                    let dq = Output { start: to[0].at(block.start * width + head * dim), stride: width };
-                    multiply(dq, layout.of(ds, &mut words), k_rows, shape.scale(), Into::Set);
-                    multiply(dv, layout.of(p.t(), &mut words), dout_rows, 1.0, Into::Add);
-                    multiply(dk, layout.of(ds.t(), &mut words), q_rows, shape.scale(), Into::Add);
-                }
-            }
+pub fn backward(dout: &Tensor, out: &Tensor, lse: &Tensor, qkv: Qkv, shape: &Shape) -> QkvGrad {
+    match dout {
+        Tensor::Host(dout) => {
+            let host = cpu::attention::Qkv { q: qkv.q.host(), k: qkv.k.host(), v: qkv.v.host() };
+            let [q, k, v]: [Buffer; 3] = cpu::attention::backward(dout, out.host(), lse.host(), host, shape);
+            QkvGrad { q: Tensor::Host(q), k: Tensor::Host(k), v: Tensor::Host(v) }
         }
-    });
-    grad
-}
-
-/// `out = scale * a b` for a contiguous result; `a` in the words of `b`'s layout.
-fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
-    assert_eq!(out.len(), a.rows() * b.cols(), "a result of [{}, {}]", a.rows(), b.cols());
-    // SAFETY: the assertion above bounds every element, and `out` is borrowed mutably.
-    unsafe { multiply(Output { start: out.as_mut_ptr(), stride: b.cols() }, a, b, scale, into) }
-}
-
-/// Turns scores into probabilities and their gradients `ds` into those of the scores.
-fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, [dout, out]: [&[f32]; 2]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            let dot = exp::dot(dout, out);
-            for (p, ds) in p.iter_mut().zip(ds) {
-                *p = exp(*p - lse);
-                *ds = *p * (*ds - dot);
-            }
-        },
-    );
-}
-
-/// Queries whose scores are held at once: those of a long sequence would leave the second cache.
-fn query_block(sequence: &Range<usize>) -> usize {
-    (SCORES / sequence.len().max(1)).clamp(24, 96) / 12 * 12
-}
-
-fn blocks(tokens: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let end = tokens.end;
-    tokens.clone().step_by(size).map(move |start| start..(start + size).min(end))
-}
-
-/// Numbers of the largest vector that a task works with: a head's keys, or a block's scores.
-pub fn scratch_len(tokens: usize, head_dim: usize) -> usize {
-    tokens * head_dim.next_multiple_of(PANEL).max(query_block(&(0..tokens)))
-}
-
-/// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.
-fn softmax(row: &mut [f32]) -> (f32, f32) {
-    vectorised(
-        #[inline(always)]
-        || {
-            let max = exp::max(row);
-            let mut lanes = [0.0f32; exp::LANES];
-            let (chunks, rest) = row.as_chunks_mut::<{ exp::LANES }>();
-            for chunk in chunks {
-                for (lane, s) in lanes.iter_mut().zip(chunk) {
-                    *s = exp(*s - max);
-                    *lane += *s;
-                }
-            }
-            let mut sum = lanes.iter().sum::<f32>();
-            for s in rest {
-                *s = exp(*s - max);
-                sum += *s;
-            }
-            (max + sum.ln(), 1.0 / sum)
-        },
-    )
+        Tensor::Card(dout) => {
+            let qkv = [qkv.q, qkv.k, qkv.v].map(Tensor::array);
+            let [q, k, v] = cuda::attention::backward(dout, out.array(), lse.array(), qkv, shape).map(Tensor::Card);
+            QkvGrad { q, k, v }
+        }
+    }
 }

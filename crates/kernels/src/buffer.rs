@@ -41,8 +41,17 @@ pub struct Piece<M> {
 /// A slice of numbers on loan; its memory is spare again when it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Option<Piece<MmapMut>>,
+    memory: Memory,
     len: usize,
+}
+
+/// Whose memory it is.
+#[derive(Debug)]
+enum Memory {
+    None,
+    Pools(Piece<MmapMut>),
+    /// Somebody's numbers, which never were the pool's.
+    Own(Vec<f32>),
 }
 
 /// Whole pages of zeros.
@@ -67,7 +76,7 @@ impl Buffer {
     /// Numbers that hold whatever was there before: for a result that overwrites them all.
     pub fn unset(len: usize) -> Self {
         let take = || POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len, pages);
-        Self { memory: (len > 0).then(take), len }
+        Self { memory: if len > 0 { Memory::Pools(take()) } else { Memory::None }, len }
     }
 
     /// Zeros.
@@ -78,9 +87,15 @@ impl Buffer {
     }
 }
 
+impl From<Vec<f32>> for Buffer {
+    fn from(numbers: Vec<f32>) -> Self {
+        Self { len: numbers.len(), memory: Memory::Own(numbers) }
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
+        if let Memory::Pools(memory) = std::mem::replace(&mut self.memory, Memory::None) {
             POOL.lock().unwrap_or_else(PoisonError::into_inner).give_back(memory);
         }
     }
@@ -193,13 +208,21 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        self.memory.as_ref().map_or(&[], |memory| &bytemuck::cast_slice(&memory.memory)[..self.len])
+        match &self.memory {
+            Memory::None => &[],
+            Memory::Pools(piece) => &bytemuck::cast_slice(&piece.memory)[..self.len],
+            Memory::Own(numbers) => numbers,
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        self.memory.as_mut().map_or(&mut [], |memory| &mut bytemuck::cast_slice_mut(&mut memory.memory)[..self.len])
+        match &mut self.memory {
+            Memory::None => &mut [],
+            Memory::Pools(piece) => &mut bytemuck::cast_slice_mut(&mut piece.memory)[..self.len],
+            Memory::Own(numbers) => numbers,
+        }
     }
 }
 

@@ -1,25 +1,25 @@
 //! Token embedding: rows gathered forward, gradients scattered backward.
 
-use rayon::prelude::*;
-
+use crate::cpu;
+use crate::cuda;
+use crate::tensor::Tensor;
 use crate::weight::Weight;
 
 /// `x_n = E[id_n]`.
 ///
 /// # Shapes
 /// `x` `[N, D]`, `weight` `[V, D]`; every id is below `V`.
-pub fn forward(x: &mut [f32], ids: &[u32], weight: &Weight) {
-    x.par_chunks_mut(weight.cols()).zip(ids).for_each(|(row, &id)| {
-        row.copy_from_slice(&weight.rows_f32(id as usize..id as usize + 1));
-    });
+pub fn forward(x: &mut Tensor, ids: &[u32], weight: &Weight) {
+    match x {
+        Tensor::Host(x) => cpu::embedding::forward(x, ids, weight),
+        Tensor::Card(x) => cuda::rows::embed(x, ids, weight),
+    }
 }
 
 /// `dE[id_n] += dx_n`, in the tokens' order.
-pub fn backward(dweight: &mut [f32], ids: &[u32], dx: &[f32]) {
-    let width = dx.len() / ids.len().max(1);
-    for (&id, dx) in ids.iter().zip(dx.chunks(width.max(1))) {
-        for (d, dx) in dweight[id as usize * width..][..width].iter_mut().zip(dx) {
-            *d += dx;
-        }
+pub fn backward(dweight: &mut Tensor, ids: &[u32], dx: &Tensor) {
+    match (dweight, dx) {
+        (Tensor::Host(dweight), Tensor::Host(dx)) => cpu::embedding::backward(dweight, ids, dx),
+        (dweight, dx) => cuda::rows::embed_backward(dweight.array_mut(), ids, dx.array()),
     }
 }

@@ -1,24 +1,12 @@
 //! The LM head with softmax statistics: negative log-likelihood, entropy and the gradient of a weighted sum of
 //! the former. Logits exist only for a chunk of rows at a time, never as `[N, V]`.
 
-use std::ops::Range;
-
-use rayon::prelude::*;
-
-use crate::buffer::Buffer;
-use crate::exp::{self, exp, vectorised};
-use crate::frozen_head::{self, Rows};
-use crate::linear;
-use crate::lora_linear::{self, Dropout, Lora, LoraGrad};
-use crate::matrix::{self, Into, Term, View};
-use crate::panels::Right;
+use crate::cpu;
+use crate::cuda;
+use crate::lora_linear::{Dropout, Lora, LoraGrad};
 use crate::precision::Precision;
+use crate::tensor::Tensor;
 use crate::weight::Weight;
-
-/// Most logits held at once.
-const CHUNK_LOGITS: usize = 1 << 23;
-/// The distance from the largest logit below which a token is as good as impossible.
-const LOWEST: f32 = -1e4;
 
 /// The head: its weight `[V, D]` and, where `target_modules` names it, its adapter.
 #[derive(Clone, Copy)]
@@ -35,194 +23,58 @@ pub struct Head<'a> {
 #[derive(Default)]
 pub struct HeadGrad<'a> {
     /// `[V, D]`.
-    pub weight: Option<&'a mut [f32]>,
+    pub weight: Option<&'a mut Tensor>,
     /// The adapter's.
     pub lora: Option<LoraGrad<'a>>,
 }
 
-/// Rows whose logits are held at once where they are stored.
-pub fn rows_at_once(vocab: usize) -> usize {
-    (CHUNK_LOGITS / vocab).clamp(16, 512)
-}
-
 impl Head<'_> {
     /// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`.
-    pub fn for_each_chunk(&self, x: &[f32], mut f: impl FnMut(usize, &mut [f32])) {
-        let (vocab, width) = (self.weight.rows(), self.weight.cols());
-        let rows = rows_at_once(vocab);
-        let mut logits = Buffer::unset(rows.min(x.len() / width) * vocab);
-        for (i, x) in x.chunks(rows * width).enumerate() {
-            let first = i * rows;
-            let logits = &mut logits[..x.len() / width * vocab];
-            match self.lora_rows(first, x.len() / width) {
-                None => linear::forward(logits, x, self.weight, self.precision),
-                Some(lora) => lora_linear::forward(logits, x, self.weight, &lora),
-            }
-            f(first, logits);
+    pub fn for_each_chunk(&self, x: &Tensor, f: impl FnMut(usize, &mut [f32])) {
+        match x {
+            Tensor::Host(x) => cpu::head_loss::for_each_chunk(self, x, f),
+            Tensor::Card(x) => cuda::head_loss::for_each_chunk(self, x, f),
         }
     }
 
     /// Shannon entropy of each row's distribution, in nats: `H = ln Z - sum e_v (z_v - max) / Z`, never below 0.
-    pub fn entropy(&self, x: &[f32]) -> Vec<f32> {
-        let entropy = |s: &Statistics| {
-            let entropy = s.z.ln() - s.dot / s.z;
-            // Written so that a number gone wrong stays visible.
-            if entropy < 0.0 { 0.0 } else { entropy as f32 }
-        };
-        self.statistics(x, None).iter().map(entropy).collect()
+    pub fn entropy(&self, x: &Tensor) -> Vec<f32> {
+        match x {
+            Tensor::Host(x) => cpu::head_loss::entropy(self, x),
+            Tensor::Card(x) => cuda::head_loss::entropy(self, x),
+        }
     }
 
     /// Negative log-likelihood of each row's target, in nats.
-    pub fn nll(&self, x: &[f32], targets: &[u32]) -> Vec<f32> {
-        let nll = |s: &Statistics| (f64::from(s.max) + s.z.ln() - f64::from(s.target)) as f32;
-        self.statistics(x, Some(targets)).iter().map(nll).collect()
-    }
-
-    /// Statistics of each row's logits, which are never stored: each thread takes some of their columns at a time.
-    fn statistics(&self, x: &[f32], targets: Option<&[u32]>) -> Vec<Statistics> {
-        let rows = x.len() / self.weight.cols();
-        let of_tile = |first: usize, cols: Range<usize>, tile: &[f32]| -> Vec<Statistics> {
-            let row = |(i, logits): (usize, &[f32])| {
-                let target = targets.map(|t| t[first + i] as usize).filter(|t| cols.contains(t));
-                Statistics::new(logits, target.map_or(0.0, |t| logits[t - cols.start]))
-            };
-            tile.chunks(cols.len()).enumerate().map(row).collect()
-        };
-        let tiles = match self.lora_rows(0, rows) {
-            None => {
-                let a = View::new(x, rows, self.weight.cols());
-                matrix::map_tiles(&[Term { a, b: Right::WeightT(self.weight), scale: 1.0 }], self.precision, of_tile)
-            }
-            Some(lora) => {
-                let u = lora_linear::project_down(&lora_linear::dropped(x, &lora), &lora);
-                matrix::map_tiles(&lora_linear::terms(x, &u, self.weight, &lora), self.precision, of_tile)
-            }
-        };
-        let merged = |blocks: &Vec<Vec<Statistics>>| -> Vec<Statistics> {
-            let row = |i| blocks.iter().map(|block| block[i]).reduce(Statistics::merge).expect("a vocabulary");
-            (0..blocks[0].len()).into_par_iter().map(row).collect()
-        };
-        tiles.iter().flat_map(merged).collect()
+    pub fn nll(&self, x: &Tensor, targets: &[u32]) -> Vec<f32> {
+        match x {
+            Tensor::Host(x) => cpu::head_loss::nll(self, x, targets),
+            Tensor::Card(x) => cuda::head_loss::nll(self, x, targets),
+        }
     }
 
     /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`:
     /// `dx` `[N, D]` is overwritten, `grad` added to.
-    pub fn loss(
-        &self,
-        x: &[f32],
-        targets: &[u32],
-        row_weights: &[f32],
-        dx: &mut [f32],
-        mut grad: HeadGrad,
-    ) -> Vec<f32> {
-        if grad.weight.is_none() && self.lora.is_none() {
-            return frozen_head::loss(self, Rows { x, targets, weights: row_weights }, dx);
+    pub fn loss(&self, x: &Tensor, targets: &[u32], row_weights: &[f32], dx: &mut Tensor, grad: HeadGrad) -> Tensor {
+        match (x, dx) {
+            (Tensor::Host(x), Tensor::Host(dx)) => {
+                let lora = grad.lora.map(|g| cpu::lora_linear::LoraGrad { a: g.a.host_mut(), b: g.b.host_mut() });
+                let grad = cpu::head_loss::HeadGrad { weight: grad.weight.map(Tensor::host_mut), lora };
+                cpu::head_loss::loss(self, x, targets, row_weights, dx, grad).into()
+            }
+            (x, dx) => {
+                let lora = grad.lora.map(|g| [g.a, g.b].map(Tensor::array_mut));
+                let grad = (grad.weight.map(Tensor::array_mut), lora);
+                Tensor::Card(cuda::head_loss::loss(self, x.array(), (targets, row_weights), dx.array_mut(), grad))
+            }
         }
-        let (vocab, width) = (self.weight.rows(), self.weight.cols());
-        let mut nll = vec![0.0; targets.len()];
-        self.for_each_chunk(x, |first, logits| {
-            let rows = logits.len() / vocab;
-            let range = first..first + rows;
-            logits
-                .par_chunks_mut(vocab)
-                .zip(nll[range.clone()].par_iter_mut())
-                .zip(&targets[range.clone()])
-                .zip(&row_weights[range.clone()])
-                .for_each(|(((row, nll), &target), &weight)| {
-                    let lse = log_sum_exp(row);
-                    *nll = (lse - f64::from(row[target as usize])) as f32;
-                    let lse = lse as f32;
-                    vectorised(
-                        #[inline(always)]
-                        || row.iter_mut().for_each(|z| *z = weight * exp(*z - lse)),
-                    );
-                    row[target as usize] -= weight;
-                });
-            let x = &x[range.start * width..range.end * width];
-            let dx = &mut dx[range.start * width..range.end * width];
-            if let Some(dw) = grad.weight.as_deref_mut() {
-                linear::backward_weight(dw, logits, x, rows, self.precision);
-            }
-            match (self.lora_rows(first, rows), &mut grad.lora) {
-                (Some(lora), Some(g)) => {
-                    let grad = LoraGrad { a: &mut *g.a, b: &mut *g.b };
-                    lora_linear::backward(Some((dx, Into::Set)), grad, logits, x, self.weight, &lora);
-                }
-                _ => linear::backward_input(dx, logits, self.weight, Into::Set, self.precision),
-            }
-        });
-        nll
     }
 
     /// The adapter with the dropout keys of some rows.
-    fn lora_rows(&self, first: usize, rows: usize) -> Option<Lora<'_>> {
+    pub(crate) fn lora_rows(&self, first: usize, rows: usize) -> Option<Lora<'_>> {
         self.lora.map(|lora| Lora {
             dropout: lora.dropout.map(|d| Dropout { token_keys: &d.token_keys[first..first + rows], ..d }),
             ..lora
         })
-    }
-}
-
-/// `ln sum exp z`, in f64 from f32 exponentials.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    vectorised(
-        #[inline(always)]
-        || {
-            let max = exp::max(logits);
-            f64::from(max) + exp::sum(logits, |z| exp(z - max)).ln()
-        },
-    )
-}
-
-/// Bytes that the statistics of some rows take until those of all tiles are merged.
-pub fn statistics_bytes(rows: usize, vocab: usize) -> usize {
-    rows * vocab.div_ceil(matrix::BLOCK[1]) * size_of::<Statistics>()
-}
-
-/// What the softmax of some logits comes to; those of all are merged from those of parts.
-#[derive(Clone, Copy)]
-struct Statistics {
-    max: f32,
-    /// `sum of e^(z_v - max)`.
-    z: f64,
-    /// `sum of e^(z_v - max) (z_v - max)`.
-    dot: f64,
-    /// The target's logit, 0 where it is none of these.
-    target: f32,
-}
-
-impl Statistics {
-    /// Of fewer logits than would need sums in f64.
-    fn new(logits: &[f32], target: f32) -> Self {
-        vectorised(
-            #[inline(always)]
-            || {
-                let max = exp::max(logits);
-                // Impossible tokens alone: their distance to each other is no number.
-                let from = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                let [mut z, mut dot] = [[0.0f32; exp::LANES]; 2];
-                for chunk in logits.chunks(exp::LANES) {
-                    for ((z, dot), logit) in z.iter_mut().zip(&mut dot).zip(chunk) {
-                        // An impossible token's distance is cut off, for 0 * -inf is no number.
-                        let distance = if logit - from < LOWEST { LOWEST } else { logit - from };
-                        let e = exp(distance);
-                        *z += e;
-                        *dot += e * distance;
-                    }
-                }
-                Self { max, z: z.iter().sum::<f32>().into(), dot: dot.iter().sum::<f32>().into(), target }
-            },
-        )
-    }
-
-    fn merge(self, other: Self) -> Self {
-        let max = if other.max > self.max { other.max } else { self.max };
-        let [(z, dot), (other_z, other_dot)] = [self, other].map(|s| {
-            // Equal ones may be infinite, and their difference no number.
-            let shift =
-                if s.max == max { 0.0 } else { f64::from(if s.max - max < LOWEST { LOWEST } else { s.max - max }) };
-            (shift.exp() * s.z, shift.exp() * (s.dot + shift * s.z))
-        });
-        Self { max, z: z + other_z, dot: dot + other_dot, target: self.target + other.target }
     }
 }

@@ -1,5 +1,6 @@
 //! The compute engine: the operations of a bidirectional transformer, forward and backward side by side,
-//! one file each. It knows tensors and nothing of diffusion, checkpoints' names or recipes.
+//! one file each, on the processor (`cpu`) or on an NVIDIA card (`cuda`). It knows tensors and nothing of diffusion,
+//! checkpoints' names or recipes.
 //!
 //! Shape letters: `N` tokens of a packed batch, `D` width, `H` heads, `K` key/value heads, `V` rows of the
 //! LM head, `R` LoRA rank. Every matrix is row-major and contiguous. Arithmetic is f32, totals are
@@ -9,18 +10,18 @@
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
+pub mod cpu;
+pub mod cuda;
+pub mod device;
 pub mod embedding;
-pub mod exp;
-pub mod frozen_head;
 pub mod head_loss;
 pub mod linear;
 pub mod lora_linear;
-pub mod matrix;
-mod microkernel;
-mod panels;
 pub mod philox;
 pub mod precision;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 pub mod swiglu;
+pub mod tensor;
 pub mod weight;

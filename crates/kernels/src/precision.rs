@@ -7,8 +7,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::Buffer;
-use crate::exp::vectorised;
-use crate::matrix::View;
+use crate::cpu::exp::vectorised;
+use crate::cpu::matrix::View;
+use crate::tensor::Tensor;
+use crate::weight::Dtype;
 
 /// Words per task of a layout.
 const CHUNK: usize = 1 << 14;
@@ -43,6 +45,14 @@ impl Precision {
             Self::F32 => Layout::Singles,
             Self::Bf16 if *HAS_FAST_PAIRS => Layout::Pairs,
             Self::Bf16 => Layout::Rounded,
+        }
+    }
+
+    /// The format that such factors are stored in where they are stored as they are read.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
         }
     }
 
@@ -185,20 +195,20 @@ fn as_factor<'w>(a: View, words: &'w [f32], [rows, cols]: [usize; 2]) -> View<'w
     if a.is_row_major() { words } else { words.t() }
 }
 
-/// Numbers that wait for backward, in the format that those who read them round them to anyway.
+/// Numbers that wait for backward, in the format that those who read them round them to anyway. A card has them in it
+/// already.
 pub struct Kept {
-    words: Buffer,
+    words: Tensor,
     len: usize,
     precision: Precision,
 }
 
 impl Kept {
     /// Keeps numbers.
-    pub fn new(numbers: Buffer, precision: Precision) -> Self {
+    pub fn new(numbers: Tensor, precision: Precision) -> Self {
         let len = numbers.len();
-        let words = match precision {
-            Precision::F32 => numbers,
-            Precision::Bf16 => {
+        let words = match (numbers, precision) {
+            (Tensor::Host(numbers), Precision::Bf16) => {
                 let mut words = Buffer::unset(len.div_ceil(2));
                 let pieces = words.par_chunks_mut(CHUNK).zip(numbers.par_chunks(2 * CHUNK));
                 pieces.for_each(|(words, numbers)| {
@@ -207,19 +217,21 @@ impl Kept {
                         || write_pairs(words, numbers),
                     );
                 });
-                words
+                Tensor::Host(words)
             }
+            (numbers, _) => numbers,
         };
         Self { words, len, precision }
     }
 
     /// The numbers as f32.
-    pub fn take(self) -> Buffer {
-        if self.precision == Precision::F32 {
-            return self.words;
-        }
+    pub fn take(self) -> Tensor {
+        let words = match self.words {
+            Tensor::Host(words) if self.precision == Precision::Bf16 => words,
+            numbers => return numbers,
+        };
         let mut numbers = Buffer::unset(self.len);
-        numbers.par_chunks_mut(2 * CHUNK).zip(self.words.par_chunks(CHUNK)).for_each(|(numbers, words)| {
+        numbers.par_chunks_mut(2 * CHUNK).zip(words.par_chunks(CHUNK)).for_each(|(numbers, words)| {
             vectorised(
                 #[inline(always)]
                 || {
@@ -230,7 +242,7 @@ impl Kept {
                 },
             );
         });
-        numbers
+        Tensor::Host(numbers)
     }
 
     /// Bytes that so many numbers take.
@@ -292,11 +304,11 @@ mod tests {
             numbers.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 7.0 - 1.0);
             let expected: Vec<f32> = numbers.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
             let exact = numbers.to_vec();
-            let kept = Kept::new(numbers, Precision::Bf16);
+            let kept = Kept::new(Tensor::Host(numbers), Precision::Bf16);
             assert_eq!(4 * kept.words.len(), Kept::bytes(len, Precision::Bf16));
             let rounded = kept.take();
-            assert_eq!(*rounded, expected);
-            assert_eq!(*Kept::new(rounded, Precision::F32).take(), expected);
+            assert_eq!(rounded.host(), expected);
+            assert_eq!(Kept::new(rounded, Precision::F32).take().host(), expected);
             assert!(len < 3 || exact != expected, "the test sees no rounding");
         }
     }

@@ -1,12 +1,16 @@
 //! Rotary position embedding, half-split (feature `i` turns with `i + D/2`), in f32. Backward is the inverse turn.
 
-use rayon::prelude::*;
+use crate::cpu;
+use crate::cuda;
+use crate::device::Device;
+use crate::tensor::Tensor;
 
 /// Cosines and sines of every position of a batch.
+#[derive(Debug)]
 pub struct Rope {
     half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    cos: Tensor,
+    sin: Tensor,
 }
 
 /// The direction of the turn.
@@ -20,33 +24,28 @@ pub enum Turn {
 
 impl Rope {
     /// Angles `position * theta^(-2i/head_dim)` for each token.
-    pub fn new(positions: &[u32], head_dim: usize, theta: f64) -> Self {
+    pub fn new(device: &Device, positions: &[u32], head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
         // f32 throughout, as the checkpoints' own modelling code computes them.
         let frequencies: Vec<f32> =
             (0..half).map(|i| 1.0 / (theta as f32).powf(2.0 * i as f32 / head_dim as f32)).collect();
         let angle = |p: &u32| frequencies.iter().map(|f| *p as f32 * f).collect::<Vec<_>>();
         let angles: Vec<f32> = positions.iter().flat_map(angle).collect();
-        Self { half, cos: angles.iter().map(|a| a.cos()).collect(), sin: angles.iter().map(|a| a.sin()).collect() }
+        let [cos, sin] = [f32::cos, f32::sin].map(|f| device.put(angles.iter().map(|a| f(*a)).collect()));
+        Self { half, cos, sin }
     }
 
     /// Turns every head of every token in place.
     ///
     /// # Shapes
     /// `x` `[N, heads * head_dim]`.
-    pub fn apply(&self, x: &mut [f32], heads: usize, turn: Turn) {
-        let half = self.half;
+    pub fn apply(&self, x: &mut Tensor, heads: usize, turn: Turn) {
         let sign = if turn == Turn::Position { 1.0 } else { -1.0 };
-        x.par_chunks_mut(heads * 2 * half).enumerate().for_each(|(n, row)| {
-            let (cos, sin) = (&self.cos[n * half..][..half], &self.sin[n * half..][..half]);
-            for head in row.chunks_mut(2 * half) {
-                let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b, s) = (low[i], high[i], sign * sin[i]);
-                    low[i] = a * cos[i] - b * s;
-                    high[i] = b * cos[i] + a * s;
-                }
+        match x {
+            Tensor::Host(x) => cpu::rope::apply(x, [self.cos.host(), self.sin.host()], (heads, self.half), sign),
+            Tensor::Card(x) => {
+                cuda::elementwise::rope(x, [self.cos.array(), self.sin.array()], (heads, self.half), sign);
             }
-        });
+        }
     }
 }

@@ -1,64 +1,25 @@
 //! SwiGLU, `h = silu(gate) * up`: forward and backward, element by element.
 
-use rayon::prelude::*;
-
-use crate::exp::{exp, vectorised};
-use crate::precision::{Precision, round};
-
-/// Numbers per task.
-const CHUNK: usize = 1 << 14;
+use crate::cpu;
+use crate::cuda;
+use crate::precision::Precision;
+use crate::tensor::Tensor;
 
 /// `h = gate sigmoid(gate) up`, of a gate and an up that are rounded to `precision` first: they may be kept so.
 ///
 /// # Shapes
 /// All `[N, mlp width]`.
-pub fn forward(h: &mut [f32], gate: &[f32], up: &[f32], precision: Precision) {
-    match precision {
-        Precision::F32 => forward_of(h, gate, up, |x| x),
-        Precision::Bf16 => forward_of(h, gate, up, round),
+pub fn forward(h: &mut Tensor, gate: &Tensor, up: &Tensor, precision: Precision) {
+    match (h, gate) {
+        (Tensor::Host(h), Tensor::Host(gate)) => cpu::swiglu::forward(h, gate, up.host(), precision),
+        (h, gate) => cuda::elementwise::swiglu(h.array_mut(), gate.array(), up.array()),
     }
-}
-
-fn forward_of(h: &mut [f32], gate: &[f32], up: &[f32], round: impl Fn(f32) -> f32 + Sync) {
-    h.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((h, g), u)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((h, g), u) in h.iter_mut().zip(g).zip(u) {
-                    let (g, u) = (round(*g), round(*u));
-                    *h = g * sigmoid(g) * u;
-                }
-            },
-        );
-    });
 }
 
 /// Turns `gate` and `up` into their gradients in place: both are needed no more. They are rounded as in the forward.
-pub fn backward(gate: &mut [f32], up: &mut [f32], dh: &[f32], precision: Precision) {
-    match precision {
-        Precision::F32 => backward_of(gate, up, dh, |x| x),
-        Precision::Bf16 => backward_of(gate, up, dh, round),
+pub fn backward(gate: &mut Tensor, up: &mut Tensor, dh: &Tensor, precision: Precision) {
+    match (gate, dh) {
+        (Tensor::Host(gate), Tensor::Host(dh)) => cpu::swiglu::backward(gate, up.host_mut(), dh, precision),
+        (gate, dh) => cuda::elementwise::swiglu_backward(gate.array_mut(), up.array_mut(), dh.array()),
     }
-}
-
-fn backward_of(gate: &mut [f32], up: &mut [f32], dh: &[f32], round: impl Fn(f32) -> f32 + Sync) {
-    gate.par_chunks_mut(CHUNK).zip(up.par_chunks_mut(CHUNK)).zip(dh.par_chunks(CHUNK)).for_each(|((g, u), dh)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((g, u), dh) in g.iter_mut().zip(u).zip(dh) {
-                    let (gate, up) = (round(*g), round(*u));
-                    let s = sigmoid(gate);
-                    let silu = gate * s;
-                    *g = dh * up * (s + silu * (1.0 - s));
-                    *u = dh * silu;
-                }
-            },
-        );
-    });
-}
-
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
 }

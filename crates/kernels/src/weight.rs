@@ -1,4 +1,4 @@
-//! A checkpoint's tensor as it is stored: f32 or bf16, owned or a view of a memory-mapped file.
+//! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a card.
 //! Rows are converted to f32 only while a product reads them. Names and files are the library's business.
 
 use std::borrow::Cow;
@@ -11,8 +11,11 @@ use half::bf16;
 use memmap2::Mmap;
 
 use crate::buffer::Scratch;
-use crate::exp::vectorised;
-use crate::matrix::View;
+use crate::cpu::exp::vectorised;
+use crate::cpu::matrix::View;
+use crate::cuda::Array;
+use crate::device::Device;
+use crate::tensor::Tensor;
 
 /// A file mapped read-only.
 #[derive(Clone, Debug)]
@@ -36,7 +39,7 @@ impl MappedFile {
 }
 
 /// A number format that weights are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE single precision.
     F32,
@@ -60,6 +63,7 @@ enum Storage {
     Bf16(Vec<bf16>),
     Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
     Outline(Dtype),
+    Card(Arc<Array>),
 }
 
 /// A weight's numbers, wherever they stand.
@@ -130,12 +134,16 @@ impl Weight {
             Storage::F32(_) => Dtype::F32,
             Storage::Bf16(_) => Dtype::Bf16,
             Storage::Mapped { dtype, .. } | Storage::Outline(dtype) => *dtype,
+            Storage::Card(array) => array.dtype(),
         }
     }
 
-    /// Some rows as f32, borrowed where they are stored so.
+    /// Some rows as f32, borrowed where they are stored so; from a card they come once its work is done.
     pub fn rows_f32(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
         let range = rows.start * self.cols..rows.end * self.cols;
+        if let Storage::Card(array) = &self.storage {
+            return array.stretch_to_f32(range).into();
+        }
         match self.numbers() {
             Numbers::F32(data) => Cow::Borrowed(&data[range]),
             Numbers::Bf16(data) => Cow::Owned(data[range].iter().map(|x| widen(*x)).collect()),
@@ -165,6 +173,7 @@ impl Weight {
             Storage::F32(data) => Numbers::F32(data),
             Storage::Bf16(data) => Numbers::Bf16(data),
             Storage::Outline(_) => unreachable!("an outline has no numbers"),
+            Storage::Card(_) => panic!("the tensors of one operation lie on one device"),
             Storage::Mapped { file, bytes, dtype } => {
                 let raw = &file.bytes()[bytes.clone()];
                 match dtype {
@@ -180,7 +189,7 @@ impl Weight {
         self.rows_f32(0..self.rows)
     }
 
-    /// The numbers of a weight that is being trained: its own f32 copy, made on the first call.
+    /// The numbers of a weight that is being trained: its own f32 copy in the machine's memory, made on the first call.
     pub fn make_trainable(&mut self) -> &mut [f32] {
         if !matches!(self.storage, Storage::F32(_)) {
             self.storage = Storage::F32(self.to_f32().into_owned());
@@ -188,6 +197,72 @@ impl Weight {
         match &mut self.storage {
             Storage::F32(data) => data,
             _ => unreachable!("the storage was made f32 above"),
+        }
+    }
+
+    /// Overwrites the numbers of a weight that is being trained, from `start` on, where they are.
+    pub fn write(&mut self, start: usize, numbers: &[f32]) {
+        match &mut self.storage {
+            Storage::Card(_) => self.array_mut().write(start, numbers),
+            _ => self.make_trainable()[start..start + numbers.len()].copy_from_slice(numbers),
+        }
+    }
+
+    /// Copies a stretch of the numbers of a weight that is being trained to `start` of a tensor of its device.
+    pub fn copy_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
+        match (&self.storage, to) {
+            (Storage::Card(array), Tensor::Card(to)) => to.copy(start, array, stretch),
+            (Storage::F32(numbers), Tensor::Host(to)) => {
+                to[start..start + stretch.len()].copy_from_slice(&numbers[stretch]);
+            }
+            _ => panic!("what is trained is stored as f32, on the tensor's device"),
+        }
+    }
+
+    /// Overwrites the numbers of a weight that is being trained, from `start` on, with a stretch of a tensor of its device.
+    pub fn copy_from(&mut self, start: usize, from: &Tensor, stretch: Range<usize>) {
+        match from {
+            Tensor::Card(from) => self.array_mut().copy(start, from, stretch),
+            Tensor::Host(from) => self.write(start, &from[stretch]),
+        }
+    }
+
+    /// Brings the numbers to a device. A matrix stays in the format it is stored in, and its bytes go to a card as they
+    /// lie in the mapped file; a vector becomes f32 there.
+    pub fn put_on(&mut self, device: &Device) {
+        let Device::Cuda(card) = device else {
+            if matches!(self.storage, Storage::Card(_)) {
+                self.storage = Storage::F32(self.to_f32().into_owned());
+            }
+            return;
+        };
+        let array = match &self.storage {
+            Storage::Card(_) => return,
+            Storage::Outline(dtype) => {
+                Array::unset(card, self.rows * self.cols, if self.rows == 1 { Dtype::F32 } else { *dtype })
+            }
+            _ if self.rows == 1 => Array::of(card, &self.to_f32()),
+            _ => match self.numbers() {
+                Numbers::F32(data) => Array::of_bytes(card, bytemuck::cast_slice(data), Dtype::F32),
+                Numbers::Bf16(data) => Array::of_bytes(card, bytemuck::cast_slice(data), Dtype::Bf16),
+            },
+        };
+        self.storage = Storage::Card(Arc::new(array));
+    }
+
+    /// The numbers on a card.
+    pub(crate) fn array(&self) -> &Array {
+        match &self.storage {
+            Storage::Card(array) => array,
+            _ => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+
+    /// The same, to be changed; a clone of the weight keeps the numbers as they were.
+    pub(crate) fn array_mut(&mut self) -> &mut Array {
+        match &mut self.storage {
+            Storage::Card(array) => Arc::make_mut(array),
+            _ => panic!("the tensors of one operation lie on one device"),
         }
     }
 }

@@ -1,39 +1,44 @@
 //! Entropies of distributions at their ends: one token alone, all alike, tokens that are impossible.
 
+mod device;
+
+use device::device;
 use weft_kernels::head_loss::Head;
 use weft_kernels::precision::Precision;
-use weft_kernels::weight::Weight;
 
 #[test]
 fn entropy_of_a_degenerate_distribution_is_zero() {
-    let weight = Weight::from_f32(3, 1, vec![1e4, 0.0, -1e4]);
-    assert_eq!(Head { weight: &weight, lora: None, precision: Precision::F32 }.entropy(&[1.0]), [0.0]);
+    let Some(on) = device() else { return };
+    let weight = on.f32_weight(3, 1, &[1e4, 0.0, -1e4]);
+    assert_eq!(Head { weight: &weight, lora: None, precision: Precision::F32 }.entropy(&on.put(&[1.0])), [0.0]);
 }
 
 #[test]
 fn impossible_tokens_add_nothing_to_an_entropy() {
+    let Some(on) = device() else { return };
     // Whole tiles of them, at the beginning, between and at the end; what remains has its own entropy.
     let vocab = 3000;
     let possible = |v: usize| [1100, 1101, 2500, 2501].contains(&v);
     let logits: Vec<f32> = (0..vocab).map(|v| if possible(v) { 2.0 } else { f32::NEG_INFINITY }).collect();
-    let weight = Weight::from_f32(vocab, 1, logits);
+    let weight = on.f32_weight(vocab, 1, &logits);
     for precision in [Precision::F32, Precision::Bf16] {
         let head = Head { weight: &weight, lora: None, precision };
-        let (entropy, nll) = (head.entropy(&[1.0])[0], head.nll(&[1.0], &[1100])[0]);
+        let (entropy, nll) = (head.entropy(&on.put(&[1.0]))[0], head.nll(&on.put(&[1.0]), &[1100])[0]);
         assert!((entropy - 4f32.ln()).abs() < 1e-6 && (nll - 4f32.ln()).abs() < 1e-6, "{entropy}, {nll}");
-        assert_eq!(head.nll(&[1.0], &[0]), [f32::INFINITY], "an impossible target");
+        assert_eq!(head.nll(&on.put(&[1.0]), &[0]), [f32::INFINITY], "an impossible target");
     }
     // Nothing possible at all is no distribution, and says so.
-    let none = Weight::from_f32(vocab, 1, vec![f32::NEG_INFINITY; vocab]);
-    assert!(Head { weight: &none, lora: None, precision: Precision::F32 }.entropy(&[1.0])[0].is_nan());
+    let none = on.f32_weight(vocab, 1, &vec![f32::NEG_INFINITY; vocab]);
+    assert!(Head { weight: &none, lora: None, precision: Precision::F32 }.entropy(&on.put(&[1.0]))[0].is_nan());
 }
 
 #[test]
 fn equal_logits_have_the_largest_entropy_and_one_token_none() {
+    let Some(on) = device() else { return };
     for vocab in [1, 2, 17, 1024, 5000] {
         for logit in [0.0, 80.0, -3e38] {
-            let weight = Weight::from_f32(vocab, 1, vec![logit; vocab]);
-            let got = Head { weight: &weight, lora: None, precision: Precision::F32 }.entropy(&[1.0])[0];
+            let weight = on.f32_weight(vocab, 1, &vec![logit; vocab]);
+            let got = Head { weight: &weight, lora: None, precision: Precision::F32 }.entropy(&on.put(&[1.0]))[0];
             let expected = (vocab as f64).ln() as f32;
             assert!((got - expected).abs() <= 1e-6 * expected, "{vocab} of {logit}: {got} instead of {expected}");
         }

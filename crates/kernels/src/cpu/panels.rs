@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::buffer::Scratch;
-use crate::matrix::View;
+use crate::cpu::matrix::View;
 use crate::precision::Layout;
 use crate::weight::Weight;
 

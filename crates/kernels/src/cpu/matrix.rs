@@ -6,9 +6,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::microkernel::{Output, multiply};
-use crate::panels::{Panels, Right};
+use crate::cpu::microkernel::{Output, multiply};
+use crate::cpu::panels::{Panels, Right};
 use crate::precision::{LaidOut, Layout, Precision};
+use crate::tensor::Into;
 use crate::weight::Weight;
 
 /// Rows of words and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
@@ -96,15 +97,6 @@ impl<'a> View<'a> {
             || self.cols == 0
             || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride < self.data.len()
     }
-}
-
-/// What a product does with the numbers already there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Into {
-    /// Overwrite them.
-    Set,
-    /// Add to them.
-    Add,
 }
 
 /// `out [M, N] = scale * a b` (or `+=`).

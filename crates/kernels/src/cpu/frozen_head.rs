@@ -8,12 +8,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::{Buffer, Scratch};
-use crate::exp::{self, exp, vectorised};
+use crate::cpu::exp::{self, exp, vectorised};
+use crate::cpu::matrix::{BLOCK, Term, View, task};
+use crate::cpu::microkernel::Output;
+use crate::cpu::panels::Right;
 use crate::head_loss::Head;
-use crate::matrix::{BLOCK, Into, Term, View, task};
-use crate::microkernel::Output;
-use crate::panels::Right;
 use crate::precision::LaidOut;
+use crate::tensor::Into;
 
 /// Parts of the vocabulary with sums of their own; their number is fixed, so that no bit depends on the threads.
 pub const PARTS: usize = 8;

@@ -9,9 +9,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::buffer::Scratch;
-use crate::matrix::{Into, View};
-use crate::panels::{PANEL, Panels};
+use crate::cpu::matrix::View;
+use crate::cpu::panels::{PANEL, Panels};
 use crate::precision::Layout;
+use crate::tensor::Into;
 
 /// Rows that are computed before the next ones are touched.
 const ROWS: usize = 96;

@@ -1,0 +1,16 @@
+//! The operations on the CPU, over slices: the oracle of the other devices'. `precision` lays out the products' factors.
+
+pub mod adamw;
+pub mod attention;
+pub mod embedding;
+pub mod exp;
+pub mod frozen_head;
+pub mod head_loss;
+pub mod linear;
+pub mod lora_linear;
+pub mod matrix;
+mod microkernel;
+mod panels;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;

@@ -1,0 +1,214 @@
+//! Memory on a card, and numbers in it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use cudarc::driver::{CudaSlice, DevicePtr, result};
+use half::bf16;
+
+use super::card::{Arg, Card};
+use super::fail;
+use crate::weight::Dtype;
+
+/// Some bytes of a card's memory; they are given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Memory {
+    card: Arc<Card>,
+    bytes: usize,
+    pointer: u64,
+    _slice: Option<CudaSlice<u8>>,
+}
+
+/// Numbers on a card.
+#[derive(Debug)]
+pub struct Array {
+    memory: Memory,
+    len: usize,
+    dtype: Dtype,
+}
+
+impl Memory {
+    /// Bytes that hold whatever was there before.
+    pub(super) fn unset(card: &Arc<Card>, bytes: usize) -> Self {
+        let slice = card.engine().filter(|_| bytes > 0).map(|engine| {
+            // SAFETY: every operation writes what it gives out before it is read.
+            unsafe { engine.stream.alloc::<u8>(bytes) }.unwrap_or_else(|e| no_room(card, bytes, e))
+        });
+        let pointer = slice.as_ref().zip(card.engine()).map_or(0, |(slice, engine)| slice.device_ptr(&engine.stream).0);
+        card.count(bytes);
+        Self { card: card.clone(), bytes, pointer, _slice: slice }
+    }
+
+    /// A copy of numbers of the machine's; they may be changed once this returns.
+    pub(super) fn of<T: Pod>(card: &Arc<Card>, numbers: &[T]) -> Self {
+        let memory = Self::unset(card, size_of_val(numbers));
+        memory.write(0, bytemuck::cast_slice(numbers));
+        memory
+    }
+
+    pub(super) fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// Where it begins.
+    pub(super) fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    pub(super) fn arg(&self) -> Arg {
+        Arg::Pointer(self.pointer)
+    }
+
+    /// Copies bytes of the machine's to `start`.
+    pub(super) fn write(&self, start: usize, bytes: &[u8]) {
+        assert!(start + bytes.len() <= self.bytes, "what is written fits");
+        let Some(engine) = self.card.engine().filter(|_| !bytes.is_empty()) else { return };
+        self.card.bind();
+        // SAFETY: the range lies within the memory; pageable bytes are staged before the call returns.
+        let written =
+            unsafe { result::memcpy_htod_async(self.pointer + start as u64, bytes, engine.stream.cu_stream()) };
+        written.unwrap_or_else(|e| self.card.fail("take numbers", e));
+    }
+
+    /// Copies bytes from `start` on to the machine, once all work before is done.
+    pub(super) fn read(&self, start: usize, bytes: &mut [u8]) {
+        assert!(start + bytes.len() <= self.bytes, "what is read is there");
+        let Some(engine) = self.card.engine().filter(|_| !bytes.is_empty()) else { return };
+        self.card.bind();
+        // SAFETY: the range lies within the memory, and the bytes are borrowed until the stream is done.
+        let read = unsafe { result::memcpy_dtoh_async(bytes, self.pointer + start as u64, engine.stream.cu_stream()) };
+        let read = read.and_then(|()| engine.stream.synchronize());
+        read.unwrap_or_else(|e| self.card.fail("give its numbers", e));
+    }
+
+    /// Fills the memory with zeros.
+    pub(super) fn clear(&self) {
+        let Some(engine) = self.card.engine().filter(|_| self.bytes > 0) else { return };
+        self.card.bind();
+        // SAFETY: the bytes are this memory's.
+        let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, engine.stream.cu_stream()) };
+        cleared.unwrap_or_else(|e| self.card.fail("clear its memory", e));
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.card.uncount(self.bytes);
+    }
+}
+
+fn no_room(card: &Card, bytes: usize, error: impl std::fmt::Display) -> ! {
+    let [free, all] = card.memory().map(|bytes| bytes as f64 / 1e9);
+    fail(format!(
+        "the card {} has no room for {:.3} GB more ({free:.3} of {all:.3} GB free, {:.3} GB in use by this run; {error}); \
+         lower train.micro_batch_size or data.max_seq_len (weft plan says what fits)",
+        card.name(),
+        bytes as f64 / 1e9,
+        card.most_used_bytes() as f64 / 1e9,
+    ))
+}
+
+impl Clone for Array {
+    fn clone(&self) -> Self {
+        let mut copy = Self::unset(self.card(), self.len, self.dtype);
+        copy.copy(0, self, 0..self.len);
+        copy
+    }
+}
+
+impl Array {
+    /// Numbers that hold whatever was there before.
+    pub(crate) fn unset(card: &Arc<Card>, len: usize, dtype: Dtype) -> Self {
+        Self { memory: Memory::unset(card, len * dtype.size()), len, dtype }
+    }
+
+    /// Zeros.
+    pub(crate) fn zeros(card: &Arc<Card>, len: usize, dtype: Dtype) -> Self {
+        let array = Self::unset(card, len, dtype);
+        array.memory.clear();
+        array
+    }
+
+    /// The machine's numbers as f32.
+    pub(crate) fn of(card: &Arc<Card>, numbers: &[f32]) -> Self {
+        Self { memory: Memory::of(card, numbers), len: numbers.len(), dtype: Dtype::F32 }
+    }
+
+    /// The machine's numbers as they are stored, little-endian.
+    pub(crate) fn of_bytes(card: &Arc<Card>, bytes: &[u8], dtype: Dtype) -> Self {
+        Self { memory: Memory::of(card, bytes), len: bytes.len() / dtype.size(), dtype }
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Their format.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Where they are.
+    pub fn card(&self) -> &Arc<Card> {
+        self.memory.card()
+    }
+
+    /// The numbers as f32, once all work before is done.
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
+        self.stretch_to_f32(0..self.len)
+    }
+
+    /// Some numbers as f32.
+    pub(crate) fn stretch_to_f32(&self, stretch: Range<usize>) -> Vec<f32> {
+        let start = stretch.start * self.dtype.size();
+        match self.dtype {
+            Dtype::F32 => {
+                let mut numbers = vec![0.0f32; stretch.len()];
+                self.memory.read(start, bytemuck::cast_slice_mut(&mut numbers));
+                numbers
+            }
+            Dtype::Bf16 => {
+                let mut numbers = vec![bf16::ZERO; stretch.len()];
+                self.memory.read(start, bytemuck::cast_slice_mut(&mut numbers));
+                numbers.into_iter().map(bf16::to_f32).collect()
+            }
+        }
+    }
+
+    /// Writes numbers of the machine's from `start` on.
+    pub(crate) fn write(&mut self, start: usize, numbers: &[f32]) {
+        assert_eq!(self.dtype, Dtype::F32, "the machine writes f32 numbers");
+        self.memory.write(4 * start, bytemuck::cast_slice(numbers));
+    }
+
+    /// Copies a stretch of another array in the same format to `start`.
+    pub(crate) fn copy(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
+        assert!(stretch.end <= from.len && start + stretch.len() <= self.len, "the stretch lies within both");
+        assert_eq!(self.dtype, from.dtype, "a copy in one format");
+        let Some(engine) = self.card().engine().filter(|_| !stretch.is_empty()) else { return };
+        let (to, size) = (self.at(start), self.dtype.size());
+        self.card().bind();
+        // SAFETY: both stretches lie within their arrays.
+        let copied = unsafe {
+            result::memcpy_dtod_async(to, from.at(stretch.start), stretch.len() * size, engine.stream.cu_stream())
+        };
+        copied.unwrap_or_else(|e| self.card().fail("copy its numbers", e));
+    }
+
+    /// The pointer to a number.
+    pub(super) fn at(&self, index: usize) -> u64 {
+        assert!(index <= self.len, "a number of the array");
+        self.memory.pointer() + (index * self.dtype.size()) as u64
+    }
+
+    pub(super) fn arg(&self) -> Arg {
+        Arg::Pointer(self.memory.pointer())
+    }
+}

@@ -1,0 +1,150 @@
+//! Attention on a card. A block of threads has a tile of one head's queries, or in the backward of one head's keys, within
+//! one sequence. In bf16 its products are the tensor cores'; head sizes that those kernels don't have are computed in f32.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::array::{Array, Memory};
+use super::card::{Arg, Grid};
+use super::elementwise::{cast, in_format, int, suffix};
+use super::fail;
+use crate::attention::Shape;
+use crate::precision::Precision;
+use crate::weight::Dtype;
+
+/// What a block works at, in rows: its own, from `start` to `end`, and those that it streams.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Tile {
+    start: i32,
+    end: i32,
+    streamed_start: i32,
+    streamed_end: i32,
+}
+
+/// The kernels of a format and a largest head size, with the sizes that they are written for.
+struct Kernels {
+    suffix: String,
+    dtype: Dtype,
+    threads: u32,
+    /// Queries of a block in the forward.
+    queries: usize,
+    /// Rows of a block in the backward: keys, and a part of the forward's queries.
+    own: usize,
+    /// Bytes of shared memory that are asked for: of the forward and of the backward.
+    shared: [u32; 2],
+}
+
+/// Largest features of a head that the kernels are made for.
+const IN_BF16: [usize; 4] = [32, 64, 96, 128];
+const IN_F32: [usize; 3] = [64, 128, 256];
+
+impl Kernels {
+    /// Those of a shape.
+    fn of(shape: &Shape) -> Self {
+        let dim = shape.head_dim;
+        // Rows are copied 16 bytes at a time.
+        let in_bf16 = IN_BF16.into_iter().find(|largest| dim <= *largest && dim.is_multiple_of(8));
+        if let Some(largest) = in_bf16.filter(|_| shape.precision == Precision::Bf16) {
+            let own = if largest <= 64 { 128 } else { 64 };
+            let row = largest as u32 + 8;
+            return Self {
+                suffix: format!("bf16_{largest}"),
+                dtype: Dtype::Bf16,
+                threads: 128,
+                queries: 128,
+                own,
+                shared: [512 * row, 4 * (own as u32 + 64) * row + 512],
+            };
+        }
+        let largest = IN_F32.into_iter().find(|largest| dim <= *largest).unwrap_or_else(|| {
+            fail(format!("heads of {dim} features are more than the 256 that a card computes; use --device cpu"))
+        });
+        let suffix = format!("f32_{largest}");
+        Self { suffix, dtype: Dtype::F32, threads: 256, queries: 64, own: 64, shared: [0, 0] }
+    }
+
+    fn precision(&self) -> Precision {
+        if self.dtype == Dtype::F32 { Precision::F32 } else { Precision::Bf16 }
+    }
+
+    /// A block for each tile of each head; of the backward's queries several have a tile.
+    fn grid(&self, tiles: usize, heads: usize, [parts, pass]: [usize; 2]) -> Grid {
+        Grid { blocks: [tiles, heads, parts], threads: self.threads, shared: self.shared[pass] }
+    }
+}
+
+/// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, M]`.
+pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array {
+    let (kernels, card) = (Kernels::of(shape), out.card().clone());
+    let lse = Array::unset(&card, shape.heads * shape.rows(), Dtype::F32);
+    check(shape, qkv, out);
+    let [q, k, v] = qkv.map(|x| in_format(x, kernels.precision()));
+    let tiles = tiles(shape.queries, shape.sequences, kernels.queries);
+    let computed = Array::unset(&card, if out.dtype() == kernels.dtype { 0 } else { out.len() }, kernels.dtype);
+    let to = if computed.is_empty() { &*out } else { &computed };
+    let on_card = Memory::of(&card, &tiles);
+    let args = [&[to.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), on_card.arg()][..], &sizes(shape)].concat();
+    let name = format!("attention_forward_{}", kernels.suffix);
+    // SAFETY: the tiles' rows are those of the arrays, which `check` has measured.
+    unsafe { card.launch(&name, kernels.grid(tiles.len(), shape.heads, [1, 0]), &args) };
+    if !computed.is_empty() {
+        *out = cast(&computed, out.dtype());
+    }
+    lse
+}
+
+/// Gradients of queries, keys and values, in the format of `dout`.
+pub(crate) fn backward(dout: &Array, out: &Array, lse: &Array, qkv: [&Array; 3], shape: &Shape) -> [Array; 3] {
+    let (kernels, card, format) = (Kernels::of(shape), dout.card().clone(), dout.dtype());
+    check(shape, qkv, out);
+    assert_eq!((dout.len(), lse.len()), (out.len(), shape.heads * shape.rows()), "an output's gradient");
+    let lens = qkv.map(Array::len);
+    let precision = kernels.precision();
+    let [q, k, v] = qkv.map(|x| in_format(x, precision));
+    let [dout, out] = [dout, out].map(|x| in_format(x, precision));
+    let [dq, dk, dv] = lens.map(|len| Array::unset(&card, len, kernels.dtype));
+    let delta = Array::unset(&card, lse.len(), Dtype::F32);
+    let of_rows = [int(shape.heads), int(shape.head_dim), int(shape.rows())];
+    let args = [&[delta.arg(), dout.arg(), out.arg()][..], &of_rows].concat();
+    let grid = Grid { blocks: [shape.rows().div_ceil(4), shape.heads, 1], threads: 128, shared: 0 };
+    let suffix = suffix(kernels.dtype);
+    // SAFETY: a difference for each query of each head.
+    unsafe { card.launch(&format!("attention_delta_{suffix}"), grid, &args) };
+    let saved = [q.arg(), k.arg(), v.arg(), dout.arg(), lse.arg(), delta.arg()];
+    let launch = |kernel: &str, to: &[Arg], tiles: Vec<Tile>, heads: usize, parts: usize| {
+        let on_card = Memory::of(&card, &tiles);
+        let args = [to, &saved, &[on_card.arg()], &sizes(shape)].concat();
+        // SAFETY: as in the forward.
+        unsafe {
+            card.launch(&format!("{kernel}_{}", kernels.suffix), kernels.grid(tiles.len(), heads, [parts, 1]), &args)
+        };
+    };
+    let keys = tiles(shape.sequences, shape.queries, kernels.own);
+    launch("attention_backward_keys", &[dk.arg(), dv.arg()], keys, shape.kv_heads, 1);
+    let queries = tiles(shape.queries, shape.sequences, kernels.queries);
+    launch("attention_backward_queries", &[dq.arg()], queries, shape.heads, kernels.queries / kernels.own);
+    [dq, dk, dv].map(|grad| if grad.dtype() == format { grad } else { cast(&grad, format) })
+}
+
+/// Every sequence's rows in tiles of `size`, each with the rows that it streams.
+fn tiles(own: &[Range<usize>], streamed: &[Range<usize>], size: usize) -> Vec<Tile> {
+    let of_sequence = |(own, streamed): (&Range<usize>, &Range<usize>)| {
+        let [end, streamed_start, streamed_end] = [own.end, streamed.start, streamed.end].map(|row| row as i32);
+        let tile = move |start: usize| Tile { start: start as i32, end, streamed_start, streamed_end };
+        own.clone().step_by(size).map(tile)
+    };
+    own.iter().zip(streamed).flat_map(of_sequence).collect()
+}
+
+fn sizes(shape: &Shape) -> [Arg; 4] {
+    [int(shape.heads), int(shape.kv_heads), int(shape.head_dim), int(shape.rows())]
+}
+
+fn check(shape: &Shape, [q, k, v]: [&Array; 3], out: &Array) {
+    let keys = shape.sequences.last().map_or(0, |s| s.end);
+    let wanted = [shape.rows() * shape.heads, keys * shape.kv_heads].map(|heads| heads * shape.head_dim);
+    assert_eq!([q.len(), out.len()], [wanted[0]; 2], "queries and outputs");
+    assert!(k.len() >= wanted[1] && k.len() == v.len(), "keys and values");
+}

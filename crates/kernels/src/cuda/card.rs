@@ -1,0 +1,265 @@
+//! A card: its context, its one stream, the kernels, and how much of its memory is in use. Without an engine it is an
+//! outline, which counts what a run would take and computes nothing: how `weft plan` knows a card's memory.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUmemPool_attribute, cuDriverGetVersion,
+    cuMemPoolSetAttribute,
+};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg, result,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::compile;
+use super::fail;
+use super::libraries::{CUBLASLT, DRIVER};
+use super::products::Products;
+
+/// The first driver that speaks the CUDA that is asked for.
+const DRIVER_VERSION: i32 = 13_000;
+/// The first compute capability with products of bf16.
+const CAPABILITY: u32 = 80;
+/// Shared memory of a block that needs no asking.
+const SHARED: u32 = 48 << 10;
+
+/// A card.
+#[derive(Debug)]
+pub struct Card {
+    engine: Option<Engine>,
+    used: AtomicUsize,
+    most_used: AtomicUsize,
+}
+
+/// What computes.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) stream: Arc<CudaStream>,
+    functions: HashMap<&'static str, CudaFunction>,
+    pub(super) products: Products,
+    name: String,
+}
+
+/// A moment in a card's work.
+#[derive(Debug)]
+pub struct Mark(Option<CudaEvent>);
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Arg {
+    Pointer(u64),
+    F32(f32),
+    I32(i32),
+    I64(i64),
+}
+
+/// The blocks of a launch and what each has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    pub(super) threads: u32,
+    /// Bytes of shared memory that are asked for at the launch.
+    pub(super) shared: u32,
+}
+
+impl Grid {
+    /// One thread for each of so many things.
+    pub(super) fn over(count: usize) -> Self {
+        Self { blocks: [count.div_ceil(256), 1, 1], threads: 256, shared: 0 }
+    }
+
+    /// A block for each of so many rows.
+    pub(super) fn rows(rows: usize, threads: u32) -> Self {
+        Self { blocks: [rows, 1, 1], threads, shared: 0 }
+    }
+}
+
+impl Card {
+    /// Opens a card, counted from 0; kernels are kept in `cache`.
+    ///
+    /// # Errors
+    /// A library or card that isn't there, or one too old, as one sentence.
+    pub fn open(ordinal: usize, cache: Option<&Path>) -> Result<Arc<Self>, String> {
+        DRIVER.open()?;
+        let context = context(ordinal)?;
+        let told = |what: &'static str| move |e: DriverError| format!("card {ordinal}: {what}: {e}");
+        let name = context.name().map_err(told("its name"))?;
+        let (major, minor) = context.compute_capability().map_err(told("its capability"))?;
+        let capability = (10 * major + minor) as u32;
+        if capability < CAPABILITY {
+            return Err(format!(
+                "card {ordinal}, {name}, has compute capability {major}.{minor}, and products of bf16 need 8.0; use \
+                 another card or --device cpu"
+            ));
+        }
+        CUBLASLT.open()?;
+        // SAFETY: all work is one stream's, so that nothing has to be ordered by events.
+        unsafe { context.disable_event_tracking() };
+        keep_freed_memory(&context).map_err(told("its memory pool"))?;
+        let stream = context.new_stream().map_err(told("a stream"))?;
+        let functions = functions(&context, capability, cache)?;
+        let products = Products::new(&stream)?;
+        let engine = Engine { stream, functions, products, name };
+        Ok(Arc::new(Self { engine: Some(engine), used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) }))
+    }
+
+    /// A card without an engine.
+    pub fn outline() -> Arc<Self> {
+        Arc::new(Self { engine: None, used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) })
+    }
+
+    /// The card's name.
+    pub fn name(&self) -> &str {
+        self.engine.as_ref().map_or("an outline", |engine| &engine.name)
+    }
+
+    /// Bytes of its memory: free ones and all.
+    pub fn memory(&self) -> [usize; 2] {
+        let Some(engine) = &self.engine else { return [usize::MAX; 2] };
+        let (free, all) = engine.stream.context().mem_get_info().unwrap_or((0, 0));
+        [free, all]
+    }
+
+    /// The most bytes in use at once so far.
+    pub fn most_used_bytes(&self) -> usize {
+        self.most_used.load(Ordering::Relaxed)
+    }
+
+    /// Starts counting the most from what is in use now.
+    pub fn forget_most_used(&self) {
+        self.most_used.store(self.used.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Returns when everything asked for is done.
+    pub fn finish(&self) {
+        if let Some(engine) = &self.engine {
+            engine.stream.synchronize().unwrap_or_else(|e| self.fail("finish its work", e));
+        }
+    }
+
+    /// The moment at which everything asked for so far is done.
+    pub fn mark(&self) -> Mark {
+        let record = |engine: &Engine| engine.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        Mark(self.engine.as_ref().map(|engine| record(engine).unwrap_or_else(|e| self.fail("mark its work", e))))
+    }
+
+    /// Makes the card's context this thread's.
+    pub(super) fn bind(&self) {
+        if let Some(engine) = &self.engine {
+            engine.stream.context().bind_to_thread().unwrap_or_else(|e| self.fail("be asked from this thread", e));
+        }
+    }
+
+    pub(super) fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
+    }
+
+    pub(super) fn count(&self, bytes: usize) {
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.most_used.fetch_max(used, Ordering::Relaxed);
+    }
+
+    pub(super) fn uncount(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// The arguments are the kernel's, and what they point to is as long as it reads and writes.
+    pub(super) unsafe fn launch(&self, kernel: &str, grid: Grid, args: &[Arg]) {
+        let Some(engine) = &self.engine else { return };
+        if grid.blocks.contains(&0) {
+            return;
+        }
+        let function = &engine.functions.get(kernel).unwrap_or_else(|| panic!("no kernel has the name {kernel}"));
+        if grid.shared > SHARED {
+            let wanted = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let set = function.set_attribute(wanted, grid.shared as i32);
+            set.unwrap_or_else(|e| self.fail(&format!("give {kernel} its shared memory"), e));
+        }
+        let mut launch = engine.stream.launch_builder(function);
+        for arg in args {
+            match arg {
+                Arg::Pointer(x) => launch.arg(x),
+                Arg::F32(x) => launch.arg(x),
+                Arg::I32(x) => launch.arg(x),
+                Arg::I64(x) => launch.arg(x),
+            };
+        }
+        let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("a grid of fewer than 2^32 blocks"));
+        let config =
+            LaunchConfig { grid_dim: (x, y, z), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared };
+        // SAFETY: the caller's promise.
+        unsafe { launch.launch(config) }.unwrap_or_else(|e| self.fail(&format!("run {kernel}"), e));
+    }
+
+    /// Unwinds with what the card couldn't do.
+    pub(super) fn fail(&self, what: &str, error: impl std::fmt::Display) -> ! {
+        fail(format!("the card {} could not {what}: {error}", self.name()))
+    }
+}
+
+impl Mark {
+    /// Seconds from an earlier one.
+    pub fn seconds_since(&self, earlier: &Self) -> f64 {
+        let (Some(this), Some(earlier)) = (&self.0, &earlier.0) else { return 0.0 };
+        earlier.elapsed_ms(this).map_or(0.0, |ms| f64::from(ms) * 1e-3)
+    }
+}
+
+/// The context of a card of the machine's.
+fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
+    result::init().map_err(|e| format!("no card computes here: {e}; use --device cpu"))?;
+    let mut version = 0;
+    // SAFETY: a place for a number.
+    let _ = unsafe { cuDriverGetVersion(&mut version) };
+    if version < DRIVER_VERSION {
+        let told = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
+        let (has, wants) = (told(version), told(DRIVER_VERSION));
+        return Err(format!("NVIDIA's driver here speaks CUDA {has}, and Weft wants {wants}; install a newer driver"));
+    }
+    let count = CudaContext::device_count().unwrap_or(0) as usize;
+    if ordinal >= count {
+        let cards = if count == 1 { "1 card".to_owned() } else { format!("{count} cards") };
+        return Err(format!("cuda:{ordinal} is none of this machine's {cards}; they are counted from 0"));
+    }
+    CudaContext::new(ordinal).map_err(|e| format!("card {ordinal} can't be opened: {e}"))
+}
+
+/// Keeps memory that was given back for the next to ask, as an allocator does.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    let pools = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)?;
+    if pools == 0 {
+        return Ok(());
+    }
+    let mut all = u64::MAX;
+    let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's own, and the attribute a 64-bit number.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        cuMemPoolSetAttribute(pool, threshold, (&raw mut all).cast()).result()
+    }
+}
+
+/// Every kernel by its name.
+fn functions(
+    context: &Arc<CudaContext>,
+    capability: u32,
+    cache: Option<&Path>,
+) -> Result<HashMap<&'static str, CudaFunction>, String> {
+    let load = |use_cached: bool| -> Result<_, String> {
+        let cubin = compile::kernels(capability, cache, use_cached)?;
+        context.load_module(Ptx::from_binary(cubin)).map_err(|e| format!("the compiled kernels can't be loaded: {e}"))
+    };
+    let module = load(true).or_else(|_| load(false))?;
+    let function = |name: &'static str| {
+        let function = module.load_function(name).map_err(|e| format!("the kernel {name} can't be loaded: {e}"))?;
+        Ok((name, function))
+    };
+    super::KERNELS.iter().copied().map(function).collect()
+}

@@ -1,0 +1,109 @@
+//! Operations that work on each number by itself, and casts between the formats.
+
+use super::array::Array;
+use super::card::{Arg, Grid};
+use crate::precision::Precision;
+use crate::weight::Dtype;
+
+/// An array, or its copy in another format.
+pub(super) enum InFormat<'a> {
+    Borrowed(&'a Array),
+    Owned(Array),
+}
+
+impl std::ops::Deref for InFormat<'_> {
+    type Target = Array;
+
+    fn deref(&self) -> &Array {
+        match self {
+            Self::Borrowed(array) => array,
+            Self::Owned(array) => array,
+        }
+    }
+}
+
+/// The end of a kernel's name for a format.
+pub(super) fn suffix(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+/// A grid in which a thread takes four numbers.
+pub(super) fn fours(count: usize) -> Grid {
+    Grid::over(count.div_ceil(4))
+}
+
+pub(super) fn long(count: usize) -> Arg {
+    Arg::I64(count as i64)
+}
+
+pub(super) fn int(count: usize) -> Arg {
+    Arg::I32(i32::try_from(count).expect("a size below 2^31"))
+}
+
+/// An array in the format of a product's factors: itself where it is in it.
+pub(super) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
+    let dtype = precision.dtype();
+    if array.dtype() == dtype { InFormat::Borrowed(array) } else { InFormat::Owned(cast(array, dtype)) }
+}
+
+/// A copy in another format; bf16 is rounded to nearest, ties to even.
+pub(crate) fn cast(array: &Array, dtype: Dtype) -> Array {
+    if array.dtype() == dtype {
+        return array.clone();
+    }
+    let to = Array::unset(array.card(), array.len(), dtype);
+    let kernel = if dtype == Dtype::Bf16 { "cast_f32_bf16" } else { "cast_bf16_f32" };
+    // SAFETY: both arrays hold as many numbers.
+    unsafe { array.card().launch(kernel, fours(array.len()), &[to.arg(), array.arg(), long(array.len())]) };
+    to
+}
+
+/// `to += from`, in f32.
+pub(crate) fn add(to: &mut Array, from: &Array) {
+    assert_eq!((to.len(), to.dtype(), from.dtype()), (from.len(), Dtype::F32, Dtype::F32), "two matrices of one size");
+    // SAFETY: both arrays hold as many numbers.
+    unsafe { to.card().launch("add_f32", fours(to.len()), &[to.arg(), from.arg(), long(to.len())]) };
+}
+
+/// `array[to + i] += array[from + i]`.
+pub(crate) fn add_within(array: &mut Array, to: usize, from: usize, len: usize) {
+    assert!(from + len <= array.len() && array.dtype() == Dtype::F32, "both stretches lie within the array");
+    let [to, from] = [to, from].map(|start| Arg::Pointer(array.at(start)));
+    // SAFETY: the stretches lie within the array, and the caller keeps them apart.
+    unsafe { array.card().launch("add_f32", fours(len), &[to, from, long(len)]) };
+}
+
+/// `h = gate sigmoid(gate) up`.
+pub(crate) fn swiglu(h: &mut Array, gate: &Array, up: &Array) {
+    same(&[h, gate, up]);
+    let kernel = format!("swiglu_{}", suffix(h.dtype()));
+    // SAFETY: the arrays hold as many numbers, in one format.
+    unsafe { h.card().launch(&kernel, fours(h.len()), &[h.arg(), gate.arg(), up.arg(), long(h.len())]) };
+}
+
+/// Turns a gate and an up into their gradients.
+pub(crate) fn swiglu_backward(gate: &mut Array, up: &mut Array, dh: &Array) {
+    same(&[gate, up, dh]);
+    let kernel = format!("swiglu_backward_{}", suffix(dh.dtype()));
+    // SAFETY: the arrays hold as many numbers, in one format.
+    unsafe { dh.card().launch(&kernel, fours(dh.len()), &[gate.arg(), up.arg(), dh.arg(), long(dh.len())]) };
+}
+
+/// Turns every head of every row by its position.
+pub(crate) fn rope(x: &mut Array, [cos, sin]: [&Array; 2], (heads, half): (usize, usize), sign: f32) {
+    let pairs = x.len() / 2;
+    assert!(pairs <= cos.len() * heads && cos.len() == sin.len(), "an angle for each pair of features");
+    let kernel = format!("rope_{}", suffix(x.dtype()));
+    let args = [x.arg(), cos.arg(), sin.arg(), int(heads), int(half), long(pairs), Arg::F32(sign)];
+    // SAFETY: the assertion bounds what is read, the pairs what is written.
+    unsafe { x.card().launch(&kernel, Grid::over(pairs), &args) };
+}
+
+fn same(arrays: &[&Array]) {
+    let [first, rest @ ..] = arrays else { return };
+    let is_same = |other: &&Array| other.len() == first.len() && other.dtype() == first.dtype();
+    assert!(rest.iter().all(is_same), "arrays of one size and format");
+}

@@ -1,0 +1,157 @@
+//! The LM head on a card: logits of a chunk of rows at a time, their statistics, and the gradient.
+
+use super::array::{Array, Memory};
+use super::card::{Arg, Card, Grid};
+use super::elementwise::{in_format, int, suffix};
+use super::products::{Factor, product};
+use super::{linear, lora_linear};
+use crate::head_loss::Head;
+use crate::tensor::Into;
+use crate::weight::Dtype;
+
+/// Most logits held at once: 256 MB of them.
+const CHUNK_LOGITS: usize = 1 << 26;
+/// Columns of a block of the gradient.
+const COLUMNS: usize = 1024;
+
+/// Rows whose logits are held at once.
+fn rows_at_once(vocab: usize) -> usize {
+    (CHUNK_LOGITS / vocab).clamp(16, 4096)
+}
+
+/// The rows of a chunk.
+struct Chunk<'a> {
+    first: usize,
+    rows: usize,
+    /// Their inputs.
+    x: Array,
+    logits: &'a mut Array,
+}
+
+/// Calls `f` with chunk after chunk of the logits.
+fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
+    let (vocab, width) = (head.weight.rows(), head.weight.cols());
+    let (all, at_once) = (x.len() / width, rows_at_once(vocab));
+    let mut logits = Array::unset(x.card(), at_once.min(all) * vocab, Dtype::F32);
+    for first in (0..all).step_by(at_once) {
+        let rows = at_once.min(all - first);
+        let mut own = Array::unset(x.card(), rows * width, x.dtype());
+        own.copy(0, x, first * width..(first + rows) * width);
+        match head.lora_rows(first, rows) {
+            None => linear::forward(&mut logits, &own, head.weight, head.precision),
+            Some(lora) => lora_linear::forward(&mut logits, &own, head.weight, &lora),
+        }
+        f(Chunk { first, rows, x: own, logits: &mut logits });
+    }
+}
+
+/// Calls `f(first row, logits [rows, V])` with chunk after chunk of the logits, in the machine's memory.
+pub(crate) fn for_each_chunk(head: &Head, x: &Array, mut f: impl FnMut(usize, &mut [f32])) {
+    let vocab = head.weight.rows();
+    for_each(head, x, |chunk| f(chunk.first, &mut chunk.logits.stretch_to_f32(0..chunk.rows * vocab)));
+}
+
+/// Each row's entropy in nats.
+pub(crate) fn entropy(head: &Head, x: &Array) -> Vec<f32> {
+    let entropies = Array::unset(x.card(), x.len() / head.weight.cols(), Dtype::F32);
+    for_each(head, x, |chunk| {
+        let to = Results { entropy: Some(entropies.at(chunk.first)), ..Results::default() };
+        statistics(x.card(), head, &chunk, None, &to);
+    });
+    entropies.to_f32()
+}
+
+/// Each target's negative log-likelihood in nats.
+pub(crate) fn nll(head: &Head, x: &Array, targets: &[u32]) -> Vec<f32> {
+    let nll = Array::unset(x.card(), targets.len(), Dtype::F32);
+    let targets = checked(head, x, targets);
+    for_each(head, x, |chunk| {
+        let to = Results { nll: Some(nll.at(chunk.first)), ..Results::default() };
+        statistics(x.card(), head, &chunk, Some(&targets), &to);
+    });
+    nll.to_f32()
+}
+
+/// Each target's negative log-likelihood, and the gradients of their weighted sum.
+pub(crate) fn loss(
+    head: &Head,
+    x: &Array,
+    (targets, weights): (&[u32], &[f32]),
+    dx: &mut Array,
+    (mut dweight, mut dlora): (Option<&mut Array>, Option<[&mut Array; 2]>),
+) -> Array {
+    let (card, width, vocab) = (x.card(), head.weight.cols(), head.weight.rows());
+    let nll = Array::unset(card, targets.len(), Dtype::F32);
+    let (targets, weights) = (checked(head, x, targets), Memory::of(card, weights));
+    for_each(head, x, |chunk| {
+        let (max, others) = (Memory::unset(card, 4 * chunk.rows), Memory::unset(card, 8 * chunk.rows));
+        let to = Results {
+            nll: Some(nll.at(chunk.first)),
+            max: Some(max.pointer()),
+            others: Some(others.pointer()),
+            ..Results::default()
+        };
+        statistics(card, head, &chunk, Some(&targets), &to);
+        let gradient = Array::unset(card, chunk.rows * vocab, head.precision.dtype());
+        let grid = Grid { blocks: [chunk.rows, vocab.div_ceil(COLUMNS), 1], threads: 256, shared: 0 };
+        let args = [
+            gradient.arg(),
+            chunk.logits.arg(),
+            Arg::Pointer(targets.pointer() + 4 * chunk.first as u64),
+            Arg::Pointer(weights.pointer() + 4 * chunk.first as u64),
+            max.arg(),
+            others.arg(),
+            int(vocab),
+        ];
+        // SAFETY: the chunk's rows are those of logits, gradient and statistics; every target is a column.
+        unsafe { card.launch(&format!("head_gradient_{}", suffix(gradient.dtype())), grid, &args) };
+        if let Some(dweight) = dweight.as_deref_mut() {
+            linear::backward_weight(dweight, &gradient, &chunk.x, chunk.rows, head.precision);
+        }
+        let mut own = Array::unset(card, chunk.rows * width, dx.dtype());
+        match (head.lora_rows(chunk.first, chunk.rows), &mut dlora) {
+            (Some(lora), Some([a, b])) => {
+                let grad = [&mut **a, &mut **b];
+                lora_linear::backward(Some((&mut own, Into::Set)), grad, &gradient, &chunk.x, head.weight, &lora);
+            }
+            _ => {
+                let w = in_format(head.weight.array(), head.precision);
+                let factors = [Factor::new(&gradient, chunk.rows, vocab), Factor::new(&w, vocab, width)];
+                product((&mut own, 0), factors, 1.0, Into::Set);
+            }
+        }
+        dx.copy(chunk.first * width, &own, 0..chunk.rows * width);
+    });
+    nll
+}
+
+/// Where the statistics of a chunk's rows go.
+#[derive(Default)]
+struct Results {
+    entropy: Option<u64>,
+    nll: Option<u64>,
+    max: Option<u64>,
+    others: Option<u64>,
+}
+
+fn statistics(card: &Card, head: &Head, chunk: &Chunk, targets: Option<&Memory>, to: &Results) {
+    let or_null = |pointer: Option<u64>| Arg::Pointer(pointer.unwrap_or(0));
+    let args = [
+        chunk.logits.arg(),
+        or_null(targets.map(|targets| targets.pointer() + 4 * chunk.first as u64)),
+        or_null(to.entropy),
+        or_null(to.nll),
+        or_null(to.max),
+        or_null(to.others),
+        int(head.weight.rows()),
+    ];
+    // SAFETY: a row of logits and a place in each result for every block; what is null isn't touched.
+    unsafe { card.launch("head_statistics", Grid::rows(chunk.rows, 512), &args) };
+}
+
+/// Targets on the card, one a row, each a row of the head's.
+fn checked(head: &Head, x: &Array, targets: &[u32]) -> Memory {
+    let is_row = |target: &u32| (*target as usize) < head.weight.rows();
+    assert!(targets.len() * head.weight.cols() == x.len() && targets.iter().all(is_row), "a target for each row");
+    Memory::of(x.card(), targets)
+}

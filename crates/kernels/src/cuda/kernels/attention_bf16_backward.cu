@@ -1,0 +1,190 @@
+// Backward of attention_bf16.cu, in two kernels, each with 7/5 of the products of one but without atomics, so that
+// every run gives the same bits: one has a tile of keys for itself and streams queries past it, the other the reverse.
+// Both recompute the scores from the saved log-sum-exp, and take delta = rowsum(dout out).
+
+namespace attention_bf16 {
+
+// Rows that are streamed at once.
+constexpr int STREAMED = 32;
+// Rows of a block's own tile: its gradients fill the registers.
+template <int DIM>
+constexpr int OWN = DIM <= 64 ? 128 : 64;
+
+struct Saved {
+    const bf16* q;
+    const bf16* k;
+    const bf16* v;
+    const bf16* dout;
+    const float* lse;
+    const float* delta;
+};
+
+// The block's own rows, and two buffers for those that are streamed. With keys as the block's own, `left` has k and
+// streams q, `right` has v and streams dout; with queries as its own, the reverse.
+template <int DIM>
+struct Buffers {
+    bf16 left[OWN<DIM> * STRIDE<DIM>];
+    bf16 right[OWN<DIM> * STRIDE<DIM>];
+    bf16 streamed_left[2][STREAMED * STRIDE<DIM>];
+    bf16 streamed_right[2][STREAMED * STRIDE<DIM>];
+    // Of the streamed queries: log-sum-exp in powers of two, and delta.
+    float lse[2][STREAMED];
+    float delta[2][STREAMED];
+};
+
+// What a thread brings to shared memory of the streamed queries: lse the first 32 threads, delta the next. Queries
+// beyond the end get zeros; their rows of q and dout are zero too, so that they add nothing.
+__device__ inline float load_statistic(const Saved& saved, long long first, int row, int rows_end) {
+    row += threadIdx.x % STREAMED;
+    if (threadIdx.x >= 2 * STREAMED || row >= rows_end) return 0.0f;
+    return threadIdx.x < STREAMED ? saved.lse[first + row] * LOG2_E : saved.delta[first + row];
+}
+
+template <int DIM>
+__device__ inline void store_statistic(Buffers<DIM>& s, int buffer, float statistic) {
+    if (threadIdx.x < STREAMED) s.lse[buffer][threadIdx.x] = statistic;
+    else if (threadIdx.x < 2 * STREAMED) s.delta[buffer][threadIdx.x - STREAMED] = statistic;
+}
+
+// A tile is {first key, keys' end, first query, queries' end}. A block has all query heads that read its keys.
+template <int DIM>
+__device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int4 tile, Shape shape) {
+    constexpr int TILES = OWN<DIM> / (THREADS / 32) / 16;
+    int kv_head = blockIdx.y, dim = shape.head_dim, group = shape.heads / shape.kv_heads;
+    int warp_row = threadIdx.x / 32 * TILES * 16, pair = threadIdx.x % 4 * 2;
+    float scale = shape.scale() * LOG2_E;
+    extern __shared__ uint4 dynamic_shared[];
+    Buffers<DIM>& s = *(Buffers<DIM>*)dynamic_shared;
+    Matrix keys = head_of(saved.k, shape.kv_heads, kv_head, dim, tile.y);
+    float key_sums[TILES][DIM / 8][4], value_sums[TILES][DIM / 8][4];
+    set_zero(key_sums);
+    set_zero(value_sums);
+
+    // Step i is block i % blocks of the queries of head i / blocks of the group.
+    int blocks = (tile.w - tile.z + STREAMED - 1) / STREAMED, steps = blocks * group;
+    int next_head = kv_head * group, next_row = tile.z;
+    auto load_next = [&](int buffer) {
+        load_rows<DIM, STREAMED>(s.streamed_left[buffer], head_of(saved.q, shape.heads, next_head, dim, tile.w),
+                                 next_row, dim);
+        load_rows<DIM, STREAMED>(s.streamed_right[buffer], head_of(saved.dout, shape.heads, next_head, dim, tile.w),
+                                 next_row, dim);
+        float statistic = load_statistic(saved, (long long)next_head * shape.rows, next_row, tile.w);
+        next_row += STREAMED;
+        if (next_row >= tile.w) next_row = tile.z, next_head++;
+        return statistic;
+    };
+    if (steps > 0) {
+        load_rows<DIM, OWN<DIM>>(s.left, keys, tile.x, dim);
+        load_rows<DIM, OWN<DIM>>(s.right, head_of(saved.v, shape.kv_heads, kv_head, dim, tile.y), tile.x, dim);
+        store_statistic(s, 0, load_next(0));
+    }
+    for (int step = 0; step < steps; step++) {
+        int buffer = step % 2;
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncthreads();
+        float statistic = step + 1 < steps ? load_next(buffer ^ 1) : 0.0f;
+        float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
+        row_products<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
+        row_products<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
+#pragma unroll
+        for (int n = 0; n < STREAMED / 8; n++) {
+            float2 lse = *(float2*)&s.lse[buffer][n * 8 + pair], delta = *(float2*)&s.delta[buffer][n * 8 + pair];
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    p[t][n][i] = exp2_approx(p[t][n][i] * scale - (i % 2 ? lse.y : lse.x));
+                    ds[t][n][i] = p[t][n][i] * (ds[t][n][i] - (i % 2 ? delta.y : delta.x));
+                }
+        }
+        add_weighted_rows<DIM>(value_sums, p, s.streamed_right[buffer]);
+        add_weighted_rows<DIM>(key_sums, ds, s.streamed_left[buffer]);
+        store_statistic(s, buffer ^ 1, statistic);
+    }
+
+    float scales[TILES][2], ones[TILES][2];
+    for (int i = 0; i < TILES * 2; i++) scales[i / 2][i % 2] = shape.scale(), ones[i / 2][i % 2] = 1.0f;
+    store<DIM>(dk + (long long)kv_head * dim, keys, tile.x + warp_row, dim, key_sums, scales);
+    store<DIM>(dv + (long long)kv_head * dim, keys, tile.x + warp_row, dim, value_sums, ones);
+}
+
+// A tile as in `forward`, of which a block has the part `blockIdx.z`.
+template <int DIM>
+__device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile, Shape shape) {
+    constexpr int TILES = OWN<DIM> / (THREADS / 32) / 16;
+    tile.x += blockIdx.z * OWN<DIM>;
+    if (tile.x >= tile.y) return;
+    int head = blockIdx.y, kv_head = shape.kv_head(head), dim = shape.head_dim;
+    int warp_row = threadIdx.x / 32 * TILES * 16, lane = threadIdx.x % 32;
+    float scale = shape.scale() * LOG2_E;
+    extern __shared__ uint4 dynamic_shared[];
+    Buffers<DIM>& s = *(Buffers<DIM>*)dynamic_shared;
+    Matrix queries = head_of(saved.q, shape.heads, head, dim, tile.y);
+    Matrix keys = head_of(saved.k, shape.kv_heads, kv_head, dim, tile.w);
+    Matrix values = head_of(saved.v, shape.kv_heads, kv_head, dim, tile.w);
+    float lse[TILES][2], delta[TILES][2], sums[TILES][DIM / 8][4];
+    set_zero(sums);
+    for (int i = 0; i < TILES * 2; i++) {
+        int row = min(tile.x + warp_row + i * 8 + lane / 4, tile.y - 1);
+        lse[i / 2][i % 2] = saved.lse[(long long)head * shape.rows + row] * LOG2_E;
+        delta[i / 2][i % 2] = saved.delta[(long long)head * shape.rows + row];
+    }
+
+    load_rows<DIM, OWN<DIM>>(s.left, queries, tile.x, dim);
+    load_rows<DIM, OWN<DIM>>(s.right, head_of(saved.dout, shape.heads, head, dim, tile.y), tile.x, dim);
+    load_rows<DIM, STREAMED>(s.streamed_left[0], keys, tile.z, dim);
+    load_rows<DIM, STREAMED>(s.streamed_right[0], values, tile.z, dim);
+    for (int row = tile.z, buffer = 0; row < tile.w; row += STREAMED, buffer ^= 1) {
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncthreads();
+        if (row + STREAMED < tile.w) {
+            load_rows<DIM, STREAMED>(s.streamed_left[buffer ^ 1], keys, row + STREAMED, dim);
+            load_rows<DIM, STREAMED>(s.streamed_right[buffer ^ 1], values, row + STREAMED, dim);
+        }
+        float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
+        row_products<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
+        row_products<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
+        // Without this, exp2 could overflow at a key that is not there.
+        mask_columns(p, tile.w - row);
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int n = 0; n < STREAMED / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    ds[t][n][i] = exp2_approx(p[t][n][i] * scale - lse[t][i / 2]) * (ds[t][n][i] - delta[t][i / 2]);
+        add_weighted_rows<DIM>(sums, ds, s.streamed_left[buffer]);
+    }
+
+    float scales[TILES][2];
+    for (int i = 0; i < TILES * 2; i++) scales[i / 2][i % 2] = shape.scale();
+    store<DIM>(dq + (long long)head * dim, queries, tile.x + warp_row, dim, sums, scales);
+}
+
+}  // namespace attention_bf16
+
+extern "C" __global__ void attention_delta_bf16(float* delta, const bf16* dout, const bf16* out, int heads,
+                                                int head_dim, int rows) {
+    attention_delta(delta, dout, out, heads, head_dim, rows);
+}
+
+#define ATTENTION_BACKWARD_BF16(DIM)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_bf16_##DIM(                             \
+        bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,          \
+        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
+        attention_bf16::backward_keys<DIM>(dk, dv, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                    \
+                                           {heads, kv_heads, head_dim, rows});                                        \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_bf16_##DIM(                          \
+        bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,                    \
+        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
+        attention_bf16::backward_queries<DIM>(dq, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                     \
+                                              {heads, kv_heads, head_dim, rows});                                     \
+    }
+
+ATTENTION_BACKWARD_BF16(32)
+ATTENTION_BACKWARD_BF16(64)
+ATTENTION_BACKWARD_BF16(96)
+ATTENTION_BACKWARD_BF16(128)

@@ -1,0 +1,320 @@
+// Attention in f32, for any head_dim up to 256: forward, and backward for keys and values and for queries.
+// Sequences are packed: a block works within one of them. Shapes: q, out [M, H * head_dim]; k, v [N, K * head_dim];
+// lse, delta [H, M]. A block of 16 x 16 threads multiplies 64 x 64 tiles, 4 x 4 numbers a thread, 32 steps at a time.
+// attention_bf16.cu has the same kernels for the tensor cores.
+
+namespace attention_f32 {
+
+constexpr int THREADS = 256;
+// Rows of a block's tile of queries, and of keys.
+constexpr int TILE = 64;
+// Steps of a product that are in shared memory at once.
+constexpr int STEPS = 32;
+// A row of 64 numbers in shared memory: a multiple of 4, so that four are read at once, but not of 32 banks.
+constexpr int STRIDE = TILE + 4;
+
+struct Matrix {
+    const float* start;
+    int width;
+    int row;
+    int rows_end;
+};
+
+struct Shared {
+    float a[STEPS * STRIDE];
+    float b[STEPS * STRIDE];
+    // Scores or their gradients, with the index that the next product sums over first.
+    float scores[TILE * STRIDE];
+};
+
+// A head's columns of a matrix of `heads` of them, from `row` on.
+__device__ inline Matrix head_of(const float* x, int heads, int head, int head_dim, int row, int rows_end) {
+    return {x + (long long)head * head_dim, heads * head_dim, row, rows_end};
+}
+
+__device__ inline float at(const Matrix& x, int row, int column, int columns) {
+    row += x.row;
+    return row < x.rows_end && column < columns ? x.start[(long long)row * x.width + column] : 0.0f;
+}
+
+// panel[step][row] = x[row][first + step], for 64 rows. A warp reads 8 columns of 4 rows and meets 32 banks.
+__device__ inline void load_columns(float* panel, const Matrix& x, int first, int columns) {
+#pragma unroll
+    for (int i = 0; i < TILE * STEPS / THREADS; i++) {
+        int step = threadIdx.x % 8 + i / 2 * 8, row = threadIdx.x / 8 + i % 2 * 32;
+        panel[step * STRIDE + row] = at(x, row, first + step, columns);
+    }
+}
+
+// panel[step][column] = x[first_row + step][first + column], for 64 columns.
+__device__ inline void load_rows(float* panel, const Matrix& x, int first_row, int first, int columns) {
+#pragma unroll
+    for (int i = 0; i < TILE * STEPS / THREADS; i++) {
+        int step = threadIdx.x / 64 + i * 4, column = threadIdx.x % 64;
+        panel[step * STRIDE + column] = at(x, first_row + step, first + column, columns);
+    }
+}
+
+// sums[i][j] += sum over steps of a[step][4 y + i] b[step][4 x + j].
+__device__ inline void multiply(float (&sums)[4][4], const float* a, const float* b, int steps) {
+    const float* a_row = a + threadIdx.x / 16 * 4;
+    const float* b_row = b + threadIdx.x % 16 * 4;
+#pragma unroll 4
+    for (int step = 0; step < steps; step++) {
+        float4 a4 = *(const float4*)(a_row + step * STRIDE);
+        float4 b4 = *(const float4*)(b_row + step * STRIDE);
+        float left[4] = {a4.x, a4.y, a4.z, a4.w}, right[4] = {b4.x, b4.y, b4.z, b4.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][j] += left[i] * right[j];
+    }
+}
+
+// sums = a b^T, over the columns of a head.
+__device__ inline void row_products(float (&sums)[4][4], const Matrix& a, const Matrix& b, int head_dim, Shared& s) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
+    for (int first = 0; first < head_dim; first += STEPS) {
+        __syncthreads();
+        load_columns(s.a, a, first, head_dim);
+        load_columns(s.b, b, first, head_dim);
+        __syncthreads();
+        multiply(sums, s.a, s.b, min(STEPS, head_dim - first));
+    }
+}
+
+// sums[c] += scores^T x[:, 64 c ..], where scores[step][row] are in shared memory and x has their steps as rows.
+template <int CHUNKS>
+__device__ inline void add_weighted_rows(float (&sums)[CHUNKS][4][4], const Matrix& x, int head_dim, Shared& s) {
+    int steps = min(TILE, x.rows_end - x.row);
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        if (chunk * TILE >= head_dim) break;
+        for (int first = 0; first < steps; first += STEPS) {
+            __syncthreads();
+            load_rows(s.b, x, first, chunk * TILE, head_dim);
+            __syncthreads();
+            multiply(sums[chunk], s.scores + first * STRIDE, s.b, min(STEPS, steps - first));
+        }
+    }
+}
+
+// scores[first_row + i][first_column ..] = values[i]; the barrier before the next product makes them visible.
+__device__ inline void store_scores(Shared& s, int first_row, int first_column, const float (&values)[4][4]) {
+    float* start = s.scores + first_row * STRIDE + first_column;
+    __syncthreads();
+    for (int i = 0; i < 4; i++)
+        *(float4*)(start + i * STRIDE) = make_float4(values[i][0], values[i][1], values[i][2], values[i][3]);
+}
+
+// out[4 y + i][64 c + 4 x + j] = factor[i] sums[c][i][j].
+template <int CHUNKS>
+__device__ inline void store(float* out, const Matrix& shape, int head_dim, const float (&sums)[CHUNKS][4][4],
+                             const float (&factors)[4]) {
+    for (int i = 0; i < 4; i++) {
+        int row = shape.row + threadIdx.x / 16 * 4 + i;
+        if (row >= shape.rows_end) return;
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int column = chunk * TILE + threadIdx.x % 16 * 4 + j;
+                if (column < head_dim) out[(long long)row * shape.width + column] = factors[i] * sums[chunk][i][j];
+            }
+    }
+}
+
+template <int CHUNKS>
+__device__ inline void set_zero(float (&sums)[CHUNKS][4][4]) {
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk++)
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++) sums[chunk][i][j] = 0.0f;
+}
+
+struct Shape {
+    int heads;
+    int kv_heads;
+    int head_dim;
+    // Of the queries: M.
+    int rows;
+
+    __device__ int kv_head(int head) const { return head / (heads / kv_heads); }
+    __device__ float scale() const { return 1.0f / sqrtf((float)head_dim); }
+};
+
+// Scores to exponentials of their distance to the largest, for 4 queries a thread; `max` and `sum` are of the keys so
+// far. Leaves in `factors` what earlier sums are multiplied by.
+__device__ inline void online_softmax(float (&scores)[4][4], float (&max)[4], float (&sum)[4], float (&factors)[4]) {
+    for (int i = 0; i < 4; i++) {
+        float largest = max[i];
+        for (int j = 0; j < 4; j++) largest = fmaxf(largest, scores[i][j]);
+        // The 16 threads of a row of the tile.
+        for (int d = 8; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+        factors[i] = expf(max[i] - largest);
+        max[i] = largest;
+        float added = 0.0f;
+        for (int j = 0; j < 4; j++) added += scores[i][j] = expf(scores[i][j] - largest);
+        for (int d = 8; d > 0; d /= 2) added += __shfl_xor_sync(0xffffffffu, added, d);
+        sum[i] = sum[i] * factors[i] + added;
+    }
+}
+
+// A tile is {first query, queries' end, first key, keys' end}.
+template <int CHUNKS>
+__device__ inline void forward(float* out, float* lse, const float* q, const float* k, const float* v, int4 tile,
+                               Shape shape) {
+    __shared__ Shared s;
+    int head = blockIdx.y, kv_head = shape.kv_head(head), dim = shape.head_dim;
+    int y = threadIdx.x / 16 * 4, x = threadIdx.x % 16 * 4;
+    float scale = shape.scale();
+    Matrix queries = head_of(q, shape.heads, head, dim, tile.x, tile.y);
+    float max[4], sum[4], factors[4], sums[CHUNKS][4][4];
+    for (int i = 0; i < 4; i++) max[i] = __uint_as_float(0xff800000u), sum[i] = 0.0f;
+    set_zero(sums);
+    for (int row = tile.z; row < tile.w; row += TILE) {
+        float scores[4][4], transposed[4][4];
+        row_products(scores, queries, head_of(k, shape.kv_heads, kv_head, dim, row, tile.w), dim, s);
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++)
+                scores[i][j] = row + x + j < tile.w ? scores[i][j] * scale : __uint_as_float(0xff800000u);
+        online_softmax(scores, max, sum, factors);
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++) transposed[j][i] = scores[i][j];
+        store_scores(s, x, y, transposed);
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+            for (int i = 0; i < 4; i++)
+                for (int j = 0; j < 4; j++) sums[chunk][i][j] *= factors[i];
+        add_weighted_rows(sums, head_of(v, shape.kv_heads, kv_head, dim, row, tile.w), dim, s);
+    }
+    for (int i = 0; i < 4; i++) {
+        factors[i] = 1.0f / sum[i];
+        int row = tile.x + y + i;
+        if (x == 0 && row < tile.y) lse[(long long)head * shape.rows + row] = max[i] + logf(sum[i]);
+    }
+    store(out + (long long)head * dim, queries, dim, sums, factors);
+}
+
+struct Saved {
+    const float* q;
+    const float* k;
+    const float* v;
+    const float* dout;
+    const float* lse;
+    const float* delta;
+};
+
+// A tile is {first key, keys' end, first query, queries' end}. A block has all query heads that read its keys.
+template <int CHUNKS>
+__device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 tile, Shape shape) {
+    __shared__ Shared s;
+    int kv_head = blockIdx.y, dim = shape.head_dim, group = shape.heads / shape.kv_heads;
+    int y = threadIdx.x / 16 * 4, x = threadIdx.x % 16 * 4;
+    float scale = shape.scale();
+    Matrix keys = head_of(saved.k, shape.kv_heads, kv_head, dim, tile.x, tile.y);
+    Matrix values = head_of(saved.v, shape.kv_heads, kv_head, dim, tile.x, tile.y);
+    float key_sums[CHUNKS][4][4], value_sums[CHUNKS][4][4];
+    set_zero(key_sums);
+    set_zero(value_sums);
+    for (int head = kv_head * group; head < (kv_head + 1) * group; head++)
+        for (int row = tile.z; row < tile.w; row += TILE) {
+            Matrix queries = head_of(saved.q, shape.heads, head, dim, row, tile.w);
+            Matrix dout = head_of(saved.dout, shape.heads, head, dim, row, tile.w);
+            float p[4][4], ds[4][4];
+            row_products(p, queries, keys, dim, s);
+            row_products(ds, dout, values, dim, s);
+            for (int i = 0; i < 4; i++) {
+                if (row + y + i >= tile.w) break;
+                long long query = (long long)head * shape.rows + row + y + i;
+                for (int j = 0; j < 4; j++) {
+                    p[i][j] = expf(p[i][j] * scale - saved.lse[query]);
+                    ds[i][j] = p[i][j] * (ds[i][j] - saved.delta[query]);
+                }
+            }
+            store_scores(s, y, x, p);
+            add_weighted_rows(value_sums, dout, dim, s);
+            store_scores(s, y, x, ds);
+            add_weighted_rows(key_sums, queries, dim, s);
+        }
+    float scales[4], ones[4];
+    for (int i = 0; i < 4; i++) scales[i] = scale, ones[i] = 1.0f;
+    store(dk + (long long)kv_head * dim, keys, dim, key_sums, scales);
+    store(dv + (long long)kv_head * dim, values, dim, value_sums, ones);
+}
+
+// A tile as in `forward`.
+template <int CHUNKS>
+__device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Shape shape) {
+    __shared__ Shared s;
+    int head = blockIdx.y, kv_head = shape.kv_head(head), dim = shape.head_dim;
+    int y = threadIdx.x / 16 * 4, x = threadIdx.x % 16 * 4;
+    float scale = shape.scale();
+    Matrix queries = head_of(saved.q, shape.heads, head, dim, tile.x, tile.y);
+    Matrix dout = head_of(saved.dout, shape.heads, head, dim, tile.x, tile.y);
+    float lse[4], delta[4], sums[CHUNKS][4][4];
+    for (int j = 0; j < 4; j++) {
+        int row = min(tile.x + x + j, tile.y - 1);
+        lse[j] = saved.lse[(long long)head * shape.rows + row];
+        delta[j] = saved.delta[(long long)head * shape.rows + row];
+    }
+    set_zero(sums);
+    for (int row = tile.z; row < tile.w; row += TILE) {
+        Matrix keys = head_of(saved.k, shape.kv_heads, kv_head, dim, row, tile.w);
+        float p[4][4], ds[4][4];
+        row_products(p, keys, queries, dim, s);
+        row_products(ds, head_of(saved.v, shape.kv_heads, kv_head, dim, row, tile.w), dout, dim, s);
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++) ds[i][j] = expf(p[i][j] * scale - lse[j]) * (ds[i][j] - delta[j]);
+        store_scores(s, y, x, ds);
+        add_weighted_rows(sums, keys, dim, s);
+    }
+    float scales[4];
+    for (int i = 0; i < 4; i++) scales[i] = scale;
+    store(dq + (long long)head * dim, queries, dim, sums, scales);
+}
+
+}  // namespace attention_f32
+
+// delta = rowsum(dout out) [H, M]; a warp for each row and head.
+template <class T>
+__device__ inline void attention_delta(float* delta, const T* dout, const T* out, int heads, int head_dim, int rows) {
+    long long row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    int head = blockIdx.y, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    long long start = (row * heads + head) * head_dim;
+    float sum = 0.0f;
+    for (int i = lane; i < head_dim; i += 32) sum += to_float(dout[start + i]) * to_float(out[start + i]);
+    sum = warp_sum(sum);
+    if (lane == 0) delta[(long long)head * rows + row] = sum;
+}
+
+extern "C" __global__ void attention_delta_f32(float* delta, const float* dout, const float* out, int heads,
+                                               int head_dim, int rows) {
+    attention_delta(delta, dout, out, heads, head_dim, rows);
+}
+
+// The kernels for each largest head_dim: its 64-column chunks are sums in registers.
+#define ATTENTION_F32_KERNELS(DIM)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) attention_forward_f32_##DIM(                                    \
+        float* out, float* lse, const float* q, const float* k, const float* v, const int4* tiles, int heads,         \
+        int kv_heads, int head_dim, int rows) {                                                                       \
+        attention_f32::forward<DIM / 64>(out, lse, q, k, v, tiles[blockIdx.x], {heads, kv_heads, head_dim, rows});    \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256, DIM <= 64 ? 2 : 1) attention_backward_keys_f32_##DIM(           \
+        float* dk, float* dv, const float* q, const float* k, const float* v, const float* dout, const float* lse,    \
+        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
+        attention_f32::backward_keys<DIM / 64>(dk, dv, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                \
+                                               {heads, kv_heads, head_dim, rows});                                    \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_f32_##DIM(                           \
+        float* dq, const float* q, const float* k, const float* v, const float* dout, const float* lse,               \
+        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
+        attention_f32::backward_queries<DIM / 64>(dq, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                 \
+                                                  {heads, kv_heads, head_dim, rows});                                 \
+    }
+
+ATTENTION_F32_KERNELS(64)
+ATTENTION_F32_KERNELS(128)
+ATTENTION_F32_KERNELS(256)

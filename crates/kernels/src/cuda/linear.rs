@@ -1,0 +1,67 @@
+//! A linear layer and its gradients on a card.
+
+use super::array::{Array, Memory};
+use super::card::Grid;
+use super::elementwise::{in_format, int, long, suffix};
+use super::products::{Factor, product};
+use crate::precision::Precision;
+use crate::tensor::Into;
+use crate::weight::{Dtype, Weight};
+
+/// Rows whose bias gradients are summed into one partial.
+pub(super) const PARTIAL_ROWS: usize = 64;
+
+/// `y = x W^T`.
+pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, precision: Precision) {
+    let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
+    let x = in_format(x, precision);
+    let factors = [Factor::new(&x, n, weight.cols()), Factor::new(&w, weight.rows(), weight.cols()).t()];
+    product((y, 0), factors, 1.0, Into::Set);
+}
+
+/// `dx = dy W` (or `+=`).
+pub(crate) fn backward_input(dx: &mut Array, dy: &Array, weight: &Weight, into: Into, precision: Precision) {
+    let (w, n) = (in_format(weight.array(), precision), dy.len() / weight.rows());
+    let dy = in_format(dy, precision);
+    let factors = [Factor::new(&dy, n, weight.rows()), Factor::new(&w, weight.rows(), weight.cols())];
+    product((dx, 0), factors, 1.0, into);
+}
+
+/// `dW += dy^T x`.
+pub(crate) fn backward_weight(dw: &mut Array, dy: &Array, x: &Array, n: usize, precision: Precision) {
+    if n == 0 {
+        return;
+    }
+    let (dy, x) = (in_format(dy, precision), in_format(x, precision));
+    let factors = [Factor::new(&dy, n, dy.len() / n).t(), Factor::new(&x, n, x.len() / n)];
+    product((dw, 0), factors, 1.0, Into::Add);
+}
+
+/// `y += b` in every row.
+pub(crate) fn add_bias(y: &mut Array, bias: &Weight) {
+    let b = bias.array();
+    assert!(b.dtype() == Dtype::F32 && y.len().is_multiple_of(b.len().max(1)), "whole rows, and a bias in f32");
+    let kernel = format!("add_bias_{}", suffix(y.dtype()));
+    // SAFETY: the rows are as wide as the bias is long.
+    unsafe { y.card().launch(&kernel, Grid::over(y.len()), &[y.arg(), b.arg(), int(b.len()), long(y.len())]) };
+}
+
+/// `db += sum over rows of dy`.
+pub(crate) fn backward_bias(dbias: &mut Array, dy: &Array) {
+    let (width, rows) = (dbias.len(), dy.len() / dbias.len());
+    sum_partials(dbias, rows, |partials, grid| {
+        let kernel = format!("bias_partials_{}", suffix(dy.dtype()));
+        // SAFETY: a partial for each column and each block of rows.
+        unsafe { dy.card().launch(&kernel, grid, &[partials.arg(), dy.arg(), int(width), int(rows)]) };
+    });
+}
+
+/// Adds to `to` the sum over rows, by way of partials that `write(partials, grid)` fills block by block.
+pub(super) fn sum_partials(to: &mut Array, rows: usize, write: impl FnOnce(&Memory, Grid)) {
+    let (width, count) = (to.len(), rows.div_ceil(PARTIAL_ROWS));
+    let partials = Memory::unset(to.card(), 4 * width * count);
+    write(&partials, Grid { blocks: [width.div_ceil(256), count, 1], threads: 256, shared: 0 });
+    let args = [to.arg(), partials.arg(), int(width), int(count)];
+    // SAFETY: the partials hold `count` rows of the width.
+    unsafe { to.card().launch("add_partials", Grid::over(width), &args) };
+}

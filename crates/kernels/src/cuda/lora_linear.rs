@@ -1,0 +1,95 @@
+//! A linear layer with an adapter on a card. The adapter's products add to the layer's result, so that no sum is a pass of
+//! its own but where a dropout lies between.
+
+use super::array::{Array, Memory};
+use super::card::{Arg, Grid};
+use super::elementwise::{InFormat, in_format, int, suffix};
+use super::linear;
+use super::products::{Factor, product};
+use crate::lora_linear::{Dropout, Lora};
+use crate::tensor::Into;
+use crate::weight::{Dtype, Weight};
+
+/// `y = x W^T + s (drop(x) A^T) B^T`.
+pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora) {
+    let x = in_format(x, lora.precision);
+    linear::forward(y, &x, weight, lora.precision);
+    let (u, n) = (project_down(&dropped(&x, lora), lora), x.len() / weight.cols());
+    let b = in_format(lora.b.array(), lora.precision);
+    let factors = [Factor::new(&u, n, lora.a.rows()), Factor::new(&b, lora.b.rows(), lora.b.cols()).t()];
+    product((y, 0), factors, lora.scale, Into::Add);
+}
+
+/// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
+pub(crate) fn backward(
+    dx: Option<(&mut Array, Into)>,
+    [da, db]: [&mut Array; 2],
+    dy: &Array,
+    x: &Array,
+    weight: &Weight,
+    lora: &Lora,
+) {
+    let (rank, inputs, outputs) = (lora.a.rows(), lora.a.cols(), lora.b.rows());
+    let n = x.len() / inputs;
+    let (dy, x) = (in_format(dy, lora.precision), in_format(x, lora.precision));
+    let x_dropped = dropped(&x, lora);
+    let u = project_down(&x_dropped, lora);
+    let dy_factor = Factor::new(&dy, n, outputs);
+    product((db, 0), [dy_factor.t(), Factor::new(&u, n, rank)], lora.scale, Into::Add);
+    let b = in_format(lora.b.array(), lora.precision);
+    let mut du = Array::unset(dy.card(), n * rank, lora.precision.dtype());
+    product((&mut du, 0), [dy_factor, Factor::new(&b, outputs, rank)], lora.scale, Into::Set);
+    let du = Factor::new(&du, n, rank);
+    product((da, 0), [du.t(), Factor::new(&x_dropped, n, inputs)], 1.0, Into::Add);
+    let Some((dx, into)) = dx else { return };
+    linear::backward_input(dx, &dy, weight, into, lora.precision);
+    let a = in_format(lora.a.array(), lora.precision);
+    let through = [du, Factor::new(&a, rank, inputs)];
+    match &lora.dropout {
+        None => product((dx, 0), through, 1.0, Into::Add),
+        Some(dropout) => {
+            let mut to = Array::unset(dx.card(), n * inputs, Dtype::F32);
+            product((&mut to, 0), through, 1.0, Into::Set);
+            launch_dropout(&format!("dropout_add_{}", suffix(dx.dtype())), dx, &to, inputs, dropout);
+        }
+    }
+}
+
+/// `u = x A^T` of an input after dropout.
+fn project_down(x: &Array, lora: &Lora) -> Array {
+    let (rank, inputs) = (lora.a.rows(), lora.a.cols());
+    let (a, n) = (in_format(lora.a.array(), lora.precision), x.len() / inputs);
+    let mut u = Array::unset(x.card(), n * rank, lora.precision.dtype());
+    product((&mut u, 0), [Factor::new(x, n, inputs), Factor::new(&a, rank, inputs).t()], 1.0, Into::Set);
+    u
+}
+
+/// The adapter's input.
+fn dropped<'x>(x: &'x Array, lora: &Lora) -> InFormat<'x> {
+    match &lora.dropout {
+        None => InFormat::Borrowed(x),
+        Some(dropout) => {
+            let to = Array::unset(x.card(), x.len(), x.dtype());
+            launch_dropout(&format!("dropout_{}", suffix(x.dtype())), &to, x, lora.a.cols(), dropout);
+            InFormat::Owned(to)
+        }
+    }
+}
+
+/// Each feature times 0 or `1 / (1 - p)`, written or added to `to`.
+fn launch_dropout(kernel: &str, to: &Array, x: &Array, width: usize, dropout: &Dropout) {
+    let rows = x.len() / width;
+    assert!(dropout.token_keys.len() == rows && to.len() == x.len(), "a key for each row");
+    let keys = Memory::of(x.card(), dropout.token_keys);
+    let args = [
+        to.arg(),
+        x.arg(),
+        keys.arg(),
+        Arg::I32(dropout.module as i32),
+        Arg::F32(dropout.probability),
+        int(width),
+        int(rows),
+    ];
+    // SAFETY: the arrays hold `rows` rows of `width` numbers.
+    unsafe { x.card().launch(kernel, Grid::over(rows * width.div_ceil(4)), &args) };
+}

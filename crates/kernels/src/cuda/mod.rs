@@ -1,0 +1,95 @@
+//! The operations on an NVIDIA card. The driver and NVIDIA's libraries are loaded when a card is asked for, so that the
+//! program needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the card that
+//! is found and kept on disk; products are cuBLASLt's. All work goes to one stream, in the order in which it was asked
+//! for; only numbers that come back to the machine are waited for.
+//!
+//! An operation has no way to return an error, and a card has few that anybody could go on after: [`Failure`] unwinds with
+//! one sentence to whoever began the work.
+
+pub mod adamw;
+mod array;
+pub mod attention;
+mod card;
+mod compile;
+pub mod elementwise;
+pub mod head_loss;
+mod libraries;
+pub mod linear;
+pub mod lora_linear;
+pub mod nccl;
+mod products;
+pub mod rms_norm;
+pub mod rows;
+
+pub use array::Array;
+pub use card::{Card, Mark};
+pub use compile::{ARCHITECTURES, compile_for};
+
+/// The kernels' names.
+const KERNELS: &[&str] = &[
+    "add_f32",
+    "cast_f32_bf16",
+    "cast_bf16_f32",
+    "swiglu_f32",
+    "swiglu_bf16",
+    "swiglu_backward_f32",
+    "swiglu_backward_bf16",
+    "rope_f32",
+    "rope_bf16",
+    "add_bias_f32",
+    "add_bias_bf16",
+    "dropout_f32",
+    "dropout_bf16",
+    "dropout_add_f32",
+    "dropout_add_bf16",
+    "rms_norm_f32",
+    "rms_norm_bf16",
+    "rms_norm_backward",
+    "gain_partials",
+    "bias_partials_f32",
+    "bias_partials_bf16",
+    "add_partials",
+    "gather_f32",
+    "gather_bf16",
+    "embed_bf16",
+    "replace_f32",
+    "replace_bf16",
+    "scatter_add",
+    "head_statistics",
+    "head_gradient_f32",
+    "head_gradient_bf16",
+    "sums_of_squares",
+    "adamw",
+    "attention_delta_f32",
+    "attention_delta_bf16",
+    "attention_forward_f32_64",
+    "attention_backward_keys_f32_64",
+    "attention_backward_queries_f32_64",
+    "attention_forward_f32_128",
+    "attention_backward_keys_f32_128",
+    "attention_backward_queries_f32_128",
+    "attention_forward_f32_256",
+    "attention_backward_keys_f32_256",
+    "attention_backward_queries_f32_256",
+    "attention_forward_bf16_32",
+    "attention_backward_keys_bf16_32",
+    "attention_backward_queries_bf16_32",
+    "attention_forward_bf16_64",
+    "attention_backward_keys_bf16_64",
+    "attention_backward_queries_bf16_64",
+    "attention_forward_bf16_96",
+    "attention_backward_keys_bf16_96",
+    "attention_backward_queries_bf16_96",
+    "attention_forward_bf16_128",
+    "attention_backward_keys_bf16_128",
+    "attention_backward_queries_bf16_128",
+];
+
+/// What went wrong on a card, as one sentence: the payload of an unwinding.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+/// Unwinds with what went wrong.
+fn fail(sentence: String) -> ! {
+    std::panic::resume_unwind(Box::new(Failure(sentence)))
+}

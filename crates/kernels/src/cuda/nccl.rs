@@ -1,0 +1,250 @@
+//! Several cards, a rank each, over NVIDIA's NCCL. The library is asked for by its own name, which the driver's bindings
+//! don't look for; types are theirs.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
+use libloading::os::unix::Library;
+
+use super::array::{Array, Memory};
+use super::card::Card;
+use super::libraries::NCCL;
+use crate::weight::Dtype;
+
+/// What names a group of ranks: rank 0 makes it, the others are told.
+pub type Id = [u8; 128];
+
+type Send = unsafe extern "C" fn(*const c_void, usize, ncclDataType_t, i32, ncclComm_t, *mut c_void) -> ncclResult_t;
+type Receive = unsafe extern "C" fn(*mut c_void, usize, ncclDataType_t, i32, ncclComm_t, *mut c_void) -> ncclResult_t;
+type Broadcast = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    ncclDataType_t,
+    i32,
+    ncclComm_t,
+    *mut c_void,
+) -> ncclResult_t;
+
+/// The library's functions.
+#[derive(Debug)]
+struct Functions {
+    get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> ncclResult_t,
+    join: unsafe extern "C" fn(*mut ncclComm_t, i32, ncclUniqueId, i32) -> ncclResult_t,
+    abort: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t,
+    group_start: unsafe extern "C" fn() -> ncclResult_t,
+    group_end: unsafe extern "C" fn() -> ncclResult_t,
+    send: Send,
+    receive: Receive,
+    broadcast: Broadcast,
+}
+
+/// One rank among those that share their work.
+#[derive(Debug)]
+pub struct Group {
+    functions: Functions,
+    communicator: ncclComm_t,
+    card: Arc<Card>,
+    rank: usize,
+    size: usize,
+}
+
+// SAFETY: its calls are made one thread at a time (the collective's rule), and the library asks for no certain thread.
+unsafe impl std::marker::Send for Group {}
+// SAFETY: as above.
+unsafe impl Sync for Group {}
+
+impl Functions {
+    fn open() -> Result<Self, String> {
+        NCCL.open()?;
+        // SAFETY: the library was opened above, and its initialisers have run.
+        let library = unsafe { Library::new("libnccl.so.2") }.or_else(|_| unsafe { Library::new("libnccl.so") });
+        let library = library.map_err(|e| format!("NCCL can't be opened: {e}"))?;
+        macro_rules! function {
+            ($name:literal) => {{
+                // SAFETY: the function has this type in every version of NCCL 2.
+                let found = unsafe { library.get($name) };
+                *found.map_err(|e| format!("this NCCL lacks {}: {e}", String::from_utf8_lossy($name)))?
+            }};
+        }
+        let functions = Self {
+            get_unique_id: function!(b"ncclGetUniqueId"),
+            join: function!(b"ncclCommInitRank"),
+            abort: function!(b"ncclCommAbort"),
+            group_start: function!(b"ncclGroupStart"),
+            group_end: function!(b"ncclGroupEnd"),
+            send: function!(b"ncclSend"),
+            receive: function!(b"ncclRecv"),
+            broadcast: function!(b"ncclBroadcast"),
+        };
+        std::mem::forget(library);
+        Ok(functions)
+    }
+}
+
+/// A group's name, made by NCCL: from `NCCL_COMM_ID`, an address of rank 0's that all are told, where it is set.
+///
+/// # Errors
+/// A library that isn't there or fails.
+pub fn new_id() -> Result<Id, String> {
+    let functions = Functions::open()?;
+    let mut id = ncclUniqueId { internal: [0; 128] };
+    // SAFETY: a place for an id.
+    checked(unsafe { (functions.get_unique_id)(&mut id) }, "make a group's id")?;
+    Ok(id.internal.map(|byte| byte as u8))
+}
+
+impl Group {
+    /// Joins the others, who wait for each other.
+    ///
+    /// # Errors
+    /// A library that isn't there or fails.
+    pub fn join(card: &Arc<Card>, (rank, size): (usize, usize), id: Id) -> Result<Self, String> {
+        let functions = Functions::open()?;
+        let mut communicator: ncclComm_t = std::ptr::null_mut();
+        let id = ncclUniqueId { internal: id.map(|byte| byte as std::ffi::c_char) };
+        card.bind();
+        // SAFETY: a place for a communicator; the card's context is this thread's.
+        checked(unsafe { (functions.join)(&mut communicator, size as i32, id, rank as i32) }, "join the ranks")?;
+        Ok(Self { functions, communicator, card: card.clone(), rank, size })
+    }
+
+    /// This rank, counted from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many there are.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The card of this rank.
+    pub fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// Sends each rank its block, the next `counts[rank]` numbers; `received` gets this rank's block of every rank.
+    pub(crate) fn exchange(&self, send: &Array, counts: &[usize], received: &mut Array) {
+        let own = counts[self.rank];
+        let starts = starts(counts);
+        received.copy(self.rank * own, send, starts[self.rank]..starts[self.rank] + own);
+        self.grouped(&others(self.rank, self.size), |rank| {
+            (send.at(starts[rank]), counts[rank], received.at(rank * own), own)
+        });
+    }
+
+    /// Every rank's numbers at every rank.
+    pub(crate) fn all_gather(&self, own: &Array, counts: &[usize], all: &mut Array) {
+        let starts = starts(counts);
+        all.copy(starts[self.rank], own, 0..counts[self.rank]);
+        self.grouped(&others(self.rank, self.size), |rank| {
+            (own.at(0), counts[self.rank], all.at(starts[rank]), counts[rank])
+        });
+    }
+
+    /// Rank 0's numbers at every rank.
+    pub(crate) fn broadcast(&self, numbers: &mut Array) {
+        assert_eq!(numbers.dtype(), Dtype::F32, "numbers travel in f32");
+        self.broadcast_from(0, numbers.at(0), numbers.len());
+    }
+
+    /// Every rank's bytes at every rank; they may differ in length.
+    pub fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
+        let lens = Memory::unset(&self.card, 8 * self.size);
+        lens.write(8 * self.rank, &(own.len() as u64).to_le_bytes());
+        (0..self.size).for_each(|rank| self.broadcast_from(rank, lens.pointer() + 8 * rank as u64, 2));
+        let mut of_ranks = vec![0u64; self.size];
+        lens.read(0, bytemuck::cast_slice_mut(&mut of_ranks));
+        let of_ranks: Vec<usize> = of_ranks.into_iter().map(|len| len as usize).collect();
+        let gather = |rank: usize| {
+            // Whole words travel.
+            let words = of_ranks[rank].div_ceil(4);
+            let memory = Memory::unset(&self.card, 4 * words);
+            if rank == self.rank {
+                memory.write(0, own);
+            }
+            self.broadcast_from(rank, memory.pointer(), words);
+            let mut bytes = vec![0u8; 4 * words];
+            memory.read(0, &mut bytes);
+            bytes.truncate(of_ranks[rank]);
+            bytes
+        };
+        (0..self.size).map(gather).collect()
+    }
+
+    /// A rank's words in place at every rank.
+    fn broadcast_from(&self, rank: usize, words: u64, count: usize) {
+        let Some(engine) = self.card.engine().filter(|_| count > 0) else { return };
+        self.card.bind();
+        let (pointer, stream) = (words as *mut c_void, engine.stream.cu_stream().cast());
+        // SAFETY: the pointer is to so many words, at every rank.
+        let told = unsafe {
+            (self.functions.broadcast)(
+                pointer,
+                pointer,
+                count,
+                ncclDataType_t::ncclFloat32,
+                rank as i32,
+                self.communicator,
+                stream,
+            )
+        };
+        self.check(told);
+    }
+
+    /// Sends and receives at once: `pieces(rank)` is what goes to a rank and where what comes from it goes.
+    fn grouped(&self, ranks: &[usize], pieces: impl Fn(usize) -> (u64, usize, u64, usize)) {
+        let Some(engine) = self.card.engine() else { return };
+        self.card.bind();
+        let (stream, words) = (engine.stream.cu_stream().cast(), ncclDataType_t::ncclFloat32);
+        // SAFETY: the pieces lie within the arrays of the caller's, which checked them.
+        unsafe {
+            self.check((self.functions.group_start)());
+            for &rank in ranks {
+                let (to_send, sent, to_receive, received) = pieces(rank);
+                let (to_send, to_receive) = (to_send as *const c_void, to_receive as *mut c_void);
+                let peer = rank as i32;
+                if sent > 0 {
+                    self.check((self.functions.send)(to_send, sent, words, peer, self.communicator, stream));
+                }
+                if received > 0 {
+                    self.check((self.functions.receive)(to_receive, received, words, peer, self.communicator, stream));
+                }
+            }
+            self.check((self.functions.group_end)());
+        }
+    }
+
+    fn check(&self, told: ncclResult_t) {
+        checked(told, "send and receive").unwrap_or_else(|sentence| super::fail(sentence));
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Not `destroy`, which waits for ranks that may have failed.
+        // SAFETY: it was joined once and is left once.
+        let _ = unsafe { (self.functions.abort)(self.communicator) };
+    }
+}
+
+fn checked(told: ncclResult_t, what: &str) -> Result<(), String> {
+    match told {
+        ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
+        error => Err(format!("NCCL could not {what}: {error:?}; NCCL_DEBUG=WARN says more")),
+    }
+}
+
+fn starts(counts: &[usize]) -> Vec<usize> {
+    let start = |at: &mut usize, count: &usize| {
+        *at += count;
+        Some(*at - count)
+    };
+    counts.iter().scan(0, start).collect()
+}
+
+fn others(rank: usize, size: usize) -> Vec<usize> {
+    (0..size).filter(|other| *other != rank).collect()
+}

@@ -1,0 +1,243 @@
+//! Matrix products on a card, by cuBLASLt: factors in f32 or bf16, sums in f32. An f32 product is one of f32 numbers, not
+//! of TF32. Algorithms that add in no fixed order are left out, so that a product has the same bits in every run on one
+//! card; those that are taken depend on its shape.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+
+use super::array::Array;
+use super::card::Card;
+use crate::tensor::Into;
+use crate::weight::Dtype;
+
+/// Bytes that an algorithm may work in: what NVIDIA advises for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// cuBLASLt with its workspace, and how products of the shapes met so far are computed.
+#[derive(Debug)]
+pub(super) struct Products {
+    handle: Handle,
+    workspace: CudaSlice<u8>,
+    prepared: Mutex<HashMap<Shape, Arc<Prepared>>>,
+}
+
+#[derive(Debug)]
+struct Handle(sys::cublasLtHandle_t);
+
+/// What the choice of an algorithm depends on, in cuBLASLt's words: matrices by columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    /// Rows and columns of the result, and the sum's terms.
+    sizes: [usize; 3],
+    /// Whether each factor is transposed.
+    transposed: [bool; 2],
+    /// Of the factors and of the result.
+    dtypes: [Dtype; 2],
+    /// What the pointers are multiples of.
+    alignments: [u32; 3],
+}
+
+/// A shape's descriptors and its algorithm.
+#[derive(Debug)]
+struct Prepared {
+    description: sys::cublasLtMatmulDesc_t,
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+// SAFETY: cuBLASLt's handle may be used by several threads, and descriptors aren't changed once they are made.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+// SAFETY: as above.
+unsafe impl Send for Prepared {}
+// SAFETY: as above.
+unsafe impl Sync for Prepared {}
+
+/// A matrix by rows, or its transpose.
+#[derive(Clone, Copy)]
+pub(super) struct Factor<'a> {
+    array: &'a Array,
+    rows: usize,
+    cols: usize,
+    is_transposed: bool,
+}
+
+impl<'a> Factor<'a> {
+    /// A matrix by rows; the array may be longer.
+    pub(super) fn new(array: &'a Array, rows: usize, cols: usize) -> Self {
+        assert!(rows * cols <= array.len(), "a matrix of [{rows}, {cols}]");
+        Self { array, rows, cols, is_transposed: false }
+    }
+
+    /// The transpose.
+    pub(super) fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, is_transposed: !self.is_transposed, ..self }
+    }
+}
+
+/// `out [M, N] = scale * a b` (or `+=`), from number `start` of `out` on.
+pub(super) fn product((out, start): (&mut Array, usize), [a, b]: [Factor; 2], scale: f32, into: Into) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    assert_eq!(k, b.rows, "inner sizes of a product");
+    assert_eq!(a.array.dtype(), b.array.dtype(), "factors in one format");
+    assert!(start + m * n <= out.len(), "a result of [{m}, {n}]");
+    let card = out.card().clone();
+    let Some(engine) = card.engine().filter(|_| m * n > 0) else { return };
+    // By columns, a matrix by rows is its transpose, and the product's transpose is that of the factors' in the other order.
+    let pointers = [b.array.at(0), a.array.at(0), out.at(start)];
+    let shape = Shape {
+        sizes: [n, m, k],
+        transposed: [b.is_transposed, a.is_transposed],
+        dtypes: [a.array.dtype(), out.dtype()],
+        alignments: pointers.map(|pointer| 1 << pointer.trailing_zeros().min(8)),
+    };
+    let computed =
+        engine.products.compute(shape, pointers, [scale, if into == Into::Add { 1.0 } else { 0.0 }], card.clone());
+    computed.unwrap_or_else(|e| card.fail(&format!("compute a product of [{m}, {k}] and [{k}, {n}]"), e));
+}
+
+impl Products {
+    /// Opens cuBLASLt.
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self, String> {
+        let handle = result::create_handle().map_err(|e| format!("cuBLASLt can't be opened: {e}"))?;
+        // SAFETY: a workspace is written before it is read.
+        let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) };
+        let workspace = workspace.map_err(|e| format!("the card has no room for cuBLASLt's 34 MB: {e}"))?;
+        Ok(Self { handle: Handle(handle), workspace, prepared: Mutex::default() })
+    }
+
+    fn compute(
+        &self,
+        shape: Shape,
+        [a, b, out]: [u64; 3],
+        [alpha, beta]: [f32; 2],
+        card: Arc<Card>,
+    ) -> Result<(), CublasError> {
+        let prepared = self.prepared(shape)?;
+        let stream = &card.engine().expect("it computes").stream;
+        card.bind();
+        let (workspace, [of_a, of_b, of_out]) = (self.workspace.device_ptr(stream).0, prepared.layouts);
+        // SAFETY: the layouts are those of the matrices, which are as large as the caller checked.
+        unsafe {
+            result::matmul(
+                self.handle.0,
+                prepared.description,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                a as *const c_void,
+                of_a,
+                b as *const c_void,
+                of_b,
+                out as *const c_void,
+                of_out,
+                out as *mut c_void,
+                of_out,
+                &raw const prepared.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE,
+                stream.cu_stream().cast(),
+            )
+        }
+    }
+
+    /// How a product of a shape is computed.
+    fn prepared(&self, shape: Shape) -> Result<Arc<Prepared>, CublasError> {
+        let mut all = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(prepared) = all.get(&shape) {
+            return Ok(prepared.clone());
+        }
+        let prepared = Arc::new(Prepared::new(&self.handle, shape)?);
+        all.insert(shape, prepared.clone());
+        Ok(prepared)
+    }
+}
+
+impl Prepared {
+    fn new(handle: &Handle, shape: Shape) -> Result<Self, CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
+        let Shape { sizes: [m, n, k], transposed: [a, b], dtypes: [factors, out], .. } = shape;
+        let f32_sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let description = result::create_matmul_desc(f32_sums, sys::cudaDataType_t::CUDA_R_32F)?;
+        for (attribute, is_transposed) in [(CUBLASLT_MATMUL_DESC_TRANSA, a), (CUBLASLT_MATMUL_DESC_TRANSB, b)] {
+            let operation = i32::from(is_transposed);
+            // SAFETY: the attribute is a number of 32 bits, 0 for none and 1 for the transpose.
+            unsafe {
+                result::set_matmul_desc_attribute(description, attribute, (&raw const operation).cast(), 4)?;
+            }
+        }
+        let layout = |dtype: Dtype, [rows, cols]: [usize; 2]| {
+            result::create_matrix_layout(data_type(dtype), rows as u64, cols as u64, rows.max(1) as i64)
+        };
+        let stored = |[rows, cols]: [usize; 2], is_transposed| if is_transposed { [cols, rows] } else { [rows, cols] };
+        let layouts = [layout(factors, stored([m, k], a))?, layout(factors, stored([k, n], b))?, layout(out, [m, n])?];
+        let mut prepared = Self { description, layouts, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
+        prepared.algorithm = prepared.choose(handle, shape.alignments)?;
+        Ok(prepared)
+    }
+
+    /// The fastest algorithm by cuBLASLt's own judgement, among those that add in a fixed order.
+    fn choose(&self, handle: &Handle, alignments: [u32; 3]) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        use sys::cublasLtReductionScheme_t as Reduction;
+        let ordered = Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32
+            | Reduction::CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE as u32;
+        let [a, b, out] = alignments;
+        let numbers = [
+            (Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),
+        ];
+        let preference = result::create_matmul_pref()?;
+        let bytes = (Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE as u64);
+        let [of_a, of_b, of_out] = self.layouts;
+        // SAFETY: the attributes have these sizes; everything that is passed was created and not destroyed.
+        unsafe {
+            let mut set = result::set_matmul_pref_attribute(preference, bytes.0, (&raw const bytes.1).cast(), 8);
+            for (attribute, number) in numbers {
+                set = set.and_then(|()| {
+                    result::set_matmul_pref_attribute(preference, attribute, (&raw const number).cast(), 4)
+                });
+            }
+            let (handle, description) = (handle.0, self.description);
+            let chosen = set.and_then(|()| {
+                result::get_matmul_algo_heuristic(handle, description, of_a, of_b, of_out, of_out, preference)
+            });
+            let _ = result::destroy_matmul_pref(preference);
+            chosen.map(|chosen| chosen.algo)
+        }
+    }
+}
+
+fn data_type(dtype: Dtype) -> sys::cudaDataType_t {
+    match dtype {
+        Dtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // SAFETY: each was created once and is destroyed once; a library that refuses leaks them.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.description);
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: it was created once and is destroyed once.
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}

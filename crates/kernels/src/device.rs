@@ -1,0 +1,106 @@
+//! Where numbers lie and are computed with: the processor with the machine's memory, or a card with its own.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::buffer::{self, Buffer};
+use crate::cuda::{Array, Card, Mark as CardMark};
+use crate::precision::Precision;
+use crate::tensor::Tensor;
+use crate::weight::Dtype;
+
+/// A device.
+#[derive(Clone, Debug, Default)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA card.
+    Cuda(Arc<Card>),
+}
+
+/// A moment in a device's work.
+#[derive(Debug)]
+pub enum Mark {
+    /// The processor's: what was asked for before is done.
+    Cpu(Instant),
+    /// A card's: known once its work has come so far.
+    Cuda(CardMark),
+}
+
+impl Device {
+    /// f32 numbers that hold whatever was there before: for a result that overwrites them all.
+    pub fn unset(&self, len: usize) -> Tensor {
+        match self {
+            Self::Cpu => Tensor::Host(Buffer::unset(len)),
+            Self::Cuda(card) => Tensor::Card(Array::unset(card, len, Dtype::F32)),
+        }
+    }
+
+    /// The same for what nothing but products, attention and SwiGLU read, which round it to `precision` anyway: on a card
+    /// it is stored so.
+    pub fn factors(&self, len: usize, precision: Precision) -> Tensor {
+        match self {
+            Self::Cpu => self.unset(len),
+            Self::Cuda(card) => Tensor::Card(Array::unset(card, len, precision.dtype())),
+        }
+    }
+
+    /// Zeros in f32.
+    pub fn zeros(&self, len: usize) -> Tensor {
+        match self {
+            Self::Cpu => Tensor::Host(Buffer::zeros(len)),
+            Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, Dtype::F32)),
+        }
+    }
+
+    /// Zeros of what [`Device::factors`] holds.
+    pub fn zero_factors(&self, len: usize, precision: Precision) -> Tensor {
+        match self {
+            Self::Cpu => self.zeros(len),
+            Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, precision.dtype())),
+        }
+    }
+
+    /// The machine's numbers.
+    pub fn put(&self, numbers: Vec<f32>) -> Tensor {
+        match self {
+            Self::Cpu => numbers.into(),
+            Self::Cuda(card) => Tensor::Card(Array::of(card, &numbers)),
+        }
+    }
+
+    /// The moment at which everything asked for so far is done.
+    pub fn mark(&self) -> Mark {
+        match self {
+            Self::Cpu => Mark::Cpu(Instant::now()),
+            Self::Cuda(card) => Mark::Cuda(card.mark()),
+        }
+    }
+
+    /// Returns when everything asked for is done.
+    pub fn finish(&self) {
+        if let Self::Cuda(card) = self {
+            card.finish();
+        }
+    }
+
+    /// The most bytes that tensors took at once so far, and on a card weights too.
+    pub fn most_used_bytes(&self) -> usize {
+        match self {
+            Self::Cpu => buffer::most_used_bytes(),
+            Self::Cuda(card) => card.most_used_bytes(),
+        }
+    }
+}
+
+impl Mark {
+    /// Seconds from an earlier one of the same device; on a card it waits until its work has come to this one.
+    pub fn seconds_since(&self, earlier: &Self) -> f64 {
+        match (self, earlier) {
+            (Self::Cpu(this), Self::Cpu(earlier)) => this.duration_since(*earlier).as_secs_f64(),
+            (Self::Cuda(this), Self::Cuda(earlier)) => this.seconds_since(earlier),
+            _ => panic!("two moments of one device"),
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Some rows of a matrix: taken out, put back, added.
+
+use crate::cuda;
+use crate::tensor::Tensor;
+
+/// Rows `index` of `x` `[N, width]`, in its format.
+///
+/// # Shapes
+/// `[M, width]`.
+pub fn gather(x: &Tensor, index: &[usize], width: usize) -> Tensor {
+    match x {
+        Tensor::Host(x) => {
+            index.iter().flat_map(|row| &x[row * width..(row + 1) * width]).copied().collect::<Vec<f32>>().into()
+        }
+        Tensor::Card(x) => Tensor::Card(cuda::rows::gather(x, index, width)),
+    }
+}
+
+/// `to[index_i] += rows_i`; a row may come several times.
+///
+/// # Shapes
+/// `to` `[N, width]`, `rows` `[M, width]`.
+pub fn scatter_add(to: &mut Tensor, index: &[usize], rows: &Tensor, width: usize) {
+    match (to, rows) {
+        (Tensor::Host(to), Tensor::Host(rows)) => {
+            for (row, from) in index.iter().zip(rows.chunks_exact(width)) {
+                to[row * width..(row + 1) * width].iter_mut().zip(from).for_each(|(to, x)| *to += x);
+            }
+        }
+        (to, rows) => cuda::rows::scatter_add(to.array_mut(), index, rows.array(), width),
+    }
+}
+
+/// `to[index_i] = rows_i`; no row comes twice.
+///
+/// # Shapes
+/// `to` `[N, width]`, `rows` `[M, width]`.
+pub fn replace(to: &mut Tensor, index: &[usize], rows: &Tensor, width: usize) {
+    match (to, rows) {
+        (Tensor::Host(to), Tensor::Host(rows)) => {
+            for (row, from) in index.iter().zip(rows.chunks_exact(width.max(1))) {
+                to[row * width..(row + 1) * width].copy_from_slice(from);
+            }
+        }
+        (to, rows) => cuda::rows::replace(to.array_mut(), index, rows.array(), width),
+    }
+}

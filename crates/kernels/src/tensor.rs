@@ -1,0 +1,158 @@
+//! Numbers on a device, and the few operations that move or add them. A tensor has a length; its shape is its operation's
+//! business. The tensors of one operation lie on one device: another one's is a mistake of the program's.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::buffer::Buffer;
+use crate::cpu::matrix;
+use crate::cuda::{self, Array};
+use crate::device::Device;
+use crate::precision::Precision;
+
+/// What an operation does with the numbers already there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Into {
+    /// Overwrite them.
+    Set,
+    /// Add to them.
+    Add,
+}
+
+/// Numbers on a device: f32, or on a card what only products read in the products' format ([`Device::factors`]).
+#[derive(Debug)]
+pub enum Tensor {
+    /// In the machine's memory.
+    Host(Buffer),
+    /// In a card's memory.
+    Card(Array),
+}
+
+impl Tensor {
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(numbers) => numbers.len(),
+            Self::Card(array) => array.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Host(_) => Device::Cpu,
+            Self::Card(array) => Device::Cuda(array.card().clone()),
+        }
+    }
+
+    /// The numbers as f32, copied from a card once all its work before is done.
+    pub fn to_host(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Host(numbers) => Cow::Borrowed(numbers),
+            Self::Card(array) => array.to_f32().into(),
+        }
+    }
+
+    /// A copy in the format that products of `precision` read on its device.
+    pub fn rounded(&self, precision: Precision) -> Self {
+        match self {
+            Self::Host(numbers) => numbers.to_vec().into(),
+            Self::Card(array) => Self::Card(cuda::elementwise::cast(array, precision.dtype())),
+        }
+    }
+
+    /// Lets `f` change the numbers in the machine's memory, where a card's are brought and from where they go back.
+    pub fn change_on_host(&mut self, f: impl FnOnce(&mut [f32])) {
+        match self {
+            Self::Host(numbers) => f(numbers),
+            Self::Card(array) => {
+                let mut numbers = array.to_f32();
+                f(&mut numbers);
+                array.write(0, &numbers);
+            }
+        }
+    }
+
+    /// Writes numbers from `start` on.
+    pub fn write(&mut self, start: usize, numbers: &[f32]) {
+        match self {
+            Self::Host(own) => own[start..start + numbers.len()].copy_from_slice(numbers),
+            Self::Card(array) => array.write(start, numbers),
+        }
+    }
+
+    /// Copies a stretch of another tensor to `start`.
+    pub fn copy(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
+        match (self, from) {
+            (Self::Host(to), Self::Host(from)) => {
+                to[start..start + stretch.len()].copy_from_slice(&from[stretch]);
+            }
+            (to, from) => to.array_mut().copy(start, from.array(), stretch),
+        }
+    }
+
+    /// `+= from`.
+    pub fn add(&mut self, from: &Self) {
+        match (self, from) {
+            (Self::Host(to), Self::Host(from)) => matrix::add(to, from),
+            (to, from) => cuda::elementwise::add(to.array_mut(), from.array()),
+        }
+    }
+
+    /// `self[to + i] += self[from + i]` for `i` below `len`; the two stretches don't meet.
+    pub fn add_within(&mut self, to: usize, from: usize, len: usize) {
+        assert!(to + len <= from, "the sum comes before what is added");
+        match self {
+            Self::Host(numbers) => {
+                // On this thread alone: the others may be at work on something else.
+                let (sums, rest) = numbers[to..].split_at_mut(from - to);
+                sums[..len].iter_mut().zip(&rest[..len]).for_each(|(sum, x)| *sum += x);
+            }
+            Self::Card(array) => cuda::elementwise::add_within(array, to, from, len),
+        }
+    }
+
+    /// A host tensor's numbers.
+    pub(crate) fn host(&self) -> &[f32] {
+        match self {
+            Self::Host(numbers) => numbers,
+            Self::Card(_) => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+
+    /// A host tensor's numbers, to be changed.
+    pub(crate) fn host_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Host(numbers) => numbers,
+            Self::Card(_) => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+
+    /// A card's array.
+    pub(crate) fn array(&self) -> &Array {
+        match self {
+            Self::Card(array) => array,
+            Self::Host(_) => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+
+    /// A card's array, to be changed.
+    pub(crate) fn array_mut(&mut self) -> &mut Array {
+        match self {
+            Self::Card(array) => array,
+            Self::Host(_) => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+}
+
+impl From<Vec<f32>> for Tensor {
+    /// Numbers in the machine's memory.
+    fn from(numbers: Vec<f32>) -> Self {
+        Self::Host(Buffer::from(numbers))
+    }
+}

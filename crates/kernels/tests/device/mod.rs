@@ -1,0 +1,63 @@
+//! The device that the tests' operations run on: the processor, or the card that `WEFT_DEVICE=cuda` asks for.
+#![allow(dead_code)] // each test binary uses a part
+
+use std::io::Write;
+use std::sync::LazyLock;
+
+use weft_kernels::cuda::Card;
+use weft_kernels::device::Device;
+use weft_kernels::precision::Precision;
+use weft_kernels::tensor::Tensor;
+use weft_kernels::weight::Weight;
+
+static DEVICE: LazyLock<Result<Device, String>> = LazyLock::new(|| match std::env::var("WEFT_DEVICE").as_deref() {
+    Ok(name) if name.starts_with("cuda") => Card::open(0, None).map(Device::Cuda),
+    _ => Ok(Device::Cpu),
+});
+
+/// The device; where the one that is asked for isn't there, the test is told to have been skipped.
+pub fn device() -> Option<On> {
+    let device = DEVICE.as_ref().map_err(|reason| {
+        // Past the test runner, which keeps what a passing test prints.
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {test} on a card: {reason}");
+    });
+    device.ok().cloned().map(On)
+}
+
+/// Whether numbers are as exact as the processor's: a card's products add in another order.
+pub fn is_cpu() -> bool {
+    matches!(*DEVICE, Ok(Device::Cpu))
+}
+
+/// Makes tensors there.
+pub struct On(pub Device);
+
+impl On {
+    pub fn put(&self, numbers: &[f32]) -> Tensor {
+        self.0.put(numbers.to_vec())
+    }
+
+    pub fn zeros(&self, len: usize) -> Tensor {
+        self.0.zeros(len)
+    }
+
+    /// Numbers in the format of the products' factors.
+    pub fn factors(&self, numbers: &[f32], precision: Precision) -> Tensor {
+        let mut tensor = self.0.zeros(numbers.len());
+        tensor.write(0, numbers);
+        match (precision, &self.0) {
+            (Precision::Bf16, Device::Cuda(_)) => tensor.rounded(precision),
+            _ => tensor,
+        }
+    }
+
+    pub fn weight(&self, mut weight: Weight) -> Weight {
+        weight.put_on(&self.0);
+        weight
+    }
+
+    pub fn f32_weight(&self, rows: usize, cols: usize, numbers: &[f32]) -> Weight {
+        self.weight(Weight::from_f32(rows, cols, numbers.to_vec()))
+    }
+}

@@ -1,0 +1,20 @@
+//! The kernels' source, compiled by NVRTC for every architecture that is supported: no card has to be there.
+
+use std::io::Write;
+
+use weft_kernels::cuda::{ARCHITECTURES, compile_for};
+
+#[test]
+fn the_kernels_compile_for_every_architecture() {
+    for architecture in ARCHITECTURES {
+        match compile_for(architecture) {
+            // What NVRTC makes is an ELF file.
+            Ok(cubin) => assert!(cubin.starts_with(b"\x7fELF") && cubin.len() > 1 << 16, "sm_{architecture}"),
+            Err(reason) if reason.contains("is not to be had") => {
+                let _ = writeln!(std::io::stderr(), "SKIPPED: no kernel is compiled: {reason}");
+                return;
+            }
+            Err(reason) => panic!("{reason}"),
+        }
+    }
+}
