@@ -18,6 +18,8 @@ static DEVICE: LazyLock<Result<Device, String>> = LazyLock::new(|| match std::en
 /// The device; where the one that is asked for isn't there, the test is told to have been skipped.
 pub fn device() -> Option<On> {
     let device = DEVICE.as_ref().map_err(|reason| {
+        let is_absent = ["is not to be had", "no card computes here"].iter().any(|what| reason.contains(what));
+        assert!(is_absent, "{reason}");
         // Past the test runner, which keeps what a passing test prints.
         let test = std::thread::current().name().unwrap_or_default().to_owned();
         let _ = writeln!(std::io::stderr(), "SKIPPED: {test} on a card: {reason}");
