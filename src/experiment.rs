@@ -11,6 +11,7 @@ use crate::data::chat_template::TextModel;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::generations::{Generation, answer};
 use crate::eval::{Problem, generated, problems_of};
@@ -39,24 +40,30 @@ pub struct Experiment {
 }
 
 impl Experiment {
-    /// Opens the recipe's base; reads its rows, or generates them into the run's folder.
+    /// Opens the recipe's base on the process's device; reads its rows, or generates them into the run's folder.
     ///
     /// # Errors
     /// A base or rows that can't be read; settings of the sampler without sense for the base's family.
     pub fn open(recipe: Recipe) -> Result<(Self, Base)> {
+        let (experiment, mut base) = Self::open_alone(recipe)?;
+        base.model.put_on(&device::current());
+        Ok((experiment, base))
+    }
+
+    fn open_alone(recipe: Recipe) -> Result<(Self, Base)> {
         let folder = recipe.train.output.join("data");
         Self::open_with(recipe, &folder)
     }
 
-    /// The same at one of several ranks. The first goes before the others: what it fetches and tokenizes lies in the caches
-    /// then, and generated rows of the others go again.
+    /// The same at one of several ranks, the base's weights in their files yet. The first goes before the others: what it
+    /// fetches and tokenizes lies in the caches then, and generated rows of the others go again.
     ///
     /// # Errors
     /// As [`Experiment::open`].
     pub fn open_on(ranks: Ranks, recipe: Recipe) -> Result<(Self, Base)> {
         let opened = match ranks.is_first() {
             true => {
-                let opened = Self::open(recipe);
+                let opened = Self::open_alone(recipe);
                 // A mistake that all would meet is this rank's to tell.
                 opened.as_ref().ok().into_iter().for_each(|_| ranks.wait());
                 opened

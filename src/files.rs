@@ -169,3 +169,17 @@ pub fn content_hash(path: &Path) -> io::Result<u128> {
         }
     }
 }
+
+/// The user's folder for what can be made again: `WEFT_CACHE`, or `weft` within `XDG_CACHE_HOME` or `~/.cache`; none where
+/// the first is set and empty, or nothing says where the user's folders are.
+pub fn user_cache() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let is_some = |path: &PathBuf| !path.as_os_str().is_empty();
+    match variable("WEFT_CACHE") {
+        Some(folder) => Some(folder).filter(is_some),
+        None => {
+            let home = || variable("HOME").filter(is_some).map(|home| home.join(".cache"));
+            variable("XDG_CACHE_HOME").filter(is_some).or_else(home).map(|cache| cache.join("weft"))
+        }
+    }
+}

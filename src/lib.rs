@@ -69,6 +69,7 @@
 pub mod base;
 pub mod bench;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod eval;
 pub mod experiment;

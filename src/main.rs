@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use weft::error::Error;
 use weft::parallel::session::Session;
+use weft_kernels::cuda::Failure;
 
 fn main() -> ExitCode {
     sigpipe::reset();
@@ -32,11 +33,14 @@ fn main() -> ExitCode {
             ExitCode::from(cli::STOPPED)
         }
         Ok(Err(error)) => ExitCode::from(session.fail(&format!("error: {error}"), status(&error))),
-        Err(panic) if session.ranks.size() == 1 => resume_unwind(panic),
-        // The others wait for this rank: it can't end alone.
-        Err(panic) => {
-            ExitCode::from(session.fail(&format!("error: a mistake of the program: {}", text_of(&*panic)), 101))
-        }
+        Err(panic) => match panic.downcast::<Failure>() {
+            Ok(failure) => ExitCode::from(session.fail(&format!("error: {}", failure.0), 1)),
+            Err(panic) if session.ranks.size() == 1 => resume_unwind(panic),
+            // The others wait for this rank: it can't end alone.
+            Err(panic) => {
+                ExitCode::from(session.fail(&format!("error: a mistake of the program: {}", text_of(&*panic)), 101))
+            }
+        },
     }
 }
 

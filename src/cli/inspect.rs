@@ -72,6 +72,7 @@ impl Inspect {
             None => base.name.clone(),
         };
         base.model.config.entropy_precision = Precision::F32;
+        base.model.put_on(&weft::device::current());
         let computing = doing(quiet, "computing entropies");
         let inspected = |example| inspect(&base.model, &base.text, example, transform);
         let texts: Vec<_> = examples.iter().map(inspected).collect();

@@ -38,10 +38,11 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
+use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::lora;
 use weft::parallel::Ranks;
-use weft::parallel::session::threads_per_rank;
+use weft::parallel::session::{local_rank, threads_per_rank};
 use weft_kernels::precision::Precision;
 
 pub use signals::STOPPED;
@@ -55,9 +56,9 @@ const MAX_THREADS: usize = 1024;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Where to compute: cpu, or auto, which is the same in this build
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    device: String,
+    /// Where to compute: cpu, cuda (an NVIDIA card), cuda:N, or auto, the card where there is one; WEFT_DEVICE where absent
+    #[arg(long, global = true, value_name = "DEVICE")]
+    device: Option<String>,
     /// Threads; all cores where absent, shared by the ranks of an mpirun on one machine
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -110,18 +111,25 @@ enum Command {
     Completions(completions::Completions),
 }
 
+impl Command {
+    /// Whether a network is asked or trained.
+    fn computes(&self) -> bool {
+        match self {
+            Self::Train(_) | Self::Eval(_) | Self::Generate(_) | Self::Inspect(_) | Self::Likelihood(_) => true,
+            Self::Parity(_) | Self::Pretrain(_) | Self::Reproduce(_) | Self::Bench(_) => true,
+            Self::Recipe(_) | Self::Data(_) | Self::Score(_) | Self::Merge(_) | Self::Plan(_) => false,
+            Self::Completions(_) => false,
+        }
+    }
+}
+
 impl Cli {
     /// Runs the command.
     ///
     /// # Errors
     /// Whatever went wrong, as one sentence.
     pub fn run(self, ranks: &Ranks) -> Result<ExitCode> {
-        if !matches!(self.device.as_str(), "auto" | "cpu") {
-            let device = &self.device;
-            return Err(Error::Usage(format!(
-                "--device {device}: this build computes on the CPU only; use --device cpu"
-            )));
-        }
+        let device = self.device.as_deref().map_or_else(Name::of_environment, Name::parse)?;
         if let Some(threads) = self.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
             return Err(Error::Usage(format!("--threads {threads}: give 1 to {MAX_THREADS}")));
         }
@@ -135,6 +143,9 @@ impl Cli {
                  the others without a launcher",
                 ranks.size()
             )));
+        }
+        if self.command.computes() {
+            weft::device::set(device.open(local_rank())?);
         }
         // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
@@ -154,7 +165,7 @@ impl Cli {
             Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(self.quiet),
             Command::Parity(command) => command.run(self.quiet),
-            Command::Plan(command) => command.run(self.quiet),
+            Command::Plan(command) => command.run(self.quiet, device),
             Command::Pretrain(command) => command.run(self.quiet),
             Command::Reproduce(command) => command.run(self.quiet, ranks),
             Command::Bench(command) => command.run(self.quiet),
@@ -178,7 +189,7 @@ struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Opens the base with its adapter, if there is one.
+    /// Opens the base with its adapter, if there is one, on the process's device.
     fn open(&self) -> Result<Base> {
         let mut base = Base::open(&self.model)?;
         if let Some(adapter) = &self.adapter {
@@ -186,6 +197,7 @@ impl ModelArgs {
             warn_of_base(adapter, &base.name);
         }
         base.model.config.precision = self.precision;
+        base.model.put_on(&weft::device::current());
         Ok(base)
     }
 }

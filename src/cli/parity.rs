@@ -53,6 +53,7 @@ impl Parity {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),
         }
+        model.put_on(&weft::device::current());
         let computing = doing(quiet, "computing");
         let mut rows = vec![];
         if let Some(reference) = &self.reference {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 use weft::base::{Base, is_embedded};
+use weft::device::Name;
 use weft::error::Result;
 use weft::experiment::Experiment;
 use weft::plan::{Plan as Planned, Planner, Stored};
@@ -44,7 +45,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn run(self, quiet: bool) -> Result<ExitCode> {
+    pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings, true)?;
         let (text, model) = Base::open_outline(&recipe.model.path)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;

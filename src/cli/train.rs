@@ -97,6 +97,7 @@ impl Train {
         if is_first {
             begin(&experiment, &base, &plan, quiet);
         }
+        base.model.put_on(&weft::device::current());
         // 2. The base's score and answers, before anything is trained.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };

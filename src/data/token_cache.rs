@@ -11,7 +11,7 @@ use twox_hash::XxHash3_128;
 use super::sources::Source;
 use super::{Dataset, Example, Reading};
 use crate::error::{Error, Result};
-use crate::files::{content_hash, make_folder, write_whole};
+use crate::files::{content_hash, make_folder, user_cache, write_whole};
 
 /// Begins a file, and names the way tokens are made: a change of that gets another number.
 const MAGIC: &[u8; 16] = b"weft tokens v01\n";
@@ -33,19 +33,9 @@ impl TokenCache {
         Self { folder: folder.to_owned(), min_tokens }
     }
 
-    /// The user's: `WEFT_CACHE`, or `weft` in `XDG_CACHE_HOME` or `~/.cache`. None where `WEFT_CACHE` is empty, or
-    /// nothing says where the user's folders are.
+    /// The user's, in [`user_cache`].
     pub fn of_user() -> Option<Self> {
-        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        let is_some = |path: &PathBuf| !path.as_os_str().is_empty();
-        let folder = match variable("WEFT_CACHE") {
-            Some(folder) => Some(folder).filter(is_some),
-            None => {
-                let home = || variable("HOME").filter(is_some).map(|home| home.join(".cache"));
-                variable("XDG_CACHE_HOME").filter(is_some).or_else(home).map(|cache| cache.join("weft"))
-            }
-        };
-        folder.map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
+        user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 
     /// The tokens under a key; `None` where they aren't there whole, or aren't what such a reading makes.

@@ -289,7 +289,7 @@ fn tensor_name(module: &str, part: &str) -> String {
 }
 
 fn trainable(mut weight: Weight) -> Weight {
-    weight.make_trainable();
+    weight.widen();
     weight
 }
 

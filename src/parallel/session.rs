@@ -32,6 +32,15 @@ pub fn launched() -> Option<usize> {
     SIZES.iter().find_map(|name| number(name)).or_else(of_slurm)
 }
 
+/// Variables in which a launcher says which of its machine's processes this one is.
+const LOCAL_RANKS: [&str; 4] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "LOCAL_RANK", "SLURM_LOCALID"];
+
+/// This process's number among those of its machine: which card is its own.
+pub fn local_rank() -> usize {
+    let number = |name: &&str| env::var(name).ok()?.parse::<usize>().ok();
+    LOCAL_RANKS.iter().find_map(number).unwrap_or(0)
+}
+
 impl Session {
     /// Joins the processes that this one was started with, if any.
     ///

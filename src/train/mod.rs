@@ -87,6 +87,8 @@ impl Trainer {
     /// The same at one of several ranks, each of which has the same model and the same examples.
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes();
+        // An adapter that was attached since comes to the others.
+        model.put_on(&model.device.clone());
         let (optimizer, objective) = (Optimizer::on(ranks.clone(), &model), job.objective);
         let (guard, entropies) = (Guard::default(), EntropyReuse::new(1));
         let mut trainer = Self { optimizer, model, step: 0, guard, job, ranks, rank_log: None, entropies, order: None };

@@ -133,7 +133,7 @@ impl Optimizer {
 /// Makes every weight of a model trainable: each gets its f32 master copy, which is what is updated and computed with.
 pub fn train_everything(model: &mut Transformer) {
     for param in &mut model.params {
-        param.weight.make_trainable();
+        param.weight.widen();
         param.trainable = true;
     }
 }

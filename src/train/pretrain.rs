@@ -12,6 +12,7 @@ use crate::data::mixing::Mixture;
 use crate::data::packing::Padding;
 use crate::data::synthetic::{self, Choices, Difficulty, Side};
 use crate::data::{Conversation, Example, Message, tokenizer};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::model::family;
@@ -175,7 +176,9 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool, quiet: bool) -> Result<Su
         eos_token_id: token(tokenizer::END_OF_TEXT),
         settings: recipe.train.clone(),
     };
-    let mut trainer = Trainer::new(family::fresh(&config, seed), job);
+    let mut fresh = family::fresh(&config, seed);
+    fresh.put_on(&device::current());
+    let mut trainer = Trainer::new(fresh, job);
     let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
     let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, resume, quiet)?;
     // 4. The finished model.

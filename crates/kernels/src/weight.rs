@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use crate::buffer::Scratch;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
-use crate::cuda::Array;
+use crate::cuda::{self, Array};
 use crate::device::Device;
 use crate::tensor::Tensor;
 
@@ -197,6 +197,19 @@ impl Weight {
         match &mut self.storage {
             Storage::F32(data) => data,
             _ => unreachable!("the storage was made f32 above"),
+        }
+    }
+
+    /// Makes the weight a trainable one where it is: f32.
+    pub fn widen(&mut self) {
+        match &mut self.storage {
+            Storage::Card(array) if array.dtype() == Dtype::Bf16 => {
+                *array = Arc::new(cuda::elementwise::cast(array, Dtype::F32));
+            }
+            Storage::Card(_) => {}
+            _ => {
+                self.make_trainable();
+            }
         }
     }
 

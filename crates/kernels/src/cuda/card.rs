@@ -107,6 +107,11 @@ impl Card {
         Ok(Arc::new(Self { engine: Some(engine), used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) }))
     }
 
+    /// Whether there is a driver to ask for cards.
+    pub fn has_driver() -> bool {
+        DRIVER.open().is_ok()
+    }
+
     /// A card without an engine.
     pub fn outline() -> Arc<Self> {
         Arc::new(Self { engine: None, used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) })

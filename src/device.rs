@@ -1,0 +1,111 @@
+//! Where this process computes: what `--device`, or the environment's `WEFT_DEVICE` where no command line says, names.
+
+use std::env;
+use std::sync::{Arc, OnceLock};
+
+use weft_kernels::cuda::Card;
+use weft_kernels::device::Device;
+
+use crate::error::{Error, Result};
+use crate::files::user_cache;
+
+/// The environment's name of a device.
+pub const VARIABLE: &str = "WEFT_DEVICE";
+
+static CURRENT: OnceLock<Device> = OnceLock::new();
+
+/// A device by the name that a user gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// `cpu`.
+    Cpu,
+    /// `cuda:n`, or `cuda`: the card of the process's rank on its machine, of one rank the first.
+    Cuda(Option<usize>),
+    /// `auto`: the same card where there is one, else the processor.
+    Auto,
+}
+
+impl Name {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// Another one, with those that there are.
+    pub fn parse(name: &str) -> Result<Self> {
+        let number = |n: &str| n.parse::<usize>().ok().map(|n| Self::Cuda(Some(n)));
+        let read = match name {
+            "cpu" => Some(Self::Cpu),
+            "auto" => Some(Self::Auto),
+            "cuda" => Some(Self::Cuda(None)),
+            _ => name.strip_prefix("cuda:").and_then(number),
+        };
+        read.ok_or_else(|| Error::Usage(format!("--device {name}: the known ones are cpu, cuda, cuda:N and auto")))
+    }
+
+    /// The environment's, or `auto`.
+    ///
+    /// # Errors
+    /// As [`Name::parse`].
+    pub fn of_environment() -> Result<Self> {
+        env::var(VARIABLE).map_or(Ok(Self::Auto), |name| Self::parse(&name))
+    }
+
+    /// Opens the device; `local_rank` is the process's number among those of its machine.
+    ///
+    /// # Errors
+    /// A card that isn't there, with what is missing. Under `auto` a machine whose card can't be used computes on the
+    /// processor, and is told why.
+    pub fn open(self, local_rank: usize) -> Result<Device> {
+        let card = |n: usize| Card::open(n, user_cache().map(|cache| cache.join("kernels")).as_deref());
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(n) => {
+                let opened = card(n.unwrap_or(local_rank)).map_err(|e| Error::Usage(format!("--device cuda: {e}")));
+                opened.map(Device::Cuda)
+            }
+            Self::Auto if !Card::has_driver() => Ok(Device::Cpu),
+            Self::Auto => Ok(card(local_rank).map_or_else(
+                |reason| {
+                    eprintln!("warning: computing on the CPU: {reason}");
+                    Device::Cpu
+                },
+                Device::Cuda,
+            )),
+        }
+    }
+}
+
+/// Makes a device the process's; the first one that is named stays.
+pub fn set(device: Device) {
+    let _ = CURRENT.set(device);
+}
+
+/// The process's device: the processor where none was set.
+pub fn current() -> Device {
+    CURRENT.get().cloned().unwrap_or_default()
+}
+
+/// The process's card, if it computes on one.
+pub fn card() -> Option<Arc<Card>> {
+    match CURRENT.get() {
+        Some(Device::Cuda(card)) => Some(card.clone()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read() {
+        let names =
+            [("cpu", Name::Cpu), ("auto", Name::Auto), ("cuda", Name::Cuda(None)), ("cuda:3", Name::Cuda(Some(3)))];
+        for (name, device) in names {
+            assert_eq!(Name::parse(name).expect("a known one"), device);
+        }
+        for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""] {
+            let error = Name::parse(name).expect_err("an unknown one").to_string();
+            assert!(error.contains(&format!("--device {name}")), "{error}");
+        }
+    }
+}

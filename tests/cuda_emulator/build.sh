@@ -1,0 +1,29 @@
+#!/bin/sh
+# Builds libraries that stand for CUDA's driver, NVRTC, cublasLt and NCCL on a machine without a GPU,
+# into a folder which LD_LIBRARY_PATH then names. Everything runs on the CPU, at the call. A mistake
+# that a real card would punish or, worse, forgive aborts with a sentence. The environment:
+#   EMULATED_CUDA_DEVICES     how many devices there are (1); with 0, cuInit finds none
+#   EMULATED_CUDA_MEMORY      bytes of each device (4 GiB)
+#   EMULATED_CUDA_CAPABILITY  the devices' compute capability (9.0)
+#   EMULATED_CUDA_ORDER       forward, reverse or shuffled: how threads and blocks follow each other
+#   EMULATED_CUDA_LOG         a file that gets a line for each launch, copy, allocation, ...
+#   EMULATED_CUDA_CACHE       the folder of compiled kernels (OUT_DIR/compiled)
+set -eu
+out=${1:?usage: build.sh OUT_DIR}
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$out"
+flags="-O2 -std=c++17 -Wall -Wextra -Werror -fPIC -shared -fvisibility=default"
+build() { # LIBRARY SONAME SOURCES_AND_FLAGS...
+    library=$1 soname=$2
+    shift 2
+    (cd "$here" && ${CXX:-g++} $flags -Wl,-soname,"$soname" "$@" -o "$out/$soname")
+    ln -sf "$soname" "$out/$library"
+}
+out=$(cd "$out" && pwd)
+for header in device fibers launch crash matrix driver; do cp "$here/$header.h" "$out"; done
+build libnvrtc.so libnvrtc.so.13 nvrtc.cc translate.cc &
+nvrtc=$!
+build libcuda.so libcuda.so.1 driver.cc transfers.cc memory.cc modules.cc -ldl
+build libcublasLt.so libcublasLt.so.13 cublaslt.cc gemm.cc -L"$out" -l:libcuda.so.1
+build libnccl.so libnccl.so.2 nccl.cc peers.cc reduce.cc -L"$out" -l:libcuda.so.1 -pthread
+wait $nvrtc

@@ -1,0 +1,61 @@
+// What the emulator's libraries and compiled modules know of each other.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+// How a module's kernel is launched; the module's source includes this header too.
+struct EmulatedShape {
+    unsigned grid[3], block[3];
+    size_t shared_bytes;
+    // Writes a sentence about the address, such as the allocation that it lies next to.
+    void (*describe)(const void* address, char* text, size_t bytes);
+};
+
+extern "C" {
+// Aborts with a sentence unless the bytes lie inside one live device allocation.
+void emulated_cuda_check(const void* device, size_t bytes, const char* caller);
+// Aborts if bytes next to an allocation were overwritten; `writer` is who ran last.
+void emulated_cuda_verify(const char* writer);
+// Appends a line to EMULATED_CUDA_LOG.
+void emulated_cuda_log(const char* format, ...) __attribute__((format(printf, 1, 2)));
+// The device of the calling thread's context, or -1.
+int emulated_cuda_device();
+// Its number among the machine's devices, which CUDA_VISIBLE_DEVICES chooses from.
+int emulated_cuda_physical_device();
+}
+
+enum CUresult {
+    CUDA_SUCCESS = 0,
+    CUDA_ERROR_INVALID_VALUE = 1,
+    CUDA_ERROR_OUT_OF_MEMORY = 2,
+    CUDA_ERROR_NOT_INITIALIZED = 3,
+    CUDA_ERROR_NO_DEVICE = 100,
+    CUDA_ERROR_INVALID_DEVICE = 101,
+    CUDA_ERROR_INVALID_IMAGE = 200,
+    CUDA_ERROR_INVALID_CONTEXT = 201,
+    CUDA_ERROR_NO_BINARY_FOR_GPU = 209,
+    CUDA_ERROR_INVALID_HANDLE = 400,
+    CUDA_ERROR_NOT_FOUND = 500,
+    CUDA_ERROR_NOT_SUPPORTED = 801,
+};
+
+constexpr int max_devices = 16;
+
+struct Memory {
+    size_t total, used, used_high;
+};
+
+// Part of memory.cc:
+CUresult allocate(int device, size_t bytes, void** pointer);
+CUresult release(void* pointer, const char* caller);
+Memory& memory_of(int device);
+void add_global(void* data, size_t bytes);
+void remove_global(void* data);
+void describe_address(const void* address, char* text, size_t bytes);
+
+// Part of driver.cc:
+int compute_capability();  // 90 for 9.0
+int max_optin_shared();
+// Whether the calling thread may use this stream.
+CUresult check_stream(const void* stream);
