@@ -5,13 +5,15 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use serde::Serialize;
-use weft_kernels::cpu::matrix::{self, View};
+use weft_kernels::cuda::WORKSPACE;
+use weft_kernels::linear;
 use weft_kernels::precision::Precision;
-use weft_kernels::tensor::Into;
+use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
 use crate::data::Example;
 use crate::data::mixing::Mixture;
 use crate::data::packing::Padding;
+use crate::device;
 use crate::error::Result;
 use crate::machine;
 use crate::model::block::Transformer;
@@ -26,8 +28,10 @@ use arithmetic::MultiplyAdds;
 pub mod arithmetic;
 mod shapes;
 
-/// The side of the matrices that the machine's rate is measured with.
+/// The side of the matrices that a processor's rate is measured with.
 const GEMM_SIDE: usize = 1024;
+/// The same of a card's, which smaller ones don't fill.
+const CARD_GEMM_SIDE: usize = 8192;
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -49,6 +53,8 @@ pub struct Plan {
     pub warm_up: usize,
     /// Measured steps.
     pub steps: usize,
+    /// Memory granted to results of products that backward needs, in GB; the others are computed again.
+    pub activation_memory_gb: f64,
 }
 
 /// One objective's measurement.
@@ -72,12 +78,18 @@ pub struct Measurement {
     pub step_seconds: f64,
     /// Tokens of a step over that.
     pub tokens_per_second: f64,
-    /// What the plan of such a step says (docs/memory.md).
-    pub planned_step_seconds: f64,
+    /// What the plan of such a step says (docs/memory.md); `None` on a card.
+    pub planned_step_seconds: Option<f64>,
+    /// Where it was measured.
+    pub device: String,
     /// The largest resident size of the process so far.
     pub peak_rss_bytes: u64,
     /// That size as it was planned before the first step.
     pub planned_rss_bytes: u64,
+    /// The most of the card's memory in use at once so far; `None` on the CPU.
+    pub peak_card_bytes: Option<u64>,
+    /// The same as it was planned before the first step.
+    pub planned_card_bytes: Option<u64>,
     /// The step's seconds by phase.
     pub phases: Phases,
     /// The machine's rate of such products, in 10^9 operations per second, measured beside.
@@ -98,11 +110,16 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
     let mut measurements: Vec<Measurement> = vec![];
     for kind in objectives {
         let job = job(plan, &model, *kind);
-        let (planned_rss_bytes, batches) = planned(&model, &job, (stored, program_bytes));
+        let (planned_bytes, batches) = planned(&model, &job, (stored, program_bytes));
         let (mut measurement, trained) = measure_objective(plan, model, job, &batches)?;
-        // The process has had the largest objective's memory so far.
-        let earlier = measurements.iter().map(|m| m.planned_rss_bytes).max().unwrap_or(0);
-        measurement.planned_rss_bytes = earlier.max(planned_rss_bytes);
+        match device::card() {
+            Some(_) => measurement.planned_card_bytes = Some(planned_bytes),
+            None => {
+                // The process has had the largest objective's memory so far.
+                let earlier = measurements.iter().map(|m| m.planned_rss_bytes).max().unwrap_or(0);
+                measurement.planned_rss_bytes = earlier.max(planned_bytes);
+            }
+        }
         measurements.push(measurement);
         model = trained;
     }
@@ -138,12 +155,13 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
             micro_batch_size: plan.sequences,
             epochs: epochs as u64,
             lr: 1e-5,
+            activation_memory_gb: plan.activation_memory_gb,
             ..TrainTable::default()
         },
     }
 }
 
-/// The largest resident size that the job is planned to have, and its steps.
+/// The largest resident size that the job is planned to have, or the most of a card's memory, and its steps.
 fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
     let mut model = model.outline();
     model.config.activation_bytes = job.settings.activation_bytes();
@@ -160,7 +178,8 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
         needs_entropy: job.objective.kind.needs_entropy(),
         ..Work::of_steps(&model, stored, &batches.telling)
     };
-    let bytes = work.parts().iter().map(|part| part.bytes as u64).sum();
+    let parts = if device::card().is_some() { work.parts_of_card() } else { work.parts() };
+    let bytes = parts.iter().map(|part| part.bytes as u64).sum();
     (bytes, batches)
 }
 
@@ -174,8 +193,14 @@ fn measure_objective(
     let objective = job.objective;
     let mut trainer = Trainer::new(model, job);
     let (mut steps, mut rates) = (vec![], vec![]);
+    device::card().iter().for_each(|card| card.forget_most_used());
     for i in 0..plan.steps + plan.warm_up {
-        let report = trainer.step()?;
+        let started = Instant::now();
+        let mut report = trainer.step()?;
+        device::current().finish();
+        // What a card does after it was asked is the last phase's.
+        let rest = started.elapsed().as_secs_f64() - report.phases.total();
+        report.phases.optimizer += if device::card().is_some() { rest } else { 0.0 };
         if i >= plan.warm_up {
             let rate = gemm_gflops(plan.precision, 0.0);
             let is_one = plan.entropy_precision == plan.precision;
@@ -196,14 +221,19 @@ fn measure_objective(
         tokens: plan.tokens,
         dtype: plan.precision,
         entropy_dtype: plan.entropy_precision,
-        instructions: plan.precision.instructions(),
+        instructions: if device::card().is_some() { "cuBLASLt" } else { plan.precision.instructions() },
         trainable: if plan.full { "full" } else { "lora" },
         objective: objective.kind.name(),
         step_seconds,
-        planned_step_seconds: step_time(&trainer.model, batches, &objective, Rates { training, entropy }),
+        planned_step_seconds: device::card()
+            .is_none()
+            .then(|| step_time(&trainer.model, batches, &objective, Rates { training, entropy })),
         tokens_per_second: tokens / step_seconds,
+        device: device::card().map_or_else(|| "cpu".to_owned(), |card| card.name().to_owned()),
         peak_rss_bytes: machine::peak_rss_bytes(),
         planned_rss_bytes: 0,
+        peak_card_bytes: device::card().map(|card| (card.most_used_bytes() + WORKSPACE) as u64),
+        planned_card_bytes: None,
         phases: Phases {
             entropy: of(&|p| p.entropy),
             forward: of(&|p| p.forward),
@@ -231,14 +261,23 @@ fn floor_seconds(plan: &Plan, model: &Transformer, kind: Kind, (masked_share, ra
     2e-9 * ((passes * layers + passes * a.head_of_masked) / rates[0] + pass_1 / rates[1])
 }
 
-/// The machine's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
+/// The device's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
 pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
-    let side = GEMM_SIDE;
-    let (a, b, mut c) = (vec![1.0f32; side * side], vec![1.0f32; side * side], vec![0.0f32; side * side]);
+    let device = device::current();
+    let side = if device::card().is_some() { CARD_GEMM_SIDE } else { GEMM_SIDE };
+    let mut weight = match precision {
+        Precision::Bf16 if device::card().is_some() => {
+            Weight::from_bytes(side, side, Dtype::Bf16, &to_bf16_bytes(&vec![1.0; side * side]))
+        }
+        _ => Weight::from_f32(side, side, vec![1.0; side * side]),
+    };
+    weight.put_on(&device);
+    let x = device.put(vec![1.0; side * side]).rounded(precision);
+    let mut y = device.factors(side * side, precision);
     let mut rate = || {
-        let started = Instant::now();
-        matrix::par_product(&mut c, View::new(&a, side, side), View::new(&b, side, side), 1.0, Into::Set, precision);
-        2.0 * (side as f64).powi(3) / started.elapsed().as_secs_f64() / 1e9
+        let started = device.mark();
+        linear::forward(&mut y, &x, &weight, precision);
+        2.0 * (side as f64).powi(3) / device.mark().seconds_since(&started) / 1e9
     };
     let (started, mut best) = (Instant::now(), 0.0);
     loop {

@@ -2,13 +2,16 @@
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
+use weft_kernels::cuda::Card;
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::{Weight, to_bf16_bytes};
 
 use super::Plan;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
 use crate::machine::available_bytes;
@@ -17,6 +20,7 @@ use crate::model::family::{self, ModelConfig};
 use crate::model::llada::{Sizes, new_config};
 use crate::model::lora::{self, LoraConfig};
 use crate::plan::Stored;
+use crate::train::optimizer::train_everything;
 
 /// The deviation of random weights.
 const DEVIATION: f32 = 0.02;
@@ -73,6 +77,7 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
     let stored = if named.is_some() && plan.precision == Precision::F32 { Stored::Owned } else { Stored::Mapped };
     let mut model = match named {
+        Some(shape) if let (Precision::Bf16, Some(card)) = (plan.precision, device::card()) => on_card(shape, &card)?,
         Some(shape) if plan.precision == Precision::Bf16 => {
             // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
             let folder = Scratch::new()?;
@@ -99,7 +104,11 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
         }
     };
     model.config.precision = plan.precision;
+    model.put_on(&device::current());
     model.params.iter_mut().for_each(|p| p.trainable = plan.full);
+    if plan.full && device::card().is_some() {
+        train_everything(&mut model);
+    }
     if !plan.full {
         let rank = named.map_or(32, |shape| shape.lora_rank);
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
@@ -107,6 +116,18 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
         lora::attach_fresh(&mut model, &config, 1).map_err(Error::Usage)?;
     }
     Ok((model, stored))
+}
+
+/// A named shape's model of random bf16 weights that are made on a card.
+fn on_card(shape: &Shape, card: &Arc<Card>) -> Result<Transformer> {
+    let mut seed = 0;
+    family::build(&shape.config(), |_, shape| {
+        seed += 1;
+        Ok(match *shape {
+            [rows, cols] => Weight::normal_on(card, rows, cols, seed, DEVIATION),
+            _ => Weight::from_f32(1, shape[0], vec![1.0; shape[0]]),
+        })
+    })
 }
 
 /// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.

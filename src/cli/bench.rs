@@ -6,6 +6,7 @@ use clap::Args;
 use weft::bench::{Measurement, Plan, measure};
 use weft::error::{Error, Result};
 use weft::objective::Kind;
+use weft::recipe::TrainTable;
 use weft_kernels::precision::Precision;
 
 use super::progress::doing;
@@ -48,6 +49,10 @@ pub struct Bench {
     /// Measured steps
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
+    /// Memory for results of products that backward needs, in GB, as train.activation_memory_gb; 0 is checkpointing of every
+    /// layer
+    #[arg(long, default_value_t = TrainTable::default().activation_memory_gb, value_name = "GB")]
+    activation_memory_gb: f64,
     /// One line of JSON per objective
     #[arg(long)]
     json: bool,
@@ -69,6 +74,7 @@ impl Bench {
             entropy_every: self.entropy_every.max(1),
             warm_up: self.warm_up,
             steps: self.steps.max(1).next_multiple_of(self.entropy_every.max(1) as usize),
+            activation_memory_gb: self.activation_memory_gb,
             shape: self.shape,
         };
         let kinds = self.objective.iter().map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
@@ -94,12 +100,8 @@ fn kind(name: &str) -> Result<Kind> {
 fn print(m: &Measurement) {
     let p = m.phases;
     say!("{} {} {}, {} x {} tokens", m.objective, m.trainable, m.dtype, m.sequences, m.tokens);
-    say!(
-        "  step        {:.3} s, {:.0} tokens/s; planned {:.3} s",
-        m.step_seconds,
-        m.tokens_per_second,
-        m.planned_step_seconds
-    );
+    let planned = m.planned_step_seconds.map_or(String::new(), |seconds| format!("; planned {seconds:.3} s"));
+    say!("  step        {:.3} s, {:.0} tokens/s{planned}", m.step_seconds, m.tokens_per_second);
     say!(
         "  phases      pass 1 {:.3}, forward {:.3}, head {:.3}, backward {:.3}, optimizer {:.3} s",
         p.entropy,
@@ -109,7 +111,12 @@ fn print(m: &Measurement) {
         p.optimizer
     );
     let [peak, planned] = [m.peak_rss_bytes, m.planned_rss_bytes].map(|bytes| bytes as f64 / 1e9);
-    say!("  peak        {peak:.2} GB resident; planned {planned:.2} GB");
+    match [m.peak_card_bytes, m.planned_card_bytes].map(|bytes| bytes.unwrap_or(0) as f64 / 1e9) {
+        [0.0, _] => say!("  peak        {peak:.2} GB resident; planned {planned:.2} GB"),
+        [of_card, planned] => {
+            say!("  peak        {of_card:.2} GB of {}; planned {planned:.2} GB; {peak:.2} GB resident", m.device);
+        }
+    }
     say!(
         "  products    {:.0} GFLOP/s on this machine ({}): {:.3} s for the step's arithmetic, {:.0} % of its time",
         m.gemm_gflops,

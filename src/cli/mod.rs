@@ -42,6 +42,7 @@ use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::lora;
 use weft::parallel::Ranks;
+use weft::parallel::nccl::Nccl;
 use weft::parallel::session::{local_rank, threads_per_rank};
 use weft_kernels::precision::Precision;
 
@@ -144,9 +145,13 @@ impl Cli {
                 ranks.size()
             )));
         }
-        if self.command.computes() {
-            weft::device::set(device.open(local_rank())?);
-        }
+        let ranks = &match self.command.computes() {
+            true => {
+                weft::device::set(device.open(local_rank())?);
+                if shares { Nccl::ranks(ranks, &weft::device::current())? } else { ranks.clone() }
+            }
+            false => ranks.clone(),
+        };
         // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

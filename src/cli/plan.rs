@@ -9,6 +9,7 @@ use weft::base::{Base, is_embedded};
 use weft::device::Name;
 use weft::error::Result;
 use weft::experiment::Experiment;
+use weft::parallel::session::local_rank;
 use weft::plan::{Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
 
@@ -51,39 +52,61 @@ impl Plan {
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let is_narrow = model.config.width < NARROW;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
-        let planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
+        let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
+        let is_on_card = match device {
+            // A card that isn't here yet may be planned for.
+            Name::Cuda(_) if self.memory_gb.is_some() => true,
+            device => {
+                weft::device::set(device.open(local_rank())?);
+                weft::device::card().is_some()
+            }
+        };
+        if is_on_card {
+            planner = planner.on_card(weft::device::card().map(|card| card.memory()[0]));
+        }
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;
-        let rates = planner.rates()?;
-        let computing = planner.step_seconds(rates)?;
         let sending = plan.communication.zip(self.wire_gbit).map(|(c, gbit)| c.sent_bytes() * 8e-9 / gbit);
-        let step_seconds = computing + sending.unwrap_or(0.0);
-        let hours = step_seconds * plan.steps as f64 / 3600.0;
+        // What parts of a card's rate steps reach isn't known (docs/cuda.md).
+        let time = (!is_on_card).then(|| Time::of(&planner, plan.steps, sending)).transpose()?;
         match self.json {
             true => {
                 let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
                 object["fits"] = json!(plan.fits());
-                object["step_seconds"] = json!(step_seconds);
+                object["step_seconds"] = json!(time.map(|time| time.step_seconds));
                 object["communication_seconds"] = json!(sending);
-                object["hours"] = json!(hours);
-                object["gemm_gflops"] = json!(rates.training);
+                object["hours"] = json!(time.map(|time| time.hours));
+                object["gemm_gflops"] = json!(time.map(|time| time.gemm_gflops));
                 say!("{object}");
             }
-            false => print(&plan, (&experiment.recipe, is_narrow), [step_seconds, hours, rates.training], sending),
+            false => print(&plan, (&experiment.recipe, is_narrow), time, sending),
         }
         plan.check()?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// A run's time.
+#[derive(Clone, Copy)]
+struct Time {
+    step_seconds: f64,
+    hours: f64,
+    /// The machine's rate of products, in 10^9 operations per second.
+    gemm_gflops: f64,
+}
+
+impl Time {
+    /// Of the steps, at this machine's rate, and what is sent in each.
+    fn of(planner: &Planner, steps: u64, sending: Option<f64>) -> Result<Self> {
+        let rates = planner.rates()?;
+        let step_seconds = planner.step_seconds(rates)? + sending.unwrap_or(0.0);
+        Ok(Self { step_seconds, hours: step_seconds * steps as f64 / 3600.0, gemm_gflops: rates.training })
+    }
+}
+
 /// The width below which a step's time is more than its products' (docs/memory.md).
 const NARROW: usize = 512;
 
-fn print(
-    plan: &Planned,
-    (recipe, is_narrow): (&Recipe, bool),
-    [step_seconds, hours, rate]: [f64; 3],
-    sending: Option<f64>,
-) {
+fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
     let line = |name: &str, bytes: usize| say!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
     say!(
         "memory at its largest moment, by what is held then; the largest micro-batch has {} tokens",
@@ -105,6 +128,10 @@ fn print(
         say!("the rank with most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }
     let (precision, steps) = (recipe.model.precision, plan.steps);
+    let Some(Time { step_seconds, hours, gemm_gflops: rate }) = time else {
+        say!("{steps} steps; weft bench --device cuda measures what one takes on a card");
+        return;
+    };
     say!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
     let duration = match 3600.0 * hours {
         seconds if seconds < 120.0 => format!("{seconds:.0} seconds"),

@@ -21,6 +21,7 @@ use weft::report::training::{self, Sample};
 use weft::sampler::generate::Sampling;
 use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
+use weft_kernels::cuda::WORKSPACE;
 
 use super::generate::tell_idle;
 use super::plan::as_bytes;
@@ -67,6 +68,11 @@ pub struct Train {
     /// Print the results as one JSON object, and nothing else (as --quiet)
     #[arg(long)]
     json: bool,
+}
+
+/// The most memory that the run took, the process's or the card's: what was planned.
+fn used_bytes() -> u64 {
+    weft::device::card().map_or_else(peak_rss_bytes, |card| (card.most_used_bytes() + WORKSPACE) as u64)
 }
 
 /// Whether; `None` is for the program to see.
@@ -133,7 +139,7 @@ impl Train {
             steps,
             summary: &summary,
             scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
-            memory_bytes: [peak_rss_bytes(), plan.peak_bytes as u64],
+            memory_bytes: [used_bytes(), plan.peak_bytes as u64],
             files: [(product, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
             question: question(&experiment, &folder),
@@ -176,10 +182,14 @@ impl Train {
     /// What the run will take of each rank; refused where the machine hasn't as much for those that are on it.
     fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
-        let planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
+        let mut planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
+        if let Some(card) = weft::device::card() {
+            planner = planner.on_card(Some(card.memory()[0]));
+        }
         let here = ranks_here(&experiment.ranks);
-        let shared =
-            available_bytes().filter(|_| here > 1).map(|bytes| bytes as usize / here + resident_bytes() as usize);
+        let shared = available_bytes()
+            .filter(|_| here > 1 && weft::device::card().is_none())
+            .map(|bytes| bytes as usize / here + resident_bytes() as usize);
         let plan = planner.plan(self.memory_gb.map(as_bytes).or(shared))?;
         if !self.skip_plan && experiment.ranks.is_first() {
             plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan begins it all the same")))?;

@@ -4,6 +4,7 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use super::collective::{Ranks, solo};
+use super::nccl::Launched;
 #[cfg(not(feature = "mpi"))]
 use crate::error::Error;
 use crate::error::Result;
@@ -74,7 +75,8 @@ impl Session {
     pub fn fail(&self, reason: &str, status: u8) -> u8 {
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
         if size == 1 {
-            eprintln!("{reason}");
+            let rank = Launched::read().filter(|launched| launched.size > 1).map(|launched| launched.rank);
+            eprintln!("{}{reason}", rank.map_or(String::new(), |rank| format!("rank {rank}: ")));
             return status;
         }
         let failed = Instant::now();

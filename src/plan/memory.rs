@@ -5,6 +5,7 @@ use serde::Serialize;
 use weft_kernels::cpu::{attention, head_loss, matrix};
 
 use super::batches::MicroBatch;
+use super::card;
 use super::ledger::{Fullest, Held, Ledger, Use};
 use super::replay::Replay;
 use crate::model::block::{Param, Transformer};
@@ -121,6 +122,11 @@ impl<'a> Work<'a> {
         parts.map(|(name, bytes)| Part { name, bytes }).to_vec()
     }
 
+    /// The parts of a card's memory at the run's largest moment there.
+    pub fn parts_of_card(&self) -> Vec<Part> {
+        card::parts(self)
+    }
+
     /// The most bytes of buffers that are used at once, as the pool counts them.
     pub fn buffer_bytes(&self) -> usize {
         self.buffers().most_used_bytes()
@@ -167,12 +173,19 @@ impl<'a> Work<'a> {
 
     /// What a bucket's gradients are sent from, received in and summed to.
     fn staged(&self, replay: &mut Replay) -> Vec<Held> {
+        let staged = self.staged_lens().into_iter().filter(|_| self.ranks > 1);
+        staged.map(|len| replay.ledger.take(Use::Gradients, len)).collect()
+    }
+
+    /// Numbers of what a bucket's gradients are sent from, received in and summed to; none of one rank alone.
+    pub(super) fn staged_lens(&self) -> [usize; 3] {
+        if self.ranks == 1 {
+            return [0; 3];
+        }
         let len = |id: &usize| self.model.params[*id].weight.rows() * self.model.params[*id].weight.cols();
         let buckets = self.model.buckets();
         let largest = buckets.iter().map(|bucket| bucket.iter().map(len).sum::<usize>()).max().unwrap_or(0);
-        let staged = [largest.min(MESSAGE), largest.min(MESSAGE), largest.div_ceil(self.ranks)];
-        let staged = staged.iter().filter(|_| self.ranks > 1);
-        staged.map(|len| replay.ledger.take(Use::Gradients, *len)).collect()
+        [largest.min(MESSAGE), largest.min(MESSAGE), largest.div_ceil(self.ranks)]
     }
 
     /// Weights, the adapter, and AdamW's moments.

@@ -3,6 +3,7 @@
 //! what runs used.
 
 mod batches;
+mod card;
 mod communication;
 mod ledger;
 mod memory;
@@ -97,6 +98,8 @@ pub struct Planner<'a> {
     distinct_ids: usize,
     program_bytes: usize,
     ranks: usize,
+    /// Whether the run's numbers lie on a card, and how many bytes that has free where it is known.
+    card: Option<Option<usize>>,
 }
 
 impl<'a> Planner<'a> {
@@ -115,12 +118,26 @@ impl<'a> Planner<'a> {
             }
         }
         let distinct_ids = 1 + is_read.iter().filter(|is_read| **is_read).count();
-        Ok(Self { experiment, base, stored, prompts, distinct_ids, program_bytes, ranks: experiment.ranks.size() })
+        Ok(Self {
+            experiment,
+            base,
+            stored,
+            prompts,
+            distinct_ids,
+            program_bytes,
+            ranks: experiment.ranks.size(),
+            card: None,
+        })
     }
 
     /// Plans for one of so many ranks.
     pub fn with_ranks(self, ranks: usize) -> Self {
         Self { ranks, ..self }
+    }
+
+    /// Plans for a card's memory, of which so many bytes are free where that is known, instead of the machine's.
+    pub fn on_card(self, free_bytes: Option<usize>) -> Self {
+        Self { card: Some(free_bytes), ..self }
     }
 
     /// The plan of the experiment's recipe, in so many bytes or what the machine has.
@@ -131,7 +148,7 @@ impl<'a> Planner<'a> {
         let recipe = &self.experiment.recipe;
         // What this process has already is no more to be had, but part of the plan.
         let of_machine = || machine::available_bytes().map(|bytes| bytes as usize + self.program_bytes);
-        let available_bytes = limit_bytes.or_else(of_machine);
+        let available_bytes = limit_bytes.or_else(|| self.card.unwrap_or_else(of_machine));
         let batches = self.batches(recipe);
         let parts = self.parts(recipe, &batches)?;
         let peak_bytes = parts.iter().map(|part| part.bytes).sum();
@@ -234,7 +251,7 @@ impl<'a> Planner<'a> {
             threads: rayon::current_num_threads(),
             ranks: self.ranks,
         };
-        Ok(work.parts())
+        Ok(if self.card.is_some() { work.parts_of_card() } else { work.parts() })
     }
 
     /// Training's copy of the rows, 4 bytes a token beside two vectors for each, and the entropies that are reused.

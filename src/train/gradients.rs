@@ -44,7 +44,7 @@ impl Trainer {
 /// The sum of `leaf(first)`, `leaf(first + stride)` and so on, as far as there are so `many`: those at even places and
 /// those at odd places are summed apart, and so on, down to one of `slots`. Ranks have every `size`-th micro-batch, so the
 /// first splits are between ranks and the others within one.
-fn sum_in_tree(
+pub(crate) fn sum_in_tree(
     (first, stride): (usize, usize),
     slots: usize,
     many: usize,

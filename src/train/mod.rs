@@ -35,6 +35,7 @@ use crate::recipe::TrainTable;
 use diagnosis::Computed;
 use entropy_reuse::{Drift, EntropyReuse};
 use gradients::Finished;
+pub(crate) use gradients::sum_in_tree;
 use guard::Guard;
 use noised::{Noised, rows};
 use optimizer::Optimizer;

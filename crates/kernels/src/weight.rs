@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use crate::buffer::Scratch;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
-use crate::cuda::{self, Array};
+use crate::cuda::{self, Array, Card};
 use crate::device::Device;
 use crate::tensor::Tensor;
 
@@ -96,6 +96,12 @@ impl Weight {
     /// A weight without numbers, for whoever asks for its shape alone: reading it is a mistake of the program's.
     pub fn outline(rows: usize, cols: usize, dtype: Dtype) -> Self {
         Self { rows, cols, storage: Storage::Outline(dtype) }
+    }
+
+    /// Normal bf16 numbers made on a card, for measurements of models that no file holds.
+    pub fn normal_on(card: &Arc<Card>, rows: usize, cols: usize, seed: u64, deviation: f32) -> Self {
+        let array = cuda::elementwise::normal(card, rows * cols, seed, deviation);
+        Self { rows, cols, storage: Storage::Card(Arc::new(array)) }
     }
 
     /// Copies little-endian numbers.

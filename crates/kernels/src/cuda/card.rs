@@ -129,6 +129,11 @@ impl Card {
         [free, all]
     }
 
+    /// Bytes in use now, the workspace of products aside.
+    pub fn used_bytes(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// The most bytes in use at once so far.
     pub fn most_used_bytes(&self) -> usize {
         self.most_used.load(Ordering::Relaxed)

@@ -21,7 +21,7 @@ const SOURCES: [&str; 11] = [
     include_str!("kernels/attention_f32.cu"),
     include_str!("kernels/attention_bf16.cu"),
     include_str!("kernels/attention_bf16_backward.cu"),
-    include_str!("kernels/dropout.cu"),
+    include_str!("kernels/philox.cu"),
 ];
 
 /// Compute capabilities, major and minor in one number, that tests compile the kernels for: Ampere, Hopper, Blackwell.

@@ -1,7 +1,9 @@
 //! Operations that work on each number by itself, and casts between the formats.
 
+use std::sync::Arc;
+
 use super::array::Array;
-use super::card::{Arg, Grid};
+use super::card::{Arg, Card, Grid};
 use crate::precision::Precision;
 use crate::weight::Dtype;
 
@@ -58,6 +60,15 @@ pub(crate) fn cast(array: &Array, dtype: Dtype) -> Array {
     let kernel = if dtype == Dtype::Bf16 { "cast_f32_bf16" } else { "cast_bf16_f32" };
     // SAFETY: both arrays hold as many numbers.
     unsafe { array.card().launch(kernel, fours(array.len()), &[to.arg(), array.arg(), long(array.len())]) };
+    to
+}
+
+/// Normal numbers in bf16, for measurements.
+pub(crate) fn normal(card: &Arc<Card>, len: usize, seed: u64, deviation: f32) -> Array {
+    let to = Array::unset(card, len, Dtype::Bf16);
+    let args = [to.arg(), Arg::I64(seed as i64), Arg::F32(deviation), long(len)];
+    // SAFETY: the array holds as many numbers.
+    unsafe { card.launch("fill_normal_bf16", fours(len), &args) };
     to
 }
 

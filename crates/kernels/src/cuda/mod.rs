@@ -24,6 +24,7 @@ pub mod rows;
 pub use array::Array;
 pub use card::{Card, Mark};
 pub use compile::{ARCHITECTURES, compile_for};
+pub use products::WORKSPACE;
 
 /// The kernels' names.
 const KERNELS: &[&str] = &[
@@ -42,6 +43,7 @@ const KERNELS: &[&str] = &[
     "dropout_bf16",
     "dropout_add_f32",
     "dropout_add_bf16",
+    "fill_normal_bf16",
     "rms_norm_f32",
     "rms_norm_bf16",
     "rms_norm_backward",

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
 use libloading::os::unix::Library;
 
-use super::array::{Array, Memory};
+use super::array::Memory;
 use super::card::Card;
 use super::libraries::NCCL;
-use crate::weight::Dtype;
+use crate::tensor::Tensor;
 
 /// What names a group of ranks: rank 0 makes it, the others are told.
 pub type Id = [u8; 128];
@@ -83,7 +83,17 @@ impl Functions {
     }
 }
 
-/// A group's name, made by NCCL: from `NCCL_COMM_ID`, an address of rank 0's that all are told, where it is set.
+/// A group's name for ranks that all know an address of rank 0's, `host:port`: NCCL makes it of that.
+///
+/// # Errors
+/// A library that isn't there or fails.
+pub fn id_at(address: &str) -> Result<Id, String> {
+    // SAFETY: processes join before they start threads of their own.
+    unsafe { std::env::set_var("NCCL_COMM_ID", address) };
+    new_id()
+}
+
+/// A new group's name.
 ///
 /// # Errors
 /// A library that isn't there or fails.
@@ -126,9 +136,9 @@ impl Group {
     }
 
     /// Sends each rank its block, the next `counts[rank]` numbers; `received` gets this rank's block of every rank.
-    pub(crate) fn exchange(&self, send: &Array, counts: &[usize], received: &mut Array) {
-        let own = counts[self.rank];
-        let starts = starts(counts);
+    pub fn exchange(&self, send: &Tensor, counts: &[usize], received: &mut Tensor) {
+        let (own, starts) = (counts[self.rank], starts(counts));
+        let (send, received) = (send.array(), received.array_mut());
         received.copy(self.rank * own, send, starts[self.rank]..starts[self.rank] + own);
         self.grouped(&others(self.rank, self.size), |rank| {
             (send.at(starts[rank]), counts[rank], received.at(rank * own), own)
@@ -136,8 +146,8 @@ impl Group {
     }
 
     /// Every rank's numbers at every rank.
-    pub(crate) fn all_gather(&self, own: &Array, counts: &[usize], all: &mut Array) {
-        let starts = starts(counts);
+    pub fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor) {
+        let (own, all, starts) = (own.array(), all.array_mut(), starts(counts));
         all.copy(starts[self.rank], own, 0..counts[self.rank]);
         self.grouped(&others(self.rank, self.size), |rank| {
             (own.at(0), counts[self.rank], all.at(starts[rank]), counts[rank])
@@ -145,9 +155,10 @@ impl Group {
     }
 
     /// Rank 0's numbers at every rank.
-    pub(crate) fn broadcast(&self, numbers: &mut Array) {
-        assert_eq!(numbers.dtype(), Dtype::F32, "numbers travel in f32");
-        self.broadcast_from(0, numbers.at(0), numbers.len());
+    pub fn broadcast(&self, numbers: &mut [f32]) {
+        let on_card = Memory::of(&self.card, numbers);
+        self.broadcast_from(0, on_card.pointer(), numbers.len());
+        on_card.read(0, bytemuck::cast_slice_mut(numbers));
     }
 
     /// Every rank's bytes at every rank; they may differ in length.

@@ -16,7 +16,7 @@ use crate::tensor::Into;
 use crate::weight::Dtype;
 
 /// Bytes that an algorithm may work in: what NVIDIA advises for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 
 /// cuBLASLt with its workspace, and how products of the shapes met so far are computed.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
-// The dropout of an adapter's input: each feature times 0 or 1 / (1 - p), drawn by token, module and feature.
+// Random numbers: the dropout of an adapter's input, each feature times 0 or 1 / (1 - p), drawn by token, module and
+// feature; and weights for measurements.
 
 // Philox 4x32-10 (Salmon et al., SC 2011), as philox.rs.
 __device__ inline uint4 philox(unsigned long long key, uint4 c) {
@@ -66,3 +67,19 @@ __device__ inline void dropout_add(T* to, const float* x, const unsigned long lo
 
 DROPOUT_KERNELS(float, f32)
 DROPOUT_KERNELS(bf16, bf16)
+
+// Normal numbers of a deviation, four a thread (Box and Muller).
+extern "C" __global__ void fill_normal_bf16(bf16* to, unsigned long long seed, float deviation, long long n) {
+    long long i = first_of_thread();
+    if (i >= n) return;
+    uint4 words = philox(seed, make_uint4((unsigned)(i / 4), (unsigned)(i / 4 >> 32), 0, 0));
+    unsigned word[4] = {words.x, words.y, words.z, words.w};
+    Four four;
+    for (int k = 0; k < 4; k += 2) {
+        // Within (0, 1].
+        float u = ((word[k] >> 8) + 1) * (1.0f / (1 << 24)), angle = 6.2831853f * (word[k + 1] >> 8) / (1 << 24);
+        float radius = deviation * sqrtf(-2.0f * logf(u));
+        four.x[k] = radius * cosf(angle), four.x[k + 1] = radius * sinf(angle);
+    }
+    store_four(to, i, n, four);
+}

@@ -1,0 +1,141 @@
+//! Ranks that hold a card each, over NCCL: numbers go from card to card. Ranks find each other by way of those that a
+//! launcher joined already (MPI), or at an address that it told all (torchrun's variables).
+
+use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use weft_kernels::cuda::Card;
+use weft_kernels::cuda::nccl::{Group, Id, id_at, new_id};
+use weft_kernels::device::Device;
+use weft_kernels::tensor::Tensor;
+
+use super::collective::{Collective, Ranks, Traffic};
+use crate::error::{Error, Result};
+
+/// The ranks' group.
+#[derive(Debug)]
+pub struct Nccl {
+    group: Group,
+    sent_bytes: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+/// What a launcher such as torchrun tells each process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// This process, counted from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub size: usize,
+    /// Where the first one can be reached, `host:port`.
+    pub address: String,
+}
+
+impl Launched {
+    /// What torchrun's variables say: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`. The port is its own, so the
+    /// group meets at the next one; `NCCL_COMM_ID` names another address.
+    pub fn read() -> Option<Self> {
+        let text = |name: &str| env::var(name).ok();
+        let number = |name: &str| text(name)?.parse::<usize>().ok();
+        let of_master = || Some(format!("{}:{}", text("MASTER_ADDR")?, number("MASTER_PORT")? + 1));
+        let address = text("NCCL_COMM_ID").or_else(of_master)?;
+        Some(Self { rank: number("RANK")?, size: number("WORLD_SIZE")?, address })
+    }
+}
+
+impl Nccl {
+    /// Joins the ranks that a launcher joined already, each with its card.
+    ///
+    /// # Errors
+    /// NCCL isn't there or fails, at any rank.
+    pub fn among(ranks: &Ranks, card: &Arc<Card>) -> Result<Self> {
+        // Every rank learns whether the first has an id: none waits for one that gave up.
+        let id = if ranks.is_first() { new_id() } else { Ok([0; 128]) };
+        let told = ranks.bytes_of_first(&id.as_ref().map_or(vec![], |id| id.to_vec()));
+        let id: Id = match (id, told.try_into()) {
+            (Err(reason), _) => return Err(Error::Run(reason)),
+            (_, Ok(id)) => id,
+            (_, Err(_)) => return Err(Error::Run("the first rank has no NCCL".to_owned())),
+        };
+        Self::join(card, (ranks.rank(), ranks.size()), id)
+    }
+
+    /// Joins the processes that a launcher started.
+    ///
+    /// # Errors
+    /// NCCL isn't there or fails.
+    pub fn launched(launched: &Launched, card: &Arc<Card>) -> Result<Self> {
+        let id = id_at(&launched.address).map_err(Error::Run)?;
+        Self::join(card, (launched.rank, launched.size), id)
+    }
+
+    /// The ranks of a process: over NCCL where there are several with a card each, else those that it has.
+    ///
+    /// # Errors
+    /// Several processes of torchrun's without cards; as [`Nccl::among`].
+    pub fn ranks(ranks: &Ranks, device: &Device) -> Result<Ranks> {
+        let launched = Launched::read().filter(|launched| launched.size > 1 && ranks.size() == 1);
+        Ok(match (device, launched) {
+            (Device::Cuda(card), Some(launched)) => Arc::new(Self::launched(&launched, card)?),
+            (Device::Cuda(card), None) if ranks.size() > 1 => Arc::new(Self::among(ranks, card)?),
+            (Device::Cpu, Some(Launched { size, .. })) => {
+                return Err(Error::Usage(format!(
+                    "{size} processes were started together (WORLD_SIZE), each would do the same on its CPU; give them cards                      (--device cuda), or start them by mpirun (docs/scaling.md)"
+                )));
+            }
+            _ => ranks.clone(),
+        })
+    }
+
+    fn join(card: &Arc<Card>, (rank, size): (usize, usize), id: Id) -> Result<Self> {
+        let group = Group::join(card, (rank, size), id).map_err(Error::Run)?;
+        Ok(Self { group, sent_bytes: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) })
+    }
+
+    /// Calls `f`, and adds the time and what was sent. A card's own time isn't part of it.
+    fn call<R>(&self, sent_bytes: usize, f: impl FnOnce(&Group) -> R) -> R {
+        let started = Instant::now();
+        let result = f(&self.group);
+        self.nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.sent_bytes.fetch_add(sent_bytes as u64, Ordering::Relaxed);
+        result
+    }
+}
+
+impl Collective for Nccl {
+    fn rank(&self) -> usize {
+        self.group.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.group.size()
+    }
+
+    fn exchange(&self, send: &Tensor, counts: &[usize], received: &mut Tensor) {
+        let sent = send.len() - counts[self.rank()];
+        self.call(size_of::<f32>() * sent, |group| group.exchange(send, counts, received));
+    }
+
+    fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor) {
+        let sent = own.len() * (self.size() - 1);
+        self.call(size_of::<f32>() * sent, |group| group.all_gather(own, counts, all));
+    }
+
+    fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
+        self.call(own.len() * (self.size() - 1), |group| group.all_gather_bytes(own))
+    }
+
+    fn broadcast(&self, numbers: &mut [f32]) {
+        let sent = if self.is_first() { numbers.len() } else { 0 };
+        self.call(size_of::<f32>() * sent, |group| group.broadcast(numbers));
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic {
+            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            seconds: self.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9,
+        }
+    }
+}
