@@ -1,5 +1,6 @@
 //! Caches and the confidence threshold: against a plain network and loop, against what is exact, and in batches.
 
+mod device;
 mod plain;
 mod scratch;
 
@@ -7,6 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
+use device::on_device;
 use proptest::prelude::*;
 use weft::eval::generated::{self, Puzzle};
 use weft::model::batch::Batch;
@@ -28,7 +30,7 @@ fn models() -> [Transformer; 2] {
         lora::load(&folder.join("lora/adapter"), &mut model).expect("the golden adapter loads");
         let head = model.head.weight;
         model.params[head].weight.make_trainable().iter_mut().for_each(|x| *x *= 6.0);
-        model
+        on_device(model)
     })
 }
 

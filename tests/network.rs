@@ -1,6 +1,10 @@
 //! Both families' networks against PyTorch's numbers: logits, entropies, and every parameter's gradient.
 
+mod device;
+
 use std::path::{Path, PathBuf};
+
+use device::on_device;
 
 use safetensors::SafeTensors;
 use weft::model::batch::{Batch, Targets};
@@ -37,7 +41,7 @@ fn logits(model: &Transformer, batch: &Batch) -> Vec<f32> {
 fn golden(name: &str) -> (PathBuf, Transformer) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let model = family::load(&folder).expect("the golden checkpoint loads");
-    (folder, model)
+    (folder, on_device(model))
 }
 
 #[test]
@@ -54,6 +58,7 @@ fn a_peft_adapter_matches_pytorch() {
     for (name, count) in [("llada", 12), ("dream", 28)] {
         let (folder, mut model) = golden(name);
         lora::load(&folder.join("lora/adapter"), &mut model).expect("the golden adapter loads");
+        model = on_device(model);
         assert_eq!(model.params.iter().filter(|p| p.trainable).count(), count);
         assert_matches(&model, &folder.join("lora"));
     }

@@ -1,10 +1,12 @@
 //! Products of bf16 factors against those of f32: gradients and training curves lie close, and what must not change a
 //! result doesn't in either format. The layers are adapted, the head is frozen.
 
+mod device;
 mod scratch;
 
 use std::path::Path;
 
+use device::on_device;
 use weft::data::Example;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
@@ -25,7 +27,7 @@ fn adapted(folder: &Path, precision: Precision) -> Transformer {
     let targets = ["q_proj", "k_proj", "v_proj", "ff_proj"].map(str::to_owned).to_vec();
     lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, 0.1, targets, false), 3).expect("there are such layers");
     model.config.precision = precision;
-    model
+    on_device(model)
 }
 
 fn golden() -> &'static Path {

@@ -1,8 +1,11 @@
 //! The samplers against LLaDA's and Dream's own outputs at temperature 0, and what must hold at any setting.
 
+mod device;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use device::on_device;
 use safetensors::SafeTensors;
 use weft::model::block::Transformer;
 use weft::model::family;
@@ -18,7 +21,7 @@ fn folder(family: &str) -> PathBuf {
 }
 
 fn model(family: &str) -> Transformer {
-    family::load(&folder(family)).expect("the golden checkpoint loads")
+    on_device(family::load(&folder(family)).expect("the golden checkpoint loads"))
 }
 
 fn sampling(gen_length: usize, block_length: usize, diffusion_steps: usize) -> Sampling {

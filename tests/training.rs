@@ -1,10 +1,12 @@
 //! The training loop: what must not change a result doesn't, and a resumed run equals an uninterrupted one bit for
 //! bit.
 
+mod device;
 mod scratch;
 
 use std::path::Path;
 
+use device::on_device;
 use scratch::folder;
 use serde_json::{Value, json};
 use weft::data::Example;
@@ -28,7 +30,7 @@ fn model(lora_dropout: f64) -> Transformer {
     let targets = vec!["all-linear".to_owned()];
     lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, lora_dropout, targets, false), 3)
         .expect("there are layers");
-    model
+    on_device(model)
 }
 
 fn examples() -> Vec<Example> {

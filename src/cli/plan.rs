@@ -62,7 +62,7 @@ impl Plan {
             }
         };
         if is_on_card {
-            planner = planner.on_card(weft::device::card().map(|card| card.memory()[0]));
+            planner = planner.on_card(weft::device::card().map(|card| card.available_bytes()));
         }
         let plan = planner.plan(self.memory_gb.map(as_bytes))?;
         let sending = plan.communication.zip(self.wire_gbit).map(|(c, gbit)| c.sent_bytes() * 8e-9 / gbit);

@@ -184,7 +184,7 @@ impl Train {
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
         let mut planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
         if let Some(card) = weft::device::card() {
-            planner = planner.on_card(Some(card.memory()[0]));
+            planner = planner.on_card(Some(card.available_bytes()));
         }
         let here = ranks_here(&experiment.ranks);
         let shared = available_bytes()

@@ -18,7 +18,7 @@ use cudarc::nvrtc::Ptx;
 use super::compile;
 use super::fail;
 use super::libraries::{CUBLASLT, DRIVER};
-use super::products::Products;
+use super::products::{Products, WORKSPACE};
 
 /// The first driver that speaks the CUDA that is asked for.
 const DRIVER_VERSION: i32 = 13_000;
@@ -120,6 +120,11 @@ impl Card {
     /// The card's name.
     pub fn name(&self) -> &str {
         self.engine.as_ref().map_or("an outline", |engine| &engine.name)
+    }
+
+    /// Bytes that a run could have: those that are free, and what this process has already.
+    pub fn available_bytes(&self) -> usize {
+        self.memory()[0].saturating_add(self.used_bytes()).saturating_add(WORKSPACE)
     }
 
     /// Bytes of its memory: free ones and all.

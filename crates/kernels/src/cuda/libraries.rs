@@ -20,8 +20,12 @@ pub(super) struct Needed {
 }
 
 /// The driver.
-pub(super) const DRIVER: Needed =
-    Needed { stem: "libcuda.so", what: "NVIDIA's driver; install it", versions: &[1], is_drivers: true };
+pub(super) const DRIVER: Needed = Needed {
+    stem: "libcuda.so",
+    what: "NVIDIA's driver; install it, or use --device cpu",
+    versions: &[1],
+    is_drivers: true,
+};
 /// The compiler of kernels.
 pub(super) const NVRTC: Needed = Needed {
     stem: "libnvrtc.so",
