@@ -55,15 +55,17 @@ impl Name {
     /// A card that isn't there, with what is missing. Under `auto` a machine whose card can't be used computes on the
     /// processor, and is told why.
     pub fn open(self, local_rank: usize) -> Result<Device> {
+        // Some launchers show each process its own card alone.
+        let own = || if Card::count() == 1 { 0 } else { local_rank };
         let card = |n: usize| Card::open(n, user_cache().map(|cache| cache.join("kernels")).as_deref());
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(n) => {
-                let opened = card(n.unwrap_or(local_rank)).map_err(|e| Error::Usage(format!("--device cuda: {e}")));
+                let opened = card(n.unwrap_or_else(own)).map_err(|e| Error::Usage(format!("--device cuda: {e}")));
                 opened.map(Device::Cuda)
             }
             Self::Auto if !Card::has_driver() => Ok(Device::Cpu),
-            Self::Auto => Ok(card(local_rank).map_or_else(
+            Self::Auto => Ok(card(own()).map_or_else(
                 |reason| {
                     eprintln!("warning: computing on the CPU: {reason}");
                     Device::Cpu

@@ -99,6 +99,9 @@ impl From<SaveDtype> for Dtype {
     }
 }
 
+/// What backward may keep of the forward where a recipe doesn't say: on a CPU with its caches it hardly pays to keep more.
+pub const ACTIVATION_BYTES: usize = 350_000_000;
+
 /// `[train]`: the loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -116,8 +119,9 @@ pub struct TrainTable {
     /// Forwards per optimizer step.
     pub grad_accum_steps: usize,
     /// Memory in GB for what the last layers computed, kept until backward; the others are recomputed (gradient
-    /// checkpointing). It changes time and memory, not a bit of the result; 0 recomputes all.
-    pub activation_memory_gb: f64,
+    /// checkpointing). It changes time and memory, not a bit of the result; 0 recomputes all. Where absent 0.35 on a CPU,
+    /// and on a card what the rest of the run leaves free.
+    pub activation_memory_gb: Option<f64>,
     /// Highest learning rate.
     pub lr: f64,
     /// How it moves after the warm-up.
@@ -193,7 +197,7 @@ impl Default for TrainTable {
             max_steps: None,
             micro_batch_size: 1,
             grad_accum_steps: 1,
-            activation_memory_gb: 0.35,
+            activation_memory_gb: None,
             lr: 1e-4,
             lr_schedule: LrSchedule::default(),
             warmup_steps: 0,
@@ -313,7 +317,7 @@ impl TrainTable {
         let least = [
             ("weight_decay", self.weight_decay),
             ("max_grad_norm", self.max_grad_norm),
-            ("activation_memory_gb", self.activation_memory_gb),
+            ("activation_memory_gb", self.activation_memory_gb.unwrap_or(0.0)),
         ];
         let negative = least
             .iter()
@@ -343,8 +347,8 @@ impl TrainTable {
         self.micro_batch_size.saturating_mul(self.grad_accum_steps)
     }
 
-    /// `activation_memory_gb` in bytes.
-    pub fn activation_bytes(&self) -> usize {
-        (self.activation_memory_gb * 1e9) as usize
+    /// `activation_memory_gb` in bytes, or `otherwise`.
+    pub fn activation_bytes(&self, otherwise: usize) -> usize {
+        self.activation_memory_gb.map_or(otherwise, |gb| (gb * 1e9) as usize)
     }
 }

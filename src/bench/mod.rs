@@ -19,7 +19,7 @@ use crate::machine;
 use crate::model::block::Transformer;
 use crate::objective::{Kind, Objective};
 use crate::plan::{Batches, Lengths, Rates, Stored, Work, step_time};
-use crate::recipe::{Recipe, TrainTable};
+use crate::recipe::{ACTIVATION_BYTES, Recipe, TrainTable};
 use crate::rng::{Draws, Stream};
 use crate::train::step::Phases;
 use crate::train::{Job, Trainer};
@@ -32,6 +32,9 @@ mod shapes;
 const GEMM_SIDE: usize = 1024;
 /// The same of a card's, which smaller ones don't fill.
 const CARD_GEMM_SIDE: usize = 8192;
+/// More than any card has.
+const EVERYTHING_GB: f64 = 1e6;
+
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -53,8 +56,9 @@ pub struct Plan {
     pub warm_up: usize,
     /// Measured steps.
     pub steps: usize,
-    /// Memory granted to results of products that backward needs, in GB; the others are computed again.
-    pub activation_memory_gb: f64,
+    /// Memory granted to results of products that backward needs, in GB; the others are computed again. Where absent what a
+    /// recipe's is on a CPU, and everything on a card.
+    pub activation_memory_gb: Option<f64>,
 }
 
 /// One objective's measurement.
@@ -155,7 +159,7 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
             micro_batch_size: plan.sequences,
             epochs: epochs as u64,
             lr: 1e-5,
-            activation_memory_gb: plan.activation_memory_gb,
+            activation_memory_gb: plan.activation_memory_gb.or_else(|| device::card().map(|_| EVERYTHING_GB)),
             ..TrainTable::default()
         },
     }
@@ -164,7 +168,7 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
 /// The largest resident size that the job is planned to have, or the most of a card's memory, and its steps.
 fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
     let mut model = model.outline();
-    model.config.activation_bytes = job.settings.activation_bytes();
+    model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
     model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
     let lengths: Vec<Lengths> = job.examples.iter().map(|e| Lengths::of(e, usize::MAX)).collect();
     let recipe = Recipe { objective: job.objective, train: job.settings.clone(), ..Recipe::default() };

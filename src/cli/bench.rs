@@ -6,7 +6,6 @@ use clap::Args;
 use weft::bench::{Measurement, Plan, measure};
 use weft::error::{Error, Result};
 use weft::objective::Kind;
-use weft::recipe::TrainTable;
 use weft_kernels::precision::Precision;
 
 use super::progress::doing;
@@ -50,9 +49,9 @@ pub struct Bench {
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
     /// Memory for results of products that backward needs, in GB, as train.activation_memory_gb; 0 is checkpointing of every
-    /// layer
-    #[arg(long, default_value_t = TrainTable::default().activation_memory_gb, value_name = "GB")]
-    activation_memory_gb: f64,
+    /// layer; 0.35 where absent, on a card everything
+    #[arg(long, value_name = "GB", value_parser = granted)]
+    activation_memory_gb: Option<f64>,
     /// One line of JSON per objective
     #[arg(long)]
     json: bool,
@@ -88,6 +87,14 @@ impl Bench {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A number of GB on the command line.
+fn granted(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(gb) if gb >= 0.0 && gb.is_finite() => Ok(gb),
+        _ => Err("give a number of GB, or 0 for nothing".to_owned()),
     }
 }
 

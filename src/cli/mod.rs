@@ -159,7 +159,7 @@ impl Cli {
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
             signals::listen(ranks);
         }
-        pool.install(|| match self.command {
+        let ended = pool.install(|| match self.command {
             Command::Train(command) => command.run(self.quiet, ranks),
             Command::Recipe(command) => command.run(),
             Command::Data(command) => command.run(self.quiet),
@@ -175,7 +175,9 @@ impl Cli {
             Command::Reproduce(command) => command.run(self.quiet, ranks),
             Command::Bench(command) => command.run(self.quiet),
             Command::Completions(command) => command.run(),
-        })
+        })?;
+        ranks.leave();
+        Ok(ended)
     }
 }
 

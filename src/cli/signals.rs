@@ -30,7 +30,8 @@ pub fn listen(ranks: &Ranks) {
                     if is_alone {
                         eprintln!("stopped at once; --resume goes on from the last checkpoint that is there");
                     }
-                    std::process::exit(i32::from(STOPPED));
+                    // Without what a process does at its end, beside threads that go on.
+                    signal_hook::low_level::exit(i32::from(STOPPED));
                 }
                 None => {
                     first = Some(std::time::Instant::now());

@@ -109,6 +109,7 @@ impl Train {
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
+        trainer.model.config.activation_bytes = plan.activation_bytes;
         trainer.optimizer.overlaps = self.overlap.unwrap_or_else(|| has_room_beside(ranks));
         if self.rank_logs {
             trainer.rank_log = Some(RankLog::open(&output.join("ranks"), &**ranks)?);

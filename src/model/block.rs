@@ -167,8 +167,8 @@ impl Transformer {
 
     /// The `nll` in nats of `ids` at some rows, without gradients or dropout.
     pub fn nll(&self, batch: &Batch, rows: &[usize], ids: &[u32]) -> Vec<f32> {
-        let precision = self.config.precision;
-        self.head(Mode { dropout_keys: None, precision }).nll(&self.head_inputs(batch, rows, precision), ids)
+        let mode = Mode { dropout_keys: None, precision: self.config.precision };
+        self.head(mode).nll(&self.head_inputs(batch, rows, mode.precision), ids)
     }
 
     /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits at some rows.
@@ -196,12 +196,11 @@ impl Transformer {
         let predicting = self.predicting(batch, targets.rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
         // 1. Forward, keeping each layer's input and attention, and the last ones' products.
-        let mut x = self.embed(batch);
-        let keep_from = self.first_kept_layer(all.count(), wanted.count());
+        let (mut x, keep_from) = (self.embed(batch), self.first_kept_layer(all.count(), wanted.count()));
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
-            let (output, kept) =
-                self.layer_forward(block, x, self.span(index, &all, &wanted, precision), index >= keep_from);
+            let span = self.span(index, &all, &wanted, precision);
+            let (output, kept) = self.layer_forward(block, x, span, index >= keep_from);
             x = output;
             layers.push(kept);
         }
@@ -209,15 +208,14 @@ impl Transformer {
         let forward_end = self.device.mark();
         let normed = self.norm(&x, self.final_norm, precision);
         let mut dnormed = self.device.unset(x.len());
-        let mut dweight = grads[self.head.weight].take();
-        let mut dlora = self.head.lora.map(|ids| take_pair(grads, ids));
+        let (mut dweight, mut dlora) =
+            (grads[self.head.weight].take(), self.head.lora.map(|ids| take_pair(grads, ids)));
         let grad = HeadGrad { weight: dweight.as_mut(), lora: dlora.as_mut().map(|[a, b]| LoraGrad { a, b }) };
         let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
         let nll = head.loss(&normed, targets.ids, targets.weights, &mut dnormed, grad);
         grads[self.head.weight] = dweight;
         give_back(grads, self.head.lora, dlora);
-        let mut dx = self.device.zeros(x.len());
-        let gain = &self.params[self.final_norm].weight;
+        let (mut dx, gain) = (self.device.zeros(x.len()), &self.params[self.final_norm].weight);
         rms_norm::backward(&mut dx, grads[self.final_norm].as_mut(), &dnormed, &x, gain, eps);
         drop((x, normed, dnormed));
         finished(0, grads);
@@ -328,34 +326,30 @@ impl Transformer {
     }
 
     pub(super) fn head<'a>(&'a self, mode: Mode<'a>) -> Head<'a> {
-        let weight = &self.params[self.head.weight].weight;
-        Head { weight, lora: self.lora(&self.head, mode), precision: mode.precision }
+        let (weight, lora) = (&self.params[self.head.weight].weight, self.lora(&self.head, mode));
+        Head { weight, lora, precision: mode.precision }
     }
 
     /// A linear layer's output, its adapter's included, as what products read.
     pub(super) fn apply(&self, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
-        let len = self.outputs_of(layer, x);
-        self.apply_into(self.device.factors(len, mode.precision), layer, x, mode)
-    }
-
-    /// The same as what is added to.
-    pub(super) fn apply_to_sum(&self, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
-        self.apply_into(self.device.unset(self.outputs_of(layer, x)), layer, x, mode)
-    }
-
-    fn outputs_of(&self, layer: &Linear, x: &Tensor) -> usize {
         let weight = &self.params[layer.weight].weight;
-        x.len() / weight.cols() * weight.rows()
-    }
-
-    fn apply_into(&self, mut y: Tensor, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
-        let weight = &self.params[layer.weight].weight;
+        let mut y = self.device.factors(x.len() / weight.cols() * weight.rows(), mode.precision);
         match self.lora(layer, mode) {
             None => linear::forward(&mut y, x, weight, mode.precision),
             Some(lora) => lora_linear::forward(&mut y, x, weight, &lora),
         }
         if let Some(bias) = layer.bias {
             linear::add_bias(&mut y, &self.params[bias].weight);
+        }
+        y
+    }
+
+    /// The sum of `before` and the output of a linear layer without bias, in f32.
+    pub(super) fn apply_onto(&self, before: &Tensor, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
+        let (weight, mut y) = (&self.params[layer.weight].weight, self.device.unset(before.len()));
+        match self.lora(layer, mode) {
+            None => linear::forward_onto(&mut y, x, weight, before, mode.precision),
+            Some(lora) => lora_linear::forward_onto(&mut y, x, weight, &lora, before),
         }
         y
     }

@@ -217,9 +217,7 @@ impl Transformer {
 
     /// The layer's output, of the sum after attention and the MLP's gate and up.
     pub(super) fn output(&self, block: &Block, middle: &Tensor, gate_up: &[Tensor; 2], span: Span) -> Tensor {
-        let mut y = self.apply_to_sum(&block.down, &self.hidden(gate_up, span), span.writes());
-        y.add(middle);
-        y
+        self.apply_onto(middle, &block.down, &self.hidden(gate_up, span), span.writes())
     }
 
     /// The input of the MLP's down projection.
@@ -278,8 +276,7 @@ impl Transformer {
         attended: &Tensor,
         span: Span,
     ) -> (Tensor, Tensor, [Tensor; 2]) {
-        let mut middle = self.apply_to_sum(&block.attn_out, attended, span.writes());
-        middle.add(&span.to.of(x, self.config.width));
+        let middle = self.apply_onto(&span.to.of(x, self.config.width), &block.attn_out, attended, span.writes());
         let ff_normed = self.norm(&middle, block.ff_norm, span.precision);
         let gate_up = block.gate_up.each_ref().map(|layer| self.apply(layer, &ff_normed, span.writes()));
         (middle, ff_normed, gate_up)

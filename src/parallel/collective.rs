@@ -56,6 +56,9 @@ pub trait Collective: Send + Sync {
         Traffic::default()
     }
 
+    /// Leaves the others at a good end, where an engine asks for that; nothing is said after it.
+    fn leave(&self) {}
+
     /// Whether this is the rank that prints and writes.
     fn is_first(&self) -> bool {
         self.rank() == 0

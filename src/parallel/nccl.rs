@@ -77,6 +77,11 @@ impl Nccl {
     /// Several processes of torchrun's without cards; as [`Nccl::among`].
     pub fn ranks(ranks: &Ranks, device: &Device) -> Result<Ranks> {
         let launched = Launched::read().filter(|launched| launched.size > 1 && ranks.size() == 1);
+        // Every rank asks, whatever it has: they speak in turn.
+        let is_card = matches!(device, Device::Cuda(_));
+        if [ranks.any(is_card), ranks.any(!is_card)] == [true; 2] {
+            return Err(Error::Run("some ranks have a card and some have none; name one --device for all".to_owned()));
+        }
         Ok(match (device, launched) {
             (Device::Cuda(card), Some(launched)) => Arc::new(Self::launched(&launched, card)?),
             (Device::Cuda(card), None) if ranks.size() > 1 => Arc::new(Self::among(ranks, card)?),
@@ -130,6 +135,10 @@ impl Collective for Nccl {
     fn broadcast(&self, numbers: &mut [f32]) {
         let sent = if self.is_first() { numbers.len() } else { 0 };
         self.call(size_of::<f32>() * sent, |group| group.broadcast(numbers));
+    }
+
+    fn leave(&self) {
+        self.group.leave();
     }
 
     fn traffic(&self) -> Traffic {

@@ -11,6 +11,8 @@ mod remedy;
 mod replay;
 mod time;
 
+use std::cell::Cell;
+
 use serde::Serialize;
 
 use crate::data::Example;
@@ -22,7 +24,7 @@ use crate::machine;
 use crate::model::block::Transformer;
 use crate::model::family::Family;
 use crate::model::lora;
-use crate::recipe::{Recipe, Trainable};
+use crate::recipe::{ACTIVATION_BYTES, Recipe, Trainable};
 use crate::sampler::cache::Caching;
 use crate::sampler::remasking::Remasking;
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
@@ -44,6 +46,8 @@ pub struct Plan {
     pub available_bytes: Option<usize>,
     /// Settings that make the run fit where it doesn't.
     pub remedies: Vec<Remedy>,
+    /// What backward may keep of the forward.
+    pub activation_bytes: usize,
     /// Tokens of the largest micro-batch.
     pub largest_micro_batch: usize,
     /// Optimizer steps of the run.
@@ -88,6 +92,9 @@ impl Plan {
     }
 }
 
+/// The part of a card's memory that is left alone, one in so many: pieces that fit nothing.
+const RESERVE: usize = 16;
+
 /// What plans of a recipe and of changes of it have in common: rows, base, prompts.
 pub struct Planner<'a> {
     experiment: &'a Experiment,
@@ -100,6 +107,8 @@ pub struct Planner<'a> {
     ranks: usize,
     /// Whether the run's numbers lie on a card, and how many bytes that has free where it is known.
     card: Option<Option<usize>>,
+    /// Bytes for what backward keeps where the recipe doesn't say.
+    granted: Cell<usize>,
 }
 
 impl<'a> Planner<'a> {
@@ -127,6 +136,7 @@ impl<'a> Planner<'a> {
             program_bytes,
             ranks: experiment.ranks.size(),
             card: None,
+            granted: Cell::new(ACTIVATION_BYTES),
         })
     }
 
@@ -150,6 +160,7 @@ impl<'a> Planner<'a> {
         let of_machine = || machine::available_bytes().map(|bytes| bytes as usize + self.program_bytes);
         let available_bytes = limit_bytes.or_else(|| self.card.unwrap_or_else(of_machine));
         let batches = self.batches(recipe);
+        self.grant(recipe, &batches, available_bytes)?;
         let parts = self.parts(recipe, &batches)?;
         let peak_bytes = parts.iter().map(|part| part.bytes).sum();
         let remedies = match available_bytes.filter(|available| peak_bytes > *available) {
@@ -162,7 +173,27 @@ impl<'a> Planner<'a> {
             ranks => Some(Communication::of(&self.model(recipe)?, recipe, &batches, ranks)),
         };
         let steps = batches.steps;
-        Ok(Plan { parts, peak_bytes, available_bytes, remedies, largest_micro_batch, steps, communication })
+        let activation_bytes = recipe.train.activation_bytes(self.granted.get());
+        Ok(Plan {
+            parts,
+            peak_bytes,
+            available_bytes,
+            remedies,
+            activation_bytes,
+            largest_micro_batch,
+            steps,
+            communication,
+        })
+    }
+
+    /// On a card backward keeps as much as the rest of the run leaves free, but for a reserve.
+    fn grant(&self, recipe: &Recipe, batches: &Batches, available_bytes: Option<usize>) -> Result<()> {
+        if let (Some(_), Some(available)) = (self.card, available_bytes) {
+            self.granted.set(0);
+            let rest: usize = self.parts(recipe, batches)?.iter().map(|part| part.bytes).sum();
+            self.granted.set((available - available / RESERVE).saturating_sub(rest));
+        }
+        Ok(())
     }
 
     /// Seconds of a mean step at the machine's rates; of several ranks the one with most tokens, without what they send.
@@ -223,7 +254,7 @@ impl<'a> Planner<'a> {
         }
         model.config.precision = recipe.model.precision;
         model.config.entropy_precision = recipe.objective.entropy_precision.unwrap_or(recipe.model.precision);
-        model.config.activation_bytes = recipe.train.activation_bytes();
+        model.config.activation_bytes = recipe.train.activation_bytes(self.granted.get());
         Ok(model)
     }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use weft_kernels::precision::Precision;
 
 use super::Planner;
-use crate::recipe::{MaxSeqLen, Recipe, Trainable};
+use crate::recipe::{ACTIVATION_BYTES, MaxSeqLen, Recipe, Trainable};
 
 /// The step of shorter sequences.
 const SEQ_LEN_STEP: usize = 64;
@@ -59,9 +59,9 @@ impl Knob {
                 };
                 sizes.map(of).collect()
             }
-            Self::Activations if train.activation_memory_gb > 0.0 => {
+            Self::Activations if train.activation_bytes(ACTIVATION_BYTES) > 0 => {
                 let settings = vec!["train.activation_memory_gb=0".to_owned()];
-                vec![change(&|r| r.train.activation_memory_gb = 0.0, settings)]
+                vec![change(&|r| r.train.activation_memory_gb = Some(0.0), settings)]
             }
             Self::Precision if recipe.model.precision == Precision::F32 => {
                 vec![change(&|r| r.model.precision = Precision::Bf16, vec!["model.precision=bf16".to_owned()])]

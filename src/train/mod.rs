@@ -31,7 +31,7 @@ use crate::model::batch::{Batch, Targets};
 use crate::model::block::{Gradients, Pass, Transformer};
 use crate::objective::{NoisedAnswer, Objective};
 use crate::parallel::collective::{Ranks, solo};
-use crate::recipe::TrainTable;
+use crate::recipe::{ACTIVATION_BYTES, TrainTable};
 use diagnosis::Computed;
 use entropy_reuse::{Drift, EntropyReuse};
 use gradients::Finished;
@@ -87,7 +87,7 @@ impl Trainer {
 
     /// The same at one of several ranks, each of which has the same model and the same examples.
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
-        model.config.activation_bytes = job.settings.activation_bytes();
+        model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
         // An adapter that was attached since comes to the others.
         model.put_on(&model.device.clone());
         let (optimizer, objective) = (Optimizer::on(ranks.clone(), &model), job.objective);

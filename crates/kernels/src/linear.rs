@@ -17,6 +17,17 @@ pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, precision: Precision
     }
 }
 
+/// `y = before + x W^T`, of what is added in the same shape.
+pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, before: &Tensor, precision: Precision) {
+    match y {
+        Tensor::Host(_) => {
+            forward(y, x, weight, precision);
+            y.add(before);
+        }
+        Tensor::Card(y) => cuda::linear::forward_onto(y, x.array(), weight, before.array(), precision),
+    }
+}
+
 /// `dx = dy W` (or `+=`).
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Weight, into: Into, precision: Precision) {
     match (dx, dy) {

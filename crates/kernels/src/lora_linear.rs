@@ -48,7 +48,18 @@ pub struct LoraGrad<'a> {
 pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora) {
     match (y, x) {
         (Tensor::Host(y), Tensor::Host(x)) => cpu::lora_linear::forward(y, x, weight, lora),
-        (y, x) => cuda::lora_linear::forward(y.array_mut(), x.array(), weight, lora),
+        (y, x) => cuda::lora_linear::forward(y.array_mut(), x.array(), weight, lora, None),
+    }
+}
+
+/// [`forward`] and what is added: `y = before + x W^T + s (drop(x) A^T) B^T`.
+pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora, before: &Tensor) {
+    match y {
+        Tensor::Host(_) => {
+            forward(y, x, weight, lora);
+            y.add(before);
+        }
+        Tensor::Card(y) => cuda::lora_linear::forward(y, x.array(), weight, lora, Some(before.array())),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Rotary position embedding, half-split (feature `i` turns with `i + D/2`), in f32. Backward is the inverse turn.
 
+use rayon::prelude::*;
+
 use crate::cpu;
 use crate::cuda;
 use crate::device::Device;
@@ -29,9 +31,12 @@ impl Rope {
         // f32 throughout, as the checkpoints' own modelling code computes them.
         let frequencies: Vec<f32> =
             (0..half).map(|i| 1.0 / (theta as f32).powf(2.0 * i as f32 / head_dim as f32)).collect();
-        let angle = |p: &u32| frequencies.iter().map(|f| *p as f32 * f).collect::<Vec<_>>();
-        let angles: Vec<f32> = positions.iter().flat_map(angle).collect();
-        let [cos, sin] = [f32::cos, f32::sin].map(|f| device.put(angles.iter().map(|a| f(*a)).collect()));
+        let of_angles = |f: fn(f32) -> f32| -> Vec<f32> {
+            let of_position =
+                |p: &u32| frequencies.iter().map(|frequency| f(*p as f32 * frequency)).collect::<Vec<_>>();
+            positions.par_iter().flat_map_iter(of_position).collect()
+        };
+        let [cos, sin] = [f32::cos, f32::sin].map(|f| device.put(of_angles(f)));
         Self { half, cos, sin }
     }
 

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use cudarc::driver::{CudaSlice, DevicePtr, result};
+use cudarc::driver::sys::cudaError_enum;
+use cudarc::driver::{CudaSlice, DevicePtr, DriverError, result};
 use half::bf16;
 
 use super::card::{Arg, Card};
@@ -33,10 +34,15 @@ impl Memory {
     pub(super) fn unset(card: &Arc<Card>, bytes: usize) -> Self {
         let slice = card.engine().filter(|_| bytes > 0).map(|engine| {
             // SAFETY: every operation writes what it gives out before it is read.
-            unsafe { engine.stream.alloc::<u8>(bytes) }.unwrap_or_else(|e| no_room(card, bytes, e))
+            unsafe { engine.stream.alloc::<u8>(bytes) }.unwrap_or_else(|first| {
+                // What the pool keeps may be in pieces: all of it goes back to the driver, once.
+                card.give_back_spare();
+                let again = unsafe { engine.stream.alloc::<u8>(bytes) };
+                again.unwrap_or_else(|_| no_room(card, bytes, first))
+            })
         });
         let pointer = slice.as_ref().zip(card.engine()).map_or(0, |(slice, engine)| slice.device_ptr(&engine.stream).0);
-        card.count(bytes);
+        card.take(bytes);
         Self { card: card.clone(), bytes, pointer, _slice: slice }
     }
 
@@ -94,11 +100,14 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.card.uncount(self.bytes);
+        self.card.give(self.bytes);
     }
 }
 
-fn no_room(card: &Card, bytes: usize, error: impl std::fmt::Display) -> ! {
+fn no_room(card: &Card, bytes: usize, error: DriverError) -> ! {
+    if error.0 != cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY {
+        card.fail("take memory", error);
+    }
     let [free, all] = card.memory().map(|bytes| bytes as f64 / 1e9);
     fail(format!(
         "the card {} has no room for {:.3} GB more ({free:.3} of {all:.3} GB free, {:.3} GB in use by this run; {error}); \

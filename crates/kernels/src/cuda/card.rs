@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUmemPool_attribute, cuDriverGetVersion,
-    cuMemPoolSetAttribute,
+    cuMemPoolSetAttribute, cuMemPoolTrimTo,
 };
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg, result,
@@ -20,8 +20,8 @@ use super::fail;
 use super::libraries::{CUBLASLT, DRIVER};
 use super::products::{Products, WORKSPACE};
 
-/// The first driver that speaks the CUDA that is asked for.
-const DRIVER_VERSION: i32 = 13_000;
+/// The first driver that has every function that is asked for: CUDA 12.8.
+const DRIVER_VERSION: i32 = 12_080;
 /// The first compute capability with products of bf16.
 const CAPABILITY: u32 = 80;
 /// Shared memory of a block that needs no asking.
@@ -107,6 +107,12 @@ impl Card {
         Ok(Arc::new(Self { engine: Some(engine), used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) }))
     }
 
+    /// The cards of this machine that the driver shows this process.
+    pub fn count() -> usize {
+        let is_there = DRIVER.open().is_ok() && result::init().is_ok();
+        if is_there { CudaContext::device_count().unwrap_or(0) as usize } else { 0 }
+    }
+
     /// Whether there is a driver to ask for cards.
     pub fn has_driver() -> bool {
         DRIVER.open().is_ok()
@@ -149,6 +155,17 @@ impl Card {
         self.most_used.store(self.used.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Gives the memory that nobody uses back to the driver, once all work is done.
+    pub(super) fn give_back_spare(&self) {
+        let Some(engine) = &self.engine else { return };
+        let _ = engine.stream.synchronize();
+        // SAFETY: the pool is the device's own.
+        let _ = unsafe {
+            result::device::get_default_mem_pool(engine.stream.context().cu_device())
+                .and_then(|pool| cuMemPoolTrimTo(pool, 0).result())
+        };
+    }
+
     /// Returns when everything asked for is done.
     pub fn finish(&self) {
         if let Some(engine) = &self.engine {
@@ -173,12 +190,12 @@ impl Card {
         self.engine.as_ref()
     }
 
-    pub(super) fn count(&self, bytes: usize) {
+    pub(super) fn take(&self, bytes: usize) {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.most_used.fetch_max(used, Ordering::Relaxed);
     }
 
-    pub(super) fn uncount(&self, bytes: usize) {
+    pub(super) fn give(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 

@@ -108,9 +108,9 @@ pub(crate) fn rope(x: &mut Array, [cos, sin]: [&Array; 2], (heads, half): (usize
     let pairs = x.len() / 2;
     assert!(pairs <= cos.len() * heads && cos.len() == sin.len(), "an angle for each pair of features");
     let kernel = format!("rope_{}", suffix(x.dtype()));
-    let args = [x.arg(), cos.arg(), sin.arg(), int(heads), int(half), long(pairs), Arg::F32(sign)];
-    // SAFETY: the assertion bounds what is read, the pairs what is written.
-    unsafe { x.card().launch(&kernel, Grid::over(pairs), &args) };
+    let args = [x.arg(), cos.arg(), sin.arg(), int(heads), int(half), Arg::F32(sign)];
+    // SAFETY: the assertion bounds what is read, the rows what is written.
+    unsafe { x.card().launch(&kernel, Grid::rows(pairs / (heads * half).max(1), 256), &args) };
 }
 
 fn same(arrays: &[&Array]) {

@@ -11,12 +11,16 @@ use crate::weight::Dtype;
 
 /// Most logits held at once: 256 MB of them.
 const CHUNK_LOGITS: usize = 1 << 26;
+/// Rows of a product's tile.
+const TILE: usize = 128;
 /// Columns of a block of the gradient.
 const COLUMNS: usize = 1024;
 
 /// Rows whose logits are held at once.
 fn rows_at_once(vocab: usize) -> usize {
-    (CHUNK_LOGITS / vocab).clamp(16, 4096)
+    let rows = (CHUNK_LOGITS / vocab).clamp(16, 4096);
+    // Whole tiles of a product.
+    if rows > TILE { rows / TILE * TILE } else { rows }
 }
 
 /// The rows of a chunk.
@@ -39,7 +43,7 @@ fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
         own.copy(0, x, first * width..(first + rows) * width);
         match head.lora_rows(first, rows) {
             None => linear::forward(&mut logits, &own, head.weight, head.precision),
-            Some(lora) => lora_linear::forward(&mut logits, &own, head.weight, &lora),
+            Some(lora) => lora_linear::forward(&mut logits, &own, head.weight, &lora, None),
         }
         f(Chunk { first, rows, x: own, logits: &mut logits });
     }
@@ -117,7 +121,7 @@ pub(crate) fn loss(
             _ => {
                 let w = in_format(head.weight.array(), head.precision);
                 let factors = [Factor::new(&gradient, chunk.rows, vocab), Factor::new(&w, vocab, width)];
-                product((&mut own, 0), factors, 1.0, Into::Set);
+                product(&mut own, factors, 1.0, Into::Set);
             }
         }
         dx.copy(chunk.first * width, &own, 0..chunk.rows * width);

@@ -49,31 +49,42 @@ pub(super) const NCCL: Needed = Needed {
 };
 
 impl Needed {
-    /// Makes sure that the library is open.
+    /// Makes sure that the library is open: by its name where the system looks, then in the other folders; the newest
+    /// version that serves.
     ///
     /// # Errors
     /// Which it is and where it was looked for, as one sentence.
     pub(super) fn open(&self) -> Result<(), String> {
-        let names = || self.versions.iter().map(|version| format!("{}.{version}", self.stem));
-        if names().chain([self.stem.to_owned()]).any(|name| is_opened(Path::new(&name))) {
-            return Ok(());
-        }
         let folders = if self.is_drivers { vec![] } else { folders() };
-        let found = |folder: &PathBuf| names().any(|name| is_opened(&folder.join(name)));
-        if folders.iter().any(found) {
+        let names: Vec<String> = self.versions.iter().map(|version| format!("{}.{version}", self.stem)).collect();
+        let is_found = |name: &String| {
+            let in_folders = folders.iter().map(|folder| folder.join(name)).filter(|path| path.exists());
+            is_opened(Path::new(name)) || in_folders.into_iter().any(|path| self.is_opened_at(&path))
+        };
+        if names.iter().any(is_found) || is_opened(Path::new(self.stem)) {
             return Ok(());
         }
         let path = env::var("LD_LIBRARY_PATH").unwrap_or_default();
-        let path =
-            if path.is_empty() { "LD_LIBRARY_PATH (not set)".to_owned() } else { format!("LD_LIBRARY_PATH={path}") };
+        let path = if path.is_empty() { "(not set)".to_owned() } else { format!("= {path}") };
         let others: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         let others = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
-        let named: Vec<String> = names().collect();
         Err(format!(
-            "{} is not to be had: looked for in the system's folders, {path}{others}; it is {}",
-            named.join(" or "),
+            "{} is not to be had: looked for in the system's folders, LD_LIBRARY_PATH {path}{others}; it is {}",
+            names.join(" or "),
             self.what
         ))
+    }
+
+    /// Opens the library at a path. NVRTC asks for its own second library by name alone, and not every package says where
+    /// that is: it goes first.
+    fn is_opened_at(&self, path: &Path) -> bool {
+        let prefix = format!("{}-builtins.so.", self.stem.trim_end_matches(".so"));
+        let is_second = |path: &PathBuf| name_of(path).starts_with(&prefix);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        entries(folder).filter(is_second).for_each(|second| {
+            is_opened(&second);
+        });
+        is_opened(path)
     }
 }
 
@@ -85,19 +96,31 @@ fn is_opened(path: &Path) -> bool {
 
 /// Where toolkits and Python's packages put libraries, as far as the folders are there.
 fn folders() -> Vec<PathBuf> {
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
-    let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda")]);
-    let mut folders: Vec<PathBuf> = toolkits.map(|home| home.join("lib64")).filter(|folder| folder.is_dir()).collect();
-    let pythons = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from);
-    for lib in pythons.map(|python| python.join("lib")) {
-        let is_python =
-            |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(|n| n.starts_with("python"));
-        let nvidia = entries(&lib).filter(is_python).map(|python| python.join("site-packages/nvidia"));
-        folders.extend(
-            nvidia.flat_map(|nvidia| entries(&nvidia)).map(|package| package.join("lib")).filter(|f| f.is_dir()),
-        );
+    let of_variables = |names: &[&str]| names.iter().filter_map(env::var_os).map(PathBuf::from).collect::<Vec<_>>();
+    let toolkits = [of_variables(&["CUDA_HOME", "CUDA_PATH"]), vec![PathBuf::from("/usr/local/cuda")]].concat();
+    // An installation of Python's: that of an environment, of a program on the path, the user's, the system's.
+    let mut prefixes = of_variables(&["VIRTUAL_ENV", "CONDA_PREFIX"]);
+    let programs = env::var_os("PATH").unwrap_or_default();
+    prefixes.extend(env::split_paths(&programs).filter_map(|folder| folder.parent().map(Path::to_owned)));
+    prefixes.extend(env::var_os("HOME").map(|home| PathBuf::from(home).join(".local")));
+    prefixes.extend(["/opt/conda", "/usr/local", "/usr"].map(PathBuf::from));
+    let is_python = |path: &PathBuf| name_of(path).starts_with("python");
+    let packages = |python: PathBuf| ["site-packages", "dist-packages"].map(|kind| python.join(kind).join("nvidia"));
+    let libs = prefixes.iter().map(|prefix| prefix.join("lib"));
+    let nvidia = libs.flat_map(|lib| entries(&lib)).filter(is_python).flat_map(packages);
+    let of_python = nvidia.flat_map(|nvidia| entries(&nvidia)).map(|package| package.join("lib"));
+    let all = toolkits.iter().map(|home| home.join("lib64")).chain(of_python);
+    let mut folders: Vec<PathBuf> = vec![];
+    for folder in all.filter(|folder| folder.is_dir()) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
     }
     folders
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(OsStr::to_str).unwrap_or_default()
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {

@@ -3,7 +3,7 @@
 use super::array::{Array, Memory};
 use super::card::Grid;
 use super::elementwise::{in_format, int, long, suffix};
-use super::products::{Factor, product};
+use super::products::{Factor, product, product_onto};
 use crate::precision::Precision;
 use crate::tensor::Into;
 use crate::weight::{Dtype, Weight};
@@ -11,12 +11,19 @@ use crate::weight::{Dtype, Weight};
 /// Rows whose bias gradients are summed into one partial.
 pub(super) const PARTIAL_ROWS: usize = 64;
 
+/// `y = x W^T + before`.
+pub(crate) fn forward_onto(y: &mut Array, x: &Array, weight: &Weight, before: &Array, precision: Precision) {
+    let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
+    let x = in_format(x, precision);
+    product_onto(y, [Factor::new(&x, n, weight.cols()), Factor::new(&w, weight.rows(), weight.cols()).t()], before);
+}
+
 /// `y = x W^T`.
 pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, precision: Precision) {
     let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
     let x = in_format(x, precision);
     let factors = [Factor::new(&x, n, weight.cols()), Factor::new(&w, weight.rows(), weight.cols()).t()];
-    product((y, 0), factors, 1.0, Into::Set);
+    product(y, factors, 1.0, Into::Set);
 }
 
 /// `dx = dy W` (or `+=`).
@@ -24,7 +31,7 @@ pub(crate) fn backward_input(dx: &mut Array, dy: &Array, weight: &Weight, into: 
     let (w, n) = (in_format(weight.array(), precision), dy.len() / weight.rows());
     let dy = in_format(dy, precision);
     let factors = [Factor::new(&dy, n, weight.rows()), Factor::new(&w, weight.rows(), weight.cols())];
-    product((dx, 0), factors, 1.0, into);
+    product(dx, factors, 1.0, into);
 }
 
 /// `dW += dy^T x`.
@@ -34,7 +41,7 @@ pub(crate) fn backward_weight(dw: &mut Array, dy: &Array, x: &Array, n: usize, p
     }
     let (dy, x) = (in_format(dy, precision), in_format(x, precision));
     let factors = [Factor::new(&dy, n, dy.len() / n).t(), Factor::new(&x, n, x.len() / n)];
-    product((dw, 0), factors, 1.0, Into::Add);
+    product(dw, factors, 1.0, Into::Add);
 }
 
 /// `y += b` in every row.

@@ -10,14 +10,17 @@ use crate::lora_linear::{Dropout, Lora};
 use crate::tensor::Into;
 use crate::weight::{Dtype, Weight};
 
-/// `y = x W^T + s (drop(x) A^T) B^T`.
-pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora) {
+/// `y = x W^T + s (drop(x) A^T) B^T`, and what is to be added where there is something.
+pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora, before: Option<&Array>) {
     let x = in_format(x, lora.precision);
-    linear::forward(y, &x, weight, lora.precision);
+    match before {
+        None => linear::forward(y, &x, weight, lora.precision),
+        Some(before) => linear::forward_onto(y, &x, weight, before, lora.precision),
+    }
     let (u, n) = (project_down(&dropped(&x, lora), lora), x.len() / weight.cols());
     let b = in_format(lora.b.array(), lora.precision);
     let factors = [Factor::new(&u, n, lora.a.rows()), Factor::new(&b, lora.b.rows(), lora.b.cols()).t()];
-    product((y, 0), factors, lora.scale, Into::Add);
+    product(y, factors, lora.scale, Into::Add);
 }
 
 /// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
@@ -35,21 +38,21 @@ pub(crate) fn backward(
     let x_dropped = dropped(&x, lora);
     let u = project_down(&x_dropped, lora);
     let dy_factor = Factor::new(&dy, n, outputs);
-    product((db, 0), [dy_factor.t(), Factor::new(&u, n, rank)], lora.scale, Into::Add);
+    product(db, [dy_factor.t(), Factor::new(&u, n, rank)], lora.scale, Into::Add);
     let b = in_format(lora.b.array(), lora.precision);
     let mut du = Array::unset(dy.card(), n * rank, lora.precision.dtype());
-    product((&mut du, 0), [dy_factor, Factor::new(&b, outputs, rank)], lora.scale, Into::Set);
+    product(&mut du, [dy_factor, Factor::new(&b, outputs, rank)], lora.scale, Into::Set);
     let du = Factor::new(&du, n, rank);
-    product((da, 0), [du.t(), Factor::new(&x_dropped, n, inputs)], 1.0, Into::Add);
+    product(da, [du.t(), Factor::new(&x_dropped, n, inputs)], 1.0, Into::Add);
     let Some((dx, into)) = dx else { return };
     linear::backward_input(dx, &dy, weight, into, lora.precision);
     let a = in_format(lora.a.array(), lora.precision);
     let through = [du, Factor::new(&a, rank, inputs)];
     match &lora.dropout {
-        None => product((dx, 0), through, 1.0, Into::Add),
+        None => product(dx, through, 1.0, Into::Add),
         Some(dropout) => {
             let mut to = Array::unset(dx.card(), n * inputs, Dtype::F32);
-            product((&mut to, 0), through, 1.0, Into::Set);
+            product(&mut to, through, 1.0, Into::Set);
             launch_dropout(&format!("dropout_add_{}", suffix(dx.dtype())), dx, &to, inputs, dropout);
         }
     }
@@ -60,7 +63,7 @@ fn project_down(x: &Array, lora: &Lora) -> Array {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let (a, n) = (in_format(lora.a.array(), lora.precision), x.len() / inputs);
     let mut u = Array::unset(x.card(), n * rank, lora.precision.dtype());
-    product((&mut u, 0), [Factor::new(x, n, inputs), Factor::new(&a, rank, inputs).t()], 1.0, Into::Set);
+    product(&mut u, [Factor::new(x, n, inputs), Factor::new(&a, rank, inputs).t()], 1.0, Into::Set);
     u
 }
 

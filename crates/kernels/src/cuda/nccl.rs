@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
 use libloading::os::unix::Library;
@@ -32,6 +33,7 @@ type Broadcast = unsafe extern "C" fn(
 struct Functions {
     get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> ncclResult_t,
     join: unsafe extern "C" fn(*mut ncclComm_t, i32, ncclUniqueId, i32) -> ncclResult_t,
+    leave: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t,
     abort: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t,
     group_start: unsafe extern "C" fn() -> ncclResult_t,
     group_end: unsafe extern "C" fn() -> ncclResult_t,
@@ -48,6 +50,7 @@ pub struct Group {
     card: Arc<Card>,
     rank: usize,
     size: usize,
+    has_left: AtomicBool,
 }
 
 // SAFETY: its calls are made one thread at a time (the collective's rule), and the library asks for no certain thread.
@@ -71,6 +74,7 @@ impl Functions {
         let functions = Self {
             get_unique_id: function!(b"ncclGetUniqueId"),
             join: function!(b"ncclCommInitRank"),
+            leave: function!(b"ncclCommDestroy"),
             abort: function!(b"ncclCommAbort"),
             group_start: function!(b"ncclGroupStart"),
             group_end: function!(b"ncclGroupEnd"),
@@ -117,7 +121,7 @@ impl Group {
         card.bind();
         // SAFETY: a place for a communicator; the card's context is this thread's.
         checked(unsafe { (functions.join)(&mut communicator, size as i32, id, rank as i32) }, "join the ranks")?;
-        Ok(Self { functions, communicator, card: card.clone(), rank, size })
+        Ok(Self { functions, communicator, card: card.clone(), rank, size, has_left: AtomicBool::new(false) })
     }
 
     /// This rank, counted from 0.
@@ -228,6 +232,15 @@ impl Group {
         }
     }
 
+    /// Leaves the others at a good end, once what was sent has arrived; nothing is sent after it.
+    pub fn leave(&self) {
+        if !self.has_left.swap(true, Ordering::Relaxed) {
+            self.card.finish();
+            // SAFETY: it was joined once and is left once.
+            let _ = unsafe { (self.functions.leave)(self.communicator) };
+        }
+    }
+
     fn check(&self, told: ncclResult_t) {
         checked(told, "send and receive").unwrap_or_else(|sentence| super::fail(sentence));
     }
@@ -235,9 +248,11 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Not `destroy`, which waits for ranks that may have failed.
-        // SAFETY: it was joined once and is left once.
-        let _ = unsafe { (self.functions.abort)(self.communicator) };
+        if !self.has_left.load(Ordering::Relaxed) {
+            // Something went wrong, and others may have failed: nobody is waited for.
+            // SAFETY: it was joined once and is left once.
+            let _ = unsafe { (self.functions.abort)(self.communicator) };
+        }
     }
 }
 

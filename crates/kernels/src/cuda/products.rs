@@ -22,7 +22,8 @@ pub const WORKSPACE: usize = 32 << 20;
 #[derive(Debug)]
 pub(super) struct Products {
     handle: Handle,
-    workspace: CudaSlice<u8>,
+    /// Whoever computes has it: what one product leaves there another's must not overwrite.
+    workspace: Mutex<CudaSlice<u8>>,
     prepared: Mutex<HashMap<Shape, Arc<Prepared>>>,
 }
 
@@ -38,8 +39,8 @@ struct Shape {
     transposed: [bool; 2],
     /// Of the factors and of the result.
     dtypes: [Dtype; 2],
-    /// What the pointers are multiples of.
-    alignments: [u32; 3],
+    /// What the pointers are multiples of: factors, what is added, result.
+    alignments: [u32; 4],
 }
 
 /// A shape's descriptors and its algorithm.
@@ -81,24 +82,36 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// `out [M, N] = scale * a b` (or `+=`), from number `start` of `out` on.
-pub(super) fn product((out, start): (&mut Array, usize), [a, b]: [Factor; 2], scale: f32, into: Into) {
+/// `out [M, N] = scale * a b` (or `+=`); the array may be longer.
+pub(super) fn product(out: &mut Array, factors: [Factor; 2], scale: f32, into: Into) {
+    let before = (into == Into::Add).then(|| out.at(0));
+    compute(out, factors, scale, before);
+}
+
+/// `out [M, N] = a b + before`, a matrix of the same size and format.
+pub(super) fn product_onto(out: &mut Array, factors: [Factor; 2], before: &Array) {
+    assert_eq!((out.len(), out.dtype()), (before.len(), before.dtype()), "matrices of one size and format");
+    compute(out, factors, 1.0, Some(before.at(0)));
+}
+
+/// `out = scale * a b`, and what lies at `before` where it is to be added.
+fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert_eq!(k, b.rows, "inner sizes of a product");
     assert_eq!(a.array.dtype(), b.array.dtype(), "factors in one format");
-    assert!(start + m * n <= out.len(), "a result of [{m}, {n}]");
+    assert!(k > 0 && m * n <= out.len(), "a result of [{m}, {n}], sums of {k}");
     let card = out.card().clone();
     let Some(engine) = card.engine().filter(|_| m * n > 0) else { return };
     // By columns, a matrix by rows is its transpose, and the product's transpose is that of the factors' in the other order.
-    let pointers = [b.array.at(0), a.array.at(0), out.at(start)];
+    let pointers = [b.array.at(0), a.array.at(0), before.unwrap_or_else(|| out.at(0)), out.at(0)];
     let shape = Shape {
         sizes: [n, m, k],
         transposed: [b.is_transposed, a.is_transposed],
         dtypes: [a.array.dtype(), out.dtype()],
         alignments: pointers.map(|pointer| 1 << pointer.trailing_zeros().min(8)),
     };
-    let computed =
-        engine.products.compute(shape, pointers, [scale, if into == Into::Add { 1.0 } else { 0.0 }], card.clone());
+    let factors = [scale, if before.is_some() { 1.0 } else { 0.0 }];
+    let computed = engine.products.compute(shape, pointers, factors, card.clone());
     computed.unwrap_or_else(|e| card.fail(&format!("compute a product of [{m}, {k}] and [{k}, {n}]"), e));
 }
 
@@ -109,20 +122,21 @@ impl Products {
         // SAFETY: a workspace is written before it is read.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) };
         let workspace = workspace.map_err(|e| format!("the card has no room for cuBLASLt's 34 MB: {e}"))?;
-        Ok(Self { handle: Handle(handle), workspace, prepared: Mutex::default() })
+        Ok(Self { handle: Handle(handle), workspace: Mutex::new(workspace), prepared: Mutex::default() })
     }
 
     fn compute(
         &self,
         shape: Shape,
-        [a, b, out]: [u64; 3],
+        [a, b, before, out]: [u64; 4],
         [alpha, beta]: [f32; 2],
         card: Arc<Card>,
     ) -> Result<(), CublasError> {
         let prepared = self.prepared(shape)?;
         let stream = &card.engine().expect("it computes").stream;
         card.bind();
-        let (workspace, [of_a, of_b, of_out]) = (self.workspace.device_ptr(stream).0, prepared.layouts);
+        let workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let (workspace, [of_a, of_b, of_out]) = (workspace.device_ptr(stream).0, prepared.layouts);
         // SAFETY: the layouts are those of the matrices, which are as large as the caller checked.
         unsafe {
             result::matmul(
@@ -134,7 +148,7 @@ impl Products {
                 of_a,
                 b as *const c_void,
                 of_b,
-                out as *const c_void,
+                before as *const c_void,
                 of_out,
                 out as *mut c_void,
                 of_out,
@@ -182,17 +196,17 @@ impl Prepared {
     }
 
     /// The fastest algorithm by cuBLASLt's own judgement, among those that add in a fixed order.
-    fn choose(&self, handle: &Handle, alignments: [u32; 3]) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+    fn choose(&self, handle: &Handle, alignments: [u32; 4]) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         use sys::cublasLtReductionScheme_t as Reduction;
-        let ordered = Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32
-            | Reduction::CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE as u32;
-        let [a, b, out] = alignments;
+        // Not those that round parts of a sum to the result's format either.
+        let ordered = Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        let [a, b, before, out] = alignments;
         let numbers = [
             (Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, before),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),
         ];
         let preference = result::create_matmul_pref()?;

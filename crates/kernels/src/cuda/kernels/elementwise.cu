@@ -88,18 +88,18 @@ __device__ inline void swiglu_backward(T* gate, T* up, const T* dh, long long n)
     store_four(up, i, n, u);
 }
 
-// Turns features i and i + half of every head; x [rows, heads * 2 * half], cos and sin [rows, half].
+// Turns features i and i + half of every head; x [rows, heads * 2 * half], cos and sin [rows, half]. A block a row.
 template <class T>
-__device__ inline void rope(T* x, const float* cos, const float* sin, int heads, int half, long long pairs, float sign) {
-    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= pairs) return;
-    int feature = i % half;
-    long long head = i / half, row = head / heads;
-    T* low = x + head * 2 * half + feature;
-    float a = to_float(low[0]), b = to_float(low[half]);
-    float c = cos[row * half + feature], s = sign * sin[row * half + feature];
-    low[0] = from_float<T>(a * c - b * s);
-    low[half] = from_float<T>(b * c + a * s);
+__device__ inline void rope(T* x, const float* cos, const float* sin, int heads, int half, float sign) {
+    x += (long long)blockIdx.x * heads * 2 * half;
+    cos += (long long)blockIdx.x * half, sin += (long long)blockIdx.x * half;
+    for (int i = threadIdx.x; i < heads * half; i += blockDim.x) {
+        int head = i / half, feature = i % half;
+        T* low = x + head * 2 * half + feature;
+        float a = to_float(low[0]), b = to_float(low[half]), c = cos[feature], s = sign * sin[feature];
+        low[0] = from_float<T>(a * c - b * s);
+        low[half] = from_float<T>(b * c + a * s);
+    }
 }
 
 // y += bias in every row.
@@ -117,8 +117,8 @@ __device__ inline void add_bias(T* y, const float* bias, int width, long long n)
         swiglu_backward(gate, up, dh, n);                                                                             \
     }                                                                                                                 \
     extern "C" __global__ void rope_##SUFFIX(T* x, const float* cos, const float* sin, int heads, int half,           \
-                                             long long pairs, float sign) {                                           \
-        rope(x, cos, sin, heads, half, pairs, sign);                                                                  \
+                                             float sign) {                                                            \
+        rope(x, cos, sin, heads, half, sign);                                                                         \
     }                                                                                                                 \
     extern "C" __global__ void add_bias_##SUFFIX(T* y, const float* bias, int width, long long n) {                   \
         add_bias(y, bias, width, n);                                                                                  \

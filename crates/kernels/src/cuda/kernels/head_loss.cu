@@ -86,9 +86,15 @@ __device__ inline void head_gradient(T* g, const float* logits, const int* targe
                                      const float* max, const double* others, int vocab) {
     int row = blockIdx.x, target = targets[row];
     long long start = (long long)row * vocab;
-    float top = max[row], weight = weights[row];
-    double z = others[row] + exp((double)logits[start + target] - top);
-    float factor = (float)(weight / z), of_target = (float)(-weight * (others[row] / z));
+    __shared__ float factors[2];
+    float top = max[row];
+    if (threadIdx.x == 0) {
+        double weight = weights[row], z = others[row] + exp((double)logits[start + target] - top);
+        factors[0] = (float)(weight / z);
+        factors[1] = (float)(-weight * (others[row] / z));
+    }
+    __syncthreads();
+    float factor = factors[0], of_target = factors[1];
     for (int v = blockIdx.y * 1024 + threadIdx.x; v < vocab && v < (blockIdx.y + 1) * 1024; v += blockDim.x) {
         g[start + v] = from_float<T>(v == target ? of_target : factor * expf(logits[start + v] - top));
     }
