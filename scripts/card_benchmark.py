@@ -6,8 +6,8 @@ Random bf16 weights; LoRA of rank 128, alpha 256 on q, k, v; 4,096 tokens a step
 measurement is a process of its own, so that its peak memory is its own. PyTorch's side is made fast where that costs a
 user little: flash attention, fused AdamW, the head only at rows that are asked for (--logits all computes every row, as
 the published scripts do). PEFT keeps adapters in f32; as under a trainer's bf16 autocast their products are bf16, and
-PEFT's detour of their input through f32 is left out. `weft bench` chooses by itself which layers it recomputes: one run
-of it stands beside PyTorch's with checkpointing and without.
+PEFT's detour of their input through f32 is left out. With checkpointing every layer is computed again in backward, on
+both sides (--activation-memory-gb 0); without it nothing is.
 
 The share of the card's rate counts the model's arithmetic as src/bench/mod.rs does, two operations a multiply-add:
   layers = tokens * layers * (4 D^2 + 3 D F + 2 D L)    one forward, attention included
@@ -221,13 +221,15 @@ def schedule(args):
     for sequences, tokens in [(2, 32)] if args.tiny else [(8, 512), (2, 2048)][: 1 if args.quick else 2]:
         for objective in ("sft", "weft"):
             step = common | {"objective": objective, "sequences": sequences, "tokens": tokens}
-            on, off = (step | {"of": "pytorch", "checkpointing": checkpointing} for checkpointing in (True, False))
-            runs += [on, step | {"of": "weft"}, off] * args.rounds
+            for checkpointing in (True, False):
+                both = [step | {"of": of, "checkpointing": checkpointing} for of in ("pytorch", "weft")]
+                runs += both * args.rounds
     weft = [args.weft, "bench", "--quiet", "--json", "--dtype", "bf16", "--shape", "P" if args.tiny else "llada-8b"]
     weft += shlex.split(args.weft_flags)
     for run in runs:
         command = [sys.executable, __file__, args.weft, "--one", json.dumps(run)]
         options = [f"--{name.replace('_', '-')}={run.get(name)}" for name in OPTIONS]
+        options.append(f"--activation-memory-gb={0 if run.get('checkpointing') else 1000}")
         yield run, weft + options if run["of"] == "weft" else command
 
 
@@ -246,7 +248,8 @@ def print_table(results, rate):
     for step in dict.fromkeys((r["objective"], r["sequences"], r["tokens"]) for r in results):
         of_step = [r for r in results if (r["objective"], r["sequences"], r["tokens"]) == step]
         for checkpointing in (True, False):
-            both = [[r for r in of_step if r.get("checkpointing") == side] for side in (checkpointing, None)]
+            alike = [r for r in of_step if r["checkpointing"] == checkpointing]
+            both = [[r for r in alike if r["of"] == side] for side in ("pytorch", "weft")]
             seconds = [cell(side, "step_seconds", ".3f") for side in both]
             ratio = "-" if "-" in seconds else f"**{float(seconds[0]) / float(seconds[1]):.2f}**"
             row = ["{} {} x {}".format(*step), "on" if checkpointing else "off", *seconds, ratio]

@@ -113,3 +113,44 @@ fn batch_of(batch: &MicroBatch) -> Batch {
 fn first(rows: usize) -> Vec<usize> {
     (0..rows).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_kernels::precision::Precision;
+
+    use super::*;
+    use crate::model::family::outline_of;
+    use crate::model::llada::{Sizes, new_config};
+    use crate::model::lora::{LoraConfig, attach_outline};
+    use crate::plan::Stored;
+
+    /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a card.
+    #[test]
+    fn an_adapter_of_llada_8b_is_trained_in_less_than_40_gb() {
+        let sizes = Sizes {
+            width: 4096,
+            layers: 32,
+            heads: 32,
+            mlp_hidden_size: 12_288,
+            vocab_size: 126_464,
+            max_seq_len: 4096,
+            mask_token_id: 126_336,
+            eos_token_id: 126_081,
+        };
+        let mut model = outline_of(&new_config(sizes).expect("LLaDA-8B's sizes"));
+        let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
+        attach_outline(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
+        (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);
+        let batch = MicroBatch { tokens: 4096, longest: 512, answers: 3072, masked: 1536, ..MicroBatch::default() };
+        let steps = vec![vec![batch]];
+        let gb = |activation_bytes: usize| {
+            model.config.activation_bytes = activation_bytes;
+            let work = Work { needs_entropy: true, ..Work::of_steps(&model, Stored::Mapped, &steps) };
+            parts(&work).iter().map(|part| part.bytes as f64 / 1e9).sum::<f64>()
+        };
+        let [all_again, nothing_again] = [0, usize::MAX].map(gb);
+        // Weights alone are 16.0 GB.
+        assert!((18.0..22.0).contains(&all_again), "{all_again} GB with every layer computed again");
+        assert!((28.0..40.0).contains(&nothing_again), "{nothing_again} GB with nothing computed again");
+    }
+}
