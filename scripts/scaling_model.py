@@ -5,6 +5,7 @@ Everything that isn't arithmetic is a constant below, with where it comes from."
 # LLaDA-8B: width 4,096, 32 layers, MLP 12,288, vocabulary 126,464, head not tied.
 WIDTH, LAYERS, MLP, VOCAB = 4096, 32, 12288, 126464
 FULL = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * MLP + 2 * WIDTH) + 2 * VOCAB * WIDTH + WIDTH
+ROUNDED = FULL - VOCAB * WIDTH - (2 * LAYERS + 1) * WIDTH  # what products alone read: in bf16 at every rank
 LORA = LAYERS * 3 * 128 * 2 * WIDTH  # rank 128 on q, k, v
 TOKENS, ANSWER = 512, 384  # of a rank in a step
 # Measured: docs/performance.md, a WeFT step of LoRA of 512 tokens in bf16 on 2 cores.
@@ -20,11 +21,12 @@ MESSAGE = 1 << 24  # numbers, of all ranks' parts: src/parallel/shards.rs
 CHUNK = 1 << 14  # numbers of a sum of squares
 
 
-def seconds(numbers, ranks, wire):
+def seconds(numbers, ranks, wire, rounded=0):
     """One way of all numbers: the bytes, and a message to each other rank in every round."""
     rate, latency = WIRES[wire]
     rounds = -(-numbers // MESSAGE)
-    return 4 * numbers * (ranks - 1) / ranks / (REACHED * rate) + rounds * (ranks - 1) * latency
+    bytes_of_all = 4 * numbers - 2 * rounded
+    return bytes_of_all * (ranks - 1) / ranks / (REACHED * rate) + rounds * (ranks - 1) * latency
 
 
 def told_seconds(numbers, ranks, wire):
@@ -38,7 +40,8 @@ def efficiency(numbers, compute, ranks, wire, overlaps):
     if overlaps:  # all but the last bucket, the embedding's
         last = seconds(VOCAB * WIDTH, ranks, wire)
         there = last + max(0.0, there - last - BACKWARD * compute)
-    return compute / (compute + there + seconds(numbers, ranks, wire) + told_seconds(numbers, ranks, wire))
+    back = seconds(numbers, ranks, wire, ROUNDED if overlaps else 0)
+    return compute / (compute + there + back + told_seconds(numbers, ranks, wire))
 
 
 def table(compute_of):
@@ -59,7 +62,8 @@ if __name__ == "__main__":
     table({"LoRA": LORA_SECONDS, "full": FULL_SECONDS})
     print("\nA rank that is a hundred times as fast:\n")
     table({"LoRA": LORA_SECONDS / 100, "full": FULL_SECONDS / 100})
-    print("\nMemory of a rank, full, GB (weights, gradients, moments):\n")
+    print("\nMemory of a rank, full, bf16, GB (weights, gradients, moments):\n")
     for ranks in [1, 2, 4, 8, 64, 1024]:
-        parts = [4e-9 * FULL, 4e-9 * FULL, 8e-9 * FULL / ranks]
+        weights = FULL if ranks == 1 else FULL - ROUNDED / 2 + ROUNDED / ranks
+        parts = [4e-9 * weights, 4e-9 * FULL, 8e-9 * FULL / ranks]
         print(f"| {ranks:,} | " + " | ".join(f"{part:.1f}" for part in parts) + f" | {sum(parts):.1f} |")

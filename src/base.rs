@@ -97,12 +97,20 @@ impl Base {
     /// # Errors
     /// A file of the base that can't be read, or one that can't be written; nothing is left then.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
+        let own = self.model.params.iter().filter(|p| !p.is_adapters());
+        self.save_tensors(folder, dtype, own.map(|p| Tensor::of(p, dtype)).collect())
+    }
+
+    /// The same with the tensors as somebody else has them.
+    ///
+    /// # Errors
+    /// As [`Base::save`].
+    pub fn save_tensors(&self, folder: &Path, dtype: Dtype, tensors: Vec<Tensor>) -> Result<()> {
         write_folder_whole(folder, |partial| {
             for (name, bytes) in self.companions()? {
                 write_whole(&partial.join(name), &bytes)?;
             }
-            let own = self.model.params.iter().filter(|p| !p.is_adapters());
-            write_tensors(&partial.join("model.safetensors"), own.map(|p| Tensor::of(p, dtype)).collect())?;
+            write_tensors(&partial.join("model.safetensors"), tensors)?;
             write_whole(&partial.join("config.json"), self.config(dtype)?.as_bytes())
         })
     }

@@ -202,7 +202,9 @@ fn what_is_missing_is_told_in_a_sentence() {
     };
     let driver = without("driver", &["libcuda"]);
     let (nvrtc, blas) = (without("nvrtc", &["libnvrtc"]), without("blas", &["libcublasLt"]));
-    let cases: [(&[(&str, &str)], &str, &[&str]); 7] = [
+    // What is changed in the environment, the device, and words of what is told.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a [&'a str]);
+    let cases: [Case; 7] = [
         (&[("LD_LIBRARY_PATH", &driver)], "cuda", &["libcuda.so.1", &driver, "--device cpu"]),
         (&[("LD_LIBRARY_PATH", &nvrtc)], "cuda", &["libnvrtc.so.13", "pip install nvidia-cuda-nvrtc", &nvrtc]),
         (&[("LD_LIBRARY_PATH", &blas)], "cuda", &["libcublasLt.so.13", "pip install nvidia-cublas", &blas]),

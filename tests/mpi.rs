@@ -8,6 +8,7 @@ mod ranks;
 mod scratch;
 
 use std::fs;
+use std::path::Path;
 
 use ranks::{RECIPE, adapter, checkpoint, essence, start, stderr, steps, trained, weft};
 use serde_json::Value;
@@ -79,24 +80,81 @@ fn full_training_with_sharded_moments_equals_one_rank() {
     }
 }
 
+/// One micro-batch a step: of four ranks three hand over zeros, beside their backward or after it.
+fn full_recipe(model: &str) -> String {
+    let recipe = RECIPE.replace("lora_dropout = 0.1", &format!("trainable = \"full\"\nsave_dtype = \"f32\"\n{model}"));
+    recipe.replace("train_rows = 26", "train_rows = 2").replace("epochs = 2", "epochs = 4\ncheckpoint_every = 2")
+}
+
+/// The file of a run's newest checkpoint's numbers: f32 weights and moments.
+fn newest_state(folder: &Path) -> Vec<u8> {
+    let folder = folder.join("run/checkpoints");
+    let newest = scratch::names(&folder).pop().expect("there are checkpoints");
+    fs::read(folder.join(newest).join("state.safetensors")).expect("there are tensors")
+}
+
 #[test]
 fn full_training_has_the_same_bits_where_each_rank_has_one_micro_batch() {
     needs_mpirun!();
-    // One micro-batch a step: of four ranks three hand over zeros, beside their backward or after it.
-    let recipe = RECIPE.replace("lora_dropout = 0.1", "trainable = \"full\"\nsave_dtype = \"f32\"");
-    let recipe = recipe.replace("train_rows = 26", "train_rows = 2").replace("epochs = 2", "epochs = 4");
-    let run = |ranks: usize, overlap: &str| {
-        let folder = start(&format!("full-alone-{ranks}"), &recipe);
-        let args = ["train", "recipe.toml", "--threads", "1", "--overlap", overlap];
-        let output = weft(ranks, &folder, &args).output().expect("it starts");
-        assert!(output.status.success(), "{}", stderr(&output));
-        folder
-    };
-    let one = run(1, "auto");
-    for overlap in ["on", "off"] {
-        let four = run(4, overlap);
-        assert_eq!(essence(&four), essence(&one));
-        assert!(checkpoint(&four) == checkpoint(&one), "overlap {overlap}");
+    // In bf16 ranks split the f32 weights, unless entropies are computed in f32.
+    for (name, model) in [
+        ("f32", ""),
+        ("bf16", "precision = \"bf16\"\n"),
+        ("mixed", "precision = \"bf16\"\n[objective]\nentropy_precision = \"f32\"\n"),
+    ] {
+        let recipe = full_recipe(model);
+        let run = |ranks: usize, overlap: &str| {
+            let folder = start(&format!("full-{name}-{ranks}"), &recipe);
+            let args = ["train", "recipe.toml", "--threads", "1", "--overlap", overlap];
+            let output = weft(ranks, &folder, &args).output().expect("it starts");
+            assert!(output.status.success(), "{}", stderr(&output));
+            folder
+        };
+        let one = run(1, "auto");
+        for (ranks, overlap) in [(4, "on"), (4, "off"), (3, "on")] {
+            let several = run(ranks, overlap);
+            assert_eq!(essence(&several), essence(&one), "{name}, {ranks} ranks, overlap {overlap}");
+            assert!(checkpoint(&several) == checkpoint(&one), "{name}, {ranks} ranks, overlap {overlap}");
+            assert!(
+                newest_state(&several) == newest_state(&one),
+                "{name}: the checkpoint has weights and moments whole"
+            );
+            assert_eq!(held_out(&several), held_out(&one));
+        }
+        let bits = checkpoint(&one);
+        let is_rounded = |bits: &Vec<u32>| bits.iter().all(|bits| bits & 0xffff == 0);
+        assert!(!bits.values().any(is_rounded), "{name}: what is saved is f32");
+    }
+}
+
+/// The held-out losses as the metrics have them.
+fn held_out(folder: &Path) -> Vec<String> {
+    let text = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there are metrics");
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
+    lines.filter_map(|line| line.get("held_out_nll_bound").map(Value::to_string)).collect()
+}
+
+#[test]
+fn weights_that_ranks_have_parts_of_are_resumed_by_any_number_of_ranks() {
+    needs_mpirun!();
+    let recipe = full_recipe("precision = \"bf16\"\n");
+    let whole = start("parts-whole", &recipe);
+    trained(1, &whole, &["train.grad_accum_steps=4"]);
+    let resumed = start("parts-resumed", &recipe);
+    trained(4, &resumed, &[]);
+    for (ranks, accum) in
+        [(2, "train.grad_accum_steps=2"), (1, "train.grad_accum_steps=4"), (4, "train.grad_accum_steps=1")]
+    {
+        let folder = resumed.join("run/checkpoints");
+        let newest = scratch::names(&folder).pop().expect("there are checkpoints");
+        fs::remove_dir_all(folder.join(newest)).expect("it goes");
+        fs::remove_dir_all(resumed.join("run/checkpoint")).expect("it goes");
+        let args = ["train", "recipe.toml", "--threads", "1", "--resume", "--set", accum];
+        let output = weft(ranks, &resumed, &args).output().expect("it starts");
+        assert!(output.status.success() && stderr(&output).contains("resuming at step 2"), "{}", stderr(&output));
+        assert!(checkpoint(&resumed) == checkpoint(&whole), "{ranks} ranks go on to other bits");
+        assert!(newest_state(&resumed) == newest_state(&whole), "{ranks} ranks go on to other bits");
+        assert_eq!(essence(&resumed), essence(&whole));
     }
 }
 
@@ -155,16 +213,32 @@ fn the_first_rank_alone_prints_and_ranks_log_on_request() {
 #[test]
 fn what_is_sent_is_what_was_planned() {
     needs_mpirun!();
-    let folder = start("sent", &RECIPE.replace("train_rows = 26", "train_rows = 32"));
-    trained(4, &folder, &[]);
-    let sent = steps(&folder).iter().map(|step| step["sent_bytes"].as_f64().expect("a number")).sum::<f64>() / 8.0;
-    let output = weft(1, &folder, &["plan", "recipe.toml", "--ranks", "4", "--json"]).output().expect("it starts");
-    let plan: Value = serde_json::from_slice(&output.stdout).expect("a plan is JSON");
-    assert_eq!(plan["steps"], 8, "{plan}");
-    let parts = ["gradient_bytes", "update_bytes", "told_bytes"].map(|key| plan["communication"][key].as_f64());
-    let planned: f64 = parts.into_iter().map(|part| part.expect("a number")).sum();
-    assert!((sent / planned - 1.0).abs() < 0.01, "{sent} bytes a step were sent, {planned} planned");
-    assert!(plan["communication"]["imbalance"].as_f64().is_some_and(|x| (1.0..4.0).contains(&x)), "{plan}");
+    let recipe = RECIPE.replace("train_rows = 26", "train_rows = 32");
+    // Of every weight in bf16 updated numbers take half.
+    let full = recipe.replace("lora_dropout = 0.1", "trainable = \"full\"\nprecision = \"bf16\"");
+    let updates = [("lora", recipe), ("full", full)].map(|(name, recipe)| {
+        let folder = start(&format!("sent-{name}"), &recipe);
+        let output = weft(4, &folder, &["train", "recipe.toml", "--rank-logs"]).output().expect("it starts");
+        assert!(output.status.success(), "{}", stderr(&output));
+        // A small model's parts are uneven, so that one rank sends more than another.
+        let logs = (0..4).map(|rank| fs::read_to_string(folder.join(format!("run/ranks/rank-{rank}.jsonl"))));
+        let lines: Vec<String> =
+            logs.flat_map(|log| log.expect("there is a log").lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        assert_eq!(lines.len(), 4 * 8);
+        let of_line =
+            |line: &String| serde_json::from_str::<Value>(line).expect("a line is JSON")["sent_bytes"].as_f64();
+        let sent = lines.iter().map(|line| of_line(line).expect("a number")).sum::<f64>() / 32.0;
+        let output = weft(1, &folder, &["plan", "recipe.toml", "--ranks", "4", "--json"]).output().expect("it starts");
+        let plan: Value = serde_json::from_slice(&output.stdout).expect("a plan is JSON");
+        assert_eq!(plan["steps"], 8, "{plan}");
+        let parts = ["gradient_bytes", "update_bytes", "told_bytes"]
+            .map(|key| plan["communication"][key].as_f64().expect("a number"));
+        let planned: f64 = parts.into_iter().sum();
+        assert!((sent / planned - 1.0).abs() < 0.01, "{name}: {sent} bytes a step were sent, {planned} planned");
+        assert!(plan["communication"]["imbalance"].as_f64().is_some_and(|x| (1.0..4.0).contains(&x)), "{plan}");
+        parts[1] / parts[0]
+    });
+    assert!(updates[0] == 1.0 && (0.5..0.6).contains(&updates[1]), "{updates:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! the last checkpoint is whole. It skips loudly where there is no `mpirun`.
 #![cfg(feature = "mpi")]
 
+mod fixtures;
 #[macro_use]
 mod ranks;
 mod scratch;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
-use ranks::{RECIPE, start, stderr, steps, train, weft};
+use ranks::{RECIPE, adapter, essence, start, stderr, steps, train, trained, weft};
 use serde_json::Value;
 
 #[test]
@@ -145,4 +146,65 @@ fn a_signal_stops_all_after_the_same_step() {
         assert!(folder.join(format!("run/checkpoints/step-{step:08}")).is_dir(), "{told}");
         assert_eq!(steps(&folder).last().expect("there are steps")["step"], step);
     }
+}
+
+/// A recipe of so many rows in micro-batches of one, of which one row makes every number of its forward none.
+fn poisoned(folder: &Path, rows: usize, wrong: usize) {
+    let row = |i: usize| {
+        let what = if i == wrong { "~" } else { "" };
+        format!("{{\"prompt\": \"What is {i}{what} + 1?\", \"response\": \"{}\"}}\n", i + 1)
+    };
+    fs::write(folder.join("rows.jsonl"), (0..rows).map(row).collect::<String>()).expect("the rows are written");
+    let base = fixtures::poisoned_base("~").display().to_string();
+    let recipe = format!(
+        "[model]\npath = {base:?}\n[data]\ntrain = \"rows.jsonl\"\n[train]\noutput = \"run\"\nmicro_batch_size = 1\n\
+         epochs = 2\nlr = 1e-3\ncheckpoint_every = 1\n"
+    );
+    fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+}
+
+/// Each step of a run: its number, whether it was passed over, and the examples that were.
+fn passed_over(folder: &Path) -> Vec<String> {
+    let text = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there are metrics");
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
+    lines
+        .map(|line| ["step", "skipped", "skipped_steps", "grad_norm"].map(|key| line[key].to_string()).join(" "))
+        .collect()
+}
+
+#[test]
+fn a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_the_row() {
+    needs_mpirun!();
+    // Each rank has one of two rows: the wrong one is the first's once and the second's once.
+    for wrong in [0, 1] {
+        let folder = start("not-finite", RECIPE);
+        poisoned(&folder, 2, wrong);
+        let child =
+            weft(2, &folder, &["train", "recipe.toml", "--threads", "1", "--quiet"]).spawn().expect("it starts");
+        let output = ends_within(30, child);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let place = format!("of its 2 examples example {wrong} (rows.jsonl:{}, t 0.", wrong + 1);
+        assert!(told.contains("rank 0: error: step 1: loss ") && told.contains(&place), "{told}");
+        assert_eq!(told.matches("error: step 1").count(), 1, "one rank tells: {told}");
+        assert!(!folder.join("run/adapter").exists());
+    }
+}
+
+#[test]
+fn a_step_that_is_not_finite_on_one_rank_is_passed_over_by_all() {
+    needs_mpirun!();
+    let run = |ranks: usize, accum: &str| {
+        let folder = start(&format!("passed-over-{ranks}"), RECIPE);
+        poisoned(&folder, 8, 6);
+        let output = trained(ranks, &folder, &["train.on_non_finite=skip", accum]);
+        assert!(stderr(&output).contains("passed over step ") && stderr(&output).contains("example 6 (t 0."));
+        folder
+    };
+    let one = run(1, "train.grad_accum_steps=2");
+    let two = run(2, "train.grad_accum_steps=1");
+    assert_eq!(passed_over(&one).iter().filter(|line| line.contains("non_finite")).count(), 2, "once an epoch");
+    // A rank that had gone on alone would have had other losses in the steps after it.
+    assert_eq!((passed_over(&two), essence(&two)), (passed_over(&one), essence(&one)));
+    assert!(adapter(&two) == adapter(&one), "the ranks make other bits");
 }

@@ -11,7 +11,6 @@ use fixtures::LLADA;
 use scratch::folder;
 use serde_json::{Value, json};
 use weft::data::Example;
-use weft::data::chat_template::TextModel;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::error::Error;
@@ -259,20 +258,6 @@ fn spikes_one_after_the_other_end_the_run() {
     assert!(told.ends_with("raise train.spike_factor and add --resume, or start anew with a lower train.lr"), "{told}");
 }
 
-/// A copy of the embedded base in which the embedding of one token is no number.
-fn poisoned_base(token: &str) -> std::path::PathBuf {
-    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base"), folder("poisoned-base"));
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(from.join(file), to.join(file)).expect("the file is copied");
-    }
-    let ids = TextModel::open(&from).expect("there is a tokenizer").encode(token).expect("it is text");
-    let mut tensors = fixtures::read(&fs::read(from.join("model.safetensors")).expect("there are weights"));
-    let (shape, numbers) = tensors.get_mut("model.transformer.wte.weight").expect("there is an embedding");
-    numbers[ids[0] as usize * shape[1]..][..shape[1]].fill(f32::NAN);
-    fixtures::write(&to.join("model.safetensors"), &tensors);
-    to
-}
-
 fn weft(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.current_dir(folder).env("WEFT_CACHE", "cache").args(["train", "recipe.toml"]).args(arguments);
@@ -281,7 +266,7 @@ fn weft(folder: &Path, arguments: &[&str]) -> Output {
 
 #[test]
 fn a_run_names_file_and_row_and_goes_on_without_them() {
-    let (base, folder) = (poisoned_base("~"), folder("run"));
+    let (base, folder) = (fixtures::poisoned_base("~"), folder("run"));
     let row = |i: usize| {
         let what = if i == 6 { "~" } else { "" };
         format!("{{\"prompt\": \"What is {i}{what} + 1?\", \"response\": \"{}\"}}\n", i + 1)

@@ -101,6 +101,27 @@ fn steps_of_every_kind_use_what_was_planned() {
 }
 
 #[test]
+fn several_ranks_have_linear_layers_in_bf16_and_split_their_f32_weights() {
+    let folder = folder("split");
+    large_batches(&folder);
+    let plan = |ranks: &str, settings: &[&str]| {
+        let mut args = vec!["plan", "recipe.toml", "--json", "--set", "model.trainable=full", "--ranks", ranks];
+        settings.iter().for_each(|s| args.extend(["--set", s]));
+        let plan = json(&weft(&folder, &args));
+        let weights = plan["parts"].as_array().and_then(|parts| parts.iter().find(|p| p["name"] == "weights").cloned());
+        bytes(&weights.expect("there are weights")["bytes"])
+    };
+    let (bf16, exact) = ("model.precision=bf16", "objective.entropy_precision=f32");
+    let whole = plan("1", &[]);
+    for (ranks, settings) in [("1", &[bf16][..]), ("4", &[]), ("4", &[bf16, exact]), ("2", &[bf16])] {
+        assert_eq!(plan(ranks, settings), whole, "{ranks} ranks, {settings:?}");
+    }
+    // Four layers of width 192 and MLPs of 512, and a head of 610 rows: 2 + 4 / 4 bytes a number instead of 4.
+    let linear = 4 * (4 * 192 * 192 + 3 * 192 * 512) + 610 * 192;
+    assert_eq!(whole - plan("4", &[bf16]), f64::from(linear));
+}
+
+#[test]
 fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
     let folder = folder("refusal");
     large_batches(&folder);

@@ -13,12 +13,14 @@ use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
+use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::{Recipe, Trainable};
 use weft::report::training::{self, Sample};
 use weft::sampler::generate::Sampling;
+use weft::train::optimizer::Optimizer;
 use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
@@ -120,11 +122,10 @@ impl Train {
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(product);
-        if is_first {
-            match adapter {
-                Some(config) => lora::save(&folder, &base.model, &config, &base.name)?,
-                None => base.save(&folder, recipe.model.save_dtype.map_or(base.dtype, Into::into))?,
-            }
+        match adapter {
+            Some(config) if is_first => lora::save(&folder, &base.model, &config, &base.name)?,
+            Some(_) => {}
+            None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
         }
         // 4. The same after it, the report, and where everything lies.
         let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")), quiet)?;
@@ -278,6 +279,18 @@ fn describe(experiment: &Experiment, base: &Base) {
     if let Some(Mixed { dataset, .. }) = &experiment.held_out {
         say!("held out   {} examples; {} answers cut", dataset.examples.len(), dataset.truncated);
     }
+}
+
+/// Saves every weight as it was trained; every rank calls it, the first writes.
+fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folder: &Path) -> Result<()> {
+    let dtype = experiment.recipe.model.save_dtype.map_or(base.dtype, Into::into);
+    let params = base.model.params.iter().enumerate();
+    let tensors = params.map(|(id, param)| optimizer.saved(id, param, dtype)).collect();
+    if !experiment.ranks.is_first() {
+        make_in_order(tensors);
+        return Ok(());
+    }
+    base.save_tensors(folder, dtype, tensors)
 }
 
 /// The command that asks what was trained, with room for the longest answer it was trained on.

@@ -1,4 +1,7 @@
-//! Parameters in groups whose gradients backward finishes together: what travels between ranks at a time.
+//! Parameters in groups whose gradients backward finishes together: what travels between ranks at a time. And which of
+//! them are read rounded, so that only who updates them needs more.
+
+use weft_kernels::precision::Precision;
 
 use super::block::{Block, Linear, ParamId, Transformer};
 
@@ -20,6 +23,14 @@ impl Transformer {
             true => groups,
             false => vec![groups.concat()],
         }
+    }
+
+    /// Whether nothing but products in bf16 read a parameter that is trained: a linear layer's weight, unless it is the
+    /// embedding too, where neither pass of a step computes in another precision. Rounded to bf16 it gives the same bits.
+    pub fn is_read_rounded(&self, id: ParamId) -> bool {
+        let rounds = [self.config.precision, self.config.entropy_precision] == [Precision::Bf16; 2];
+        let is_matrix = id != self.embedding && self.linears().any(|layer| layer.weight == id);
+        rounds && is_matrix && self.params[id].trainable
     }
 
     /// The bucket of a layer where every weight is trained; that of the head is 0, that of the embedding the last.

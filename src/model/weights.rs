@@ -132,7 +132,7 @@ impl Checkpoint {
 
 /// A tensor to be written; its bytes are made when they are, one tensor after the other.
 pub struct Tensor<'a> {
-    name: &'a str,
+    name: Cow<'a, str>,
     shape: Vec<usize>,
     dtype: Dtype,
     numbers: Numbers<'a>,
@@ -151,23 +151,28 @@ pub type Make<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
 impl<'a> Tensor<'a> {
     /// A parameter, rounded to nearest where `dtype` is bf16.
     pub fn of(param: &'a Param, dtype: Dtype) -> Self {
-        Self { name: &param.name, shape: param.shape.clone(), dtype, numbers: Numbers::Weight(&param.weight) }
+        Self {
+            name: Cow::from(&param.name),
+            shape: param.shape.clone(),
+            dtype,
+            numbers: Numbers::Weight(&param.weight),
+        }
     }
 
     /// A weight in the format it is stored in or another, an adapter merged into it where there is one.
     pub fn merged(name: &'a str, shape: &[usize], weight: &'a Weight, lora: Option<Lora<'a>>, dtype: Dtype) -> Self {
         let numbers = lora.map_or(Numbers::Weight(weight), |lora| Numbers::Merged(weight, lora));
-        Self { name, shape: shape.to_vec(), dtype, numbers }
+        Self { name: name.into(), shape: shape.to_vec(), dtype, numbers }
     }
 
     /// Numbers that are made when they are written: once, in the order of the tensors' names.
-    pub fn made(name: &'a str, shape: Vec<usize>, make: Make<'a>) -> Self {
-        Self { name, shape, dtype: Dtype::F32, numbers: Numbers::Made(make) }
+    pub fn made(name: Cow<'a, str>, shape: &[usize], dtype: Dtype, make: Make<'a>) -> Self {
+        Self { name, shape: shape.to_vec(), dtype, numbers: Numbers::Made(make) }
     }
 
     /// Some numbers.
     pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &'a [f32]) -> Self {
-        Self { name, shape, dtype: Dtype::F32, numbers: Numbers::Plain(numbers) }
+        Self { name: name.into(), shape, dtype: Dtype::F32, numbers: Numbers::Plain(numbers) }
     }
 }
 
@@ -208,13 +213,24 @@ impl View for Tensor<'_> {
 pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
     // transformers refuses a file whose metadata doesn't name the format.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let views = tensors.into_iter().map(|t| (t.name, t));
+    let views = tensors.into_iter().map(|t| (t.name.clone(), t));
     write_whole_by(path, |partial| {
         safetensors::serialize_to_file(views, Some(metadata), partial).map_err(|error| match error {
             SafeTensorError::IoError(error) => error,
             other => std::io::Error::other(other),
         })
     })
+}
+
+/// Makes those numbers that are made when they are written, and drops them: what ranks do while one writes tensors of one
+/// format that each has parts of.
+pub fn make_in_order(mut tensors: Vec<Tensor>) {
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    for tensor in tensors {
+        if let Numbers::Made(make) = tensor.numbers {
+            make();
+        }
+    }
 }
 
 fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>) -> Result<()> {

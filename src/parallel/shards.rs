@@ -1,6 +1,7 @@
 //! How the numbers of a model's parameters are split among ranks: of every bucket, some parameters whose gradients travel
 //! together, each rank has a contiguous part, as large as the others'. A part's gradient is summed, its moments are kept
-//! and its update is made at its rank alone (ZeRO-1); gradients go there, updated numbers come back.
+//! and its update is made at its rank alone (ZeRO-1); gradients go there, updated numbers come back. Of what products in
+//! bf16 alone read, the f32 numbers are that rank's too, and the others have it in bf16.
 //!
 //! # Source
 //! Rajbhandari, Rasley, Ruwase and He, ZeRO, arXiv 1910.02054, section 5.
@@ -23,6 +24,8 @@ pub struct Shards {
     buckets: Vec<Vec<ParamId>>,
     /// Where the part of each rank ends, for every parameter; nothing for a frozen one.
     ends: Vec<Vec<usize>>,
+    /// Whether a parameter is in bf16 everywhere, and in f32 only where its part is.
+    rounded: Vec<bool>,
     size: usize,
 }
 
@@ -51,12 +54,18 @@ impl Shards {
                 start += len(id);
             }
         }
-        Self { buckets, ends, size }
+        let rounded = (0..model.params.len()).map(|id| size > 1 && model.is_read_rounded(id)).collect();
+        Self { buckets, ends, rounded, size }
     }
 
     /// The buckets, in the order in which backward finishes them.
     pub fn buckets(&self) -> &[Vec<ParamId>] {
         &self.buckets
+    }
+
+    /// Whether ranks have a parameter in bf16, and each only its part in f32.
+    pub fn is_rounded(&self, id: ParamId) -> bool {
+        self.rounded[id]
     }
 
     /// A rank's part of a parameter.
@@ -73,38 +82,48 @@ impl Shards {
         let mut sums: Table = grads.iter().map(part).collect();
         let at = |id: ParamId| self.buckets[bucket].iter().position(|of| *of == id).expect("it is of this bucket");
         for pieces in self.messages(bucket) {
-            let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
+            let counts: Vec<usize> = pieces.iter().map(|piece| piece.iter().map(numbers).sum()).collect();
             let device = grads.first().map(|(_, grad)| grad.device()).unwrap_or_default();
             let mut send = device.unset(counts.iter().sum());
-            for_each_place(pieces.iter().flatten(), |start, id, stretch| send.copy(start, &grads[at(id)].1, stretch));
+            for (start, (id, stretch)) in places(pieces.iter().flatten(), numbers) {
+                send.copy(start, &grads[at(id)].1, stretch);
+            }
             let own = counts[rank];
             let mut received = device.unset(own * self.size);
             ranks.exchange(&send, &counts, &mut received);
             drop(send);
             sum_blocks(&mut received, own, self.size);
-            for_each_place(&pieces[rank], |start, id, stretch| {
+            for (start, (id, stretch)) in places(&pieces[rank], numbers) {
                 let sum = &mut sums[at(id)].1;
                 sum.copy(stretch.start - self.part(id, rank).start, &received, start..start + stretch.len());
-            });
+            }
         }
         sums
     }
 
-    /// Puts every rank's part of the trained parameters into all.
+    /// Puts every rank's part of the trained parameters into all; what is in bf16 travels so, two numbers in the place of one.
     pub fn spread(&self, ranks: &dyn Collective, model: &mut Transformer) {
         let buckets = if self.size == 1 { 0 } else { self.buckets.len() };
+        let len = |(id, stretch): &Stretch| stretch.len().div_ceil(if self.rounded[*id] { 2 } else { 1 });
         for pieces in (0..buckets).flat_map(|bucket| self.messages(bucket)) {
-            let counts: Vec<usize> = pieces.iter().map(|piece| len_of(piece)).collect();
+            let counts: Vec<usize> = pieces.iter().map(|piece| piece.iter().map(len).sum()).collect();
             let mut own = model.device.unset(counts[ranks.rank()]);
             let mut all = model.device.unset(counts.iter().sum());
-            for_each_place(&pieces[ranks.rank()], |start, id, stretch| {
-                model.params[id].weight.copy_to(&mut own, start, stretch);
-            });
+            for (start, (id, stretch)) in places(&pieces[ranks.rank()], len) {
+                let weight = &model.params[id].weight;
+                match self.rounded[id] {
+                    true => weight.copy_pairs_to(&mut own, start, stretch),
+                    false => weight.copy_to(&mut own, start, stretch),
+                }
+            }
             ranks.all_gather(&own, &counts, &mut all);
-            for_each_place(pieces.iter().flatten(), |start, id, stretch| {
-                let from = start..start + stretch.len();
-                model.params[id].weight.copy_from(stretch.start, &all, from);
-            });
+            for (start, (id, stretch)) in places(pieces.iter().flatten(), len) {
+                let weight = &mut model.params[id].weight;
+                match self.rounded[id] {
+                    true => weight.copy_pairs_from(stretch, &all, start),
+                    false => weight.copy_from(stretch.start, &all, start..start + stretch.len()),
+                }
+            }
         }
     }
 
@@ -155,20 +174,21 @@ fn sum_blocks(blocks: &mut Tensor, len: usize, count: usize) {
     }
 }
 
-fn len_of(piece: &[Stretch]) -> usize {
-    piece.iter().map(|(_, stretch)| stretch.len()).sum()
+/// Numbers of a stretch.
+fn numbers((_, stretch): &Stretch) -> usize {
+    stretch.len()
 }
 
-/// `f(start, parameter, stretch)` of stretches that stand one after the other in a message.
-fn for_each_place<'a>(
+/// Where stretches begin that stand one after the other in a message, in which each takes so many numbers.
+fn places<'a>(
     stretches: impl IntoIterator<Item = &'a Stretch>,
-    mut f: impl FnMut(usize, ParamId, Range<usize>),
-) {
-    let mut start = 0;
-    for (id, stretch) in stretches {
-        f(start, *id, stretch.clone());
-        start += stretch.len();
-    }
+    len: impl Fn(&Stretch) -> usize,
+) -> impl Iterator<Item = (usize, Stretch)> {
+    stretches.into_iter().scan(0, move |end, stretch| {
+        let start = *end;
+        *end += len(stretch);
+        Some((start, stretch.clone()))
+    })
 }
 
 #[cfg(test)]

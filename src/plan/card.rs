@@ -6,6 +6,7 @@ use std::sync::Arc;
 use weft_kernels::cuda::{Card, WORKSPACE};
 use weft_kernels::device::Device;
 use weft_kernels::tensor::Tensor;
+use weft_kernels::weight::{Dtype, Weight};
 
 use super::batches::MicroBatch;
 use super::memory::{Part, Work};
@@ -19,6 +20,9 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     let card = Card::outline();
     let device = Device::Cuda(card.clone());
     let mut model = work.model.outline();
+    for weight in model.params.iter_mut().filter(|p| p.trainable).map(|p| &mut p.weight) {
+        *weight = Weight::outline(weight.rows(), weight.cols(), Dtype::F32);
+    }
     model.params.iter_mut().filter(|p| !p.is_adapters()).for_each(|p| p.weight.put_on(&device));
     let weights = card.used_bytes();
     model.put_on(&device);

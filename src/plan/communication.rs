@@ -14,7 +14,7 @@ pub struct Communication {
     pub ranks: usize,
     /// Gradients to the ranks that sum them: `4 P (N - 1) / N` of `P` trained numbers.
     pub gradient_bytes: f64,
-    /// Updated numbers to everyone: as many again.
+    /// Updated numbers to everyone: as many again, or half of it for what the ranks have in bf16.
     pub update_bytes: f64,
     /// What is told of answers, entropies first of all, sums of squares and losses.
     pub told_bytes: f64,
@@ -28,11 +28,12 @@ const HEADER: f64 = 64.0;
 impl Communication {
     /// Of a recipe's steps at so many ranks.
     pub(super) fn of(model: &Transformer, recipe: &Recipe, batches: &Batches, ranks: usize) -> Self {
-        let len = |p: &crate::model::block::Param| p.weight.rows() * p.weight.cols();
-        let trained = model.params.iter().filter(|p| p.trainable).map(len);
-        let chunks: usize = trained.clone().map(|len| len.div_ceil(CHUNK)).sum();
+        let len = |id: usize| model.params[id].weight.rows() * model.params[id].weight.cols();
+        let trained = (0..model.params.len()).filter(|id| model.params[*id].trainable);
+        let rounded: usize = trained.clone().filter(|id| ranks > 1 && model.is_read_rounded(*id)).map(len).sum();
+        let chunks: usize = trained.clone().map(|id| len(id).div_ceil(CHUNK)).sum();
         let others = (ranks - 1) as f64 / ranks as f64;
-        let travelling = 4.0 * trained.sum::<usize>() as f64 * others;
+        let trained = trained.map(len).sum::<usize>() as f64;
         // A mean step's answers, of all ranks.
         let answers = (recipe.train.global_batch_size() * ranks) as f64;
         let [_, _, answer_tokens, _] = batches.mean;
@@ -41,8 +42,8 @@ impl Communication {
         let told = HEADER * answers + per_token * answer_tokens * ranks as f64 + 8.0 * chunks as f64 + losses;
         Self {
             ranks,
-            gradient_bytes: travelling,
-            update_bytes: travelling,
+            gradient_bytes: 4.0 * trained * others,
+            update_bytes: (4.0 * trained - 2.0 * rounded as f64) * others,
             told_bytes: told * others,
             imbalance: batches.imbalance,
         }

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 use weft_kernels::cpu::{attention, head_loss, matrix};
+use weft_kernels::weight::Dtype;
 
 use super::batches::MicroBatch;
 use super::card;
@@ -191,11 +192,17 @@ impl<'a> Work<'a> {
     /// Weights, the adapter, and AdamW's moments.
     ///
     /// A frozen weight takes what it is stored in, a trained one 4 bytes a number, beside what is mapped until it has
-    /// become that; the moments of what is trained take 8. Of a mapped embedding only the rows that are read become
+    /// become that; the moments of what is trained take 8. What several ranks have in bf16 takes 2, and 4 split among
+    /// them. Of a mapped embedding only the rows that are read become
     /// resident, each with the 64 KiB that the system maps at once.
     fn stored_parts(&self) -> [usize; 3] {
         let len = |p: &Param| p.weight.rows() * p.weight.cols();
         let stored = |(id, p): (usize, &Param)| {
+            if self.ranks > 1 && self.model.is_read_rounded(id) {
+                let program = if self.stored == Stored::Embedded { Dtype::Bf16.size() * len(p) } else { 0 };
+                let masters = (size_of::<f32>() * len(p)).div_ceil(self.ranks);
+                return program + Dtype::Bf16.size() * len(p) + masters;
+            }
             let bytes = len(p) * p.weight.dtype().size();
             let is_lookup = id == self.model.embedding && !self.model.has_tied_head();
             let read = match self.stored {

@@ -16,12 +16,12 @@ use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
 use super::guard::Guard;
 use super::metrics::tell;
+use super::optimizer::moment_names;
 use super::run::RECIPE;
 use super::same_recipe::{began_with, same_run};
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
-use crate::model::block::Param;
-use crate::model::weights::{Checkpoint, Tensor, write_tensors};
+use crate::model::weights::{Checkpoint, Tensor, make_in_order, write_tensors};
 
 /// Checkpoints that are kept: should the newest be damaged, one is left.
 const KEPT: usize = 2;
@@ -62,40 +62,27 @@ const CHECKSUMS: &str = "checksums";
 /// The tensor of reused entropies.
 const ENTROPIES: &str = "token_entropy";
 
-/// The names of a parameter's moments.
-fn moment_names(param: &Param) -> [String; 2] {
-    ["m.", "v."].map(|prefix| format!("{prefix}{}", param.name))
-}
-
 /// Saves a checkpoint below the run's folder and drops all but the newest two. Every rank calls it; the first writes what
 /// one rank would have written, so that any number of ranks resumes.
 ///
 /// # Errors
 /// A file that can't be written; earlier checkpoints are untouched then.
 pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
-    let trained = trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable);
-    let named: Vec<(usize, &Param, [String; 2])> = trained.map(|(i, p)| (i, p, moment_names(p))).collect();
+    let kept = &trainer.entropies.kept;
+    let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
+    let mut tensors = vec![];
+    for (id, param) in trainer.model.params.iter().enumerate().filter(|(_, p)| p.trainable) {
+        tensors.push(trainer.optimizer.saved(id, param, Dtype::F32));
+        tensors.extend(trainer.optimizer.saved_moments(id, param));
+    }
     if !trainer.ranks.is_first() {
-        // The first rank asks for a tensor when it writes it, in the names' order.
-        let mut moments: Vec<_> = named.iter().flat_map(|(i, _, [m, v])| [(m, *i, 0), (v, *i, 1)]).collect();
-        moments.sort();
-        moments.into_iter().for_each(|(_, i, moment)| drop(trainer.optimizer.gather(i, moment)));
+        make_in_order(tensors);
         return Ok(());
     }
+    if !kept.is_empty() {
+        tensors.push(Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies));
+    }
     write_folder_whole(&folder_of(output, trainer.step), |partial| {
-        let kept = &trainer.entropies.kept;
-        let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
-        let mut tensors = vec![];
-        for (i, param, names) in &named {
-            tensors.push(Tensor::of(param, Dtype::F32));
-            for (moment, name) in names.iter().enumerate() {
-                let gather = move || trainer.optimizer.gather(*i, moment);
-                tensors.push(Tensor::made(name, param.shape.clone(), Box::new(gather)));
-            }
-        }
-        if !kept.is_empty() {
-            tensors.push(Tensor::f32(ENTROPIES, vec![entropies.len()], &entropies));
-        }
         write_tensors(&partial.join(TENSORS), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
         let (step, ranks, guard) = (trainer.step, trainer.ranks.size(), trainer.guard.clone());
@@ -240,9 +227,9 @@ fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
                 numbers.into()
             }
         };
-        param.weight.write(0, &numbers(0));
+        optimizer.put_weight(i, &mut param.weight, &numbers(0));
         let m = numbers(1);
-        optimizer.put(i, [&m, &numbers(2)]);
+        optimizer.put_moments(i, [&m, &numbers(2)]);
     }
 }
 

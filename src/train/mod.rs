@@ -23,6 +23,8 @@ mod told;
 
 use std::time::Instant;
 
+use weft_kernels::precision::Precision;
+
 use crate::data::Example;
 use crate::data::mixing::{Mixture, Turn};
 use crate::data::packing::Padding;
@@ -88,19 +90,20 @@ impl Trainer {
     /// The same at one of several ranks, each of which has the same model and the same examples.
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
+        model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
         // An adapter that was attached since comes to the others.
         model.put_on(&model.device.clone());
-        let (optimizer, objective) = (Optimizer::on(ranks.clone(), &model), job.objective);
-        let (guard, entropies) = (Guard::default(), EntropyReuse::new(1));
-        let mut trainer = Self { optimizer, model, step: 0, guard, job, ranks, rank_log: None, entropies, order: None };
-        trainer.set_objective(objective);
-        trainer
+        let optimizer = Optimizer::on(ranks.clone(), &mut model);
+        let (guard, entropies) = (Guard::default(), EntropyReuse::new(job.objective.entropy_every));
+        Self { optimizer, model, step: 0, guard, job, ranks, rank_log: None, entropies, order: None }
     }
 
     /// Trains something else from here on; entropies kept for reuse are dropped.
     pub fn set_objective(&mut self, objective: Objective) {
         let config = &mut self.model.config;
         config.entropy_precision = objective.entropy_precision.unwrap_or(config.precision);
+        let is_exact = config.entropy_precision == Precision::F32;
+        assert!(!(is_exact && self.optimizer.has_masters()), "what ranks have in bf16 can't be read in f32");
         self.entropies = EntropyReuse::new(objective.entropy_every);
         self.job.objective = objective;
     }

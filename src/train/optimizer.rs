@@ -8,19 +8,25 @@ use std::sync::mpsc;
 
 use weft_kernels::adamw::{AdamW, chunk_sums};
 use weft_kernels::tensor::Tensor;
+use weft_kernels::weight::{Dtype, Weight};
 
 use super::gradients::Finished;
-use crate::model::block::{Gradients, ParamId, Transformer};
+use crate::model::block::{Gradients, Param, ParamId, Transformer};
+use crate::model::weights;
 use crate::parallel::collective::{Ranks, solo};
 use crate::parallel::shards::{Shards, Table};
 use crate::recipe::TrainTable;
 
-/// First and second moments of this rank's part of each parameter, empty for a frozen one.
+/// First and second moments of this rank's part of each parameter, empty for a frozen one, and its part of those f32
+/// numbers that the model has in bf16.
 pub struct Optimizer {
     /// First moments.
     pub m: Vec<Tensor>,
     /// Second moments.
     pub v: Vec<Tensor>,
+    /// This rank's part of each parameter that several ranks have in bf16; empty for the others, whose f32 numbers are the
+    /// model's.
+    masters: Vec<Tensor>,
     /// Whether finished buckets travel while the rest is computed; not a bit depends on it.
     pub overlaps: bool,
     shards: Shards,
@@ -29,16 +35,29 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Moments of zero, of one rank alone.
-    pub fn new(model: &Transformer) -> Self {
+    pub fn new(model: &mut Transformer) -> Self {
         Self::on(solo(), model)
     }
 
-    /// Moments of zero at one of several ranks.
-    pub fn on(ranks: Ranks, model: &Transformer) -> Self {
+    /// Moments of zero at one of several ranks. What is trained becomes f32 in the model, or bf16 where that is all that
+    /// its products read: its f32 numbers are then split among the ranks.
+    pub fn on(ranks: Ranks, model: &mut Transformer) -> Self {
         let shards = Shards::new(model, ranks.size());
+        let device = model.device.clone();
+        let params = model.params.iter_mut().enumerate();
+        let masters = params.map(|(id, Param { weight, trainable, .. })| {
+            if !shards.is_rounded(id) {
+                trainable.then(|| weight.widen());
+                return device.unset(0);
+            }
+            let own = weight.stretch(shards.part(id, ranks.rank()));
+            weight.round();
+            own
+        });
+        let masters = masters.collect();
         let zeros = |id: ParamId| model.device.put(vec![0.0; shards.part(id, ranks.rank()).len()]);
         let [m, v] = [(); 2].map(|()| (0..model.params.len()).map(zeros).collect());
-        Self { m, v, overlaps: true, shards, ranks }
+        Self { m, v, masters, overlaps: true, shards, ranks }
     }
 
     /// Sums every rank's gradients, those that `work` returns, and leaves this rank its part of them. Buckets that `work`
@@ -111,31 +130,66 @@ impl Optimizer {
                 weight_decay: if param.shape.len() == 1 { 0.0 } else { settings.weight_decay as f32 },
                 step: step + 1,
             };
-            let own = self.shards.part(i, self.ranks.rank());
-            adamw.update(&mut param.weight, own, [&mut self.m[i], &mut self.v[i]], grad, grad_scale);
+            let (own, moments) = (self.shards.part(i, self.ranks.rank()), [&mut self.m[i], &mut self.v[i]]);
+            match self.shards.is_rounded(i) {
+                true => {
+                    adamw.update_part(&mut self.masters[i], moments, grad, grad_scale);
+                    param.weight.copy_from(own.start, &self.masters[i], 0..own.len());
+                }
+                false => adamw.update(&mut param.weight, own, moments, grad, grad_scale),
+            }
         }
         self.shards.spread(&*self.ranks, model);
     }
 
-    /// A parameter's whole first (0) or second (1) moments; every rank calls it.
-    pub fn gather(&self, id: ParamId, moment: usize) -> Cow<'_, [f32]> {
-        self.shards.gather(&*self.ranks, id, &[&self.m, &self.v][moment][id])
+    /// A parameter as it is saved. Where ranks have parts of its f32 numbers, these are gathered when they are written: every
+    /// rank calls it, and the others of those who write `make_in_order`.
+    pub fn saved<'a>(&'a self, id: ParamId, param: &'a Param, dtype: Dtype) -> weights::Tensor<'a> {
+        if !self.shards.is_rounded(id) {
+            return weights::Tensor::of(param, dtype);
+        }
+        let gather = move || self.shards.gather(&*self.ranks, id, &self.masters[id]);
+        weights::Tensor::made(Cow::from(&param.name), &param.shape, dtype, Box::new(gather))
+    }
+
+    /// Its first and second moments, as they are saved in the same way.
+    pub fn saved_moments<'a>(&'a self, id: ParamId, param: &'a Param) -> [weights::Tensor<'a>; 2] {
+        let [m, v] = moment_names(param);
+        [(m, &self.m[id]), (v, &self.v[id])].map(|(name, own)| {
+            let gather = move || self.shards.gather(&*self.ranks, id, own);
+            weights::Tensor::made(Cow::from(name), &param.shape, Dtype::F32, Box::new(gather))
+        })
+    }
+
+    /// Takes a parameter's numbers: into the model, and this rank's part where they are in bf16 there.
+    pub fn put_weight(&mut self, id: ParamId, weight: &mut Weight, numbers: &[f32]) {
+        weight.write(0, numbers);
+        if self.shards.is_rounded(id) {
+            self.masters[id].write(0, &numbers[self.shards.part(id, self.ranks.rank())]);
+        }
     }
 
     /// Takes this rank's part of a parameter's whole moments.
-    pub fn put(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
+    pub fn put_moments(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
         let own = self.shards.part(id, self.ranks.rank());
         self.m[id].write(0, &m[own.clone()]);
         self.v[id].write(0, &v[own]);
     }
+
+    /// Whether ranks have parts of f32 numbers that the model has in bf16.
+    pub fn has_masters(&self) -> bool {
+        (0..self.masters.len()).any(|id| self.shards.is_rounded(id))
+    }
 }
 
-/// Makes every weight of a model trainable: each gets its f32 master copy, which is what is updated and computed with.
+/// The names of a parameter's moments where they are saved.
+pub fn moment_names(param: &Param) -> [String; 2] {
+    ["m.", "v."].map(|prefix| format!("{prefix}{}", param.name))
+}
+
+/// Makes every weight of a model trainable. Each gets its f32 master copy when its optimizer is made.
 pub fn train_everything(model: &mut Transformer) {
-    for param in &mut model.params {
-        param.weight.widen();
-        param.trainable = true;
-    }
+    model.params.iter_mut().for_each(|param| param.trainable = true);
 }
 
 /// The norm of all gradients together.

@@ -55,8 +55,9 @@ fn factors(len: usize, precision: Precision) -> Tensor {
     numbers(len).rounded(precision)
 }
 
-/// Returns when a card has done what it was asked.
-fn done<T>(result: T) -> T {
+/// Returns when a card has done the work, too.
+fn done<T>(work: impl FnOnce() -> T) -> T {
+    let result = work();
     DEVICE.finish();
     result
 }
@@ -87,13 +88,13 @@ mod machine {
         let (rows, side) = (4096, 4096);
         let (x, w, mut y) =
             (factors(rows * side, precision), weight(side, side, precision), factors(rows * side, precision));
-        bencher.counter(flop(rows, side, side)).bench_local(|| done(linear::forward(&mut y, &x, &w, precision)));
+        bencher.counter(flop(rows, side, side)).bench_local(|| done(|| linear::forward(&mut y, &x, &w, precision)));
     }
 
     #[divan::bench]
     fn addition_in_memory(bencher: Bencher) {
         let (from, mut to) = (numbers(1 << 24), numbers(1 << 24));
-        bencher.counter(bytes(3 << 24)).bench_local(|| done(to.add(&from)));
+        bencher.counter(bytes(3 << 24)).bench_local(|| done(|| to.add(&from)));
     }
 }
 
@@ -153,7 +154,7 @@ mod instructions {
 fn linear_forward(bencher: Bencher, precision: Precision) {
     let w = weight(MLP, WIDTH, precision);
     let (x, mut y) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * MLP, precision));
-    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| done(linear::forward(&mut y, &x, &w, precision)));
+    bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| done(|| linear::forward(&mut y, &x, &w, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
@@ -161,7 +162,7 @@ fn linear_backward_input(bencher: Bencher, precision: Precision) {
     let (w, dy, mut dx) = (weight(MLP, WIDTH, precision), factors(TOKENS * MLP, precision), numbers(TOKENS * WIDTH));
     bencher
         .counter(flop(TOKENS, MLP, WIDTH))
-        .bench_local(|| done(linear::backward_input(&mut dx, &dy, &w, Into::Set, precision)));
+        .bench_local(|| done(|| linear::backward_input(&mut dx, &dy, &w, Into::Set, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
@@ -170,7 +171,7 @@ fn linear_backward_weight(bencher: Bencher, precision: Precision) {
     let mut dw = numbers(MLP * WIDTH);
     bencher
         .counter(flop(MLP, TOKENS, WIDTH))
-        .bench_local(|| done(linear::backward_weight(&mut dw, &dy, &x, TOKENS, precision)));
+        .bench_local(|| done(|| linear::backward_weight(&mut dw, &dy, &x, TOKENS, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
@@ -181,7 +182,7 @@ fn lora_forward(bencher: Bencher, precision: Precision) {
     let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher
         .counter(flop(TOKENS, WIDTH, WIDTH + 2 * RANK))
-        .bench_local(|| done(lora_linear::forward(&mut y, &x, &w, &lora)));
+        .bench_local(|| done(|| lora_linear::forward(&mut y, &x, &w, &lora)));
 }
 
 #[divan::bench(args = PRECISIONS)]
@@ -193,7 +194,7 @@ fn lora_backward(bencher: Bencher, precision: Precision) {
     let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher.counter(flop(TOKENS, WIDTH, WIDTH + 5 * RANK)).bench_local(|| {
         let grad = LoraGrad { a: &mut da, b: &mut db };
-        done(lora_linear::backward(Some((&mut dx, Into::Set)), grad, &dy, &x, &w, &lora));
+        done(|| lora_linear::backward(Some((&mut dx, Into::Set)), grad, &dy, &x, &w, &lora));
     });
 }
 
@@ -211,7 +212,7 @@ fn attention_forward<const BF16: bool>(bencher: Bencher, length: usize) {
     let precision = PRECISIONS[usize::from(BF16)];
     attention_of(length, precision, |qkv, shape, flop| {
         let mut out = factors(TOKENS * WIDTH, precision);
-        bencher.counter(flop).bench_local(|| done(attention::forward(&mut out, qkv, shape)));
+        bencher.counter(flop).bench_local(|| done(|| attention::forward(&mut out, qkv, shape)));
     });
 }
 
@@ -224,7 +225,7 @@ fn attention_backward<const BF16: bool>(bencher: Bencher, length: usize) {
         let dout = factors(TOKENS * WIDTH, precision);
         bencher
             .counter(flop(TOKENS, length, 5 * WIDTH))
-            .bench_local(|| done(attention::backward(&dout, &out, &lse, qkv, shape)));
+            .bench_local(|| done(|| attention::backward(&dout, &out, &lse, qkv, shape)));
     });
 }
 
@@ -242,20 +243,22 @@ fn head_loss_and_gradient(bencher: Bencher, precision: Precision) {
     let head = Head { weight: &w, lora: None, precision };
     bencher
         .counter(flop(MASKED, WIDTH, 2 * VOCAB))
-        .bench_local(|| done(head.loss(&x, &targets, &weights, &mut dx, HeadGrad::default())));
+        .bench_local(|| done(|| head.loss(&x, &targets, &weights, &mut dx, HeadGrad::default())));
 }
 
 #[divan::bench]
 fn rms_norm_forward(bencher: Bencher) {
     let (x, gain, mut y) = (numbers(TOKENS * WIDTH), weight(1, WIDTH, Precision::F32), numbers(TOKENS * WIDTH));
-    bencher.counter(bytes(2 * x.len())).bench_local(|| done(rms_norm::forward(&mut y, &x, &gain, 1e-5)));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(|| rms_norm::forward(&mut y, &x, &gain, 1e-5)));
 }
 
 #[divan::bench]
 fn rms_norm_backward(bencher: Bencher) {
     let [x, dy, mut dx] = [(); 3].map(|()| numbers(TOKENS * WIDTH));
     let gain = weight(1, WIDTH, Precision::F32);
-    bencher.counter(bytes(4 * x.len())).bench_local(|| done(rms_norm::backward(&mut dx, None, &dy, &x, &gain, 1e-5)));
+    bencher
+        .counter(bytes(4 * x.len()))
+        .bench_local(|| done(|| rms_norm::backward(&mut dx, None, &dy, &x, &gain, 1e-5)));
 }
 
 #[divan::bench]
@@ -263,13 +266,13 @@ fn rope(bencher: Bencher) {
     let positions: Vec<u32> = (0..TOKENS as u32).collect();
     let rope = Rope::new(&DEVICE, &positions, WIDTH / HEADS, 5e5);
     let mut x = numbers(TOKENS * WIDTH);
-    bencher.counter(bytes(2 * x.len())).bench_local(|| done(rope.apply(&mut x, HEADS, Turn::Position)));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(|| rope.apply(&mut x, HEADS, Turn::Position)));
 }
 
 #[divan::bench]
 fn swiglu_forward(bencher: Bencher) {
     let [gate, up, mut h] = [(); 3].map(|()| numbers(TOKENS * MLP));
-    bencher.counter(bytes(3 * gate.len())).bench_local(|| done(swiglu::forward(&mut h, &gate, &up, Precision::F32)));
+    bencher.counter(bytes(3 * gate.len())).bench_local(|| done(|| swiglu::forward(&mut h, &gate, &up, Precision::F32)));
 }
 
 #[divan::bench]
@@ -279,14 +282,14 @@ fn swiglu_backward(bencher: Bencher) {
     bencher
         .counter(bytes(5 * dh.len()))
         .with_inputs(|| [(); 2].map(|()| numbers(TOKENS * MLP)))
-        .bench_local_refs(|[gate, up]| done(swiglu::backward(gate, up, &dh, Precision::F32)));
+        .bench_local_refs(|[gate, up]| done(|| swiglu::backward(gate, up, &dh, Precision::F32)));
 }
 
 #[divan::bench]
 fn embedding_forward(bencher: Bencher) {
     let (w, mut x) = (weight(VOCAB, WIDTH, Precision::F32), numbers(TOKENS * WIDTH));
     let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 13 % VOCAB as u32).collect();
-    bencher.counter(bytes(2 * x.len())).bench_local(|| done(embedding::forward(&mut x, &ids, &w)));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(|| embedding::forward(&mut x, &ids, &w)));
 }
 
 #[divan::bench]
@@ -295,5 +298,5 @@ fn adamw(bencher: Bencher) {
     let (len, mut w) = (MLP * WIDTH, weight(MLP, WIDTH, Precision::F32));
     let [grad, mut m, mut v] = [(); 3].map(|()| numbers(len));
     v.change_on_host(|v| v.iter_mut().for_each(|v| *v = v.abs()));
-    bencher.counter(bytes(7 * len)).bench_local(|| done(adamw.update(&mut w, 0..len, [&mut m, &mut v], &grad, 1.0)));
+    bencher.counter(bytes(7 * len)).bench_local(|| done(|| adamw.update(&mut w, 0..len, [&mut m, &mut v], &grad, 1.0)));
 }

@@ -72,6 +72,20 @@ impl AdamW {
         }
     }
 
+    /// The same of all numbers of a part that stands by itself.
+    pub fn update_part(&self, part: &mut Tensor, [m, v]: [&mut Tensor; 2], grad: &Tensor, grad_scale: f32) {
+        match (part, grad) {
+            (Tensor::Host(part), Tensor::Host(grad)) => {
+                cpu::adamw::update(self, part, m.host_mut(), v.host_mut(), grad, grad_scale);
+            }
+            (part, grad) => {
+                let all = 0..part.len();
+                let (m, v) = (m.array_mut(), v.array_mut());
+                cuda::adamw::update(self, (part.array_mut(), all), m, v, grad.array(), grad_scale);
+            }
+        }
+    }
+
     pub(crate) fn factors(&self) -> Factors {
         let correction1 = 1.0 - f64::from(self.beta1).powi(self.step as i32);
         let correction2 = (1.0 - f64::from(self.beta2).powi(self.step as i32)).sqrt();

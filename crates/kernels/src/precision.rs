@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -268,6 +269,17 @@ fn rounded_bits(x: f32) -> u32 {
     (if x.is_nan() { bits | 0x40_0000 } else { nearest }) & 0xffff_0000
 }
 
+/// Numbers rounded to bf16.
+pub(crate) fn round_into(to: &mut [bf16], from: &[f32]) {
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| {
+        let round = |x: &f32| bf16::from_bits((rounded_bits(*x) >> 16) as u16);
+        vectorised(
+            #[inline(always)]
+            || to.iter_mut().zip(from).for_each(|(to, x)| *to = round(x)),
+        );
+    });
+}
+
 /// The word of two numbers.
 #[inline(always)]
 fn pair(x: f32, y: f32) -> f32 {
@@ -284,8 +296,6 @@ fn write_pairs(to: &mut [f32], row: &[f32]) {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     #[test]

@@ -13,8 +13,9 @@ use memmap2::Mmap;
 use crate::buffer::Scratch;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
-use crate::cuda::{self, Array, Card};
+use crate::cuda::{Array, Card, elementwise};
 use crate::device::Device;
+use crate::precision;
 use crate::tensor::Tensor;
 
 /// A file mapped read-only.
@@ -100,7 +101,7 @@ impl Weight {
 
     /// Normal bf16 numbers made on a card, for measurements of models that no file holds.
     pub fn normal_on(card: &Arc<Card>, rows: usize, cols: usize, seed: u64, deviation: f32) -> Self {
-        let array = cuda::elementwise::normal(card, rows * cols, seed, deviation);
+        let array = elementwise::normal(card, rows * cols, seed, deviation);
         Self { rows, cols, storage: Storage::Card(Arc::new(array)) }
     }
 
@@ -206,23 +207,87 @@ impl Weight {
         }
     }
 
-    /// Makes the weight a trainable one where it is: f32.
+    /// Makes the numbers f32 where they are, in memory of their own.
     pub fn widen(&mut self) {
-        match &mut self.storage {
-            Storage::Card(array) if array.dtype() == Dtype::Bf16 => {
-                *array = Arc::new(cuda::elementwise::cast(array, Dtype::F32));
+        match &self.storage {
+            Storage::Card(array) if array.dtype() == Dtype::F32 => {}
+            Storage::Card(array) => self.storage = Storage::Card(Arc::new(elementwise::cast(array, Dtype::F32))),
+            _ => drop(self.make_trainable()),
+        }
+    }
+
+    /// Rounds the numbers to bf16 where they are, in memory of their own, as products in bf16 round their factors.
+    pub fn round(&mut self) {
+        self.storage = match &self.storage {
+            Storage::Card(array) if array.dtype() == Dtype::Bf16 => return,
+            Storage::Card(array) => Storage::Card(Arc::new(elementwise::cast(array, Dtype::Bf16))),
+            _ => match self.numbers() {
+                Numbers::Bf16(numbers) => Storage::Bf16(numbers.to_vec()),
+                Numbers::F32(numbers) => {
+                    let mut rounded = vec![bf16::ZERO; numbers.len()];
+                    precision::round_into(&mut rounded, numbers);
+                    Storage::Bf16(rounded)
+                }
+            },
+        };
+    }
+
+    /// A stretch of the numbers in f32, on their device.
+    pub fn stretch(&self, stretch: Range<usize>) -> Tensor {
+        match &self.storage {
+            Storage::Card(array) => {
+                let mut own = Array::unset(array.card(), stretch.len(), array.dtype());
+                own.copy(0, array, stretch);
+                Tensor::Card(if own.dtype() == Dtype::F32 { own } else { elementwise::cast(&own, Dtype::F32) })
             }
-            Storage::Card(_) => {}
-            _ => {
-                self.make_trainable();
+            _ => match self.numbers() {
+                Numbers::F32(numbers) => numbers[stretch].to_vec().into(),
+                Numbers::Bf16(numbers) => numbers[stretch].iter().map(|x| widen(*x)).collect::<Vec<f32>>().into(),
+            },
+        }
+    }
+
+    /// Copies a stretch of numbers in bf16 to `start` of an f32 tensor of their device, two in the place of one.
+    pub fn copy_pairs_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
+        match (&self.storage, to) {
+            (Storage::Card(array), Tensor::Card(to)) => to.copy_pairs_of(start, array, stretch),
+            (Storage::Bf16(numbers), Tensor::Host(to)) => {
+                let to = bytemuck::cast_slice_mut::<f32, bf16>(&mut to[start..]);
+                to[..stretch.len()].copy_from_slice(&numbers[stretch]);
+            }
+            _ => panic!("bf16 numbers, on the tensor's device"),
+        }
+    }
+
+    /// Overwrites a stretch of numbers in bf16 with what [`Weight::copy_pairs_to`] put at `start` of a tensor.
+    pub fn copy_pairs_from(&mut self, stretch: Range<usize>, from: &Tensor, start: usize) {
+        match from {
+            Tensor::Card(from) => self.array_mut().copy_pairs_from(stretch, from, start),
+            Tensor::Host(from) => {
+                let len = stretch.len();
+                let from = bytemuck::cast_slice::<f32, bf16>(&from[start..]);
+                self.bf16_mut()[stretch].copy_from_slice(&from[..len]);
             }
         }
     }
 
-    /// Overwrites the numbers of a weight that is being trained, from `start` on, where they are.
+    fn bf16_mut(&mut self) -> &mut [bf16] {
+        match &mut self.storage {
+            Storage::Bf16(numbers) => numbers,
+            _ => panic!("numbers that were rounded"),
+        }
+    }
+
+    /// Overwrites the numbers of a weight that is being trained, from `start` on, where they are; rounded where they are
+    /// in bf16.
     pub fn write(&mut self, start: usize, numbers: &[f32]) {
         match &mut self.storage {
+            Storage::Card(array) if array.dtype() == Dtype::Bf16 => {
+                let numbers = Array::of(array.card(), numbers);
+                elementwise::round_into(self.array_mut(), start, &numbers, 0..numbers.len());
+            }
             Storage::Card(_) => self.array_mut().write(start, numbers),
+            Storage::Bf16(own) => precision::round_into(&mut own[start..start + numbers.len()], numbers),
             _ => self.make_trainable()[start..start + numbers.len()].copy_from_slice(numbers),
         }
     }
@@ -238,10 +303,14 @@ impl Weight {
         }
     }
 
-    /// Overwrites the numbers of a weight that is being trained, from `start` on, with a stretch of a tensor of its device.
+    /// Overwrites the numbers of a weight that is being trained, from `start` on, with a stretch of an f32 tensor of its
+    /// device; rounded where they are in bf16.
     pub fn copy_from(&mut self, start: usize, from: &Tensor, stretch: Range<usize>) {
         match from {
-            Tensor::Card(from) => self.array_mut().copy(start, from, stretch),
+            Tensor::Card(from) => match self.array_mut() {
+                own if own.dtype() == Dtype::Bf16 => elementwise::round_into(own, start, from, stretch),
+                own => own.copy(start, from, stretch),
+            },
             Tensor::Host(from) => self.write(start, &from[stretch]),
         }
     }

@@ -201,13 +201,31 @@ impl Array {
     pub(crate) fn copy(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
         assert!(stretch.end <= from.len && start + stretch.len() <= self.len, "the stretch lies within both");
         assert_eq!(self.dtype, from.dtype, "a copy in one format");
-        let Some(engine) = self.card().engine().filter(|_| !stretch.is_empty()) else { return };
-        let (to, size) = (self.at(start), self.dtype.size());
+        self.copy_bytes(self.at(start), from.at(stretch.start), stretch.len() * self.dtype.size());
+    }
+
+    /// Copies a stretch of a bf16 array to `start` of this f32 one, two numbers in the place of one.
+    pub(crate) fn copy_pairs_of(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
+        let words = stretch.len().div_ceil(2);
+        assert!(stretch.end <= from.len && start + words <= self.len, "the stretch lies within both");
+        assert_eq!((self.dtype, from.dtype), (Dtype::F32, Dtype::Bf16), "pairs in the place of f32 numbers");
+        self.copy_bytes(self.at(start), from.at(stretch.start), stretch.len() * Dtype::Bf16.size());
+    }
+
+    /// The way back, to a stretch of this bf16 array.
+    pub(crate) fn copy_pairs_from(&mut self, stretch: Range<usize>, from: &Self, start: usize) {
+        let words = stretch.len().div_ceil(2);
+        assert!(stretch.end <= self.len && start + words <= from.len, "the stretch lies within both");
+        assert_eq!((self.dtype, from.dtype), (Dtype::Bf16, Dtype::F32), "pairs in the place of f32 numbers");
+        self.copy_bytes(self.at(stretch.start), from.at(start), stretch.len() * Dtype::Bf16.size());
+    }
+
+    /// Copies bytes between two places on the card that the caller has seen to be there.
+    fn copy_bytes(&self, to: u64, from: u64, bytes: usize) {
+        let Some(engine) = self.card().engine().filter(|_| bytes > 0) else { return };
         self.card().bind();
-        // SAFETY: both stretches lie within their arrays.
-        let copied = unsafe {
-            result::memcpy_dtod_async(to, from.at(stretch.start), stretch.len() * size, engine.stream.cu_stream())
-        };
+        // SAFETY: the callers' assertions.
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, engine.stream.cu_stream()) };
         copied.unwrap_or_else(|e| self.card().fail("copy its numbers", e));
     }
 

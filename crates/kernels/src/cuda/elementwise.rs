@@ -1,5 +1,6 @@
 //! Operations that work on each number by itself, and casts between the formats.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::array::Array;
@@ -70,6 +71,16 @@ pub(crate) fn normal(card: &Arc<Card>, len: usize, seed: u64, deviation: f32) ->
     // SAFETY: the array holds as many numbers.
     unsafe { card.launch("fill_normal_bf16", fours(len), &args) };
     to
+}
+
+/// Writes a stretch of f32 numbers rounded to bf16, from `start` on.
+pub(crate) fn round_into(to: &mut Array, start: usize, from: &Array, stretch: Range<usize>) {
+    let len = stretch.len();
+    assert!(start + len <= to.len() && stretch.end <= from.len(), "the stretch lies within both");
+    assert_eq!((to.dtype(), from.dtype()), (Dtype::Bf16, Dtype::F32), "f32 numbers become bf16");
+    let [to_start, from_start] = [to.at(start), from.at(stretch.start)].map(Arg::Pointer);
+    // SAFETY: the stretch lies within both arrays.
+    unsafe { to.card().launch("cast_f32_bf16", fours(len), &[to_start, from_start, long(len)]) };
 }
 
 /// `to += from`, in f32.
