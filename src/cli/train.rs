@@ -255,6 +255,9 @@ fn describe(experiment: &Experiment, base: &Base) {
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
     say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    if let Some(card) = weft::device::card() {
+        say!("device     {}", card.name());
+    }
     let ranks = &experiment.ranks;
     if ranks.size() > 1 {
         let batch = recipe.train.global_batch_size() * ranks.size();

@@ -11,7 +11,7 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::batches::MicroBatch;
 use super::memory::{Part, Work};
 use crate::model::batch::{Batch, Targets};
-use crate::model::block::{Gradients, Transformer};
+use crate::model::block::{Gradients, Param, Transformer};
 use crate::model::cached::{KeysValues, Part as Computed};
 use crate::train::sum_in_tree;
 
@@ -20,14 +20,20 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     let card = Card::outline();
     let device = Device::Cuda(card.clone());
     let mut model = work.model.outline();
-    for weight in model.params.iter_mut().filter(|p| p.trainable).map(|p| &mut p.weight) {
-        *weight = Weight::outline(weight.rows(), weight.cols(), Dtype::F32);
+    // What is trained is f32, or where ranks have parts of that bf16.
+    let is_split = |id: &usize| work.ranks > 1 && work.model.is_read_rounded(*id);
+    for (id, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
+        let dtype = if is_split(&id) { Dtype::Bf16 } else { Dtype::F32 };
+        param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), dtype);
     }
     model.params.iter_mut().filter(|p| !p.is_adapters()).for_each(|p| p.weight.put_on(&device));
+    let len = |p: &Param| p.weight.rows() * p.weight.cols();
+    let split: usize = (0..model.params.len()).filter(is_split).map(|id| len(&model.params[id])).sum();
+    let _masters = device.unset(split.div_ceil(work.ranks));
     let weights = card.used_bytes();
     model.put_on(&device);
     let adapter = card.used_bytes() - weights;
-    let trained: usize = model.params.iter().filter(|p| p.trainable).map(|p| p.weight.rows() * p.weight.cols()).sum();
+    let trained: usize = model.params.iter().filter(|p| p.trainable).map(len).sum();
     let moments = [(); 2].map(|()| device.unset(trained.div_ceil(work.ranks)));
     let held = card.used_bytes();
     run(work, &model, &card);
