@@ -95,18 +95,52 @@ fn nothing_but_the_seed_changes_a_bit() {
     assert!(adapter(&whole) == adapter(&again), "a resumed run");
     // Two ranks, as torchrun starts them, each with a card.
     let ranks = folder.join("ranks");
+    train_on_two_cards(&folder, &ranks, &settings);
+    assert!(adapter(&whole) == adapter(&ranks), "two ranks");
+}
+
+#[test]
+fn ranks_split_the_weights_of_a_full_run() {
+    needs_emulator!();
+    let folder = folder("emulated-masters");
+    let settings = ["model.trainable=full", "model.precision=bf16", "train.lr=1e-4", "train.checkpoint_every=0"];
+    let (one, two) = (folder.join("one"), folder.join("two"));
+    succeeds(train(&mut command(&folder), "cuda", &one, &settings));
+    train_on_two_cards(&folder, &two, &settings);
+    let [one, two] = [one, two].map(|run| fs::read(run.join("checkpoint/model.safetensors")).expect("it was saved"));
+    assert!(one == two, "each rank has its part of the f32 weights");
+}
+
+/// Half of the micro-batches at each of two ranks.
+fn train_on_two_cards(folder: &Path, output: &Path, settings: &[&str]) {
+    let port = 20_000 + std::process::id() % 20_000 + output.as_os_str().len() as u32;
     let rank = |rank: &str| {
-        let mut weft = command(&folder);
+        let mut weft = command(folder);
         weft.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("EMULATED_CUDA_DEVICES", "2")]);
-        let port = 20_000 + std::process::id() % 20_000;
         weft.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port.to_string())]);
-        let settings = [&settings[..], &["train.grad_accum_steps=1"]].concat();
-        train(&mut weft, "cuda", &ranks, &settings).spawn().expect("a rank starts")
+        let settings = [settings, &["train.grad_accum_steps=1"]].concat();
+        train(&mut weft, "cuda", output, &settings).stdout(std::process::Stdio::null()).spawn().expect("a rank starts")
     };
     for mut rank in [rank("0"), rank("1")] {
         assert!(rank.wait().expect("a rank ends").success());
     }
-    assert!(adapter(&whole) == adapter(&ranks), "two ranks");
+}
+
+#[test]
+fn a_bench_tells_the_cards_memory_as_planned() {
+    needs_emulator!();
+    let folder = folder("emulated-bench");
+    let mut weft = command(&folder);
+    weft.args(["bench", "--quiet", "--json", "--device", "cuda", "--dtype", "bf16", "--objective", "weft"]);
+    let told = succeeds(weft.args(["--sequences", "2", "--tokens", "16", "--warm-up", "1", "--steps", "1"]));
+    let line: Value = serde_json::from_str(&told).expect("one line of JSON");
+    let [used, planned] = ["peak_card_bytes", "planned_card_bytes"].map(|key| line[key].as_f64().expect("bytes"));
+    // The plan takes the largest share of masked tokens.
+    assert!(used <= planned && used > 0.9 * planned, "{line}");
+    assert!(
+        line["gemm_gflops"].as_f64().is_some_and(|rate| rate > 0.0) && line["planned_step_seconds"].is_null(),
+        "{line}"
+    );
 }
 
 #[test]
