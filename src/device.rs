@@ -31,7 +31,8 @@ impl Name {
     /// # Errors
     /// Another one, with those that there are.
     pub fn parse(name: &str) -> Result<Self> {
-        let number = |n: &str| n.parse::<usize>().ok().map(|n| Self::Cuda(Some(n)));
+        let number =
+            |n: &str| n.parse::<usize>().ok().filter(|number| number.to_string() == n).map(|n| Self::Cuda(Some(n)));
         let read = match name {
             "cpu" => Some(Self::Cpu),
             "auto" => Some(Self::Auto),
@@ -46,7 +47,14 @@ impl Name {
     /// # Errors
     /// As [`Name::parse`].
     pub fn of_environment() -> Result<Self> {
-        env::var(VARIABLE).map_or(Ok(Self::Auto), |name| Self::parse(&name))
+        match env::var(VARIABLE).unwrap_or_default() {
+            name if name.is_empty() => Ok(Self::Auto),
+            name => Self::parse(&name).map_err(|_| {
+                Error::Usage(format!(
+                    "the environment's {VARIABLE} is {name}: the known ones are cpu, cuda, cuda:N and auto"
+                ))
+            }),
+        }
     }
 
     /// Opens the device; `local_rank` is the process's number among those of its machine.
@@ -61,7 +69,10 @@ impl Name {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(n) => {
-                let opened = card(n.unwrap_or_else(own)).map_err(|e| Error::Usage(format!("--device cuda: {e}")));
+                let opened = card(n.unwrap_or_else(own)).map_err(|e| {
+                    let number = n.map_or(String::new(), |n| format!(":{n}"));
+                    Error::Usage(format!("--device cuda{number}: {e}"))
+                });
                 opened.map(Device::Cuda)
             }
             Self::Auto if !Card::has_driver() => Ok(Device::Cpu),
@@ -105,7 +116,7 @@ mod tests {
         for (name, device) in names {
             assert_eq!(Name::parse(name).expect("a known one"), device);
         }
-        for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""] {
+        for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda:01", "CPU", ""] {
             let error = Name::parse(name).expect_err("an unknown one").to_string();
             assert!(error.contains(&format!("--device {name}")), "{error}");
         }

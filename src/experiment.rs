@@ -21,6 +21,7 @@ use crate::parallel::{Ranks, solo};
 use crate::recipe::{ModelTable, Recipe, Trainable};
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
+use crate::train::same_recipe::differs_among_ranks;
 use crate::train::{Job, Trainer};
 
 /// What a recipe works on.
@@ -77,7 +78,25 @@ impl Experiment {
             }
         };
         let (experiment, base) = opened?;
-        Ok((Self { ranks, ..experiment }, base))
+        let experiment = Self { ranks, ..experiment };
+        experiment.check_ranks()?;
+        Ok((experiment, base))
+    }
+
+    /// Refuses ranks that would train something else each.
+    fn check_ranks(&self) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        let own = serde_json::to_vec(&self.resolved()).expect("a recipe is JSON");
+        let all: Vec<Value> = self.ranks.all_gather_bytes(&own).iter().map(|of| json_of(of)).collect();
+        let differing = |rank: usize| Some((rank, differs_among_ranks(&all[0], &all[rank])?));
+        match (1..all.len()).find_map(differing) {
+            None => Ok(()),
+            Some((rank, what)) => Err(Error::Usage(format!(
+                "rank {rank} was started otherwise than rank 0: {what}; give every rank the same recipe and rows"
+            ))),
+        }
     }
 
     fn open_with(recipe: Recipe, folder: &Path) -> Result<(Self, Base)> {
@@ -215,6 +234,10 @@ impl Experiment {
         let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
         answer((model, text), (task, &self.problems), &self.sampling(), (&*self.ranks, bar)).map(Some)
     }
+}
+
+fn json_of(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).expect("a rank sent JSON")
 }
 
 /// The adapter that a recipe asks for.

@@ -206,9 +206,14 @@ fn kernels_are_kept_and_damaged_ones_made_again() {
     assert!(first.len() == 1 && first[0].0.extension().is_some_and(|e| e == "cubin"), "{first:?}");
     run();
     assert_eq!(first, kept(), "nothing is compiled again");
-    fs::write(&first[0].0, b"half a file").expect("written");
-    run();
-    assert!(fs::metadata(&first[0].0).expect("it is there").len() > 1 << 12, "what was damaged is made again");
+    let whole = fs::read(&first[0].0).expect("it is there");
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 0xff;
+    for damaged in [&b"half a file"[..], b"", &whole[..5000], &flipped] {
+        fs::write(&first[0].0, damaged).expect("written");
+        run();
+        assert!(fs::read(&first[0].0).expect("it is there") == whole, "what was damaged is made again");
+    }
 }
 
 #[test]
@@ -243,7 +248,7 @@ fn what_is_missing_is_told_in_a_sentence() {
         (&[("LD_LIBRARY_PATH", &nvrtc)], "cuda", &["libnvrtc.so.13", "pip install nvidia-cuda-nvrtc", &nvrtc]),
         (&[("LD_LIBRARY_PATH", &blas)], "cuda", &["libcublasLt.so.13", "pip install nvidia-cublas", &blas]),
         (&[("EMULATED_CUDA_DEVICES", "0")], "cuda", &["no card computes here", "--device cpu"]),
-        (&[], "cuda:3", &["cuda:3 is none of this machine's 1 card"]),
+        (&[], "cuda:3", &["--device cuda:3: this machine has 1 card"]),
         (&[("EMULATED_CUDA_CAPABILITY", "7.5")], "cuda", &["compute capability 7.5", "8.0"]),
         (&[], "gpu", &["--device gpu", "cpu, cuda, cuda:N and auto"]),
     ];

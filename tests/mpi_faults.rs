@@ -27,6 +27,36 @@ fn a_mistake_that_all_meet_is_told_once() {
     assert!(!folder.join("run").exists());
 }
 
+#[test]
+fn ranks_that_would_train_something_else_each_are_refused() {
+    needs_mpirun!();
+    for (name, setting, told) in [
+        ("other-settings", "train.lr=2e-3", "train.lr was 0.001 and is 0.002"),
+        ("other-rows", "data.train_rows=25", "data.train_rows was 26 and is 25"),
+    ] {
+        let folder = start(name, RECIPE);
+        let program = env!("CARGO_BIN_EXE_weft");
+        let mut mpirun = Command::new("mpirun");
+        mpirun.args([
+            "--oversubscribe",
+            "--allow-run-as-root",
+            "-n",
+            "1",
+            program,
+            "train",
+            "recipe.toml",
+            ":",
+            "-n",
+            "1",
+        ]);
+        let output = mpirun.args([program, "train", "recipe.toml", "--set", setting]).current_dir(&folder).output();
+        let output = output.expect("it starts");
+        let line = format!("rank 0: error: rank 1 was started otherwise than rank 0: {told}; give every rank the same");
+        assert!(stderr(&output).contains(&line), "{}", stderr(&output));
+        assert!(output.status.code() == Some(2) && !folder.join("run").exists(), "{}", stderr(&output));
+    }
+}
+
 /// A run on several ranks that has most before it; the ids of its ranks' processes, which name themselves in /proc.
 fn at_work(folder: &Path, ranks: usize) -> (Child, Vec<u32>) {
     let child = weft(ranks, folder, &["train", "recipe.toml", "--threads", "1"]).spawn().expect("it starts");

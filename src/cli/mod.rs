@@ -42,7 +42,7 @@ use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::lora;
 use weft::parallel::Ranks;
-use weft::parallel::nccl::Nccl;
+use weft::parallel::nccl::{Launched, Nccl};
 use weft::parallel::session::{local_rank, threads_per_rank};
 use weft_kernels::precision::Precision;
 
@@ -138,11 +138,12 @@ impl Cli {
             weft::hub::be_quiet();
         }
         let shares = matches!(self.command, Command::Train(_) | Command::Eval(_) | Command::Reproduce(_));
-        if ranks.size() > 1 && !shares {
+        let launched = Launched::read()?.map_or(1, |launched| launched.size).max(ranks.size());
+        if launched > 1 && !shares && !matches!(self.command, Command::Plan(_)) {
             return Err(Error::Usage(format!(
                 "{} processes were started together, and of the commands train, eval and reproduce share their work; start \
                  the others without a launcher",
-                ranks.size()
+                launched
             )));
         }
         let ranks = &match self.command.computes() {

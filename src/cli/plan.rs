@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use weft::base::{Base, is_embedded};
 use weft::device::Name;
-use weft::error::Result;
+use weft::error::{Error, Result};
 use weft::experiment::Experiment;
 use weft::parallel::session::local_rank;
 use weft::plan::{Plan as Planned, Planner, Stored};
@@ -19,7 +19,7 @@ use super::train::read_recipe;
 /// Predict a run's peak memory and step time before anything is loaded
 ///
 /// Reads the recipe, its rows and the base's config.json and headers, no weight. Prints the largest resident size by
-/// part, and what a step takes at this machine's rate of products, measured for a second. A run that doesn't fit is
+/// part, and what a step takes at this machine's rate of products, measured for a second; of a card its memory alone. A run that doesn't fit is
 /// refused (exit 2) with the settings that make it fit. docs/memory.md tells what each part is and which setting moves it.
 #[derive(Args)]
 #[command(
@@ -57,7 +57,10 @@ impl Plan {
             // A card that isn't here yet may be planned for.
             Name::Cuda(_) if self.memory_gb.is_some() => true,
             device => {
-                weft::device::set(device.open(local_rank())?);
+                let opened = device
+                    .open(local_rank())
+                    .map_err(|error| Error::Usage(format!("{error}; --memory-gb plans for a card that isn't here")));
+                weft::device::set(opened?);
                 weft::device::card().is_some()
             }
         };
@@ -107,7 +110,7 @@ impl Time {
 const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
-    let line = |name: &str, bytes: usize| say!("  {name:24}{:>9.3} GB", bytes as f64 / 1e9);
+    let line = |name: &str, bytes: usize| say!("  {name:26}{:>9.3} GB", bytes as f64 / 1e9);
     say!(
         "memory at its largest moment, by what is held then; the largest micro-batch has {} tokens",
         plan.largest_micro_batch
@@ -117,6 +120,7 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     }
     line("together", plan.peak_bytes);
     match plan.available_bytes {
+        Some(available) if time.is_none() => line("available, 15 of 16 parts", available),
         Some(available) => line("available", available),
         None => say!("  this system doesn't say what is available"),
     }
@@ -124,7 +128,7 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         say!("each of {} ranks sends in a step, of {} examples", c.ranks, c.ranks * recipe.train.global_batch_size());
         let parts =
             [("gradients", c.gradient_bytes), ("updated numbers", c.update_bytes), ("told of answers", c.told_bytes)];
-        parts.iter().for_each(|(name, bytes)| say!("  {name:24}{:>9.3} MB", bytes / 1e6));
+        parts.iter().for_each(|(name, bytes)| say!("  {name:26}{:>9.3} MB", bytes / 1e6));
         say!("the rank with most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }
     let (precision, steps) = (recipe.model.precision, plan.steps);

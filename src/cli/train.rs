@@ -172,12 +172,13 @@ impl Train {
         }
         let is_new = !output.exists();
         let opening = doing(quiet, "opening base and rows");
-        let (experiment, base) = Experiment::open_on(ranks.clone(), recipe)?;
-        drop(opening);
-        let plan = self.plan(&experiment, &base).inspect_err(|_| {
+        let leave_nothing = |_: &Error| {
             // Generated rows are all that is there yet.
             let _ = (is_new && is_first).then(|| std::fs::remove_dir_all(&output));
-        })?;
+        };
+        let (experiment, base) = Experiment::open_on(ranks.clone(), recipe).inspect_err(leave_nothing)?;
+        drop(opening);
+        let plan = self.plan(&experiment, &base).inspect_err(leave_nothing)?;
         Ok((experiment, base, plan))
     }
 
@@ -186,7 +187,10 @@ impl Train {
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
         let mut planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
         if let Some(card) = weft::device::card() {
-            planner = planner.on_card(Some(card.available_bytes()));
+            // The rank whose card has least.
+            let of_ranks = experiment.ranks.all_gather_f64(&[card.available_bytes() as f64]);
+            let least = of_ranks.iter().flatten().copied().fold(f64::MAX, f64::min);
+            planner = planner.on_card(Some(least as usize));
         }
         let here = ranks_here(&experiment.ranks);
         let shared = available_bytes()

@@ -4,7 +4,8 @@
 use std::env;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use weft_kernels::cuda::Card;
 use weft_kernels::cuda::nccl::{Group, Id, id_at, new_id};
@@ -13,6 +14,9 @@ use weft_kernels::tensor::Tensor;
 
 use super::collective::{Collective, Ranks, Traffic};
 use crate::error::{Error, Result};
+
+/// How long a rank waits for the others before it says so.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The ranks' group.
 #[derive(Debug)]
@@ -34,14 +38,41 @@ pub struct Launched {
 }
 
 impl Launched {
-    /// What torchrun's variables say: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`. The port is its own, so the
-    /// group meets at the next one; `NCCL_COMM_ID` names another address.
-    pub fn read() -> Option<Self> {
-        let text = |name: &str| env::var(name).ok();
-        let number = |name: &str| text(name)?.parse::<usize>().ok();
-        let of_master = || Some(format!("{}:{}", text("MASTER_ADDR")?, number("MASTER_PORT")? + 1));
-        let address = text("NCCL_COMM_ID").or_else(of_master)?;
-        Some(Self { rank: number("RANK")?, size: number("WORLD_SIZE")?, address })
+    /// What torchrun's variables say: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; `None` where one process was
+    /// started. The port is torchrun's own, so the group meets at the next one; `NCCL_COMM_ID` names another address.
+    ///
+    /// # Errors
+    /// Several processes, and a variable that is missing or makes no sense.
+    pub fn read() -> Result<Option<Self>> {
+        let text = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let wrong = |name: &str, wanted: &str| {
+            let has = text(name).map_or("is not set".to_owned(), |value| format!("is {value}"));
+            Error::Usage(format!("{name} {has}, and a launcher of several processes sets it to {wanted}"))
+        };
+        let number = |name: &str, wanted: &str| {
+            text(name).and_then(|value| value.parse::<usize>().ok()).ok_or_else(|| wrong(name, wanted))
+        };
+        let size = if text("WORLD_SIZE").is_some() { number("WORLD_SIZE", "their number")? } else { 1 };
+        if size <= 1 {
+            return Ok(None);
+        }
+        let wanted = format!("a process's number, 0 to {}", size - 1);
+        let rank = number("RANK", &wanted)?;
+        if rank >= size {
+            return Err(wrong("RANK", &wanted));
+        }
+        let address = match text("NCCL_COMM_ID") {
+            Some(address) => address,
+            None => {
+                let host = text("MASTER_ADDR").ok_or_else(|| wrong("MASTER_ADDR", "the first one's machine"))?;
+                let port = number("MASTER_PORT", "a port, 1 to 65534")?;
+                if !(1..65_535).contains(&port) {
+                    return Err(wrong("MASTER_PORT", "a port, 1 to 65534"));
+                }
+                format!("{host}:{}", port + 1)
+            }
+        };
+        Ok(Some(Self { rank, size, address }))
     }
 }
 
@@ -67,8 +98,18 @@ impl Nccl {
     /// # Errors
     /// NCCL isn't there or fails.
     pub fn launched(launched: &Launched, card: &Arc<Card>) -> Result<Self> {
-        let id = id_at(&launched.address).map_err(Error::Run)?;
-        Self::join(card, (launched.rank, launched.size), id)
+        let Launched { rank, size, address } = launched;
+        let id = id_at(address).map_err(Error::Run)?;
+        let (joined, waiting) = mpsc::channel::<()>();
+        let told = format!("rank {rank} of {size} waits for the others at {address}");
+        std::thread::spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{told}");
+            }
+        });
+        let group = Self::join(card, (*rank, *size), id);
+        drop(joined);
+        group
     }
 
     /// The ranks of a process: over NCCL where there are several with a card each, else those that it has.
@@ -76,7 +117,7 @@ impl Nccl {
     /// # Errors
     /// Several processes of torchrun's without cards; as [`Nccl::among`].
     pub fn ranks(ranks: &Ranks, device: &Device) -> Result<Ranks> {
-        let launched = Launched::read().filter(|launched| launched.size > 1 && ranks.size() == 1);
+        let launched = if ranks.size() == 1 { Launched::read()? } else { None };
         // Every rank asks, whatever it has: they speak in turn.
         let is_card = matches!(device, Device::Cuda(_));
         if [ranks.any(is_card), ranks.any(!is_card)] == [true; 2] {
@@ -87,7 +128,8 @@ impl Nccl {
             (Device::Cuda(card), None) if ranks.size() > 1 => Arc::new(Self::among(ranks, card)?),
             (Device::Cpu, Some(Launched { size, .. })) => {
                 return Err(Error::Usage(format!(
-                    "{size} processes were started together (WORLD_SIZE), each would do the same on its CPU; give them cards                      (--device cuda), or start them by mpirun (docs/scaling.md)"
+                    "{size} processes were started together (WORLD_SIZE), each would do the same on its CPU; give them cards \
+                     (--device cuda), or start them by mpirun (docs/scaling.md)"
                 )));
             }
             _ => ranks.clone(),

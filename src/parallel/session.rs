@@ -75,7 +75,7 @@ impl Session {
     pub fn fail(&self, reason: &str, status: u8) -> u8 {
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
         if size == 1 {
-            let rank = Launched::read().filter(|launched| launched.size > 1).map(|launched| launched.rank);
+            let rank = Launched::read().ok().flatten().map(|launched| launched.rank);
             eprintln!("{}{reason}", rank.map_or(String::new(), |rank| format!("rank {rank}: ")));
             return status;
         }

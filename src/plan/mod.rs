@@ -42,7 +42,7 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// The largest resident size: the parts' sum.
     pub peak_bytes: usize,
-    /// What the run may take; `None` where the system doesn't say.
+    /// What the run may take, of a card's memory without a sixteenth; `None` where the system doesn't say.
     pub available_bytes: Option<usize>,
     /// Settings that make the run fit where it doesn't.
     pub remedies: Vec<Remedy>,
@@ -159,6 +159,8 @@ impl<'a> Planner<'a> {
         // What this process has already is no more to be had, but part of the plan.
         let of_machine = || machine::available_bytes().map(|bytes| bytes as usize + self.program_bytes);
         let available_bytes = limit_bytes.or_else(|| self.card.unwrap_or_else(of_machine));
+        let reserved = |bytes: usize| if self.card.is_some() { bytes / RESERVE } else { 0 };
+        let available_bytes = available_bytes.map(|bytes| bytes - reserved(bytes));
         let batches = self.batches(recipe);
         self.grant(recipe, &batches, available_bytes)?;
         let parts = self.parts(recipe, &batches)?;
@@ -186,12 +188,12 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// On a card backward keeps as much as the rest of the run leaves free, but for a reserve.
+    /// On a card backward keeps as much as the rest of the run leaves.
     fn grant(&self, recipe: &Recipe, batches: &Batches, available_bytes: Option<usize>) -> Result<()> {
         if let (Some(_), Some(available)) = (self.card, available_bytes) {
             self.granted.set(0);
             let rest: usize = self.parts(recipe, batches)?.iter().map(|part| part.bytes).sum();
-            self.granted.set((available - available / RESERVE).saturating_sub(rest));
+            self.granted.set(available.saturating_sub(rest));
         }
         Ok(())
     }

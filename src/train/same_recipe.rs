@@ -100,6 +100,18 @@ pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
     differing(was, is, &FREE)
 }
 
+/// What ranks don't have alike of their resolved recipes: settings, but for where they write, and rows.
+pub(crate) fn differs_among_ranks(of_first: &Value, own: &Value) -> Option<String> {
+    let settings = differing(of_first, own, &[("train", "output")]);
+    let rows = |recipe: &Value| -> Vec<Value> {
+        recipe[ROWS].as_array().into_iter().flatten().map(|row| row[1].clone()).collect()
+    };
+    match settings.is_empty() {
+        false => Some(settings.join("; ")),
+        true => (rows(of_first) != rows(own)).then(|| "the rows of its data".to_owned()),
+    }
+}
+
 /// The settings that differ and may not. One that an earlier version didn't know was at its default.
 fn differing(was: &Value, is: &Value, may_differ: &[(&str, &str)]) -> Vec<String> {
     let empty = serde_json::Map::new();

@@ -10,6 +10,7 @@ use half::bf16;
 
 use super::card::{Arg, Card};
 use super::fail;
+use super::products::WORKSPACE;
 use crate::weight::Dtype;
 
 /// Some bytes of a card's memory; they are given back when it is dropped.
@@ -108,13 +109,14 @@ fn no_room(card: &Card, bytes: usize, error: DriverError) -> ! {
     if error.0 != cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY {
         card.fail("take memory", error);
     }
-    let [free, all] = card.memory().map(|bytes| bytes as f64 / 1e9);
+    let mb = |bytes: usize| bytes as f64 / 1e6;
+    let [free, all] = card.memory().map(mb);
     fail(format!(
-        "the card {} has no room for {:.3} GB more ({free:.3} of {all:.3} GB free, {:.3} GB in use by this run; {error}); \
-         lower train.micro_batch_size or data.max_seq_len (weft plan says what fits)",
+        "the card {} has no room for {:.1} MB more: {free:.0} of its {all:.0} MB are free, and this process has {:.0}; lower \
+         train.micro_batch_size, data.max_seq_len or --gen-length, or end what else is on the card",
         card.name(),
-        bytes as f64 / 1e9,
-        card.most_used_bytes() as f64 / 1e9,
+        mb(bytes),
+        mb(card.used_bytes() + WORKSPACE),
     ))
 }
 

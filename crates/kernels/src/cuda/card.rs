@@ -84,7 +84,7 @@ impl Card {
     /// # Errors
     /// A library or card that isn't there, or one too old, as one sentence.
     pub fn open(ordinal: usize, cache: Option<&Path>) -> Result<Arc<Self>, String> {
-        DRIVER.open()?;
+        DRIVER.open(u32::MAX)?;
         let context = context(ordinal)?;
         let told = |what: &'static str| move |e: DriverError| format!("card {ordinal}: {what}: {e}");
         let name = context.name().map_err(told("its name"))?;
@@ -96,12 +96,13 @@ impl Card {
                  another card or --device cpu"
             ));
         }
-        CUBLASLT.open()?;
+        let newest = driver_version() as u32 / 1000;
+        CUBLASLT.open(newest)?;
         // SAFETY: all work is one stream's, so that nothing has to be ordered by events.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context).map_err(told("its memory pool"))?;
         let stream = context.new_stream().map_err(told("a stream"))?;
-        let functions = functions(&context, capability, cache)?;
+        let functions = functions(&context, (capability, newest), cache)?;
         let products = Products::new(&stream)?;
         let engine = Engine { stream, functions, products, name };
         Ok(Arc::new(Self { engine: Some(engine), used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) }))
@@ -109,13 +110,13 @@ impl Card {
 
     /// The cards of this machine that the driver shows this process.
     pub fn count() -> usize {
-        let is_there = DRIVER.open().is_ok() && result::init().is_ok();
+        let is_there = DRIVER.open(u32::MAX).is_ok() && result::init().is_ok();
         if is_there { CudaContext::device_count().unwrap_or(0) as usize } else { 0 }
     }
 
     /// Whether there is a driver to ask for cards.
     pub fn has_driver() -> bool {
-        DRIVER.open().is_ok()
+        DRIVER.open(u32::MAX).is_ok()
     }
 
     /// A card without an engine.
@@ -244,12 +245,23 @@ impl Mark {
     }
 }
 
-/// The context of a card of the machine's.
-fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
-    result::init().map_err(|e| format!("no card computes here: {e}; use --device cpu"))?;
+/// What the driver says of an error, without its number.
+fn in_words(error: &DriverError) -> String {
+    error.error_string().map_or_else(|_| error.to_string(), |words| words.to_string_lossy().into_owned())
+}
+
+/// The CUDA that the driver speaks, 13020 for 13.2.
+fn driver_version() -> i32 {
     let mut version = 0;
     // SAFETY: a place for a number.
     let _ = unsafe { cuDriverGetVersion(&mut version) };
+    version
+}
+
+/// The context of a card of the machine's.
+fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
+    result::init().map_err(|e| format!("no card computes here ({}); use --device cpu", in_words(&e)))?;
+    let version = driver_version();
     if version < DRIVER_VERSION {
         let told = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
         let (has, wants) = (told(version), told(DRIVER_VERSION));
@@ -258,7 +270,7 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
     let count = CudaContext::device_count().unwrap_or(0) as usize;
     if ordinal >= count {
         let cards = if count == 1 { "1 card".to_owned() } else { format!("{count} cards") };
-        return Err(format!("cuda:{ordinal} is none of this machine's {cards}; they are counted from 0"));
+        return Err(format!("this machine has {cards}, counted from 0"));
     }
     CudaContext::new(ordinal).map_err(|e| format!("card {ordinal} can't be opened: {e}"))
 }
@@ -281,17 +293,20 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
 /// Every kernel by its name.
 fn functions(
     context: &Arc<CudaContext>,
-    capability: u32,
+    (capability, newest): (u32, u32),
     cache: Option<&Path>,
 ) -> Result<HashMap<&'static str, CudaFunction>, String> {
     let load = |use_cached: bool| -> Result<_, String> {
-        let cubin = compile::kernels(capability, cache, use_cached)?;
+        let cubin = compile::kernels(capability, newest, cache, use_cached)?;
         context.load_module(Ptx::from_binary(cubin)).map_err(|e| format!("the compiled kernels can't be loaded: {e}"))
     };
-    let module = load(true).or_else(|_| load(false))?;
-    let function = |name: &'static str| {
-        let function = module.load_function(name).map_err(|e| format!("the kernel {name} can't be loaded: {e}"))?;
-        Ok((name, function))
+    let named = |use_cached: bool| -> Result<_, String> {
+        let module = load(use_cached)?;
+        let function = |name: &'static str| {
+            let function = module.load_function(name).map_err(|e| format!("the kernel {name} can't be loaded: {e}"))?;
+            Ok((name, function))
+        };
+        super::KERNELS.iter().copied().map(function).collect()
     };
-    super::KERNELS.iter().copied().map(function).collect()
+    named(true).or_else(|_| named(false))
 }

@@ -27,12 +27,18 @@ const SOURCES: [&str; 11] = [
 /// Compute capabilities, major and minor in one number, that tests compile the kernels for: Ampere, Hopper, Blackwell.
 pub const ARCHITECTURES: [u32; 3] = [80, 90, 100];
 
-/// The kernels for a card, from disk where they are kept in `cache`; `use_cached` is off where what is there doesn't load.
-pub(super) fn kernels(architecture: u32, cache: Option<&Path>, use_cached: bool) -> Result<Vec<u8>, String> {
-    NVRTC.open()?;
+/// The kernels for a card whose driver speaks CUDA up to `newest`, from disk where they are kept in `cache`; `use_cached` is
+/// off where what is there doesn't load.
+pub(super) fn kernels(
+    architecture: u32,
+    newest: u32,
+    cache: Option<&Path>,
+    use_cached: bool,
+) -> Result<Vec<u8>, String> {
+    NVRTC.open(newest)?;
     let source = SOURCES.concat();
     let path = cache.map(|folder| folder.join(name(&source, architecture)));
-    if let Some(kept) = path.as_ref().filter(|_| use_cached).and_then(|path| fs::read(path).ok()) {
+    if let Some(kept) = path.as_ref().filter(|_| use_cached).and_then(|path| whole(fs::read(path).ok()?)) {
         return Ok(kept);
     }
     let compiled = compile(&source, architecture)?;
@@ -47,7 +53,7 @@ pub(super) fn kernels(architecture: u32, cache: Option<&Path>, use_cached: bool)
 /// # Errors
 /// No compiler, or what it says.
 pub fn compile_for(architecture: u32) -> Result<Vec<u8>, String> {
-    kernels(architecture, None, false)
+    kernels(architecture, u32::MAX, None, false)
 }
 
 fn name(source: &str, architecture: u32) -> PathBuf {
@@ -65,8 +71,21 @@ fn version() -> [i32; 2] {
     [major, minor]
 }
 
-/// Writes the file whole; a cache that can't be written is none.
+/// What was kept, if it is what was written: the driver isn't told how long it is, and reads on.
+fn whole(mut kept: Vec<u8>) -> Option<Vec<u8>> {
+    let sum = kept.split_off(kept.len().checked_sub(size_of::<u64>())?);
+    (sum == checksum(&kept)).then_some(kept)
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 8] {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish().to_le_bytes()
+}
+
+/// Writes the file whole, its checksum last; a cache that can't be written is none.
 fn keep(path: &Path, bytes: &[u8]) {
+    let bytes = [bytes, &checksum(bytes)].concat();
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&partial, bytes));
     if written.and_then(|()| fs::rename(&partial, path)).is_err() {

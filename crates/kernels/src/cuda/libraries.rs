@@ -50,13 +50,14 @@ pub(super) const NCCL: Needed = Needed {
 
 impl Needed {
     /// Makes sure that the library is open: by its name where the system looks, then in the other folders; the newest
-    /// version that serves.
+    /// version that serves, up to the `newest` CUDA that the driver speaks.
     ///
     /// # Errors
     /// Which it is and where it was looked for, as one sentence.
-    pub(super) fn open(&self) -> Result<(), String> {
+    pub(super) fn open(&self, newest: u32) -> Result<(), String> {
         let folders = if self.is_drivers { vec![] } else { folders() };
-        let names: Vec<String> = self.versions.iter().map(|version| format!("{}.{version}", self.stem)).collect();
+        let versions = self.versions.iter().filter(|version| **version <= newest);
+        let names: Vec<String> = versions.map(|version| format!("{}.{version}", self.stem)).collect();
         let is_found = |name: &String| {
             let in_folders = folders.iter().map(|folder| folder.join(name)).filter(|path| path.exists());
             is_opened(Path::new(name)) || in_folders.into_iter().any(|path| self.is_opened_at(&path))

@@ -60,7 +60,7 @@ unsafe impl Sync for Group {}
 
 impl Functions {
     fn open() -> Result<Self, String> {
-        NCCL.open()?;
+        NCCL.open(u32::MAX)?;
         // SAFETY: the library was opened above, and its initialisers have run.
         let library = unsafe { Library::new("libnccl.so.2") }.or_else(|_| unsafe { Library::new("libnccl.so") });
         let library = library.map_err(|e| format!("NCCL can't be opened: {e}"))?;
@@ -259,6 +259,9 @@ impl Drop for Group {
 fn checked(told: ncclResult_t, what: &str) -> Result<(), String> {
     match told {
         ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
+        ncclResult_t::ncclInvalidUsage => Err(format!(
+            "NCCL could not {what}: do two of them have one card? --device cuda gives each its own; NCCL_DEBUG=WARN says more"
+        )),
         error => Err(format!("NCCL could not {what}: {error:?}; NCCL_DEBUG=WARN says more")),
     }
 }
