@@ -40,7 +40,11 @@ pub static LIBRARIES: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
 pub fn command(cache: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.env("LD_LIBRARY_PATH", LIBRARIES.as_ref().expect("the emulator is built"));
-    command.env("WEFT_CACHE", cache).env_remove("WEFT_DEVICE");
+    command.env("WEFT_CACHE", cache);
+    // No library from elsewhere, and no wish.
+    for name in ["VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH", "WEFT_DEVICE"] {
+        command.env_remove(name);
+    }
     command
 }
 
