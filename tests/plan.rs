@@ -174,7 +174,8 @@ fn a_lower_rank_of_the_same_scale_is_named() {
         let all = [&wide, ["--set", "model.lora_alpha=384"].as_slice(), more].concat();
         json(&weft(&folder, &all))
     };
-    let limit = format!("{:.6}", 0.99 * bytes(&plan(&[])["peak_bytes"]) / 1e9);
+    // The program's own part differs a little from process to process.
+    let limit = format!("{:.6}", 0.94 * bytes(&plan(&[])["peak_bytes"]) / 1e9);
     let remedies = plan(&["--memory-gb", &limit])["remedies"].clone();
     let expected = serde_json::json!(["model.lora_rank=96", "model.lora_alpha=192"]);
     let found = remedies.as_array().expect("a list").iter().any(|remedy| remedy["settings"] == expected);
