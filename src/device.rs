@@ -105,6 +105,11 @@ pub fn card() -> Option<Arc<Card>> {
     }
 }
 
+/// What the process computes on, in words: its card's name, or `cpu`.
+pub fn name() -> String {
+    card().map_or_else(|| "cpu".to_owned(), |card| card.name().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

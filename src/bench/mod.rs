@@ -27,7 +27,7 @@ use crate::train::{Job, Trainer};
 use arithmetic::MultiplyAdds;
 
 pub mod arithmetic;
-mod shapes;
+pub(crate) mod shapes;
 
 /// The side of the matrices that a processor's rate is measured with.
 const GEMM_SIDE: usize = 1024;
@@ -236,7 +236,7 @@ fn measure_objective(
             .is_none()
             .then(|| step_time(&trainer.model, batches, &objective, Rates { training, entropy })),
         tokens_per_second: tokens / step_seconds,
-        device: device::card().map_or_else(|| "cpu".to_owned(), |card| card.name().to_owned()),
+        device: device::name(),
         peak_rss_bytes: machine::peak_rss_bytes(),
         planned_rss_bytes: 0,
         peak_card_bytes: device::card().map(|_| (card_bytes + WORKSPACE) as u64),

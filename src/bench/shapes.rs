@@ -40,6 +40,18 @@ impl Shape {
     }
 }
 
+/// LLaDA-8B-Instruct's, of its config.json.
+pub(crate) const LLADA_8B: Sizes = Sizes {
+    width: 4096,
+    layers: 32,
+    heads: 32,
+    mlp_hidden_size: 12_288,
+    vocab_size: 126_464,
+    max_seq_len: 4096,
+    mask_token_id: 126_336,
+    eos_token_id: 126_081,
+};
+
 const SHAPES: [Shape; 2] = [
     Shape {
         name: "P",
@@ -55,21 +67,7 @@ const SHAPES: [Shape; 2] = [
         },
         lora_rank: 32,
     },
-    // LLaDA-8B-Instruct's config.json.
-    Shape {
-        name: "llada-8b",
-        sizes: Sizes {
-            width: 4096,
-            layers: 32,
-            heads: 32,
-            mlp_hidden_size: 12_288,
-            vocab_size: 126_464,
-            max_seq_len: 4096,
-            mask_token_id: 126_336,
-            eos_token_id: 126_081,
-        },
-        lora_rank: 128,
-    },
+    Shape { name: "llada-8b", sizes: LLADA_8B, lora_rank: 128 },
 ];
 
 /// The model of a plan, with what it trains, and where its weights are.

@@ -108,7 +108,7 @@ impl Results<'_> {
             "accuracy": self.scores.as_ref().map(|(.., scores)| {
                 scores.iter().map(|(name, accuracy)| ((*name).to_owned(), json!(accuracy))).collect::<Map<_, _>>()
             }),
-            "device": weft::device::card().map_or("cpu".to_owned(), |card| card.name().to_owned()),
+            "device": weft::device::name(),
             "peak_memory_bytes": peak,
             "planned_memory_bytes": planned,
         });

@@ -6,6 +6,11 @@ use weft_kernels::precision::Precision;
 use super::block::{Block, Linear, ParamId, Transformer};
 
 impl Transformer {
+    /// Whether every weight is trained, and not an adapter's alone.
+    pub fn is_trained_whole(&self) -> bool {
+        self.params.iter().all(|p| p.trainable)
+    }
+
     /// What is trained, in groups whose gradients travel together: the head, then each layer, the last one first, then
     /// the embedding, as backward finishes them; adapters alone are one group.
     pub fn buckets(&self) -> Vec<Vec<ParamId>> {
@@ -19,18 +24,19 @@ impl Transformer {
         let head = of_linear(&self.head).filter(|id| !is_tied || *id != self.embedding).chain([self.final_norm]);
         let groups = std::iter::once(head.collect()).chain(self.blocks.iter().rev().map(of_block));
         let groups: Vec<Vec<ParamId>> = groups.chain([vec![self.embedding]]).map(trained).collect();
-        match self.params.iter().all(|p| p.trainable) {
+        match self.is_trained_whole() {
             true => groups,
             false => vec![groups.concat()],
         }
     }
 
-    /// Whether nothing but products in bf16 read a parameter that is trained: a linear layer's weight, unless it is the
-    /// embedding too, where neither pass of a step computes in another precision. Rounded to bf16 it gives the same bits.
-    pub fn is_read_rounded(&self, id: ParamId) -> bool {
+    /// Whether so many ranks each have a trained parameter in bf16, and only their part of it in f32: a linear layer's weight,
+    /// unless it is the embedding too, where neither pass of a step computes in another precision. Nothing but products in
+    /// bf16 read it then, and rounded it gives the same bits.
+    pub fn is_split(&self, id: ParamId, ranks: usize) -> bool {
         let rounds = [self.config.precision, self.config.entropy_precision] == [Precision::Bf16; 2];
         let is_matrix = id != self.embedding && self.linears().any(|layer| layer.weight == id);
-        rounds && is_matrix && self.params[id].trainable
+        ranks > 1 && rounds && is_matrix && self.params[id].trainable
     }
 
     /// The bucket of a layer where every weight is trained; that of the head is 0, that of the embedding the last.

@@ -28,7 +28,6 @@ const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
 /// How many processes were started together; `None` where this one was started alone.
 pub fn launched() -> Option<usize> {
-    let number = |name: &str| env::var(name).ok()?.parse::<usize>().ok();
     let of_slurm = || env::var_os("PMIX_RANK").and_then(|_| number("SLURM_STEP_NUM_TASKS"));
     SIZES.iter().find_map(|name| number(name)).or_else(of_slurm)
 }
@@ -38,8 +37,12 @@ const LOCAL_RANKS: [&str; 4] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
 
 /// This process's number among those of its machine: which card is its own.
 pub fn local_rank() -> usize {
-    let number = |name: &&str| env::var(name).ok()?.parse::<usize>().ok();
-    LOCAL_RANKS.iter().find_map(number).unwrap_or(0)
+    LOCAL_RANKS.iter().find_map(|name| number(name)).unwrap_or(0)
+}
+
+/// A number that a launcher left in the environment.
+fn number(name: &str) -> Option<usize> {
+    env::var(name).ok()?.parse().ok()
 }
 
 impl Session {

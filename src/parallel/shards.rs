@@ -54,7 +54,7 @@ impl Shards {
                 start += len(id);
             }
         }
-        let rounded = (0..model.params.len()).map(|id| size > 1 && model.is_read_rounded(id)).collect();
+        let rounded = (0..model.params.len()).map(|id| model.is_split(id, size)).collect();
         Self { buckets, ends, rounded, size }
     }
 

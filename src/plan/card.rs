@@ -1,8 +1,6 @@
 //! What a run takes of a card's memory. The run's operations themselves are asked, on a card that only counts: no formula
 //! follows the code, and none can differ from it.
 
-use std::sync::Arc;
-
 use weft_kernels::cuda::{Card, WORKSPACE};
 use weft_kernels::device::Device;
 use weft_kernels::tensor::Tensor;
@@ -21,7 +19,7 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     let device = Device::Cuda(card.clone());
     let mut model = work.model.outline();
     // What is trained is f32, or where ranks have parts of that bf16.
-    let is_split = |id: &usize| work.ranks > 1 && work.model.is_read_rounded(*id);
+    let is_split = |id: &usize| work.model.is_split(*id, work.ranks);
     for (id, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
         let dtype = if is_split(&id) { Dtype::Bf16 } else { Dtype::F32 };
         param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), dtype);
@@ -36,7 +34,7 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     let trained: usize = model.params.iter().filter(|p| p.trainable).map(len).sum();
     let moments = [(); 2].map(|()| device.unset(trained.div_ceil(work.ranks)));
     let held = card.used_bytes();
-    run(work, &model, &card);
+    run(work, &model);
     let gradients = if work.steps.is_empty() { 0 } else { size_of::<f32>() * trained };
     let [moment, _] = moments.each_ref().map(Tensor::len);
     let rest = (card.most_used_bytes() - held).saturating_sub(gradients);
@@ -52,7 +50,7 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
 }
 
 /// The telling steps, with the evaluations around them.
-fn run(work: &Work, model: &Transformer, card: &Arc<Card>) {
+fn run(work: &Work, model: &Transformer) {
     if let Some(batch) = work.generation {
         generate(work, model, &batch);
     }
@@ -64,7 +62,7 @@ fn run(work: &Work, model: &Transformer, card: &Arc<Card>) {
         for batch in step.iter().filter(|_| work.needs_entropy) {
             model.entropy(&batch_of(batch), &first(batch.answers));
         }
-        let gradients = match model.params.iter().all(|p| p.trainable) {
+        let gradients = match model.is_trained_whole() {
             true => {
                 let mut gradients = model.zero_gradients();
                 step.iter().for_each(|batch| backward(model, batch, &mut gradients));
@@ -80,13 +78,9 @@ fn run(work: &Work, model: &Transformer, card: &Arc<Card>) {
             }
         };
         // What travels between ranks: sent, received, and this rank's part of the sum.
-        let staged = work.staged_lens().map(|len| card_numbers(card, len));
+        let staged = work.staged_lens().map(|len| model.device.unset(len));
         drop((gradients, staged));
     }
-}
-
-fn card_numbers(card: &Arc<Card>, len: usize) -> Tensor {
-    Device::Cuda(card.clone()).unset(len)
 }
 
 /// A micro-batch's pass 2.
@@ -129,25 +123,16 @@ mod tests {
     use weft_kernels::precision::Precision;
 
     use super::*;
+    use crate::bench::shapes::LLADA_8B;
     use crate::model::family::outline_of;
-    use crate::model::llada::{Sizes, new_config};
+    use crate::model::llada::new_config;
     use crate::model::lora::{LoraConfig, attach_outline};
     use crate::plan::Stored;
 
     /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a card.
     #[test]
     fn an_adapter_of_llada_8b_is_trained_in_less_than_40_gb() {
-        let sizes = Sizes {
-            width: 4096,
-            layers: 32,
-            heads: 32,
-            mlp_hidden_size: 12_288,
-            vocab_size: 126_464,
-            max_seq_len: 4096,
-            mask_token_id: 126_336,
-            eos_token_id: 126_081,
-        };
-        let mut model = outline_of(&new_config(sizes).expect("LLaDA-8B's sizes"));
+        let mut model = outline_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
         attach_outline(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
         (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);

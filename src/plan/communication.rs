@@ -30,7 +30,7 @@ impl Communication {
     pub(super) fn of(model: &Transformer, recipe: &Recipe, batches: &Batches, ranks: usize) -> Self {
         let len = |id: usize| model.params[id].weight.rows() * model.params[id].weight.cols();
         let trained = (0..model.params.len()).filter(|id| model.params[*id].trainable);
-        let rounded: usize = trained.clone().filter(|id| ranks > 1 && model.is_read_rounded(*id)).map(len).sum();
+        let rounded: usize = trained.clone().filter(|id| model.is_split(*id, ranks)).map(len).sum();
         let chunks: usize = trained.clone().map(|id| len(id).div_ceil(CHUNK)).sum();
         let others = (ranks - 1) as f64 / ranks as f64;
         let trained = trained.map(len).sum::<usize>() as f64;

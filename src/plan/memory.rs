@@ -150,7 +150,7 @@ impl<'a> Work<'a> {
             for batch in step.iter().filter(|_| self.needs_entropy) {
                 replay.statistics(batch.tokens, batch.answers, config.entropy_precision);
             }
-            let gradients = match self.model.params.iter().all(|p| p.trainable) {
+            let gradients = match self.model.is_trained_whole() {
                 true => {
                     let gradients = replay.zero_gradients();
                     // A layer's gradients travel while those below are computed.
@@ -198,7 +198,7 @@ impl<'a> Work<'a> {
     fn stored_parts(&self) -> [usize; 3] {
         let len = |p: &Param| p.weight.rows() * p.weight.cols();
         let stored = |(id, p): (usize, &Param)| {
-            if self.ranks > 1 && self.model.is_read_rounded(id) {
+            if self.model.is_split(id, self.ranks) {
                 let program = if self.stored == Stored::Embedded { Dtype::Bf16.size() * len(p) } else { 0 };
                 let masters = (size_of::<f32>() * len(p)).div_ceil(self.ranks);
                 return program + Dtype::Bf16.size() * len(p) + masters;

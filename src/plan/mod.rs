@@ -190,7 +190,8 @@ impl<'a> Planner<'a> {
 
     /// On a card backward keeps as much as the rest of the run leaves.
     fn grant(&self, recipe: &Recipe, batches: &Batches, available_bytes: Option<usize>) -> Result<()> {
-        if let (Some(_), Some(available)) = (self.card, available_bytes) {
+        let is_said = recipe.train.activation_memory_gb.is_some();
+        if let (Some(_), Some(available), false) = (self.card, available_bytes, is_said) {
             self.granted.set(0);
             let rest: usize = self.parts(recipe, batches)?.iter().map(|part| part.bytes).sum();
             self.granted.set(available.saturating_sub(rest));

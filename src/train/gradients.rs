@@ -19,7 +19,7 @@ impl Trainer {
         hand_over: Finished,
         add: &mut dyn FnMut(usize, &mut Gradients, Finished),
     ) -> Gradients {
-        if self.model.params.iter().all(|p| p.trainable) {
+        if self.model.is_trained_whole() {
             let is_masked = |batch: &MicroBatch| batch.answers.iter().any(|answer| answer.masked.contains(&true));
             let last = own.iter().rposition(is_masked);
             let mut grads = self.model.zero_gradients();

@@ -7,7 +7,6 @@ use crate::buffer::{self, Buffer};
 use crate::cuda::{Array, Card, Mark as CardMark};
 use crate::precision::Precision;
 use crate::tensor::Tensor;
-use crate::weight::Dtype;
 
 /// A device.
 #[derive(Clone, Debug, Default)]
@@ -31,33 +30,27 @@ pub enum Mark {
 impl Device {
     /// f32 numbers that hold whatever was there before: for a result that overwrites them all.
     pub fn unset(&self, len: usize) -> Tensor {
-        match self {
-            Self::Cpu => Tensor::Host(Buffer::unset(len)),
-            Self::Cuda(card) => Tensor::Card(Array::unset(card, len, Dtype::F32)),
-        }
+        self.factors(len, Precision::F32)
     }
 
     /// The same for what nothing but products, attention and SwiGLU read, which round it to `precision` anyway: on a card
     /// it is stored so.
     pub fn factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
-            Self::Cpu => self.unset(len),
+            Self::Cpu => Tensor::Host(Buffer::unset(len)),
             Self::Cuda(card) => Tensor::Card(Array::unset(card, len, precision.dtype())),
         }
     }
 
     /// Zeros in f32.
     pub fn zeros(&self, len: usize) -> Tensor {
-        match self {
-            Self::Cpu => Tensor::Host(Buffer::zeros(len)),
-            Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, Dtype::F32)),
-        }
+        self.zero_factors(len, Precision::F32)
     }
 
     /// Zeros of what [`Device::factors`] holds.
     pub fn zero_factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
-            Self::Cpu => self.zeros(len),
+            Self::Cpu => Tensor::Host(Buffer::zeros(len)),
             Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, precision.dtype())),
         }
     }

@@ -13,7 +13,7 @@ use crate::weight::Weight;
 pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, precision: Precision) {
     match (y, x) {
         (Tensor::Host(y), Tensor::Host(x)) => cpu::linear::forward(y, x, weight, precision),
-        (y, x) => cuda::linear::forward(y.array_mut(), x.array(), weight, precision),
+        (y, x) => cuda::linear::forward(y.array_mut(), x.array(), weight, None, precision),
     }
 }
 
@@ -24,7 +24,7 @@ pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, before: &Tensor
             forward(y, x, weight, precision);
             y.add(before);
         }
-        Tensor::Card(y) => cuda::linear::forward_onto(y, x.array(), weight, before.array(), precision),
+        Tensor::Card(y) => cuda::linear::forward(y, x.array(), weight, Some(before.array()), precision),
     }
 }
 

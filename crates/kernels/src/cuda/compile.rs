@@ -10,7 +10,7 @@ use cudarc::nvrtc::{result, sys};
 use super::libraries::NVRTC;
 
 /// Every kernel, what others use first.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/primitives.cuh"),
     include_str!("kernels/elementwise.cu"),
@@ -18,6 +18,7 @@ const SOURCES: [&str; 11] = [
     include_str!("kernels/rows.cu"),
     include_str!("kernels/head_loss.cu"),
     include_str!("kernels/adamw.cu"),
+    include_str!("kernels/attention.cuh"),
     include_str!("kernels/attention_f32.cu"),
     include_str!("kernels/attention_bf16.cu"),
     include_str!("kernels/attention_bf16_backward.cu"),
@@ -57,11 +58,13 @@ pub fn compile_for(architecture: u32) -> Result<Vec<u8>, String> {
 }
 
 fn name(source: &str, architecture: u32) -> PathBuf {
-    let mut hasher = DefaultHasher::new();
-    source.hash(&mut hasher);
     let [major, minor] = version();
-    format!("weft-{}-sm{architecture}-nvrtc{major}.{minor}-{:016x}.cubin", env!("CARGO_PKG_VERSION"), hasher.finish())
-        .into()
+    format!(
+        "weft-{}-sm{architecture}-nvrtc{major}.{minor}-{:016x}.cubin",
+        env!("CARGO_PKG_VERSION"),
+        hash(source.as_bytes())
+    )
+    .into()
 }
 
 fn version() -> [i32; 2] {
@@ -74,18 +77,18 @@ fn version() -> [i32; 2] {
 /// What was kept, if it is what was written: the driver isn't told how long it is, and reads on.
 fn whole(mut kept: Vec<u8>) -> Option<Vec<u8>> {
     let sum = kept.split_off(kept.len().checked_sub(size_of::<u64>())?);
-    (sum == checksum(&kept)).then_some(kept)
+    (sum == hash(&kept).to_le_bytes()).then_some(kept)
 }
 
-fn checksum(bytes: &[u8]) -> [u8; 8] {
+fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
-    hasher.finish().to_le_bytes()
+    hasher.finish()
 }
 
 /// Writes the file whole, its checksum last; a cache that can't be written is none.
 fn keep(path: &Path, bytes: &[u8]) {
-    let bytes = [bytes, &checksum(bytes)].concat();
+    let bytes = [bytes, &hash(bytes).to_le_bytes()].concat();
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&partial, bytes));
     if written.and_then(|()| fs::rename(&partial, path)).is_err() {

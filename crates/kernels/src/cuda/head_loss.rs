@@ -2,8 +2,7 @@
 
 use super::array::{Array, Memory};
 use super::card::{Arg, Card, Grid};
-use super::elementwise::{in_format, int, suffix};
-use super::products::{Factor, product};
+use super::elementwise::{int, suffix};
 use super::{linear, lora_linear};
 use crate::head_loss::Head;
 use crate::tensor::Into;
@@ -42,7 +41,7 @@ fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
         let mut own = Array::unset(x.card(), rows * width, x.dtype());
         own.copy(0, x, first * width..(first + rows) * width);
         match head.lora_rows(first, rows) {
-            None => linear::forward(&mut logits, &own, head.weight, head.precision),
+            None => linear::forward(&mut logits, &own, head.weight, None, head.precision),
             Some(lora) => lora_linear::forward(&mut logits, &own, head.weight, &lora, None),
         }
         f(Chunk { first, rows, x: own, logits: &mut logits });
@@ -118,11 +117,7 @@ pub(crate) fn loss(
                 let grad = [&mut **a, &mut **b];
                 lora_linear::backward(Some((&mut own, Into::Set)), grad, &gradient, &chunk.x, head.weight, &lora);
             }
-            _ => {
-                let w = in_format(head.weight.array(), head.precision);
-                let factors = [Factor::new(&gradient, chunk.rows, vocab), Factor::new(&w, vocab, width)];
-                product(&mut own, factors, 1.0, Into::Set);
-            }
+            _ => linear::backward_input(&mut own, &gradient, head.weight, Into::Set, head.precision),
         }
         dx.copy(chunk.first * width, &own, 0..chunk.rows * width);
     });

@@ -1,6 +1,7 @@
 //! NVIDIA's libraries: looked for by name where the system looks, then in the folders where a CUDA toolkit or Python's
 //! packages put them. What is found elsewhere is opened by its path, and stays open: its name is then known to the process.
 
+use std::cell::LazyCell;
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -55,12 +56,12 @@ impl Needed {
     /// # Errors
     /// Which it is and where it was looked for, as one sentence.
     pub(super) fn open(&self, newest: u32) -> Result<(), String> {
-        let folders = if self.is_drivers { vec![] } else { folders() };
+        let folders = LazyCell::new(|| if self.is_drivers { vec![] } else { folders() });
         let versions = self.versions.iter().filter(|version| **version <= newest);
         let names: Vec<String> = versions.map(|version| format!("{}.{version}", self.stem)).collect();
         let is_found = |name: &String| {
-            let in_folders = folders.iter().map(|folder| folder.join(name)).filter(|path| path.exists());
-            is_opened(Path::new(name)) || in_folders.into_iter().any(|path| self.is_opened_at(&path))
+            let in_folders = || folders.iter().map(|folder| folder.join(name)).filter(|path| path.exists());
+            is_opened(Path::new(name)) || in_folders().any(|path| self.is_opened_at(&path))
         };
         if names.iter().any(is_found) || is_opened(Path::new(self.stem)) {
             return Ok(());

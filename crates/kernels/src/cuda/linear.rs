@@ -11,19 +11,15 @@ use crate::weight::{Dtype, Weight};
 /// Rows whose bias gradients are summed into one partial.
 pub(super) const PARTIAL_ROWS: usize = 64;
 
-/// `y = x W^T + before`.
-pub(crate) fn forward_onto(y: &mut Array, x: &Array, weight: &Weight, before: &Array, precision: Precision) {
-    let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
-    let x = in_format(x, precision);
-    product_onto(y, [Factor::new(&x, n, weight.cols()), Factor::new(&w, weight.rows(), weight.cols()).t()], before);
-}
-
-/// `y = x W^T`.
-pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, precision: Precision) {
+/// `y = x W^T`, and what is to be added where there is something.
+pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, before: Option<&Array>, precision: Precision) {
     let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
     let x = in_format(x, precision);
     let factors = [Factor::new(&x, n, weight.cols()), Factor::new(&w, weight.rows(), weight.cols()).t()];
-    product(y, factors, 1.0, Into::Set);
+    match before {
+        None => product(y, factors, 1.0, Into::Set),
+        Some(before) => product_onto(y, factors, before),
+    }
 }
 
 /// `dx = dy W` (or `+=`).

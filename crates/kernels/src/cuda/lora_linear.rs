@@ -13,10 +13,7 @@ use crate::weight::{Dtype, Weight};
 /// `y = x W^T + s (drop(x) A^T) B^T`, and what is to be added where there is something.
 pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora, before: Option<&Array>) {
     let x = in_format(x, lora.precision);
-    match before {
-        None => linear::forward(y, &x, weight, lora.precision),
-        Some(before) => linear::forward_onto(y, &x, weight, before, lora.precision),
-    }
+    linear::forward(y, &x, weight, before, lora.precision);
     let (u, n) = (project_down(&dropped(&x, lora), lora), x.len() / weight.cols());
     let b = in_format(lora.b.array(), lora.precision);
     let factors = [Factor::new(&u, n, lora.a.rows()), Factor::new(&b, lora.b.rows(), lora.b.cols()).t()];

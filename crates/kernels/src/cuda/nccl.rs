@@ -144,18 +144,14 @@ impl Group {
         let (own, starts) = (counts[self.rank], starts(counts));
         let (send, received) = (send.array(), received.array_mut());
         received.copy(self.rank * own, send, starts[self.rank]..starts[self.rank] + own);
-        self.grouped(&others(self.rank, self.size), |rank| {
-            (send.at(starts[rank]), counts[rank], received.at(rank * own), own)
-        });
+        self.with_others(|rank| (send.at(starts[rank]), counts[rank], received.at(rank * own), own));
     }
 
     /// Every rank's numbers at every rank.
     pub fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor) {
         let (own, all, starts) = (own.array(), all.array_mut(), starts(counts));
         all.copy(starts[self.rank], own, 0..counts[self.rank]);
-        self.grouped(&others(self.rank, self.size), |rank| {
-            (own.at(0), counts[self.rank], all.at(starts[rank]), counts[rank])
-        });
+        self.with_others(|rank| (own.at(0), counts[self.rank], all.at(starts[rank]), counts[rank]));
     }
 
     /// Rank 0's numbers at every rank.
@@ -209,15 +205,15 @@ impl Group {
         self.check(told);
     }
 
-    /// Sends and receives at once: `pieces(rank)` is what goes to a rank and where what comes from it goes.
-    fn grouped(&self, ranks: &[usize], pieces: impl Fn(usize) -> (u64, usize, u64, usize)) {
+    /// Sends to and receives from every other rank at once: `pieces(rank)` is what goes to it and where what comes goes.
+    fn with_others(&self, pieces: impl Fn(usize) -> (u64, usize, u64, usize)) {
         let Some(engine) = self.card.engine() else { return };
         self.card.bind();
         let (stream, words) = (engine.stream.cu_stream().cast(), ncclDataType_t::ncclFloat32);
         // SAFETY: the pieces lie within the arrays of the caller's, which checked them.
         unsafe {
             self.check((self.functions.group_start)());
-            for &rank in ranks {
+            for rank in (0..self.size).filter(|rank| *rank != self.rank) {
                 let (to_send, sent, to_receive, received) = pieces(rank);
                 let (to_send, to_receive) = (to_send as *const c_void, to_receive as *mut c_void);
                 let peer = rank as i32;
@@ -272,8 +268,4 @@ fn starts(counts: &[usize]) -> Vec<usize> {
         Some(*at - count)
     };
     counts.iter().scan(0, start).collect()
-}
-
-fn others(rank: usize, size: usize) -> Vec<usize> {
-    (0..size).filter(|other| *other != rank).collect()
 }

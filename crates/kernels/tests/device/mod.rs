@@ -46,12 +46,7 @@ impl On {
 
     /// Numbers in the format of the products' factors.
     pub fn factors(&self, numbers: &[f32], precision: Precision) -> Tensor {
-        let mut tensor = self.0.zeros(numbers.len());
-        tensor.write(0, numbers);
-        match (precision, &self.0) {
-            (Precision::Bf16, Device::Cuda(_)) => tensor.rounded(precision),
-            _ => tensor,
-        }
+        self.put(numbers).rounded(precision)
     }
 
     pub fn weight(&self, mut weight: Weight) -> Weight {

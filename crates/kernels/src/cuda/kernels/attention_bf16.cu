@@ -12,16 +12,8 @@ constexpr int QUERIES = 128;
 constexpr int KEYS = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-struct Shape {
-    int heads;
-    int kv_heads;
-    int head_dim;
-    // Of the queries: M.
-    int rows;
-
-    __device__ int kv_head(int head) const { return head / (heads / kv_heads); }
-    __device__ float scale() const { return 1.0f / sqrtf((float)head_dim); }
-};
+using Shape = attention::Shape;
+using Saved = attention::Saved<bf16>;
 
 // A head's columns of the rows up to `rows_end`.
 struct Matrix {

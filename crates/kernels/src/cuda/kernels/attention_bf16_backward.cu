@@ -10,15 +10,6 @@ constexpr int STREAMED = 32;
 template <int DIM>
 constexpr int OWN = DIM <= 64 ? 128 : 64;
 
-struct Saved {
-    const bf16* q;
-    const bf16* k;
-    const bf16* v;
-    const bf16* dout;
-    const float* lse;
-    const float* delta;
-};
-
 // The block's own rows, and two buffers for those that are streamed. With keys as the block's own, `left` has k and
 // streams q, `right` has v and streams dout; with queries as its own, the reverse.
 template <int DIM>

@@ -5,6 +5,9 @@
 
 namespace attention_f32 {
 
+using Shape = attention::Shape;
+using Saved = attention::Saved<float>;
+
 constexpr int THREADS = 256;
 // Rows of a block's tile of queries, and of keys.
 constexpr int TILE = 64;
@@ -133,17 +136,6 @@ __device__ inline void set_zero(float (&sums)[CHUNKS][4][4]) {
             for (int j = 0; j < 4; j++) sums[chunk][i][j] = 0.0f;
 }
 
-struct Shape {
-    int heads;
-    int kv_heads;
-    int head_dim;
-    // Of the queries: M.
-    int rows;
-
-    __device__ int kv_head(int head) const { return head / (heads / kv_heads); }
-    __device__ float scale() const { return 1.0f / sqrtf((float)head_dim); }
-};
-
 // Scores to exponentials of their distance to the largest, for 4 queries a thread; `max` and `sum` are of the keys so
 // far. Leaves in `factors` what earlier sums are multiplied by.
 __device__ inline void online_softmax(float (&scores)[4][4], float (&max)[4], float (&sum)[4], float (&factors)[4]) {
@@ -196,15 +188,6 @@ __device__ inline void forward(float* out, float* lse, const float* q, const flo
     }
     store(out + (long long)head * dim, queries, dim, sums, factors);
 }
-
-struct Saved {
-    const float* q;
-    const float* k;
-    const float* v;
-    const float* dout;
-    const float* lse;
-    const float* delta;
-};
 
 // A tile is {first key, keys' end, first query, queries' end}. A block has all query heads that read its keys.
 template <int CHUNKS>
@@ -276,19 +259,6 @@ __device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Shape
 }
 
 }  // namespace attention_f32
-
-// delta = rowsum(dout out) [H, M]; a warp for each row and head.
-template <class T>
-__device__ inline void attention_delta(float* delta, const T* dout, const T* out, int heads, int head_dim, int rows) {
-    long long row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    int head = blockIdx.y, lane = threadIdx.x % 32;
-    if (row >= rows) return;
-    long long start = (row * heads + head) * head_dim;
-    float sum = 0.0f;
-    for (int i = lane; i < head_dim; i += 32) sum += to_float(dout[start + i]) * to_float(out[start + i]);
-    sum = warp_sum(sum);
-    if (lane == 0) delta[(long long)head * rows + row] = sum;
-}
 
 extern "C" __global__ void attention_delta_f32(float* delta, const float* dout, const float* out, int heads,
                                                int head_dim, int rows) {

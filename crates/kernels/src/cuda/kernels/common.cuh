@@ -39,15 +39,10 @@ __device__ inline unsigned pack_bf16(float low, float high) {
 #endif
 }
 
-// Sums and maxima over all 32 threads of a warp; each thread gets the result, always added in the same order.
+// Sums over all 32 threads of a warp; each thread gets the result, always added in the same order.
 template <class T>
 __device__ inline T warp_sum(T x) {
     for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-    return x;
-}
-
-__device__ inline float warp_max(float x) {
-    for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, distance));
     return x;
 }
 
@@ -63,15 +58,4 @@ __device__ inline T block_sum(T x) {
     T sum = sums[0];
     for (unsigned warp = 1; warp < blockDim.x / 32; warp++) sum += sums[warp];
     return sum;
-}
-
-__device__ inline float block_max(float x) {
-    __shared__ float maxima[32];
-    x = warp_max(x);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = x;
-    __syncthreads();
-    float max = maxima[0];
-    for (unsigned warp = 1; warp < blockDim.x / 32; warp++) max = fmaxf(max, maxima[warp]);
-    return max;
 }
