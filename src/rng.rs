@@ -66,6 +66,12 @@ impl Draws {
         u64::from(words[2]) << 32 | u64::from(words[3])
     }
 
+    /// The key of a row's Gumbel noise (`weft_kernels::predict::RowDraw`), whose uniform number of a position and a token
+    /// is [`Draws::unit_f64`] at `(position + 1) << 32 | token`.
+    pub fn row_key(&self) -> u64 {
+        self.key
+    }
+
     fn words(&self, position: u64) -> [u32; 4] {
         philox(self.key, [position as u32, (position >> 32) as u32, 0, 2])
     }

@@ -53,7 +53,7 @@ fn run(model: &Transformer, prompts: &[Vec<u32>], sampling: &Sampling) -> Vec<Ou
 fn cached_logits(model: &Transformer, batch: &Batch, cache: &mut KeysValues, part: Part) -> Vec<Vec<f32>> {
     let mut rows = vec![];
     let push = |_, chunk: &mut [f32]| rows.extend(chunk.chunks(160).map(<[f32]>::to_vec));
-    model.for_each_logits_cached(batch, cache, part, push);
+    model.for_each_logits_of(&model.predicting_inputs_cached(batch, cache, part), push);
     rows
 }
 

@@ -7,6 +7,7 @@ use weft_kernels::device::Device;
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{Dropout, Lora, LoraGrad};
 use weft_kernels::precision::Precision;
+use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
 use weft_kernels::rope::Rope;
 use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::weight::Weight;
@@ -173,8 +174,23 @@ impl Transformer {
 
     /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits at some rows.
     pub fn for_each_logits(&self, batch: &Batch, rows: &[usize], f: impl FnMut(usize, &mut [f32])) {
-        let precision = self.config.precision;
-        self.head(Mode { dropout_keys: None, precision }).for_each_chunk(&self.head_inputs(batch, rows, precision), f);
+        self.for_each_logits_of(&self.predicting_inputs(batch, rows), f);
+    }
+
+    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits of the head's inputs `[N, D]`.
+    pub fn for_each_logits_of(&self, x: &Tensor, f: impl FnMut(usize, &mut [f32])) {
+        self.head(Mode { dropout_keys: None, precision: self.config.precision }).for_each_chunk(x, f);
+    }
+
+    /// The head's inputs `[N, D]` at the rows that predict some tokens, without gradients or dropout.
+    pub fn predicting_inputs(&self, batch: &Batch, rows: &[usize]) -> Tensor {
+        self.head_inputs(batch, rows, self.config.precision)
+    }
+
+    /// A prediction of each row of the head's inputs `[N, D]`, chosen by `rule`; the logits stay on the device.
+    pub fn predict(&self, x: &Tensor, guidance: Option<Guidance>, draws: &[RowDraw], rule: &Rule) -> Vec<Prediction> {
+        let mode = Mode { dropout_keys: None, precision: self.config.precision };
+        self.head(mode).predict(x, guidance, draws, rule)
     }
 
     /// Each target's `nll`; adds the gradient of `sum of weight * nll` to `grads`.
@@ -211,7 +227,7 @@ impl Transformer {
         let (mut dweight, mut dlora) =
             (grads[self.head.weight].take(), self.head.lora.map(|ids| take_pair(grads, ids)));
         let grad = HeadGrad { weight: dweight.as_mut(), lora: dlora.as_mut().map(|[a, b]| LoraGrad { a, b }) };
-        let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
+        let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_ref(), precision });
         let nll = head.loss(&normed, targets.ids, targets.weights, &mut dnormed, grad);
         grads[self.head.weight] = dweight;
         give_back(grads, self.head.lora, dlora);
@@ -272,7 +288,7 @@ impl Transformer {
             index: None,
             sequences: batch.sequences.clone(),
             rope: self.rope(&batch.positions),
-            dropout_keys: batch.dropout_keys.clone(),
+            dropout_keys: batch.dropout_keys.clone().map(|keys| self.device.dropout_keys(keys)),
         }
     }
 
@@ -294,7 +310,8 @@ impl Transformer {
             index: Some(rows),
             sequences: batch.sequences.iter().map(|s| before(s.start)..before(s.end)).collect(),
             rope: self.rope(&positions),
-            dropout_keys: batch.dropout_keys.as_ref().map(|keys| rows.iter().map(|row| keys[*row]).collect()),
+            dropout_keys: (batch.dropout_keys.as_ref())
+                .map(|keys| self.device.dropout_keys(rows.iter().map(|row| keys[*row]).collect())),
         }
     }
 
@@ -318,7 +335,7 @@ impl Transformer {
         let probability = self.config.lora_dropout;
         let dropout = mode.dropout_keys.filter(|_| probability > 0.0).map(|token_keys| Dropout {
             probability,
-            token_keys,
+            token_keys: token_keys.from(0),
             module: layer.weight as u32,
         });
         let [a, b] = [a, b].map(|id| &self.params[id].weight);

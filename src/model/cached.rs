@@ -7,7 +7,6 @@ use weft_kernels::tensor::Tensor;
 
 use super::batch::Batch;
 use super::block::{Block, Linear, Transformer};
-use super::layer::Mode;
 
 /// Keys, turned to their positions, and values of every row of a batch, layer by layer, in f32.
 #[derive(Debug)]
@@ -37,20 +36,13 @@ pub struct Part<'a> {
 }
 
 impl Transformer {
-    /// Calls `f(first token, logits [tokens, V])` for chunk after chunk of the logits of the predicted tokens. Only the
-    /// computed rows pass through the network. Their keys and values replace those in `cache`, and they attend to all of
-    /// their sequence's. Where no other row's keys and values would have changed, the logits are
-    /// [`Transformer::for_each_logits`]'s.
+    /// The head's inputs `[N, D]` at the rows that predict some tokens. Only the computed rows pass through the network.
+    /// Their keys and values replace those in `cache`, and they attend to all of their sequence's. Where no other row's keys
+    /// and values would have changed, the result is [`Transformer::predicting_inputs`]'s.
     ///
     /// # Source
     /// Fast-dLLM, arXiv 2505.22618, section 3.
-    pub fn for_each_logits_cached(
-        &self,
-        batch: &Batch,
-        cache: &mut KeysValues,
-        part: Part,
-        f: impl FnMut(usize, &mut [f32]),
-    ) {
+    pub fn predicting_inputs_cached(&self, batch: &Batch, cache: &mut KeysValues, part: Part) -> Tensor {
         let precision = self.config.precision;
         let within = |row: &usize| part.computed.binary_search(row).expect("a row that predicts is computed");
         let predicting: Vec<usize> = self.predicting(batch, part.predicted).iter().map(within).collect();
@@ -69,7 +61,6 @@ impl Transformer {
             let (middle, _, gate_up) = self.mlp_inputs(block, &x, &attended, span);
             x = self.output(block, &middle, &gate_up, span);
         }
-        let normed = self.norm(&x, self.final_norm, precision);
-        self.head(Mode { dropout_keys: None, precision }).for_each_chunk(&normed, f);
+        self.norm(&x, self.final_norm, precision)
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::{Deref, Range};
 
 use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::lora_linear::DropoutKeys;
 use weft_kernels::precision::{Kept, Precision};
 use weft_kernels::rope::{Rope, Turn};
 use weft_kernels::tensor::{Into, Tensor};
@@ -19,7 +20,7 @@ pub(super) struct Rows<'a> {
     /// Cosines and sines of their positions.
     pub(super) rope: Rope,
     /// Keys of the adapters' dropout.
-    pub(super) dropout_keys: Option<Vec<u64>>,
+    pub(super) dropout_keys: Option<DropoutKeys>,
 }
 
 impl Rows<'_> {
@@ -65,18 +66,18 @@ pub(super) struct Span<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Mode<'a> {
     /// Keys of its adapter's dropout.
-    pub(super) dropout_keys: Option<&'a [u64]>,
+    pub(super) dropout_keys: Option<&'a DropoutKeys>,
     /// Of its products.
     pub(super) precision: Precision,
 }
 
 impl<'a> Span<'a> {
     fn reads(self) -> Mode<'a> {
-        Mode { dropout_keys: self.from.dropout_keys.as_deref(), precision: self.precision }
+        Mode { dropout_keys: self.from.dropout_keys.as_ref(), precision: self.precision }
     }
 
     fn writes(self) -> Mode<'a> {
-        Mode { dropout_keys: self.to.dropout_keys.as_deref(), precision: self.precision }
+        Mode { dropout_keys: self.to.dropout_keys.as_ref(), precision: self.precision }
     }
 }
 

@@ -27,7 +27,7 @@ impl Transformer {
         if !is_finite(&normed.to_host()) {
             return Some(self.place("the norm before the head", &[self.final_norm]));
         }
-        let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_deref(), precision });
+        let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_ref(), precision });
         // A token without probability is no fault; a distribution that is none has no entropy.
         let is_whole = is_finite(&head.entropy(&normed));
         (!is_whole).then(|| self.place("the head", &of_linear(&self.head)))

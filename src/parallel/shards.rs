@@ -76,7 +76,7 @@ impl Shards {
     }
 
     /// Sums every rank's gradients of a bucket: this rank's part of each.
-    pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: Table) -> Table {
+    pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: &Table) -> Table {
         let rank = ranks.rank();
         let part = |(id, grad): &(ParamId, Tensor)| (*id, grad.device().unset(self.part(*id, rank).len()));
         let mut sums: Table = grads.iter().map(part).collect();

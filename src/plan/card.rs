@@ -3,6 +3,7 @@
 
 use weft_kernels::cuda::{Card, WORKSPACE};
 use weft_kernels::device::Device;
+use weft_kernels::predict::{Confidence, Guidance, RowDraw, Rule};
 use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight};
 
@@ -99,14 +100,25 @@ fn backward(model: &Transformer, batch: &MicroBatch, gradients: &mut Gradients) 
 /// The sampler's largest forward: of every row, which a block's first step computes.
 fn generate(work: &Work, model: &Transformer, batch: &MicroBatch) {
     let (packed, rows) = (batch_of(batch), first(batch.masked));
-    match work.has_cache {
-        false => model.for_each_logits(&packed, &rows, |_, _| {}),
-        true => {
-            let mut caches: Vec<KeysValues> = (0..work.networks).map(|_| KeysValues::new(model, &packed)).collect();
-            let part = Computed { computed: &first(batch.tokens), predicted: &rows };
-            model.for_each_logits_cached(&packed, &mut caches[0], part, |_, _| {});
-        }
-    }
+    let caches = if work.has_cache { work.networks } else { 0 };
+    let mut caches: Vec<KeysValues> = (0..caches).map(|_| KeysValues::new(model, &packed)).collect();
+    let part = Computed { computed: &first(batch.tokens), predicted: &rows };
+    let mut inputs = || match caches.first_mut() {
+        None => model.predicting_inputs(&packed, &rows),
+        Some(cache) => model.predicting_inputs_cached(&packed, cache, part),
+    };
+    let (x, other) = (inputs(), (work.networks > 1).then(&mut inputs));
+    let guidance = other.as_ref().map(|x| Guidance { x, scale: 1.0 });
+    let rule = Rule {
+        forbidden: &[],
+        divisor: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        excluded: None,
+        noise: 0.0,
+        confidence: Confidence::Probability,
+    };
+    model.predict(&x, guidance, &vec![RowDraw { key: 0, position: 0 }; rows.len()], &rule);
 }
 
 /// As many tokens in one sequence; what an operation takes doesn't depend on where they are cut.

@@ -139,7 +139,11 @@ impl<'a> Work<'a> {
         let config = &self.model.config;
         let evaluate = |replay: &mut Replay| {
             if let Some(batch) = self.generation {
-                replay.logits(batch.tokens, batch.masked, if self.has_cache { self.networks } else { 0 });
+                replay.logits(
+                    batch.tokens,
+                    batch.masked,
+                    [if self.has_cache { self.networks } else { 0 }, self.networks],
+                );
             }
             if let Some(batch) = self.held_out {
                 replay.statistics(batch.tokens, batch.masked, config.precision);
@@ -228,8 +232,7 @@ impl<'a> Work<'a> {
     /// The largest of what is held outside the pool for a while, while the pool keeps what it had at its fullest.
     ///
     /// Dropout copies an adapter's input, `4 N in`; the last layer gathers `4 M D`; pass 1 has 24 bytes for each answer
-    /// row and 256 rows of the head; the sampler holds `4 V` for each masked row of a block; a tensor is written from a
-    /// copy.
+    /// row and 256 rows of the head; a tensor is written from a copy.
     fn beside(&self) -> (&'static str, usize) {
         let model = self.model;
         let [vocab, width] = [model.params[model.head.weight].weight.rows(), model.config.width];
@@ -240,11 +243,9 @@ impl<'a> Work<'a> {
         let dropped = if model.config.lora_dropout > 0.0 { inputs } else { 0 };
         let gathered = size_of::<f32>() * (most(|b| b.tokens) * dropped + most(|b| b.masked) * width);
         let statistics = if self.needs_entropy { head_loss::statistics_bytes(most(|b| b.answers), vocab) } else { 0 };
-        let logits = self.generation.map_or(0, |b| b.masked * vocab * size_of::<f32>() * self.networks);
         let all = [
             ("gathered rows", gathered),
             ("pass 1's statistics", statistics),
-            ("the sampler's logits", logits),
             ("a tensor being written", self.written_bytes),
         ];
         all.into_iter().max_by_key(|(_, bytes)| *bytes).expect("the list has elements")

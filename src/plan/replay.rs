@@ -70,19 +70,21 @@ impl Replay<'_> {
     }
 
     /// The sampler's logits at `M` rows of `N` tokens, chunk by chunk, beside the keys and values of so many caches.
-    pub(super) fn logits(&mut self, tokens: usize, rows: usize, caches: usize) {
+    /// With guidance two networks have their own.
+    pub(super) fn logits(&mut self, tokens: usize, rows: usize, [caches, networks]: [usize; 2]) {
         let model = self.model;
         let keys_values = model.blocks.iter().flat_map(|block| &block.qkv[1..]);
         let lens: Vec<usize> = keys_values.map(|layer| tokens * self.shape(layer.weight)[0]).collect();
         let caches = lens.repeat(caches);
         let caches: Vec<Held> = caches.into_iter().map(|len| self.ledger.take(Use::Cache, len)).collect();
         let precision = self.model.config.precision;
-        let normed = self.head_inputs(tokens, rows, precision);
+        let normed: Vec<Held> = (0..networks).map(|_| self.head_inputs(tokens, rows, precision)).collect();
         let [vocab, _] = self.shape(self.model.head.weight);
         let at_once = head_loss::rows_at_once(vocab).min(rows);
-        let logits = self.ledger.take(Use::Head, at_once * vocab);
+        let logits: Vec<Held> = (0..networks).map(|_| self.ledger.take(Use::Head, at_once * vocab)).collect();
         self.product(&self.model.head, at_once, precision);
-        self.ledger.give([logits, normed]);
+        self.ledger.give(logits);
+        self.ledger.give(normed);
         self.ledger.give(caches);
     }
 

@@ -5,6 +5,7 @@ use std::iter::Sum;
 use std::ops::{Add, Range};
 
 use serde::{Deserialize, Serialize};
+use weft_kernels::tensor::Tensor;
 
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
@@ -79,7 +80,7 @@ impl Sum for Work {
 
 /// A network that is asked about the same canvases again and again.
 pub(super) struct Network<'a> {
-    model: &'a Transformer,
+    pub(super) model: &'a Transformer,
     caching: Caching,
     /// Keys and values since the block's first step.
     cache: Option<KeysValues>,
@@ -97,14 +98,17 @@ impl<'a> Network<'a> {
         self.cache = None;
     }
 
-    /// The logits of some positions of each canvas, of which `blocks` are denoised. Nothing is computed of a canvas
+    /// The head's inputs for some positions of each canvas, of which `blocks` are denoised. Nothing is computed of a canvas
     /// without a position.
-    pub(super) fn logits(
+    ///
+    /// # Shapes
+    /// `[positions of all canvases, D]`.
+    pub(super) fn head_inputs(
         &mut self,
         canvases: &[Vec<u32>],
         positions: &[Vec<usize>],
         blocks: &[Range<usize>],
-    ) -> Vec<Vec<f32>> {
+    ) -> Tensor {
         let before = usize::from(self.model.config.family.logits_shifted());
         let caching = if self.cache.is_some() { self.caching } else { Caching::None };
         let rows_of = |((ids, positions), block): ((&Vec<u32>, &Vec<usize>), _)| match positions.is_empty() {
@@ -126,18 +130,12 @@ impl<'a> Network<'a> {
         let starts = || batch.sequences.iter().map(|s| s.start);
         let predicted: Vec<usize> =
             starts().zip(positions).flat_map(|(start, at)| at.iter().map(move |i| start + i)).collect();
-        let vocab = self.model.params[self.model.head.weight].weight.rows();
-        let mut all = Vec::with_capacity(predicted.len());
-        let push = |_, chunk: &mut [f32]| all.extend(chunk.chunks(vocab).map(<[f32]>::to_vec));
         if !keeps_place {
-            self.model.for_each_logits(&batch, &predicted, push);
-            return all;
+            return self.model.predicting_inputs(&batch, &predicted);
         }
         let computed: Vec<usize> =
             starts().zip(&rows).flat_map(|(start, rows)| rows.clone().map(move |i| start + i)).collect();
         let cache = self.cache.get_or_insert_with(|| KeysValues::new(self.model, &batch));
-        let part = Part { computed: &computed, predicted: &predicted };
-        self.model.for_each_logits_cached(&batch, cache, part, push);
-        all
+        self.model.predicting_inputs_cached(&batch, cache, Part { computed: &computed, predicted: &predicted })
     }
 }

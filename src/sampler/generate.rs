@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::mpsc::Sender;
 
 use serde::{Deserialize, Serialize};
+use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
 
 use super::cache::{Caching, Network, Work};
 use super::remasking::Remasking;
@@ -155,12 +156,6 @@ impl Sampling {
         }
     }
 
-    /// A prediction with its confidence, which an end token has none of where end tokens are deferred.
-    pub(super) fn deferred(&self, (token, confidence): (u32, f64)) -> (u32, f64) {
-        let is_deferred = self.defer_eos && self.eos_token_ids.contains(&token);
-        (token, if is_deferred { f64::NEG_INFINITY } else { confidence })
-    }
-
     /// Settings without effect under a remasking, a sentence each.
     pub fn warnings(&self, remasking: Remasking) -> Vec<String> {
         let default = Self::default();
@@ -288,52 +283,37 @@ impl<'a> Canvases<'a> {
         self.sequences.iter().zip(self.blocks()).map(of).collect()
     }
 
-    /// The logits of some of the block's positions, guided away from those without the prompt where `cfg_scale` is above
-    /// 0; without end tokens where they are forbidden.
-    pub(super) fn logits(&mut self, positions: &[Vec<usize>], sampling: &Sampling) -> Vec<Vec<f32>> {
+    /// Predictions of some of the block's positions, sequence after sequence, their noise drawn by `draws(example)`; guided
+    /// away from those without the prompt where `cfg_scale` is above 0, and never an end token where these are forbidden.
+    pub(super) fn predict(
+        &mut self,
+        positions: &[Vec<usize>],
+        sampling: &Sampling,
+        draws: impl Fn(u64) -> Draws,
+        rule: &Rule,
+    ) -> Vec<Prediction> {
         let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let of_sequence = |(prompt, at): (&Prompt, &Vec<usize>)| -> Vec<RowDraw> {
+            let key = draws(prompt.example).row_key();
+            at.iter().map(|at| RowDraw { key, position: *at as u32 }).collect()
+        };
+        let row_draws: Vec<RowDraw> = self.prompts.iter().zip(positions).flat_map(of_sequence).collect();
         let [conditional, unconditional] = &mut self.networks;
-        let mut logits = conditional.logits(&self.sequences, positions, &blocks);
-        let cfg_scale = sampling.cfg_scale as f32;
-        if cfg_scale > 0.0 {
+        let model = conditional.model;
+        let x = conditional.head_inputs(&self.sequences, positions, &blocks);
+        let without_prompts = (sampling.cfg_scale > 0.0).then(|| {
             let mut without = self.sequences.clone();
             for (ids, prompt) in without.iter_mut().zip(self.prompts) {
                 ids[..prompt.ids.len()].fill(self.mask_token_id);
             }
-            let without = unconditional.logits(&without, positions, &blocks);
-            for (l, u) in logits.iter_mut().flatten().zip(without.iter().flatten()) {
-                *l = u + (cfg_scale + 1.0) * (*l - u);
-            }
-        }
-        for row in logits.iter_mut().filter(|_| sampling.forbid_eos) {
-            sampling.eos_token_ids.iter().for_each(|id| row[*id as usize] = f32::NEG_INFINITY);
-        }
-        logits
+            unconditional.head_inputs(&without, positions, &blocks)
+        });
+        let guidance = without_prompts.as_ref().map(|x| Guidance { x, scale: sampling.cfg_scale as f32 });
+        let forbidden = if sampling.forbid_eos { sampling.eos_token_ids.as_slice() } else { &[] };
+        let mut predictions = model.predict(&x, guidance, &row_draws, &Rule { forbidden, ..*rule });
+        // An end token has no confidence where end tokens are deferred.
+        let is_deferred = |p: &&mut Prediction| sampling.defer_eos && sampling.eos_token_ids.contains(&p.token);
+        predictions.iter_mut().filter(is_deferred).for_each(|p| p.confidence = f64::NEG_INFINITY);
+        predictions
     }
-}
-
-/// The argmax of `exp(z) / (-ln u)^temperature` in f64, as `z - temperature ln(-ln u)`; of `z` at temperature 0.
-pub(super) fn choose(logits: &[f32], temperature: f64, draws: &Draws, position: usize) -> usize {
-    let score = |v: usize| {
-        let z = f64::from(logits[v]);
-        if temperature == 0.0 {
-            return z;
-        }
-        // Positions below 2^32 name the remasking's draws; the vocabulary's lie above.
-        let u = draws.unit_f64((position as u64 + 1) << 32 | v as u64).max(f64::MIN_POSITIVE);
-        z - temperature * (-u.ln()).ln()
-    };
-    let mut best = (0, f64::NEG_INFINITY);
-    for v in 0..logits.len() {
-        let s = score(v);
-        if s > best.1 {
-            best = (v, s);
-        }
-    }
-    best.0
-}
-
-pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + logits.iter().map(|z| (f64::from(*z) - max).exp()).sum::<f64>().ln()
 }

@@ -1,7 +1,9 @@
 //! LLaDA's loop: block after block, each denoised in a number of steps that keep the most confident predictions, or in
 //! as many as it takes where every confident one is kept.
 
-use super::generate::{Canvases, Sampling, choose, log_sum_exp};
+use weft_kernels::predict::{Confidence, Prediction, Rule};
+
+use super::generate::{Canvases, Sampling};
 use super::remasking::{Remasking, confident, most_confident, num_transfer_tokens};
 use crate::rng::{Draws, Stream};
 
@@ -11,7 +13,16 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
     // A step keeps one token at least.
     let steps = confidence_threshold.map_or(diffusion_steps / (gen_length / block_length), |_| block_length);
     let counts = num_transfer_tokens(block_length, steps);
-    let mask = canvases.mask_token_id;
+    // A mask token predicted as an answer would stay masked for ever, but it keeps its share of the probability.
+    let rule = Rule {
+        forbidden: &[],
+        divisor: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        excluded: Some(canvases.mask_token_id),
+        noise: sampling.temperature,
+        confidence: Confidence::Probability,
+    };
     for block in 0..gen_length / block_length {
         canvases.start_block(block * block_length..(block + 1) * block_length);
         for (step, count) in counts.iter().enumerate() {
@@ -21,28 +32,21 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
                 break;
             }
             // 2. Their predictions, the most confident of which are kept.
-            let mut logits = canvases.logits(&masked, sampling).into_iter();
+            let draws = |example| Draws::new(sampling.seed, Stream::Sampling, (block * steps + step) as u64, example);
+            let mut predictions = canvases.predict(&masked, sampling, draws, &rule).into_iter();
             for ((prompt, ids), positions) in canvases.prompts.iter().zip(&mut canvases.sequences).zip(&masked) {
-                let draws = Draws::new(sampling.seed, Stream::Sampling, (block * steps + step) as u64, prompt.example);
-                let predict = |(at, mut row): (&usize, Vec<f32>)| {
-                    // A mask token predicted as an answer would stay masked for ever, but it keeps its share of the
-                    // probability.
-                    let lse = log_sum_exp(&row);
-                    row[mask as usize] = f32::NEG_INFINITY;
-                    let token = choose(&row, sampling.temperature, &draws, *at);
-                    let confidence = match remasking {
-                        Remasking::Random => draws.unit_f64(*at as u64),
-                        _ => (f64::from(row[token]) - lse).exp(),
-                    };
-                    sampling.deferred((token as u32, confidence))
+                let draws = draws(prompt.example);
+                let own: Vec<Prediction> = predictions.by_ref().take(positions.len()).collect();
+                let rated = |(at, p): (&usize, &Prediction)| match remasking {
+                    Remasking::Random if p.confidence > f64::NEG_INFINITY => draws.unit_f64(*at as u64),
+                    _ => p.confidence,
                 };
-                let predictions: Vec<(u32, f64)> = positions.iter().zip(logits.by_ref()).map(predict).collect();
-                let confidence: Vec<f64> = predictions.iter().map(|p| p.1).collect();
+                let confidence: Vec<f64> = positions.iter().zip(&own).map(rated).collect();
                 let kept = match confidence_threshold {
                     Some(threshold) => confident(&confidence, threshold),
                     None => most_confident(&confidence, *count),
                 };
-                kept.into_iter().for_each(|kept| ids[positions[kept]] = predictions[kept].0);
+                kept.into_iter().for_each(|kept| ids[positions[kept]] = own[kept].token);
             }
             canvases.tell();
         }

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::sync::mpsc;
 
 use weft_kernels::adamw::{AdamW, chunk_sums};
+use weft_kernels::device::{Device, Mark};
 use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight};
 
@@ -31,6 +32,15 @@ pub struct Optimizer {
     pub overlaps: bool,
     shards: Shards,
     ranks: Ranks,
+}
+
+/// This rank's part of every rank's gradients, summed.
+struct Summed {
+    sums: Table,
+    /// Gradients that may still be read until `end`.
+    sent: Vec<(Mark, Table)>,
+    /// The moment from which the sums are there.
+    end: Mark,
 }
 
 impl Optimizer {
@@ -67,18 +77,19 @@ impl Optimizer {
         if self.ranks.size() == 1 {
             return work(&mut |_, _| {});
         }
+        let device = self.masters.first().map(Tensor::device).unwrap_or_default();
         std::thread::scope(|scope| {
-            let (sender, receiver) = mpsc::channel::<Table>();
-            let summing = scope.spawn(move || {
-                let sums = receiver.into_iter().enumerate();
-                sums.flat_map(|(bucket, table)| self.shards.reduce(&*self.ranks, bucket, table)).collect::<Table>()
+            let (sender, receiver) = mpsc::channel::<(Mark, Table)>();
+            let summing = scope.spawn({
+                let device = device.clone();
+                move || self.sum_tables(&device, receiver)
             });
             let handed = Cell::new(0);
             let mut hand_over = |bucket: usize, grads: &mut Gradients| {
                 assert_eq!(bucket, handed.replace(bucket + 1), "every rank hands over in the same order");
                 let take = |id: &ParamId| (*id, grads[*id].take().expect("what is trained has a gradient"));
                 // A thread that panicked is found below.
-                let _ = sender.send(buckets[bucket].iter().map(take).collect());
+                let _ = sender.send((device.mark(), buckets[bucket].iter().map(take).collect()));
             };
             let mut grads = match self.overlaps {
                 true => work(&mut hand_over),
@@ -86,10 +97,32 @@ impl Optimizer {
             };
             (handed.get()..buckets.len()).for_each(|bucket| hand_over(bucket, &mut grads));
             drop(sender);
-            let sums = summing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            sums.into_iter().for_each(|(id, sum)| grads[id] = Some(sum));
+            let summed = summing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            device.wait_for(&summed.end);
+            drop(summed.sent);
+            summed.sums.into_iter().for_each(|(id, sum)| grads[id] = Some(sum));
             grads
         })
+    }
+
+    /// Sums the tables of every rank that `finished` brings, each with the mark at which this rank's is computed, beside
+    /// what other threads compute.
+    fn sum_tables(&self, device: &Device, finished: mpsc::Receiver<(Mark, Table)>) -> Summed {
+        let mut sent: Vec<(Mark, Table)> = vec![];
+        let mut sums = vec![];
+        for (bucket, (computed, table)) in finished.into_iter().enumerate() {
+            let read = {
+                let _beside = device.beside();
+                device.wait_for(&computed);
+                sums.extend(self.shards.reduce(&*self.ranks, bucket, &table));
+                device.mark()
+            };
+            // A GPU may be reading what was handed over for some time yet.
+            sent.push((read, table));
+            sent.retain(|(read, _)| !read.has_passed());
+        }
+        let _beside = device.beside();
+        Summed { sums, sent, end: device.mark() }
     }
 
     /// The norm of all gradients together, of which this rank has its part; the same bits for any number of ranks.

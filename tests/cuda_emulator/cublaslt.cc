@@ -255,6 +255,8 @@ Status cublasLtMatmul(void* handle, MatmulDesc* desc, const float* alpha, const 
     emulated_cuda_check(b, b_layout->bytes(), "cublasLtMatmul's B");
     emulated_cuda_check(d, d_layout->bytes(), "cublasLtMatmul's D");
     if (*beta != 0) emulated_cuda_check(c, c_layout->bytes(), "cublasLtMatmul's C");
+    for (const void* used : {a, b, *beta != 0 ? c : nullptr, const_cast<const void*>(d), const_cast<const void*>(workspace)})
+        emulated_cuda_use(used, stream, "cublasLtMatmul");
     for (int64_t batch = 0; batch < d_layout->batch(); batch++) {
         Product product = {op.m(), op.n(), op.k(), *alpha, *beta, rounding(*desc),
                            matrix(op.a, a, batch, desc->is_transposed_a()),

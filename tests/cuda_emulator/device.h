@@ -255,6 +255,11 @@ static void call(void (*kernel)(A...), void** arguments, std::index_sequence<I..
 
 template <class... A>
 static void launch(void (*kernel)(A...), const char* name, const EmulatedShape& shape, void** arguments) {
+    size_t i = 0;
+    for (bool is_pointer : {std::is_pointer_v<A>...}) {
+        void* argument = arguments[i++];
+        if (is_pointer && shape.use) shape.use(*static_cast<void**>(argument), shape.stream, name);
+    }
     emulated_launch(shape, [=] { call(kernel, arguments, std::index_sequence_for<A...>()); }, name);
 }
 

@@ -17,11 +17,14 @@ struct Context {
 };
 struct Stream {
     int device, priority;
+    int number;
+    Clock clock;
 };
 struct Event {
     unsigned flags;
     bool is_recorded;
     double seconds;
+    Clock clock;
 };
 
 Context contexts[max_devices];
@@ -30,6 +33,20 @@ bool is_initialized = false;
 
 std::mutex handles_lock;
 std::set<const void*> streams, events;
+Stream default_stream = {};
+int stream_count = 1;
+Clock seen_by_host = {};  // what a thread has waited for, and so whatever it asks for next
+
+// Null, and 1 and 2, are the default streams.
+Stream& stream_at(const void* stream) {
+    if (reinterpret_cast<uintptr_t>(stream) <= 2) return default_stream;
+    return *static_cast<Stream*>(const_cast<void*>(stream));
+}
+
+void host_waits_for(const Clock& clock) {
+    std::lock_guard<std::mutex> guard(handles_lock);
+    seen_by_host.wait_for(clock);
+}
 
 bool has(const std::set<const void*>& handles, const void* handle) {
     std::lock_guard<std::mutex> guard(handles_lock);
@@ -142,7 +159,15 @@ int max_optin_shared() {
     }
 }
 
-// Null, and 1 and 2, are the default streams.
+int next_use(const void* stream, Clock* known) {
+    std::lock_guard<std::mutex> guard(handles_lock);
+    Stream& own = stream_at(stream);
+    own.clock.wait_for(seen_by_host);
+    own.clock.done[own.number]++;
+    *known = own.clock;
+    return own.number;
+}
+
 static bool is_stream(const void* stream) { return reinterpret_cast<uintptr_t>(stream) <= 2 || has(streams, stream); }
 
 CUresult check_stream(const void* stream) {
@@ -251,7 +276,8 @@ CUresult cuCtxSynchronize() { return sync("context"); }
 CUresult cuStreamCreateWithPriority(Stream** stream, unsigned, int priority) {
     if (!current) return CUDA_ERROR_INVALID_CONTEXT;
     std::lock_guard<std::mutex> guard(handles_lock);
-    streams.insert(*stream = new Stream{current->device, priority});
+    if (stream_count == max_streams) return CUDA_ERROR_OUT_OF_MEMORY;
+    streams.insert(*stream = new Stream{current->device, priority, stream_count++, {}});
     return CUDA_SUCCESS;
 }
 CUresult cuStreamCreate(Stream** stream, unsigned flags) { return cuStreamCreateWithPriority(stream, flags, 0); }
@@ -261,8 +287,9 @@ CUresult cuStreamDestroy_v2(Stream* stream) {
     return delete stream, CUDA_SUCCESS;
 }
 CUresult cuStreamSynchronize(Stream* stream) {
-    CUresult error = check_stream(stream);
-    return error ? error : sync("stream");
+    if (CUresult error = check_stream(stream)) return error;
+    host_waits_for(stream_at(stream).clock);
+    return sync("stream");
 }
 CUresult cuStreamQuery(Stream* stream) { return check_stream(stream); }
 CUresult cuStreamIsCapturing(Stream* stream, int* status) { return *status = 0, check_stream(stream); }
@@ -270,7 +297,10 @@ CUresult cuStreamBeginCapture_v2(Stream*, int) { return CUDA_ERROR_NOT_SUPPORTED
 CUresult cuStreamEndCapture(Stream*, void**) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     if (!has(events, event)) return CUDA_ERROR_INVALID_HANDLE;
-    return check_stream(stream);
+    if (CUresult error = check_stream(stream)) return error;
+    std::lock_guard<std::mutex> guard(handles_lock);
+    stream_at(stream).clock.wait_for(event->clock);
+    return CUDA_SUCCESS;
 }
 CUresult cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* argument) {
     if (CUresult error = check_stream(stream)) return error;
@@ -280,7 +310,7 @@ CUresult cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* argumen
 CUresult cuEventCreate(Event** event, unsigned flags) {
     if (!current) return CUDA_ERROR_INVALID_CONTEXT;
     std::lock_guard<std::mutex> guard(handles_lock);
-    events.insert(*event = new Event{flags, false, 0});
+    events.insert(*event = new Event{flags, false, 0, {}});
     return CUDA_SUCCESS;
 }
 CUresult cuEventDestroy_v2(Event* event) {
@@ -293,11 +323,18 @@ CUresult cuEventRecord(Event* event, Stream* stream) {
     if (!has(events, event)) return CUDA_ERROR_INVALID_HANDLE;
     event->is_recorded = true;
     event->seconds = seconds();
+    std::lock_guard<std::mutex> guard(handles_lock);
+    event->clock = stream_at(stream).clock;
+    event->clock.wait_for(seen_by_host);
     return CUDA_SUCCESS;
 }
-CUresult cuEventQuery(Event* event) { return has(events, event) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE; }
+CUresult cuEventQuery(Event* event) {
+    if (!has(events, event)) return CUDA_ERROR_INVALID_HANDLE;
+    return host_waits_for(event->clock), CUDA_SUCCESS;
+}
 CUresult cuEventSynchronize(Event* event) {
-    return has(events, event) ? sync("event") : CUDA_ERROR_INVALID_HANDLE;
+    if (!has(events, event)) return CUDA_ERROR_INVALID_HANDLE;
+    return host_waits_for(event->clock), sync("event");
 }
 CUresult cuEventElapsedTime_v2(float* milliseconds, Event* start, Event* end) {
     constexpr unsigned disable_timing = 2;

@@ -10,11 +10,16 @@ struct EmulatedShape {
     size_t shared_bytes;
     // Writes a sentence about the address, such as the allocation that it lies next to.
     void (*describe)(const void* address, char* text, size_t bytes);
+    // The stream of the launch, and who is told of each pointer that the kernel gets; null in plain C++ tests.
+    const void* stream;
+    void (*use)(const void* address, const void* stream, const char* user);
 };
 
 extern "C" {
 // Aborts with a sentence unless the bytes lie inside one live device allocation.
 void emulated_cuda_check(const void* device, size_t bytes, const char* caller);
+// Aborts where a stream uses an allocation that another one used, without having waited for that.
+void emulated_cuda_use(const void* device, const void* stream, const char* user);
 // Aborts if bytes next to an allocation were overwritten; `writer` is who ran last.
 void emulated_cuda_verify(const char* writer);
 // Appends a line to EMULATED_CUDA_LOG.
@@ -46,8 +51,19 @@ struct Memory {
     size_t total, used, used_high;
 };
 
+// What is known to be done of each stream's work: a number of its uses.
+constexpr int max_streams = 16;
+struct Clock {
+    uint64_t done[max_streams];
+
+    void wait_for(const Clock& other) {
+        for (int i = 0; i < max_streams; i++)
+            if (other.done[i] > done[i]) done[i] = other.done[i];
+    }
+};
+
 // Part of memory.cc:
-CUresult allocate(int device, size_t bytes, void** pointer);
+CUresult allocate(int device, size_t bytes, void** pointer, const void* stream);
 CUresult release(void* pointer, const char* caller);
 Memory& memory_of(int device);
 void add_global(void* data, size_t bytes);
@@ -57,5 +73,7 @@ void describe_address(const void* address, char* text, size_t bytes);
 // Part of driver.cc:
 int compute_capability();  // 90 for 9.0
 int max_optin_shared();
+// The number of a stream, whose next use this is, and what it has waited for, itself included.
+int next_use(const void* stream, Clock* known);
 // Whether the calling thread may use this stream.
 CUresult check_stream(const void* stream);

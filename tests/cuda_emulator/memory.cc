@@ -25,6 +25,7 @@ struct Allocation {
     int device;
     char* region;
     size_t region_bytes;
+    uint64_t uses[max_streams];  // the last use by each stream
 
     char* begin() const { return data - front_guard; }
     char* end() const { return region + region_bytes - fence_bytes; }
@@ -123,7 +124,7 @@ Memory& memory_of(int device) {
 }
 
 // The data end where a fence begins, but for their alignment.
-CUresult allocate(int device, size_t bytes, void** pointer) {
+CUresult allocate(int device, size_t bytes, void** pointer, const void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     Memory& memory = memory_of(device);
     size_t counted = round_up(bytes, 512);
@@ -138,7 +139,10 @@ CUresult allocate(int device, size_t bytes, void** pointer) {
     if (mmap(start, inner, PROT_READ | PROT_WRITE, flags, -1, 0) != start)
         fail("the machine has no memory or no mapping left for %zu bytes", bytes);
     char* data = start + inner - round_up(bytes, alignment);
-    Allocation allocation = {data, bytes, counted, device, static_cast<char*>(region), region_bytes};
+    Allocation allocation = {data, bytes, counted, device, static_cast<char*>(region), region_bytes, {}};
+    Clock known;
+    int number = next_use(stream, &known);
+    allocation.uses[number] = known.done[number];
     fill_guard(allocation.begin(), data);
     memset(data, 0xff, bytes);
     fill_guard(data + bytes, allocation.end());
@@ -200,6 +204,20 @@ void emulated_cuda_check(const void* device, size_t bytes, const char* caller) {
     char text[200];
     describe(device, text, sizeof text);
     fail("%s: %zu bytes from %p, %s", caller, bytes, device, text);
+}
+
+void emulated_cuda_use(const void* device, const void* stream, const char* user) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    const Allocation* found = find(live, device);
+    if (!found) return;
+    Allocation& used = live[reinterpret_cast<uintptr_t>(found->region)];
+    Clock known;
+    int number = next_use(stream, &known);
+    for (int other = 0; other < max_streams; other++)
+        if (used.uses[other] > known.done[other])
+            fail("%s uses an allocation of %zu bytes on stream %d, which has not waited for its use on stream %d", user,
+                 used.bytes, number, other);
+    used.uses[number] = known.done[number];
 }
 
 void emulated_cuda_verify(const char* writer) {

@@ -173,7 +173,8 @@ CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, un
                         unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** arguments,
                         void** extra) {
     if (CUresult error = check_stream(stream)) return error;
-    EmulatedShape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, describe_address};
+    EmulatedShape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, describe_address,
+                           stream, emulated_cuda_use};
     if (extra || !is_valid(shape, *function)) return CUDA_ERROR_INVALID_VALUE;
     std::lock_guard<std::recursive_mutex> guard(launches);
     emulated_cuda_log("launch %s grid %u %u %u block %u %u %u shared %u", function->name.c_str(), grid_x, grid_y,

@@ -103,7 +103,9 @@ ncclResult_t check_call(const Comm* comm, int type, void* stream) {
     return check_stream(stream) ? fail(ncclUnhandledCudaError, "an invalid stream or context") : ncclSuccess;
 }
 
-void check_buffers(const void* from, size_t from_bytes, const void* to, size_t to_bytes, const char* operation) {
+void check_buffers(const void* from, size_t from_bytes, const void* to, size_t to_bytes, const char* operation,
+                   const void* stream) {
+    for (const void* used : {from, to}) emulated_cuda_use(used, stream, operation);
     if (from) emulated_cuda_check(from, from_bytes, (std::string(operation) + "'s send buffer").c_str());
     if (to) emulated_cuda_check(to, to_bytes, (std::string(operation) + "'s receive buffer").c_str());
     emulated_cuda_log("nccl %s %zu", operation, from ? from_bytes : to_bytes);
@@ -148,7 +150,7 @@ ncclResult_t reduce(const Reduction& reduction, Comm* comm, void* stream) {
     size_t bytes = reduction.count * element_bytes(reduction.type);
     bool receives = reduction.root < 0 || reduction.root == comm->peers.rank;
     check_buffers(reduction.from, reduction.is_scatter ? bytes * comm->peers.count() : bytes,
-                  receives ? reduction.to : nullptr, bytes, reduction.name);
+                  receives ? reduction.to : nullptr, bytes, reduction.name, stream);
     comm->pending.push_back([=] { reduce_parts(comm, reduction); });
     return add_to_group(comm);
 }
@@ -228,7 +230,7 @@ ncclResult_t ncclReduceScatter(const void* from, void* to, size_t count, int typ
 ncclResult_t ncclAllGather(const void* from, void* to, size_t count, int type, Comm* comm, void* stream) {
     if (ncclResult_t error = check_call(comm, type, stream)) return error;
     size_t bytes = count * element_bytes(type);
-    check_buffers(from, bytes, to, bytes * comm->peers.count(), "all_gather");
+    check_buffers(from, bytes, to, bytes * comm->peers.count(), "all_gather", stream);
     comm->pending.push_back([=] {
         std::vector<Message> out, in;
         for (int peer = 0; peer < comm->peers.count(); peer++) {
@@ -245,7 +247,7 @@ ncclResult_t ncclBroadcast(const void* from, void* to, size_t count, int type, i
     if (root < 0 || root >= comm->peers.count()) return fail(ncclInvalidArgument, "an unknown root");
     size_t bytes = count * element_bytes(type);
     bool is_root = comm->peers.rank == root;
-    check_buffers(is_root ? from : nullptr, bytes, to, bytes, "broadcast");
+    check_buffers(is_root ? from : nullptr, bytes, to, bytes, "broadcast", stream);
     comm->pending.push_back([=] {
         std::vector<Message> out;
         for (int peer = 0; is_root && peer < comm->peers.count(); peer++) out.push_back({peer, bytes_of(from), bytes});
@@ -261,7 +263,7 @@ ncclResult_t ncclSend(const void* from, size_t count, int type, int peer, Comm* 
     if (ncclResult_t error = check_call(comm, type, stream)) return error;
     if (peer < 0 || peer >= comm->peers.count()) return fail(ncclInvalidArgument, "an unknown peer");
     size_t bytes = count * element_bytes(type);
-    check_buffers(from, bytes, nullptr, 0, "send");
+    check_buffers(from, bytes, nullptr, 0, "send", stream);
     comm->sends.push_back({peer, bytes_of(from), bytes});
     return add_to_group(comm);
 }
@@ -269,7 +271,7 @@ ncclResult_t ncclRecv(void* to, size_t count, int type, int peer, Comm* comm, vo
     if (ncclResult_t error = check_call(comm, type, stream)) return error;
     if (peer < 0 || peer >= comm->peers.count()) return fail(ncclInvalidArgument, "an unknown peer");
     size_t bytes = count * element_bytes(type);
-    check_buffers(nullptr, 0, to, bytes, "recv");
+    check_buffers(nullptr, 0, to, bytes, "recv", stream);
     comm->receives.push_back({peer, bytes_of(to), bytes});
     return add_to_group(comm);
 }

@@ -2,6 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <initializer_list>
+
 #include "driver.h"
 
 namespace {
@@ -37,12 +39,12 @@ CUresult cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 
 CUresult cuMemAlloc_v2(void** pointer, size_t bytes) {
     int device = emulated_cuda_device();
-    return device < 0 ? CUDA_ERROR_INVALID_CONTEXT : allocate(device, bytes, pointer);
+    return device < 0 ? CUDA_ERROR_INVALID_CONTEXT : allocate(device, bytes, pointer, nullptr);
 }
 CUresult cuMemAllocManaged(void** pointer, size_t bytes, unsigned) { return cuMemAlloc_v2(pointer, bytes); }
 CUresult cuMemAllocAsync(void** pointer, size_t bytes, void* stream) {
     if (CUresult error = check_stream(stream)) return error;
-    return allocate(emulated_cuda_device(), bytes, pointer);
+    return allocate(emulated_cuda_device(), bytes, pointer, stream);
 }
 CUresult cuMemAllocFromPoolAsync(void** pointer, size_t bytes, Memory*, void* stream) {
     return cuMemAllocAsync(pointer, bytes, stream);
@@ -50,7 +52,9 @@ CUresult cuMemAllocFromPoolAsync(void** pointer, size_t bytes, Memory*, void* st
 CUresult cuMemFree_v2(void* pointer) { return pointer ? release(pointer, "cuMemFree") : CUDA_SUCCESS; }
 CUresult cuMemFreeAsync(void* pointer, void* stream) {
     if (CUresult error = check_stream(stream)) return error;
-    return pointer ? release(pointer, "cuMemFreeAsync") : CUDA_ERROR_INVALID_VALUE;
+    if (!pointer) return CUDA_ERROR_INVALID_VALUE;
+    emulated_cuda_use(pointer, stream, "cuMemFreeAsync");
+    return release(pointer, "cuMemFreeAsync");
 }
 
 CUresult cuDeviceGetDefaultMemPool(Memory** pool, int device) {
@@ -87,17 +91,20 @@ CUresult cuMemHostUnregister(void*) { return CUDA_SUCCESS; }
 CUresult cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
     if (CUresult error = check_stream(stream)) return error;
     emulated_cuda_check(to, bytes, "cuMemcpyHtoD");
+    emulated_cuda_use(to, stream, "cuMemcpyHtoD");
     return copy(to, from, bytes, "cuMemcpyHtoD", "htod");
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
     if (CUresult error = check_stream(stream)) return error;
     emulated_cuda_check(from, bytes, "cuMemcpyDtoH");
+    emulated_cuda_use(from, stream, "cuMemcpyDtoH");
     return copy(to, from, bytes, "cuMemcpyDtoH", "dtoh");
 }
 CUresult cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
     if (CUresult error = check_stream(stream)) return error;
     emulated_cuda_check(from, bytes, "cuMemcpyDtoD");
     emulated_cuda_check(to, bytes, "cuMemcpyDtoD");
+    for (const void* used : {from, const_cast<const void*>(to)}) emulated_cuda_use(used, stream, "cuMemcpyDtoD");
     return copy(to, from, bytes, "cuMemcpyDtoD", "dtod");
 }
 CUresult cuMemcpyHtoD_v2(void* to, const void* from, size_t n) { return cuMemcpyHtoDAsync_v2(to, from, n, nullptr); }
@@ -111,16 +118,19 @@ CUresult cuMemsetD8_v2(void* to, uint8_t value, size_t count) { return fill(to, 
 CUresult cuMemsetD16_v2(void* to, uint16_t value, size_t count) { return fill(to, value, count, "cuMemsetD16"); }
 CUresult cuMemsetD32_v2(void* to, uint32_t value, size_t count) { return fill(to, value, count, "cuMemsetD32"); }
 CUresult cuMemsetD8Async(void* to, uint8_t value, size_t count, void* stream) {
-    CUresult error = check_stream(stream);
-    return error ? error : cuMemsetD8_v2(to, value, count);
+    if (CUresult error = check_stream(stream)) return error;
+    emulated_cuda_use(to, stream, "cuMemsetD8");
+    return cuMemsetD8_v2(to, value, count);
 }
 CUresult cuMemsetD16Async(void* to, uint16_t value, size_t count, void* stream) {
-    CUresult error = check_stream(stream);
-    return error ? error : cuMemsetD16_v2(to, value, count);
+    if (CUresult error = check_stream(stream)) return error;
+    emulated_cuda_use(to, stream, "cuMemsetD16");
+    return cuMemsetD16_v2(to, value, count);
 }
 CUresult cuMemsetD32Async(void* to, uint32_t value, size_t count, void* stream) {
-    CUresult error = check_stream(stream);
-    return error ? error : cuMemsetD32_v2(to, value, count);
+    if (CUresult error = check_stream(stream)) return error;
+    emulated_cuda_use(to, stream, "cuMemsetD32");
+    return cuMemsetD32_v2(to, value, count);
 }
 
 }  // extern "C"

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::buffer::{self, Buffer};
-use crate::cuda::{Array, Card, Mark as CardMark};
+use crate::cuda::{Array, Beside, Card, Keys, Mark as CardMark};
+use crate::lora_linear::DropoutKeys;
 use crate::precision::Precision;
 use crate::tensor::Tensor;
 
@@ -63,11 +64,32 @@ impl Device {
         }
     }
 
+    /// The dropout keys of a batch's rows.
+    pub fn dropout_keys(&self, keys: Vec<u64>) -> DropoutKeys {
+        match self {
+            Self::Cpu => DropoutKeys::Host(keys),
+            Self::Cuda(card) => DropoutKeys::Gpu(Keys::of(card, &keys)),
+        }
+    }
+
     /// The moment at which everything asked for so far is done.
     pub fn mark(&self) -> Mark {
         match self {
             Self::Cpu => Mark::Cpu(Instant::now()),
             Self::Cuda(card) => Mark::Cuda(card.mark()),
+        }
+    }
+
+    /// While the result lives, this thread's work runs beside what other threads compute: on a GPU, on the stream that
+    /// moves numbers between ranks. What it reads is waited for with [`Device::wait_for`], and what it writes.
+    pub fn beside(&self) -> Option<Beside> {
+        matches!(self, Self::Cuda(_)).then(Beside::begin)
+    }
+
+    /// Makes what this thread asks for from now on wait for a mark.
+    pub fn wait_for(&self, mark: &Mark) {
+        if let (Self::Cuda(card), Mark::Cuda(mark)) = (self, mark) {
+            card.wait_for(mark);
         }
     }
 
@@ -88,6 +110,14 @@ impl Device {
 }
 
 impl Mark {
+    /// Whether the work before it is done.
+    pub fn has_passed(&self) -> bool {
+        match self {
+            Self::Cpu(_) => true,
+            Self::Cuda(mark) => mark.has_passed(),
+        }
+    }
+
     /// Seconds from an earlier one of the same device; on a card it waits until its work has come to this one.
     pub fn seconds_since(&self, earlier: &Self) -> f64 {
         match (self, earlier) {

@@ -70,10 +70,10 @@ impl Head<'_> {
         }
     }
 
-    /// The adapter with the dropout keys of some rows.
-    pub(crate) fn lora_rows(&self, first: usize, rows: usize) -> Option<Lora<'_>> {
+    /// The adapter with the dropout keys of the rows from `first` on.
+    pub(crate) fn lora_from(&self, first: usize) -> Option<Lora<'_>> {
         self.lora.map(|lora| Lora {
-            dropout: lora.dropout.map(|d| Dropout { token_keys: &d.token_keys[first..first + rows], ..d }),
+            dropout: lora.dropout.map(|d| Dropout { token_keys: d.token_keys.from(first), ..d }),
             ..lora
         })
     }

@@ -19,6 +19,7 @@ pub mod linear;
 pub mod lora_linear;
 pub mod philox;
 pub mod precision;
+pub mod predict;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;

@@ -7,13 +7,59 @@ use crate::precision::Precision;
 use crate::tensor::{Into, Tensor};
 use crate::weight::Weight;
 
+/// Dropout keys on a device, one for each row of a batch: uploaded once for all the adapters that read them.
+#[derive(Debug)]
+pub enum DropoutKeys {
+    /// In the machine's memory.
+    Host(Vec<u64>),
+    /// In a GPU's memory.
+    Gpu(cuda::Keys),
+}
+
+impl DropoutKeys {
+    /// The keys of the rows from `first` on.
+    pub fn from(&self, first: usize) -> TokenKeys<'_> {
+        TokenKeys { all: self, first }
+    }
+}
+
+/// Some rows' keys: those from one row on.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenKeys<'a> {
+    all: &'a DropoutKeys,
+    first: usize,
+}
+
+impl<'a> TokenKeys<'a> {
+    /// The keys behind the first `rows` of these.
+    pub(crate) fn from(self, rows: usize) -> Self {
+        Self { first: self.first + rows, ..self }
+    }
+
+    /// The keys of so many rows in the machine's memory.
+    pub(crate) fn host(&self, rows: usize) -> &'a [u64] {
+        match self.all {
+            DropoutKeys::Host(keys) => &keys[self.first..self.first + rows],
+            DropoutKeys::Gpu(_) => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+
+    /// Where the keys of so many rows begin in a GPU's memory.
+    pub(crate) fn gpu(&self, rows: usize) -> u64 {
+        match self.all {
+            DropoutKeys::Gpu(keys) => keys.at(self.first, rows),
+            DropoutKeys::Host(_) => panic!("the tensors of one operation lie on one device"),
+        }
+    }
+}
+
 /// Adapter dropout of one module in one pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout<'a> {
     /// Probability that a feature is dropped, in `[0, 1)`.
     pub probability: f32,
-    /// One key for each token of the batch.
-    pub token_keys: &'a [u64],
+    /// One key for each row of the input.
+    pub token_keys: TokenKeys<'a>,
     /// The module within the model.
     pub module: u32,
 }

@@ -113,8 +113,9 @@ fn lora_linear_and_its_gradients() {
     let weight = on.f32_weight(outputs, inputs, &w);
     let (wa, wb) = (on.f32_weight(rank, inputs, &a), on.f32_weight(outputs, rank, &b));
     let keys: Vec<u64> = (0..n as u64).map(|i| i * 77 + 5).collect();
+    let on_device = on.0.dropout_keys(keys.clone());
     for probability in [0.0, 0.4] {
-        let dropout = (probability > 0.0).then_some(Dropout { probability, token_keys: &keys, module: 6 });
+        let dropout = (probability > 0.0).then_some(Dropout { probability, token_keys: on_device.from(0), module: 6 });
         let lora = Lora { a: &wa, b: &wb, scale, dropout, precision: Precision::F32 };
         let keep = |token: usize, i: usize| match probability {
             0.0 => 1.0,

@@ -42,11 +42,16 @@ pub fn for_each_chunk(head: &Head, x: &[f32], mut f: impl FnMut(usize, &mut [f32
     for (i, x) in x.chunks(rows * width).enumerate() {
         let first = i * rows;
         let logits = &mut logits[..x.len() / width * vocab];
-        match head.lora_rows(first, x.len() / width) {
-            None => linear::forward(logits, x, head.weight, head.precision),
-            Some(lora) => lora_linear::forward(logits, x, head.weight, &lora),
-        }
+        logits_of(head, first, x, logits);
         f(first, logits);
+    }
+}
+
+/// The logits of some rows, the first of which is row `first` of all.
+pub(crate) fn logits_of(head: &Head, first: usize, x: &[f32], logits: &mut [f32]) {
+    match head.lora_from(first) {
+        None => linear::forward(logits, x, head.weight, head.precision),
+        Some(lora) => lora_linear::forward(logits, x, head.weight, &lora),
     }
 }
 
@@ -76,7 +81,7 @@ fn statistics(head: &Head, x: &[f32], targets: Option<&[u32]>) -> Vec<Statistics
         };
         tile.chunks(cols.len()).enumerate().map(row).collect()
     };
-    let tiles = match head.lora_rows(0, rows) {
+    let tiles = match head.lora_from(0) {
         None => {
             let a = View::new(x, rows, head.weight.cols());
             matrix::map_tiles(&[Term { a, b: Right::WeightT(head.weight), scale: 1.0 }], head.precision, of_tile)
@@ -131,7 +136,7 @@ pub fn loss(
         if let Some(dw) = grad.weight.as_deref_mut() {
             linear::backward_weight(dw, logits, x, rows, head.precision);
         }
-        match (head.lora_rows(first, rows), &mut grad.lora) {
+        match (head.lora_from(first), &mut grad.lora) {
             (Some(lora), Some(g)) => {
                 let grad = LoraGrad { a: &mut *g.a, b: &mut *g.b };
                 lora_linear::backward(Some((dx, Into::Set)), grad, logits, x, head.weight, &lora);

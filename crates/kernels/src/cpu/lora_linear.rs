@@ -105,8 +105,8 @@ pub(crate) fn dropped<'x>(x: &'x [f32], lora: &Lora) -> std::borrow::Cow<'x, [f3
 
 /// Multiplies each feature by 0 or `1 / (1 - p)`; the same call is its own backward.
 fn apply_dropout(x: &mut [f32], width: usize, dropout: &Dropout) {
-    let keep = 1.0 / (1.0 - dropout.probability);
-    x.par_chunks_mut(width).zip(dropout.token_keys).for_each(|(row, &key)| {
+    let (keep, keys) = (1.0 / (1.0 - dropout.probability), dropout.token_keys.host(x.len() / width));
+    x.par_chunks_mut(width).zip(keys).for_each(|(row, &key)| {
         for (i, four) in row.chunks_mut(4).enumerate() {
             let words = philox(key, [i as u32, dropout.module, 0, 0]);
             for (value, word) in four.iter_mut().zip(words) {

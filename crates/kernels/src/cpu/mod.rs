@@ -11,6 +11,7 @@ pub mod lora_linear;
 pub mod matrix;
 mod microkernel;
 mod panels;
+pub mod predict;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

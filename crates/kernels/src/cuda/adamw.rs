@@ -48,7 +48,7 @@ pub(crate) fn update(
     let is_whole = [&*m, v, grad].iter().all(|x| x.len() == own.len() && x.dtype() == Dtype::F32);
     assert!(is_whole && own.end <= weight.len() && weight.dtype() == Dtype::F32, "moments of the numbers, in f32");
     let args = [
-        Arg::Pointer(weight.at(own.start)),
+        weight.part(own.start, own.len()),
         m.arg(),
         v.arg(),
         grad.arg(),

@@ -19,7 +19,7 @@ pub(super) struct Memory {
     card: Arc<Card>,
     bytes: usize,
     pointer: u64,
-    _slice: Option<CudaSlice<u8>>,
+    slice: Option<CudaSlice<u8>>,
 }
 
 /// Numbers on a card.
@@ -30,21 +30,42 @@ pub struct Array {
     dtype: Dtype,
 }
 
+/// Dropout keys on a GPU.
+#[derive(Debug)]
+pub struct Keys {
+    memory: Memory,
+    len: usize,
+}
+
+impl Keys {
+    /// Uploads keys.
+    pub(crate) fn of(card: &Arc<Card>, keys: &[u64]) -> Self {
+        Self { memory: Memory::of(card, keys), len: keys.len() }
+    }
+
+    /// Where the keys of `rows` rows from `first` on begin.
+    pub(crate) fn at(&self, first: usize, rows: usize) -> u64 {
+        assert!(first + rows <= self.len, "a key for each row");
+        self.memory.pointer() + (size_of::<u64>() * first) as u64
+    }
+}
+
 impl Memory {
     /// Bytes that hold whatever was there before.
     pub(super) fn unset(card: &Arc<Card>, bytes: usize) -> Self {
         let slice = card.engine().filter(|_| bytes > 0).map(|engine| {
             // SAFETY: every operation writes what it gives out before it is read.
-            unsafe { engine.stream.alloc::<u8>(bytes) }.unwrap_or_else(|first| {
+            unsafe { engine.stream().alloc::<u8>(bytes) }.unwrap_or_else(|first| {
                 // What the pool keeps may be in pieces: all of it goes back to the driver, once.
                 card.give_back_spare();
-                let again = unsafe { engine.stream.alloc::<u8>(bytes) };
+                let again = unsafe { engine.stream().alloc::<u8>(bytes) };
                 again.unwrap_or_else(|_| no_room(card, bytes, first))
             })
         });
-        let pointer = slice.as_ref().zip(card.engine()).map_or(0, |(slice, engine)| slice.device_ptr(&engine.stream).0);
+        let pointer =
+            slice.as_ref().zip(card.engine()).map_or(0, |(slice, engine)| slice.device_ptr(engine.stream()).0);
         card.take(bytes);
-        Self { card: card.clone(), bytes, pointer, _slice: slice }
+        Self { card: card.clone(), bytes, pointer, slice }
     }
 
     /// A copy of numbers of the machine's; they may be changed once this returns.
@@ -64,7 +85,7 @@ impl Memory {
     }
 
     pub(super) fn arg(&self) -> Arg {
-        Arg::Pointer(self.pointer)
+        Arg::Numbers(self.pointer, self.bytes)
     }
 
     /// Copies bytes of the machine's to `start`.
@@ -74,7 +95,7 @@ impl Memory {
         self.card.bind();
         // SAFETY: the range lies within the memory; pageable bytes are staged before the call returns.
         let written =
-            unsafe { result::memcpy_htod_async(self.pointer + start as u64, bytes, engine.stream.cu_stream()) };
+            unsafe { result::memcpy_htod_async(self.pointer + start as u64, bytes, engine.stream().cu_stream()) };
         written.unwrap_or_else(|e| self.card.fail("take numbers", e));
     }
 
@@ -84,8 +105,9 @@ impl Memory {
         let Some(engine) = self.card.engine().filter(|_| !bytes.is_empty()) else { return };
         self.card.bind();
         // SAFETY: the range lies within the memory, and the bytes are borrowed until the stream is done.
-        let read = unsafe { result::memcpy_dtoh_async(bytes, self.pointer + start as u64, engine.stream.cu_stream()) };
-        let read = read.and_then(|()| engine.stream.synchronize());
+        let read =
+            unsafe { result::memcpy_dtoh_async(bytes, self.pointer + start as u64, engine.stream().cu_stream()) };
+        let read = read.and_then(|()| engine.stream().synchronize());
         read.unwrap_or_else(|e| self.card.fail("give its numbers", e));
     }
 
@@ -94,13 +116,18 @@ impl Memory {
         let Some(engine) = self.card.engine().filter(|_| self.bytes > 0) else { return };
         self.card.bind();
         // SAFETY: the bytes are this memory's.
-        let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, engine.stream.cu_stream()) };
+        let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, engine.stream().cu_stream()) };
         cleared.unwrap_or_else(|e| self.card.fail("clear its memory", e));
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if let Some((slice, engine)) = self.slice.as_ref().zip(self.card.engine()) {
+            self.card.bind();
+            // A driver that refuses has failed before, and said so.
+            let _ = engine.streams.release(slice.stream());
+        }
         self.card.give(self.bytes);
     }
 }
@@ -227,7 +254,7 @@ impl Array {
         let Some(engine) = self.card().engine().filter(|_| bytes > 0) else { return };
         self.card().bind();
         // SAFETY: the callers' assertions.
-        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, engine.stream.cu_stream()) };
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, engine.stream().cu_stream()) };
         copied.unwrap_or_else(|e| self.card().fail("copy its numbers", e));
     }
 
@@ -238,6 +265,11 @@ impl Array {
     }
 
     pub(super) fn arg(&self) -> Arg {
-        Arg::Pointer(self.memory.pointer())
+        self.memory.arg()
+    }
+
+    /// So many of the numbers from `start` on, or anywhere as many.
+    pub(super) fn part(&self, start: usize, count: usize) -> Arg {
+        Arg::Numbers(self.at(start), count * self.dtype.size())
     }
 }

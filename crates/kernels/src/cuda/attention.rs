@@ -69,9 +69,10 @@ impl Kernels {
         if self.dtype == Dtype::F32 { Precision::F32 } else { Precision::Bf16 }
     }
 
-    /// A block for each tile of each head; of the backward's queries several have a tile.
-    fn grid(&self, tiles: usize, heads: usize, [parts, pass]: [usize; 2]) -> Grid {
-        Grid { blocks: [tiles, heads, parts], threads: self.threads, shared: self.shared[pass] }
+    /// A block for each tile of each head; of the backward's queries several have a tile. `operations` are the kernel's.
+    fn grid(&self, blocks: [usize; 3], pass: usize, operations: u64) -> Grid {
+        let operations = (operations, self.dtype == Dtype::Bf16);
+        Grid { blocks, threads: self.threads, shared: self.shared[pass], operations }
     }
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array
     let args = [&[to.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), on_card.arg()][..], &sizes(shape)].concat();
     let name = format!("attention_forward_{}", kernels.suffix);
     // SAFETY: the tiles' rows are those of the arrays, which `check` has measured.
-    unsafe { card.launch(&name, kernels.grid(tiles.len(), shape.heads, [1, 0]), &args) };
+    unsafe { card.launch(&name, kernels.grid([tiles.len(), shape.heads, 1], 0, 2 * matmul(shape)), &args) };
     if !computed.is_empty() {
         *out = cast(&computed, out.dtype());
     }
@@ -108,24 +109,31 @@ pub(crate) fn backward(dout: &Array, out: &Array, lse: &Array, qkv: [&Array; 3],
     let delta = Array::unset(&card, lse.len(), Dtype::F32);
     let of_rows = [int(shape.heads), int(shape.head_dim), int(shape.rows())];
     let args = [&[delta.arg(), dout.arg(), out.arg()][..], &of_rows].concat();
-    let grid = Grid { blocks: [shape.rows().div_ceil(4), shape.heads, 1], threads: 128, shared: 0 };
+    let grid =
+        Grid { blocks: [shape.rows().div_ceil(4), shape.heads, 1], threads: 128, shared: 0, operations: (0, false) };
     let suffix = suffix(kernels.dtype);
     // SAFETY: a difference for each query of each head.
     unsafe { card.launch(&format!("attention_delta_{suffix}"), grid, &args) };
     let saved = [q.arg(), k.arg(), v.arg(), dout.arg(), lse.arg(), delta.arg()];
-    let launch = |kernel: &str, to: &[Arg], tiles: Vec<Tile>, heads: usize, parts: usize| {
+    let launch = |kernel: &str, to: &[Arg], tiles: Vec<Tile>, [heads, parts]: [usize; 2], matmuls: u64| {
         let on_card = Memory::of(&card, &tiles);
         let args = [to, &saved, &[on_card.arg()], &sizes(shape)].concat();
         // SAFETY: as in the forward.
-        unsafe {
-            card.launch(&format!("{kernel}_{}", kernels.suffix), kernels.grid(tiles.len(), heads, [parts, 1]), &args)
-        };
+        let grid = kernels.grid([tiles.len(), heads, parts], 1, matmuls * matmul(shape));
+        // SAFETY: as in the forward.
+        unsafe { card.launch(&format!("{kernel}_{}", kernels.suffix), grid, &args) };
     };
     let keys = tiles(shape.sequences, shape.queries, kernels.own);
-    launch("attention_backward_keys", &[dk.arg(), dv.arg()], keys, shape.kv_heads, 1);
+    launch("attention_backward_keys", &[dk.arg(), dv.arg()], keys, [shape.kv_heads, 1], 4);
     let queries = tiles(shape.queries, shape.sequences, kernels.queries);
-    launch("attention_backward_queries", &[dq.arg()], queries, shape.heads, kernels.queries / kernels.own);
+    launch("attention_backward_queries", &[dq.arg()], queries, [shape.heads, kernels.queries / kernels.own], 3);
     [dq, dk, dv].map(|grad| if grad.dtype() == format { grad } else { cast(&grad, format) })
+}
+
+/// Operations of one matmul of attention, queries by keys of each head.
+fn matmul(shape: &Shape) -> u64 {
+    let pairs: usize = shape.queries.iter().zip(shape.sequences).map(|(q, k)| q.len() * k.len()).sum();
+    (2 * shape.heads * shape.head_dim * pairs) as u64
 }
 
 /// Every sequence's rows in tiles of `size`, each with the rows that it streams.

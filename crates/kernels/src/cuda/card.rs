@@ -1,4 +1,4 @@
-//! A card: its context, its one stream, the kernels, and how much of its memory is in use. Without an engine it is an
+//! A card: its context, its streams, the kernels, and how much of its memory is in use. Without an engine it is an
 //! outline, which counts what a run would take and computes nothing: how `weft plan` knows a card's memory.
 
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ use super::compile;
 use super::fail;
 use super::libraries::{CUBLASLT, DRIVER};
 use super::products::{Products, WORKSPACE};
+use super::streams::Streams;
+use super::work::{Counter, Launches, Work};
 
 /// The first driver that has every function that is asked for: CUDA 12.8.
 const DRIVER_VERSION: i32 = 12_080;
@@ -33,12 +35,13 @@ pub struct Card {
     engine: Option<Engine>,
     used: AtomicUsize,
     most_used: AtomicUsize,
+    counter: Counter,
 }
 
 /// What computes.
 #[derive(Debug)]
 pub(super) struct Engine {
-    pub(super) stream: Arc<CudaStream>,
+    pub(super) streams: Streams,
     functions: HashMap<&'static str, CudaFunction>,
     pub(super) products: Products,
     name: String,
@@ -51,8 +54,12 @@ pub struct Mark(Option<CudaEvent>);
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arg {
+    /// Where so many bytes are read or written.
+    Numbers(u64, usize),
+    /// Where numbers are whose bytes don't count: few, or counted elsewhere.
     Pointer(u64),
     F32(f32),
+    F64(f64),
     I32(i32),
     I64(i64),
 }
@@ -64,17 +71,19 @@ pub(super) struct Grid {
     pub(super) threads: u32,
     /// Bytes of shared memory that are asked for at the launch.
     pub(super) shared: u32,
+    /// Operations of matmuls within the kernel, of bf16 operands or f32 ones.
+    pub(super) operations: (u64, bool),
 }
 
 impl Grid {
     /// One thread for each of so many things.
     pub(super) fn over(count: usize) -> Self {
-        Self { blocks: [count.div_ceil(256), 1, 1], threads: 256, shared: 0 }
+        Self { blocks: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, operations: (0, false) }
     }
 
     /// A block for each of so many rows.
     pub(super) fn rows(rows: usize, threads: u32) -> Self {
-        Self { blocks: [rows, 1, 1], threads, shared: 0 }
+        Self { blocks: [rows, 1, 1], threads, shared: 0, operations: (0, false) }
     }
 }
 
@@ -98,14 +107,14 @@ impl Card {
         }
         let newest = driver_version() as u32 / 1000;
         CUBLASLT.open(newest)?;
-        // SAFETY: all work is one stream's, so that nothing has to be ordered by events.
+        // SAFETY: `Streams` orders the work of both streams where one reads or gives back what the other uses.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context).map_err(told("its memory pool"))?;
-        let stream = context.new_stream().map_err(told("a stream"))?;
+        let streams = Streams::new(&context).map_err(told("a stream"))?;
         let functions = functions(&context, (capability, newest), cache)?;
-        let products = Products::new(&stream)?;
-        let engine = Engine { stream, functions, products, name };
-        Ok(Arc::new(Self { engine: Some(engine), used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) }))
+        let products = Products::new(streams.compute())?;
+        let engine = Engine { streams, functions, products, name };
+        Ok(Self::with(Some(engine)))
     }
 
     /// The cards of this machine that the driver shows this process.
@@ -121,7 +130,44 @@ impl Card {
 
     /// A card without an engine.
     pub fn outline() -> Arc<Self> {
-        Arc::new(Self { engine: None, used: AtomicUsize::new(0), most_used: AtomicUsize::new(0) })
+        Self::with(None)
+    }
+
+    fn with(engine: Option<Engine>) -> Arc<Self> {
+        let (used, most_used) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { engine, used, most_used, counter: Counter::default() })
+    }
+
+    /// Starts counting what kernels do; on a GPU that computes their time is taken, which slows it a little.
+    pub fn start_counting(&self) {
+        self.counter.start();
+    }
+
+    /// Ends counting, once all work is done: equal launches together, those that took longest first.
+    pub fn stop_counting(&self) -> Vec<Launches> {
+        self.finish();
+        self.counter.stop()
+    }
+
+    /// Counts a launch: `start` starts it where this is a GPU that computes.
+    pub(super) fn counted<E>(
+        &self,
+        kernel: &str,
+        work: Work,
+        start: impl FnOnce(&Engine) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let is_counting = self.counter.is_on();
+        let Some(engine) = &self.engine else {
+            self.counter.add(kernel, work, None);
+            return Ok(());
+        };
+        let event = || engine.stream().record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let before = is_counting.then(event);
+        start(engine)?;
+        if let Some((Ok(before), Ok(after))) = before.map(|before| (before, event())) {
+            self.counter.add(kernel, work, Some([before, after]));
+        }
+        Ok(())
     }
 
     /// The card's name.
@@ -137,7 +183,7 @@ impl Card {
     /// Bytes of its memory: free ones and all.
     pub fn memory(&self) -> [usize; 2] {
         let Some(engine) = &self.engine else { return [usize::MAX; 2] };
-        let (free, all) = engine.stream.context().mem_get_info().unwrap_or((0, 0));
+        let (free, all) = engine.stream().context().mem_get_info().unwrap_or((0, 0));
         [free, all]
     }
 
@@ -159,10 +205,10 @@ impl Card {
     /// Gives the memory that nobody uses back to the driver, once all work is done.
     pub(super) fn give_back_spare(&self) {
         let Some(engine) = &self.engine else { return };
-        let _ = engine.stream.synchronize();
+        let _ = engine.streams.synchronize();
         // SAFETY: the pool is the device's own.
         let _ = unsafe {
-            result::device::get_default_mem_pool(engine.stream.context().cu_device())
+            result::device::get_default_mem_pool(engine.stream().context().cu_device())
                 .and_then(|pool| cuMemPoolTrimTo(pool, 0).result())
         };
     }
@@ -170,20 +216,27 @@ impl Card {
     /// Returns when everything asked for is done.
     pub fn finish(&self) {
         if let Some(engine) = &self.engine {
-            engine.stream.synchronize().unwrap_or_else(|e| self.fail("finish its work", e));
+            engine.stream().synchronize().unwrap_or_else(|e| self.fail("finish its work", e));
         }
     }
 
     /// The moment at which everything asked for so far is done.
     pub fn mark(&self) -> Mark {
-        let record = |engine: &Engine| engine.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let record = |engine: &Engine| engine.stream().record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
         Mark(self.engine.as_ref().map(|engine| record(engine).unwrap_or_else(|e| self.fail("mark its work", e))))
+    }
+
+    /// Makes what this thread asks for from now on wait for a mark.
+    pub fn wait_for(&self, mark: &Mark) {
+        if let (Some(engine), Some(event)) = (&self.engine, &mark.0) {
+            engine.stream().wait(event).unwrap_or_else(|e| self.fail("wait for its other stream", e));
+        }
     }
 
     /// Makes the card's context this thread's.
     pub(super) fn bind(&self) {
         if let Some(engine) = &self.engine {
-            engine.stream.context().bind_to_thread().unwrap_or_else(|e| self.fail("be asked from this thread", e));
+            engine.stream().context().bind_to_thread().unwrap_or_else(|e| self.fail("be asked from this thread", e));
         }
     }
 
@@ -205,21 +258,34 @@ impl Card {
     /// # Safety
     /// The arguments are the kernel's, and what they point to is as long as it reads and writes.
     pub(super) unsafe fn launch(&self, kernel: &str, grid: Grid, args: &[Arg]) {
-        let Some(engine) = &self.engine else { return };
         if grid.blocks.contains(&0) {
             return;
         }
+        let bytes = |arg: &Arg| if let Arg::Numbers(_, bytes) = arg { *bytes as u64 } else { 0 };
+        let (operations, is_bf16) = grid.operations;
+        let work = Work { operations, is_bf16, bytes: args.iter().map(bytes).sum() };
+        // SAFETY: the caller's promise.
+        let started = self.counted(kernel, work, |engine| unsafe { self.start(engine, kernel, grid, args) });
+        started.unwrap_or_else(|e| self.fail(&format!("run {kernel}"), e));
+    }
+
+    /// Starts a kernel on an engine.
+    ///
+    /// # Safety
+    /// As for [`Card::launch`].
+    unsafe fn start(&self, engine: &Engine, kernel: &str, grid: Grid, args: &[Arg]) -> Result<(), DriverError> {
         let function = &engine.functions.get(kernel).unwrap_or_else(|| panic!("no kernel has the name {kernel}"));
         if grid.shared > SHARED {
             let wanted = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let set = function.set_attribute(wanted, grid.shared as i32);
             set.unwrap_or_else(|e| self.fail(&format!("give {kernel} its shared memory"), e));
         }
-        let mut launch = engine.stream.launch_builder(function);
+        let mut launch = engine.stream().launch_builder(function);
         for arg in args {
             match arg {
-                Arg::Pointer(x) => launch.arg(x),
+                Arg::Numbers(x, _) | Arg::Pointer(x) => launch.arg(x),
                 Arg::F32(x) => launch.arg(x),
+                Arg::F64(x) => launch.arg(x),
                 Arg::I32(x) => launch.arg(x),
                 Arg::I64(x) => launch.arg(x),
             };
@@ -228,7 +294,7 @@ impl Card {
         let config =
             LaunchConfig { grid_dim: (x, y, z), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared };
         // SAFETY: the caller's promise.
-        unsafe { launch.launch(config) }.unwrap_or_else(|e| self.fail(&format!("run {kernel}"), e));
+        unsafe { launch.launch(config) }.map(|_| ())
     }
 
     /// Unwinds with what the card couldn't do.
@@ -237,7 +303,19 @@ impl Card {
     }
 }
 
+impl Engine {
+    /// The stream of this thread's work.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        self.streams.current()
+    }
+}
+
 impl Mark {
+    /// Whether the work before it is done.
+    pub fn has_passed(&self) -> bool {
+        self.0.as_ref().is_none_or(CudaEvent::is_complete)
+    }
+
     /// Seconds from an earlier one.
     pub fn seconds_since(&self, earlier: &Self) -> f64 {
         let (Some(this), Some(earlier)) = (&self.0, &earlier.0) else { return 0.0 };

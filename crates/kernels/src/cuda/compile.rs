@@ -10,7 +10,7 @@ use cudarc::nvrtc::{result, sys};
 use super::libraries::NVRTC;
 
 /// Every kernel, what others use first.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/primitives.cuh"),
     include_str!("kernels/elementwise.cu"),
@@ -23,6 +23,7 @@ const SOURCES: [&str; 12] = [
     include_str!("kernels/attention_bf16.cu"),
     include_str!("kernels/attention_bf16_backward.cu"),
     include_str!("kernels/philox.cu"),
+    include_str!("kernels/predict.cu"),
 ];
 
 /// Compute capabilities, major and minor in one number, that tests compile the kernels for: Ampere, Hopper, Blackwell.

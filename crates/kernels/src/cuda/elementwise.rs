@@ -78,7 +78,7 @@ pub(crate) fn round_into(to: &mut Array, start: usize, from: &Array, stretch: Ra
     let len = stretch.len();
     assert!(start + len <= to.len() && stretch.end <= from.len(), "the stretch lies within both");
     assert_eq!((to.dtype(), from.dtype()), (Dtype::Bf16, Dtype::F32), "f32 numbers become bf16");
-    let [to_start, from_start] = [to.at(start), from.at(stretch.start)].map(Arg::Pointer);
+    let (to_start, from_start) = (to.part(start, len), from.part(stretch.start, len));
     // SAFETY: the stretch lies within both arrays.
     unsafe { to.card().launch("cast_f32_bf16", fours(len), &[to_start, from_start, long(len)]) };
 }
@@ -93,7 +93,7 @@ pub(crate) fn add(to: &mut Array, from: &Array) {
 /// `array[to + i] += array[from + i]`.
 pub(crate) fn add_within(array: &mut Array, to: usize, from: usize, len: usize) {
     assert!(from + len <= array.len() && array.dtype() == Dtype::F32, "both stretches lie within the array");
-    let [to, from] = [to, from].map(|start| Arg::Pointer(array.at(start)));
+    let [to, from] = [to, from].map(|start| array.part(start, len));
     // SAFETY: the stretches lie within the array, and the caller keeps them apart.
     unsafe { array.card().launch("add_f32", fours(len), &[to, from, long(len)]) };
 }

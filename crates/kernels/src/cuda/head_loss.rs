@@ -16,7 +16,7 @@ const TILE: usize = 128;
 const COLUMNS: usize = 1024;
 
 /// Rows whose logits are held at once.
-fn rows_at_once(vocab: usize) -> usize {
+pub(super) fn rows_at_once(vocab: usize) -> usize {
     let rows = (CHUNK_LOGITS / vocab).clamp(16, 4096);
     // Whole tiles of a product.
     if rows > TILE { rows / TILE * TILE } else { rows }
@@ -38,14 +38,21 @@ fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
     let mut logits = Array::unset(x.card(), at_once.min(all) * vocab, Dtype::F32);
     for first in (0..all).step_by(at_once) {
         let rows = at_once.min(all - first);
-        let mut own = Array::unset(x.card(), rows * width, x.dtype());
-        own.copy(0, x, first * width..(first + rows) * width);
-        match head.lora_rows(first, rows) {
-            None => linear::forward(&mut logits, &own, head.weight, None, head.precision),
-            Some(lora) => lora_linear::forward(&mut logits, &own, head.weight, &lora, None),
-        }
+        let own = logits_of(head, x, (first, rows), &mut logits);
         f(Chunk { first, rows, x: own, logits: &mut logits });
     }
+}
+
+/// Writes the logits of some rows; returns the rows' inputs.
+pub(super) fn logits_of(head: &Head, x: &Array, (first, rows): (usize, usize), logits: &mut Array) -> Array {
+    let width = head.weight.cols();
+    let mut own = Array::unset(x.card(), rows * width, x.dtype());
+    own.copy(0, x, first * width..(first + rows) * width);
+    match head.lora_from(first) {
+        None => linear::forward(logits, &own, head.weight, None, head.precision),
+        Some(lora) => lora_linear::forward(logits, &own, head.weight, &lora, None),
+    }
+    own
 }
 
 /// Calls `f(first row, logits [rows, V])` with chunk after chunk of the logits, in the machine's memory.
@@ -96,7 +103,8 @@ pub(crate) fn loss(
         };
         statistics(card, head, &chunk, Some(&targets), &to);
         let gradient = Array::unset(card, chunk.rows * vocab, head.precision.dtype());
-        let grid = Grid { blocks: [chunk.rows, vocab.div_ceil(COLUMNS), 1], threads: 256, shared: 0 };
+        let grid =
+            Grid { blocks: [chunk.rows, vocab.div_ceil(COLUMNS), 1], threads: 256, shared: 0, operations: (0, false) };
         let args = [
             gradient.arg(),
             chunk.logits.arg(),
@@ -112,7 +120,7 @@ pub(crate) fn loss(
             linear::backward_weight(dweight, &gradient, &chunk.x, chunk.rows, head.precision);
         }
         let mut own = Array::unset(card, chunk.rows * width, dx.dtype());
-        match (head.lora_rows(chunk.first, chunk.rows), &mut dlora) {
+        match (head.lora_from(chunk.first), &mut dlora) {
             (Some(lora), Some([a, b])) => {
                 let grad = [&mut **a, &mut **b];
                 lora_linear::backward(Some((&mut own, Into::Set)), grad, &gradient, &chunk.x, head.weight, &lora);

@@ -1,7 +1,7 @@
 //! A linear layer with an adapter on a card. The adapter's products add to the layer's result, so that no sum is a pass of
 //! its own but where a dropout lies between.
 
-use super::array::{Array, Memory};
+use super::array::Array;
 use super::card::{Arg, Grid};
 use super::elementwise::{InFormat, in_format, int, suffix};
 use super::linear;
@@ -79,12 +79,11 @@ fn dropped<'x>(x: &'x Array, lora: &Lora) -> InFormat<'x> {
 /// Each feature times 0 or `1 / (1 - p)`, written or added to `to`.
 fn launch_dropout(kernel: &str, to: &Array, x: &Array, width: usize, dropout: &Dropout) {
     let rows = x.len() / width;
-    assert!(dropout.token_keys.len() == rows && to.len() == x.len(), "a key for each row");
-    let keys = Memory::of(x.card(), dropout.token_keys);
+    assert_eq!(to.len(), x.len(), "as many numbers as the input");
     let args = [
         to.arg(),
         x.arg(),
-        keys.arg(),
+        Arg::Pointer(dropout.token_keys.gpu(rows)),
         Arg::I32(dropout.module as i32),
         Arg::F32(dropout.probability),
         int(width),

@@ -1,7 +1,7 @@
 //! The operations on an NVIDIA card. The driver and NVIDIA's libraries are loaded when a card is asked for, so that the
 //! program needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the card that
-//! is found and kept on disk; products are cuBLASLt's. All work goes to one stream, in the order in which it was asked
-//! for; only numbers that come back to the machine are waited for.
+//! is found and kept on disk; products are cuBLASLt's. Computation goes to one stream, in the order in which it was
+//! asked for, and what ranks send each other to another beside it; only numbers that come back to the machine are waited for.
 //!
 //! An operation has no way to return an error, and a card has few that anybody could go on after: [`Failure`] unwinds with
 //! one sentence to whoever began the work.
@@ -17,14 +17,19 @@ mod libraries;
 pub mod linear;
 pub mod lora_linear;
 pub mod nccl;
+pub mod predict;
 mod products;
 pub mod rms_norm;
 pub mod rows;
+mod streams;
+mod work;
 
-pub use array::Array;
+pub use array::{Array, Keys};
 pub use card::{Card, Mark};
 pub use compile::{ARCHITECTURES, compile_for};
 pub use products::WORKSPACE;
+pub use streams::Beside;
+pub use work::{Launches, Work};
 
 /// The kernels' names.
 const KERNELS: &[&str] = &[
@@ -60,6 +65,7 @@ const KERNELS: &[&str] = &[
     "head_statistics",
     "head_gradient_f32",
     "head_gradient_bf16",
+    "predict",
     "sums_of_squares",
     "adamw",
     "attention_delta_f32",

@@ -9,7 +9,7 @@ use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
 use libloading::os::unix::Library;
 
 use super::array::Memory;
-use super::card::Card;
+use super::card::{Card, Engine};
 use super::libraries::NCCL;
 use crate::tensor::Tensor;
 
@@ -189,43 +189,50 @@ impl Group {
     fn broadcast_from(&self, rank: usize, words: u64, count: usize) {
         let Some(engine) = self.card.engine().filter(|_| count > 0) else { return };
         self.card.bind();
-        let (pointer, stream) = (words as *mut c_void, engine.stream.cu_stream().cast());
-        // SAFETY: the pointer is to so many words, at every rank.
-        let told = unsafe {
-            (self.functions.broadcast)(
-                pointer,
-                pointer,
-                count,
-                ncclDataType_t::ncclFloat32,
-                rank as i32,
-                self.communicator,
-                stream,
-            )
-        };
-        self.check(told);
+        let pointer = words as *mut c_void;
+        self.on_stream(engine, |stream| {
+            // SAFETY: the pointer is to so many words, at every rank.
+            self.check(unsafe {
+                (self.functions.broadcast)(
+                    pointer,
+                    pointer,
+                    count,
+                    ncclDataType_t::ncclFloat32,
+                    rank as i32,
+                    self.communicator,
+                    stream,
+                )
+            });
+        });
     }
 
     /// Sends to and receives from every other rank at once: `pieces(rank)` is what goes to it and where what comes goes.
     fn with_others(&self, pieces: impl Fn(usize) -> (u64, usize, u64, usize)) {
         let Some(engine) = self.card.engine() else { return };
         self.card.bind();
-        let (stream, words) = (engine.stream.cu_stream().cast(), ncclDataType_t::ncclFloat32);
+        let (words, communicator) = (ncclDataType_t::ncclFloat32, self.communicator);
         // SAFETY: the pieces lie within the arrays of the caller's, which checked them.
-        unsafe {
+        self.on_stream(engine, |stream| unsafe {
             self.check((self.functions.group_start)());
             for rank in (0..self.size).filter(|rank| *rank != self.rank) {
                 let (to_send, sent, to_receive, received) = pieces(rank);
                 let (to_send, to_receive) = (to_send as *const c_void, to_receive as *mut c_void);
                 let peer = rank as i32;
                 if sent > 0 {
-                    self.check((self.functions.send)(to_send, sent, words, peer, self.communicator, stream));
+                    self.check((self.functions.send)(to_send, sent, words, peer, communicator, stream));
                 }
                 if received > 0 {
-                    self.check((self.functions.receive)(to_receive, received, words, peer, self.communicator, stream));
+                    self.check((self.functions.receive)(to_receive, received, words, peer, communicator, stream));
                 }
             }
             self.check((self.functions.group_end)());
-        }
+        });
+    }
+
+    /// Calls `f` with the stream between ranks, in its order.
+    fn on_stream(&self, engine: &Engine, f: impl FnOnce(*mut c_void)) {
+        let ordered = engine.streams.transfer(|stream| f(stream.cu_stream().cast()));
+        ordered.unwrap_or_else(|e| self.card.fail("order its streams", e));
     }
 
     /// Leaves the others at a good end, once what was sent has arrived; nothing is sent after it.

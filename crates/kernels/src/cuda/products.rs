@@ -12,6 +12,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::array::Array;
 use super::card::Card;
+use super::work::Work;
 use crate::tensor::Into;
 use crate::weight::Dtype;
 
@@ -101,7 +102,9 @@ fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>
     assert_eq!(a.array.dtype(), b.array.dtype(), "factors in one format");
     assert!(k > 0 && m * n <= out.len(), "a result of [{m}, {n}], sums of {k}");
     let card = out.card().clone();
-    let Some(engine) = card.engine().filter(|_| m * n > 0) else { return };
+    if m * n == 0 {
+        return;
+    }
     // By columns, a matrix by rows is its transpose, and the product's transpose is that of the factors' in the other order.
     let pointers = [b.array.at(0), a.array.at(0), before.unwrap_or_else(|| out.at(0)), out.at(0)];
     let shape = Shape {
@@ -111,7 +114,11 @@ fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>
         alignments: pointers.map(|pointer| 1 << pointer.trailing_zeros().min(8)),
     };
     let factors = [scale, if before.is_some() { 1.0 } else { 0.0 }];
-    let computed = engine.products.compute(shape, pointers, factors, card.clone());
+    let (size, is_bf16) = (a.array.dtype().size(), a.array.dtype() == Dtype::Bf16);
+    let bytes = size * (m * k + k * n) + out.dtype().size() * m * n * if before.is_some() { 2 } else { 1 };
+    let work = Work { operations: 2 * (m * k * n) as u64, bytes: bytes as u64, is_bf16 };
+    let kernel = if is_bf16 { "matmul_bf16" } else { "matmul_f32" };
+    let computed = card.counted(kernel, work, |engine| engine.products.compute(shape, pointers, factors, card.clone()));
     computed.unwrap_or_else(|e| card.fail(&format!("compute a product of [{m}, {k}] and [{k}, {n}]"), e));
 }
 
@@ -133,7 +140,7 @@ impl Products {
         card: Arc<Card>,
     ) -> Result<(), CublasError> {
         let prepared = self.prepared(shape)?;
-        let stream = &card.engine().expect("it computes").stream;
+        let stream = card.engine().expect("it computes").streams.compute();
         card.bind();
         let workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let (workspace, [of_a, of_b, of_out]) = (workspace.device_ptr(stream).0, prepared.layouts);

@@ -16,7 +16,11 @@ pub(crate) fn embed(x: &mut Array, ids: &[u32], weight: &Weight) {
     let index = Memory::of(x.card(), ids);
     // SAFETY: every id is a row of the table.
     unsafe {
-        x.card().launch(kernel, Grid::rows(ids.len(), 256), &[x.arg(), table.arg(), index.arg(), int(width)]);
+        x.card().launch(
+            kernel,
+            Grid::rows(ids.len(), 256),
+            &[x.arg(), table.part(0, x.len()), index.arg(), int(width)],
+        );
     }
 }
 
@@ -32,7 +36,11 @@ pub(crate) fn gather(x: &Array, index: &[usize], width: usize) -> Array {
     let kernel = format!("gather_{}", suffix(x.dtype()));
     // SAFETY: every index is a row of the matrix.
     unsafe {
-        x.card().launch(&kernel, Grid::rows(index.len(), 256), &[rows.arg(), x.arg(), at.arg(), int(width)]);
+        x.card().launch(
+            &kernel,
+            Grid::rows(index.len(), 256),
+            &[rows.arg(), x.part(0, rows.len()), at.arg(), int(width)],
+        );
     }
     rows
 }
@@ -44,7 +52,11 @@ pub(crate) fn replace(to: &mut Array, index: &[usize], rows: &Array, width: usiz
     let kernel = format!("replace_{}", suffix(to.dtype()));
     // SAFETY: every index is a row of the matrix, and none comes twice.
     unsafe {
-        to.card().launch(&kernel, Grid::rows(index.len(), 256), &[to.arg(), rows.arg(), at.arg(), int(width)]);
+        to.card().launch(
+            &kernel,
+            Grid::rows(index.len(), 256),
+            &[to.part(0, rows.len()), rows.arg(), at.arg(), int(width)],
+        );
     }
 }
 
@@ -61,7 +73,7 @@ pub(crate) fn scatter_add(to: &mut Array, index: &[usize], rows: &Array, width: 
     };
     let starts: Vec<i32> = [0].into_iter().chain(groups.values().scan(0, end)).collect();
     let [starts, order] = [starts, groups.values().flatten().copied().collect()].map(|x| Memory::of(to.card(), &x));
-    let args = [to.arg(), rows.arg(), group_rows.arg(), starts.arg(), order.arg(), int(width)];
+    let args = [to.part(0, groups.len() * width), rows.arg(), group_rows.arg(), starts.arg(), order.arg(), int(width)];
     // SAFETY: every group's row is the matrix's, every member a row of those that are added.
     unsafe { to.card().launch("scatter_add", Grid::rows(groups.len(), 256), &args) };
 }
