@@ -76,7 +76,9 @@ def section(report):
         told = "**Nothing has been measured on a GPU yet.** This is the rehearsal on the emulated GPU, with small shapes: it shows "
         return f"{told}that every\nstep works, and no speeds.\n\n{table}"
     details = report["steps"].get("a", {}).get("details", {})
-    where = f"{report['gpu']}, driver {details.get('driver') or '?'}, CUDA {details.get('cuda_of_driver', '?')}"
+    libraries = [f"{stem.removeprefix('lib')} {version}" for stem, version in details.get("libraries", {}).items()]
+    driver = f"driver {details.get('driver') or '?'} (CUDA {details.get('cuda_of_driver', '?')})"
+    where = ", ".join([report["gpu"], driver, *libraries[1:]])
     small = " Small shapes, so that the speeds say little." if report["is_small"] else ""
     parts = [f"Measured on {report['date']}: {where}; {commit}.{small}\n", table]
     if speeds := speed_table(report):

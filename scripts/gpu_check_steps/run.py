@@ -35,6 +35,8 @@ def run(args):
         "manifest": json.loads(manifest.read_text()) if manifest.exists() else {},
         "steps": {},
     }
+    limits = {entry.letter: entry.rehearsal_limit_seconds if args.small else entry.limit_seconds for entry in STEPS}
+    limits |= {letter: float(seconds) for letter, seconds in (limit.split("=") for limit in args.limit)}
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped by SIGTERM"))
     work = Path(tempfile.mkdtemp(prefix="gpu_check-"))
@@ -43,8 +45,7 @@ def run(args):
             for entry in STEPS:
                 if entry.letter in args.steps:
                     settings = {"is_small": args.small, "binaries": str(binaries)}
-                    limit = entry.rehearsal_limit_seconds if args.small else entry.limit_seconds
-                    limit = min(limit, started + args.deadline - time.monotonic())
+                    limit = min(limits[entry.letter], started + args.deadline - time.monotonic())
                     result = run_step(entry, limit, work, settings | {"earlier": report["steps"]}, log)
                     report["steps"][entry.letter] = {"title": entry.title} | result
                 report["gpu"] = report["steps"].get("a", {}).get("details", {}).get("gpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .step import ROOT
 
-LIBRARIES = {"libcuda": "cuDriverGetVersion", "libnvrtc": "nvrtcVersion", "libcublasLt": "cublasLtGetVersion"}
+LIBRARIES = ("libcuda", "libnvrtc", "libcublasLt")
 COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute's numbers of its major and minor part
 GPU_FIELDS = "name,driver_version,memory.total,clocks.max.sm"
 
@@ -45,6 +45,18 @@ def opened_libraries(log):
     """The paths of NVIDIA's libraries in the loader's log (LD_DEBUG=files)."""
     paths = re.findall(r"calling init: (\S+)", log)
     return {stem: path for stem in LIBRARIES for path in paths if Path(path).name.startswith(stem + ".so")}
+
+
+def version_of(stem, path):
+    """A library's version as it tells it; the file's name where it tells none."""
+    library, parts = ctypes.CDLL(path), (ctypes.c_int(), ctypes.c_int())
+    if stem == "libnvrtc" and not library.nvrtcVersion(*map(ctypes.byref, parts)):
+        return ".".join(str(part.value) for part in parts)
+    if stem == "libcublasLt" and hasattr(library, "cublasLtGetVersion"):
+        library.cublasLtGetVersion.restype = ctypes.c_size_t
+        number = library.cublasLtGetVersion()
+        return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
+    return Path(path).name
 
 
 def first_starts(step):
@@ -86,7 +98,8 @@ def run(step):
         driver = lines[0].split(", ")[1] if lines and ", " in lines[0] else ""
         step.details(nvidia_smi=lines, driver=driver)
     libraries, first, again = first_starts(step)
-    step.details(libraries=libraries, first_start_seconds=first, second_start_seconds=again)
+    versions = {stem: version_of(stem, path) for stem, path in libraries.items()}
+    step.details(libraries=versions, first_start_seconds=first, second_start_seconds=again)
     for missing in LIBRARIES.keys() - libraries.keys():
         step.fail(f"{missing} was not opened")
     for line in [f"driver {driver or '?'}, CUDA {version}", *names, *libraries.values()]:

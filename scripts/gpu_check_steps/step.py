@@ -32,7 +32,8 @@ class Done(NamedTuple):
             return f"{name} took longer than {self.seconds:.0f} s"
         lines = [line for line in (self.err + self.out).splitlines() if line.strip()]
         told = [line for line in lines if line.startswith(("error", "emulated CUDA", "emulated NVRTC")) or "panicked" in line]
-        return f"{name} ended with status {self.status}: {(told or lines or ['it said nothing'])[-1][:600]}"
+        last = (told or lines or ["it said nothing"])[-1].replace(f"{ROOT}/", "")
+        return f"{name} ended with status {self.status}: {last[:600]}"
 
     def json_lines(self):
         return [json.loads(line) for line in self.out.splitlines() if line.startswith("{")]
