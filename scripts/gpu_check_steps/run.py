@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
-from . import REHEARSAL_NAME, STEPS
+from . import DEADLINE_SECONDS, REHEARSAL_NAME, REHEARSAL_SECONDS, STEPS
 from .build import folder_of
 from .step import ROOT, Step, move_to_log, write_json
 from .table import print_table
@@ -37,6 +38,7 @@ def run(args):
     }
     limits = {entry.letter: entry.rehearsal_limit_seconds if args.small else entry.limit_seconds for entry in STEPS}
     limits |= {letter: float(seconds) for letter, seconds in (limit.split("=") for limit in args.limit)}
+    ends_at = time.monotonic() + (args.deadline or (REHEARSAL_SECONDS if args.small else DEADLINE_SECONDS))
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped by SIGTERM"))
     work = Path(tempfile.mkdtemp(prefix="gpu_check-"))
@@ -45,7 +47,7 @@ def run(args):
             for entry in STEPS:
                 if entry.letter in args.steps:
                     settings = {"is_small": args.small, "binaries": str(binaries)}
-                    limit = min(limits[entry.letter], started + args.deadline - time.monotonic())
+                    limit = min(limits[entry.letter], ends_at - time.monotonic())
                     result = run_step(entry, limit, work, settings | {"earlier": report["steps"]}, log)
                     report["steps"][entry.letter] = {"title": entry.title} | result
                 report["gpu"] = report["steps"].get("a", {}).get("details", {}).get("gpu")
@@ -119,6 +121,9 @@ def run_one(folder):
     step = Step(folder)
     module = next(entry.module for entry in STEPS if entry.letter == step.letter)
     step.save()
-    importlib.import_module(f"{__package__}.{module}").run(step)
-    step.save()
+    try:
+        importlib.import_module(f"{__package__}.{module}").run(step)
+    except Exception as problem:  # what was measured until here stays
+        traceback.print_exc()
+        step.fail(f"{type(problem).__name__}: {problem}")
     return 0

@@ -100,7 +100,7 @@ def run(step):
     libraries, first, again = first_starts(step)
     versions = {stem: version_of(stem, path) for stem, path in libraries.items()}
     step.details(libraries=versions, first_start_seconds=first, second_start_seconds=again)
-    for missing in LIBRARIES.keys() - libraries.keys():
+    for missing in [stem for stem in LIBRARIES if stem not in libraries]:
         step.fail(f"{missing} was not opened")
     for line in [f"driver {driver or '?'}, CUDA {version}", *names, *libraries.values()]:
         print(line)

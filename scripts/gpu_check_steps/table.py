@@ -2,8 +2,10 @@
 
 
 def figure_of(step, with_speed=True):
-    """What a step's row says: its figure, and the problems of one that failed."""
-    parts = [step["figure"], step["speed"] if with_speed else "", *step["problems"]]
+    """What a step's row says: its figure, and the first problem of one that failed."""
+    first, others = step["problems"][:1], len(step["problems"]) - 1
+    more = [f"{others} more problems"] if others > 0 else []
+    parts = [step["figure"], step["speed"] if with_speed else "", *first, *more]
     return "; ".join(part for part in parts if part)
 
 
