@@ -34,9 +34,10 @@ examples:
 test: tools
     VIRTUAL_ENV="$PWD/target/checks" cargo test --workspace --locked
 
-# The kernels and PyTorch's goldens on a card that the CPU emulates (g++); on a real one without the script
+# The check of a GPU, rehearsed on the one that the CPU emulates (g++): the kernels' tests, PyTorch's goldens, training, ranks
 card:
-    scripts/emulated_card cargo test -p weft-kernels --test oracle --test bias --test degenerate --locked
+    scripts/gpu_check build --dev
+    EMULATED_CUDA_DEVICES=2 scripts/emulated_card scripts/gpu_check run target/gpu_check_rehearsal --small
     scripts/emulated_card cargo test --test network --locked
 
 # cargo-deny, cargo-audit, Playwright, TensorBoard and NVRTC, once

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
+use weft_kernels::precision::Precision;
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
@@ -25,6 +26,45 @@ pub struct Row {
     /// The largest difference, divided by the largest magnitude of the reference; for masks and tokens the share
     /// that differs.
     pub error: f64,
+}
+
+/// The largest relative differences from PyTorch's f32 numbers that a comparison allows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Tolerances {
+    /// Of rates and masks, and of sampled tokens.
+    pub exact: f64,
+    /// Of logits, entropies, nll and losses.
+    pub forward: f64,
+    /// Of gradients and their norm.
+    pub gradients: f64,
+}
+
+impl Tolerances {
+    /// Those of a comparison whose matmuls have operands in this precision. A bf16 operand is off by up to 2^-9, and the
+    /// reference models are some 64 numbers wide, so that few roundings cancel: on the CPU and the GPU the worst were
+    /// 5e-2 of the largest logit and 2e-1 of the largest number in a gradient. A flipped sign is off by about 1.
+    pub fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::all(1e-4),
+            Precision::Bf16 => Self { exact: 1e-4, forward: 1e-1, gradients: 3e-1 },
+        }
+    }
+
+    /// One tolerance for every quantity.
+    pub fn all(tolerance: f64) -> Self {
+        Self { exact: tolerance, forward: tolerance, gradients: tolerance }
+    }
+
+    /// Whether a quantity lies within its tolerance.
+    pub fn pass(&self, row: &Row) -> bool {
+        let is = |part: &str| row.name.split('.').nth(1) == Some(part);
+        row.error
+            <= match () {
+                () if is("grad") || is("grad_norm") => self.gradients,
+                () if is("t_i") || is("masked") || is("output") => self.exact,
+                () => self.forward,
+            }
+    }
 }
 
 /// The objectives a reference may hold, with how their relative uncertainties come about.
@@ -112,6 +152,9 @@ struct Case<'a> {
 
 /// Recomputes everything in a reference file whose every parameter gradient belongs to a trainable parameter.
 ///
+/// In f32 the rates come from the entropies that the model computes here. In bf16 they come from the reference's
+/// entropies: a rounded one could flip the mask of a token, and then every later quantity would belong to another batch.
+///
 /// # Errors
 /// A file that is missing, damaged, or not about this model.
 pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
@@ -130,6 +173,10 @@ pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
     let batch = Batch::pack(all_masked.chunks(case.length));
     let entropy = case.spread(&answers, &model.entropy(&batch, &answers));
     rows.push(tensors.compare("entropy", &entropy)?);
+    let entropy = match model.config.precision {
+        Precision::F32 => entropy,
+        Precision::Bf16 => tensors.numbers("entropy", entropy.len())?,
+    };
     for (name, kind, transform, reference) in OBJECTIVES {
         if tensors.has(&format!("{name}.t_i")) {
             let objective = Objective { kind, transform, reference, ..Objective::default() };

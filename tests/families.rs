@@ -107,6 +107,29 @@ fn parity_covers_both_families() {
 }
 
 #[test]
+fn parity_in_bf16_has_a_tolerance_of_its_own() {
+    for golden in FAMILIES {
+        let file = |name: &str| golden.path().join(name).display().to_string();
+        let whole = vec![file("objectives.safetensors")];
+        let adapted = vec![file("lora/objectives.safetensors"), "--adapter".to_owned(), file("lora/adapter")];
+        for reference in [whole, adapted] {
+            let reference: Vec<&str> = reference.iter().map(String::as_str).collect();
+            let model = file("");
+            let common = [&["parity", "--dtype", "bf16", "--model", &model, "--reference"][..], &reference].concat();
+            let text = stdout(Path::new("."), &common);
+            assert!(text.contains("every quantity is within 1e-1, gradients 3e-1, rates and masks 1e-4"), "{text}");
+            // The matmuls are rounded indeed: f32's tolerance is far too narrow.
+            let strict = weft(Path::new("."), &[&common[..], &["--tolerance", "1e-4"]].concat());
+            assert_eq!(strict.status.code(), Some(1));
+        }
+        let sampling = ["--sampling", &file("sampling.safetensors"), "--cases", &file("sampling.json")];
+        let refused =
+            weft(Path::new("."), &[&["parity", "--dtype", "bf16", "--model", &file("")], &sampling[..]].concat());
+        assert_eq!(refused.status.code(), Some(2));
+    }
+}
+
+#[test]
 fn a_samplers_settings_reach_it_and_idle_ones_are_told() {
     let folder = run_folder(fixtures::DREAM, "generate");
     let ask = |more: &[&str]| {

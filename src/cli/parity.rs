@@ -7,7 +7,8 @@ use clap::Args;
 use weft::error::{Error, Result};
 use weft::hub;
 use weft::model::{family, lora};
-use weft::parity::{Row, check, check_sampling};
+use weft::parity::{Row, Tolerances, check, check_sampling};
+use weft_kernels::precision::Precision;
 
 use super::progress::doing;
 
@@ -35,9 +36,12 @@ pub struct Parity {
     /// The sampler's settings of each prompt (JSON)
     #[arg(long, value_name = "FILE", requires = "sampling")]
     cases: Option<PathBuf>,
-    /// Largest relative difference
-    #[arg(long, value_name = "X", default_value_t = 1e-4)]
-    tolerance: f64,
+    /// Precision of the matmuls' operands: f32 or bf16
+    #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
+    dtype: Precision,
+    /// Largest relative difference; 1e-4 in f32 where absent, in bf16 0.1, of gradients 0.3, of rates and masks 1e-4
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
     /// Print every gradient on a line of its own
     #[arg(long)]
     verbose: bool,
@@ -48,11 +52,16 @@ pub struct Parity {
 
 impl Parity {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
+        if self.dtype == Precision::Bf16 && self.sampling.is_some() {
+            let why = "--sampling compares greedy tokens, and rounding to bf16 may change them; leave --dtype out";
+            return Err(Error::Usage(why.to_owned()));
+        }
         let mut model = family::load(&hub::model(&self.model)?)?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),
         }
+        (model.config.precision, model.config.entropy_precision) = (self.dtype, self.dtype);
         model.put_on(&weft::device::current());
         let computing = doing(quiet, "computing");
         let mut rows = vec![];
@@ -66,10 +75,22 @@ impl Parity {
         if rows.is_empty() {
             return Err(Error::Usage("the reference holds nothing that Weft computes".to_owned()));
         }
-        let past = rows.iter().filter(|r| !self.passes(r)).count();
-        let code = ExitCode::from(u8::from(past > 0));
+        let past: Vec<&str> = rows.iter().filter(|row| !self.passes(row)).map(|row| row.name.as_str()).collect();
+        let num_past = past.len();
+        let code = ExitCode::from(u8::from(num_past > 0));
         if self.json {
-            say!("{}", serde_json::json!({ "tolerance": self.tolerance, "past": past, "rows": rows }));
+            let tolerances = self.tolerances();
+            say!(
+                "{}",
+                serde_json::json!({
+                    "dtype": self.dtype,
+                    "tolerance": tolerances.forward,
+                    "tolerances": tolerances,
+                    "past": num_past,
+                    "names_past": past,
+                    "rows": rows,
+                })
+            );
             return Ok(code);
         }
         let shown = if self.verbose { rows } else { self.fold_gradients(rows) };
@@ -78,15 +99,28 @@ impl Parity {
             let verdict = if self.passes(row) { "" } else { "  past the tolerance" };
             say!("{:40} {:>9}  {:>10.2e}{verdict}", row.name, row.count, row.error);
         }
-        match past {
-            0 => say!("every quantity is within {:e}", self.tolerance),
-            _ => say!("{past} quantities are past the tolerance of {:e}", self.tolerance),
+        match num_past {
+            0 => say!("every quantity is within {}", self.words()),
+            _ => say!("{num_past} quantities are past the tolerance of {}", self.words()),
         }
         Ok(code)
     }
 
+    fn tolerances(&self) -> Tolerances {
+        self.tolerance.map_or_else(|| Tolerances::of(self.dtype), Tolerances::all)
+    }
+
     fn passes(&self, row: &Row) -> bool {
-        row.error <= self.tolerance
+        self.tolerances().pass(row)
+    }
+
+    /// The tolerances in words.
+    fn words(&self) -> String {
+        let Tolerances { exact, forward, gradients } = self.tolerances();
+        match exact == forward && forward == gradients {
+            true => format!("{exact:e}"),
+            false => format!("{forward:e}, gradients {gradients:e}, rates and masks {exact:e}"),
+        }
     }
 
     /// One row for the gradients of an objective that pass.

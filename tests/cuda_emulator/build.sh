@@ -8,6 +8,8 @@
 #   EMULATED_CUDA_ORDER       forward, reverse or shuffled: how threads and blocks follow each other
 #   EMULATED_CUDA_LOG         a file that gets a line for each launch, copy, allocation, ...
 #   EMULATED_CUDA_CACHE       the folder of compiled kernels (OUT_DIR/compiled)
+#   EMULATED_CUDA_REPLACE     OLD=>NEW: replaces text that the kernels' source has once, to test that a wrong
+#                             kernel is noticed; such kernels are kept nowhere, so give WEFT_CACHE an empty folder too
 set -eu
 out=${1:?usage: build.sh OUT_DIR}
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,6 +1,7 @@
 // NVRTC by g++: compiles CUDA C++ against device.h to a shared object, which stands for the cubin.
 //
-// Results are kept in the folder EMULATED_CUDA_CACHE, by default `compiled` beside this library.
+// Results are kept in the folder EMULATED_CUDA_CACHE, by default `compiled` beside this library, unless
+// EMULATED_CUDA_REPLACE damages the source.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -148,6 +149,23 @@ std::string fnv(const std::string& text) {
     return digits;
 }
 
+// The source with the one place replaced that EMULATED_CUDA_REPLACE=OLD=>NEW names: a test of the tests.
+std::string with_replacement(const std::string& source, const char* wish) {
+    const std::string text = wish;
+    size_t arrow = text.find("=>");
+    const std::string old = text.substr(0, arrow);
+    size_t at = arrow == std::string::npos || old.empty() ? arrow : source.find(old);
+    const char* wrong = arrow == std::string::npos || old.empty()     ? "is not of the form OLD=>NEW"
+                        : at == std::string::npos                     ? "names text that the source lacks"
+                        : source.find(old, at + 1) != std::string::npos ? "names text that the source has more than once"
+                                                                      : nullptr;
+    if (wrong) {
+        fprintf(stderr, "emulated NVRTC: EMULATED_CUDA_REPLACE %s: %s\n", wrong, wish);
+        abort();
+    }
+    return std::string(source).replace(at, old.size(), text.substr(arrow + 2));
+}
+
 fs::path cached_path(const std::string& text) {
     std::string all = text;
     for (const std::string& flag : compile_flags) all += flag;
@@ -168,7 +186,9 @@ void keep(const std::string& image, const fs::path& path) {
 }
 
 nvrtcResult compile(Program& program, const Options& options, const fs::path& folder) {
-    write_file(folder / "source.cc", program.source);
+    const char* replacement = getenv("EMULATED_CUDA_REPLACE");
+    write_file(folder / "source.cc",
+               replacement ? with_replacement(program.source, replacement) : program.source);
     for (const auto& [name, text] : program.headers) write_file(folder / "include" / name, text);
     std::vector<std::string> preprocess = {"-E", "-std=c++17", "-nostdinc", "-nostdinc++", "-D__CUDACC__",
                                            "-D__CUDACC_RTC__", "-D__NVCC__", "-I" + (folder / "include").string()};
@@ -180,14 +200,14 @@ nvrtcResult compile(Program& program, const Options& options, const fs::path& fo
     text = translate(text, options.architecture, options.is_virtual);
 
     fs::path cached = cached_path(text);
-    program.image = read_file(cached);
+    if (!replacement) program.image = read_file(cached);
     if (!program.image.empty()) return NVRTC_SUCCESS;
     write_file(folder / "module.cc", text);
     std::vector<std::string> arguments = compile_flags;
     arguments.insert(arguments.end(), {"-I" + library_folder().string(), (folder / "module.cc").string(), "-o", image});
     if (run_compiler(arguments, folder / "messages")) return NVRTC_ERROR_COMPILATION;
     program.image = read_file(image);
-    keep(program.image, cached);
+    if (!replacement) keep(program.image, cached);
     return NVRTC_SUCCESS;
 }
 

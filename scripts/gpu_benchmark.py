@@ -1,23 +1,25 @@
-"""Measures training steps of LLaDA-8B's shape on one NVIDIA card: PyTorch with PEFT, and `weft bench`, in turn.
+"""Measures training steps of LLaDA-8B's shape on one NVIDIA GPU: PyTorch with PEFT, and `weft bench`, in turn.
 
-usage: card_benchmark.py WEFT [--quick] [--steps N] [--out FILE]     (pip install -r scripts/requirements.txt)
+usage: gpu_benchmark.py WEFT [--quick] [--sides pytorch,weft] [--steps N] [--out FILE]     (pip install -r scripts/requirements.txt)
 
-Random bf16 weights; LoRA of rank 128, alpha 256 on q, k, v; 4,096 tokens a step, a quarter of them prompt. Every
+Random bf16 weights; LoRA of rank 128, alpha 256 on q, k, v; 4,096 tokens a step, a quarter of them prompt. What is
+measured in which order is in gpu_check_steps/shapes.py. Every
 measurement is a process of its own, so that its peak memory is its own. PyTorch's side is made fast where that costs a
 user little: flash attention, fused AdamW, the head only at rows that are asked for (--logits all computes every row, as
-the published scripts do). PEFT keeps adapters in f32; as under a trainer's bf16 autocast their products are bf16, and
+the published scripts do). PEFT keeps adapters in f32; as under a trainer's bf16 autocast their matmuls are bf16, and
 PEFT's detour of their input through f32 is left out. With checkpointing every layer is computed again in backward, on
 both sides (--activation-memory-gb 0); without it nothing is.
 
-The share of the card's rate counts the model's arithmetic as src/bench/mod.rs does, two operations a multiply-add:
+The share of the GPU's rate counts the model's arithmetic as src/bench/mod.rs does, two operations a multiply-add:
   layers = tokens * layers * (4 D^2 + 3 D F + 2 D L)    one forward, attention included
   SFT    = 2 * (layers + masked * V * D)                forward, and backward to the inputs
   WeFT   = SFT + layers + answers * V * D               and the pass for entropies
 for width D, an MLP of F, V words, sequences of L; half of the answers' tokens count as masked, the mean. Recomputation,
 adapters and rows of the head that the loss doesn't ask for are no work. The rate is torch.matmul's of 8192 x 8192 bf16
-matrices. Memory in use on the card is sampled ten times a second.
+matrices. The GPU's memory in use is sampled ten times a second.
 """
 import argparse
+import contextlib
 import json
 import resource
 import shlex
@@ -35,11 +37,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 
+from gpu_check_steps.memory import SMI, MemoryWatch
+from gpu_check_steps.shapes import configs
+
 LLADA = {"width": 4096, "layers": 32, "heads": 32, "mlp": 12288, "vocab": 126464, "mask": 126336, "rank": 128}
 TINY = {"width": 64, "layers": 2, "heads": 4, "mlp": 192, "vocab": 512, "mask": 511, "rank": 8}
 OPTIONS = ("device", "objective", "sequences", "tokens", "warm_up", "steps")  # of weft bench
 THETA, EPS, ENTROPY_ROWS = 500000.0, 1e-5, 512  # rows of logits that exist at once in the pass for entropies
-SMI = ["nvidia-smi", "-i", "0", "--format=csv,noheader,nounits"]
 synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
 
@@ -161,25 +165,25 @@ def measure_pytorch(run):
 
 
 def seconds_of(function):
-    """The median of as many calls as fill a second; the timer waits for the card."""
+    """The median of as many calls as fill a second; the timer waits for the GPU."""
     return Timer("function()", globals={"function": function}).blocked_autorange(min_run_time=1.0).median
 
 
 def measure_ceilings(run):
-    """What the card reaches at most: bf16 products as the layers have them (`x W^T`), and copies within its memory."""
-    device, on_card = run["device"], run["device"] == "cuda"
-    sizes = [(8192, 8192, 8192), (4096, 4096, 4096), (4096, 4096, 12288)] if on_card else [(64, 64, 64)]
+    """What the GPU reaches at most: bf16 matmuls as the layers have them (`x W^T`), and copies within its memory."""
+    device, on_gpu = run["device"], run["device"] == "cuda"
+    sizes = [(8192, 8192, 8192), (4096, 4096, 4096), (4096, 4096, 12288)] if on_gpu else [(64, 64, 64)]
     rates = {}
     for rows, inner, columns in sizes:
         x, w = (torch.randn(n, inner, device=device).bfloat16() for n in (rows, columns))
         seconds = seconds_of(lambda: torch.matmul(x, w.t()))
         rates[f"[{rows}, {inner}] x [{inner}, {columns}]"] = 2 * rows * inner * columns / seconds
-    source, target = torch.zeros(2, 1 << (30 if on_card else 20), dtype=torch.uint8, device=device)
+    source, target = torch.zeros(2, 1 << (30 if on_gpu else 20), dtype=torch.uint8, device=device)
     copy_rate = 2 * source.numel() / seconds_of(lambda: target.copy_(source))
-    card = torch.cuda.get_device_name() if on_card else "no card, a test of the script"
-    if on_card and shutil.which(SMI[0]):
-        card += ", driver " + subprocess.check_output([*SMI, "--query-gpu=driver_version"], text=True).strip()
-    return {"card": card, "matrix_rates": rates, "copy_rate": copy_rate}
+    gpu = torch.cuda.get_device_name() if on_gpu else "no GPU, a test of the script"
+    if on_gpu and shutil.which(SMI[0]):
+        gpu += ", driver " + subprocess.check_output([*SMI, "--query-gpu=driver_version"], text=True).strip()
+    return {"gpu": gpu, "matrix_rates": rates, "copy_rate": copy_rate}
 
 
 def operations(run):
@@ -191,22 +195,17 @@ def operations(run):
 
 
 def measured(command, run, timeout):
-    """The line of JSON that a command prints, or its error, and how far the card's used memory rose meanwhile."""
-    watches = run["device"] == "cuda" and shutil.which(SMI[0])
-    if watches:
-        before = subprocess.check_output([*SMI, "--query-gpu=memory.used"], text=True).strip()
-        watch = subprocess.Popen([*SMI, "--query-gpu=memory.used", "-lms", "100"], stdout=subprocess.PIPE, text=True)
+    """The line of JSON that a command prints, or its error, and how far the GPU's used memory rose meanwhile."""
     started = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-        result = {"error": done.stderr[-800:]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        result = {"error": f"took longer than {timeout:.0f} s"}
+    with MemoryWatch() if run["device"] == "cuda" else contextlib.nullcontext() as watch:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+            result = {"error": done.stderr[-800:]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            result = {"error": f"took longer than {timeout:.0f} s"}
     result["process_seconds"] = time.perf_counter() - started
-    if watches:
-        watch.terminate()
-        used = [int(line) for line in [before, *watch.communicate()[0].split()] if line.isdigit()]
-        result |= {"card_bytes": (max(used) - used[0]) << 20} if used else {}
+    if watch and watch.bytes is not None:
+        result["smi_bytes"] = watch.bytes
     if "step_seconds" in result:
         result["tokens_per_second"] = run["sequences"] * run["tokens"] / result["step_seconds"]
         result["operations_per_second"] = operations(run) / result["step_seconds"]
@@ -214,16 +213,13 @@ def measured(command, run, timeout):
 
 
 def schedule(args):
-    """Each run with its command, in order: the card's ceilings, then PyTorch, Weft, PyTorch for each step."""
+    """Each run with its command, in order: the GPU's ceilings, then for each step one side after the other."""
     common = {"device": "cpu" if args.tiny else "cuda", "warm_up": 2, "steps": args.steps or (3 if args.quick else 5)}
     common |= {"compile": args.compile, "logits": args.logits} | (TINY if args.tiny else LLADA)
     runs = [common | {"of": "ceilings"}]
-    for sequences, tokens in [(2, 32)] if args.tiny else [(8, 512), (2, 2048)][: 1 if args.quick else 2]:
-        for objective in ("sft", "weft"):
-            step = common | {"objective": objective, "sequences": sequences, "tokens": tokens}
-            for checkpointing in (True, False):
-                both = [step | {"of": of, "checkpointing": checkpointing} for of in ("pytorch", "weft")]
-                runs += both * args.rounds
+    for config in configs(args.tiny):
+        step = common | {"objective": config.objective, "sequences": config.sequences, "tokens": config.tokens}
+        runs += [step | {"of": of, "checkpointing": config.recomputed} for of in args.sides] * args.rounds
     weft = [args.weft, "bench", "--quiet", "--json", "--dtype", "bf16", "--shape", "P" if args.tiny else "llada-8b"]
     weft += shlex.split(args.weft_flags)
     for run in runs:
@@ -241,7 +237,7 @@ def cell(results, key, form, scale=1.0):
 
 def print_table(results, rate):
     columns = [("tokens/s", "tokens_per_second", ",.0f", 1), ("share of rate", "operations_per_second", ".1%", rate)]
-    columns += [("peak GB", "card_bytes" if results[0]["device"] == "cuda" else "peak_rss_bytes", ".1f", 1e9)]
+    columns += [("peak GB", "smi_bytes" if results[0]["device"] == "cuda" else "peak_rss_bytes", ".1f", 1e9)]
     heads = ["step", "checkpointing", "PyTorch s/step", "Weft s/step", "PyTorch / Weft"]
     heads += [f"{side} {column[0]}" for column in columns for side in ("PyTorch", "Weft")]
     print("\n| " + " | ".join([*heads, "PyTorch allocated, reserved GB |\n"]) + "| --- " * (len(heads) + 1) + "|")
@@ -273,7 +269,7 @@ def compare(args):
     if not results:
         sys.exit("nothing was measured")
     weft = subprocess.check_output([args.weft, "-V"], text=True).strip()
-    print(f"\n{ceilings['card']}; PyTorch {torch.__version__}, PEFT {peft.__version__}; {weft}")
+    print(f"\n{ceilings['gpu']}; PyTorch {torch.__version__}, PEFT {peft.__version__}; {weft}")
     print(f"PyTorch: compile {args.compile}, head at {args.logits} rows, adapters {results[0].get('adapter_dtype')}")
     rates = [f"{sizes} {rate / 1e12:,.1f} TFLOP/s" for sizes, rate in ceilings["matrix_rates"].items()]
     print("; ".join([*rates, f"copies {ceilings['copy_rate'] / 1e9:,.0f} GB/s read and written"]))
@@ -283,11 +279,12 @@ def compare(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weft", help="the binary")
-    parser.add_argument("--quick", action="store_true", help="3 steps, 8 x 512 tokens only")
+    parser.add_argument("--quick", action="store_true", help="3 steps")
     parser.add_argument("--tiny", action="store_true", help="a test of this script on the CPU: shapes differ")
+    parser.add_argument("--sides", type=lambda text: text.split(","), default=["pytorch", "weft"], help="or one of them")
     parser.add_argument("--steps", type=int, help="measured steps, after 2 of warm-up (default 5)")
     parser.add_argument("--rounds", type=int, default=1, help="times that everything is measured")
-    parser.add_argument("--out", default="card_benchmark.jsonl", help="every measurement, a line of JSON each")
+    parser.add_argument("--out", default="gpu_benchmark.jsonl", help="every measurement, a line of JSON each")
     parser.add_argument("--limit", type=float, default=540, help="seconds after which nothing more is measured")
     parser.add_argument("--compile", action="store_true", help="torch.compile of PyTorch's blocks and losses")
     parser.add_argument("--logits", choices=("masked", "all"), default="masked", help="rows of PyTorch's head")
