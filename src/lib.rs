@@ -76,6 +76,7 @@ pub mod eval;
 pub mod experiment;
 pub mod files;
 pub mod hub;
+pub mod interrupt;
 pub mod machine;
 pub mod merge;
 pub mod model;

@@ -3,7 +3,7 @@
 //! terminal and a launcher both tell their own.
 
 use weft::parallel::Ranks;
-use weft::train::interrupt;
+use weft::interrupt;
 
 /// The exit status of what was stopped by SIGINT: 128 and its number.
 pub const STOPPED: u8 = 130;

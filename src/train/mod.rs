@@ -8,7 +8,6 @@ pub mod entropy_reuse;
 mod gradients;
 pub mod guard;
 pub mod held_out;
-pub mod interrupt;
 pub mod lr_schedule;
 pub mod metrics;
 mod noised;

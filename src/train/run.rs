@@ -13,10 +13,11 @@ use super::guard::Skipped;
 use super::held_out::nll_bound;
 use super::metrics::{Earlier, Metrics, Progress, tell};
 use super::step::StepReport;
-use super::{Trainer, checkpoint, interrupt};
+use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
+use crate::interrupt;
 
 /// What a finished run did.
 #[derive(Clone, Debug)]
