@@ -16,6 +16,7 @@ pub mod pretrain;
 pub mod rank_log;
 pub mod run;
 pub(crate) mod same_recipe;
+pub mod shards;
 pub mod step;
 pub mod tensorboard;
 mod told;
