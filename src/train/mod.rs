@@ -3,7 +3,7 @@
 //! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
 
 pub mod checkpoint;
-pub mod diagnosis;
+mod diagnosis;
 pub mod entropy_reuse;
 mod gradients;
 pub mod guard;
