@@ -11,10 +11,9 @@ use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
 use crate::data::packing::Padding;
-use crate::data::sources::is_named_as_file;
 use crate::error::Result;
 use crate::eval::Task;
-use crate::files::read_text;
+use crate::files::{is_named_as_rows, read_text};
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
 use crate::train::guard::OnNonFinite;
@@ -240,7 +239,7 @@ impl Recipe {
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
         let (generated, of_files) = (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format"]);
-        let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_file);
+        let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
         let idle: [(bool, &str, &[&str], String); 10] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::{Error, Result};
-use weft::hub;
-use weft::model::{family, lora};
+use weft::model::{family, from_hub, lora};
 use weft::parity::{Row, check, check_sampling};
 
 use super::progress::doing;
@@ -48,7 +47,7 @@ pub struct Parity {
 
 impl Parity {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
-        let mut model = family::load(&hub::model(&self.model)?)?;
+        let mut model = family::load(&from_hub::checkpoint(&self.model)?)?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),

@@ -6,6 +6,7 @@ mod buckets;
 pub mod cached;
 mod dream;
 pub mod family;
+pub mod from_hub;
 mod layer;
 mod layout;
 pub mod llada;
