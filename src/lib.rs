@@ -90,4 +90,5 @@ pub mod report;
 pub mod reproduce;
 pub mod rng;
 pub mod sampler;
+pub mod settings;
 pub mod train;

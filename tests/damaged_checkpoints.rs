@@ -15,7 +15,7 @@ use weft::data::packing::Padding;
 use weft::model::family;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
-use weft::recipe::TrainTable;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 
 fn trainer() -> Trainer {

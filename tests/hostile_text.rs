@@ -18,7 +18,8 @@ use weft::data::{Example, Message};
 use weft::error::Result;
 use weft::model::lora::{LoraConfig, attach_fresh};
 use weft::objective::Objective;
-use weft::recipe::{Recipe, TrainTable};
+use weft::recipe::Recipe;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 
 /// An error with its folder as DIR.

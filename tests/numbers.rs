@@ -16,8 +16,8 @@ use weft::data::packing::Padding;
 use weft::error::Error;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
-use weft::recipe::TrainTable;
 use weft::train::guard::{LEAST, MOST_IN_A_ROW, OnNonFinite, Reason, Skipped};
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint, run};
 use weft_kernels::precision::Precision;
 

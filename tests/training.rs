@@ -16,9 +16,9 @@ use weft::model::block::Transformer;
 use weft::model::family;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
-use weft::recipe::TrainTable;
 use weft::train::lr_schedule::LrSchedule;
 use weft::train::optimizer::train_everything;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, run};
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 

@@ -13,7 +13,7 @@ use weft::data::packing::Padding;
 use weft::model::family::{ModelConfig, fresh};
 use weft::model::lora::{LoraConfig, attach_fresh};
 use weft::objective::Objective;
-use weft::recipe::TrainTable;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 use weft_fuzz::{check, cut, folder, write};
 

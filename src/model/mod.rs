@@ -13,4 +13,5 @@ pub mod llada;
 pub mod lora;
 mod non_finite;
 mod outline;
+pub mod settings;
 pub mod weights;

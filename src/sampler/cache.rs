@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::model::cached::{KeysValues, Part};
-use crate::recipe::in_plain_words;
+use crate::settings::in_plain_words;
 
 /// Whose keys and values the later steps of a block take from its first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,11 +11,11 @@ use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight};
 
 use super::gradients::Finished;
+use super::settings::TrainTable;
 use super::shards::{Shards, Table};
 use crate::model::block::{Gradients, Param, ParamId, Transformer};
 use crate::model::weights;
 use crate::parallel::collective::{Ranks, solo};
-use crate::recipe::TrainTable;
 
 /// First and second moments of this rank's part of each parameter, empty for a frozen one, and its part of those f32
 /// numbers that the model has in bf16.

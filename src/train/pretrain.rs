@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use weft_kernels::weight::Dtype;
 
 use super::run::{Summary, train};
+use super::settings::TrainTable;
 use super::{Job, Trainer};
 use crate::data::chat_template::TextModel;
 use crate::data::mixing::Mixture;
@@ -18,7 +19,7 @@ use crate::files::read_text;
 use crate::model::family;
 use crate::model::llada::{Sizes, new_config};
 use crate::objective::Objective;
-use crate::recipe::{self, TrainTable};
+use crate::settings;
 
 /// Texts that the tokenizer is trained on.
 const TOKENIZER_TEXTS: u64 = 20_000;
@@ -110,7 +111,7 @@ impl PretrainRecipe {
     /// # Errors
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        recipe::parse(&read_text(path)?, path, settings, Self::problems)
+        settings::parse(&read_text(path)?, path, settings, Self::problems)
     }
 
     fn problems(&self) -> Vec<String> {
