@@ -14,6 +14,7 @@ use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
 use crate::settings::parse;
+use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
 
 /// A fine-tuning experiment.
@@ -51,6 +52,12 @@ impl Recipe {
         parse(text, path, settings, Self::problems)
     }
 
+    /// The recipe as a run's folder keeps it, beside the defaults.
+    pub fn resolved(&self) -> Resolved {
+        let [recipe, defaults] = [self, &Self::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
+        Resolved { recipe, defaults }
+    }
+
     /// Settings without effect, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
@@ -73,8 +80,7 @@ impl Recipe {
             (!has_held_out, "train", &["eval_every"], held_out.clone()),
             (!has_held_out, "eval", &["task"], held_out),
         ];
-        let value = |recipe: &Self| serde_json::to_value(recipe).expect("a recipe is JSON");
-        let (own, default) = (value(self), value(&Self::default()));
+        let Resolved { recipe: own, defaults: default } = self.resolved();
         let mut warnings = vec![];
         for (_, table, keys, reason) in idle.iter().filter(|(is_idle, ..)| *is_idle) {
             let set = keys.iter().filter(|key| own[table][key] != default[table][key]);

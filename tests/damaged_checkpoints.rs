@@ -15,6 +15,7 @@ use weft::data::packing::Padding;
 use weft::model::family;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
+use weft::train::resolved::Resolved;
 use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 
@@ -36,8 +37,8 @@ fn trainer() -> Trainer {
     Trainer::new(model, job)
 }
 
-fn recipe() -> Value {
-    json!({ "train": { "lr": 1e-2 } })
+fn recipe() -> Resolved {
+    Resolved::from(json!({ "train": { "lr": 1e-2 } }))
 }
 
 fn state(trainer: &Trainer) -> (u64, Vec<u32>) {

@@ -19,6 +19,7 @@ use weft::error::Result;
 use weft::model::lora::{LoraConfig, attach_fresh};
 use weft::objective::Objective;
 use weft::recipe::Recipe;
+use weft::train::resolved::Resolved;
 use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 
@@ -298,7 +299,7 @@ fn trainer() -> Trainer {
 #[test]
 fn training_states_that_lie_are_errors() {
     let folder = folder("state");
-    let recipe = json!({});
+    let recipe = Resolved::from(json!({}));
     let mut own = trainer();
     for _ in 0..3 {
         own.step().expect("the step works");

@@ -18,6 +18,8 @@ use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
 use weft::train::guard::{LEAST, MOST_IN_A_ROW, OnNonFinite, Reason, Skipped};
 use weft::train::settings::TrainTable;
+use weft::train::resolved::Resolved;
+use weft::train::run::Options;
 use weft::train::{Job, Trainer, checkpoint, run};
 use weft_kernels::precision::Precision;
 
@@ -176,10 +178,10 @@ fn a_run_of_nothing_else_ends() {
 #[test]
 fn a_resumed_run_passes_over_the_same_steps() {
     let start = || poison(trainer(TrainTable { checkpoint_every: 1, spike_factor: 1e3, ..skipping() }, Kind::Weft));
-    let recipe = json!({ "train": { "lr": 1e-2 } });
+    let recipe = Resolved::from(json!({ "train": { "lr": 1e-2 } }));
     let mut whole = start();
     let of_whole = folder("whole");
-    let summary = run::train(&mut whole, (&[], &of_whole), &recipe, false, true).expect("the run works");
+    let summary = run::train(&mut whole, (&[], &of_whole), &recipe, BEGIN).expect("the run works");
     assert_eq!(summary.skipped, Skipped { non_finite: 3, spikes: 0 });
     let lines = |output: &Path| -> Vec<(Value, Value, bool)> {
         let text = fs::read_to_string(output.join("metrics.jsonl")).expect("there are metrics");
@@ -194,7 +196,7 @@ fn a_resumed_run_passes_over_the_same_steps() {
         }
         checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
         let mut resumed = start();
-        let summary = run::train(&mut resumed, (&[], &output), &recipe, true, true).expect("the run resumes");
+        let summary = run::train(&mut resumed, (&[], &output), &recipe, RESUME).expect("the run resumes");
         assert_eq!((summary.first_step, summary.skipped), (stop, Skipped { non_finite: 3, spikes: 0 }));
         assert_eq!((state(&resumed), &resumed.guard), (state(&whole), &whole.guard), "resumed at step {stop}");
         assert_eq!(lines(&output), lines(&of_whole)[stop as usize..]);

@@ -19,6 +19,8 @@ use weft::objective::{Kind, Objective};
 use weft::train::lr_schedule::LrSchedule;
 use weft::train::optimizer::train_everything;
 use weft::train::settings::TrainTable;
+use weft::train::resolved::Resolved;
+use weft::train::run::Options;
 use weft::train::{Job, Trainer, run};
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
@@ -232,10 +234,10 @@ fn token_weights_reuse_entropies_too() {
 }
 
 fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
-    let recipe = json!({ "train": { "lr": 1e-2 } });
+    let recipe = Resolved::from(json!({ "train": { "lr": 1e-2 } }));
     let whole = |output: &Path| {
         let mut trainer = start();
-        run::train(&mut trainer, (&examples()[..3], output), &recipe, false, true).expect("the run works");
+        run::train(&mut trainer, (&examples()[..3], output), &recipe, BEGIN).expect("the run works");
         weights(&trainer)
     };
     let uninterrupted = whole(&folder(&format!("{name}-whole")));
@@ -252,7 +254,7 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
                 weft::train::checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
             }
         }
-        let summary = run::train(&mut job, (&examples()[..3], &output), &recipe, true, true).expect("the run resumes");
+        let summary = run::train(&mut job, (&examples()[..3], &output), &recipe, RESUME).expect("the run resumes");
         assert_eq!(summary.first_step, stop / 2 * 2);
         assert_eq!(weights(&job), uninterrupted, "killed at step {stop}");
     }
@@ -266,10 +268,11 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
 fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     let output = folder("refused");
     let mut first = trainer(settings(), Objective::default(), Padding::None);
-    run::train(&mut first, (&[], &output), &json!({ "train": { "lr": 1 } }), false, true).expect("the run works");
+    run::train(&mut first, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), BEGIN).expect("the run works");
     let mut second = trainer(settings(), Objective::default(), Padding::None);
     let mut error = |recipe: Value, resume: bool| {
-        run::train(&mut second, (&[], &output), &recipe, resume, true).expect_err("the run is refused").to_string()
+        let recipe = Resolved::from(recipe);
+        run::train(&mut second, (&[], &output), &recipe, Options { resume, quiet: true }).expect_err("the run is refused").to_string()
     };
     assert!(error(json!({}), false).contains("already holds a run; add --resume"));
     let message = error(json!({ "train": { "lr": 2 } }), true);
@@ -282,7 +285,7 @@ fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     cut("00000009");
     let mut third = trainer(settings(), Objective::default(), Padding::None);
     let summary =
-        run::train(&mut third, (&[], &output), &json!({ "train": { "lr": 1 } }), true, true).expect("the run resumes");
+        run::train(&mut third, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), RESUME).expect("the run resumes");
     assert_eq!(summary.first_step, 8, "the checkpoint before the damaged one is taken");
     assert_eq!(weights(&third), weights(&first));
     cut("00000009");

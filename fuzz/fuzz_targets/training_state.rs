@@ -13,6 +13,7 @@ use weft::data::packing::Padding;
 use weft::model::family::{ModelConfig, fresh};
 use weft::model::lora::{LoraConfig, attach_fresh};
 use weft::objective::Objective;
+use weft::train::resolved::Resolved;
 use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 use weft_fuzz::{check, cut, folder, write};
@@ -48,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::create_dir_all(&folder).expect("the folder can be made");
     write(&folder.join("state.json"), state);
     write(&folder.join("state.safetensors"), tensors);
-    let recipe: Value = json!({});
+    let recipe = Resolved::from(json!({}));
     TRAINER.with_borrow_mut(|trainer| match checkpoint::load_newest(&RUN, trainer, &recipe) {
         Ok(_) => {
             trainer.entropy_drift();

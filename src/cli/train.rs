@@ -118,7 +118,8 @@ impl Train {
             trainer.rank_log = Some(RankLog::open(&output.join("ranks"), &**ranks)?);
         }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
-        let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)
+        let options = run::Options { resume: self.resume, quiet };
+        let summary = run::train(&mut trainer, (held_out, &output), &resolved, options)
             .map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;
