@@ -1,5 +1,6 @@
 //! The network and how checkpoints become it.
 
+pub mod arithmetic;
 pub mod batch;
 pub mod block;
 mod buckets;

@@ -181,7 +181,8 @@ pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
     let mut fresh = family::fresh(&config, seed);
     fresh.put_on(&device::current());
     let mut trainer = Trainer::new(fresh, job);
-    let [own, defaults] = [recipe, &PretrainRecipe::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
+    let [own, defaults] =
+        [recipe, &PretrainRecipe::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
     let resolved = Resolved { recipe: own, defaults };
     let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, options)?;
     // 4. The finished model.
