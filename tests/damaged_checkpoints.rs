@@ -8,7 +8,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use scratch::{folder, names};
-use serde_json::{Value, json};
+use serde_json::json;
 use weft::data::Example;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
