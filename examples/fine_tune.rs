@@ -10,8 +10,8 @@ use weft::data::{Conversation, Message};
 use weft::error::{Error, Result};
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
-use weft::recipe::TrainTable;
 use weft::sampler::generate::{Prompt, Sampling, generate};
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer};
 
 fn main() -> Result<()> {

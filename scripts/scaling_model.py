@@ -17,7 +17,7 @@ BACKWARD = 34.4 / 83
 # Line rates: 10 and 100 Gb/s Ethernet, HDR InfiniBand (200 Gb/s). Assumed: 80 % of it, and seconds a message.
 WIRES = {"10 Gb/s Ethernet": (1.25e9, 30e-6), "100 Gb/s Ethernet": (12.5e9, 30e-6), "HDR InfiniBand": (25e9, 3e-6)}
 REACHED = 0.8
-MESSAGE = 1 << 24  # numbers, of all ranks' parts: src/parallel/shards.rs
+MESSAGE = 1 << 24  # numbers, of all ranks' parts: src/train/shards.rs
 CHUNK = 1 << 14  # numbers of a sum of squares
 
 

@@ -10,17 +10,13 @@ use weft_kernels::weight::Dtype;
 use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
-use crate::hub;
 use crate::model::block::Transformer;
 use crate::model::family::{self, ModelConfig};
+use crate::model::from_hub::{self, is_companion};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// The embedded base's name.
 pub const TINY_BASE: &str = "tiny-base";
-
-/// What belongs to a checkpoint beside config.json and its weights, by the end of its name: tokenizer, chat template,
-/// generation settings, and the modelling code that `trust_remote_code` runs.
-const COMPANIONS: [&str; 5] = [".json", ".jinja", ".py", ".txt", ".model"];
 
 /// A network and its text.
 pub struct Base {
@@ -45,7 +41,7 @@ impl Base {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let is_embedded = is_embedded(path);
-        let path = &*if is_embedded { path.to_owned() } else { checkpoint_folder(hub::model(path)?)? };
+        let path = &*if is_embedded { path.to_owned() } else { checkpoint_folder(from_hub::checkpoint(path)?)? };
         let (model, text) = match is_embedded {
             true => embedded()?,
             false => (family::load(path)?, TextModel::open(path)?),
@@ -65,7 +61,7 @@ impl Base {
             let (config, text) = embedded_text()?;
             return Ok((text, config.mask_token_id()));
         }
-        let path = &*checkpoint_folder(hub::text(path)?)?;
+        let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
         let config = path.join("config.json");
         let (text, config) = (TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?);
         check_tokens(&text, config.num_rows(), path)?;
@@ -83,7 +79,7 @@ impl Base {
                 Ok((text, family::outline_of(&config)))
             }
             false => {
-                let path = &*checkpoint_folder(hub::text(path)?)?;
+                let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
                 let (text, outline) = (TextModel::open(path)?, family::outline(path)?);
                 check_tokens(&text, outline.params[outline.embedding].weight.rows(), path)?;
                 Ok((text, outline))
@@ -200,11 +196,6 @@ fn check_tokens(text: &TextModel, rows: usize, folder: &Path) -> Result<()> {
         (_, last) if last as usize >= rows => refuse(format!("its token {last} lies past the model's {rows}")),
         _ => Ok(()),
     }
-}
-
-/// Whether a file of such a name belongs to a checkpoint beside its weights.
-pub(crate) fn is_companion(name: &str) -> bool {
-    COMPANIONS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a path names the embedded base.

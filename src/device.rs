@@ -1,5 +1,7 @@
 //! Where this process computes: what `--device`, or the environment's `WEFT_DEVICE` where no command line says, names.
 
+pub(crate) mod rate;
+
 use std::env;
 use std::sync::{Arc, OnceLock};
 

@@ -1,9 +1,11 @@
 //! Everything that can go wrong, each as one sentence with the value, the place and the fix.
 
+pub mod diagnosis;
+
 use std::io;
 use std::path::PathBuf;
 
-use crate::train::diagnosis::Diagnosis;
+use diagnosis::Diagnosis;
 
 /// The library's error.
 #[derive(Debug, thiserror::Error)]

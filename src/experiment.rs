@@ -10,18 +10,19 @@ use crate::base::Base;
 use crate::data::chat_template::TextModel;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
-use crate::data::{self, Mixed, Reading};
+use crate::data::{self, Mixed, Reading, generated};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::generations::{Generation, answer};
-use crate::eval::{Problem, generated, problems_of};
+use crate::eval::{Problem, problems_of};
 use crate::model::block::{Config, Transformer};
 use crate::model::lora::{self, LoraConfig};
+use crate::model::settings::{ModelTable, Trainable};
 use crate::parallel::{Ranks, solo};
-use crate::recipe::{ModelTable, Recipe, Trainable};
+use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
-use crate::train::same_recipe::differs_among_ranks;
+use crate::train::resolved::Resolved;
 use crate::train::{Job, Trainer};
 
 /// What a recipe works on.
@@ -88,9 +89,11 @@ impl Experiment {
         if self.ranks.size() == 1 {
             return Ok(());
         }
-        let own = serde_json::to_vec(&self.resolved()).expect("a recipe is JSON");
+        let Resolved { recipe, defaults } = self.resolved();
+        let own = serde_json::to_vec(&recipe).expect("a recipe is JSON");
         let all: Vec<Value> = self.ranks.all_gather_bytes(&own).iter().map(|of| json_of(of)).collect();
-        let differing = |rank: usize| Some((rank, differs_among_ranks(&all[0], &all[rank])?));
+        let of_rank = |rank: usize| Resolved { recipe: all[rank].clone(), defaults: defaults.clone() };
+        let differing = |rank: usize| Some((rank, of_rank(rank).differs_from_first(&all[0])?));
         match (1..all.len()).find_map(differing) {
             None => Ok(()),
             Some((rank, what)) => Err(Error::Usage(format!(
@@ -137,10 +140,10 @@ impl Experiment {
 
     /// The recipe as a run keeps it: with the key of each source's examples under `rows`, so that a run that is resumed
     /// notices when they are others.
-    pub fn resolved(&self) -> Value {
+    pub fn resolved(&self) -> Resolved {
         let parts = self.train.parts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.parts));
-        let mut resolved = serde_json::to_value(&self.recipe).expect("a recipe is JSON");
-        resolved["rows"] = parts.map(|part| json!([part.name, part.key])).collect();
+        let mut resolved = self.recipe.resolved();
+        resolved.recipe["rows"] = parts.map(|part| json!([part.name, part.key])).collect();
         resolved
     }
 

@@ -12,6 +12,15 @@ use crate::error::{Error, Result};
 /// The largest file that is read as a small one; the largest tokenizers have a tenth of it.
 const MAX_SMALL_BYTES: u64 = 1 << 28;
 
+/// The extensions of files of rows.
+pub(crate) const ROWS: [&str; 3] = ["jsonl", "json", "parquet"];
+
+/// Whether a path is named like a file of rows.
+pub fn is_named_as_rows(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    ROWS.contains(&extension.as_str())
+}
+
 /// Reads a small text file.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! Models, adapters and rows by their ids on the Hugging Face hub: which texts are ids, and which files of a repository
-//! are needed. `cache` says where files lie, `download` fetches them and is the only code that reaches for a network.
+//! Models, adapters and rows by their ids on the Hugging Face hub: which texts are ids. Which files of a repository are
+//! needed is for `model` and `data` to choose. `cache` says where files lie, `download` fetches them and is the only code that reaches for a network.
 //! Built without the feature `hub`, an id is an error that says so.
 
 #[cfg(feature = "hub")]
@@ -11,8 +11,8 @@ use std::path::{Component, Path, PathBuf};
 #[cfg(feature = "hub")]
 use std::sync::atomic::AtomicBool;
 
-use crate::data::sources::is_named_as_file;
 use crate::error::{Error, Result};
+use crate::files::is_named_as_rows;
 
 /// What explicit ids begin with.
 const SCHEME: &str = "hf://";
@@ -72,55 +72,54 @@ struct Id {
     given: String,
 }
 
-/// What of a repository is needed.
-#[derive(Clone, Copy, Debug)]
+/// Chooses among a repository's names the files that are needed; else says what the repository lacks.
+pub(crate) type Choose<'a> = &'a dyn Fn(&[String]) -> std::result::Result<Vec<String>, String>;
+
+/// What is needed of a model's repository.
+#[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
-enum Needs<'a> {
-    /// config.json, tokenizer, chat template, modelling code and weights.
-    Model,
-    /// The same without weights.
-    Text,
-    /// A PEFT adapter.
-    Adapter,
-    /// The rows of a split.
-    Rows(&'a str),
+pub(crate) struct Needs<'a> {
+    /// The files that are fetched first.
+    pub files: Choose<'a>,
+    /// The files that are fetched once those lie in a folder.
+    pub behind: Option<ChooseBehind<'a>>,
+    /// What an error offers beside a folder and an id of the hub: nothing, or text that begins with a comma.
+    pub alternative: &'static str,
 }
 
-/// A checkpoint's folder: the path itself, or that of the hub's files once they are all there.
+/// Chooses as [`Choose`] does, by the folder too in which the first files lie.
+pub(crate) type ChooseBehind<'a> = &'a dyn Fn(&[String], &Path) -> Result<std::result::Result<Vec<String>, String>>;
+
+/// A model's folder: the path itself, or that of the hub's files once they are all there.
+///
+/// # Errors
+/// A folder that isn't there; an id of the hub whose files can't be had.
+pub(crate) fn model(path: &Path, needs: Needs) -> Result<PathBuf> {
+    match Id::of(path, Kind::Model)? {
+        None if !path.exists() => Err(Error::Usage(format!(
+            "there is no folder {}; give one, or a model of the hub (ORG/NAME){}",
+            path.display(),
+            needs.alternative
+        ))),
+        None => Ok(path.to_owned()),
+        Some(id) => fetch(&id, needs),
+    }
+}
+
+/// A file or folder of rows: the path itself, or that of the hub's files once they are all there.
 ///
 /// # Errors
 /// An id of the hub whose files can't be had.
-pub fn model(path: &Path) -> Result<PathBuf> {
-    local(path, Kind::Model, Needs::Model)
-}
-
-/// As [`model`], for which no weights have to be there.
-///
-/// # Errors
-/// As [`model`].
-pub fn text(path: &Path) -> Result<PathBuf> {
-    local(path, Kind::Model, Needs::Text)
-}
-
-/// An adapter's folder, as [`model`].
-///
-/// # Errors
-/// As [`model`].
-pub fn adapter(path: &Path) -> Result<PathBuf> {
-    local(path, Kind::Model, Needs::Adapter)
-}
-
-/// A file of rows, or a folder that holds those of the split, as [`model`].
-///
-/// # Errors
-/// As [`model`].
-pub fn rows(path: &Path, split: &str) -> Result<PathBuf> {
-    local(path, Kind::Dataset, Needs::Rows(split))
+pub(crate) fn rows(path: &Path, files: Choose) -> Result<PathBuf> {
+    match Id::of(path, Kind::Dataset)? {
+        None => Ok(path.to_owned()),
+        Some(id) => fetch(&id, Needs { files, behind: None, alternative: "" }),
+    }
 }
 
 /// Whether a path of rows names a data set of the hub, or a folder of one.
 pub(crate) fn is_dataset(path: &Path) -> bool {
-    matches!(Id::of(path, Kind::Dataset), Ok(Some(id)) if !is_named_as_file(Path::new(&id.inside)))
+    matches!(Id::of(path, Kind::Dataset), Ok(Some(id)) if !is_named_as_rows(Path::new(&id.inside)))
 }
 
 /// A base's name and revision as PEFT writes them into adapter_config.json.
@@ -138,18 +137,6 @@ static IS_QUIET: AtomicBool = AtomicBool::new(false);
 pub fn be_quiet() {
     #[cfg(feature = "hub")]
     IS_QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
-}
-
-fn local(path: &Path, kind: Kind, needs: Needs) -> Result<PathBuf> {
-    match Id::of(path, kind)? {
-        None if matches!(kind, Kind::Model) && !path.exists() => Err(Error::Usage(format!(
-            "there is no folder {}; give one, or a model of the hub (ORG/NAME){}",
-            path.display(),
-            if matches!(needs, Needs::Adapter) { "" } else { ", or tiny-base" }
-        ))),
-        None => Ok(path.to_owned()),
-        Some(id) => fetch(&id, needs),
-    }
 }
 
 #[cfg(not(feature = "hub"))]
@@ -176,12 +163,17 @@ fn fetch(id: &Id, needs: Needs) -> Result<PathBuf> {
 #[cfg(feature = "hub")]
 fn fetch_from(repository: &cache::Repository, id: &Id, needs: Needs) -> Result<PathBuf> {
     let names = id.names(repository.names());
-    let first = needs.files(&names, &id.inside).map_err(|reason| repository.lacking(&reason))?;
-    repository.complete(&id.paths(&first))?;
+    let first = match (id.kind, names.as_slice()) {
+        // The id is a file's.
+        (Kind::Dataset, [name]) if name.is_empty() => Ok(names.clone()),
+        (Kind::Dataset, []) => Err(format!("it has no {}", id.inside)),
+        _ => (needs.files)(&names),
+    };
+    repository.complete(&id.paths(&first.map_err(|reason| repository.lacking(&reason))?))?;
     let folder = repository.folder().join(&id.inside);
-    if matches!(needs, Needs::Model) {
-        let weights = weights(&names, &folder)?.ok_or_else(|| repository.lacking(NO_WEIGHTS))?;
-        repository.complete(&id.paths(&weights))?;
+    if let Some(choose) = needs.behind {
+        let behind = choose(&names, &folder)?.map_err(|reason| repository.lacking(&reason))?;
+        repository.complete(&id.paths(&behind))?;
     }
     Ok(folder)
 }
@@ -196,7 +188,7 @@ impl Id {
             Kind::Dataset => "hf://datasets/ORG/NAME",
         };
         let Some(explicit) = given.strip_prefix(SCHEME) else {
-            if path.exists() || is_named_as_file(path) && !given.contains("://") {
+            if path.exists() || is_named_as_rows(path) && !given.contains("://") {
                 return Ok(None);
             }
             if let Some((scheme, _)) = given.split_once("://") {
@@ -279,54 +271,4 @@ impl Id {
 /// Whether a relative path stays inside its folder.
 fn is_inside(path: &str) -> bool {
     !path.contains('\\') && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
-}
-
-/// What is wrong with a model that has its weights in another format.
-#[cfg(feature = "hub")]
-const NO_WEIGHTS: &str =
-    "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
-
-#[cfg(feature = "hub")]
-impl Needs<'_> {
-    /// The files, but for a model's weights; else what the repository lacks.
-    fn files(self, names: &[String], inside: &str) -> std::result::Result<Vec<String>, String> {
-        let all_of = |needed: &[&str]| match needed.iter().find(|needed| names.iter().all(|name| name != *needed)) {
-            Some(lacking) => Err(format!("it has no {lacking}")),
-            None => Ok(needed.iter().map(|&name| name.to_owned()).collect()),
-        };
-        match self {
-            Self::Model | Self::Text => {
-                all_of(&["config.json"])?;
-                all_of(&["tokenizer.json"])
-                    .or_else(|_| all_of(&["vocab.json", "merges.txt"]))
-                    .map_err(|_| "it has no tokenizer.json, nor vocab.json and merges.txt".to_owned())?;
-                let is_companion = |name: &&String| !name.contains('/') && crate::base::is_companion(name);
-                Ok(names.iter().filter(is_companion).cloned().collect())
-            }
-            Self::Adapter => all_of(&["adapter_config.json", "adapter_model.safetensors"]),
-            // The id is a file's.
-            Self::Rows(_) if names == [""] => Ok(names.to_vec()),
-            Self::Rows(_) if names.is_empty() => Err(format!("it has no {inside}")),
-            Self::Rows(split) => crate::data::sources::names_of_split(names, split).map_err(|reason| {
-                let others = names.iter().filter(|name| is_named_as_file(Path::new(name)));
-                let folders = others.filter_map(|name| name.rsplit_once('/')).map(|(folder, _)| folder);
-                let folders: std::collections::BTreeSet<&str> = folders.collect();
-                let folders: Vec<&str> = folders.into_iter().collect();
-                match folders.is_empty() {
-                    true => reason,
-                    false => {
-                        format!("{reason}; or name a folder (hf://datasets/ORG/NAME/FOLDER): {}", folders.join(", "))
-                    }
-                }
-            }),
-        }
-    }
-}
-
-/// The files of a model's weights, by the index where there is one; `None` where the repository has none.
-#[cfg(feature = "hub")]
-fn weights(names: &[String], folder: &Path) -> Result<Option<Vec<String>>> {
-    use crate::model::weights::{INDEX, SINGLE, files};
-    let has = |file: &str| names.iter().any(|name| name == file);
-    Ok((has(INDEX) || has(SINGLE)).then(|| files(folder)).transpose()?.map(|files| files.into_iter().collect()))
 }

@@ -16,8 +16,8 @@ use weft::error::Error;
 use weft::files::write_folder_whole;
 use weft::model::block::Transformer;
 use weft::objective::Objective;
-use weft::recipe::TrainTable;
 use weft::train::optimizer::train_everything;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer};
 use weft_kernels::weight::{Dtype, to_bf16_bytes};
 

@@ -8,14 +8,15 @@ use std::path::Path;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use scratch::{folder, names};
-use serde_json::{Value, json};
+use serde_json::json;
 use weft::data::Example;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::model::family;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
-use weft::recipe::TrainTable;
+use weft::train::resolved::Resolved;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer, checkpoint};
 
 fn trainer() -> Trainer {
@@ -36,8 +37,8 @@ fn trainer() -> Trainer {
     Trainer::new(model, job)
 }
 
-fn recipe() -> Value {
-    json!({ "train": { "lr": 1e-2 } })
+fn recipe() -> Resolved {
+    Resolved::from(json!({ "train": { "lr": 1e-2 } }))
 }
 
 fn state(trainer: &Trainer) -> (u64, Vec<u32>) {

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use device::on_device;
 use proptest::prelude::*;
-use weft::eval::generated::{self, Puzzle};
+use weft::data::generated::{self, Puzzle};
 use weft::model::batch::Batch;
 use weft::model::block::Transformer;
 use weft::model::cached::{KeysValues, Part};

@@ -3,6 +3,7 @@
 
 mod fixtures;
 mod scratch;
+mod small_state;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +12,12 @@ use std::time::{Duration, Instant};
 use fixtures::LLADA;
 use scratch::folder;
 use serde_json::{Value, json};
+use weft::data::Message;
 use weft::data::chat_template::TextModel;
-use weft::data::mixing::Mixture;
-use weft::data::packing::Padding;
-use weft::data::{Example, Message};
 use weft::error::Result;
-use weft::model::lora::{LoraConfig, attach_fresh};
-use weft::objective::Objective;
-use weft::recipe::{Recipe, TrainTable};
-use weft::train::{Job, Trainer, checkpoint};
+use weft::recipe::Recipe;
+use weft::train::resolved::Resolved;
+use weft::train::{Trainer, checkpoint};
 
 /// An error with its folder as DIR.
 fn told<T>(result: Result<T>, folder: &Path) -> String {
@@ -279,25 +277,13 @@ fn recipes_that_lie_are_errors() {
 }
 
 fn trainer() -> Trainer {
-    let mut model = LLADA.load();
-    let adapter = LoraConfig::new(2, 2.0, 0.0, vec!["q_proj".to_owned()], false);
-    attach_fresh(&mut model, &adapter, 1).expect("the layer is there");
-    let example = |id| Example { prompt_ids: vec![id], answer_ids: vec![2, 3, 4] };
-    let job = Job {
-        examples: vec![example(0), example(1)],
-        mixture: Mixture::default(),
-        objective: Objective { entropy_every: 3, ..Objective::default() },
-        padding: Padding::None,
-        eos_token_id: 4,
-        settings: TrainTable { epochs: 4, ..TrainTable::default() },
-    };
-    Trainer::new(model, job)
+    small_state::trainer(LLADA.load(), 2, 4)
 }
 
 #[test]
 fn training_states_that_lie_are_errors() {
     let folder = folder("state");
-    let recipe = json!({});
+    let recipe = Resolved::from(json!({}));
     let mut own = trainer();
     for _ in 0..3 {
         own.step().expect("the step works");

@@ -2,6 +2,7 @@
 
 mod fixtures;
 mod scratch;
+mod small_run;
 
 use std::fs;
 use std::path::Path;
@@ -10,44 +11,25 @@ use std::process::{Command, Output};
 use fixtures::LLADA;
 use scratch::folder;
 use serde_json::{Value, json};
-use weft::data::Example;
-use weft::data::mixing::Mixture;
+use small_run::{BEGIN, RESUME, settings};
 use weft::data::packing::Padding;
 use weft::error::Error;
-use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
-use weft::recipe::TrainTable;
 use weft::train::guard::{LEAST, MOST_IN_A_ROW, OnNonFinite, Reason, Skipped};
-use weft::train::{Job, Trainer, checkpoint, run};
+use weft::train::resolved::Resolved;
+use weft::train::settings::TrainTable;
+use weft::train::{Trainer, checkpoint, run};
 use weft_kernels::precision::Precision;
 
 /// A token that example 5 alone has.
 const RARE: u32 = 151;
 
 fn trainer(settings: TrainTable, kind: Kind) -> Trainer {
-    let mut model = LLADA.load();
-    let config = LoraConfig::new(4, 8.0, 0.1, vec!["all-linear".to_owned()], false);
-    lora::attach_fresh(&mut model, &config, 3).expect("there are layers");
-    let ids = |from: usize, len: usize| (from..from + len).map(|i| (i * 37 % 150) as u32).collect();
-    let mut examples: Vec<Example> =
-        (0..10).map(|i| Example { prompt_ids: ids(i, 3 + i % 4), answer_ids: ids(5 * i, 4 + i % 5) }).collect();
+    let (mut model, mut examples) = (LLADA.load(), small_run::examples());
+    small_run::adapt(&mut model, 0.1);
     examples[5].prompt_ids[1] = RARE;
-    let (objective, padding) = (Objective { kind, entropy_every: 2, ..Objective::default() }, Padding::None);
-    Trainer::new(model, Job { examples, mixture: Mixture::default(), objective, padding, eos_token_id: 157, settings })
-}
-
-/// Three steps an epoch.
-fn settings() -> TrainTable {
-    TrainTable {
-        seed: 11,
-        epochs: 3,
-        micro_batch_size: 2,
-        grad_accum_steps: 2,
-        lr: 1e-2,
-        weight_decay: 0.1,
-        warmup_steps: 2,
-        ..TrainTable::default()
-    }
+    let objective = Objective { kind, entropy_every: 2, ..Objective::default() };
+    small_run::trainer(model, examples, settings, (objective, Padding::None))
 }
 
 fn skipping() -> TrainTable {
@@ -176,10 +158,10 @@ fn a_run_of_nothing_else_ends() {
 #[test]
 fn a_resumed_run_passes_over_the_same_steps() {
     let start = || poison(trainer(TrainTable { checkpoint_every: 1, spike_factor: 1e3, ..skipping() }, Kind::Weft));
-    let recipe = json!({ "train": { "lr": 1e-2 } });
+    let recipe = Resolved::from(json!({ "train": { "lr": 1e-2 } }));
     let mut whole = start();
     let of_whole = folder("whole");
-    let summary = run::train(&mut whole, (&[], &of_whole), &recipe, false, true).expect("the run works");
+    let summary = run::train(&mut whole, (&[], &of_whole), &recipe, BEGIN).expect("the run works");
     assert_eq!(summary.skipped, Skipped { non_finite: 3, spikes: 0 });
     let lines = |output: &Path| -> Vec<(Value, Value, bool)> {
         let text = fs::read_to_string(output.join("metrics.jsonl")).expect("there are metrics");
@@ -194,7 +176,7 @@ fn a_resumed_run_passes_over_the_same_steps() {
         }
         checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
         let mut resumed = start();
-        let summary = run::train(&mut resumed, (&[], &output), &recipe, true, true).expect("the run resumes");
+        let summary = run::train(&mut resumed, (&[], &output), &recipe, RESUME).expect("the run resumes");
         assert_eq!((summary.first_step, summary.skipped), (stop, Skipped { non_finite: 3, spikes: 0 }));
         assert_eq!((state(&resumed), &resumed.guard), (state(&whole), &whole.guard), "resumed at step {stop}");
         assert_eq!(lines(&output), lines(&of_whole)[stop as usize..]);

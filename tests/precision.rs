@@ -15,7 +15,7 @@ use weft::model::block::Transformer;
 use weft::model::family::{self, ModelConfig};
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
-use weft::recipe::TrainTable;
+use weft::train::settings::TrainTable;
 use weft::train::{Job, Trainer};
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use weft::data::formats::Form;
+use weft::model::settings::Trainable;
 use weft::objective::{Kind, Normalizer, Objective};
-use weft::recipe::{Recipe, Trainable};
+use weft::recipe::Recipe;
 use weft::reproduce::study::Study;
 use weft::train::pretrain::PretrainRecipe;
 

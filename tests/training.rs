@@ -3,77 +3,46 @@
 
 mod device;
 mod scratch;
+mod small_run;
 
 use std::path::Path;
 
 use device::on_device;
 use scratch::folder;
 use serde_json::{Value, json};
-use weft::data::Example;
-use weft::data::mixing::Mixture;
+use small_run::{BEGIN, RESUME, examples};
 use weft::data::packing::Padding;
 use weft::model::block::Transformer;
 use weft::model::family;
-use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
-use weft::recipe::TrainTable;
 use weft::train::lr_schedule::LrSchedule;
 use weft::train::optimizer::train_everything;
-use weft::train::{Job, Trainer, run};
+use weft::train::resolved::Resolved;
+use weft::train::run::Options;
+use weft::train::settings::TrainTable;
+use weft::train::{Trainer, run};
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
-
-const EOS: u32 = 157;
 
 fn model(lora_dropout: f64) -> Transformer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
     let mut model = family::load(&folder).expect("the golden checkpoint loads");
-    let targets = vec!["all-linear".to_owned()];
-    lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, lora_dropout, targets, false), 3)
-        .expect("there are layers");
+    small_run::adapt(&mut model, lora_dropout);
     on_device(model)
 }
 
-fn examples() -> Vec<Example> {
-    let ids = |from: usize, len: usize| (from..from + len).map(|i| (i * 37 % 150) as u32).collect();
-    (0..10).map(|i| Example { prompt_ids: ids(i, 3 + i % 4), answer_ids: ids(5 * i, 4 + i % 5) }).collect()
-}
-
 fn settings() -> TrainTable {
-    TrainTable {
-        seed: 11,
-        epochs: 3,
-        micro_batch_size: 2,
-        grad_accum_steps: 2,
-        lr: 1e-2,
-        weight_decay: 0.1,
-        lr_schedule: LrSchedule::Cosine,
-        warmup_steps: 2,
-        eval_every: 2,
-        checkpoint_every: 2,
-        ..TrainTable::default()
-    }
+    TrainTable { lr_schedule: LrSchedule::Cosine, eval_every: 2, checkpoint_every: 2, ..small_run::settings() }
 }
 
 fn trainer(settings: TrainTable, objective: Objective, padding: Padding) -> Trainer {
-    Trainer::new(
-        model(0.1),
-        Job { examples: examples(), mixture: Mixture::default(), objective, padding, eos_token_id: EOS, settings },
-    )
+    small_run::trainer(model(0.1), examples(), settings, (objective, padding))
 }
 
 /// Trains every weight of a base that is stored in bf16.
 fn full_trainer(settings: TrainTable, objective: Objective) -> Trainer {
     let mut model = bf16_base();
     train_everything(&mut model);
-    let job = Job {
-        examples: examples(),
-        mixture: Mixture::default(),
-        objective,
-        padding: Padding::None,
-        eos_token_id: EOS,
-        settings,
-    };
-    Trainer::new(model, job)
+    small_run::trainer(model, examples(), settings, (objective, Padding::None))
 }
 
 fn bf16_base() -> Transformer {
@@ -232,10 +201,10 @@ fn token_weights_reuse_entropies_too() {
 }
 
 fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
-    let recipe = json!({ "train": { "lr": 1e-2 } });
+    let recipe = Resolved::from(json!({ "train": { "lr": 1e-2 } }));
     let whole = |output: &Path| {
         let mut trainer = start();
-        run::train(&mut trainer, (&examples()[..3], output), &recipe, false, true).expect("the run works");
+        run::train(&mut trainer, (&examples()[..3], output), &recipe, BEGIN).expect("the run works");
         weights(&trainer)
     };
     let uninterrupted = whole(&folder(&format!("{name}-whole")));
@@ -252,7 +221,7 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
                 weft::train::checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
             }
         }
-        let summary = run::train(&mut job, (&examples()[..3], &output), &recipe, true, true).expect("the run resumes");
+        let summary = run::train(&mut job, (&examples()[..3], &output), &recipe, RESUME).expect("the run resumes");
         assert_eq!(summary.first_step, stop / 2 * 2);
         assert_eq!(weights(&job), uninterrupted, "killed at step {stop}");
     }
@@ -266,10 +235,14 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
 fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     let output = folder("refused");
     let mut first = trainer(settings(), Objective::default(), Padding::None);
-    run::train(&mut first, (&[], &output), &json!({ "train": { "lr": 1 } }), false, true).expect("the run works");
+    run::train(&mut first, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), BEGIN)
+        .expect("the run works");
     let mut second = trainer(settings(), Objective::default(), Padding::None);
     let mut error = |recipe: Value, resume: bool| {
-        run::train(&mut second, (&[], &output), &recipe, resume, true).expect_err("the run is refused").to_string()
+        let recipe = Resolved::from(recipe);
+        run::train(&mut second, (&[], &output), &recipe, Options { resume, quiet: true })
+            .expect_err("the run is refused")
+            .to_string()
     };
     assert!(error(json!({}), false).contains("already holds a run; add --resume"));
     let message = error(json!({ "train": { "lr": 2 } }), true);
@@ -281,8 +254,8 @@ fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     };
     cut("00000009");
     let mut third = trainer(settings(), Objective::default(), Padding::None);
-    let summary =
-        run::train(&mut third, (&[], &output), &json!({ "train": { "lr": 1 } }), true, true).expect("the run resumes");
+    let summary = run::train(&mut third, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), RESUME)
+        .expect("the run resumes");
     assert_eq!(summary.first_step, 8, "the checkpoint before the damaged one is taken");
     assert_eq!(weights(&third), weights(&first));
     cut("00000009");

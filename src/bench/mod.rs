@@ -6,33 +6,27 @@ use std::time::Instant;
 
 use serde::Serialize;
 use weft_kernels::cuda::WORKSPACE;
-use weft_kernels::linear;
 use weft_kernels::precision::Precision;
-use weft_kernels::tensor::Tensor;
-use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
 use crate::data::Example;
 use crate::data::mixing::Mixture;
 use crate::data::packing::Padding;
 use crate::device;
+use crate::device::rate::gemm_gflops;
 use crate::error::Result;
 use crate::machine;
+use crate::model::arithmetic::{self, MultiplyAdds};
 use crate::model::block::Transformer;
 use crate::objective::{Kind, Objective};
 use crate::plan::{Batches, Lengths, Rates, Stored, Work, step_time};
-use crate::recipe::{ACTIVATION_BYTES, Recipe, TrainTable};
+use crate::recipe::Recipe;
 use crate::rng::{Draws, Stream};
+use crate::train::settings::{ACTIVATION_BYTES, TrainTable};
 use crate::train::step::Phases;
 use crate::train::{Job, Trainer};
-use arithmetic::MultiplyAdds;
 
-pub mod arithmetic;
 pub(crate) mod shapes;
 
-/// The side of the matrices that a processor's rate is measured with.
-const GEMM_SIDE: usize = 1024;
-/// The largest that a card's is measured with.
-const CARD_GEMM_SIDE: usize = 8192;
 /// More than any card has.
 const EVERYTHING_GB: f64 = 1e6;
 
@@ -266,55 +260,6 @@ fn floor_seconds(plan: &Plan, model: &Transformer, kind: Kind, (masked_share, ra
     let passes = if plan.full { 3.0 } else { 2.0 };
     let pass_1 = if kind.needs_entropy() { (layers + a.head_of_answers) / plan.entropy_every as f64 } else { 0.0 };
     2e-9 * ((passes * layers + passes * a.head_of_masked) / rates[0] + pass_1 / rates[1])
-}
-
-/// The device's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
-pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
-    let mut product = Product::new(GEMM_SIDE, precision);
-    // A card's are larger, until one takes long enough to be measured.
-    while device::card().is_some() && product.side < CARD_GEMM_SIDE && product.seconds().min(product.seconds()) < 1e-3 {
-        product = Product::new(2 * product.side, precision);
-    }
-    let (started, mut fastest) = (Instant::now(), f64::MAX);
-    loop {
-        fastest = (0..9).map(|_| product.seconds()).fold(fastest, f64::min);
-        if started.elapsed().as_secs_f64() >= secs {
-            return 2.0 * (product.side as f64).powi(3) / fastest / 1e9;
-        }
-    }
-}
-
-/// A product of two square matrices, of numbers that differ: a card is faster with equal ones.
-struct Product {
-    side: usize,
-    precision: Precision,
-    x: Tensor,
-    weight: Weight,
-    y: Tensor,
-}
-
-impl Product {
-    fn new(side: usize, precision: Precision) -> Self {
-        let device = device::current();
-        let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
-        let numbers: Vec<f32> = (0..(side * side) as u32).map(number).collect();
-        let mut weight = match precision {
-            Precision::Bf16 if device::card().is_some() => {
-                Weight::from_bytes(side, side, Dtype::Bf16, &to_bf16_bytes(&numbers))
-            }
-            _ => Weight::from_f32(side, side, numbers.clone()),
-        };
-        weight.put_on(&device);
-        let (x, y) = (device.put(numbers).rounded(precision), device.factors(side * side, precision));
-        Self { side, precision, x, weight, y }
-    }
-
-    fn seconds(&mut self) -> f64 {
-        let device = device::current();
-        let started = device.mark();
-        linear::forward(&mut self.y, &self.x, &self.weight, self.precision);
-        device.mark().seconds_since(&started)
-    }
 }
 
 fn mean(values: Vec<f64>) -> f64 {

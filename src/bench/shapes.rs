@@ -17,7 +17,7 @@ use crate::files::{make_folder, write_whole};
 use crate::machine::available_bytes;
 use crate::model::block::Transformer;
 use crate::model::family::{self, ModelConfig};
-use crate::model::llada::{Sizes, new_config};
+use crate::model::llada::{LLADA_8B, Sizes, new_config};
 use crate::model::lora::{self, LoraConfig};
 use crate::plan::Stored;
 use crate::train::optimizer::train_everything;
@@ -39,18 +39,6 @@ impl Shape {
         new_config(self.sizes).expect("the shapes below are models")
     }
 }
-
-/// LLaDA-8B-Instruct's, of its config.json.
-pub(crate) const LLADA_8B: Sizes = Sizes {
-    width: 4096,
-    layers: 32,
-    heads: 32,
-    mlp_hidden_size: 12_288,
-    vocab_size: 126_464,
-    max_seq_len: 4096,
-    mask_token_id: 126_336,
-    eos_token_id: 126_081,
-};
 
 const SHAPES: [Shape; 2] = [
     Shape {

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::{Error, Result};
-use weft::hub;
-use weft::model::{family, lora};
+use weft::model::{family, from_hub, lora};
 use weft::parity::{Row, Tolerances, check, check_sampling};
 use weft_kernels::precision::Precision;
 
@@ -56,7 +55,7 @@ impl Parity {
             let why = "--sampling compares greedy tokens, and rounding to bf16 may change them; leave --dtype out";
             return Err(Error::Usage(why.to_owned()));
         }
-        let mut model = family::load(&hub::model(&self.model)?)?;
+        let mut model = family::load(&from_hub::checkpoint(&self.model)?)?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use weft::error::Result;
 use weft::train::pretrain::{PretrainRecipe, pretrain};
+use weft::train::run::Options;
 
 /// Train a small masked diffusion model from scratch on generated text
 ///
@@ -27,7 +28,7 @@ pub struct Pretrain {
 impl Pretrain {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = PretrainRecipe::read(&self.recipe, &self.settings)?;
-        let summary = pretrain(&recipe, self.resume, quiet)?;
+        let summary = pretrain(&recipe, Options { resume: self.resume, quiet })?;
         if let Some([before, after]) = summary.held_out {
             say!("held-out loss {before:.4} -> {after:.4} nats per token");
         }

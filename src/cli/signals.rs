@@ -2,8 +2,8 @@
 //! one stops the program at once. One wish may come as several signals: `timeout` tells the process and its group, a
 //! terminal and a launcher both tell their own.
 
+use weft::interrupt;
 use weft::parallel::Ranks;
-use weft::train::interrupt;
 
 /// The exit status of what was stopped by SIGINT: 128 and its number.
 pub const STOPPED: u8 = 130;

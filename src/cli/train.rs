@@ -13,11 +13,12 @@ use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
+use weft::model::settings::Trainable;
 use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
-use weft::recipe::{Recipe, Trainable};
+use weft::recipe::Recipe;
 use weft::report::training::{self, Sample};
 use weft::sampler::generate::Sampling;
 use weft::train::optimizer::Optimizer;
@@ -117,7 +118,8 @@ impl Train {
             trainer.rank_log = Some(RankLog::open(&output.join("ranks"), &**ranks)?);
         }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
-        let summary = run::train(&mut trainer, (held_out, &output), &resolved, self.resume, quiet)
+        let options = run::Options { resume: self.resume, quiet };
+        let summary = run::train(&mut trainer, (held_out, &output), &resolved, options)
             .map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;

@@ -3,6 +3,7 @@
 
 pub mod chat_template;
 pub mod formats;
+pub mod generated;
 mod guarded;
 pub mod lengths;
 pub mod mixing;
@@ -11,6 +12,7 @@ mod parquet_file;
 mod parquet_pages;
 mod qwen_tokenizer;
 pub mod row_range;
+pub mod settings;
 pub mod sources;
 mod strict_json;
 pub mod synthetic;

@@ -1,6 +1,7 @@
 //! Where rows come from: files of rows (JSONL, JSON, parquet), told apart by their extensions, and folders of them as
 //! the hub lays them out. What the rows mean is `formats`'s.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use super::formats::Form;
 use super::row_range::RowRange;
 use super::{parquet_file, strict_json};
 use crate::error::{Error, Result};
+use crate::files::{ROWS, is_named_as_rows};
 use crate::hub;
 
 /// A row's fields.
@@ -22,8 +24,6 @@ pub type Fields = Map<String, Value>;
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 /// The largest JSON file that is read: all of it has to be in memory.
 pub const MAX_JSON_BYTES: u64 = 1 << 30;
-/// The extensions of files of rows.
-const KINDS: [&str; 3] = ["jsonl", "json", "parquet"];
 
 /// A source of rows, as a recipe names it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Source {
     /// be had.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let split = self.split.as_deref().unwrap_or("train");
-        let path = hub::rows(&self.path, split)?;
+        let path = hub::rows(&self.path, &|names| names_needed(names, split))?;
         match path.is_dir() {
             true => files_of_split(&path, split),
             // What has no end is told by its name, before anything reads it.
@@ -135,12 +135,6 @@ impl Source {
         let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || row.is_err()).then_some(row);
         Ok(rows.take(range.end).enumerate().filter_map(within))
     }
-}
-
-/// Whether a path is named like a file of rows.
-pub fn is_named_as_file(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    KINDS.contains(&extension.as_str())
 }
 
 /// The rows of a file, its kind told by the extension (JSONL may be named as JSON).
@@ -284,7 +278,7 @@ fn count(path: &Path) -> Result<usize> {
 
 fn kind(path: &Path) -> Result<&'static str> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    KINDS.into_iter().find(|kind| *kind == extension).ok_or_else(|| {
+    ROWS.into_iter().find(|kind| *kind == extension).ok_or_else(|| {
         let named = if extension.is_empty() { "without an ending".to_owned() } else { format!("named .{extension}") };
         let reason =
             format!("files {named} aren't read; give the rows as .jsonl, .json or .parquet, an object for each");
@@ -311,15 +305,28 @@ fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
 /// The folder below a data set's that may hold its files.
 const DATA: &str = "data/";
 
+/// The files of a split among those of a repository of the hub; else what it lacks, and its other folders of rows.
+fn names_needed(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
+    names_of_split(names, split).map_err(|reason| {
+        let others = names.iter().filter(|name| is_named_as_rows(Path::new(name)));
+        let folders = others.filter_map(|name| name.rsplit_once('/')).map(|(folder, _)| folder);
+        let folders: Vec<&str> = folders.collect::<BTreeSet<_>>().into_iter().collect();
+        match folders.is_empty() {
+            true => reason,
+            false => format!("{reason}; or name a folder (hf://datasets/ORG/NAME/FOLDER): {}", folders.join(", ")),
+        }
+    })
+}
+
 /// The files of a split among those of a folder: `train.jsonl`, or `train-00000-of-00002.parquet` and the others, in the
 /// folder or in its `data` folder.
-pub(crate) fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
+fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
     let mut splits = vec![];
     for prefix in ["", DATA] {
         let mut found: Vec<(&str, &str, &String)> = vec![];
         for name in names {
             let Some(own) = name.strip_prefix(prefix).filter(|own| !own.contains('/')) else { continue };
-            let Some((stem, extension)) = own.rsplit_once('.').filter(|_| is_named_as_file(Path::new(own))) else {
+            let Some((stem, extension)) = own.rsplit_once('.').filter(|_| is_named_as_rows(Path::new(own))) else {
                 continue;
             };
             match stem == split || stem.starts_with(&format!("{split}-")) {

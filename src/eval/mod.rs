@@ -4,11 +4,11 @@
 pub mod answer;
 pub mod arithmetic;
 pub mod countdown;
-pub mod generated;
 pub mod generations;
 pub mod gsm8k;
 pub mod likelihood;
 pub mod math500;
+pub mod settings;
 pub mod stored;
 pub mod sudoku;
 

@@ -95,6 +95,18 @@ pub struct Sizes {
     pub eos_token_id: u32,
 }
 
+/// LLaDA-8B-Instruct's, of its config.json.
+pub(crate) const LLADA_8B: Sizes = Sizes {
+    width: 4096,
+    layers: 32,
+    heads: 32,
+    mlp_hidden_size: 12_288,
+    vocab_size: 126_464,
+    max_seq_len: 4096,
+    mask_token_id: 126_336,
+    eos_token_id: 126_081,
+};
+
 /// The configuration of a new LLaDA model, with every field that LLaDA's own code asks for.
 ///
 /// # Errors

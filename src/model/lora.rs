@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use weft_kernels::weight::{Dtype, Weight};
 
 use super::block::{Linear, Param, Transformer};
+use super::from_hub;
 use super::weights::{Checkpoint, Tensor, write_tensors};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
@@ -141,7 +142,7 @@ impl TargetModules {
 /// A file or tensor that is missing, damaged or left over, a field that Weft doesn't compute, or targets that name
 /// no layer.
 pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
-    let folder = &*hub::adapter(folder)?;
+    let folder = &*from_hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
     if !path.exists() && folder.join("adapter/adapter_config.json").exists() {
         let reason = format!("it is a run's folder; its adapter lies in {}", folder.join("adapter").display());
@@ -169,7 +170,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
 
 /// The base that an adapter's folder names, where it names one.
 pub fn named_base(folder: &Path) -> Option<String> {
-    let text = read_text(&hub::adapter(folder).ok()?.join("adapter_config.json")).ok()?;
+    let text = read_text(&from_hub::adapter(folder).ok()?.join("adapter_config.json")).ok()?;
     let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
     fields["base_model_name_or_path"].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }

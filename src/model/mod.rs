@@ -1,15 +1,18 @@
 //! The network and how checkpoints become it.
 
+pub mod arithmetic;
 pub mod batch;
 pub mod block;
 mod buckets;
 pub mod cached;
 mod dream;
 pub mod family;
+pub mod from_hub;
 mod layer;
 mod layout;
 pub mod llada;
 pub mod lora;
 mod non_finite;
 mod outline;
+pub mod settings;
 pub mod weights;

@@ -8,7 +8,7 @@ use super::nccl::Launched;
 #[cfg(not(feature = "mpi"))]
 use crate::error::Error;
 use crate::error::Result;
-use crate::train::interrupt;
+use crate::interrupt;
 
 /// How long a rank other than the first waits before it tells of its error: what all meet alike, a mistake in the recipe
 /// for one, the first tells of and ends them.

@@ -5,8 +5,9 @@ use crate::data::Example;
 use crate::data::mixing::{Mixture, Turn};
 use crate::data::packing::Padding;
 use crate::noising::schedule::diffusion_time;
-use crate::recipe::{Recipe, TrainTable};
+use crate::recipe::Recipe;
 use crate::rng::{Draws, Stream};
+use crate::train::settings::TrainTable;
 
 /// An example's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

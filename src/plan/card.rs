@@ -135,8 +135,8 @@ mod tests {
     use weft_kernels::precision::Precision;
 
     use super::*;
-    use crate::bench::shapes::LLADA_8B;
     use crate::model::family::outline_of;
+    use crate::model::llada::LLADA_8B;
     use crate::model::llada::new_config;
     use crate::model::lora::{LoraConfig, attach_outline};
     use crate::plan::Stored;

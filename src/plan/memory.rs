@@ -10,7 +10,7 @@ use super::card;
 use super::ledger::{Fullest, Held, Ledger, Use};
 use super::replay::Replay;
 use crate::model::block::{Param, Transformer};
-use crate::parallel::shards::MESSAGE;
+use crate::train::shards::MESSAGE;
 
 /// Bytes around a page that is read of a mapped file, which the system maps with it.
 const FAULT_AROUND: usize = 1 << 16;

@@ -24,10 +24,12 @@ use crate::machine;
 use crate::model::block::Transformer;
 use crate::model::family::Family;
 use crate::model::lora;
-use crate::recipe::{ACTIVATION_BYTES, Recipe, Trainable};
+use crate::model::settings::Trainable;
+use crate::recipe::Recipe;
 use crate::sampler::cache::Caching;
 use crate::sampler::remasking::Remasking;
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
+use crate::train::settings::ACTIVATION_BYTES;
 
 pub use batches::{Batches, Lengths, MicroBatch};
 pub use communication::Communication;

@@ -4,7 +4,10 @@ use serde::Serialize;
 use weft_kernels::precision::Precision;
 
 use super::Planner;
-use crate::recipe::{ACTIVATION_BYTES, MaxSeqLen, Recipe, Trainable};
+use crate::data::settings::MaxSeqLen;
+use crate::model::settings::Trainable;
+use crate::recipe::Recipe;
+use crate::train::settings::ACTIVATION_BYTES;
 
 /// The step of shorter sequences.
 const SEQ_LEN_STEP: usize = 64;

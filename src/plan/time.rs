@@ -4,8 +4,8 @@
 use weft_kernels::precision::Precision;
 
 use super::batches::Batches;
-use crate::bench::arithmetic::{MultiplyAdds, Work};
-use crate::bench::gemm_gflops;
+use crate::device::rate::gemm_gflops;
+use crate::model::arithmetic::{MultiplyAdds, Work};
 use crate::model::block::Transformer;
 use crate::objective::Objective;
 

@@ -20,7 +20,6 @@ use crate::recipe::Recipe;
 use crate::train::held_out::nll_bound;
 use crate::train::metrics::Progress;
 use crate::train::run::Run;
-use crate::train::same_recipe::differences;
 
 /// A model's scores at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,7 +73,7 @@ pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
     }
     let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
     let mut saved: Value = serde_json::from_str(&read_text(&path)?).map_err(format)?;
-    let differing = differences(&saved["recipe"], &resolved(recipe));
+    let differing = recipe.resolved().differences(&saved["recipe"]);
     if !differing.is_empty() {
         let reason = format!(
             "the run was made by another recipe: {}; undo that, or choose another train.output",
@@ -157,7 +156,7 @@ fn score(
 /// Saves an outcome, after which rows and checkpoints are of no more use.
 fn save(recipe: &Recipe, outcome: &Outcome) -> Result<()> {
     let folder = &recipe.train.output;
-    let saved = json!({ "recipe": resolved(recipe), "outcome": outcome });
+    let saved = json!({ "recipe": recipe, "outcome": outcome });
     let text = serde_json::to_string_pretty(&saved).expect("an outcome is JSON");
     write_whole(&folder.join(OUTCOME), text.as_bytes())?;
     drop_spent(folder)
@@ -169,10 +168,6 @@ pub(super) fn drop_spent(folder: &Path) -> Result<()> {
         fs::remove_dir_all(&spent).map_err(|source| Error::Write { path: spent, source })?;
     }
     Ok(())
-}
-
-fn resolved(recipe: &Recipe) -> Value {
-    serde_json::to_value(recipe).expect("a recipe is JSON")
 }
 
 fn read_points(folder: &Path) -> Result<Vec<Point>> {

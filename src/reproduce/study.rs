@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
-use crate::recipe::{self, Recipe};
+use crate::recipe::Recipe;
+use crate::settings;
 
 /// The arms that are known: a name, and what it sets. All of a divisor but for `sft-answer` and `weft-answer` divide
 /// by the masked tokens, so that nothing but the method differs.
@@ -112,7 +113,7 @@ impl Study {
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
         let text = read_text(path)?;
         let check = |file: &StudyFile| file.reproduce.problems(&file.recipe);
-        let StudyFile { recipe, reproduce: mut table } = recipe::parse(&text, path, settings, check)?;
+        let StudyFile { recipe, reproduce: mut table } = settings::parse(&text, path, settings, check)?;
         if table.settings.is_empty() {
             table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
         }

@@ -10,7 +10,7 @@ use weft_kernels::tensor::Tensor;
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::model::cached::{KeysValues, Part};
-use crate::recipe::in_plain_words;
+use crate::settings::in_plain_words;
 
 /// Whose keys and values the later steps of a block take from its first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

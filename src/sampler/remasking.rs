@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::family::Family;
-use crate::recipe::in_plain_words;
+use crate::settings::in_plain_words;
 
 /// The time at which Dream's schedule ends (its `eps`).
 pub const T_END: f32 = 1e-3;

@@ -17,8 +17,8 @@ use super::entropy_reuse::KeptEntropy;
 use super::guard::Guard;
 use super::metrics::tell;
 use super::optimizer::moment_names;
+use super::resolved::{Resolved, began_with, same_run};
 use super::run::RECIPE;
-use super::same_recipe::{began_with, same_run};
 use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, make_in_order, write_tensors};
@@ -67,7 +67,7 @@ const ENTROPIES: &str = "token_entropy";
 ///
 /// # Errors
 /// A file that can't be written; earlier checkpoints are untouched then.
-pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
+pub fn save(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<()> {
     let kept = &trainer.entropies.kept;
     let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
     let mut tensors = vec![];
@@ -86,7 +86,7 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<()> {
         write_tensors(&partial.join(TENSORS), tensors)?;
         let entropies = kept.iter().map(|(example, k)| (*example, k.epoch, k.token_entropy.len())).collect();
         let (step, ranks, guard) = (trainer.step, trainer.ranks.size(), trainer.guard.clone());
-        let state = State { step, recipe: recipe.clone(), ranks, entropies, guard };
+        let state = State { step, recipe: recipe.recipe.clone(), ranks, entropies, guard };
         let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
         write_whole(&partial.join(STATE), text.as_bytes())?;
         write_whole(&partial.join(CHECKSUMS), checksums(partial)?.as_bytes())
@@ -110,7 +110,7 @@ fn drop_old(output: &Path, step: u64) -> Result<()> {
 ///
 /// # Errors
 /// A checkpoint of another recipe, with every setting that differs; damaged ones only; a folder that can't be read.
-pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Result<bool> {
+pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Resolved) -> Result<bool> {
     let newest = if trainer.ranks.is_first() { read_newest(output, trainer, recipe)? } else { None };
     let is_there = trainer.ranks.any(newest.is_some());
     if is_there {
@@ -122,7 +122,7 @@ pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Value) -> Resu
     Ok(is_there)
 }
 
-fn read_newest(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<Option<Whole>> {
+fn read_newest(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Option<Whole>> {
     let mut damaged = None;
     for step in list(output)?.into_iter().rev() {
         let folder = folder_of(output, step);
@@ -147,7 +147,7 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Value) -> Result<Optio
 ///
 /// # Errors
 /// A checkpoint of another recipe; a folder that can't be read.
-pub fn newest_step(output: &Path, recipe: &Value, ranks: usize) -> Result<Option<u64>> {
+pub fn newest_step(output: &Path, recipe: &Resolved, ranks: usize) -> Result<Option<u64>> {
     let Some(newest) = list(output)?.into_iter().next_back().map(|step| folder_of(output, step)) else {
         return began_with(&output.join(RECIPE), recipe).map(|()| None);
     };
@@ -159,7 +159,7 @@ pub fn newest_step(output: &Path, recipe: &Value, ranks: usize) -> Result<Option
 }
 
 /// A checkpoint's state, of the same recipe.
-fn read_state(folder: &Path, recipe: &Value, ranks: usize) -> Result<State> {
+fn read_state(folder: &Path, recipe: &Resolved, ranks: usize) -> Result<State> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
@@ -167,7 +167,7 @@ fn read_state(folder: &Path, recipe: &Value, ranks: usize) -> Result<State> {
     Ok(state)
 }
 
-fn read(folder: &Path, trainer: &Trainer, recipe: &Value) -> Result<Whole> {
+fn read(folder: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Whole> {
     verify(folder)?;
     let state = read_state(folder, recipe, trainer.ranks.size())?;
     let total = check_state(&state, trainer).map_err(|reason| Error::Format { path: folder.join(STATE), reason })?;

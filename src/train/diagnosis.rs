@@ -1,76 +1,15 @@
 //! Where a step's numbers went wrong: which of its examples, and in which layer. It is found out afterwards, by computing
 //! each example of the step once more by itself, which costs a step's time and nothing while all goes well.
 
-use std::fmt::{self, Display, Formatter};
-
 use super::Trainer;
 use super::guard::{MOST_IN_A_ROW, OnNonFinite, Reason, Skip};
 use super::noised::{MicroBatch, Noised, rows};
 use super::optimizer::gradient_norm;
 use super::told::Told;
+use crate::error::diagnosis::{Diagnosis, WrongExample};
 use crate::error::{Error, Result};
 use crate::model::batch::Batch;
 use crate::objective::{Counts, NoisedAnswer};
-
-/// Examples that are told one by one.
-const MOST_TOLD: usize = 4;
-
-/// A step's numbers gone wrong.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Diagnosis {
-    /// The step, counted from 1.
-    pub step: u64,
-    /// Its loss.
-    pub loss: f64,
-    /// Its gradient's norm.
-    pub grad_norm: f64,
-    /// How many examples it has.
-    pub examples: usize,
-    /// Those of them that go wrong by themselves.
-    pub wrong: Vec<WrongExample>,
-    /// Where the first of these goes wrong.
-    pub place: String,
-    /// Steps passed over before it, one after the other.
-    pub skipped_before: u64,
-}
-
-/// An example that goes wrong by itself.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WrongExample {
-    /// Counted from 0 over all rows.
-    pub example: usize,
-    /// Its diffusion time.
-    pub t: f64,
-    /// Its file and row, where that is known.
-    pub row: Option<String>,
-}
-
-impl Display for Diagnosis {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { step, loss, grad_norm, examples, wrong, place, skipped_before } = self;
-        write!(f, "step {step}: loss {loss}, gradient norm {grad_norm}; ")?;
-        let told: Vec<String> = wrong.iter().take(MOST_TOLD).map(WrongExample::to_string).collect();
-        match wrong.len() {
-            0 => write!(f, "{place}")?,
-            1 => write!(f, "of its {examples} examples {}: {place}", told[0])?,
-            count => {
-                let more = if count > MOST_TOLD { " and others" } else { "" };
-                write!(f, "{count} of its {examples} examples ({}{more}): {place}", told.join("; "))?;
-            }
-        }
-        match skipped_before + 1 >= MOST_IN_A_ROW {
-            true => write!(f, "; the {} steps before it were passed over too", MOST_IN_A_ROW - 1),
-            false => Ok(()),
-        }
-    }
-}
-
-impl Display for WrongExample {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let row = self.row.as_ref().map(|row| format!("{row}, ")).unwrap_or_default();
-        write!(f, "example {} ({row}t {:.4})", self.example, self.t)
-    }
-}
 
 /// What a step computed before its update.
 pub(super) struct Computed<'a> {
@@ -84,13 +23,18 @@ pub(super) struct Computed<'a> {
 }
 
 impl Trainer {
+    /// Whether the next step that is passed over is one too many in a row.
+    fn is_last_skip(&self) -> bool {
+        self.guard.in_a_row + 1 >= MOST_IN_A_ROW
+    }
+
     /// Passes over a step.
     ///
     /// # Errors
     /// Numbers that aren't finite, unless the recipe says to pass over them; the last of too many steps in a row.
     pub(super) fn skip(&self, reason: Reason, computed: Computed, epoch: u64) -> Result<Skip> {
         let examples = computed.told.iter().map(|answer| answer.example).collect();
-        let is_last = self.guard.in_a_row + 1 >= MOST_IN_A_ROW;
+        let is_last = self.is_last_skip();
         let why = match reason {
             Reason::NonFinite => {
                 let diagnosis = self.diagnose(&computed, epoch);
@@ -151,7 +95,7 @@ impl Trainer {
             examples: told.len(),
             wrong: wrong.collect(),
             place: place.unwrap_or_else(|| "each of its examples is finite by itself, their sum is not".to_owned()),
-            skipped_before: self.guard.in_a_row,
+            skipped_before: if self.is_last_skip() { MOST_IN_A_ROW - 1 } else { 0 },
         }
     }
 

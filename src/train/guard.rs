@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::TrainTable;
+use super::settings::TrainTable;
 
 /// Steps whose gradient norms a spike is measured against.
 pub const WINDOW: usize = 64;

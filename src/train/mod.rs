@@ -3,20 +3,21 @@
 //! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
 
 pub mod checkpoint;
-pub mod diagnosis;
+mod diagnosis;
 pub mod entropy_reuse;
 mod gradients;
 pub mod guard;
 pub mod held_out;
-pub mod interrupt;
 pub mod lr_schedule;
 pub mod metrics;
 mod noised;
 pub mod optimizer;
 pub mod pretrain;
 pub mod rank_log;
+pub mod resolved;
 pub mod run;
-pub(crate) mod same_recipe;
+pub mod settings;
+pub mod shards;
 pub mod step;
 pub mod tensorboard;
 mod told;
@@ -33,7 +34,6 @@ use crate::model::batch::{Batch, Targets};
 use crate::model::block::{Gradients, Pass, Transformer};
 use crate::objective::{NoisedAnswer, Objective};
 use crate::parallel::collective::{Ranks, solo};
-use crate::recipe::{ACTIVATION_BYTES, TrainTable};
 use diagnosis::Computed;
 use entropy_reuse::{Drift, EntropyReuse};
 use gradients::Finished;
@@ -42,6 +42,7 @@ use guard::Guard;
 use noised::{Noised, rows};
 use optimizer::Optimizer;
 use rank_log::RankLog;
+use settings::{ACTIVATION_BYTES, TrainTable};
 use step::{EntropySummary, Phases, StepReport};
 use told::Told;
 

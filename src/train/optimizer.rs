@@ -1,6 +1,6 @@
 //! AdamW over the model's trainable parameters, with the gradient's norm clipped. Each rank keeps the moments of its part
 //! and updates that (ZeRO-1); one rank alone has everything. The update of one tensor is `weft_kernels::adamw`, the
-//! parts are `parallel::shards`'.
+//! parts are `shards`'.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -12,11 +12,11 @@ use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight};
 
 use super::gradients::Finished;
+use super::settings::TrainTable;
+use super::shards::{Shards, Table};
 use crate::model::block::{Gradients, Param, ParamId, Transformer};
 use crate::model::weights;
 use crate::parallel::collective::{Ranks, solo};
-use crate::parallel::shards::{Shards, Table};
-use crate::recipe::TrainTable;
 
 /// First and second moments of this rank's part of each parameter, empty for a frozen one, and its part of those f32
 /// numbers that the model has in bf16.

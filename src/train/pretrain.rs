@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use weft_kernels::weight::Dtype;
 
-use super::run::{Summary, train};
+use super::resolved::Resolved;
+use super::run::{Options, Summary, train};
+use super::settings::TrainTable;
 use super::{Job, Trainer};
 use crate::data::chat_template::TextModel;
 use crate::data::mixing::Mixture;
@@ -18,7 +20,7 @@ use crate::files::read_text;
 use crate::model::family;
 use crate::model::llada::{Sizes, new_config};
 use crate::objective::Objective;
-use crate::recipe::{self, TrainTable};
+use crate::settings;
 
 /// Texts that the tokenizer is trained on.
 const TOKENIZER_TEXTS: u64 = 20_000;
@@ -110,7 +112,7 @@ impl PretrainRecipe {
     /// # Errors
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        recipe::parse(&read_text(path)?, path, settings, Self::problems)
+        settings::parse(&read_text(path)?, path, settings, Self::problems)
     }
 
     fn problems(&self) -> Vec<String> {
@@ -137,7 +139,7 @@ impl PretrainRecipe {
 ///
 /// # Errors
 /// As [`train`]; files that can't be written.
-pub fn pretrain(recipe: &PretrainRecipe, resume: bool, quiet: bool) -> Result<Summary> {
+pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
     let seed = recipe.train.seed;
     let text_of = |index| text(&recipe.data, seed, index);
     // 1. The tokenizer. Its folder is the run's until the model is finished.
@@ -179,8 +181,10 @@ pub fn pretrain(recipe: &PretrainRecipe, resume: bool, quiet: bool) -> Result<Su
     let mut fresh = family::fresh(&config, seed);
     fresh.put_on(&device::current());
     let mut trainer = Trainer::new(fresh, job);
-    let resolved = serde_json::to_value(recipe).expect("a recipe is JSON");
-    let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, resume, quiet)?;
+    let [own, defaults] =
+        [recipe, &PretrainRecipe::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
+    let resolved = Resolved { recipe: own, defaults };
+    let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, options)?;
     // 4. The finished model.
     family::save(&recipe.model.output, &trainer.model, &config, Dtype::Bf16)?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {

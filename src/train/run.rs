@@ -6,17 +6,19 @@ use std::path::Path;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::nll_bound;
 use super::metrics::{Earlier, Metrics, Progress, tell};
+use super::resolved::Resolved;
 use super::step::StepReport;
-use super::{Trainer, checkpoint, interrupt};
+use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
+use crate::interrupt;
 
 /// What a finished run did.
 #[derive(Clone, Debug)]
@@ -79,16 +81,24 @@ pub fn lock(output: &Path) -> Result<File> {
     }
 }
 
-/// Trains to the last step. `recipe` is the resolved recipe, which a resumed run must share.
+/// How [`train`] begins and what it shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Goes on with the run in the folder, instead of beginning one.
+    pub resume: bool,
+    /// Shows no progress.
+    pub quiet: bool,
+}
+
+/// Trains to the last step. A resumed run must share the `recipe`.
 ///
 /// # Errors
 /// As [`Run::open`] and [`Run::advance`].
 pub fn train(
     trainer: &mut Trainer,
     (held_out, output): (&[Example], &Path),
-    recipe: &Value,
-    resume: bool,
-    quiet: bool,
+    recipe: &Resolved,
+    Options { resume, quiet }: Options,
 ) -> Result<Summary> {
     if trainer.ranks.is_first() {
         check_output(output, resume)?;
@@ -106,7 +116,7 @@ pub fn train(
 pub struct Run<'a> {
     held_out: &'a [Example],
     output: &'a Path,
-    recipe: Value,
+    recipe: Resolved,
     /// Of the first rank.
     metrics: Option<Metrics>,
     summary: Summary,
@@ -122,7 +132,7 @@ impl<'a> Run<'a> {
         trainer: &mut Trainer,
         held_out: &'a [Example],
         output: &'a Path,
-        recipe: Value,
+        recipe: Resolved,
         progress: Progress,
     ) -> Result<Self> {
         let is_first = trainer.ranks.is_first();
@@ -135,7 +145,7 @@ impl<'a> Run<'a> {
         let first_step = trainer.step;
         let (metrics, Earlier { train_secs, held_out: earlier }) = match is_first {
             true => {
-                let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe });
+                let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe.recipe });
                 let saved = serde_json::to_string_pretty(&saved).expect("a recipe is JSON");
                 write_whole(&output.join(RECIPE), saved.as_bytes())?;
                 let (metrics, earlier) = Metrics::open(output, first_step, progress)?;

@@ -12,8 +12,8 @@ use std::ops::Range;
 use weft_kernels::adamw::CHUNK;
 use weft_kernels::tensor::Tensor;
 
-use super::collective::Collective;
 use crate::model::block::{ParamId, Transformer};
+use crate::parallel::collective::Collective;
 
 /// Most numbers of a message, of all ranks' parts together: what is staged beside the parameters.
 pub const MESSAGE: usize = 1 << 24;

@@ -1,5 +1,5 @@
-//! Reading any recipe type: TOML and `--set` over the type's defaults. Every key is read on its own, so that each
-//! problem is told with the key's name, in a recipe's words.
+//! Reading settings of any type: TOML and `--set` over the type's defaults. Every key is read on its own, so that each
+//! problem is told with the key's name, in a recipe's words. The settings themselves stand in the folders that read them.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 /// What other programs call a setting; docs/from-pytorch.md says whose names these are.
-const SYNONYMS: [(&str, &str); 38] = [
+pub(crate) const SYNONYMS: [(&str, &str); 38] = [
     ("model_name_or_path", "model.path"),
     ("model_name", "model.path"),
     ("torch_dtype", "model.precision"),
@@ -168,7 +168,7 @@ fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> 
 }
 
 /// Where a key belongs, `table.key`: a key of one table only, or another program's name for it.
-fn own_place(key: &str, known: &Map<String, Value>) -> Option<String> {
+pub(crate) fn own_place(key: &str, known: &Map<String, Value>) -> Option<String> {
     let has = |table: &str, key: &str| known.get(table).is_some_and(|keys| keys.get(key).is_some());
     let tables: Vec<&String> = known.keys().filter(|table| has(table, key)).collect();
     let synonym = || {
@@ -182,7 +182,7 @@ fn own_place(key: &str, known: &Map<String, Value>) -> Option<String> {
 }
 
 /// The sentence on a table or key that isn't known.
-pub(super) fn unknown<K: AsRef<str>>(
+pub(crate) fn unknown<K: AsRef<str>>(
     what: &str,
     name: &str,
     table: &str,
@@ -201,49 +201,5 @@ pub(super) fn unknown<K: AsRef<str>>(
             format!("unknown {what} {table}{name}; the nearest known one is {table}{}", key.as_ref())
         }
         _ => format!("unknown {what} {table}{name}; \"weft recipe\" prints those that are known"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::recipe::Recipe;
-
-    #[test]
-    fn every_synonym_leads_to_a_key() {
-        let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
-        for (name, place) in SYNONYMS {
-            let (table, key) = place.split_once('.').expect("a place is table.key");
-            assert!(known[table].get(key).is_some(), "{name} leads to {place}, which is no key");
-            assert_eq!(own_place(name, known.as_object().expect("a table")).as_deref(), Some(place));
-        }
-    }
-
-    #[test]
-    fn a_value_of_another_type_is_told_in_plain_words() {
-        let problems = |setting: &str| {
-            let settings = ["data.train=a.jsonl".to_owned(), setting.to_owned()];
-            let error = Recipe::parse("", Path::new("r.toml"), &settings).expect_err(setting);
-            error.to_string().trim_start_matches("r.toml: ").to_owned()
-        };
-        for (setting, expected) in [
-            ("train.lr=fast", "train.lr = \"fast\": give a number"),
-            ("train.epochs=-1", "train.epochs = -1: give a whole number, 0 or above"),
-            ("train.epochs=1.5", "train.epochs = 1.5: give a whole number, 0 or above"),
-            ("model.use_rslora=1", "model.use_rslora = 1: give true or false"),
-            ("model.lora_targets=q_proj", "model.lora_targets = \"q_proj\": give a list in [ ]"),
-            ("train.output=1", "train.output = 1: give a text in quotes"),
-            ("model.trainable=all", "model.trainable = \"all\": the known ones are lora, full"),
-            ("model.trainable=1", "model.trainable = 1: give one of its names, in quotes"),
-            ("lr=1e-4", "--set \"lr=1e-4\" is not table.key=value; write train.lr=1e-4"),
-            ("learning_rate=1e-4", "--set \"learning_rate=1e-4\" is not table.key=value; write train.lr=1e-4"),
-            ("train.learning_rate=1e-4", "unknown key train.learning_rate; set train.lr"),
-            ("train.lora_rank=4", "unknown key train.lora_rank; set model.lora_rank"),
-            ("train.epoch=4", "unknown key train.epoch; the nearest known one is train.epochs"),
-        ] {
-            assert_eq!(problems(setting), expected);
-        }
-        let error = Recipe::parse("lr = 1e-4", Path::new("r.toml"), &["data.train=a.jsonl".to_owned()]);
-        assert_eq!(error.expect_err("no table").to_string(), "r.toml: lr stands in no table; set train.lr");
     }
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::unknown;
-use crate::data::formats::Form;
-use crate::data::packing::Padding;
-use crate::data::row_range::RowRange;
-use crate::data::sources::Source;
-use crate::eval::generated::Puzzle;
+use super::formats::Form;
+use super::generated::Puzzle;
+use super::packing::Padding;
+use super::row_range::RowRange;
+use super::sources::Source;
+use crate::settings::unknown;
 
 /// `[data]`: the examples.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

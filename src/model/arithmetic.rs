@@ -1,6 +1,6 @@
 //! What a step computes, in multiply-adds: the measure of its time on any machine.
 
-use crate::model::block::{Block, Transformer};
+use super::block::{Block, Transformer};
 
 /// What a step is made of.
 #[derive(Clone, Copy, Debug)]

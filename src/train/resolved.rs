@@ -1,4 +1,5 @@
-//! Whether a run that goes on is the one that began: its recipe, its rows and its global batch, on however many ranks.
+//! The settings that a run is made by, and whether a run that goes on is the one that began: its recipe, its rows and its
+//! global batch, on however many ranks.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +7,25 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
-use crate::recipe::Recipe;
 
 /// Where a resolved recipe has the names of its sources and their examples' keys.
 const ROWS: &str = "rows";
+
+/// The settings of a run with every default filled in, as its folder and its checkpoints hold them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resolved {
+    /// The settings by table and key, and the names and keys of the rows under `rows`.
+    pub recipe: Value,
+    /// The default of each setting: its value in a run of an earlier version, which didn't know it.
+    pub defaults: Value,
+}
+
+impl From<Value> for Resolved {
+    /// Settings without defaults.
+    fn from(recipe: Value) -> Self {
+        Self { recipe, defaults: Value::Null }
+    }
+}
 
 /// Settings that change what is trained, and may change all the same when a run goes on.
 /// A run that stopped over a step's numbers goes on by saying how.
@@ -19,37 +35,37 @@ const CHANGEABLE: [(&str, &str); 2] = [("train", "on_non_finite"), ("train", "sp
 ///
 /// # Errors
 /// Every setting that differs; rows that have changed; a global batch of another size.
-pub(super) fn same_run(path: PathBuf, began: (&Value, usize), now: (&Value, usize)) -> Result<()> {
-    let ((began_with, began_ranks), (recipe, ranks)) = (began, now);
+pub(super) fn same_run(path: PathBuf, began: (&Value, usize), now: (&Resolved, usize)) -> Result<()> {
+    let ((began_with, began_ranks), (resolved, ranks)) = (began, now);
     let mut was = began_with.clone();
     if began_ranks != ranks {
-        if let Some(reason) = other_batch(began, now) {
+        if let Some(reason) = other_batch(began, (&resolved.recipe, ranks)) {
             return Err(Error::Config { path, reason });
         }
         for key in BATCH {
-            was["train"][key] = recipe["train"][key].clone();
+            was["train"][key] = resolved.recipe["train"][key].clone();
         }
     }
-    same_recipe(path, &was, recipe)
+    same_recipe(path, &was, resolved)
 }
 
 /// Refuses to go on with a run that has no checkpoint yet by another recipe than it began with.
-pub(super) fn began_with(path: &Path, recipe: &Value) -> Result<()> {
+pub(super) fn began_with(path: &Path, resolved: &Resolved) -> Result<()> {
     // What a crash left of the file says nothing.
     match read_text(path).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
-        Some(saved) => same_recipe(path.to_owned(), &saved["recipe"], recipe),
+        Some(saved) => same_recipe(path.to_owned(), &saved["recipe"], resolved),
         None => Ok(()),
     }
 }
 
-fn same_recipe(path: PathBuf, was: &Value, recipe: &Value) -> Result<()> {
-    let differing = differing(was, recipe, &[FREE.as_slice(), &CHANGEABLE].concat());
+fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
+    let differing = resolved.differing(was, &[FREE.as_slice(), &CHANGEABLE].concat());
     if !differing.is_empty() {
         let list = differing.join("; ");
         let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
         return Err(Error::Config { path, reason });
     }
-    if let Some(name) = changed_rows(was, recipe) {
+    if let Some(name) = changed_rows(was, &resolved.recipe) {
         let reason = format!(
             "the rows of {name} are others than when the run to resume was started; put them back or start anew"
         );
@@ -95,33 +111,34 @@ fn changed_rows(was: &Value, is: &Value) -> Option<String> {
 const FREE: [(&str, &str); 3] =
     [("train", "eval_every"), ("train", "checkpoint_every"), ("train", "activation_memory_gb")];
 
-/// The settings that differ, `table.key was X and is Y`, but for those that change nothing.
-pub(crate) fn differences(was: &Value, is: &Value) -> Vec<String> {
-    differing(was, is, &FREE)
-}
-
-/// What ranks don't have alike of their resolved recipes: settings, but for where they write, and rows.
-pub(crate) fn differs_among_ranks(of_first: &Value, own: &Value) -> Option<String> {
-    let settings = differing(of_first, own, &[("train", "output")]);
-    let rows = |recipe: &Value| -> Vec<Value> {
-        recipe[ROWS].as_array().into_iter().flatten().map(|row| row[1].clone()).collect()
-    };
-    match settings.is_empty() {
-        false => Some(settings.join("; ")),
-        true => (rows(of_first) != rows(own)).then(|| "the rows of its data".to_owned()),
+impl Resolved {
+    /// The settings that another run had differently, `table.key was X and is Y`, but for those that change nothing.
+    pub(crate) fn differences(&self, was: &Value) -> Vec<String> {
+        self.differing(was, &FREE)
     }
-}
 
-/// The settings that differ and may not. One that an earlier version didn't know was at its default.
-fn differing(was: &Value, is: &Value, may_differ: &[(&str, &str)]) -> Vec<String> {
-    let empty = serde_json::Map::new();
-    let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
-    let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
-        let known = |key: &str| was[table].get(key).unwrap_or(&default[table][key]);
-        let keys = keys.as_object().unwrap_or(&empty).iter();
-        let may_differ = |key: &str| may_differ.contains(&(table.as_str(), key));
-        let differing = keys.filter(|(key, value)| known(key) != *value && !may_differ(key));
-        differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", known(key))).collect()
-    };
-    is.as_object().unwrap_or(&empty).iter().flat_map(of_table).collect()
+    /// What this rank doesn't have as the first: settings, but for where they write, and rows.
+    pub(crate) fn differs_from_first(&self, first: &Value) -> Option<String> {
+        let settings = self.differing(first, &[("train", "output")]);
+        let rows = |recipe: &Value| -> Vec<Value> {
+            recipe[ROWS].as_array().into_iter().flatten().map(|row| row[1].clone()).collect()
+        };
+        match settings.is_empty() {
+            false => Some(settings.join("; ")),
+            true => (rows(first) != rows(&self.recipe)).then(|| "the rows of its data".to_owned()),
+        }
+    }
+
+    /// The settings that differ and may not. One that an earlier version didn't know was at its default.
+    fn differing(&self, was: &Value, may_differ: &[(&str, &str)]) -> Vec<String> {
+        let empty = serde_json::Map::new();
+        let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {
+            let known = |key: &str| was[table].get(key).unwrap_or(&self.defaults[table][key]);
+            let keys = keys.as_object().unwrap_or(&empty).iter();
+            let may_differ = |key: &str| may_differ.contains(&(table.as_str(), key));
+            let differing = keys.filter(|(key, value)| known(key) != *value && !may_differ(key));
+            differing.map(|(key, value)| format!("{table}.{key} was {} and is {value}", known(key))).collect()
+        };
+        self.recipe.as_object().unwrap_or(&empty).iter().flat_map(of_table).collect()
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::data::synthetic::{self, Choices, Difficulty, Side};
+use super::synthetic::{self, Choices, Difficulty, Side};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
 

@@ -1,0 +1,64 @@
+//! The rate of products that the process's device reaches, measured: what plans of time and benchmarks compare with.
+
+use std::time::Instant;
+
+use weft_kernels::linear;
+use weft_kernels::precision::Precision;
+use weft_kernels::tensor::Tensor;
+use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
+
+use super::{card, current};
+
+/// The side of the matrices that a processor's rate is measured with.
+const GEMM_SIDE: usize = 1024;
+/// The largest that a card's is measured with.
+const CARD_GEMM_SIDE: usize = 8192;
+
+/// The device's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
+pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
+    let mut product = Product::new(GEMM_SIDE, precision);
+    // A card's are larger, until one takes long enough to be measured.
+    while card().is_some() && product.side < CARD_GEMM_SIDE && product.seconds().min(product.seconds()) < 1e-3 {
+        product = Product::new(2 * product.side, precision);
+    }
+    let (started, mut fastest) = (Instant::now(), f64::MAX);
+    loop {
+        fastest = (0..9).map(|_| product.seconds()).fold(fastest, f64::min);
+        if started.elapsed().as_secs_f64() >= secs {
+            return 2.0 * (product.side as f64).powi(3) / fastest / 1e9;
+        }
+    }
+}
+
+/// A product of two square matrices, of numbers that differ: a card is faster with equal ones.
+struct Product {
+    side: usize,
+    precision: Precision,
+    x: Tensor,
+    weight: Weight,
+    y: Tensor,
+}
+
+impl Product {
+    fn new(side: usize, precision: Precision) -> Self {
+        let device = current();
+        let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        let numbers: Vec<f32> = (0..(side * side) as u32).map(number).collect();
+        let mut weight = match precision {
+            Precision::Bf16 if card().is_some() => {
+                Weight::from_bytes(side, side, Dtype::Bf16, &to_bf16_bytes(&numbers))
+            }
+            _ => Weight::from_f32(side, side, numbers.clone()),
+        };
+        weight.put_on(&device);
+        let (x, y) = (device.put(numbers).rounded(precision), device.factors(side * side, precision));
+        Self { side, precision, x, weight, y }
+    }
+
+    fn seconds(&mut self) -> f64 {
+        let device = current();
+        let started = device.mark();
+        linear::forward(&mut self.y, &self.x, &self.weight, self.precision);
+        device.mark().seconds_since(&started)
+    }
+}

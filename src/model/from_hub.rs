@@ -1,0 +1,75 @@
+//! The folder of a checkpoint or an adapter, which may be an id of the hub: which files of a repository are a model's.
+
+use std::path::{Path, PathBuf};
+
+use super::weights::{INDEX, SINGLE, files};
+use crate::error::Result;
+use crate::hub::{self, Needs};
+
+/// What belongs to a checkpoint beside config.json and its weights, by the end of its name: tokenizer, chat template,
+/// generation settings, and the modelling code that `trust_remote_code` runs.
+const COMPANIONS: [&str; 5] = [".json", ".jinja", ".py", ".txt", ".model"];
+
+/// What else than a folder or an id a checkpoint may be.
+const OR_EMBEDDED: &str = ", or tiny-base";
+
+/// What is wrong with a model that has its weights in another format.
+const NO_WEIGHTS: &str =
+    "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
+
+/// A checkpoint's folder: the path itself, or that of the hub's files once they are all there.
+///
+/// # Errors
+/// An id of the hub whose files can't be had.
+pub fn checkpoint(path: &Path) -> Result<PathBuf> {
+    hub::model(path, Needs { files: &text_files, behind: Some(&weights), alternative: OR_EMBEDDED })
+}
+
+/// As [`checkpoint`], for which no weights have to be there.
+///
+/// # Errors
+/// As [`checkpoint`].
+pub fn without_weights(path: &Path) -> Result<PathBuf> {
+    hub::model(path, Needs { files: &text_files, behind: None, alternative: OR_EMBEDDED })
+}
+
+/// An adapter's folder, as [`checkpoint`].
+///
+/// # Errors
+/// As [`checkpoint`].
+pub fn adapter(path: &Path) -> Result<PathBuf> {
+    let files = |names: &[String]| all_of(names, &["adapter_config.json", "adapter_model.safetensors"]);
+    hub::model(path, Needs { files: &files, behind: None, alternative: "" })
+}
+
+/// Whether a file of such a name belongs to a checkpoint beside its weights.
+pub(crate) fn is_companion(name: &str) -> bool {
+    COMPANIONS.iter().any(|end| name.ends_with(end))
+}
+
+/// A model's files but for its weights; else what the repository lacks.
+fn text_files(names: &[String]) -> std::result::Result<Vec<String>, String> {
+    all_of(names, &["config.json"])?;
+    all_of(names, &["tokenizer.json"])
+        .or_else(|_| all_of(names, &["vocab.json", "merges.txt"]))
+        .map_err(|_| "it has no tokenizer.json, nor vocab.json and merges.txt".to_owned())?;
+    let is_own = |name: &&String| !name.contains('/') && is_companion(name);
+    Ok(names.iter().filter(is_own).cloned().collect())
+}
+
+/// The files of a model's weights, by the index in `folder` where the repository has one; else what it lacks.
+fn weights(names: &[String], folder: &Path) -> Result<std::result::Result<Vec<String>, String>> {
+    let has = |file: &str| names.iter().any(|name| name == file);
+    match has(INDEX) || has(SINGLE) {
+        true => Ok(Ok(files(folder)?.into_iter().collect())),
+        false => Ok(Err(NO_WEIGHTS.to_owned())),
+    }
+}
+
+/// These files; else the first of them that the repository lacks.
+fn all_of(names: &[String], needed: &[&str]) -> std::result::Result<Vec<String>, String> {
+    match needed.iter().find(|needed| names.iter().all(|name| name != *needed)) {
+        Some(lacking) => Err(format!("it has no {lacking}")),
+        None => Ok(needed.iter().map(|&name| name.to_owned()).collect()),
+    }
+}

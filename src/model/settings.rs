@@ -1,0 +1,96 @@
+//! `[model]` of a recipe: which base, in what precision, and what of it is trained.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use weft_kernels::precision::Precision;
+use weft_kernels::weight::Dtype;
+
+/// `[model]`: the base and its adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelTable {
+    /// A checkpoint's folder, a model of the hub (`ORG/NAME`, `ORG/NAME@REVISION`), or `tiny-base` for the embedded one.
+    pub path: PathBuf,
+    /// The format of products' factors, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
+    pub precision: Precision,
+    /// What is trained: `lora`, an adapter on the frozen base, or `full`, every weight, in f32.
+    pub trainable: Trainable,
+    /// The format of the checkpoint that a full run ends with; the base's own where absent.
+    pub save_dtype: Option<SaveDtype>,
+    /// Rank of the adapter.
+    pub lora_rank: usize,
+    /// Numerator of the adapter's scale.
+    pub lora_alpha: f64,
+    /// Dropout of the adapter's input.
+    pub lora_dropout: f64,
+    /// The layers that are adapted, named as PEFT's `target_modules`.
+    pub lora_targets: Vec<String>,
+    /// Scale by `lora_alpha / sqrt(lora_rank)`.
+    pub use_rslora: bool,
+}
+
+/// What of the base is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trainable {
+    /// A LoRA adapter.
+    #[default]
+    Lora,
+    /// Every weight.
+    Full,
+}
+
+/// A format that checkpoints are saved in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveDtype {
+    /// The trained weights as they are.
+    F32,
+    /// Half the size, rounded to nearest.
+    Bf16,
+}
+
+impl From<SaveDtype> for Dtype {
+    fn from(dtype: SaveDtype) -> Self {
+        match dtype {
+            SaveDtype::F32 => Self::F32,
+            SaveDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl Default for ModelTable {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("tiny-base"),
+            precision: Precision::F32,
+            trainable: Trainable::default(),
+            save_dtype: None,
+            lora_rank: 32,
+            lora_alpha: 64.0,
+            lora_dropout: 0.0,
+            lora_targets: ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec(),
+            use_rslora: false,
+        }
+    }
+}
+
+impl ModelTable {
+    /// What is wrong with the values, a sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
+        refuse(self.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
+        let is_lora = self.trainable == Trainable::Lora;
+        refuse(is_lora && self.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
+        let alpha = self.lora_alpha;
+        refuse(
+            is_lora && (alpha <= 0.0 || alpha.is_nan()),
+            format!("model.lora_alpha = {alpha} scales the adapter to nothing; give more than 0"),
+        );
+        let dropout = self.lora_dropout;
+        refuse(!(0.0..1.0).contains(&dropout), format!("model.lora_dropout = {dropout} lies outside [0, 1)"));
+        problems
+    }
+}
