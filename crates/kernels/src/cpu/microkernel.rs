@@ -347,3 +347,22 @@ unsafe fn sums<M: MultiplyAdd, const HEIGHT: usize>(
     }
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    /// A vector width that is left out of the build is no error but a fortieth of the speed.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_processors_vectors_are_used() {
+        let width = match pulp::Arch::new() {
+            pulp::Arch::Scalar => 1,
+            pulp::Arch::V3(_) => 8,
+            pulp::Arch::V4(_) => 16,
+            _ => panic!("a vector width that this test doesn't know"),
+        };
+        let has = |wide: bool, width: usize| if wide { width } else { 1 };
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+        assert_eq!(width, has(avx2, 8).max(has(avx512, 16)));
+    }
+}
