@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::buffer::{self, Buffer};
 use crate::cuda::{Array, Card, Mark as CardMark};
+use crate::meta::Meta;
 use crate::precision::Precision;
 use crate::tensor::Tensor;
 
@@ -16,6 +17,8 @@ pub enum Device {
     Cpu,
     /// An NVIDIA card.
     Cuda(Arc<Card>),
+    /// The processor's operations on tensors without storage.
+    Meta(Meta),
 }
 
 /// A moment in a device's work.
@@ -37,7 +40,7 @@ impl Device {
     /// it is stored so.
     pub fn factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
-            Self::Cpu => Tensor::Host(Buffer::unset(len)),
+            Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::unset(self.meta(), len)),
             Self::Cuda(card) => Tensor::Card(Array::unset(card, len, precision.dtype())),
         }
     }
@@ -50,23 +53,35 @@ impl Device {
     /// Zeros of what [`Device::factors`] holds.
     pub fn zero_factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
-            Self::Cpu => Tensor::Host(Buffer::zeros(len)),
+            Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::zeros(self.meta(), len)),
             Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, precision.dtype())),
         }
     }
 
     /// The machine's numbers.
     pub fn put(&self, numbers: Vec<f32>) -> Tensor {
+        self.put_made(numbers.len(), || numbers)
+    }
+
+    /// So many numbers that `make` makes on the machine; the meta device needs none.
+    pub fn put_made(&self, len: usize, make: impl FnOnce() -> Vec<f32>) -> Tensor {
         match self {
-            Self::Cpu => numbers.into(),
-            Self::Cuda(card) => Tensor::Card(Array::of(card, &numbers)),
+            Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::vector(self.meta(), len, make)),
+            Self::Cuda(card) => Tensor::Card(Array::of(card, &make())),
+        }
+    }
+
+    fn meta(&self) -> Option<&Meta> {
+        match self {
+            Self::Meta(meta) => Some(meta),
+            _ => None,
         }
     }
 
     /// The moment at which everything asked for so far is done.
     pub fn mark(&self) -> Mark {
         match self {
-            Self::Cpu => Mark::Cpu(Instant::now()),
+            Self::Cpu | Self::Meta(_) => Mark::Cpu(Instant::now()),
             Self::Cuda(card) => Mark::Cuda(card.mark()),
         }
     }
@@ -83,6 +98,7 @@ impl Device {
         match self {
             Self::Cpu => buffer::most_used_bytes(),
             Self::Cuda(card) => card.most_used_bytes(),
+            Self::Meta(meta) => meta.most_lent_bytes(),
         }
     }
 }
