@@ -64,7 +64,7 @@ fn the_parts_are_the_whole_and_a_run_uses_what_was_planned() {
         let part = parts.iter().find(|part| part["name"] == name).unwrap_or_else(|| panic!("{name} in {plan}"));
         bytes(&part["bytes"])
     };
-    let activations = of("kept of each layer") + of("kept products") + of("one layer at work") + of("head");
+    let activations = of("saved of each layer") + of("saved matmul results") + of("layer or head at work");
     assert!(activations > 0.5 * whole, "activations are most of it: {plan}");
     assert_eq!((&plan["steps"], &plan["fits"]), (&2.into(), &true.into()));
     assert!(plan["step_seconds"].as_f64().is_some_and(|s| s > 0.0 && s.is_finite()), "{plan}");

@@ -173,7 +173,6 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
         distinct_ids: 1 + ids.len(),
         program_bytes,
         rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
-        longest: batches.longest,
         needs_entropy: job.objective.kind.needs_entropy(),
         ..Work::of_steps(&model, stored, &batches.telling)
     };

@@ -137,6 +137,13 @@ impl Transformer {
         Kept::bytes(numbers, precision) + Kept::bytes(written * self.config.width, Precision::F32)
     }
 
+    /// Bytes of all products that the forward of so many tokens saves for backward, of which so many rows are predicted.
+    pub(crate) fn saved_product_bytes(&self, tokens: usize, predicted: usize) -> usize {
+        let written = |index: usize| if index + 1 == self.blocks.len() { predicted } else { tokens };
+        let of = |index| self.product_bytes(&self.blocks[index], [tokens, written(index)], self.config.precision);
+        (self.first_kept_layer(tokens, predicted)..self.blocks.len()).map(of).sum()
+    }
+
     /// Turns the gradient of a layer's output into that of its input, where `wants_input`; adds the parameters' gradients.
     pub(super) fn layer_backward(
         &self,

@@ -55,10 +55,9 @@ pub struct MicroBatch {
 pub struct Batches {
     /// Optimizer steps of the run.
     pub steps: u64,
-    /// The micro-batches of the first step, and of those with most tokens, most masked ones, and most again.
+    /// The micro-batches of the first step, and of those with the longest sequence, most tokens, most masked ones, and most
+    /// tokens again.
     pub telling: Vec<Vec<MicroBatch>>,
-    /// The longest sequence.
-    pub longest: usize,
     /// A step's mean tokens, squares, answer and masked tokens, of a rank.
     pub mean: [f64; 4],
     /// Tokens of the rank that has most in a step over the ranks' mean, over all steps; 1 for one rank.
@@ -80,8 +79,7 @@ impl Batches {
         let steps = settings.max_steps.map_or(all, |max| max.min(all));
         let seen = steps.min((MAX_TURNS / global as u64).max(steps_per_epoch.max(1)));
         let (mut first, mut sums, mut most_of_ranks) = (None, [0.0; 4], 0.0);
-        let mut largest: [(usize, Vec<MicroBatch>); 2] = Default::default();
-        let mut longest = 0;
+        let mut largest: [(usize, Vec<MicroBatch>); 3] = Default::default();
         for epoch in 0..seen.div_ceil(steps_per_epoch.max(1)) {
             let order = mixture.epoch(settings.seed, epoch, lengths.len());
             let left = (seen - epoch * steps_per_epoch).min(steps_per_epoch) as usize;
@@ -90,12 +88,11 @@ impl Batches {
                 for b in &all {
                     let own = [b.tokens as f64, b.squares, b.answers as f64, b.masked as f64];
                     sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
-                    longest = longest.max(b.longest);
                 }
                 let of_rank = |rank: usize| all.iter().skip(rank).step_by(ranks);
                 let tokens = (0..ranks).map(|rank| of_rank(rank).map(size).sum::<usize>());
                 most_of_ranks += tokens.max().unwrap_or(0) as f64;
-                for ((most, of), key) in largest.iter_mut().zip([size, masked]) {
+                for ((most, of), key) in largest.iter_mut().zip([longest, size, masked]) {
                     let (index, own) = all.iter().map(key).enumerate().max_by_key(|(_, own)| *own).unwrap_or((0, 0));
                     if own > *most {
                         (*most, *of) = (own, of_rank(index % ranks).copied().collect());
@@ -104,16 +101,20 @@ impl Batches {
                 first.get_or_insert_with(|| of_rank(0).copied().collect());
             }
         }
-        let [(_, most_tokens), (_, most_masked)] = largest;
-        let telling = [first.unwrap_or_default(), most_tokens.clone(), most_masked, most_tokens];
+        let [longest, most_tokens, most_masked] = largest.map(|(_, step)| step);
+        let telling = [first.unwrap_or_default(), longest, most_tokens.clone(), most_masked, most_tokens];
         let mean = sums.map(|sum| sum / (seen.max(1) * ranks as u64) as f64);
         let imbalance = if sums[0] > 0.0 { most_of_ranks * ranks as f64 / sums[0] } else { 1.0 };
-        Self { steps, telling: telling.to_vec(), longest, mean, imbalance }
+        Self { steps, telling: telling.to_vec(), mean, imbalance }
     }
 }
 
 fn size(batch: &MicroBatch) -> usize {
     batch.tokens
+}
+
+fn longest(batch: &MicroBatch) -> usize {
+    batch.longest
 }
 
 fn masked(batch: &MicroBatch) -> usize {

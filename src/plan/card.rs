@@ -3,16 +3,12 @@
 
 use weft_kernels::cuda::{Card, WORKSPACE};
 use weft_kernels::device::Device;
-use weft_kernels::predict::{Confidence, Guidance, RowDraw, Rule};
 use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight};
 
-use super::batches::MicroBatch;
 use super::memory::{Part, Work};
-use crate::model::batch::{Batch, Targets};
-use crate::model::block::{Gradients, Param, Transformer};
-use crate::model::cached::{KeysValues, Part as Computed};
-use crate::train::sum_in_tree;
+use super::rehearsal::Rehearsal;
+use crate::model::block::Param;
 
 /// The parts at the run's largest moment: what is held from its beginning to its end, and the rest.
 pub(super) fn parts(work: &Work) -> Vec<Part> {
@@ -35,7 +31,9 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     let trained: usize = model.params.iter().filter(|p| p.trainable).map(len).sum();
     let moments = [(); 2].map(|()| device.unset(trained.div_ceil(work.ranks)));
     let held = card.used_bytes();
-    run(work, &model);
+    let mut rehearsal = Rehearsal::new(work, &model);
+    rehearsal.evaluate();
+    rehearsal.train();
     let gradients = if work.steps.is_empty() { 0 } else { size_of::<f32>() * trained };
     let [moment, _] = moments.each_ref().map(Tensor::len);
     let rest = (card.most_used_bytes() - held).saturating_sub(gradients);
@@ -50,86 +48,6 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     parts.map(|(name, bytes)| Part { name, bytes }).to_vec()
 }
 
-/// The telling steps, with the evaluations around them.
-fn run(work: &Work, model: &Transformer) {
-    if let Some(batch) = work.generation {
-        generate(work, model, &batch);
-    }
-    if let Some(batch) = work.held_out {
-        let rows = first(batch.masked);
-        model.nll(&batch_of(&batch), &rows, &vec![0; rows.len()]);
-    }
-    for step in work.steps {
-        for batch in step.iter().filter(|_| work.needs_entropy) {
-            model.entropy(&batch_of(batch), &first(batch.answers));
-        }
-        let gradients = match model.is_trained_whole() {
-            true => {
-                let mut gradients = model.zero_gradients();
-                step.iter().for_each(|batch| backward(model, batch, &mut gradients));
-                Some(gradients)
-            }
-            false => {
-                let mut leaf = |index: usize| {
-                    let mut gradients = model.zero_gradients();
-                    backward(model, &step[index], &mut gradients);
-                    gradients
-                };
-                sum_in_tree((0, 1), step.len().next_power_of_two(), step.len(), &mut leaf)
-            }
-        };
-        // What travels between ranks: sent, received, and this rank's part of the sum.
-        let staged = work.staged_lens().map(|len| model.device.unset(len));
-        drop((gradients, staged));
-    }
-}
-
-/// A micro-batch's pass 2.
-fn backward(model: &Transformer, batch: &MicroBatch, gradients: &mut Gradients) {
-    if batch.masked == 0 {
-        return;
-    }
-    let (rows, mut packed) = (first(batch.masked), batch_of(batch));
-    if model.config.lora_dropout > 0.0 {
-        packed.dropout_keys = Some(vec![0; batch.tokens]);
-    }
-    let targets = Targets { rows: &rows, ids: &vec![0; rows.len()], weights: &vec![0.0; rows.len()] };
-    model.loss_and_gradients(&packed, targets, gradients);
-}
-
-/// The sampler's largest forward: of every row, which a block's first step computes.
-fn generate(work: &Work, model: &Transformer, batch: &MicroBatch) {
-    let (packed, rows) = (batch_of(batch), first(batch.masked));
-    let caches = if work.has_cache { work.networks } else { 0 };
-    let mut caches: Vec<KeysValues> = (0..caches).map(|_| KeysValues::new(model, &packed)).collect();
-    let part = Computed { computed: &first(batch.tokens), predicted: &rows };
-    let mut inputs = || match caches.first_mut() {
-        None => model.predicting_inputs(&packed, &rows),
-        Some(cache) => model.predicting_inputs_cached(&packed, cache, part),
-    };
-    let (x, other) = (inputs(), (work.networks > 1).then(&mut inputs));
-    let guidance = other.as_ref().map(|x| Guidance { x, scale: 1.0 });
-    let rule = Rule {
-        forbidden: &[],
-        divisor: 1.0,
-        top_p: 1.0,
-        top_k: 0,
-        excluded: None,
-        noise: 0.0,
-        confidence: Confidence::Probability,
-    };
-    model.predict(&x, guidance, &vec![RowDraw { key: 0, position: 0 }; rows.len()], &rule);
-}
-
-/// As many tokens in one sequence; what an operation takes doesn't depend on where they are cut.
-fn batch_of(batch: &MicroBatch) -> Batch {
-    Batch::pack([&vec![0u32; batch.tokens][..]])
-}
-
-fn first(rows: usize) -> Vec<usize> {
-    (0..rows).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use weft_kernels::precision::Precision;
@@ -139,7 +57,7 @@ mod tests {
     use crate::model::llada::LLADA_8B;
     use crate::model::llada::new_config;
     use crate::model::lora::{LoraConfig, attach_outline};
-    use crate::plan::Stored;
+    use crate::plan::{MicroBatch, Stored};
 
     /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a card.
     #[test]

@@ -1,22 +1,19 @@
-//! A run's largest resident size, part by part. What the network computes in are the pool's buffers, which `replay`
-//! takes and gives back as a run does; everything else is a formula.
+//! A run's largest resident size, part by part. What the network computes in is counted on the meta device; what lies
+//! around it (weights, moments, logits and files of the callers) is a formula.
 
 use serde::Serialize;
-use weft_kernels::cpu::{attention, head_loss, matrix};
+use weft_kernels::device::Device;
+use weft_kernels::meta::Meta;
 use weft_kernels::weight::Dtype;
 
 use super::batches::MicroBatch;
 use super::card;
-use super::ledger::{Fullest, Held, Ledger, Use};
-use super::replay::Replay;
+use super::rehearsal::{Fullest, Rehearsal};
 use crate::model::block::{Param, Transformer};
 use crate::train::shards::MESSAGE;
 
 /// Bytes around a page that is read of a mapped file, which the system maps with it.
 const FAULT_AROUND: usize = 1 << 16;
-/// Vectors that a thread works with at once: attention's backward packs five blocks, each with a copy of their layout,
-/// beside scores, their gradients, rows and strips.
-const THREAD_VECTORS: usize = 14;
 
 /// A part of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -55,8 +52,6 @@ pub struct Work<'a> {
     pub rows_bytes: usize,
     /// Steps that tell the largest.
     pub steps: &'a [Vec<MicroBatch>],
-    /// The longest sequence of all that is computed.
-    pub longest: usize,
     /// Whether there is a pass for entropies.
     pub needs_entropy: bool,
     /// The largest batch of an evaluation of held-out rows.
@@ -69,8 +64,6 @@ pub struct Work<'a> {
     pub has_cache: bool,
     /// Bytes that the largest tensor takes while it is written.
     pub written_bytes: usize,
-    /// Threads.
-    pub threads: usize,
     /// Ranks that share the moments.
     pub ranks: usize,
 }
@@ -86,23 +79,20 @@ impl<'a> Work<'a> {
             program_bytes: 0,
             rows_bytes: 0,
             steps,
-            longest: steps.iter().flatten().map(|batch| batch.longest).max().unwrap_or(0),
             needs_entropy: false,
             held_out: None,
             generation: None,
             networks: 1,
             has_cache: false,
             written_bytes: 0,
-            threads: rayon::current_num_threads(),
             ranks: 1,
         }
     }
 
     /// The parts at the run's largest moment.
     pub fn parts(&self) -> Vec<Part> {
-        let Fullest { resident, live } = self.buffers().fullest();
-        let of = |used_for: Use| live[used_for as usize];
-        let (beside, beside_bytes) = self.beside();
+        let (meta, Fullest { used, gradients, saved_layers, saved_matmuls, cache }) = self.rehearse();
+        let (beside, beside_bytes) = self.beside(meta.most_outside_bytes());
         let [weights, adapter, moments] = self.stored_parts();
         let parts = [
             ("program, tokenizer, rows", self.program_bytes),
@@ -110,15 +100,14 @@ impl<'a> Work<'a> {
             ("weights", weights),
             ("adapter", adapter),
             ("optimizer moments", moments),
-            ("gradients", of(Use::Gradients)),
-            ("kept of each layer", of(Use::Kept)),
-            ("kept products", of(Use::Products)),
-            ("one layer at work", of(Use::Layer)),
-            ("head", of(Use::Head)),
-            ("the sampler's cache", of(Use::Cache)),
-            ("spare buffers", resident - live.iter().sum::<usize>()),
+            ("gradients", gradients),
+            ("saved of each layer", saved_layers),
+            ("saved matmul results", saved_matmuls),
+            ("layer or head at work", used - gradients - saved_layers - saved_matmuls - cache),
+            ("the sampler's cache", cache),
+            ("spare buffers", meta.most_resident_bytes() - used),
             (beside, beside_bytes),
-            ("threads", self.thread_bytes()),
+            ("threads", rayon::current_num_threads() * meta.thread_bytes()),
         ];
         parts.map(|(name, bytes)| Part { name, bytes }).to_vec()
     }
@@ -128,58 +117,21 @@ impl<'a> Work<'a> {
         card::parts(self)
     }
 
-    /// The most bytes of buffers that are used at once, as the pool counts them.
+    /// The most bytes of the pool's pieces that are on loan at once, as the CPU's pool counts them.
     pub fn buffer_bytes(&self) -> usize {
-        self.buffers().most_used_bytes()
+        self.rehearse().0.most_lent_bytes()
     }
 
-    /// The pool after the telling steps, with the evaluations around them.
-    fn buffers(&self) -> Ledger {
-        let mut replay = Replay { model: self.model, threads: self.threads, ledger: Ledger::default() };
-        let config = &self.model.config;
-        let evaluate = |replay: &mut Replay| {
-            if let Some(batch) = self.generation {
-                replay.logits(
-                    batch.tokens,
-                    batch.masked,
-                    [if self.has_cache { self.networks } else { 0 }, self.networks],
-                );
-            }
-            if let Some(batch) = self.held_out {
-                replay.statistics(batch.tokens, batch.masked, config.precision);
-            }
-        };
-        evaluate(&mut replay);
-        for step in self.steps {
-            for batch in step.iter().filter(|_| self.needs_entropy) {
-                replay.statistics(batch.tokens, batch.answers, config.entropy_precision);
-            }
-            let gradients = match self.model.is_trained_whole() {
-                true => {
-                    let gradients = replay.zero_gradients();
-                    // A layer's gradients travel while those below are computed.
-                    let staged = self.staged(&mut replay);
-                    step.iter().for_each(|batch| backward(&mut replay, batch));
-                    replay.ledger.give(staged);
-                    Some(gradients)
-                }
-                false => {
-                    let gradients = sum_in_tree(&mut replay, step, (0, 1));
-                    let staged = self.staged(&mut replay);
-                    replay.ledger.give(staged);
-                    gradients
-                }
-            };
-            replay.ledger.give(gradients.into_iter().flatten());
-        }
-        evaluate(&mut replay);
-        replay.ledger
-    }
-
-    /// What a bucket's gradients are sent from, received in and summed to.
-    fn staged(&self, replay: &mut Replay) -> Vec<Held> {
-        let staged = self.staged_lens().into_iter().filter(|_| self.ranks > 1);
-        staged.map(|len| replay.ledger.take(Use::Gradients, len)).collect()
+    /// The telling steps on a meta device, with the evaluations before and after them.
+    fn rehearse(&self) -> (Meta, Fullest) {
+        let meta = Meta::default();
+        let mut model = self.model.outline();
+        model.put_on(&Device::Meta(meta.clone()));
+        let mut rehearsal = Rehearsal::new(self, &model);
+        rehearsal.evaluate();
+        rehearsal.train();
+        rehearsal.evaluate();
+        (meta, rehearsal.fullest())
     }
 
     /// Numbers of what a bucket's gradients are sent from, received in and summed to; none of one rank alone.
@@ -229,54 +181,10 @@ impl<'a> Work<'a> {
         [weights, adapter, (2 * size_of::<f32>() * trained).div_ceil(self.ranks)]
     }
 
-    /// The largest of what is held outside the pool for a while, while the pool keeps what it had at its fullest.
-    ///
-    /// Dropout copies an adapter's input, `4 N in`; the last layer gathers `4 M D`; pass 1 has 24 bytes for each answer
-    /// row and 256 rows of the head; a tensor is written from a copy.
-    fn beside(&self) -> (&'static str, usize) {
-        let model = self.model;
-        let [vocab, width] = [model.params[model.head.weight].weight.rows(), model.config.width];
-        let adapted = model.linears().filter(|layer| layer.lora.is_some());
-        let inputs = adapted.map(|layer| model.params[layer.weight].weight.cols()).max().unwrap_or(0);
-        let batches = || self.steps.iter().flatten();
-        let most = |of: fn(&MicroBatch) -> usize| batches().map(of).max().unwrap_or(0);
-        let dropped = if model.config.lora_dropout > 0.0 { inputs } else { 0 };
-        let gathered = size_of::<f32>() * (most(|b| b.tokens) * dropped + most(|b| b.masked) * width);
-        let statistics = if self.needs_entropy { head_loss::statistics_bytes(most(|b| b.answers), vocab) } else { 0 };
-        let all = [
-            ("gathered rows", gathered),
-            ("pass 1's statistics", statistics),
-            ("a tensor being written", self.written_bytes),
-        ];
+    /// The largest of what is held outside the pool for a while, while the pool keeps what it had at its fullest: the
+    /// operations' vectors, which the meta device counted; a copy of a tensor that is written.
+    fn beside(&self, vectors: usize) -> (&'static str, usize) {
+        let all = [("operations' vectors", vectors), ("a tensor being written", self.written_bytes)];
         all.into_iter().max_by_key(|(_, bytes)| *bytes).expect("the list has elements")
     }
-
-    /// Each thread's vectors: a packed block of a product's factor, or attention's keys or scores where they are larger.
-    fn thread_bytes(&self) -> usize {
-        let config = &self.model.config;
-        let block = matrix::BLOCK[0] * matrix::BLOCK[1];
-        let len = block.max(attention::scratch_len(self.longest, config.width / config.heads));
-        self.threads * THREAD_VECTORS * len * size_of::<f32>()
-    }
-}
-
-/// A micro-batch's pass 2.
-fn backward(replay: &mut Replay, batch: &MicroBatch) {
-    if batch.masked > 0 {
-        replay.loss_and_gradients(batch.tokens, batch.masked);
-    }
-}
-
-/// The tables of gradients that an adapter's step holds, as `train` sums its micro-batches.
-fn sum_in_tree(replay: &mut Replay, step: &[MicroBatch], (first, stride): (usize, usize)) -> Option<Vec<Held>> {
-    let batch = step.get(first)?;
-    if stride >= step.len().next_power_of_two() {
-        let gradients = replay.zero_gradients();
-        backward(replay, batch);
-        return Some(gradients);
-    }
-    let even = sum_in_tree(replay, step, (first, 2 * stride));
-    let odd = sum_in_tree(replay, step, (first + stride, 2 * stride));
-    replay.ledger.give(odd.into_iter().flatten());
-    even
 }

@@ -5,10 +5,9 @@
 mod batches;
 mod card;
 mod communication;
-mod ledger;
 mod memory;
+mod rehearsal;
 mod remedy;
-mod replay;
 mod time;
 
 use std::cell::Cell;
@@ -266,8 +265,6 @@ impl<'a> Planner<'a> {
     fn parts(&self, recipe: &Recipe, batches: &Batches) -> Result<Vec<Part>> {
         let model = self.model(recipe)?;
         let (held_out, generation) = (self.held_out(recipe), self.generation(recipe));
-        let longest =
-            [held_out, generation].iter().flatten().map(|batch| batch.longest).fold(batches.longest, usize::max);
         let trained = model.params.iter().filter(|p| p.trainable);
         let largest_tensor = trained.map(|p| p.weight.rows() * p.weight.cols()).max().unwrap_or(0);
         let work = Work {
@@ -277,14 +274,12 @@ impl<'a> Planner<'a> {
             program_bytes: self.program_bytes,
             rows_bytes: self.rows_bytes(recipe),
             steps: &batches.telling,
-            longest,
             needs_entropy: recipe.objective.kind.needs_entropy(),
             held_out,
             generation,
             networks: if recipe.sampler.cfg_scale > 0.0 { 2 } else { 1 },
             has_cache: recipe.sampler.cache != Caching::None,
             written_bytes: size_of::<f32>() * largest_tensor,
-            threads: rayon::current_num_threads(),
             ranks: self.ranks,
         };
         Ok(if self.card.is_some() { work.parts_of_card() } else { work.parts() })

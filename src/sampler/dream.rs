@@ -43,17 +43,16 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
 fn rule(sampling: &Sampling, remasking: Remasking) -> Rule<'static> {
     let is_greedy = sampling.temperature == 0.0;
     Rule {
-        forbidden: &[],
         divisor: if is_greedy { 1.0 } else { sampling.temperature as f32 },
         top_p: sampling.top_p,
         top_k: sampling.top_k,
-        excluded: None,
         noise: if is_greedy { 0.0 } else { 1.0 },
         confidence: match remasking {
             Remasking::TopkMargin => Confidence::Margin,
             Remasking::Entropy => Confidence::NegativeEntropy,
             _ => Confidence::Probability,
         },
+        ..Rule::GREEDY
     }
 }
 

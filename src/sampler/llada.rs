@@ -1,7 +1,7 @@
 //! LLaDA's loop: block after block, each denoised in a number of steps that keep the most confident predictions, or in
 //! as many as it takes where every confident one is kept.
 
-use weft_kernels::predict::{Confidence, Prediction, Rule};
+use weft_kernels::predict::{Prediction, Rule};
 
 use super::generate::{Canvases, Sampling};
 use super::remasking::{Remasking, confident, most_confident, num_transfer_tokens};
@@ -14,15 +14,7 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
     let steps = confidence_threshold.map_or(diffusion_steps / (gen_length / block_length), |_| block_length);
     let counts = num_transfer_tokens(block_length, steps);
     // A mask token predicted as an answer would stay masked for ever, but it keeps its share of the probability.
-    let rule = Rule {
-        forbidden: &[],
-        divisor: 1.0,
-        top_p: 1.0,
-        top_k: 0,
-        excluded: Some(canvases.mask_token_id),
-        noise: sampling.temperature,
-        confidence: Confidence::Probability,
-    };
+    let rule = Rule { excluded: Some(canvases.mask_token_id), noise: sampling.temperature, ..Rule::GREEDY };
     for block in 0..gen_length / block_length {
         canvases.start_block(block * block_length..(block + 1) * block_length);
         for (step, count) in counts.iter().enumerate() {

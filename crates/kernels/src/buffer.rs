@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
+use crate::meta::{Loan, Meta};
+
 /// Classes of sizes in an octave: batches whose lengths differ a little share their buffers.
 const CLASSES: usize = 8;
 /// Numbers of two huge pages: less would waste much of one.
@@ -17,7 +19,7 @@ const HUGE: usize = 1 << 20;
 static POOL: Mutex<Pool<MmapMut>> = Mutex::new(Pool::new());
 
 /// Which memory is used again and which goes: a policy about lengths. The memory itself is `M`, pages for [`Buffer`]
-/// and nothing but figures for whoever predicts what the pages will come to.
+/// and nothing but figures on the meta device.
 #[derive(Debug)]
 pub struct Pool<M> {
     /// Memory that nobody uses, what has waited longest first.
@@ -52,6 +54,8 @@ enum Memory {
     Pools(Piece<MmapMut>),
     /// Somebody's numbers, which never were the pool's.
     Own(Vec<f32>),
+    /// The meta device's, which has none.
+    Meta(Loan),
 }
 
 /// Whole pages of zeros.
@@ -73,17 +77,61 @@ pub fn most_used_bytes() -> usize {
 }
 
 impl Buffer {
-    /// Numbers that hold whatever was there before: for a result that overwrites them all.
-    pub fn unset(len: usize) -> Self {
+    /// Numbers that hold whatever was there before: for a result that overwrites them all. They have no storage where a
+    /// meta device is given.
+    pub fn unset(meta: Option<&Meta>, len: usize) -> Self {
         let take = || POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len, pages);
-        Self { memory: if len > 0 { Memory::Pools(take()) } else { Memory::None }, len }
+        let memory = match meta {
+            Some(meta) => Memory::Meta(meta.take(len)),
+            None if len > 0 => Memory::Pools(take()),
+            None => Memory::None,
+        };
+        Self { memory, len }
     }
 
     /// Zeros.
-    pub fn zeros(len: usize) -> Self {
-        let mut buffer = Self::unset(len);
-        buffer.par_chunks_mut(HUGE).for_each(|chunk| chunk.fill(0.0));
+    pub fn zeros(meta: Option<&Meta>, len: usize) -> Self {
+        let mut buffer = Self::unset(meta, len);
+        if meta.is_none() {
+            buffer.par_chunks_mut(HUGE).for_each(|chunk| chunk.fill(0.0));
+        }
         buffer
+    }
+
+    /// A vector of so many numbers, outside the pool, that `make` makes where there is no meta device.
+    pub fn vector(meta: Option<&Meta>, len: usize, make: impl FnOnce() -> Vec<f32>) -> Self {
+        match meta {
+            Some(meta) => Self { memory: Memory::Meta(meta.take_outside(len * size_of::<f32>())), len },
+            None => make().into(),
+        }
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The meta device where it is one's.
+    pub fn meta(&self) -> Option<&Meta> {
+        match &self.memory {
+            Memory::Meta(loan) => Some(loan.meta()),
+            _ => None,
+        }
+    }
+
+    /// The numbers to be written, or the meta device in place of them.
+    pub(crate) fn numbers_or_meta(&mut self) -> (&mut [f32], Option<&Meta>) {
+        match &mut self.memory {
+            Memory::None => (&mut [], None),
+            Memory::Pools(piece) => (&mut bytemuck::cast_slice_mut(&mut piece.memory)[..self.len], None),
+            Memory::Own(numbers) => (numbers, None),
+            Memory::Meta(loan) => (&mut [], Some(loan.meta())),
+        }
     }
 }
 
@@ -212,17 +260,16 @@ impl Deref for Buffer {
             Memory::None => &[],
             Memory::Pools(piece) => &bytemuck::cast_slice(&piece.memory)[..self.len],
             Memory::Own(numbers) => numbers,
+            Memory::Meta(_) => panic!("the meta device has no numbers"),
         }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        match &mut self.memory {
-            Memory::None => &mut [],
-            Memory::Pools(piece) => &mut bytemuck::cast_slice_mut(&mut piece.memory)[..self.len],
-            Memory::Own(numbers) => numbers,
-        }
+        let (numbers, meta) = self.numbers_or_meta();
+        assert!(meta.is_none(), "the meta device has no numbers");
+        numbers
     }
 }
 
@@ -251,7 +298,7 @@ mod tests {
 
     #[test]
     fn zeros_are_zeros_though_the_memory_was_used() {
-        Buffer::unset(77).fill(1.0);
-        assert!(Buffer::zeros(77).iter().all(|x| *x == 0.0));
+        Buffer::unset(None, 77).fill(1.0);
+        assert!(Buffer::zeros(None, 77).iter().all(|x| *x == 0.0));
     }
 }

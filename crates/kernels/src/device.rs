@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::buffer::{self, Buffer};
 use crate::cuda::{Array, Beside, Card, Keys, Mark as CardMark};
 use crate::lora_linear::DropoutKeys;
+use crate::meta::Meta;
 use crate::precision::Precision;
 use crate::tensor::Tensor;
 
@@ -17,6 +18,8 @@ pub enum Device {
     Cpu,
     /// An NVIDIA card.
     Cuda(Arc<Card>),
+    /// The processor's operations on tensors without storage.
+    Meta(Meta),
 }
 
 /// A moment in a device's work.
@@ -38,7 +41,7 @@ impl Device {
     /// it is stored so.
     pub fn factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
-            Self::Cpu => Tensor::Host(Buffer::unset(len)),
+            Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::unset(self.meta(), len)),
             Self::Cuda(card) => Tensor::Card(Array::unset(card, len, precision.dtype())),
         }
     }
@@ -51,23 +54,35 @@ impl Device {
     /// Zeros of what [`Device::factors`] holds.
     pub fn zero_factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
-            Self::Cpu => Tensor::Host(Buffer::zeros(len)),
+            Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::zeros(self.meta(), len)),
             Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, precision.dtype())),
         }
     }
 
     /// The machine's numbers.
     pub fn put(&self, numbers: Vec<f32>) -> Tensor {
+        self.put_made(numbers.len(), || numbers)
+    }
+
+    /// So many numbers that `make` makes on the machine; the meta device needs none.
+    pub fn put_made(&self, len: usize, make: impl FnOnce() -> Vec<f32>) -> Tensor {
         match self {
-            Self::Cpu => numbers.into(),
-            Self::Cuda(card) => Tensor::Card(Array::of(card, &numbers)),
+            Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::vector(self.meta(), len, make)),
+            Self::Cuda(card) => Tensor::Card(Array::of(card, &make())),
+        }
+    }
+
+    fn meta(&self) -> Option<&Meta> {
+        match self {
+            Self::Meta(meta) => Some(meta),
+            _ => None,
         }
     }
 
     /// The dropout keys of a batch's rows.
     pub fn dropout_keys(&self, keys: Vec<u64>) -> DropoutKeys {
         match self {
-            Self::Cpu => DropoutKeys::Host(keys),
+            Self::Cpu | Self::Meta(_) => DropoutKeys::Host(keys),
             Self::Cuda(card) => DropoutKeys::Gpu(Keys::of(card, &keys)),
         }
     }
@@ -75,7 +90,7 @@ impl Device {
     /// The moment at which everything asked for so far is done.
     pub fn mark(&self) -> Mark {
         match self {
-            Self::Cpu => Mark::Cpu(Instant::now()),
+            Self::Cpu | Self::Meta(_) => Mark::Cpu(Instant::now()),
             Self::Cuda(card) => Mark::Cuda(card.mark()),
         }
     }
@@ -105,6 +120,7 @@ impl Device {
         match self {
             Self::Cpu => buffer::most_used_bytes(),
             Self::Cuda(card) => card.most_used_bytes(),
+            Self::Meta(meta) => meta.most_lent_bytes(),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::weight::Weight;
 /// `x` `[N, D]`, `weight` `[V, D]`; every id is below `V`.
 pub fn forward(x: &mut Tensor, ids: &[u32], weight: &Weight) {
     match x {
+        x if x.is_meta() => {}
         Tensor::Host(x) => cpu::embedding::forward(x, ids, weight),
         Tensor::Card(x) => cuda::rows::embed(x, ids, weight),
     }
@@ -19,6 +20,7 @@ pub fn forward(x: &mut Tensor, ids: &[u32], weight: &Weight) {
 /// `dE[id_n] += dx_n`, in the tokens' order.
 pub fn backward(dweight: &mut Tensor, ids: &[u32], dx: &Tensor) {
     match (dweight, dx) {
+        (dweight, _) if dweight.is_meta() => {}
         (Tensor::Host(dweight), Tensor::Host(dx)) => cpu::embedding::backward(dweight, ids, dx),
         (dweight, dx) => cuda::rows::embed_backward(dweight.array_mut(), ids, dx.array()),
     }

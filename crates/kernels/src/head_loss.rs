@@ -29,10 +29,14 @@ pub struct HeadGrad<'a> {
 }
 
 impl Head<'_> {
-    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`.
-    pub fn for_each_chunk(&self, x: &Tensor, f: impl FnMut(usize, &mut [f32])) {
+    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`; not on a meta device, which has none.
+    pub fn for_each_chunk(&self, x: &Tensor, mut f: impl FnMut(usize, &mut [f32])) {
         match x {
-            Tensor::Host(x) => cpu::head_loss::for_each_chunk(self, x, f),
+            Tensor::Host(x) => cpu::head_loss::for_each_chunk(self, x.into(), |first, logits| {
+                if let Some(logits) = logits.numbers() {
+                    f(first, logits);
+                }
+            }),
             Tensor::Card(x) => cuda::head_loss::for_each_chunk(self, x, f),
         }
     }
@@ -40,7 +44,7 @@ impl Head<'_> {
     /// Shannon entropy of each row's distribution, in nats: `H = ln Z - sum e_v (z_v - max) / Z`, never below 0.
     pub fn entropy(&self, x: &Tensor) -> Vec<f32> {
         match x {
-            Tensor::Host(x) => cpu::head_loss::entropy(self, x),
+            Tensor::Host(x) => cpu::head_loss::entropy(self, x.into()),
             Tensor::Card(x) => cuda::head_loss::entropy(self, x),
         }
     }
@@ -48,7 +52,7 @@ impl Head<'_> {
     /// Negative log-likelihood of each row's target, in nats.
     pub fn nll(&self, x: &Tensor, targets: &[u32]) -> Vec<f32> {
         match x {
-            Tensor::Host(x) => cpu::head_loss::nll(self, x, targets),
+            Tensor::Host(x) => cpu::head_loss::nll(self, x.into(), targets),
             Tensor::Card(x) => cuda::head_loss::nll(self, x, targets),
         }
     }
@@ -60,7 +64,7 @@ impl Head<'_> {
             (Tensor::Host(x), Tensor::Host(dx)) => {
                 let lora = grad.lora.map(|g| cpu::lora_linear::LoraGrad { a: g.a.host_mut(), b: g.b.host_mut() });
                 let grad = cpu::head_loss::HeadGrad { weight: grad.weight.map(Tensor::host_mut), lora };
-                cpu::head_loss::loss(self, x, targets, row_weights, dx, grad).into()
+                cpu::head_loss::loss(self, x.into(), (targets, row_weights), dx.into(), grad).into()
             }
             (x, dx) => {
                 let lora = grad.lora.map(|g| [g.a, g.b].map(Tensor::array_mut));

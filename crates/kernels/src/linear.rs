@@ -12,7 +12,7 @@ use crate::weight::Weight;
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
 pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, precision: Precision) {
     match (y, x) {
-        (Tensor::Host(y), Tensor::Host(x)) => cpu::linear::forward(y, x, weight, precision),
+        (Tensor::Host(y), Tensor::Host(x)) => cpu::linear::forward(y.into(), x.into(), weight, precision),
         (y, x) => cuda::linear::forward(y.array_mut(), x.array(), weight, None, precision),
     }
 }
@@ -31,7 +31,9 @@ pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, before: &Tensor
 /// `dx = dy W` (or `+=`).
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Weight, into: Into, precision: Precision) {
     match (dx, dy) {
-        (Tensor::Host(dx), Tensor::Host(dy)) => cpu::linear::backward_input(dx, dy, weight, into, precision),
+        (Tensor::Host(dx), Tensor::Host(dy)) => {
+            cpu::linear::backward_input(dx.into(), dy.into(), weight, into, precision);
+        }
         (dx, dy) => cuda::linear::backward_input(dx.array_mut(), dy.array(), weight, into, precision),
     }
 }
@@ -42,7 +44,9 @@ pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Weight, into: Into,
 /// `dw` `[out, in]`, `dy` `[N, out]`, `x` `[N, in]`.
 pub fn backward_weight(dw: &mut Tensor, dy: &Tensor, x: &Tensor, n: usize, precision: Precision) {
     match (dw, dy) {
-        (Tensor::Host(dw), Tensor::Host(dy)) => cpu::linear::backward_weight(dw, dy, x.host(), n, precision),
+        (Tensor::Host(dw), Tensor::Host(dy)) => {
+            cpu::linear::backward_weight(dw.into(), dy.into(), x.host().into(), n, precision);
+        }
         (dw, dy) => cuda::linear::backward_weight(dw.array_mut(), dy.array(), x.array(), n, precision),
     }
 }
@@ -53,6 +57,7 @@ pub fn backward_weight(dw: &mut Tensor, dy: &Tensor, x: &Tensor, n: usize, preci
 /// `y` `[N, out]`, `bias` `[out]`.
 pub fn add_bias(y: &mut Tensor, bias: &Weight) {
     match y {
+        y if y.is_meta() => {}
         Tensor::Host(y) => cpu::linear::add_bias(y, &bias.to_f32()),
         Tensor::Card(y) => cuda::linear::add_bias(y, bias),
     }
@@ -61,6 +66,7 @@ pub fn add_bias(y: &mut Tensor, bias: &Weight) {
 /// `db += sum over rows of dy`, for a bias that is trained.
 pub fn backward_bias(dbias: &mut Tensor, dy: &Tensor) {
     match (dbias, dy) {
+        (dbias, _) if dbias.is_meta() => {}
         (Tensor::Host(dbias), Tensor::Host(dy)) => cpu::linear::backward_bias(dbias, dy),
         (dbias, dy) => cuda::linear::backward_bias(dbias.array_mut(), dy.array()),
     }

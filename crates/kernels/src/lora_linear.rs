@@ -93,7 +93,7 @@ pub struct LoraGrad<'a> {
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
 pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora) {
     match (y, x) {
-        (Tensor::Host(y), Tensor::Host(x)) => cpu::lora_linear::forward(y, x, weight, lora),
+        (Tensor::Host(y), Tensor::Host(x)) => cpu::lora_linear::forward(y.into(), x.into(), weight, lora),
         (y, x) => cuda::lora_linear::forward(y.array_mut(), x.array(), weight, lora, None),
     }
 }
@@ -121,8 +121,8 @@ pub fn backward(
     match dy {
         Tensor::Host(dy) => {
             let grad = cpu::lora_linear::LoraGrad { a: grad.a.host_mut(), b: grad.b.host_mut() };
-            let dx = dx.map(|(dx, into)| (dx.host_mut(), into));
-            cpu::lora_linear::backward(dx, grad, dy, x.host(), weight, lora);
+            let dx = dx.map(|(dx, into)| (dx.host_mut().into(), into));
+            cpu::lora_linear::backward(dx, grad, dy.into(), x.host().into(), weight, lora);
         }
         Tensor::Card(dy) => {
             let dx = dx.map(|(dx, into)| (dx.array_mut(), into));

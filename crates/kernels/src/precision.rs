@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::buffer::Buffer;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
+use crate::slice::Slice;
 use crate::tensor::Tensor;
 use crate::weight::Dtype;
 
@@ -54,14 +55,6 @@ impl Precision {
         match self {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
-        }
-    }
-
-    /// Numbers of the copy that a product makes of its left factor: none where it reads the factor as it is.
-    pub fn laid_out_len(self, rows: usize, inner: usize) -> usize {
-        match self.layout() {
-            Layout::Singles => 0,
-            layout => rows * layout.words(inner),
         }
     }
 
@@ -155,7 +148,7 @@ impl Layout {
         if !spare.is_empty() {
             spare.chunks_mut(cols).enumerate().for_each(|(row, to)| self.write_row(to, a, row));
         }
-        as_factor(a, &spare[..], [rows, cols])
+        as_factor(a, spare[..].into(), [rows, cols])
     }
 }
 
@@ -172,7 +165,10 @@ impl<'a> LaidOut<'a> {
             return Self { numbers: a, words: None };
         }
         let [rows, cols] = layout.shape(a);
-        let mut words = Buffer::unset(rows * cols);
+        let mut words = Buffer::unset(a.meta(), rows * cols);
+        if a.meta().is_some() {
+            return Self { numbers: a, words: Some((words, [rows, cols])) };
+        }
         let rows_per_task = (CHUNK / cols.max(1)).max(1);
         words.par_chunks_mut((rows_per_task * cols).max(1)).enumerate().for_each(|(task, to)| {
             let row = task * rows_per_task;
@@ -185,13 +181,13 @@ impl<'a> LaidOut<'a> {
     pub(crate) fn view(&self) -> View<'_> {
         match &self.words {
             None => self.numbers,
-            Some((words, shape)) => as_factor(self.numbers, words, *shape),
+            Some((words, shape)) => as_factor(self.numbers, words.into(), *shape),
         }
     }
 }
 
 /// Words as the factor they were made of.
-fn as_factor<'w>(a: View, words: &'w [f32], [rows, cols]: [usize; 2]) -> View<'w> {
+fn as_factor<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'w> {
     let words = View::new(words, rows, cols);
     if a.is_row_major() { words } else { words.t() }
 }
@@ -210,7 +206,10 @@ impl Kept {
         let len = numbers.len();
         let words = match (numbers, precision) {
             (Tensor::Host(numbers), Precision::Bf16) => {
-                let mut words = Buffer::unset(len.div_ceil(2));
+                let mut words = Buffer::unset(numbers.meta(), len.div_ceil(2));
+                if numbers.meta().is_some() {
+                    return Self { words: Tensor::Host(words), len, precision };
+                }
                 let pieces = words.par_chunks_mut(CHUNK).zip(numbers.par_chunks(2 * CHUNK));
                 pieces.for_each(|(words, numbers)| {
                     vectorised(
@@ -231,7 +230,10 @@ impl Kept {
             Tensor::Host(words) if self.precision == Precision::Bf16 => words,
             numbers => return numbers,
         };
-        let mut numbers = Buffer::unset(self.len);
+        let mut numbers = Buffer::unset(words.meta(), self.len);
+        if words.meta().is_some() {
+            return Tensor::Host(numbers);
+        }
         numbers.par_chunks_mut(2 * CHUNK).zip(words.par_chunks(CHUNK)).for_each(|(numbers, words)| {
             vectorised(
                 #[inline(always)]
@@ -310,15 +312,15 @@ mod tests {
     #[test]
     fn what_is_kept_comes_back_rounded() {
         for len in [0, 1, 2, 7, 2 * CHUNK + 3] {
-            let mut numbers = Buffer::unset(len);
+            let mut numbers = Buffer::unset(None, len);
             numbers.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 7.0 - 1.0);
             let expected: Vec<f32> = numbers.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
             let exact = numbers.to_vec();
             let kept = Kept::new(Tensor::Host(numbers), Precision::Bf16);
             assert_eq!(4 * kept.words.len(), Kept::bytes(len, Precision::Bf16));
             let rounded = kept.take();
-            assert_eq!(rounded.host(), expected);
-            assert_eq!(Kept::new(rounded, Precision::F32).take().host(), expected);
+            assert_eq!(rounded.host()[..], expected[..]);
+            assert_eq!(Kept::new(rounded, Precision::F32).take().host()[..], expected[..]);
             assert!(len < 3 || exact != expected, "the test sees no rounding");
         }
     }
@@ -327,7 +329,7 @@ mod tests {
     fn a_layout_holds_every_number_once() {
         for (rows, cols) in [(1, 1), (3, 4), (2, 5), (17, 33)] {
             let numbers: Vec<f32> = (0..rows * cols).map(|i| (i % 200) as f32 - 7.0).collect();
-            for a in [View::new(&numbers, rows, cols), View::new(&numbers, cols, rows).t()] {
+            for a in [View::new(&numbers[..], rows, cols), View::new(&numbers[..], cols, rows).t()] {
                 let at = |i: usize, k: usize| if a.is_row_major() { a.row(i)[k] } else { a.t().row(k)[i] };
                 let mut spare = vec![];
                 let (one, many) = (Layout::Pairs.of(a, &mut spare), LaidOut::new(a, Layout::Pairs));

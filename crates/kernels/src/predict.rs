@@ -25,6 +25,19 @@ pub struct Rule<'a> {
     pub confidence: Confidence,
 }
 
+impl Rule<'_> {
+    /// The most likely token, rated by its probability.
+    pub const GREEDY: Self = Self {
+        forbidden: &[],
+        divisor: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        excluded: None,
+        noise: 0.0,
+        confidence: Confidence::Probability,
+    };
+}
+
 /// How confident a choice counts, of the probabilities `p` that are left after `top_p` and `top_k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confidence {
@@ -73,8 +86,8 @@ impl Head<'_> {
     pub fn predict(&self, x: &Tensor, guidance: Option<Guidance>, draws: &[RowDraw], rule: &Rule) -> Vec<Prediction> {
         match x {
             Tensor::Host(x) => {
-                let guidance = guidance.map(|g| (g.x.host(), g.scale));
-                cpu::predict::predict(self, x, guidance, draws, rule)
+                let guidance = guidance.map(|g| (g.x.host().into(), g.scale));
+                cpu::predict::predict(self, x.into(), guidance, draws, rule)
             }
             Tensor::Card(x) => {
                 let guidance = guidance.map(|g| (g.x.array(), g.scale));

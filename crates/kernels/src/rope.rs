@@ -36,7 +36,7 @@ impl Rope {
                 |p: &u32| frequencies.iter().map(|frequency| f(*p as f32 * frequency)).collect::<Vec<_>>();
             positions.par_iter().flat_map_iter(of_position).collect()
         };
-        let [cos, sin] = [f32::cos, f32::sin].map(|f| device.put(of_angles(f)));
+        let [cos, sin] = [f32::cos, f32::sin].map(|f| device.put_made(positions.len() * half, || of_angles(f)));
         Self { half, cos, sin }
     }
 
@@ -47,6 +47,7 @@ impl Rope {
     pub fn apply(&self, x: &mut Tensor, heads: usize, turn: Turn) {
         let sign = if turn == Turn::Position { 1.0 } else { -1.0 };
         match x {
+            x if x.is_meta() => {}
             Tensor::Host(x) => cpu::rope::apply(x, [self.cos.host(), self.sin.host()], (heads, self.half), sign),
             Tensor::Card(x) => {
                 cuda::elementwise::rope(x, [self.cos.array(), self.sin.array()], (heads, self.half), sign);

@@ -1,5 +1,6 @@
 //! Some rows of a matrix: taken out, put back, added.
 
+use crate::buffer::Buffer;
 use crate::cuda;
 use crate::tensor::Tensor;
 
@@ -10,7 +11,8 @@ use crate::tensor::Tensor;
 pub fn gather(x: &Tensor, index: &[usize], width: usize) -> Tensor {
     match x {
         Tensor::Host(x) => {
-            index.iter().flat_map(|row| &x[row * width..(row + 1) * width]).copied().collect::<Vec<f32>>().into()
+            let rows = || index.iter().flat_map(|row| &x[row * width..(row + 1) * width]).copied().collect();
+            Tensor::Host(Buffer::vector(x.meta(), index.len() * width, rows))
         }
         Tensor::Card(x) => Tensor::Card(cuda::rows::gather(x, index, width)),
     }
@@ -22,6 +24,7 @@ pub fn gather(x: &Tensor, index: &[usize], width: usize) -> Tensor {
 /// `to` `[N, width]`, `rows` `[M, width]`.
 pub fn scatter_add(to: &mut Tensor, index: &[usize], rows: &Tensor, width: usize) {
     match (to, rows) {
+        (to, _) if to.is_meta() => {}
         (Tensor::Host(to), Tensor::Host(rows)) => {
             for (row, from) in index.iter().zip(rows.chunks_exact(width)) {
                 to[row * width..(row + 1) * width].iter_mut().zip(from).for_each(|(to, x)| *to += x);
@@ -37,6 +40,7 @@ pub fn scatter_add(to: &mut Tensor, index: &[usize], rows: &Tensor, width: usize
 /// `to` `[N, width]`, `rows` `[M, width]`.
 pub fn replace(to: &mut Tensor, index: &[usize], rows: &Tensor, width: usize) {
     match (to, rows) {
+        (to, _) if to.is_meta() => {}
         (Tensor::Host(to), Tensor::Host(rows)) => {
             for (row, from) in index.iter().zip(rows.chunks_exact(width.max(1))) {
                 to[row * width..(row + 1) * width].copy_from_slice(from);

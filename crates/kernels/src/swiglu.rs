@@ -11,6 +11,7 @@ use crate::tensor::Tensor;
 /// All `[N, mlp width]`.
 pub fn forward(h: &mut Tensor, gate: &Tensor, up: &Tensor, precision: Precision) {
     match (h, gate) {
+        (h, _) if h.is_meta() => {}
         (Tensor::Host(h), Tensor::Host(gate)) => cpu::swiglu::forward(h, gate, up.host(), precision),
         (h, gate) => cuda::elementwise::swiglu(h.array_mut(), gate.array(), up.array()),
     }
@@ -19,6 +20,7 @@ pub fn forward(h: &mut Tensor, gate: &Tensor, up: &Tensor, precision: Precision)
 /// Turns `gate` and `up` into their gradients in place: both are needed no more. They are rounded as in the forward.
 pub fn backward(gate: &mut Tensor, up: &mut Tensor, dh: &Tensor, precision: Precision) {
     match (gate, dh) {
+        (gate, _) if gate.is_meta() => {}
         (Tensor::Host(gate), Tensor::Host(dh)) => cpu::swiglu::backward(gate, up.host_mut(), dh, precision),
         (gate, dh) => cuda::elementwise::swiglu_backward(gate.array_mut(), up.array_mut(), dh.array()),
     }

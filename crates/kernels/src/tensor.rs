@@ -22,7 +22,7 @@ pub enum Into {
 /// Numbers on a device: f32, or on a card what only products read in the products' format ([`Device::factors`]).
 #[derive(Debug)]
 pub enum Tensor {
-    /// In the machine's memory.
+    /// In the machine's memory, or without storage on a meta device.
     Host(Buffer),
     /// In a card's memory.
     Card(Array),
@@ -45,9 +45,14 @@ impl Tensor {
     /// Where it is.
     pub fn device(&self) -> Device {
         match self {
-            Self::Host(_) => Device::Cpu,
+            Self::Host(numbers) => numbers.meta().map_or(Device::Cpu, |meta| Device::Meta(meta.clone())),
             Self::Card(array) => Device::Cuda(array.card().clone()),
         }
+    }
+
+    /// Whether it has no storage: what would be done to its numbers alone is left out.
+    pub(crate) fn is_meta(&self) -> bool {
+        matches!(self, Self::Host(numbers) if numbers.meta().is_some())
     }
 
     /// The numbers as f32, copied from a card once all its work before is done.
@@ -89,6 +94,7 @@ impl Tensor {
     /// Copies a stretch of another tensor to `start`.
     pub fn copy(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
         match (self, from) {
+            (Self::Host(to), Self::Host(_)) if to.meta().is_some() => {}
             (Self::Host(to), Self::Host(from)) => {
                 to[start..start + stretch.len()].copy_from_slice(&from[stretch]);
             }
@@ -99,7 +105,7 @@ impl Tensor {
     /// `+= from`.
     pub fn add(&mut self, from: &Self) {
         match (self, from) {
-            (Self::Host(to), Self::Host(from)) => matrix::add(to, from),
+            (Self::Host(to), Self::Host(from)) => matrix::add((&mut *to).into(), from.into()),
             (to, from) => cuda::elementwise::add(to.array_mut(), from.array()),
         }
     }
@@ -108,6 +114,7 @@ impl Tensor {
     pub fn add_within(&mut self, to: usize, from: usize, len: usize) {
         assert!(to + len <= from, "the sum comes before what is added");
         match self {
+            Self::Host(numbers) if numbers.meta().is_some() => {}
             Self::Host(numbers) => {
                 // On this thread alone: the others may be at work on something else.
                 let (sums, rest) = numbers[to..].split_at_mut(from - to);
@@ -118,7 +125,7 @@ impl Tensor {
     }
 
     /// A host tensor's numbers.
-    pub(crate) fn host(&self) -> &[f32] {
+    pub(crate) fn host(&self) -> &Buffer {
         match self {
             Self::Host(numbers) => numbers,
             Self::Card(_) => panic!("the tensors of one operation lie on one device"),
@@ -126,7 +133,7 @@ impl Tensor {
     }
 
     /// A host tensor's numbers, to be changed.
-    pub(crate) fn host_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn host_mut(&mut self) -> &mut Buffer {
         match self {
             Self::Host(numbers) => numbers,
             Self::Card(_) => panic!("the tensors of one operation lie on one device"),

@@ -170,7 +170,7 @@ impl Weight {
                         || block.extend(row.iter().map(|x| widen(*x))),
                     );
                 }
-                f(View::new(&block, rows.len(), cols.len()))
+                f(View::new(&block[..], rows.len(), cols.len()))
             }
         }
     }

@@ -12,15 +12,7 @@ use weft_kernels::predict::{Confidence, Guidance, Prediction, RowDraw, Rule};
 const ROWS: usize = 37;
 const WIDTH: usize = 5;
 
-const PLAIN: Rule = Rule {
-    forbidden: &[],
-    divisor: 1.0,
-    top_p: 1.0,
-    top_k: 0,
-    excluded: None,
-    noise: 0.0,
-    confidence: Confidence::Probability,
-};
+const PLAIN: Rule = Rule::GREEDY;
 
 fn random(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     (0..len).map(|i| scale * (2.0 * unit_f32(philox(seed, [i as u32, 0, 0, 0])[0]) - 1.0)).collect()

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::attention::Shape;
 use crate::buffer::{Buffer, Scratch};
 use crate::cpu::exp::{self, exp, vectorised};
-use crate::cpu::matrix::{Shared, View};
+use crate::cpu::matrix::{BLOCK, Shared, View};
 use crate::cpu::microkernel::{Output, multiply};
 use crate::cpu::panels::{PANEL, Panels};
 use crate::tensor::Into;
@@ -19,22 +19,33 @@ use crate::tensor::Into;
 const SCORES: usize = 1 << 16;
 /// Queries per task of the forward.
 const QUERIES: usize = 1020;
+/// Vectors that a thread works with at once.
+const THREAD_VECTORS: usize = 14;
 
 /// Queries, keys and values after RoPE: `q` `[M, H * head_dim]`, `k` and `v` `[N, K * head_dim]`.
 #[derive(Clone, Copy)]
 pub struct Qkv<'a> {
     /// Queries.
-    pub q: &'a [f32],
+    pub q: &'a Buffer,
     /// Keys.
-    pub k: &'a [f32],
+    pub k: &'a Buffer,
     /// Values.
-    pub v: &'a [f32],
+    pub v: &'a Buffer,
 }
 
 impl Shape<'_> {
     fn query_heads(&self, kv_head: usize) -> Range<usize> {
         let group = self.heads / self.kv_heads;
         kv_head * group..(kv_head + 1) * group
+    }
+
+    /// Numbers of the vectors that a thread keeps for its tasks: as many as backward's five blocks take, each with a copy
+    /// of its layout, beside scores, their gradients, words and strips. The largest hold a head's keys, a block's scores,
+    /// or a block of another product's right operand.
+    fn thread_len(&self) -> usize {
+        let longest = self.sequences.iter().max_by_key(|s| s.len()).cloned().unwrap_or(0..0);
+        let largest = longest.len() * self.head_dim.next_multiple_of(PANEL).max(query_block(&longest));
+        THREAD_VECTORS * largest.max(BLOCK[0] * BLOCK[1])
     }
 
     /// Columns of one head in rows `tokens` of a `[N, heads * head_dim]` matrix.
@@ -49,11 +60,15 @@ impl Shape<'_> {
 ///
 /// # Shapes
 /// `out` `[M, H * head_dim]`.
-pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
+pub fn forward(out: &mut Buffer, qkv: Qkv, shape: &Shape) -> Buffer {
     let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
     let layout = shape.precision.layout();
     assert_eq!(out.len(), n * width, "an output of [{n}, {width}]");
-    let mut lse = Buffer::unset(shape.heads * n);
+    let mut lse = Buffer::unset(out.meta(), shape.heads * n);
+    if let Some(meta) = out.meta() {
+        meta.note_thread(shape.thread_len());
+        return lse;
+    }
     let (out, lse_out) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
     let tasks: Vec<_> = shape
         .sequences
@@ -85,7 +100,7 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
                     inverse
                 })
                 .collect();
-            let p = layout.of(View::new(scores, block.len(), sequence.len()), &mut words);
+            let p = layout.of(View::new(&*scores, block.len(), sequence.len()), &mut words);
             // SAFETY: the block's rows of the head's columns.
             unsafe { multiply(Output { start: o, stride: width }, p, &values, 1.0, Into::Set) };
             // Dividing the outputs is less work than dividing the scores.
@@ -100,8 +115,15 @@ pub fn forward(out: &mut [f32], qkv: Qkv, shape: &Shape) -> Buffer {
 }
 
 /// Gradients of queries, keys and values, from the output, its gradient and the saved log-sum-exp.
-pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape) -> [Buffer; 3] {
-    let mut grad = [Buffer::unset(qkv.q.len()), Buffer::zeros(qkv.k.len()), Buffer::zeros(qkv.v.len())];
+pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Shape) -> [Buffer; 3] {
+    let meta = dout.meta();
+    let mut grad =
+        [Buffer::unset(meta, qkv.q.len()), Buffer::zeros(meta, qkv.k.len()), Buffer::zeros(meta, qkv.v.len())];
+    if let Some(meta) = meta {
+        meta.note_thread(shape.thread_len());
+        return grad;
+    }
+    let [dout, out, lse]: [&[f32]; 3] = [dout, out, lse];
     let to = grad.each_mut().map(|x| Shared(x.as_mut_ptr()));
     let tasks: Vec<_> =
         shape.sequences.iter().zip(shape.queries).flat_map(|s| (0..shape.kv_heads).map(move |k| (s, k))).collect();
@@ -136,7 +158,7 @@ pub fn backward(dout: &[f32], out: &[f32], lse: &[f32], qkv: Qkv, shape: &Shape)
                     let at = query * width + head * dim;
                     softmax_backward(p, ds, lse[head * n + query], [&dout[at..at + dim], &out[at..at + dim]]);
                 }
-                let (p, ds) = (View::new(p, rows, keys), View::new(ds, rows, keys));
+                let (p, ds) = (View::new(&*p, rows, keys), View::new(&*ds, rows, keys));
                 dout_rows.pack(d_o, layout);
                 q_rows.pack(q, layout);
                 // SAFETY: the block's queries, and the sequence's keys and values.
@@ -181,11 +203,6 @@ fn query_block(sequence: &Range<usize>) -> usize {
 fn blocks(tokens: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = tokens.end;
     tokens.clone().step_by(size).map(move |start| start..(start + size).min(end))
-}
-
-/// Numbers of the largest vector that a task works with: a head's keys, or a block's scores.
-pub fn scratch_len(tokens: usize, head_dim: usize) -> usize {
-    tokens * head_dim.next_multiple_of(PANEL).max(query_block(&(0..tokens)))
 }
 
 /// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.

@@ -14,17 +14,18 @@ use crate::cpu::microkernel::Output;
 use crate::cpu::panels::Right;
 use crate::head_loss::Head;
 use crate::precision::LaidOut;
+use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 
 /// Parts of the vocabulary with sums of their own; their number is fixed, so that no bit depends on the threads.
-pub const PARTS: usize = 8;
+const PARTS: usize = 8;
 /// Most numbers of all parts' sums.
 const SUMS: usize = 1 << 23;
 
 /// The rows of a chunk: inputs `[N, D]`, targets and weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    pub(crate) x: &'a [f32],
+    pub(crate) x: Slice<'a>,
     pub(crate) targets: &'a [u32],
     pub(crate) weights: &'a [f32],
 }
@@ -43,7 +44,7 @@ struct Part {
 }
 
 /// Rows of a chunk: each part holds sums of so many.
-pub fn rows_at_once(width: usize) -> usize {
+fn rows_at_once(width: usize) -> usize {
     (SUMS / (PARTS * width)).clamp(96, 2048)
 }
 
@@ -51,37 +52,42 @@ pub fn rows_at_once(width: usize) -> usize {
 ///
 /// # Shapes
 /// `dx` `[N, D]`.
-pub(crate) fn loss(head: &Head, rows: Rows, dx: &mut [f32]) -> Vec<f32> {
+pub(crate) fn loss(head: &Head, rows: Rows, mut dx: SliceMut) -> Vec<f32> {
     let width = head.weight.cols();
-    let at_once = rows_at_once(width);
-    let chunks = rows.x.chunks(at_once * width).zip(rows.targets.chunks(at_once)).zip(rows.weights.chunks(at_once));
-    let chunk = |(((x, targets), weights), dx)| loss_of_chunk(head, Rows { x, targets, weights }, dx);
-    chunks.zip(dx.chunks_mut(at_once * width)).flat_map(chunk).collect()
+    let (at_once, mut first, mut nll) = (rows_at_once(width), 0, vec![]);
+    for (targets, weights) in rows.targets.chunks(at_once).zip(rows.weights.chunks(at_once)) {
+        let range = first * width..(first + targets.len()) * width;
+        let x = rows.x.range(range.clone());
+        nll.extend(loss_of_chunk(head, Rows { x, targets, weights }, dx.borrow().range(range)));
+        first += targets.len();
+    }
+    nll
 }
 
-fn loss_of_chunk(head: &Head, rows: Rows, dx: &mut [f32]) -> Vec<f32> {
+fn loss_of_chunk(head: &Head, rows: Rows, dx: SliceMut) -> Vec<f32> {
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
     let blocks = vocab.div_ceil(BLOCK[1]);
     let x = LaidOut::new(View::new(rows.x, rows.targets.len(), width), head.precision.layout());
-    let part = |p: usize| {
+    let sums = [(); PARTS].map(|()| Buffer::unset(rows.x.meta(), rows.targets.len() * width));
+    if let Some(meta) = rows.x.meta() {
+        meta.take_on_threads(rows.targets.len() * BLOCK[1].min(vocab));
+    }
+    let Some(dx) = dx.numbers() else { return vec![0.0; rows.targets.len()] };
+    let part = |(p, sums): (usize, Buffer)| {
         let cols = p * blocks / PARTS * BLOCK[1]..((p + 1) * blocks / PARTS * BLOCK[1]).min(vocab);
-        Part::new(head, rows, &x, cols)
+        Part::new(head, rows, &x, cols, sums)
     };
-    let parts: Vec<Part> = (0..PARTS).into_par_iter().map(part).collect();
+    let parts: Vec<Part> = Vec::from(sums).into_par_iter().enumerate().map(part).collect();
     dx.par_chunks_mut(width).enumerate().map(|(i, dx)| merge(&parts, i, rows, head, dx)).collect()
 }
 
 impl Part {
-    fn new(head: &Head, rows: Rows, x: &LaidOut, cols: Range<usize>) -> Self {
+    fn new(head: &Head, rows: Rows, x: &LaidOut, cols: Range<usize>, mut sums: Buffer) -> Self {
         let (n, width, layout) = (rows.targets.len(), head.weight.cols(), head.precision.layout());
-        let mut part = Self {
-            max: vec![f32::NEG_INFINITY; n],
-            z: vec![0.0; n],
-            sums: Buffer::zeros(n * width),
-            target: vec![None; n],
-        };
+        sums.fill(0.0);
+        let mut part = Self { max: vec![f32::NEG_INFINITY; n], z: vec![0.0; n], sums, target: vec![None; n] };
         let numbers = View::new(rows.x, n, width);
-        let mut tile = Buffer::unset(n * BLOCK[1].min(cols.len()));
+        let mut tile = Buffer::unset(None, n * BLOCK[1].min(cols.len()));
         let mut spare = Scratch::new();
         for start in cols.clone().step_by(BLOCK[1]) {
             let block = start..(start + BLOCK[1]).min(cols.end);
@@ -96,7 +102,7 @@ impl Part {
                 let target = Some(rows.targets[i] as usize).filter(|t| block.contains(t));
                 part.take_row(i, row, target.map(|t| t - start));
             }
-            let tile = View::new(tile, n, block.len());
+            let tile = View::new(&*tile, n, block.len());
             let values = Term { a: tile, b: Right::WeightRows(head.weight, [block.start, block.end]), scale: 1.0 };
             // SAFETY: the sums hold `n` rows of `width` numbers, and are borrowed mutably.
             unsafe {

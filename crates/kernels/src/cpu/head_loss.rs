@@ -13,6 +13,7 @@ use crate::cpu::lora_linear::{self, LoraGrad};
 use crate::cpu::matrix::{self, Term, View};
 use crate::cpu::panels::Right;
 use crate::head_loss::Head;
+use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 
 /// Most logits held at once.
@@ -24,31 +25,32 @@ const LOWEST: f32 = -1e4;
 #[derive(Default)]
 pub struct HeadGrad<'a> {
     /// `[V, D]`.
-    pub weight: Option<&'a mut [f32]>,
+    pub weight: Option<&'a mut Buffer>,
     /// The adapter's.
     pub lora: Option<LoraGrad<'a>>,
 }
 
 /// Rows whose logits are held at once where they are stored.
-pub fn rows_at_once(vocab: usize) -> usize {
+pub(crate) fn rows_at_once(vocab: usize) -> usize {
     (CHUNK_LOGITS / vocab).clamp(16, 512)
 }
 
 /// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`.
-pub fn for_each_chunk(head: &Head, x: &[f32], mut f: impl FnMut(usize, &mut [f32])) {
+pub fn for_each_chunk(head: &Head, x: Slice, mut f: impl FnMut(usize, SliceMut)) {
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
-    let rows = rows_at_once(vocab);
-    let mut logits = Buffer::unset(rows.min(x.len() / width) * vocab);
-    for (i, x) in x.chunks(rows * width).enumerate() {
-        let first = i * rows;
-        let logits = &mut logits[..x.len() / width * vocab];
-        logits_of(head, first, x, logits);
+    let (all, at_once) = (x.len() / width, rows_at_once(vocab));
+    let mut logits = Buffer::unset(x.meta(), at_once.min(all) * vocab);
+    for first in (0..all).step_by(at_once) {
+        let rows = at_once.min(all - first);
+        let x = x.range(first * width..(first + rows) * width);
+        let mut logits = SliceMut::from(&mut logits).range(0..rows * vocab);
+        logits_of(head, first, x, logits.borrow());
         f(first, logits);
     }
 }
 
 /// The logits of some rows, the first of which is row `first` of all.
-pub(crate) fn logits_of(head: &Head, first: usize, x: &[f32], logits: &mut [f32]) {
+pub(crate) fn logits_of(head: &Head, first: usize, x: Slice, logits: SliceMut) {
     match head.lora_from(first) {
         None => linear::forward(logits, x, head.weight, head.precision),
         Some(lora) => lora_linear::forward(logits, x, head.weight, &lora),
@@ -56,7 +58,7 @@ pub(crate) fn logits_of(head: &Head, first: usize, x: &[f32], logits: &mut [f32]
 }
 
 /// Shannon entropy of each row's distribution, in nats: `H = ln Z - sum e_v (z_v - max) / Z`, never below 0.
-pub fn entropy(head: &Head, x: &[f32]) -> Vec<f32> {
+pub fn entropy(head: &Head, x: Slice) -> Vec<f32> {
     let entropy = |s: &Statistics| {
         let entropy = s.z.ln() - s.dot / s.z;
         // Written so that a number gone wrong stays visible.
@@ -66,14 +68,17 @@ pub fn entropy(head: &Head, x: &[f32]) -> Vec<f32> {
 }
 
 /// Negative log-likelihood of each row's target, in nats.
-pub fn nll(head: &Head, x: &[f32], targets: &[u32]) -> Vec<f32> {
+pub fn nll(head: &Head, x: Slice, targets: &[u32]) -> Vec<f32> {
     let nll = |s: &Statistics| (f64::from(s.max) + s.z.ln() - f64::from(s.target)) as f32;
     statistics(head, x, Some(targets)).iter().map(nll).collect()
 }
 
 /// Statistics of each row's logits, which are never stored: each thread takes some of their columns at a time.
-fn statistics(head: &Head, x: &[f32], targets: Option<&[u32]>) -> Vec<Statistics> {
+/// On a meta device there are none.
+fn statistics(head: &Head, x: Slice, targets: Option<&[u32]>) -> Vec<Statistics> {
     let rows = x.len() / head.weight.cols();
+    let of_all_tiles = rows * head.weight.rows().div_ceil(matrix::BLOCK[1]) * size_of::<Statistics>();
+    let _of_all_tiles = x.meta().map(|meta| meta.take_outside(of_all_tiles));
     let of_tile = |first: usize, cols: Range<usize>, tile: &[f32]| -> Vec<Statistics> {
         let row = |(i, logits): (usize, &[f32])| {
             let target = targets.map(|t| t[first + i] as usize).filter(|t| cols.contains(t));
@@ -87,7 +92,7 @@ fn statistics(head: &Head, x: &[f32], targets: Option<&[u32]>) -> Vec<Statistics
             matrix::map_tiles(&[Term { a, b: Right::WeightT(head.weight), scale: 1.0 }], head.precision, of_tile)
         }
         Some(lora) => {
-            let u = lora_linear::project_down(&lora_linear::dropped(x, &lora), &lora);
+            let u = lora_linear::project_down(lora_linear::dropped(x, &lora).as_ref().map_or(x, Slice::from), &lora);
             matrix::map_tiles(&lora_linear::terms(x, &u, head.weight, &lora), head.precision, of_tile)
         }
     };
@@ -102,10 +107,9 @@ fn statistics(head: &Head, x: &[f32], targets: Option<&[u32]>) -> Vec<Statistics
 /// `dx` `[N, D]` is overwritten, `grad` added to.
 pub fn loss(
     head: &Head,
-    x: &[f32],
-    targets: &[u32],
-    row_weights: &[f32],
-    dx: &mut [f32],
+    x: Slice,
+    (targets, row_weights): (&[u32], &[f32]),
+    mut dx: SliceMut,
     mut grad: HeadGrad,
 ) -> Vec<f32> {
     if grad.weight.is_none() && head.lora.is_none() {
@@ -113,10 +117,11 @@ pub fn loss(
     }
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
     let mut nll = vec![0.0; targets.len()];
-    for_each_chunk(head, x, |first, logits| {
+    for_each_chunk(head, x, |first, mut logits| {
         let rows = logits.len() / vocab;
         let range = first..first + rows;
-        logits
+        let numbers = logits.borrow().numbers().unwrap_or_default();
+        numbers
             .par_chunks_mut(vocab)
             .zip(nll[range.clone()].par_iter_mut())
             .zip(&targets[range.clone()])
@@ -131,10 +136,10 @@ pub fn loss(
                 );
                 row[target as usize] -= weight;
             });
-        let x = &x[range.start * width..range.end * width];
-        let dx = &mut dx[range.start * width..range.end * width];
+        let (logits, features) = (logits.read(), range.start * width..range.end * width);
+        let (x, dx) = (x.range(features.clone()), dx.borrow().range(features));
         if let Some(dw) = grad.weight.as_deref_mut() {
-            linear::backward_weight(dw, logits, x, rows, head.precision);
+            linear::backward_weight(dw.into(), logits, x, rows, head.precision);
         }
         match (head.lora_from(first), &mut grad.lora) {
             (Some(lora), Some(g)) => {
@@ -156,11 +161,6 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
             f64::from(max) + exp::sum(logits, |z| exp(z - max)).ln()
         },
     )
-}
-
-/// Bytes that the statistics of some rows take until those of all tiles are merged.
-pub fn statistics_bytes(rows: usize, vocab: usize) -> usize {
-    rows * vocab.div_ceil(matrix::BLOCK[1]) * size_of::<Statistics>()
 }
 
 /// What the softmax of some logits comes to; those of all are merged from those of parts.

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::cpu::matrix::{self, View};
 use crate::precision::Precision;
+use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
@@ -14,13 +15,13 @@ const PARTIAL_ROWS: usize = 64;
 ///
 /// # Shapes
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
-pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight, precision: Precision) {
+pub fn forward(y: SliceMut, x: Slice, weight: &Weight, precision: Precision) {
     let x = View::new(x, x.len() / weight.cols(), weight.cols());
     matrix::times_weight_t(y, x, weight, Into::Set, precision);
 }
 
 /// `dx = dy W` (or `+=`).
-pub fn backward_input(dx: &mut [f32], dy: &[f32], weight: &Weight, into: Into, precision: Precision) {
+pub fn backward_input(dx: SliceMut, dy: Slice, weight: &Weight, into: Into, precision: Precision) {
     let dy = View::new(dy, dy.len() / weight.rows(), weight.rows());
     matrix::times_weight(dx, dy, weight, into, precision);
 }
@@ -29,7 +30,7 @@ pub fn backward_input(dx: &mut [f32], dy: &[f32], weight: &Weight, into: Into, p
 ///
 /// # Shapes
 /// `dw` `[out, in]`, `dy` `[N, out]`, `x` `[N, in]`.
-pub fn backward_weight(dw: &mut [f32], dy: &[f32], x: &[f32], n: usize, precision: Precision) {
+pub fn backward_weight(dw: SliceMut, dy: Slice, x: Slice, n: usize, precision: Precision) {
     if n == 0 {
         return;
     }

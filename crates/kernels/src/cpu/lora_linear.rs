@@ -9,28 +9,29 @@ use crate::cpu::panels::Right;
 use crate::lora_linear::{Dropout, Lora};
 use crate::philox::{philox, unit_f32};
 use crate::precision::Precision;
+use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
 /// Where the adapter's gradients are added.
 pub struct LoraGrad<'a> {
     /// `[R, in]`.
-    pub a: &'a mut [f32],
+    pub a: &'a mut Buffer,
     /// `[out, R]`.
-    pub b: &'a mut [f32],
+    pub b: &'a mut Buffer,
 }
 
 /// `y = x W^T + s (drop(x) A^T) B^T`.
 ///
 /// # Shapes
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
-pub fn forward(y: &mut [f32], x: &[f32], weight: &Weight, lora: &Lora) {
-    let u = project_down(&dropped(x, lora), lora);
+pub fn forward(y: SliceMut, x: Slice, weight: &Weight, lora: &Lora) {
+    let u = project_down(dropped(x, lora).as_ref().map_or(x, Slice::from), lora);
     sum_of_products(y, &terms(x, &u, weight, lora), Into::Set, lora.precision);
 }
 
 /// The two products whose sum is the layer's output; `u` is [`project_down`]'s.
-pub(crate) fn terms<'a>(x: &'a [f32], u: &'a [f32], weight: &'a Weight, lora: &Lora<'a>) -> [Term<'a>; 2] {
+pub(crate) fn terms<'a>(x: Slice<'a>, u: &'a Buffer, weight: &'a Weight, lora: &Lora<'a>) -> [Term<'a>; 2] {
     let n = x.len() / weight.cols();
     [
         Term { a: View::new(x, n, weight.cols()), b: Right::WeightT(weight), scale: 1.0 },
@@ -39,33 +40,34 @@ pub(crate) fn terms<'a>(x: &'a [f32], u: &'a [f32], weight: &'a Weight, lora: &L
 }
 
 /// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
-pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &[f32], weight: &Weight, lora: &Lora) {
+pub fn backward(dx: Option<(SliceMut, Into)>, grad: LoraGrad, dy: Slice, x: Slice, weight: &Weight, lora: &Lora) {
     let (rank, inputs, outputs) = (lora.a.rows(), lora.a.cols(), lora.b.rows());
     let n = x.len() / inputs;
-    let x_dropped = dropped(x, lora);
-    let u = project_down(&x_dropped, lora);
+    let dropped = dropped(x, lora);
+    let x_dropped = dropped.as_ref().map_or(x, Slice::from);
+    let u = project_down(x_dropped, lora);
     let dy_view = View::new(dy, n, outputs);
-    matrix::par_product(grad.b, dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add, lora.precision);
-    let mut du = Buffer::unset(n * rank);
+    matrix::par_product(grad.b.into(), dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add, lora.precision);
+    let mut du = Buffer::unset(x.meta(), n * rank);
     sum_of_products(
-        &mut du,
+        (&mut du).into(),
         &[Term { a: dy_view, b: Right::weight(lora.b), scale: lora.scale }],
         Into::Set,
         lora.precision,
     );
     let du = View::new(&du, n, rank);
-    matrix::par_product(grad.a, du.t(), View::new(&x_dropped, n, inputs), 1.0, Into::Add, lora.precision);
-    let Some((dx, into)) = dx else { return };
+    matrix::par_product(grad.a.into(), du.t(), View::new(x_dropped, n, inputs), 1.0, Into::Add, lora.precision);
+    let Some((mut dx, into)) = dx else { return };
     let through_weight = Term { a: dy_view, b: Right::weight(weight), scale: 1.0 };
     let through_adapter = Term { a: du, b: Right::weight(lora.a), scale: 1.0 };
     match &lora.dropout {
         None => sum_of_products(dx, &[through_weight, through_adapter], into, lora.precision),
         Some(dropout) => {
-            sum_of_products(dx, &[through_weight], into, lora.precision);
-            let mut through = Buffer::unset(n * inputs);
-            sum_of_products(&mut through, &[through_adapter], Into::Set, lora.precision);
-            apply_dropout(&mut through, inputs, dropout);
-            matrix::add(dx, &through);
+            sum_of_products(dx.borrow(), &[through_weight], into, lora.precision);
+            let mut through = Buffer::unset(x.meta(), n * inputs);
+            sum_of_products((&mut through).into(), &[through_adapter], Into::Set, lora.precision);
+            apply_dropout((&mut through).into(), inputs, dropout);
+            matrix::add(dx, (&through).into());
         }
     }
 }
@@ -77,34 +79,31 @@ pub fn backward(dx: Option<(&mut [f32], Into)>, grad: LoraGrad, dy: &[f32], x: &
 pub fn merged(weight: &Weight, lora: &Lora) -> Vec<f32> {
     let mut merged = weight.to_f32().into_owned();
     let (a, b) = (lora.a.to_f32(), lora.b.to_f32());
-    let (a, b) = (View::new(&a, lora.a.rows(), lora.a.cols()), View::new(&b, lora.b.rows(), lora.b.cols()));
-    matrix::par_product(&mut merged, b, a, lora.scale, Into::Add, Precision::F32);
+    let (a, b) = (View::new(&*a, lora.a.rows(), lora.a.cols()), View::new(&*b, lora.b.rows(), lora.b.cols()));
+    matrix::par_product(merged[..].as_mut().into(), b, a, lora.scale, Into::Add, Precision::F32);
     merged
 }
 
 /// `u = x A^T` of an input after dropout.
-pub(crate) fn project_down(x: &[f32], lora: &Lora) -> Buffer {
+pub(crate) fn project_down(x: Slice, lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let n = x.len() / inputs;
-    let mut u = Buffer::unset(n * rank);
-    matrix::times_weight_t(&mut u, View::new(x, n, inputs), lora.a, Into::Set, lora.precision);
+    let mut u = Buffer::unset(x.meta(), n * rank);
+    matrix::times_weight_t((&mut u).into(), View::new(x, n, inputs), lora.a, Into::Set, lora.precision);
     u
 }
 
-/// The adapter's input.
-pub(crate) fn dropped<'x>(x: &'x [f32], lora: &Lora) -> std::borrow::Cow<'x, [f32]> {
-    match &lora.dropout {
-        None => x.into(),
-        Some(dropout) => {
-            let mut x = x.to_vec();
-            apply_dropout(&mut x, lora.a.cols(), dropout);
-            x.into()
-        }
-    }
+/// The adapter's input where dropout makes it another one.
+pub(crate) fn dropped(x: Slice, lora: &Lora) -> Option<Buffer> {
+    let dropout = lora.dropout.as_ref()?;
+    let mut dropped = Buffer::vector(x.meta(), x.len(), || x.numbers().to_vec());
+    apply_dropout((&mut dropped).into(), lora.a.cols(), dropout);
+    Some(dropped)
 }
 
 /// Multiplies each feature by 0 or `1 / (1 - p)`; the same call is its own backward.
-fn apply_dropout(x: &mut [f32], width: usize, dropout: &Dropout) {
+fn apply_dropout(x: SliceMut, width: usize, dropout: &Dropout) {
+    let Some(x) = x.numbers() else { return };
     let (keep, keys) = (1.0 / (1.0 - dropout.probability), dropout.token_keys.host(x.len() / width));
     x.par_chunks_mut(width).zip(keys).for_each(|(row, &key)| {
         for (i, four) in row.chunks_mut(4).enumerate() {

@@ -8,16 +8,18 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::cpu::microkernel::{Output, multiply};
 use crate::cpu::panels::{Panels, Right};
+use crate::meta::Meta;
 use crate::precision::{LaidOut, Layout, Precision};
+use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
 /// Rows of words and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
-pub const BLOCK: [usize; 2] = [512, 256];
+pub(crate) const BLOCK: [usize; 2] = [512, 256];
 /// Fewest rows of a task: packing costs as much as some ten rows.
 const TASK_ROWS: usize = 192;
 /// Rows of a tile that isn't stored; its columns are packed anew for as many.
-pub const TILE_ROWS: usize = 2048;
+const TILE_ROWS: usize = 2048;
 /// Tasks for each thread, so that a slow core can be helped out.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -32,13 +34,15 @@ pub struct View<'a> {
     cols: usize,
     row_stride: usize,
     col_stride: usize,
+    meta: Option<&'a Meta>,
 }
 
 impl<'a> View<'a> {
     /// A contiguous row-major matrix.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: impl std::convert::Into<Slice<'a>>, rows: usize, cols: usize) -> Self {
+        let data = data.into();
         assert_eq!(data.len(), rows * cols, "a matrix of [{rows}, {cols}]");
-        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
+        Self { data: data.numbers(), rows, cols, row_stride: cols, col_stride: 1, meta: data.meta() }
     }
 
     /// Columns `cols` of a row-major matrix whose rows are `width` wide.
@@ -62,6 +66,11 @@ impl<'a> View<'a> {
     /// Some rows.
     fn some_rows(self, rows: Range<usize>) -> Self {
         self.block(rows, 0..self.cols)
+    }
+
+    /// The meta device where it is one's.
+    pub(crate) fn meta(&self) -> Option<&'a Meta> {
+        self.meta
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -100,17 +109,17 @@ impl<'a> View<'a> {
 }
 
 /// `out [M, N] = scale * a b` (or `+=`).
-pub fn par_product(out: &mut [f32], a: View, b: View, scale: f32, into: Into, precision: Precision) {
+pub fn par_product(out: SliceMut, a: View, b: View, scale: f32, into: Into, precision: Precision) {
     sum_of_products(out, &[Term { a, b: Right::Matrix(b), scale }], into, precision);
 }
 
 /// `out [N, out] = x W^T` (or `+=`); a bf16 weight is read block by block while it is used.
-pub fn times_weight_t(out: &mut [f32], x: View, weight: &Weight, into: Into, precision: Precision) {
+pub fn times_weight_t(out: SliceMut, x: View, weight: &Weight, into: Into, precision: Precision) {
     sum_of_products(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into, precision);
 }
 
 /// `out [N, in] = y W` (or `+=`).
-pub fn times_weight(out: &mut [f32], y: View, weight: &Weight, into: Into, precision: Precision) {
+pub fn times_weight(out: SliceMut, y: View, weight: &Weight, into: Into, precision: Precision) {
     sum_of_products(out, &[Term { a: y, b: Right::weight(weight), scale: 1.0 }], into, precision);
 }
 
@@ -124,18 +133,19 @@ pub(crate) struct Term<'a> {
 
 /// `out [M, N] = sum of products` (or `+=`), cut into tasks: blocks of columns, each packed once by every task, and of
 /// rows. A block of the result stays in the cache from one product to the next.
-pub(crate) fn sum_of_products(out: &mut [f32], terms: &[Term], into: Into, precision: Precision) {
+pub(crate) fn sum_of_products(out: SliceMut, terms: &[Term], into: Into, precision: Precision) {
     sum_in(precision.layout(), out, terms, into);
 }
 
-fn sum_in(layout: Layout, out: &mut [f32], terms: &[Term], into: Into) {
+fn sum_in(layout: Layout, out: SliceMut, terms: &[Term], into: Into) {
     let (m, n) = (terms[0].a.rows, terms[0].b.cols());
     assert_eq!(out.len(), m * n, "a result of [{m}, {n}]");
     if m == 0 || n == 0 {
         return;
     }
-    let out = Shared(out.as_mut_ptr());
     let lefts: Vec<LaidOut> = terms.iter().map(|term| LaidOut::new(term.a, layout)).collect();
+    let Some(out) = out.numbers() else { return };
+    let out = Shared(out.as_mut_ptr());
     let blocks = n.div_ceil(BLOCK[1]);
     let splits = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(blocks);
     let rows_per_task = m.div_ceil(splits).max(TASK_ROWS);
@@ -182,7 +192,7 @@ pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, col
 }
 
 /// `f(first row, columns, tile)` of every tile of a sum of products that is never stored as a whole: for each block of
-/// rows its blocks of columns, in order.
+/// rows its blocks of columns, in order. On a meta device there is none.
 pub(crate) fn map_tiles<R: Send>(
     terms: &[Term],
     precision: Precision,
@@ -191,8 +201,12 @@ pub(crate) fn map_tiles<R: Send>(
     let (m, n) = (terms[0].a.rows, terms[0].b.cols());
     let layout = precision.layout();
     let lefts: Vec<LaidOut> = terms.iter().map(|term| LaidOut::new(term.a, layout)).collect();
+    if let Some(meta) = terms[0].a.meta() {
+        meta.take_on_threads(m.min(TILE_ROWS) * n.min(BLOCK[1]));
+        return vec![];
+    }
     let tile = |rows: Range<usize>, cols: Range<usize>| {
-        let mut tile = Buffer::unset(rows.len() * cols.len());
+        let mut tile = Buffer::unset(None, rows.len() * cols.len());
         for ((term, left), into) in terms.iter().zip(&lefts).zip([Into::Set, Into::Add]) {
             let out = Output { start: tile.as_mut_ptr(), stride: cols.len() };
             // SAFETY: the tile holds `rows` rows of `cols` columns, and is borrowed mutably.
@@ -208,8 +222,9 @@ pub(crate) fn map_tiles<R: Send>(
 }
 
 /// `to += from`.
-pub fn add(to: &mut [f32], from: &[f32]) {
+pub fn add(to: SliceMut, from: Slice) {
     assert_eq!(to.len(), from.len(), "two matrices of one size");
+    let (Some(to), from) = (to.numbers(), from.numbers()) else { return };
     to.par_chunks_mut(ADD_CHUNK).zip(from.par_chunks(ADD_CHUNK)).for_each(|(to, from)| {
         to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
     });
@@ -248,15 +263,20 @@ mod tests {
         let wide = |x: f32| bf16::from_f32(x).to_f64();
         for (m, k, n) in [(1, 1, 1), (5, 7, 3), (13, 1027, 33), (97, 514, 300)] {
             let (a, b) = (random(1, m * k), random(2, k * n));
-            let lefts = [View::new(&a, m, k), View::new(&a, k, m).t()];
-            let rights = [View::new(&b, k, n), View::new(&b, n, k).t()];
+            let lefts = [View::new(&a[..], m, k), View::new(&a[..], k, m).t()];
+            let rights = [View::new(&b[..], k, n), View::new(&b[..], n, k).t()];
             let at = |x: View, i: usize, j: usize| if x.is_row_major() { x.row(i)[j] } else { x.t().row(j)[i] };
             let layouts = [Some(Layout::Rounded), has_pairs().then_some(Layout::Pairs)];
             for (layout, (left, right)) in
                 layouts.into_iter().flatten().flat_map(|l| [0, 1, 2, 3].map(|i| (l, (lefts[i / 2], rights[i % 2]))))
             {
                 let mut out = vec![1.0; m * n];
-                sum_in(layout, &mut out, &[Term { a: left, b: Right::Matrix(right), scale: 2.0 }], Into::Add);
+                sum_in(
+                    layout,
+                    out[..].as_mut().into(),
+                    &[Term { a: left, b: Right::Matrix(right), scale: 2.0 }],
+                    Into::Add,
+                );
                 for (i, j) in [(0, 0), (m - 1, n - 1), (m / 2, n / 3), (m / 3, n / 2)] {
                     let terms = (0..k).map(|l| wide(at(left, i, l)) * wide(at(right, l, j)));
                     let expected = 1.0 + 2.0 * terms.sum::<f64>();

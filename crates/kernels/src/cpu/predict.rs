@@ -7,6 +7,7 @@ use crate::cpu::head_loss::{logits_of, rows_at_once};
 use crate::head_loss::Head;
 use crate::philox::{philox, unit_f64};
 use crate::predict::{Confidence, Prediction, RowDraw, Rule};
+use crate::slice::{Slice, SliceMut};
 
 /// Added to probabilities before their logarithm, as Dream adds it.
 const TINY: f64 = 1e-10;
@@ -14,25 +15,27 @@ const TINY: f64 = 1e-10;
 /// A prediction for each row of `x`.
 pub fn predict(
     head: &Head,
-    x: &[f32],
-    guidance: Option<(&[f32], f32)>,
+    x: Slice,
+    guidance: Option<(Slice, f32)>,
     draws: &[RowDraw],
     rule: &Rule,
 ) -> Vec<Prediction> {
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
     let rows = rows_at_once(vocab).min(draws.len().max(1));
     let [mut logits, mut unguided] =
-        [true, guidance.is_some()].map(|is_needed| Buffer::unset(if is_needed { rows * vocab } else { 0 }));
+        [true, guidance.is_some()].map(|is_needed| Buffer::unset(x.meta(), if is_needed { rows * vocab } else { 0 }));
     let mut predictions = Vec::with_capacity(draws.len());
     for (chunk, draws) in draws.chunks(rows).enumerate() {
         let first = chunk * rows;
         let inputs = first * width..(first + draws.len()) * width;
-        let logits = &mut logits[..draws.len() * vocab];
-        logits_of(head, first, &x[inputs.clone()], logits);
-        if let Some((x, scale)) = guidance {
-            let unguided = &mut unguided[..draws.len() * vocab];
-            logits_of(head, first, &x[inputs], unguided);
-            logits.par_iter_mut().zip(&*unguided).for_each(|(l, u)| *l = u + (scale + 1.0) * (*l - u));
+        let numbers = 0..draws.len() * vocab;
+        logits_of(head, first, x.range(inputs.clone()), SliceMut::from(&mut logits).range(numbers.clone()));
+        if let Some((x, _)) = guidance {
+            logits_of(head, first, x.range(inputs), SliceMut::from(&mut unguided).range(numbers.clone()));
+        }
+        let Some(logits) = SliceMut::from(&mut logits).range(numbers.clone()).numbers() else { continue };
+        if let Some((_, scale)) = guidance {
+            logits.par_iter_mut().zip(&unguided[..]).for_each(|(l, u)| *l = u + (scale + 1.0) * (*l - u));
         }
         predictions.par_extend(logits.par_chunks_mut(vocab).zip(draws).map(|(row, draw)| of_row(row, *draw, rule)));
     }

@@ -1,0 +1,106 @@
+//! The meta device against the CPU: the same steps take the same buffers on both, and the planner's steps take as much. The
+//! CPU's pool is the process's, so this is a test of its own file.
+
+use std::path::Path;
+
+use weft::base::Base;
+use weft::model::batch::{Batch, Targets};
+use weft::model::block::Transformer;
+use weft::model::cached::{KeysValues, Part};
+use weft::model::lora::{self, LoraConfig};
+use weft::plan::{MicroBatch, Stored, Work};
+use weft_kernels::device::Device;
+use weft_kernels::meta::Meta;
+use weft_kernels::precision::Precision;
+
+/// Three sequences, the answers' rows and every second of those.
+fn batch() -> (Batch, Vec<usize>, Vec<usize>) {
+    let ids: Vec<u32> = (0..700).map(|i| i % 500).collect();
+    let batch = Batch::pack([&ids[..], &ids[..500], &ids[..300]]);
+    let answers: Vec<usize> = (0..batch.ids.len()).filter(|i| i % 4 > 0).collect();
+    let rows = answers.iter().copied().filter(|i| i % 2 > 0).collect();
+    (batch, answers, rows)
+}
+
+/// Pass 1 and two micro-batches' pass 2, twice.
+fn steps(model: &Transformer) {
+    let (mut batch, answers, rows) = batch();
+    let (clean, weights) = (rows.iter().map(|row| batch.ids[*row]).collect::<Vec<_>>(), vec![1e-3; rows.len()]);
+    for _ in 0..2 {
+        batch.dropout_keys = None;
+        model.entropy(&batch, &answers);
+        batch.dropout_keys = Some((0..batch.ids.len() as u64).collect());
+        let mut grads = model.zero_gradients();
+        for _ in 0..2 {
+            model.loss_and_gradients(&batch, Targets { rows: &rows, ids: &clean, weights: &weights }, &mut grads);
+        }
+    }
+}
+
+/// Logits by way of a sampler's keys and values.
+fn logits(model: &Transformer) {
+    let (batch, answers, rows) = batch();
+    let computed: Vec<usize> = (0..batch.ids.len()).collect();
+    let mut cache = KeysValues::new(model, &batch);
+    model.for_each_logits_cached(&batch, &mut cache, Part { computed: &computed, predicted: &rows }, |_, _| {});
+    model.for_each_logits(&batch, &answers, |_, _| {});
+}
+
+/// The most bytes that a model's work takes on the meta device.
+fn on_meta(model: &Transformer, work: &[fn(&Transformer)]) -> f64 {
+    let mut outline = model.outline();
+    let device = Device::Meta(Meta::default());
+    outline.put_on(&device);
+    work.iter().for_each(|work| work(&outline));
+    device.most_used_bytes() as f64
+}
+
+fn assert_near(counted: f64, taken: f64, what: &str) {
+    // On the CPU tiles are taken by as many threads as happen to work at once.
+    assert!((counted / taken - 1.0).abs() < 0.02, "{what}: {counted} bytes on the meta device, {taken} on the CPU");
+}
+
+#[test]
+fn steps_on_the_meta_device_take_the_buffers_of_steps() {
+    let base = Base::open(Path::new("tiny-base")).expect("the embedded base opens").model;
+    // 1. A frozen head, in f32, with everything computed again.
+    let mut small = base.clone();
+    let targets = ["q_proj", "v_proj"].map(str::to_owned).to_vec();
+    lora::attach_fresh(&mut small, &LoraConfig::new(8, 16.0, 0.0, targets, false), 1).expect("there are layers");
+    small.config.activation_bytes = 0;
+    steps(&small);
+    let taken = Device::Cpu.most_used_bytes() as f64;
+    assert_near(on_meta(&small, &[steps]), taken, "queries and values adapted");
+    // 2. Adapters on every layer, the head's too, with dropout, in bf16: every kind of buffer is taken.
+    let mut model = base;
+    let targets =
+        ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"].map(str::to_owned).to_vec();
+    lora::attach_fresh(&mut model, &LoraConfig::new(8, 16.0, 0.1, targets, false), 1).expect("there are layers");
+    model.config.precision = Precision::Bf16;
+    // Enough for two of the four layers' products.
+    model.config.activation_bytes = 4_000_000;
+    steps(&model);
+    let taken = Device::Cpu.most_used_bytes() as f64;
+    assert_near(on_meta(&model, &[steps]), taken, "every layer adapted");
+    // 3. The planner's own steps.
+    let (batch, answers, rows) = batch();
+    let micro = MicroBatch {
+        tokens: batch.ids.len(),
+        longest: 700,
+        answers: answers.len(),
+        masked: rows.len(),
+        ..MicroBatch::default()
+    };
+    let planned = vec![vec![micro; 2]; 2];
+    let outline = model.outline();
+    let work = Work { distinct_ids: 500, needs_entropy: true, ..Work::of_steps(&outline, Stored::Embedded, &planned) };
+    assert_near(work.buffer_bytes() as f64, taken, "the planner's steps");
+    // 4. The sampler's forwards beside the largest step's gradients.
+    let with_logits = |model: &Transformer| {
+        let _gradients: Vec<_> = (0..100).map(|_| model.zero_gradients()).collect();
+        logits(model);
+    };
+    with_logits(&model);
+    let taken = Device::Cpu.most_used_bytes() as f64;
+    assert_near(on_meta(&model, &[steps, with_logits]), taken, "logits");
+}
