@@ -113,7 +113,7 @@ fn a_step_that_hangs_costs_only_itself() {
     assert!(report["steps"]["c"]["problems"][0].as_str().is_some_and(|p| p.contains("longer than 3 s")), "{report}");
     assert!(report["steps"]["e"]["problems"][0].as_str().is_some_and(|p| p.contains("error: unexpected")), "{report}");
     // Its processes are gone, those included that its commands had started.
-    for pid in fs::read_to_string(pids).expect("the comparison began").lines() {
+    for pid in fs::read_to_string(&pids).expect("the comparison began").lines() {
         let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{state}");
     }
