@@ -12,6 +12,7 @@ use weft::plan::{MicroBatch, Stored, Work};
 use weft_kernels::device::Device;
 use weft_kernels::meta::Meta;
 use weft_kernels::precision::Precision;
+use weft_kernels::predict::{Guidance, RowDraw, Rule};
 
 /// Three sequences, the answers' rows and every second of those.
 fn batch() -> (Batch, Vec<usize>, Vec<usize>) {
@@ -37,13 +38,15 @@ fn steps(model: &Transformer) {
     }
 }
 
-/// Logits by way of a sampler's keys and values.
-fn logits(model: &Transformer) {
-    let (batch, answers, rows) = batch();
+/// Predictions by way of a sampler's keys and values, guided by a pass without them.
+fn predictions(model: &Transformer) {
+    let (batch, _, rows) = batch();
     let computed: Vec<usize> = (0..batch.ids.len()).collect();
     let mut cache = KeysValues::new(model, &batch);
-    model.for_each_logits_cached(&batch, &mut cache, Part { computed: &computed, predicted: &rows }, |_, _| {});
-    model.for_each_logits(&batch, &answers, |_, _| {});
+    let x = model.predicting_inputs_cached(&batch, &mut cache, Part { computed: &computed, predicted: &rows });
+    let other = model.predicting_inputs(&batch, &rows);
+    let draws = vec![RowDraw { key: 0, position: 0 }; rows.len()];
+    model.predict(&x, Some(Guidance { x: &other, scale: 0.5 }), &draws, &Rule::GREEDY);
 }
 
 /// The most bytes that a model's work takes on the meta device.
@@ -96,11 +99,11 @@ fn steps_on_the_meta_device_take_the_buffers_of_steps() {
     let work = Work { distinct_ids: 500, needs_entropy: true, ..Work::of_steps(&outline, Stored::Embedded, &planned) };
     assert_near(work.buffer_bytes() as f64, taken, "the planner's steps");
     // 4. The sampler's forwards beside the largest step's gradients.
-    let with_logits = |model: &Transformer| {
+    let with_predictions = |model: &Transformer| {
         let _gradients: Vec<_> = (0..100).map(|_| model.zero_gradients()).collect();
-        logits(model);
+        predictions(model);
     };
-    with_logits(&model);
+    with_predictions(&model);
     let taken = Device::Cpu.most_used_bytes() as f64;
-    assert_near(on_meta(&model, &[steps, with_logits]), taken, "logits");
+    assert_near(on_meta(&model, &[steps, with_predictions]), taken, "predictions");
 }

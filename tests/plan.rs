@@ -236,8 +236,13 @@ fn settings_that_no_run_could_have_are_refused_and_large_numbers_end() {
     assert_eq!(json(&plan(&large))["largest_micro_batch"], json(&plan(&[]))["largest_micro_batch"]);
 
     // Answers for the report alone can be what takes it.
-    let samples =
-        ["eval.samples=4", "sampler.gen_length=2048", "sampler.block_length=2048", "sampler.diffusion_steps=1"];
+    let samples = [
+        "eval.samples=4",
+        "sampler.gen_length=2048",
+        "sampler.block_length=2048",
+        "sampler.diffusion_steps=1",
+        "train.micro_batch_size=1",
+    ];
     let peak = |more: &[&str]| bytes(&json(&plan(&[&samples[..], more].concat()))["peak_bytes"]);
     let limit = (peak(&[]) + peak(&["eval.samples=1"])) / 2e9;
     let mut args = vec!["plan".to_owned(), "recipe.toml".to_owned(), "--memory-gb".to_owned(), limit.to_string()];

@@ -20,7 +20,7 @@ STEPS = [
     Entry("b", "kernels", "kernels against the f64 oracle", 100, 300),
     Entry("c", "parity", "PyTorch's golden numbers", 60, 300),
     Entry("d", "training", "quick start, GPU against CPU", 70, 300),
-    Entry("e", "speed", "training steps of LLaDA-8B's shape", 150, 300),
+    Entry("e", "speed", "training steps, weft bench", 150, 300),
     Entry("f", "pytorch", "PyTorch, PEFT, flash attention", 170, 300),
     Entry("g", "rates", "rates by kernel", 60, 300),
     Entry("h", "ranks", "two ranks over NCCL", 60, 300),

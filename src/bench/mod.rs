@@ -18,13 +18,15 @@ use crate::machine;
 use crate::model::arithmetic::{self, MultiplyAdds};
 use crate::model::block::Transformer;
 use crate::objective::{Kind, Objective};
-use crate::plan::{Batches, Lengths, Rates, Stored, Work, step_time};
+use crate::plan::{Batches, GpuRates, Lengths, Rates, Stored, Work, gpu_step_time, step_time};
 use crate::recipe::Recipe;
 use crate::rng::{Draws, Stream};
 use crate::train::settings::{ACTIVATION_BYTES, TrainTable};
 use crate::train::step::Phases;
 use crate::train::{Job, Trainer};
+use kernels::Kernel;
 
+pub mod kernels;
 pub(crate) mod shapes;
 
 /// More than any card has.
@@ -54,6 +56,8 @@ pub struct Plan {
     /// Memory granted to results of products that backward needs, in GB; the others are computed again. Where absent what a
     /// recipe's is on a CPU, and everything on a card.
     pub activation_memory_gb: Option<f64>,
+    /// Whether one step more is taken, on a GPU, in which each kernel's time is measured.
+    pub profile: bool,
 }
 
 /// One objective's measurement.
@@ -77,8 +81,8 @@ pub struct Measurement {
     pub step_seconds: f64,
     /// Tokens of a step over that.
     pub tokens_per_second: f64,
-    /// What the plan of such a step says (docs/memory.md); `None` on a card.
-    pub planned_step_seconds: Option<f64>,
+    /// What the plan of such a step says (docs/memory.md): on a GPU a prediction from its measured rates.
+    pub planned_step_seconds: f64,
     /// Where it was measured.
     pub device: String,
     /// The largest resident size of the process so far.
@@ -97,6 +101,9 @@ pub struct Measurement {
     pub floor_seconds: f64,
     /// The part that this is of the step.
     pub gemm_share: f64,
+    /// The kernels of one step, where they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<Kernel>,
 }
 
 /// Measures some objectives one after the other.
@@ -135,7 +142,7 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
         tokens.map(|p| (draws.unit_f64(p as u64) * (vocab - 10.0)) as u32).collect()
     };
     // Where entropies are reused, every step is an epoch of the same examples.
-    let all_steps = plan.steps + plan.warm_up;
+    let all_steps = plan.steps + plan.warm_up + usize::from(plan.profile);
     let (epochs, steps_per_epoch) = if plan.entropy_every > 1 { (all_steps, 1) } else { (1, all_steps) };
     let count = (plan.sequences * steps_per_epoch) as u64;
     let example = |e| Example { prompt_ids: ids(e, 0..prompt), answer_ids: ids(e, prompt..plan.tokens) };
@@ -216,6 +223,15 @@ fn measure_objective(
     let [training, entropy] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
     let masked_share = median(steps.iter().map(|(_, share)| *share).collect());
     let floor_seconds = floor_seconds(plan, &trainer.model, objective.kind, (masked_share, [training, entropy]));
+    let gpu_rates = device::card().map(|_| GpuRates::measure());
+    let kernels = match device::card().zip(gpu_rates).filter(|_| plan.profile) {
+        Some((card, rates)) => {
+            card.start_counting();
+            trainer.step()?;
+            kernels::of_launches(&card.stop_counting(), &rates)
+        }
+        None => vec![],
+    };
     let measurement = Measurement {
         sequences: plan.sequences,
         tokens: plan.tokens,
@@ -225,9 +241,10 @@ fn measure_objective(
         trainable: if plan.full { "full" } else { "lora" },
         objective: objective.kind.name(),
         step_seconds,
-        planned_step_seconds: device::card()
-            .is_none()
-            .then(|| step_time(&trainer.model, batches, &objective, Rates { training, entropy })),
+        planned_step_seconds: match &gpu_rates {
+            Some(rates) => gpu_step_time(&trainer.model, batches, &objective, *rates),
+            None => step_time(&trainer.model, batches, &objective, Rates { training, entropy }),
+        },
         tokens_per_second: tokens / step_seconds,
         device: device::name(),
         peak_rss_bytes: machine::peak_rss_bytes(),
@@ -244,6 +261,7 @@ fn measure_objective(
         gemm_gflops: training,
         floor_seconds,
         gemm_share: floor_seconds / step_seconds,
+        kernels,
     };
     Ok((measurement, trainer.model))
 }

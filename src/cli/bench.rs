@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use weft::bench::kernels::{Kernel, slowest};
 use weft::bench::{Measurement, Plan, measure};
+use weft::device;
 use weft::error::{Error, Result};
 use weft::objective::Kind;
 use weft_kernels::precision::Precision;
@@ -52,6 +54,9 @@ pub struct Bench {
     /// layer; 0.35 where absent, on a card everything
     #[arg(long, value_name = "GB", value_parser = granted)]
     activation_memory_gb: Option<f64>,
+    /// On a GPU: measure one step more kernel by kernel, and name the three that lose most time
+    #[arg(long)]
+    profile: bool,
     /// One line of JSON per objective
     #[arg(long)]
     json: bool,
@@ -64,6 +69,10 @@ impl Bench {
             _ if value == no => Ok(false),
             _ => Err(Error::Usage(format!("--{option} {value}: the known ones are {yes} and {no}"))),
         };
+        if self.profile && device::card().is_none() {
+            let why = "--profile measures the kernels of a GPU, and this is the CPU; leave it out, or compute with --device cuda";
+            return Err(Error::Usage(why.to_owned()));
+        }
         let plan = Plan {
             precision: self.dtype,
             entropy_precision: self.entropy_dtype.unwrap_or(self.dtype),
@@ -74,6 +83,7 @@ impl Bench {
             warm_up: self.warm_up,
             steps: self.steps.max(1).next_multiple_of(self.entropy_every.max(1) as usize),
             activation_memory_gb: self.activation_memory_gb,
+            profile: self.profile,
             shape: self.shape,
         };
         let kinds = self.objective.iter().map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
@@ -107,8 +117,8 @@ fn kind(name: &str) -> Result<Kind> {
 fn print(m: &Measurement) {
     let p = m.phases;
     say!("{} {} {}, {} x {} tokens", m.objective, m.trainable, m.dtype, m.sequences, m.tokens);
-    let planned = m.planned_step_seconds.map_or(String::new(), |seconds| format!("; planned {seconds:.3} s"));
-    say!("  step        {:.3} s, {:.0} tokens/s{planned}", m.step_seconds, m.tokens_per_second);
+    let planned = m.planned_step_seconds;
+    say!("  step        {:.3} s, {:.0} tokens/s; planned {planned:.3} s", m.step_seconds, m.tokens_per_second);
     say!(
         "  phases      pass 1 {:.3}, forward {:.3}, head {:.3}, backward {:.3}, optimizer {:.3} s",
         p.entropy,
@@ -131,4 +141,20 @@ fn print(m: &Measurement) {
         m.floor_seconds,
         100.0 * m.gemm_share
     );
+    print_kernels(&m.kernels);
+}
+
+/// The kernels of the profiled step, and the three that lose most time.
+fn print_kernels(kernels: &[Kernel]) {
+    if kernels.is_empty() {
+        return;
+    }
+    say!("  kernels of one step: launches, seconds, TFLOP/s, GB/s, seconds that the GPU's rates would allow");
+    for k in kernels {
+        let Kernel { kernel, launches, seconds, tflops, gbps, bound_seconds } = k;
+        say!("    {kernel:34}{launches:>6}{seconds:>10.4}{tflops:>8.1}{gbps:>8.0}{bound_seconds:>10.4}");
+    }
+    let named = |k: &&Kernel| format!("{} ({:.4} s)", k.kernel, k.lost_seconds());
+    let three: Vec<String> = slowest(kernels).iter().map(named).collect();
+    say!("  most time beyond that: {}", three.join(", "));
 }

@@ -10,8 +10,9 @@ use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::experiment::Experiment;
 use weft::parallel::session::local_rank;
-use weft::plan::{Plan as Planned, Planner, Stored};
+use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
+use weft_kernels::precision::Precision;
 
 use super::data::read_aside;
 use super::train::read_recipe;
@@ -19,11 +20,11 @@ use super::train::read_recipe;
 /// Predict a run's peak memory and step time before anything is loaded
 ///
 /// Reads the recipe, its rows and the base's config.json and headers, no weight. Prints the largest resident size by
-/// part, and what a step takes at this machine's rate of products, measured for a second; of a card its memory alone. A run that doesn't fit is
-/// refused (exit 2) with the settings that make it fit. docs/memory.md tells what each part is and which setting moves it.
+/// part, and what a step takes at this machine's rate of matmuls, measured for a second; on a GPU what its peak and bandwidth allow, a prediction. A run
+/// that doesn't fit is refused (exit 2) with the settings that make it fit. docs/memory.md tells what each part is and which setting moves it.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  weft plan recipes/gsm8k.toml\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32"
+    after_help = "Examples:\n  weft plan recipes/gsm8k.toml\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --gpu h100-sxm"
 )]
 pub struct Plan {
     /// The recipe (TOML); the quick start where absent
@@ -34,6 +35,10 @@ pub struct Plan {
     /// Plan for so much memory, of another machine for one; what this one has free where absent
     #[arg(long, value_name = "GB", value_parser = positive)]
     memory_gb: Option<f64>,
+    /// Plan for an NVIDIA GPU that isn't here, by its data sheet: a100-40gb, a100-80gb, h100-pcie, h100-sxm, h200, b200, l40s,
+    /// rtx-3090, rtx-4090 or rtx-5090; with --memory-gb for less memory than it has
+    #[arg(long, value_name = "NAME", value_parser = gpu)]
+    gpu: Option<GpuModel>,
     /// Plan for one of so many ranks of an mpirun: its memory, and what it sends in a step
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
     ranks: usize,
@@ -53,24 +58,14 @@ impl Plan {
         let is_narrow = model.config.width < NARROW;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
-        let is_on_card = match device {
-            // A card that isn't here yet may be planned for.
-            Name::Cuda(_) if self.memory_gb.is_some() => true,
-            device => {
-                let opened = device
-                    .open(local_rank())
-                    .map_err(|error| Error::Usage(format!("{error}; --memory-gb plans for a card that isn't here")));
-                weft::device::set(opened?);
-                weft::device::card().is_some()
-            }
-        };
-        if is_on_card {
+        let on = On::of(device, self.gpu, self.memory_gb)?;
+        if !matches!(on, On::Cpu) {
             planner = planner.on_card(weft::device::card().map(|card| card.available_bytes()));
         }
-        let plan = planner.plan(self.memory_gb.map(as_bytes))?;
+        let memory_gb = self.memory_gb.or(self.gpu.map(|gpu| gpu.memory_gb));
+        let plan = planner.plan(memory_gb.map(as_bytes))?;
         let sending = plan.communication.zip(self.wire_gbit).map(|(c, gbit)| c.sent_bytes() * 8e-9 / gbit);
-        // What parts of a card's rate steps reach isn't known (docs/cuda.md).
-        let time = (!is_on_card).then(|| Time::of(&planner, plan.steps, sending)).transpose()?;
+        let time = Time::of(&planner, on, plan.steps, sending)?;
         match self.json {
             true => {
                 let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
@@ -79,6 +74,7 @@ impl Plan {
                 object["communication_seconds"] = json!(sending);
                 object["hours"] = json!(time.map(|time| time.hours));
                 object["gemm_gflops"] = json!(time.map(|time| time.gemm_gflops));
+                object["is_prediction"] = json!(time.map(|time| !matches!(time.on, On::Cpu)));
                 say!("{object}");
             }
             false => print(&plan, (&experiment.recipe, is_narrow), time, sending),
@@ -88,21 +84,89 @@ impl Plan {
     }
 }
 
+/// What is planned for.
+#[derive(Clone, Copy)]
+enum On {
+    /// This machine's processor.
+    Cpu,
+    /// A GPU that is here, with its measured rates.
+    Gpu(GpuRates),
+    /// A GPU by its data sheet.
+    DataSheet(GpuModel),
+    /// Some GPU of which the memory alone is known.
+    SomeGpu,
+}
+
+impl On {
+    fn of(device: Name, gpu: Option<GpuModel>, memory_gb: Option<f64>) -> Result<Self> {
+        match (device, gpu) {
+            (Name::Cpu, Some(gpu)) => Err(Error::Usage(format!(
+                "--gpu {} plans for a GPU, and --device cpu for the CPU; leave one out",
+                gpu.name
+            ))),
+            (_, Some(gpu)) => Ok(Self::DataSheet(gpu)),
+            // A GPU that isn't here yet may be planned for.
+            (Name::Cuda(_), None) if memory_gb.is_some() => Ok(Self::SomeGpu),
+            (device, None) => {
+                let hint = "--gpu NAME, or --device cuda with --memory-gb, plans for a GPU that isn't here";
+                let opened = device.open(local_rank()).map_err(|error| Error::Usage(format!("{error}; {hint}")));
+                weft::device::set(opened?);
+                Ok(weft::device::card().map_or(Self::Cpu, |_| Self::Gpu(GpuRates::measure())))
+            }
+        }
+    }
+}
+
 /// A run's time.
 #[derive(Clone, Copy)]
 struct Time {
+    on: On,
     step_seconds: f64,
     hours: f64,
-    /// The machine's rate of products, in 10^9 operations per second.
+    /// The rate of matmuls that it counts with, in 10^9 operations per second.
     gemm_gflops: f64,
 }
 
 impl Time {
-    /// Of the steps, at this machine's rate, and what is sent in each.
-    fn of(planner: &Planner, steps: u64, sending: Option<f64>) -> Result<Self> {
-        let rates = planner.rates()?;
-        let step_seconds = planner.step_seconds(rates)? + sending.unwrap_or(0.0);
-        Ok(Self { step_seconds, hours: step_seconds * steps as f64 / 3600.0, gemm_gflops: rates.training })
+    /// Of the steps, at the rates of what is planned for, and of what is sent in each; `None` where no rate is known.
+    fn of(planner: &Planner, on: On, steps: u64, sending: Option<f64>) -> Result<Option<Self>> {
+        let (step_seconds, gemm_gflops) = match on {
+            On::SomeGpu => return Ok(None),
+            On::Cpu => {
+                let rates = planner.rates()?;
+                (planner.step_seconds(rates)?, rates.training)
+            }
+            On::Gpu(rates) => (planner.gpu_step_seconds(rates)?, rates.bf16 * 1e-9),
+            On::DataSheet(gpu) => (planner.gpu_step_seconds(gpu.into())?, gpu.tflops[0] * 1e3),
+        };
+        let step_seconds = step_seconds + sending.unwrap_or(0.0);
+        Ok(Some(Self { on, step_seconds, hours: step_seconds * steps as f64 / 3600.0, gemm_gflops }))
+    }
+
+    /// Says where the time comes from.
+    fn say_source(&self, precision: Precision) {
+        let rate = self.gemm_gflops;
+        match self.on {
+            On::DataSheet(GpuModel { name, tflops: [bf16, f32], bandwidth, .. }) => {
+                say!(
+                    "time, a prediction: what the data sheet of {name} allows ({bf16:.0} TFLOP/s of bf16 matmuls, {f32:.0} of f32,"
+                );
+                say!("{bandwidth:.0} GB/s); no step is faster, and none has been measured; evaluations come on top");
+            }
+            On::Gpu(rates) => {
+                let [bf16, f32] = [rates.bf16, rates.f32].map(|rate| rate * 1e-12);
+                let bandwidth = rates.bytes * 1e-9;
+                say!(
+                    "time, a prediction: what this GPU's measured rates allow ({bf16:.0} TFLOP/s of bf16 matmuls, {f32:.0} of f32,"
+                );
+                say!(
+                    "{bandwidth:.0} GB/s); no step is faster; weft bench --device cuda measures one; evaluations come on top"
+                );
+            }
+            On::Cpu | On::SomeGpu => {
+                say!("time, at {rate:.0} GFLOP/s of {precision} matmuls on this machine now; evaluations come on top");
+            }
+        }
     }
 }
 
@@ -120,7 +184,9 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     }
     line("together", plan.peak_bytes);
     match plan.available_bytes {
-        Some(available) if time.is_none() => line("available, 15 of 16 parts", available),
+        Some(available) if !matches!(time, Some(Time { on: On::Cpu, .. })) => {
+            line("available, 15 of 16 parts", available)
+        }
         Some(available) => line("available", available),
         None => say!("  this system doesn't say what is available"),
     }
@@ -132,17 +198,18 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         say!("the rank with most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }
     let (precision, steps) = (recipe.model.precision, plan.steps);
-    let Some(Time { step_seconds, hours, gemm_gflops: rate }) = time else {
-        say!("{steps} steps; weft bench --device cuda measures what one takes on a card");
+    let Some(time) = time else {
+        say!("{steps} steps; --gpu NAME predicts what one takes, weft bench --device cuda measures it");
         return;
     };
-    say!("time, at {rate:.0} GFLOP/s of {precision} products on this machine now; evaluations come on top");
+    time.say_source(precision);
+    let Time { on, step_seconds, hours, .. } = time;
     let duration = match 3600.0 * hours {
         seconds if seconds < 120.0 => format!("{seconds:.0} seconds"),
         seconds if seconds < 7200.0 => format!("{:.0} minutes", seconds / 60.0),
         _ => format!("{hours:.1} hours"),
     };
-    if is_narrow {
+    if is_narrow && matches!(on, On::Cpu) {
         say!("  a model as narrow as this takes up to 1.5 times that: what lies between its products weighs more");
     }
     if let Some(seconds) = sending {
@@ -155,6 +222,12 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
 fn significant(value: f64) -> String {
     let decimals = (2 - value.max(1e-6).log10().floor() as i32).clamp(0, 6) as usize;
     format!("{value:.decimals$}")
+}
+
+/// A GPU on the command line.
+fn gpu(name: &str) -> std::result::Result<GpuModel, String> {
+    let known = || GPU_MODELS.map(|gpu| gpu.name).join(", ");
+    GPU_MODELS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("the known ones are {}", known()))
 }
 
 /// A number of ranks on the command line.

@@ -30,6 +30,24 @@ pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
     }
 }
 
+/// Numbers of an addition that a GPU's bandwidth is measured with: 1.6 GB are read and written.
+const BANDWIDTH_NUMBERS: usize = 1 << 27;
+
+/// The bandwidth of the device's memory, in 10^9 bytes per second: the best of five additions of long tensors.
+pub(crate) fn bandwidth_gb_per_second() -> f64 {
+    let device = current();
+    // An emulated GPU is no faster with more.
+    let len = card().map_or(BANDWIDTH_NUMBERS, |card| BANDWIDTH_NUMBERS.min(card.memory()[0] / 64));
+    let (mut to, from) = (device.zeros(len), device.zeros(len));
+    let mut seconds = || {
+        let started = device.mark();
+        to.add(&from);
+        device.mark().seconds_since(&started)
+    };
+    let fastest = (0..5).map(|_| seconds()).fold(f64::MAX, f64::min);
+    3e-9 * (size_of::<f32>() * len) as f64 / fastest
+}
+
 /// A product of two square matrices, of numbers that differ: a card is faster with equal ones.
 struct Product {
     side: usize,

@@ -5,6 +5,7 @@
 mod batches;
 mod card;
 mod communication;
+mod gpu_time;
 mod memory;
 mod rehearsal;
 mod remedy;
@@ -32,6 +33,7 @@ use crate::train::settings::ACTIVATION_BYTES;
 
 pub use batches::{Batches, Lengths, MicroBatch};
 pub use communication::Communication;
+pub use gpu_time::{GPU_MODELS, GpuModel, GpuRates, step_seconds as gpu_step_time};
 pub use memory::{Part, Stored, Work};
 pub use remedy::Remedy;
 pub use time::{Rates, step_seconds as step_time};
@@ -208,6 +210,17 @@ impl<'a> Planner<'a> {
         let recipe = &self.experiment.recipe;
         let batches = self.batches(recipe);
         Ok(batches.imbalance * step_time(&self.model(recipe)?, &batches, &recipe.objective, rates))
+    }
+
+    /// Seconds of a mean step on a GPU of such rates, a prediction; of several ranks the one with most tokens, without
+    /// what they send.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`].
+    pub fn gpu_step_seconds(&self, rates: GpuRates) -> Result<f64> {
+        let recipe = &self.experiment.recipe;
+        let batches = self.batches(recipe);
+        Ok(batches.imbalance * gpu_step_time(&self.model(recipe)?, &batches, &recipe.objective, rates))
     }
 
     /// The rates of this machine at the recipe's precisions.
