@@ -132,15 +132,61 @@ fn a_bench_tells_the_cards_memory_as_planned() {
     let folder = folder("emulated-bench");
     let mut weft = command(&folder);
     weft.args(["bench", "--quiet", "--json", "--device", "cuda", "--dtype", "bf16", "--objective", "weft"]);
-    let told = succeeds(weft.args(["--sequences", "2", "--tokens", "16", "--warm-up", "1", "--steps", "1"]));
+    let told =
+        succeeds(weft.args(["--sequences", "2", "--tokens", "16", "--warm-up", "1", "--steps", "1", "--profile"]));
     let line: Value = serde_json::from_str(&told).expect("one line of JSON");
     let [used, planned] = ["peak_card_bytes", "planned_card_bytes"].map(|key| line[key].as_f64().expect("bytes"));
     // The plan takes the largest share of masked tokens.
     assert!(used <= planned && used > 0.9 * planned, "{line}");
-    assert!(
-        line["gemm_gflops"].as_f64().is_some_and(|rate| rate > 0.0) && line["planned_step_seconds"].is_null(),
-        "{line}"
-    );
+    for key in ["gemm_gflops", "planned_step_seconds"] {
+        assert!(line[key].as_f64().is_some_and(|figure| figure > 0.0), "{key}: {line}");
+    }
+    let kernels = line["kernels"].as_array().expect("the profiled step's kernels");
+    let of = |name: &str| kernels.iter().find(|k| k["kernel"] == name).unwrap_or_else(|| panic!("{name}: {line}"));
+    for name in ["matmul_bf16", "attention_forward_bf16_64", "head_statistics", "adamw"] {
+        assert!(of(name)["seconds"].as_f64().is_some_and(|s| s > 0.0), "{name}: {line}");
+    }
+    // P's embedding, eight layers, and no trained weight but the adapters.
+    assert_eq!(of("attention_forward_bf16_64")["launches"], 16, "pass 1 and pass 2");
+}
+
+/// What the emulator's log says was copied, in bytes.
+fn copies(log: &Path, kind: &str) -> Vec<u64> {
+    let log = fs::read_to_string(log).expect("the emulator wrote its log");
+    let bytes = |line: &str| line.strip_prefix(kind)?.trim().parse().ok();
+    log.lines().filter_map(bytes).collect()
+}
+
+#[test]
+fn a_samplers_logits_stay_on_the_gpu() {
+    needs_emulator!();
+    let folder = folder("emulated-sampler");
+    for (remasking, more) in [("low_confidence", "--cfg-scale=0.5"), ("entropy", "--top-p=0.9")] {
+        let log = folder.join(format!("{remasking}.log"));
+        let mut weft = command(&folder);
+        weft.args(["generate", "--quiet", "--device", "cuda", "--model", "tiny-base", "--prompt", "1 2 3"]);
+        weft.args(["--gen-length", "16", "--block-length", "16", "--diffusion-steps", "4", "--temperature", "0.5"]);
+        succeeds(weft.args(["--remasking", remasking, more]).env("EMULATED_CUDA_LOG", &log));
+        let copied = copies(&log, "dtoh");
+        // A token and a confidence of each of 16 rows; a row of logits is 2 kB and more.
+        assert!(copied.len() >= 8 && copied.iter().all(|bytes| *bytes <= 8 * 16), "{remasking}: {copied:?}");
+    }
+}
+
+#[test]
+fn dropout_keys_are_uploaded_once_for_all_adapters() {
+    needs_emulator!();
+    let folder = folder("emulated-dropout");
+    let uploads = |name: &str, targets: &str, steps: usize| {
+        let (log, output) = (folder.join(format!("{name}-{steps}.log")), folder.join(format!("{name}-{steps}")));
+        let targets = format!("model.lora_targets={targets}");
+        let steps = format!("train.max_steps={steps}");
+        let settings = [&targets, &steps, "model.lora_dropout=0.1", "train.checkpoint_every=0"];
+        succeeds(train(&mut command(&folder), "cuda", &output, &settings).env("EMULATED_CUDA_LOG", &log));
+        copies(&log, "htod").len()
+    };
+    let of_a_step = |name: &str, targets: &str| uploads(name, targets, 4) - uploads(name, targets, 2);
+    assert_eq!(of_a_step("one", r#"["q_proj"]"#), of_a_step("three", r#"["q_proj","k_proj","v_proj"]"#));
 }
 
 #[test]

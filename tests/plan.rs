@@ -252,6 +252,33 @@ fn settings_that_no_run_could_have_are_refused_and_large_numbers_end() {
 }
 
 #[test]
+fn a_step_on_a_gpu_that_is_not_here_is_predicted_from_its_data_sheet() {
+    let folder = folder("gpu");
+    large_batches(&folder);
+    let plan = |args: &[&str]| weft(&folder, &[&["plan", "recipe.toml", "--json"], args].concat());
+    let seconds = |gpu: &str| {
+        let planned = json(&plan(&["--gpu", gpu]));
+        assert_eq!(planned["is_prediction"], true, "{planned}");
+        bytes(&planned["step_seconds"])
+    };
+    let [slow, fast] = ["rtx-3090", "h200"].map(seconds);
+    assert!(0.0 < fast && fast < slow, "{fast} s on an H200, {slow} s on an RTX 3090");
+    // A sixteenth of its memory is left alone.
+    let planned = json(&plan(&["--gpu", "l40s"]));
+    assert_eq!(bytes(&planned["available_bytes"]), 45e9);
+    for (args, words) in [
+        (&["--gpu", "h300"][..], "the known ones are a100-40gb"),
+        (&["--gpu", "h200", "--device", "cpu"], "leave one out"),
+    ] {
+        let output = plan(args);
+        assert!(output.status.code() == Some(2) && stderr(&output).contains(words), "{}", stderr(&output));
+    }
+    // A GPU of which the memory alone is known has no time.
+    let planned = json(&plan(&["--device", "cuda", "--memory-gb", "80"]));
+    assert!(planned["step_seconds"].is_null() && planned["fits"] == true, "{planned}");
+}
+
+#[test]
 fn a_base_whose_weights_are_not_there_yet_can_be_planned() {
     let folder = folder("absent");
     large_batches(&folder);

@@ -205,6 +205,7 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     time.say_source(precision);
     let Time { on, step_seconds, hours, .. } = time;
     let duration = match 3600.0 * hours {
+        seconds if seconds < 10.0 => format!("{seconds:.1} seconds"),
         seconds if seconds < 120.0 => format!("{seconds:.0} seconds"),
         seconds if seconds < 7200.0 => format!("{:.0} minutes", seconds / 60.0),
         _ => format!("{hours:.1} hours"),
