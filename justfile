@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages old-processor examples no-hub test card mpi
+check: fmt clippy doc deny advisories pages old-processor examples no-hub test gpu mpi
 
 fmt:
     cargo fmt --all --check
@@ -35,10 +35,10 @@ test: tools
     VIRTUAL_ENV="$PWD/target/checks" cargo test --workspace --locked
 
 # The check of a GPU, rehearsed on the one that the CPU emulates (g++): the kernels' tests, PyTorch's goldens, training, ranks
-card:
+gpu:
     scripts/gpu_check build --dev
-    EMULATED_CUDA_DEVICES=2 scripts/emulated_card scripts/gpu_check run target/gpu_check_rehearsal --small
-    scripts/emulated_card cargo test --test network --locked
+    EMULATED_CUDA_DEVICES=2 scripts/emulated_gpu scripts/gpu_check run target/gpu_check_rehearsal --small
+    scripts/emulated_gpu cargo test --test network --locked
 
 # cargo-deny, cargo-audit, Playwright, TensorBoard and NVRTC, once
 tools:

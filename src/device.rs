@@ -5,7 +5,7 @@ pub(crate) mod rate;
 use std::env;
 use std::sync::{Arc, OnceLock};
 
-use weft_kernels::cuda::Card;
+use weft_kernels::cuda::Gpu;
 use weft_kernels::device::Device;
 
 use crate::error::{Error, Result};
@@ -21,9 +21,9 @@ static CURRENT: OnceLock<Device> = OnceLock::new();
 pub enum Name {
     /// `cpu`.
     Cpu,
-    /// `cuda:n`, or `cuda`: the card of the process's rank on its machine, of one rank the first.
+    /// `cuda:n`, or `cuda`: the GPU of the process's rank on its machine, of one rank the first.
     Cuda(Option<usize>),
-    /// `auto`: the same card where there is one, else the processor.
+    /// `auto`: the same GPU where there is one, else the processor.
     Auto,
 }
 
@@ -62,23 +62,23 @@ impl Name {
     /// Opens the device; `local_rank` is the process's number among those of its machine.
     ///
     /// # Errors
-    /// A card that isn't there, with what is missing. Under `auto` a machine whose card can't be used computes on the
+    /// A GPU that isn't there, with what is missing. Under `auto` a machine whose GPU can't be used computes on the
     /// processor, and is told why.
     pub fn open(self, local_rank: usize) -> Result<Device> {
-        // Some launchers show each process its own card alone.
-        let own = || if Card::count() == 1 { 0 } else { local_rank };
-        let card = |n: usize| Card::open(n, user_cache().map(|cache| cache.join("kernels")).as_deref());
+        // Some launchers show each process its own GPU alone.
+        let own = || if Gpu::count() == 1 { 0 } else { local_rank };
+        let gpu = |n: usize| Gpu::open(n, user_cache().map(|cache| cache.join("kernels")).as_deref());
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(n) => {
-                let opened = card(n.unwrap_or_else(own)).map_err(|e| {
+                let opened = gpu(n.unwrap_or_else(own)).map_err(|e| {
                     let number = n.map_or(String::new(), |n| format!(":{n}"));
                     Error::Usage(format!("--device cuda{number}: {e}"))
                 });
                 opened.map(Device::Cuda)
             }
-            Self::Auto if !Card::has_driver() => Ok(Device::Cpu),
-            Self::Auto => Ok(card(own()).map_or_else(
+            Self::Auto if !Gpu::has_driver() => Ok(Device::Cpu),
+            Self::Auto => Ok(gpu(own()).map_or_else(
                 |reason| {
                     eprintln!("warning: computing on the CPU: {reason}");
                     Device::Cpu
@@ -99,17 +99,17 @@ pub fn current() -> Device {
     CURRENT.get().cloned().unwrap_or_default()
 }
 
-/// The process's card, if it computes on one.
-pub fn card() -> Option<Arc<Card>> {
+/// The process's GPU, if it computes on one.
+pub fn gpu() -> Option<Arc<Gpu>> {
     match CURRENT.get() {
-        Some(Device::Cuda(card)) => Some(card.clone()),
+        Some(Device::Cuda(gpu)) => Some(gpu.clone()),
         _ => None,
     }
 }
 
-/// What the process computes on, in words: its card's name, or `cpu`.
+/// What the process computes on, in words: its GPU's name, or `cpu`.
 pub fn name() -> String {
-    card().map_or_else(|| "cpu".to_owned(), |card| card.name().to_owned())
+    gpu().map_or_else(|| "cpu".to_owned(), |gpu| gpu.name().to_owned())
 }
 
 #[cfg(test)]

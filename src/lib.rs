@@ -5,7 +5,7 @@
 //! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and explicit
 //! random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] what they bring,
 //! [`hub`] what is fetched for them, [`plan`] what a run will take, [`parity`] the comparison with PyTorch, [`merge`] what
-//! of a run transformers loads. A model computes where its weights are: [`device`] opens a card,
+//! of a run transformers loads. A model computes where its weights are: [`device`] opens a GPU,
 //! [`model::block::Transformer::put_on`] brings them there.
 //!
 //! # The library by example

@@ -1,4 +1,4 @@
-//! What torchrun's variables may say, without a card: processes that would each do the same are refused.
+//! What torchrun's variables may say, without a GPU: processes that would each do the same are refused.
 
 use std::process::Command;
 

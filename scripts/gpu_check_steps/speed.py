@@ -10,7 +10,7 @@ def row_of(config, told, watched_bytes):
     """What is kept of a line of `weft bench`."""
     keys = ("step_seconds", "tokens_per_second", "gemm_gflops", "gemm_share", "phases", "device")
     row = config._asdict() | {key: told[key] for key in keys}
-    row |= {"peak_bytes": told["peak_card_bytes"], "planned_bytes": told["planned_card_bytes"]}
+    row |= {"peak_bytes": told["peak_gpu_bytes"], "planned_bytes": told["planned_gpu_bytes"]}
     return row | {"smi_bytes": watched_bytes, "predicted_seconds": told["planned_step_seconds"]}
 
 

@@ -29,7 +29,7 @@ use kernels::Kernel;
 pub mod kernels;
 pub(crate) mod shapes;
 
-/// More than any card has.
+/// More than any GPU has.
 const EVERYTHING_GB: f64 = 1e6;
 
 /// What is measured.
@@ -54,7 +54,7 @@ pub struct Plan {
     /// Measured steps.
     pub steps: usize,
     /// Memory granted to results of products that backward needs, in GB; the others are computed again. Where absent what a
-    /// recipe's is on a CPU, and everything on a card.
+    /// recipe's is on a CPU, and everything on a GPU.
     pub activation_memory_gb: Option<f64>,
     /// Whether one step more is taken, on a GPU, in which each kernel's time is measured.
     pub profile: bool,
@@ -89,10 +89,10 @@ pub struct Measurement {
     pub peak_rss_bytes: u64,
     /// That size as it was planned before the first step.
     pub planned_rss_bytes: u64,
-    /// The most of the card's memory in use at once so far; `None` on the CPU.
-    pub peak_card_bytes: Option<u64>,
+    /// The most of the GPU's memory in use at once so far; `None` on the CPU.
+    pub peak_gpu_bytes: Option<u64>,
     /// The same as it was planned before the first step.
-    pub planned_card_bytes: Option<u64>,
+    pub planned_gpu_bytes: Option<u64>,
     /// The step's seconds by phase.
     pub phases: Phases,
     /// The machine's rate of such products, in 10^9 operations per second, measured beside.
@@ -118,8 +118,8 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
         let job = job(plan, &model, *kind);
         let (planned_bytes, batches) = planned(&model, &job, (stored, program_bytes));
         let (mut measurement, trained) = measure_objective(plan, model, job, &batches)?;
-        match device::card() {
-            Some(_) => measurement.planned_card_bytes = Some(planned_bytes),
+        match device::gpu() {
+            Some(_) => measurement.planned_gpu_bytes = Some(planned_bytes),
             None => {
                 // The process has had the largest objective's memory so far.
                 let earlier = measurements.iter().map(|m| m.planned_rss_bytes).max().unwrap_or(0);
@@ -161,13 +161,13 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
             micro_batch_size: plan.sequences,
             epochs: epochs as u64,
             lr: 1e-5,
-            activation_memory_gb: plan.activation_memory_gb.or_else(|| device::card().map(|_| EVERYTHING_GB)),
+            activation_memory_gb: plan.activation_memory_gb.or_else(|| device::gpu().map(|_| EVERYTHING_GB)),
             ..TrainTable::default()
         },
     }
 }
 
-/// The largest resident size that the job is planned to have, or the most of a card's memory, and its steps.
+/// The largest resident size that the job is planned to have, or the most of a GPU's memory, and its steps.
 fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
     let mut model = model.outline();
     model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
@@ -183,7 +183,7 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
         needs_entropy: job.objective.kind.needs_entropy(),
         ..Work::of_steps(&model, stored, &batches.telling)
     };
-    let parts = if device::card().is_some() { work.parts_of_card() } else { work.parts() };
+    let parts = if device::gpu().is_some() { work.parts_of_gpu() } else { work.parts() };
     let bytes = parts.iter().map(|part| part.bytes as u64).sum();
     (bytes, batches)
 }
@@ -198,16 +198,16 @@ fn measure_objective(
     let objective = job.objective;
     let mut trainer = Trainer::new(model, job);
     let (mut steps, mut rates) = (vec![], vec![]);
-    let mut card_bytes = 0;
+    let mut gpu_bytes = 0;
     for i in 0..plan.steps + plan.warm_up {
-        device::card().iter().for_each(|card| card.forget_most_used());
+        device::gpu().iter().for_each(|gpu| gpu.forget_most_used());
         let started = Instant::now();
         let mut report = trainer.step()?;
         device::current().finish();
-        card_bytes = device::card().map_or(0, |card| card.most_used_bytes().max(card_bytes));
-        // What a card does after it was asked is the last phase's.
+        gpu_bytes = device::gpu().map_or(0, |gpu| gpu.most_used_bytes().max(gpu_bytes));
+        // What a GPU does after it was asked is the last phase's.
         let rest = started.elapsed().as_secs_f64() - report.phases.total();
-        report.phases.optimizer += if device::card().is_some() { rest } else { 0.0 };
+        report.phases.optimizer += if device::gpu().is_some() { rest } else { 0.0 };
         if i >= plan.warm_up {
             let rate = gemm_gflops(plan.precision, 0.0);
             let is_one = plan.entropy_precision == plan.precision;
@@ -223,12 +223,12 @@ fn measure_objective(
     let [training, entropy] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
     let masked_share = median(steps.iter().map(|(_, share)| *share).collect());
     let floor_seconds = floor_seconds(plan, &trainer.model, objective.kind, (masked_share, [training, entropy]));
-    let gpu_rates = device::card().map(|_| GpuRates::measure());
-    let kernels = match device::card().zip(gpu_rates).filter(|_| plan.profile) {
-        Some((card, rates)) => {
-            card.start_counting();
+    let gpu_rates = device::gpu().map(|_| GpuRates::measure());
+    let kernels = match device::gpu().zip(gpu_rates).filter(|_| plan.profile) {
+        Some((gpu, rates)) => {
+            gpu.start_counting();
             trainer.step()?;
-            kernels::of_launches(&card.stop_counting(), &rates)
+            kernels::of_launches(&gpu.stop_counting(), &rates)
         }
         None => vec![],
     };
@@ -237,7 +237,7 @@ fn measure_objective(
         tokens: plan.tokens,
         dtype: plan.precision,
         entropy_dtype: plan.entropy_precision,
-        instructions: if device::card().is_some() { "cuBLASLt" } else { plan.precision.instructions() },
+        instructions: if device::gpu().is_some() { "cuBLASLt" } else { plan.precision.instructions() },
         trainable: if plan.full { "full" } else { "lora" },
         objective: objective.kind.name(),
         step_seconds,
@@ -249,8 +249,8 @@ fn measure_objective(
         device: device::name(),
         peak_rss_bytes: machine::peak_rss_bytes(),
         planned_rss_bytes: 0,
-        peak_card_bytes: device::card().map(|_| (card_bytes + WORKSPACE) as u64),
-        planned_card_bytes: None,
+        peak_gpu_bytes: device::gpu().map(|_| (gpu_bytes + WORKSPACE) as u64),
+        planned_gpu_bytes: None,
         phases: Phases {
             entropy: of(&|p| p.entropy),
             forward: of(&|p| p.forward),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
-use weft_kernels::cuda::Card;
+use weft_kernels::cuda::Gpu;
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::{Weight, to_bf16_bytes};
 
@@ -63,7 +63,7 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
     let stored = if named.is_some() && plan.precision == Precision::F32 { Stored::Owned } else { Stored::Mapped };
     let mut model = match named {
-        Some(shape) if let (Precision::Bf16, Some(card)) = (plan.precision, device::card()) => on_card(shape, &card)?,
+        Some(shape) if let (Precision::Bf16, Some(gpu)) = (plan.precision, device::gpu()) => on_gpu(shape, &gpu)?,
         Some(shape) if plan.precision == Precision::Bf16 => {
             // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
             let folder = Scratch::new()?;
@@ -92,7 +92,7 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     model.config.precision = plan.precision;
     model.put_on(&device::current());
     model.params.iter_mut().for_each(|p| p.trainable = plan.full);
-    if plan.full && device::card().is_some() {
+    if plan.full && device::gpu().is_some() {
         train_everything(&mut model);
     }
     if !plan.full {
@@ -104,13 +104,13 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     Ok((model, stored))
 }
 
-/// A named shape's model of random bf16 weights that are made on a card.
-fn on_card(shape: &Shape, card: &Arc<Card>) -> Result<Transformer> {
+/// A named shape's model of random bf16 weights that are made on a GPU.
+fn on_gpu(shape: &Shape, gpu: &Arc<Gpu>) -> Result<Transformer> {
     let mut seed = 0;
     family::build(&shape.config(), |_, shape| {
         seed += 1;
         Ok(match *shape {
-            [rows, cols] => Weight::normal_on(card, rows, cols, seed, DEVIATION),
+            [rows, cols] => Weight::normal_on(gpu, rows, cols, seed, DEVIATION),
             _ => Weight::from_f32(1, shape[0], vec![1.0; shape[0]]),
         })
     })

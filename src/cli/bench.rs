@@ -51,7 +51,7 @@ pub struct Bench {
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
     /// Memory for results of products that backward needs, in GB, as train.activation_memory_gb; 0 is checkpointing of every
-    /// layer; 0.35 where absent, on a card everything
+    /// layer; 0.35 where absent, on a GPU everything
     #[arg(long, value_name = "GB", value_parser = granted)]
     activation_memory_gb: Option<f64>,
     /// On a GPU: measure one step more kernel by kernel, and name the three that lose most time
@@ -69,7 +69,7 @@ impl Bench {
             _ if value == no => Ok(false),
             _ => Err(Error::Usage(format!("--{option} {value}: the known ones are {yes} and {no}"))),
         };
-        if self.profile && device::card().is_none() {
+        if self.profile && device::gpu().is_none() {
             let why = "--profile measures the kernels of a GPU, and this is the CPU; leave it out, or compute with --device cuda";
             return Err(Error::Usage(why.to_owned()));
         }
@@ -128,10 +128,10 @@ fn print(m: &Measurement) {
         p.optimizer
     );
     let [peak, planned] = [m.peak_rss_bytes, m.planned_rss_bytes].map(|bytes| bytes as f64 / 1e9);
-    match [m.peak_card_bytes, m.planned_card_bytes].map(|bytes| bytes.unwrap_or(0) as f64 / 1e9) {
+    match [m.peak_gpu_bytes, m.planned_gpu_bytes].map(|bytes| bytes.unwrap_or(0) as f64 / 1e9) {
         [0.0, _] => say!("  peak        {peak:.2} GB resident; planned {planned:.2} GB"),
-        [of_card, planned] => {
-            say!("  peak        {of_card:.2} GB of {}; planned {planned:.2} GB; {peak:.2} GB resident", m.device);
+        [of_gpu, planned] => {
+            say!("  peak        {of_gpu:.2} GB of {}; planned {planned:.2} GB; {peak:.2} GB resident", m.device);
         }
     }
     say!(

@@ -57,7 +57,7 @@ const MAX_THREADS: usize = 1024;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Where to compute: cpu, cuda (an NVIDIA card), cuda:N, or auto, the card where there is one; WEFT_DEVICE where absent
+    /// Where to compute: cpu, cuda (an NVIDIA GPU), cuda:N, or auto, the GPU where there is one; WEFT_DEVICE where absent
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
     /// Threads; all cores where absent, shared by the ranks of an mpirun on one machine

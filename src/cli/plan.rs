@@ -60,7 +60,7 @@ impl Plan {
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
         let on = On::of(device, self.gpu, self.memory_gb)?;
         if !matches!(on, On::Cpu) {
-            planner = planner.on_card(weft::device::card().map(|card| card.available_bytes()));
+            planner = planner.on_gpu(weft::device::gpu().map(|gpu| gpu.available_bytes()));
         }
         let memory_gb = self.memory_gb.or(self.gpu.map(|gpu| gpu.memory_gb));
         let plan = planner.plan(memory_gb.map(as_bytes))?;
@@ -111,7 +111,7 @@ impl On {
                 let hint = "--gpu NAME, or --device cuda with --memory-gb, plans for a GPU that isn't here";
                 let opened = device.open(local_rank()).map_err(|error| Error::Usage(format!("{error}; {hint}")));
                 weft::device::set(opened?);
-                Ok(weft::device::card().map_or(Self::Cpu, |_| Self::Gpu(GpuRates::measure())))
+                Ok(weft::device::gpu().map_or(Self::Cpu, |_| Self::Gpu(GpuRates::measure())))
             }
         }
     }

@@ -73,9 +73,9 @@ pub struct Train {
     json: bool,
 }
 
-/// The most memory that the run took, the process's or the card's: what was planned.
+/// The most memory that the run took, the process's or the GPU's: what was planned.
 fn used_bytes() -> u64 {
-    weft::device::card().map_or_else(peak_rss_bytes, |card| (card.most_used_bytes() + WORKSPACE) as u64)
+    weft::device::gpu().map_or_else(peak_rss_bytes, |gpu| (gpu.most_used_bytes() + WORKSPACE) as u64)
 }
 
 /// Whether; `None` is for the program to see.
@@ -188,15 +188,15 @@ impl Train {
     fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
         let mut planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
-        if let Some(card) = weft::device::card() {
-            // The rank whose card has least.
-            let of_ranks = experiment.ranks.all_gather_f64(&[card.available_bytes() as f64]);
+        if let Some(gpu) = weft::device::gpu() {
+            // The rank whose GPU has least.
+            let of_ranks = experiment.ranks.all_gather_f64(&[gpu.available_bytes() as f64]);
             let least = of_ranks.iter().flatten().copied().fold(f64::MAX, f64::min);
-            planner = planner.on_card(Some(least as usize));
+            planner = planner.on_gpu(Some(least as usize));
         }
         let here = ranks_here(&experiment.ranks);
         let shared = available_bytes()
-            .filter(|_| here > 1 && weft::device::card().is_none())
+            .filter(|_| here > 1 && weft::device::gpu().is_none())
             .map(|bytes| bytes as usize / here + resident_bytes() as usize);
         let plan = planner.plan(self.memory_gb.map(as_bytes).or(shared))?;
         if !self.skip_plan && experiment.ranks.is_first() {
@@ -261,8 +261,8 @@ fn describe(experiment: &Experiment, base: &Base) {
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
     say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
-    if let Some(card) = weft::device::card() {
-        say!("device     {}", card.name());
+    if let Some(gpu) = weft::device::gpu() {
+        say!("device     {}", gpu.name());
     }
     let ranks = &experiment.ranks;
     if ranks.size() > 1 {

@@ -194,7 +194,7 @@ pub fn arithmetic(choices: &mut Choices) -> String {
 const NAMES: [&str; 12] =
     ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jack", "Lena", "Tom"];
 const THINGS: [&str; 12] = [
-    "apples", "books", "coins", "stickers", "pencils", "marbles", "cookies", "eggs", "flowers", "cards", "stamps",
+    "apples", "books", "coins", "stickers", "pencils", "marbles", "cookies", "eggs", "flowers", "GPUs", "stamps",
     "shells",
 ];
 const PLACES: [&str; 6] = ["the market", "school", "the store", "the library", "the farm", "the park"];

@@ -7,18 +7,18 @@ use weft_kernels::precision::Precision;
 use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
-use super::{card, current};
+use super::{current, gpu};
 
 /// The side of the matrices that a processor's rate is measured with.
 const GEMM_SIDE: usize = 1024;
-/// The largest that a card's is measured with.
-const CARD_GEMM_SIDE: usize = 8192;
+/// The largest that a GPU's is measured with.
+const GPU_GEMM_SIDE: usize = 8192;
 
 /// The device's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
 pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
     let mut product = Product::new(GEMM_SIDE, precision);
-    // A card's are larger, until one takes long enough to be measured.
-    while card().is_some() && product.side < CARD_GEMM_SIDE && product.seconds().min(product.seconds()) < 1e-3 {
+    // A GPU's are larger, until one takes long enough to be measured.
+    while gpu().is_some() && product.side < GPU_GEMM_SIDE && product.seconds().min(product.seconds()) < 1e-3 {
         product = Product::new(2 * product.side, precision);
     }
     let (started, mut fastest) = (Instant::now(), f64::MAX);
@@ -37,7 +37,7 @@ const BANDWIDTH_NUMBERS: usize = 1 << 27;
 pub(crate) fn bandwidth_gb_per_second() -> f64 {
     let device = current();
     // An emulated GPU is no faster with more.
-    let len = card().map_or(BANDWIDTH_NUMBERS, |card| BANDWIDTH_NUMBERS.min(card.memory()[0] / 64));
+    let len = gpu().map_or(BANDWIDTH_NUMBERS, |gpu| BANDWIDTH_NUMBERS.min(gpu.memory()[0] / 64));
     let (mut to, from) = (device.zeros(len), device.zeros(len));
     let mut seconds = || {
         let started = device.mark();
@@ -48,7 +48,7 @@ pub(crate) fn bandwidth_gb_per_second() -> f64 {
     3e-9 * (size_of::<f32>() * len) as f64 / fastest
 }
 
-/// A product of two square matrices, of numbers that differ: a card is faster with equal ones.
+/// A product of two square matrices, of numbers that differ: a GPU is faster with equal ones.
 struct Product {
     side: usize,
     precision: Precision,
@@ -63,9 +63,7 @@ impl Product {
         let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
         let numbers: Vec<f32> = (0..(side * side) as u32).map(number).collect();
         let mut weight = match precision {
-            Precision::Bf16 if card().is_some() => {
-                Weight::from_bytes(side, side, Dtype::Bf16, &to_bf16_bytes(&numbers))
-            }
+            Precision::Bf16 if gpu().is_some() => Weight::from_bytes(side, side, Dtype::Bf16, &to_bf16_bytes(&numbers)),
             _ => Weight::from_f32(side, side, numbers.clone()),
         };
         weight.put_on(&device);

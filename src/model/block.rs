@@ -247,7 +247,7 @@ impl Transformer {
             embedding::backward(dweight, &batch.ids, &dx);
         }
         finished(self.blocks.len() + 1, grads);
-        // A card is waited for here alone.
+        // A GPU is waited for here alone.
         let (end, nll) = (self.device.mark(), nll.to_host().into_owned());
         let seconds = [(&started, &forward_end), (&forward_end, &head_end), (&head_end, &end)];
         Pass { nll, seconds: seconds.map(|(from, to)| to.seconds_since(from)) }

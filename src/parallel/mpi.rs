@@ -1,4 +1,4 @@
-//! Ranks over MPI: the installed library, called one thread at a time. Buffers go as they are, a card's by way of the
+//! Ranks over MPI: the installed library, called one thread at a time. Buffers go as they are, a GPU's by way of the
 //! machine's memory; what is larger than a 32-bit count of numbers is the caller's to cut (`shards` does).
 
 use std::sync::atomic::{AtomicU64, Ordering};

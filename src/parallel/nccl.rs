@@ -1,4 +1,4 @@
-//! Ranks that hold a card each, over NCCL: numbers go from card to card. Ranks find each other by way of those that a
+//! Ranks that hold a GPU each, over NCCL: numbers go from GPU to GPU. Ranks find each other by way of those that a
 //! launcher joined already (MPI), or at an address that it told all (torchrun's variables).
 
 use std::env;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use weft_kernels::cuda::Card;
+use weft_kernels::cuda::Gpu;
 use weft_kernels::cuda::nccl::{Group, Id, id_at, new_id};
 use weft_kernels::device::Device;
 use weft_kernels::tensor::Tensor;
@@ -77,11 +77,11 @@ impl Launched {
 }
 
 impl Nccl {
-    /// Joins the ranks that a launcher joined already, each with its card.
+    /// Joins the ranks that a launcher joined already, each with its GPU.
     ///
     /// # Errors
     /// NCCL isn't there or fails, at any rank.
-    pub fn among(ranks: &Ranks, card: &Arc<Card>) -> Result<Self> {
+    pub fn among(ranks: &Ranks, gpu: &Arc<Gpu>) -> Result<Self> {
         // Every rank learns whether the first has an id: none waits for one that gave up.
         let id = if ranks.is_first() { new_id() } else { Ok([0; 128]) };
         let told = ranks.bytes_of_first(&id.as_ref().map_or(vec![], |id| id.to_vec()));
@@ -90,14 +90,14 @@ impl Nccl {
             (_, Ok(id)) => id,
             (_, Err(_)) => return Err(Error::Run("the first rank has no NCCL".to_owned())),
         };
-        Self::join(card, (ranks.rank(), ranks.size()), id)
+        Self::join(gpu, (ranks.rank(), ranks.size()), id)
     }
 
     /// Joins the processes that a launcher started.
     ///
     /// # Errors
     /// NCCL isn't there or fails.
-    pub fn launched(launched: &Launched, card: &Arc<Card>) -> Result<Self> {
+    pub fn launched(launched: &Launched, gpu: &Arc<Gpu>) -> Result<Self> {
         let Launched { rank, size, address } = launched;
         let id = id_at(address).map_err(Error::Run)?;
         let (joined, waiting) = mpsc::channel::<()>();
@@ -107,28 +107,28 @@ impl Nccl {
                 eprintln!("{told}");
             }
         });
-        let group = Self::join(card, (*rank, *size), id);
+        let group = Self::join(gpu, (*rank, *size), id);
         drop(joined);
         group
     }
 
-    /// The ranks of a process: over NCCL where there are several with a card each, else those that it has.
+    /// The ranks of a process: over NCCL where there are several with a GPU each, else those that it has.
     ///
     /// # Errors
-    /// Several processes of torchrun's without cards; as [`Nccl::among`].
+    /// Several processes of torchrun's without GPUs; as [`Nccl::among`].
     pub fn ranks(ranks: &Ranks, device: &Device) -> Result<Ranks> {
         let launched = if ranks.size() == 1 { Launched::read()? } else { None };
         // Every rank asks, whatever it has: they speak in turn.
-        let is_card = matches!(device, Device::Cuda(_));
-        if [ranks.any(is_card), ranks.any(!is_card)] == [true; 2] {
-            return Err(Error::Run("some ranks have a card and some have none; name one --device for all".to_owned()));
+        let is_gpu = matches!(device, Device::Cuda(_));
+        if [ranks.any(is_gpu), ranks.any(!is_gpu)] == [true; 2] {
+            return Err(Error::Run("some ranks have a GPU and some have none; name one --device for all".to_owned()));
         }
         Ok(match (device, launched) {
-            (Device::Cuda(card), Some(launched)) => Arc::new(Self::launched(&launched, card)?),
-            (Device::Cuda(card), None) if ranks.size() > 1 => Arc::new(Self::among(ranks, card)?),
+            (Device::Cuda(gpu), Some(launched)) => Arc::new(Self::launched(&launched, gpu)?),
+            (Device::Cuda(gpu), None) if ranks.size() > 1 => Arc::new(Self::among(ranks, gpu)?),
             (Device::Cpu, Some(Launched { size, .. })) => {
                 return Err(Error::Usage(format!(
-                    "{size} processes were started together (WORLD_SIZE), each would do the same on its CPU; give them cards \
+                    "{size} processes were started together (WORLD_SIZE), each would do the same on its CPU; give them GPUs \
                      (--device cuda), or start them by mpirun (docs/scaling.md)"
                 )));
             }
@@ -136,12 +136,12 @@ impl Nccl {
         })
     }
 
-    fn join(card: &Arc<Card>, (rank, size): (usize, usize), id: Id) -> Result<Self> {
-        let group = Group::join(card, (rank, size), id).map_err(Error::Run)?;
+    fn join(gpu: &Arc<Gpu>, (rank, size): (usize, usize), id: Id) -> Result<Self> {
+        let group = Group::join(gpu, (rank, size), id).map_err(Error::Run)?;
         Ok(Self { group, sent_bytes: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) })
     }
 
-    /// Calls `f`, and adds the time and what was sent. A card's own time isn't part of it.
+    /// Calls `f`, and adds the time and what was sent. A GPU's own time isn't part of it.
     fn call<R>(&self, sent_bytes: usize, f: impl FnOnce(&Group) -> R) -> R {
         let started = Instant::now();
         let result = f(&self.group);

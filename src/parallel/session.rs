@@ -35,7 +35,7 @@ pub fn launched() -> Option<usize> {
 /// Variables in which a launcher says which of its machine's processes this one is.
 const LOCAL_RANKS: [&str; 4] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "LOCAL_RANK", "SLURM_LOCALID"];
 
-/// This process's number among those of its machine: which card is its own.
+/// This process's number among those of its machine: which GPU is its own.
 pub fn local_rank() -> usize {
     LOCAL_RANKS.iter().find_map(|name| number(name)).unwrap_or(0)
 }

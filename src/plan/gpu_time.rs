@@ -3,7 +3,7 @@
 //! rate take longer; `weft bench --profile` measures which do.
 
 use weft_kernels::adamw::{AdamW, chunk_sums};
-use weft_kernels::cuda::{Card, Launches, Work as LaunchWork};
+use weft_kernels::cuda::{Gpu, Launches, Work as LaunchWork};
 use weft_kernels::device::Device;
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::{Dtype, Weight};
@@ -98,12 +98,12 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
     };
     let steps = [vec![mean; micro_batches]];
     let seconds = |needs_entropy: bool| {
-        let (card, mut counted) = counting(model);
+        let (gpu, mut counted) = counting(model);
         let work = Work { needs_entropy, ..Work::of_steps(model, Stored::Mapped, &steps) };
-        card.start_counting();
+        gpu.start_counting();
         Rehearsal::new(&work, &counted).train();
         update(&mut counted);
-        rates.of_launches(&card.stop_counting())
+        rates.of_launches(&gpu.stop_counting())
     };
     let without = seconds(false);
     if !objective.kind.needs_entropy() {
@@ -113,14 +113,14 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
 }
 
 /// The model on a GPU that only counts, what is trained in f32.
-fn counting(model: &Transformer) -> (std::sync::Arc<Card>, Transformer) {
-    let card = Card::outline();
+fn counting(model: &Transformer) -> (std::sync::Arc<Gpu>, Transformer) {
+    let gpu = Gpu::outline();
     let mut model = model.outline();
     for param in model.params.iter_mut().filter(|param| param.trainable) {
         param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), Dtype::F32);
     }
-    model.put_on(&Device::Cuda(card.clone()));
-    (card, model)
+    model.put_on(&Device::Cuda(gpu.clone()));
+    (gpu, model)
 }
 
 /// The gradient's norm and AdamW.

@@ -7,7 +7,7 @@ use weft_kernels::meta::Meta;
 use weft_kernels::weight::Dtype;
 
 use super::batches::MicroBatch;
-use super::card;
+use super::gpu;
 use super::rehearsal::{Fullest, Rehearsal};
 use crate::model::block::{Param, Transformer};
 use crate::train::shards::MESSAGE;
@@ -112,9 +112,9 @@ impl<'a> Work<'a> {
         parts.map(|(name, bytes)| Part { name, bytes }).to_vec()
     }
 
-    /// The parts of a card's memory at the run's largest moment there.
-    pub fn parts_of_card(&self) -> Vec<Part> {
-        card::parts(self)
+    /// The parts of a GPU's memory at the run's largest moment there.
+    pub fn parts_of_gpu(&self) -> Vec<Part> {
+        gpu::parts(self)
     }
 
     /// The most bytes of the pool's pieces that are on loan at once, as the CPU's pool counts them.

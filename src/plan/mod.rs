@@ -3,8 +3,8 @@
 //! what runs used.
 
 mod batches;
-mod card;
 mod communication;
+mod gpu;
 mod gpu_time;
 mod memory;
 mod rehearsal;
@@ -45,7 +45,7 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// The largest resident size: the parts' sum.
     pub peak_bytes: usize,
-    /// What the run may take, of a card's memory without a sixteenth; `None` where the system doesn't say.
+    /// What the run may take, of a GPU's memory without a sixteenth; `None` where the system doesn't say.
     pub available_bytes: Option<usize>,
     /// Settings that make the run fit where it doesn't.
     pub remedies: Vec<Remedy>,
@@ -95,7 +95,7 @@ impl Plan {
     }
 }
 
-/// The part of a card's memory that is left alone, one in so many: pieces that fit nothing.
+/// The part of a GPU's memory that is left alone, one in so many: pieces that fit nothing.
 const RESERVE: usize = 16;
 
 /// What plans of a recipe and of changes of it have in common: rows, base, prompts.
@@ -108,8 +108,8 @@ pub struct Planner<'a> {
     distinct_ids: usize,
     program_bytes: usize,
     ranks: usize,
-    /// Whether the run's numbers lie on a card, and how many bytes that has free where it is known.
-    card: Option<Option<usize>>,
+    /// Whether the run's numbers lie on a GPU, and how many bytes that has free where it is known.
+    gpu: Option<Option<usize>>,
     /// Bytes for what backward keeps where the recipe doesn't say.
     granted: Cell<usize>,
 }
@@ -138,7 +138,7 @@ impl<'a> Planner<'a> {
             distinct_ids,
             program_bytes,
             ranks: experiment.ranks.size(),
-            card: None,
+            gpu: None,
             granted: Cell::new(ACTIVATION_BYTES),
         })
     }
@@ -148,9 +148,9 @@ impl<'a> Planner<'a> {
         Self { ranks, ..self }
     }
 
-    /// Plans for a card's memory, of which so many bytes are free where that is known, instead of the machine's.
-    pub fn on_card(self, free_bytes: Option<usize>) -> Self {
-        Self { card: Some(free_bytes), ..self }
+    /// Plans for a GPU's memory, of which so many bytes are free where that is known, instead of the machine's.
+    pub fn on_gpu(self, free_bytes: Option<usize>) -> Self {
+        Self { gpu: Some(free_bytes), ..self }
     }
 
     /// The plan of the experiment's recipe, in so many bytes or what the machine has.
@@ -161,8 +161,8 @@ impl<'a> Planner<'a> {
         let recipe = &self.experiment.recipe;
         // What this process has already is no more to be had, but part of the plan.
         let of_machine = || machine::available_bytes().map(|bytes| bytes as usize + self.program_bytes);
-        let available_bytes = limit_bytes.or_else(|| self.card.unwrap_or_else(of_machine));
-        let reserved = |bytes: usize| if self.card.is_some() { bytes / RESERVE } else { 0 };
+        let available_bytes = limit_bytes.or_else(|| self.gpu.unwrap_or_else(of_machine));
+        let reserved = |bytes: usize| if self.gpu.is_some() { bytes / RESERVE } else { 0 };
         let available_bytes = available_bytes.map(|bytes| bytes - reserved(bytes));
         let batches = self.batches(recipe);
         self.grant(recipe, &batches, available_bytes)?;
@@ -191,10 +191,10 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// On a card backward keeps as much as the rest of the run leaves.
+    /// On a GPU backward keeps as much as the rest of the run leaves.
     fn grant(&self, recipe: &Recipe, batches: &Batches, available_bytes: Option<usize>) -> Result<()> {
         let is_said = recipe.train.activation_memory_gb.is_some();
-        if let (Some(_), Some(available), false) = (self.card, available_bytes, is_said) {
+        if let (Some(_), Some(available), false) = (self.gpu, available_bytes, is_said) {
             self.granted.set(0);
             let rest: usize = self.parts(recipe, batches)?.iter().map(|part| part.bytes).sum();
             self.granted.set(available.saturating_sub(rest));
@@ -295,7 +295,7 @@ impl<'a> Planner<'a> {
             written_bytes: size_of::<f32>() * largest_tensor,
             ranks: self.ranks,
         };
-        Ok(if self.card.is_some() { work.parts_of_card() } else { work.parts() })
+        Ok(if self.gpu.is_some() { work.parts_of_gpu() } else { work.parts() })
     }
 
     /// Training's copy of the rows, 4 bytes a token beside two vectors for each, and the entropies that are reused.

@@ -142,7 +142,7 @@ impl<'a> Rehearsal<'a> {
 fn counted(device: &Device) -> [usize; 2] {
     match device {
         Device::Meta(meta) => [meta.used_bytes(), meta.most_used_bytes()],
-        Device::Cuda(card) => [card.used_bytes(), card.most_used_bytes()],
+        Device::Cuda(gpu) => [gpu.used_bytes(), gpu.most_used_bytes()],
         Device::Cpu => unreachable!("a plan computes nothing"),
     }
 }

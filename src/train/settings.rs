@@ -28,7 +28,7 @@ pub struct TrainTable {
     pub grad_accum_steps: usize,
     /// Memory in GB for what the last layers computed, kept until backward; the others are recomputed (gradient
     /// checkpointing). It changes time and memory, not a bit of the result; 0 recomputes all. Where absent 0.35 on a CPU,
-    /// and on a card what the rest of the run leaves free.
+    /// and on a GPU what the rest of the run leaves free.
     pub activation_memory_gb: Option<f64>,
     /// Highest learning rate.
     pub lr: f64,

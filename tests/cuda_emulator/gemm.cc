@@ -25,7 +25,7 @@ uint32_t word_of(float value) {
     return word;
 }
 
-// To the nearest bf16, ties to even; any NaN becomes 0x7fff, as on a card.
+// To the nearest bf16, ties to even; any NaN becomes 0x7fff, as on a GPU.
 uint16_t bf16(float value) {
     uint32_t word = word_of(value);
     if (value != value) return 0x7fff;

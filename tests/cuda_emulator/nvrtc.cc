@@ -136,7 +136,7 @@ bool parse_options(const std::vector<std::string>& options, Options& parsed, std
     return true;
 }
 
-// As nvcc compiles: types may be punned and integers wrap. A misaligned access traps, as on a card.
+// As nvcc compiles: types may be punned and integers wrap. A misaligned access traps, as on a GPU.
 const std::vector<std::string> compile_flags = {
     "-O2", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-gnu-unique", "-fno-strict-aliasing", "-fwrapv",
     "-ffp-contract=off", "-fno-math-errno", "-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"};

@@ -1,4 +1,4 @@
-//! The device that a test's network computes on: the processor, or the card that `WEFT_DEVICE=cuda` asks for.
+//! The device that a test's network computes on: the processor, or the GPU that `WEFT_DEVICE=cuda` asks for.
 
 use std::io::Write;
 use std::sync::LazyLock;
@@ -14,7 +14,7 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
     }
     Name::of_environment().and_then(|name| name.open(0)).unwrap_or_else(|reason| {
         // Past the test runner, which keeps what a passing test prints.
-        let _ = writeln!(std::io::stderr(), "SKIPPED on a card, and run on the CPU: {reason}");
+        let _ = writeln!(std::io::stderr(), "SKIPPED on a GPU, and run on the CPU: {reason}");
         Device::Cpu
     })
 });

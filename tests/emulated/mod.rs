@@ -1,5 +1,5 @@
-//! The program on a card that the CPU emulates (tests/cuda_emulator): its own binary, with libraries that stand for
-//! NVIDIA's. What this can't show is a real card's speed, and what happens where work isn't done at once.
+//! The program on a GPU that the CPU emulates (tests/cuda_emulator): its own binary, with libraries that stand for
+//! NVIDIA's. What this can't show is a real GPU's speed, and what happens where work isn't done at once.
 #![allow(dead_code)] // each test binary uses a part
 
 use std::fs;
@@ -14,7 +14,7 @@ macro_rules! needs_emulator {
     () => {
         if let Err(reason) = &*crate::emulated::LIBRARIES {
             use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "SKIPPED: no card is emulated: {reason}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no GPU is emulated: {reason}");
             return;
         }
     };

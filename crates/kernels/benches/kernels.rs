@@ -1,6 +1,6 @@
 //! Each operation at the sizes of a step of `weft bench --shape P` (2,048 tokens of width 512), beside the machine's
 //! own rates: `Gitem/s` are GFLOP/s, `GB/s` count every number read or written once. `cargo bench -p weft-kernels`; on a
-//! card with `WEFT_DEVICE=cuda` before it, where a call is waited for and small ones show little but their start.
+//! GPU with `WEFT_DEVICE=cuda` before it, where a call is waited for and small ones show little but their start.
 
 #![allow(missing_docs)]
 
@@ -10,7 +10,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use weft_kernels::adamw::AdamW;
 use weft_kernels::attention::{self, Qkv, Shape};
-use weft_kernels::cuda::Card;
+use weft_kernels::cuda::Gpu;
 use weft_kernels::device::Device;
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Lora, LoraGrad};
@@ -37,7 +37,7 @@ fn main() {
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| match std::env::var("WEFT_DEVICE").as_deref() {
     Ok(name) if name.starts_with("cuda") => {
-        Device::Cuda(Card::open(0, None).unwrap_or_else(|reason| panic!("{reason}")))
+        Device::Cuda(Gpu::open(0, None).unwrap_or_else(|reason| panic!("{reason}")))
     }
     _ => Device::Cpu,
 });
@@ -55,7 +55,7 @@ fn factors(len: usize, precision: Precision) -> Tensor {
     numbers(len).rounded(precision)
 }
 
-/// Returns when a card has done the work, too.
+/// Returns when a GPU has done the work, too.
 fn done<T>(work: impl FnOnce() -> T) -> T {
     let result = work();
     DEVICE.finish();

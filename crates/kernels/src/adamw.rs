@@ -42,7 +42,7 @@ pub(crate) struct Factors {
 /// threads.
 pub fn chunk_sums(tensors: &[&Tensor]) -> Vec<Vec<f64>> {
     match tensors {
-        [Tensor::Card(first), ..] => cuda::adamw::chunk_sums(first.card(), tensors.iter().map(|tensor| tensor.array())),
+        [Tensor::Gpu(first), ..] => cuda::adamw::chunk_sums(first.gpu(), tensors.iter().map(|tensor| tensor.array())),
         _ => tensors.iter().map(|tensor| cpu::adamw::chunk_sums(tensor.host())).collect(),
     }
 }
@@ -66,7 +66,7 @@ impl AdamW {
                 let weight = &mut weight.make_trainable()[own];
                 cpu::adamw::update(self, weight, m.host_mut(), v.host_mut(), grad, grad_scale);
             }
-            Tensor::Card(grad) => {
+            Tensor::Gpu(grad) => {
                 cuda::adamw::update(self, (weight.array_mut(), own), m.array_mut(), v.array_mut(), grad, grad_scale);
             }
         }

@@ -70,9 +70,7 @@ pub fn forward(out: &mut Tensor, qkv: Qkv, shape: &Shape) -> Tensor {
             let qkv = cpu::attention::Qkv { q: qkv.q.host(), k: qkv.k.host(), v: qkv.v.host() };
             Tensor::Host(cpu::attention::forward(out, qkv, shape))
         }
-        Tensor::Card(out) => {
-            Tensor::Card(cuda::attention::forward(out, [qkv.q, qkv.k, qkv.v].map(Tensor::array), shape))
-        }
+        Tensor::Gpu(out) => Tensor::Gpu(cuda::attention::forward(out, [qkv.q, qkv.k, qkv.v].map(Tensor::array), shape)),
     }
 }
 
@@ -84,9 +82,9 @@ pub fn backward(dout: &Tensor, out: &Tensor, lse: &Tensor, qkv: Qkv, shape: &Sha
             let [q, k, v]: [Buffer; 3] = cpu::attention::backward(dout, out.host(), lse.host(), host, shape);
             QkvGrad { q: Tensor::Host(q), k: Tensor::Host(k), v: Tensor::Host(v) }
         }
-        Tensor::Card(dout) => {
+        Tensor::Gpu(dout) => {
             let qkv = [qkv.q, qkv.k, qkv.v].map(Tensor::array);
-            let [q, k, v] = cuda::attention::backward(dout, out.array(), lse.array(), qkv, shape).map(Tensor::Card);
+            let [q, k, v] = cuda::attention::backward(dout, out.array(), lse.array(), qkv, shape).map(Tensor::Gpu);
             QkvGrad { q, k, v }
         }
     }

@@ -1,10 +1,10 @@
-//! Where numbers lie and are computed with: the processor with the machine's memory, or a card with its own.
+//! Where numbers lie and are computed with: the processor with the machine's memory, or a GPU with its own.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::buffer::{self, Buffer};
-use crate::cuda::{Array, Beside, Card, Keys, Mark as CardMark};
+use crate::cuda::{Array, Beside, Gpu, Keys, Mark as GpuMark};
 use crate::lora_linear::DropoutKeys;
 use crate::meta::Meta;
 use crate::precision::Precision;
@@ -16,8 +16,8 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// An NVIDIA card.
-    Cuda(Arc<Card>),
+    /// An NVIDIA GPU.
+    Cuda(Arc<Gpu>),
     /// The processor's operations on tensors without storage.
     Meta(Meta),
 }
@@ -27,8 +27,8 @@ pub enum Device {
 pub enum Mark {
     /// The processor's: what was asked for before is done.
     Cpu(Instant),
-    /// A card's: known once its work has come so far.
-    Cuda(CardMark),
+    /// A GPU's: known once its work has come so far.
+    Cuda(GpuMark),
 }
 
 impl Device {
@@ -37,12 +37,12 @@ impl Device {
         self.factors(len, Precision::F32)
     }
 
-    /// The same for what nothing but products, attention and SwiGLU read, which round it to `precision` anyway: on a card
+    /// The same for what nothing but products, attention and SwiGLU read, which round it to `precision` anyway: on a GPU
     /// it is stored so.
     pub fn factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::unset(self.meta(), len)),
-            Self::Cuda(card) => Tensor::Card(Array::unset(card, len, precision.dtype())),
+            Self::Cuda(gpu) => Tensor::Gpu(Array::unset(gpu, len, precision.dtype())),
         }
     }
 
@@ -55,7 +55,7 @@ impl Device {
     pub fn zero_factors(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::zeros(self.meta(), len)),
-            Self::Cuda(card) => Tensor::Card(Array::zeros(card, len, precision.dtype())),
+            Self::Cuda(gpu) => Tensor::Gpu(Array::zeros(gpu, len, precision.dtype())),
         }
     }
 
@@ -68,7 +68,7 @@ impl Device {
     pub fn put_made(&self, len: usize, make: impl FnOnce() -> Vec<f32>) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::vector(self.meta(), len, make)),
-            Self::Cuda(card) => Tensor::Card(Array::of(card, &make())),
+            Self::Cuda(gpu) => Tensor::Gpu(Array::of(gpu, &make())),
         }
     }
 
@@ -83,7 +83,7 @@ impl Device {
     pub fn dropout_keys(&self, keys: Vec<u64>) -> DropoutKeys {
         match self {
             Self::Cpu | Self::Meta(_) => DropoutKeys::Host(keys),
-            Self::Cuda(card) => DropoutKeys::Gpu(Keys::of(card, &keys)),
+            Self::Cuda(gpu) => DropoutKeys::Gpu(Keys::of(gpu, &keys)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Device {
     pub fn mark(&self) -> Mark {
         match self {
             Self::Cpu | Self::Meta(_) => Mark::Cpu(Instant::now()),
-            Self::Cuda(card) => Mark::Cuda(card.mark()),
+            Self::Cuda(gpu) => Mark::Cuda(gpu.mark()),
         }
     }
 
@@ -103,23 +103,23 @@ impl Device {
 
     /// Makes what this thread asks for from now on wait for a mark.
     pub fn wait_for(&self, mark: &Mark) {
-        if let (Self::Cuda(card), Mark::Cuda(mark)) = (self, mark) {
-            card.wait_for(mark);
+        if let (Self::Cuda(gpu), Mark::Cuda(mark)) = (self, mark) {
+            gpu.wait_for(mark);
         }
     }
 
     /// Returns when everything asked for is done.
     pub fn finish(&self) {
-        if let Self::Cuda(card) = self {
-            card.finish();
+        if let Self::Cuda(gpu) = self {
+            gpu.finish();
         }
     }
 
-    /// The most bytes that tensors took at once so far, and on a card weights too.
+    /// The most bytes that tensors took at once so far, and on a GPU weights too.
     pub fn most_used_bytes(&self) -> usize {
         match self {
             Self::Cpu => buffer::most_used_bytes(),
-            Self::Cuda(card) => card.most_used_bytes(),
+            Self::Cuda(gpu) => gpu.most_used_bytes(),
             Self::Meta(meta) => meta.most_lent_bytes(),
         }
     }
@@ -134,7 +134,7 @@ impl Mark {
         }
     }
 
-    /// Seconds from an earlier one of the same device; on a card it waits until its work has come to this one.
+    /// Seconds from an earlier one of the same device; on a GPU it waits until its work has come to this one.
     pub fn seconds_since(&self, earlier: &Self) -> f64 {
         match (self, earlier) {
             (Self::Cpu(this), Self::Cpu(earlier)) => this.duration_since(*earlier).as_secs_f64(),

@@ -13,7 +13,7 @@ pub fn forward(x: &mut Tensor, ids: &[u32], weight: &Weight) {
     match x {
         x if x.is_meta() => {}
         Tensor::Host(x) => cpu::embedding::forward(x, ids, weight),
-        Tensor::Card(x) => cuda::rows::embed(x, ids, weight),
+        Tensor::Gpu(x) => cuda::rows::embed(x, ids, weight),
     }
 }
 

@@ -37,7 +37,7 @@ impl Head<'_> {
                     f(first, logits);
                 }
             }),
-            Tensor::Card(x) => cuda::head_loss::for_each_chunk(self, x, f),
+            Tensor::Gpu(x) => cuda::head_loss::for_each_chunk(self, x, f),
         }
     }
 
@@ -45,7 +45,7 @@ impl Head<'_> {
     pub fn entropy(&self, x: &Tensor) -> Vec<f32> {
         match x {
             Tensor::Host(x) => cpu::head_loss::entropy(self, x.into()),
-            Tensor::Card(x) => cuda::head_loss::entropy(self, x),
+            Tensor::Gpu(x) => cuda::head_loss::entropy(self, x),
         }
     }
 
@@ -53,7 +53,7 @@ impl Head<'_> {
     pub fn nll(&self, x: &Tensor, targets: &[u32]) -> Vec<f32> {
         match x {
             Tensor::Host(x) => cpu::head_loss::nll(self, x.into(), targets),
-            Tensor::Card(x) => cuda::head_loss::nll(self, x, targets),
+            Tensor::Gpu(x) => cuda::head_loss::nll(self, x, targets),
         }
     }
 
@@ -69,7 +69,7 @@ impl Head<'_> {
             (x, dx) => {
                 let lora = grad.lora.map(|g| [g.a, g.b].map(Tensor::array_mut));
                 let grad = (grad.weight.map(Tensor::array_mut), lora);
-                Tensor::Card(cuda::head_loss::loss(self, x.array(), (targets, row_weights), dx.array_mut(), grad))
+                Tensor::Gpu(cuda::head_loss::loss(self, x.array(), (targets, row_weights), dx.array_mut(), grad))
             }
         }
     }

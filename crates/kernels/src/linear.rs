@@ -24,7 +24,7 @@ pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, before: &Tensor
             forward(y, x, weight, precision);
             y.add(before);
         }
-        Tensor::Card(y) => cuda::linear::forward(y, x.array(), weight, Some(before.array()), precision),
+        Tensor::Gpu(y) => cuda::linear::forward(y, x.array(), weight, Some(before.array()), precision),
     }
 }
 
@@ -59,7 +59,7 @@ pub fn add_bias(y: &mut Tensor, bias: &Weight) {
     match y {
         y if y.is_meta() => {}
         Tensor::Host(y) => cpu::linear::add_bias(y, &bias.to_f32()),
-        Tensor::Card(y) => cuda::linear::add_bias(y, bias),
+        Tensor::Gpu(y) => cuda::linear::add_bias(y, bias),
     }
 }
 

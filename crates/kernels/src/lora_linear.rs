@@ -105,7 +105,7 @@ pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora, be
             forward(y, x, weight, lora);
             y.add(before);
         }
-        Tensor::Card(y) => cuda::lora_linear::forward(y, x.array(), weight, lora, Some(before.array())),
+        Tensor::Gpu(y) => cuda::lora_linear::forward(y, x.array(), weight, lora, Some(before.array())),
     }
 }
 
@@ -124,7 +124,7 @@ pub fn backward(
             let dx = dx.map(|(dx, into)| (dx.host_mut().into(), into));
             cpu::lora_linear::backward(dx, grad, dy.into(), x.host().into(), weight, lora);
         }
-        Tensor::Card(dy) => {
+        Tensor::Gpu(dy) => {
             let dx = dx.map(|(dx, into)| (dx.array_mut(), into));
             cuda::lora_linear::backward(dx, [grad.a, grad.b].map(Tensor::array_mut), dy, x.array(), weight, lora);
         }

@@ -192,7 +192,7 @@ fn as_factor<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'w
     if a.is_row_major() { words } else { words.t() }
 }
 
-/// Numbers that wait for backward, in the format that those who read them round them to anyway. A card has them in it
+/// Numbers that wait for backward, in the format that those who read them round them to anyway. A GPU has them in it
 /// already.
 pub struct Kept {
     words: Tensor,

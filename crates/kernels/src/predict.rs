@@ -89,7 +89,7 @@ impl Head<'_> {
                 let guidance = guidance.map(|g| (g.x.host().into(), g.scale));
                 cpu::predict::predict(self, x.into(), guidance, draws, rule)
             }
-            Tensor::Card(x) => {
+            Tensor::Gpu(x) => {
                 let guidance = guidance.map(|g| (g.x.array(), g.scale));
                 cuda::predict::predict(self, x, guidance, draws, rule)
             }

@@ -49,7 +49,7 @@ impl Rope {
         match x {
             x if x.is_meta() => {}
             Tensor::Host(x) => cpu::rope::apply(x, [self.cos.host(), self.sin.host()], (heads, self.half), sign),
-            Tensor::Card(x) => {
+            Tensor::Gpu(x) => {
                 cuda::elementwise::rope(x, [self.cos.array(), self.sin.array()], (heads, self.half), sign);
             }
         }

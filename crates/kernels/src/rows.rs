@@ -14,7 +14,7 @@ pub fn gather(x: &Tensor, index: &[usize], width: usize) -> Tensor {
             let rows = || index.iter().flat_map(|row| &x[row * width..(row + 1) * width]).copied().collect();
             Tensor::Host(Buffer::vector(x.meta(), index.len() * width, rows))
         }
-        Tensor::Card(x) => Tensor::Card(cuda::rows::gather(x, index, width)),
+        Tensor::Gpu(x) => Tensor::Gpu(cuda::rows::gather(x, index, width)),
     }
 }
 

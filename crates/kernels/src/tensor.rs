@@ -19,13 +19,13 @@ pub enum Into {
     Add,
 }
 
-/// Numbers on a device: f32, or on a card what only products read in the products' format ([`Device::factors`]).
+/// Numbers on a device: f32, or on a GPU what only products read in the products' format ([`Device::factors`]).
 #[derive(Debug)]
 pub enum Tensor {
     /// In the machine's memory, or without storage on a meta device.
     Host(Buffer),
-    /// In a card's memory.
-    Card(Array),
+    /// In a GPU's memory.
+    Gpu(Array),
 }
 
 impl Tensor {
@@ -33,7 +33,7 @@ impl Tensor {
     pub fn len(&self) -> usize {
         match self {
             Self::Host(numbers) => numbers.len(),
-            Self::Card(array) => array.len(),
+            Self::Gpu(array) => array.len(),
         }
     }
 
@@ -46,7 +46,7 @@ impl Tensor {
     pub fn device(&self) -> Device {
         match self {
             Self::Host(numbers) => numbers.meta().map_or(Device::Cpu, |meta| Device::Meta(meta.clone())),
-            Self::Card(array) => Device::Cuda(array.card().clone()),
+            Self::Gpu(array) => Device::Cuda(array.gpu().clone()),
         }
     }
 
@@ -55,11 +55,11 @@ impl Tensor {
         matches!(self, Self::Host(numbers) if numbers.meta().is_some())
     }
 
-    /// The numbers as f32, copied from a card once all its work before is done.
+    /// The numbers as f32, copied from a GPU once all its work before is done.
     pub fn to_host(&self) -> Cow<'_, [f32]> {
         match self {
             Self::Host(numbers) => Cow::Borrowed(numbers),
-            Self::Card(array) => array.to_f32().into(),
+            Self::Gpu(array) => array.to_f32().into(),
         }
     }
 
@@ -67,15 +67,15 @@ impl Tensor {
     pub fn rounded(&self, precision: Precision) -> Self {
         match self {
             Self::Host(numbers) => numbers.to_vec().into(),
-            Self::Card(array) => Self::Card(cuda::elementwise::cast(array, precision.dtype())),
+            Self::Gpu(array) => Self::Gpu(cuda::elementwise::cast(array, precision.dtype())),
         }
     }
 
-    /// Lets `f` change the numbers in the machine's memory, where a card's are brought and from where they go back.
+    /// Lets `f` change the numbers in the machine's memory, where a GPU's are brought and from where they go back.
     pub fn change_on_host(&mut self, f: impl FnOnce(&mut [f32])) {
         match self {
             Self::Host(numbers) => f(numbers),
-            Self::Card(array) => {
+            Self::Gpu(array) => {
                 let mut numbers = array.to_f32();
                 f(&mut numbers);
                 array.write(0, &numbers);
@@ -87,7 +87,7 @@ impl Tensor {
     pub fn write(&mut self, start: usize, numbers: &[f32]) {
         match self {
             Self::Host(own) => own[start..start + numbers.len()].copy_from_slice(numbers),
-            Self::Card(array) => array.write(start, numbers),
+            Self::Gpu(array) => array.write(start, numbers),
         }
     }
 
@@ -120,7 +120,7 @@ impl Tensor {
                 let (sums, rest) = numbers[to..].split_at_mut(from - to);
                 sums[..len].iter_mut().zip(&rest[..len]).for_each(|(sum, x)| *sum += x);
             }
-            Self::Card(array) => cuda::elementwise::add_within(array, to, from, len),
+            Self::Gpu(array) => cuda::elementwise::add_within(array, to, from, len),
         }
     }
 
@@ -128,7 +128,7 @@ impl Tensor {
     pub(crate) fn host(&self) -> &Buffer {
         match self {
             Self::Host(numbers) => numbers,
-            Self::Card(_) => panic!("the tensors of one operation lie on one device"),
+            Self::Gpu(_) => panic!("the tensors of one operation lie on one device"),
         }
     }
 
@@ -136,22 +136,22 @@ impl Tensor {
     pub(crate) fn host_mut(&mut self) -> &mut Buffer {
         match self {
             Self::Host(numbers) => numbers,
-            Self::Card(_) => panic!("the tensors of one operation lie on one device"),
+            Self::Gpu(_) => panic!("the tensors of one operation lie on one device"),
         }
     }
 
-    /// A card's array.
+    /// A GPU's array.
     pub(crate) fn array(&self) -> &Array {
         match self {
-            Self::Card(array) => array,
+            Self::Gpu(array) => array,
             Self::Host(_) => panic!("the tensors of one operation lie on one device"),
         }
     }
 
-    /// A card's array, to be changed.
+    /// A GPU's array, to be changed.
     pub(crate) fn array_mut(&mut self) -> &mut Array {
         match self {
-            Self::Card(array) => array,
+            Self::Gpu(array) => array,
             Self::Host(_) => panic!("the tensors of one operation lie on one device"),
         }
     }

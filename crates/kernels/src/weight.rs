@@ -1,4 +1,4 @@
-//! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a card.
+//! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a GPU.
 //! Rows are converted to f32 only while a product reads them. Names and files are the library's business.
 
 use std::borrow::Cow;
@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use crate::buffer::Scratch;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
-use crate::cuda::{Array, Card, elementwise};
+use crate::cuda::{Array, Gpu, elementwise};
 use crate::device::Device;
 use crate::precision;
 use crate::tensor::Tensor;
@@ -64,7 +64,7 @@ enum Storage {
     Bf16(Vec<bf16>),
     Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
     Outline(Dtype),
-    Card(Arc<Array>),
+    Gpu(Arc<Array>),
 }
 
 /// A weight's numbers, wherever they stand.
@@ -99,10 +99,10 @@ impl Weight {
         Self { rows, cols, storage: Storage::Outline(dtype) }
     }
 
-    /// Normal bf16 numbers made on a card, for measurements of models that no file holds.
-    pub fn normal_on(card: &Arc<Card>, rows: usize, cols: usize, seed: u64, deviation: f32) -> Self {
-        let array = elementwise::normal(card, rows * cols, seed, deviation);
-        Self { rows, cols, storage: Storage::Card(Arc::new(array)) }
+    /// Normal bf16 numbers made on a GPU, for measurements of models that no file holds.
+    pub fn normal_on(gpu: &Arc<Gpu>, rows: usize, cols: usize, seed: u64, deviation: f32) -> Self {
+        let array = elementwise::normal(gpu, rows * cols, seed, deviation);
+        Self { rows, cols, storage: Storage::Gpu(Arc::new(array)) }
     }
 
     /// Copies little-endian numbers.
@@ -141,14 +141,14 @@ impl Weight {
             Storage::F32(_) => Dtype::F32,
             Storage::Bf16(_) => Dtype::Bf16,
             Storage::Mapped { dtype, .. } | Storage::Outline(dtype) => *dtype,
-            Storage::Card(array) => array.dtype(),
+            Storage::Gpu(array) => array.dtype(),
         }
     }
 
-    /// Some rows as f32, borrowed where they are stored so; from a card they come once its work is done.
+    /// Some rows as f32, borrowed where they are stored so; from a GPU they come once its work is done.
     pub fn rows_f32(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
         let range = rows.start * self.cols..rows.end * self.cols;
-        if let Storage::Card(array) = &self.storage {
+        if let Storage::Gpu(array) = &self.storage {
             return array.stretch_to_f32(range).into();
         }
         match self.numbers() {
@@ -180,7 +180,7 @@ impl Weight {
             Storage::F32(data) => Numbers::F32(data),
             Storage::Bf16(data) => Numbers::Bf16(data),
             Storage::Outline(_) => unreachable!("an outline has no numbers"),
-            Storage::Card(_) => panic!("the tensors of one operation lie on one device"),
+            Storage::Gpu(_) => panic!("the tensors of one operation lie on one device"),
             Storage::Mapped { file, bytes, dtype } => {
                 let raw = &file.bytes()[bytes.clone()];
                 match dtype {
@@ -210,8 +210,8 @@ impl Weight {
     /// Makes the numbers f32 where they are, in memory of their own.
     pub fn widen(&mut self) {
         match &self.storage {
-            Storage::Card(array) if array.dtype() == Dtype::F32 => {}
-            Storage::Card(array) => self.storage = Storage::Card(Arc::new(elementwise::cast(array, Dtype::F32))),
+            Storage::Gpu(array) if array.dtype() == Dtype::F32 => {}
+            Storage::Gpu(array) => self.storage = Storage::Gpu(Arc::new(elementwise::cast(array, Dtype::F32))),
             _ => drop(self.make_trainable()),
         }
     }
@@ -219,8 +219,8 @@ impl Weight {
     /// Rounds the numbers to bf16 where they are, in memory of their own, as products in bf16 round their factors.
     pub fn round(&mut self) {
         self.storage = match &self.storage {
-            Storage::Card(array) if array.dtype() == Dtype::Bf16 => return,
-            Storage::Card(array) => Storage::Card(Arc::new(elementwise::cast(array, Dtype::Bf16))),
+            Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => return,
+            Storage::Gpu(array) => Storage::Gpu(Arc::new(elementwise::cast(array, Dtype::Bf16))),
             _ => match self.numbers() {
                 Numbers::Bf16(numbers) => Storage::Bf16(numbers.to_vec()),
                 Numbers::F32(numbers) => {
@@ -235,10 +235,10 @@ impl Weight {
     /// A stretch of the numbers in f32, on their device.
     pub fn stretch(&self, stretch: Range<usize>) -> Tensor {
         match &self.storage {
-            Storage::Card(array) => {
-                let mut own = Array::unset(array.card(), stretch.len(), array.dtype());
+            Storage::Gpu(array) => {
+                let mut own = Array::unset(array.gpu(), stretch.len(), array.dtype());
                 own.copy(0, array, stretch);
-                Tensor::Card(if own.dtype() == Dtype::F32 { own } else { elementwise::cast(&own, Dtype::F32) })
+                Tensor::Gpu(if own.dtype() == Dtype::F32 { own } else { elementwise::cast(&own, Dtype::F32) })
             }
             _ => match self.numbers() {
                 Numbers::F32(numbers) => numbers[stretch].to_vec().into(),
@@ -250,7 +250,7 @@ impl Weight {
     /// Copies a stretch of numbers in bf16 to `start` of an f32 tensor of their device, two in the place of one.
     pub fn copy_pairs_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
         match (&self.storage, to) {
-            (Storage::Card(array), Tensor::Card(to)) => to.copy_pairs_of(start, array, stretch),
+            (Storage::Gpu(array), Tensor::Gpu(to)) => to.copy_pairs_of(start, array, stretch),
             (Storage::Bf16(numbers), Tensor::Host(to)) => {
                 let to = bytemuck::cast_slice_mut::<f32, bf16>(&mut to[start..]);
                 to[..stretch.len()].copy_from_slice(&numbers[stretch]);
@@ -262,7 +262,7 @@ impl Weight {
     /// Overwrites a stretch of numbers in bf16 with what [`Weight::copy_pairs_to`] put at `start` of a tensor.
     pub fn copy_pairs_from(&mut self, stretch: Range<usize>, from: &Tensor, start: usize) {
         match from {
-            Tensor::Card(from) => self.array_mut().copy_pairs_from(stretch, from, start),
+            Tensor::Gpu(from) => self.array_mut().copy_pairs_from(stretch, from, start),
             Tensor::Host(from) => {
                 let len = stretch.len();
                 let from = bytemuck::cast_slice::<f32, bf16>(&from[start..]);
@@ -282,11 +282,11 @@ impl Weight {
     /// in bf16.
     pub fn write(&mut self, start: usize, numbers: &[f32]) {
         match &mut self.storage {
-            Storage::Card(array) if array.dtype() == Dtype::Bf16 => {
-                let numbers = Array::of(array.card(), numbers);
+            Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => {
+                let numbers = Array::of(array.gpu(), numbers);
                 elementwise::round_into(self.array_mut(), start, &numbers, 0..numbers.len());
             }
-            Storage::Card(_) => self.array_mut().write(start, numbers),
+            Storage::Gpu(_) => self.array_mut().write(start, numbers),
             Storage::Bf16(own) => precision::round_into(&mut own[start..start + numbers.len()], numbers),
             _ => self.make_trainable()[start..start + numbers.len()].copy_from_slice(numbers),
         }
@@ -295,7 +295,7 @@ impl Weight {
     /// Copies a stretch of the numbers of a weight that is being trained to `start` of a tensor of its device.
     pub fn copy_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
         match (&self.storage, to) {
-            (Storage::Card(array), Tensor::Card(to)) => to.copy(start, array, stretch),
+            (Storage::Gpu(array), Tensor::Gpu(to)) => to.copy(start, array, stretch),
             (Storage::F32(numbers), Tensor::Host(to)) => {
                 to[start..start + stretch.len()].copy_from_slice(&numbers[stretch]);
             }
@@ -307,7 +307,7 @@ impl Weight {
     /// device; rounded where they are in bf16.
     pub fn copy_from(&mut self, start: usize, from: &Tensor, stretch: Range<usize>) {
         match from {
-            Tensor::Card(from) => match self.array_mut() {
+            Tensor::Gpu(from) => match self.array_mut() {
                 own if own.dtype() == Dtype::Bf16 => elementwise::round_into(own, start, from, stretch),
                 own => own.copy(start, from, stretch),
             },
@@ -315,33 +315,33 @@ impl Weight {
         }
     }
 
-    /// Brings the numbers to a device. A matrix stays in the format it is stored in, and its bytes go to a card as they
+    /// Brings the numbers to a device. A matrix stays in the format it is stored in, and its bytes go to a GPU as they
     /// lie in the mapped file; a vector becomes f32 there.
     pub fn put_on(&mut self, device: &Device) {
-        let Device::Cuda(card) = device else {
-            if matches!(self.storage, Storage::Card(_)) {
+        let Device::Cuda(gpu) = device else {
+            if matches!(self.storage, Storage::Gpu(_)) {
                 self.storage = Storage::F32(self.to_f32().into_owned());
             }
             return;
         };
         let array = match &self.storage {
-            Storage::Card(_) => return,
+            Storage::Gpu(_) => return,
             Storage::Outline(dtype) => {
-                Array::unset(card, self.rows * self.cols, if self.rows == 1 { Dtype::F32 } else { *dtype })
+                Array::unset(gpu, self.rows * self.cols, if self.rows == 1 { Dtype::F32 } else { *dtype })
             }
-            _ if self.rows == 1 => Array::of(card, &self.to_f32()),
+            _ if self.rows == 1 => Array::of(gpu, &self.to_f32()),
             _ => match self.numbers() {
-                Numbers::F32(data) => Array::of_bytes(card, bytemuck::cast_slice(data), Dtype::F32),
-                Numbers::Bf16(data) => Array::of_bytes(card, bytemuck::cast_slice(data), Dtype::Bf16),
+                Numbers::F32(data) => Array::of_bytes(gpu, bytemuck::cast_slice(data), Dtype::F32),
+                Numbers::Bf16(data) => Array::of_bytes(gpu, bytemuck::cast_slice(data), Dtype::Bf16),
             },
         };
-        self.storage = Storage::Card(Arc::new(array));
+        self.storage = Storage::Gpu(Arc::new(array));
     }
 
-    /// The numbers on a card.
+    /// The numbers on a GPU.
     pub(crate) fn array(&self) -> &Array {
         match &self.storage {
-            Storage::Card(array) => array,
+            Storage::Gpu(array) => array,
             _ => panic!("the tensors of one operation lie on one device"),
         }
     }
@@ -349,7 +349,7 @@ impl Weight {
     /// The same, to be changed; a clone of the weight keeps the numbers as they were.
     pub(crate) fn array_mut(&mut self) -> &mut Array {
         match &mut self.storage {
-            Storage::Card(array) => Arc::make_mut(array),
+            Storage::Gpu(array) => Arc::make_mut(array),
             _ => panic!("the tensors of one operation lie on one device"),
         }
     }

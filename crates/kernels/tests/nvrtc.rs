@@ -1,4 +1,4 @@
-//! The kernels' source, compiled by NVRTC for every architecture that is supported: no card has to be there.
+//! The kernels' source, compiled by NVRTC for every architecture that is supported: no GPU has to be there.
 
 use std::io::Write;
 

@@ -284,7 +284,7 @@ fn attention_of_some_queries_is_that_of_all_at_their_rows() {
 fn a_row_of_a_product_has_the_same_bits_wherever_it_stands() {
     let Some(on) = device() else { return };
     let (n, inputs, outputs) = (61, 700, 300);
-    // A card's library takes another algorithm for another shape.
+    // A GPU's library takes another algorithm for another shape.
     if !is_cpu() {
         return;
     }
@@ -391,7 +391,7 @@ fn a_frozen_head_that_is_certain_keeps_a_small_gradient_in_bf16() {
     head.loss(&on.factors(&[1.0], Precision::Bf16), &[0], &[1.0], &mut dx, HeadGrad::default());
     let expected = -12.0 * (1.0 - 1.0 / (1.0 + (-12f64).exp()));
     let got = f64::from(dx.to_host()[0]);
-    // A card rounds the gradient's logits, not their difference.
+    // A GPU rounds the gradient's logits, not their difference.
     assert!((got / expected - 1.0).abs() < if is_cpu() { 1e-5 } else { 4e-3 }, "{got} instead of {expected}");
 }
 

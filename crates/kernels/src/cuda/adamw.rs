@@ -1,26 +1,26 @@
-//! AdamW on a card.
+//! AdamW on a GPU.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::array::{Array, Memory};
-use super::card::{Arg, Card, Grid};
 use super::elementwise::{fours, long};
+use super::gpu::{Arg, Gpu, Grid};
 use crate::adamw::{AdamW, CHUNK, Factors};
 use crate::weight::Dtype;
 
 /// The sums of squares of every array's chunks, which come back to the machine together.
-pub(crate) fn chunk_sums<'a>(card: &Arc<Card>, arrays: impl Iterator<Item = &'a Array> + Clone) -> Vec<Vec<f64>> {
+pub(crate) fn chunk_sums<'a>(gpu: &Arc<Gpu>, arrays: impl Iterator<Item = &'a Array> + Clone) -> Vec<Vec<f64>> {
     let chunks = |array: &Array| array.len().div_ceil(CHUNK);
     let count: usize = arrays.clone().map(chunks).sum();
-    let sums = Memory::unset(card, size_of::<f64>() * count);
+    let sums = Memory::unset(gpu, size_of::<f64>() * count);
     let mut start = 0;
     for array in arrays.clone() {
         assert_eq!(array.dtype(), Dtype::F32, "a norm of f32 numbers");
         let to = Arg::Pointer(sums.pointer() + (size_of::<f64>() * start) as u64);
         // SAFETY: a sum for each of the array's chunks.
         unsafe {
-            card.launch("sums_of_squares", Grid::rows(chunks(array), 256), &[to, array.arg(), long(array.len())]);
+            gpu.launch("sums_of_squares", Grid::rows(chunks(array), 256), &[to, array.arg(), long(array.len())]);
         }
         start += chunks(array);
     }
@@ -62,5 +62,5 @@ pub(crate) fn update(
         long(own.len()),
     ];
     // SAFETY: all four hold as many numbers from where they are pointed to.
-    unsafe { grad.card().launch("adamw", fours(own.len()), &args) };
+    unsafe { grad.gpu().launch("adamw", fours(own.len()), &args) };
 }

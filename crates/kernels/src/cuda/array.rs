@@ -1,4 +1,4 @@
-//! Memory on a card, and numbers in it.
+//! Memory on a GPU, and numbers in it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,21 +8,21 @@ use cudarc::driver::sys::cudaError_enum;
 use cudarc::driver::{CudaSlice, DevicePtr, DriverError, result};
 use half::bf16;
 
-use super::card::{Arg, Card};
 use super::fail;
+use super::gpu::{Arg, Gpu};
 use super::products::WORKSPACE;
 use crate::weight::Dtype;
 
-/// Some bytes of a card's memory; they are given back when it is dropped.
+/// Some bytes of a GPU's memory; they are given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Memory {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     bytes: usize,
     pointer: u64,
     slice: Option<CudaSlice<u8>>,
 }
 
-/// Numbers on a card.
+/// Numbers on a GPU.
 #[derive(Debug)]
 pub struct Array {
     memory: Memory,
@@ -39,8 +39,8 @@ pub struct Keys {
 
 impl Keys {
     /// Uploads keys.
-    pub(crate) fn of(card: &Arc<Card>, keys: &[u64]) -> Self {
-        Self { memory: Memory::of(card, keys), len: keys.len() }
+    pub(crate) fn of(gpu: &Arc<Gpu>, keys: &[u64]) -> Self {
+        Self { memory: Memory::of(gpu, keys), len: keys.len() }
     }
 
     /// Where the keys of `rows` rows from `first` on begin.
@@ -52,31 +52,30 @@ impl Keys {
 
 impl Memory {
     /// Bytes that hold whatever was there before.
-    pub(super) fn unset(card: &Arc<Card>, bytes: usize) -> Self {
-        let slice = card.engine().filter(|_| bytes > 0).map(|engine| {
+    pub(super) fn unset(gpu: &Arc<Gpu>, bytes: usize) -> Self {
+        let slice = gpu.engine().filter(|_| bytes > 0).map(|engine| {
             // SAFETY: every operation writes what it gives out before it is read.
             unsafe { engine.stream().alloc::<u8>(bytes) }.unwrap_or_else(|first| {
                 // What the pool keeps may be in pieces: all of it goes back to the driver, once.
-                card.give_back_spare();
+                gpu.give_back_spare();
                 let again = unsafe { engine.stream().alloc::<u8>(bytes) };
-                again.unwrap_or_else(|_| no_room(card, bytes, first))
+                again.unwrap_or_else(|_| no_room(gpu, bytes, first))
             })
         });
-        let pointer =
-            slice.as_ref().zip(card.engine()).map_or(0, |(slice, engine)| slice.device_ptr(engine.stream()).0);
-        card.take(bytes);
-        Self { card: card.clone(), bytes, pointer, slice }
+        let pointer = slice.as_ref().zip(gpu.engine()).map_or(0, |(slice, engine)| slice.device_ptr(engine.stream()).0);
+        gpu.take(bytes);
+        Self { gpu: gpu.clone(), bytes, pointer, slice }
     }
 
     /// A copy of numbers of the machine's; they may be changed once this returns.
-    pub(super) fn of<T: Pod>(card: &Arc<Card>, numbers: &[T]) -> Self {
-        let memory = Self::unset(card, size_of_val(numbers));
+    pub(super) fn of<T: Pod>(gpu: &Arc<Gpu>, numbers: &[T]) -> Self {
+        let memory = Self::unset(gpu, size_of_val(numbers));
         memory.write(0, bytemuck::cast_slice(numbers));
         memory
     }
 
-    pub(super) fn card(&self) -> &Arc<Card> {
-        &self.card
+    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
     }
 
     /// Where it begins.
@@ -91,65 +90,65 @@ impl Memory {
     /// Copies bytes of the machine's to `start`.
     pub(super) fn write(&self, start: usize, bytes: &[u8]) {
         assert!(start + bytes.len() <= self.bytes, "what is written fits");
-        let Some(engine) = self.card.engine().filter(|_| !bytes.is_empty()) else { return };
-        self.card.bind();
+        let Some(engine) = self.gpu.engine().filter(|_| !bytes.is_empty()) else { return };
+        self.gpu.bind();
         // SAFETY: the range lies within the memory; pageable bytes are staged before the call returns.
         let written =
             unsafe { result::memcpy_htod_async(self.pointer + start as u64, bytes, engine.stream().cu_stream()) };
-        written.unwrap_or_else(|e| self.card.fail("take numbers", e));
+        written.unwrap_or_else(|e| self.gpu.fail("take numbers", e));
     }
 
     /// Copies bytes from `start` on to the machine, once all work before is done.
     pub(super) fn read(&self, start: usize, bytes: &mut [u8]) {
         assert!(start + bytes.len() <= self.bytes, "what is read is there");
-        let Some(engine) = self.card.engine().filter(|_| !bytes.is_empty()) else { return };
-        self.card.bind();
+        let Some(engine) = self.gpu.engine().filter(|_| !bytes.is_empty()) else { return };
+        self.gpu.bind();
         // SAFETY: the range lies within the memory, and the bytes are borrowed until the stream is done.
         let read =
             unsafe { result::memcpy_dtoh_async(bytes, self.pointer + start as u64, engine.stream().cu_stream()) };
         let read = read.and_then(|()| engine.stream().synchronize());
-        read.unwrap_or_else(|e| self.card.fail("give its numbers", e));
+        read.unwrap_or_else(|e| self.gpu.fail("give its numbers", e));
     }
 
     /// Fills the memory with zeros.
     pub(super) fn clear(&self) {
-        let Some(engine) = self.card.engine().filter(|_| self.bytes > 0) else { return };
-        self.card.bind();
+        let Some(engine) = self.gpu.engine().filter(|_| self.bytes > 0) else { return };
+        self.gpu.bind();
         // SAFETY: the bytes are this memory's.
         let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, engine.stream().cu_stream()) };
-        cleared.unwrap_or_else(|e| self.card.fail("clear its memory", e));
+        cleared.unwrap_or_else(|e| self.gpu.fail("clear its memory", e));
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let Some((slice, engine)) = self.slice.as_ref().zip(self.card.engine()) {
-            self.card.bind();
+        if let Some((slice, engine)) = self.slice.as_ref().zip(self.gpu.engine()) {
+            self.gpu.bind();
             // A driver that refuses has failed before, and said so.
             let _ = engine.streams.release(slice.stream());
         }
-        self.card.give(self.bytes);
+        self.gpu.give(self.bytes);
     }
 }
 
-fn no_room(card: &Card, bytes: usize, error: DriverError) -> ! {
+fn no_room(gpu: &Gpu, bytes: usize, error: DriverError) -> ! {
     if error.0 != cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY {
-        card.fail("take memory", error);
+        gpu.fail("take memory", error);
     }
     let mb = |bytes: usize| bytes as f64 / 1e6;
-    let [free, all] = card.memory().map(mb);
+    let [free, all] = gpu.memory().map(mb);
     fail(format!(
-        "the card {} has no room for {:.1} MB more: {free:.0} of its {all:.0} MB are free, and this process has {:.0}; lower \
-         train.micro_batch_size, data.max_seq_len or --gen-length, or end what else is on the card",
-        card.name(),
+        "the GPU {} has no room for {:.1} MB more: {free:.0} of its {all:.0} MB are free, and this process has {:.0}; lower \
+         train.micro_batch_size, data.max_seq_len or --gen-length, or end what else is on the GPU",
+        gpu.name(),
         mb(bytes),
-        mb(card.used_bytes() + WORKSPACE),
+        mb(gpu.used_bytes() + WORKSPACE),
     ))
 }
 
 impl Clone for Array {
     fn clone(&self) -> Self {
-        let mut copy = Self::unset(self.card(), self.len, self.dtype);
+        let mut copy = Self::unset(self.gpu(), self.len, self.dtype);
         copy.copy(0, self, 0..self.len);
         copy
     }
@@ -157,25 +156,25 @@ impl Clone for Array {
 
 impl Array {
     /// Numbers that hold whatever was there before.
-    pub(crate) fn unset(card: &Arc<Card>, len: usize, dtype: Dtype) -> Self {
-        Self { memory: Memory::unset(card, len * dtype.size()), len, dtype }
+    pub(crate) fn unset(gpu: &Arc<Gpu>, len: usize, dtype: Dtype) -> Self {
+        Self { memory: Memory::unset(gpu, len * dtype.size()), len, dtype }
     }
 
     /// Zeros.
-    pub(crate) fn zeros(card: &Arc<Card>, len: usize, dtype: Dtype) -> Self {
-        let array = Self::unset(card, len, dtype);
+    pub(crate) fn zeros(gpu: &Arc<Gpu>, len: usize, dtype: Dtype) -> Self {
+        let array = Self::unset(gpu, len, dtype);
         array.memory.clear();
         array
     }
 
     /// The machine's numbers as f32.
-    pub(crate) fn of(card: &Arc<Card>, numbers: &[f32]) -> Self {
-        Self { memory: Memory::of(card, numbers), len: numbers.len(), dtype: Dtype::F32 }
+    pub(crate) fn of(gpu: &Arc<Gpu>, numbers: &[f32]) -> Self {
+        Self { memory: Memory::of(gpu, numbers), len: numbers.len(), dtype: Dtype::F32 }
     }
 
     /// The machine's numbers as they are stored, little-endian.
-    pub(crate) fn of_bytes(card: &Arc<Card>, bytes: &[u8], dtype: Dtype) -> Self {
-        Self { memory: Memory::of(card, bytes), len: bytes.len() / dtype.size(), dtype }
+    pub(crate) fn of_bytes(gpu: &Arc<Gpu>, bytes: &[u8], dtype: Dtype) -> Self {
+        Self { memory: Memory::of(gpu, bytes), len: bytes.len() / dtype.size(), dtype }
     }
 
     /// How many numbers.
@@ -194,8 +193,8 @@ impl Array {
     }
 
     /// Where they are.
-    pub fn card(&self) -> &Arc<Card> {
-        self.memory.card()
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        self.memory.gpu()
     }
 
     /// The numbers as f32, once all work before is done.
@@ -249,13 +248,13 @@ impl Array {
         self.copy_bytes(self.at(stretch.start), from.at(start), stretch.len() * Dtype::Bf16.size());
     }
 
-    /// Copies bytes between two places on the card that the caller has seen to be there.
+    /// Copies bytes between two places on the GPU that the caller has seen to be there.
     fn copy_bytes(&self, to: u64, from: u64, bytes: usize) {
-        let Some(engine) = self.card().engine().filter(|_| bytes > 0) else { return };
-        self.card().bind();
+        let Some(engine) = self.gpu().engine().filter(|_| bytes > 0) else { return };
+        self.gpu().bind();
         // SAFETY: the callers' assertions.
         let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, engine.stream().cu_stream()) };
-        copied.unwrap_or_else(|e| self.card().fail("copy its numbers", e));
+        copied.unwrap_or_else(|e| self.gpu().fail("copy its numbers", e));
     }
 
     /// The pointer to a number.

@@ -1,4 +1,4 @@
-//! Attention on a card. A block of threads has a tile of one head's queries, or in the backward of one head's keys, within
+//! Attention on a GPU. A block of threads has a tile of one head's queries, or in the backward of one head's keys, within
 //! one sequence. In bf16 its products are the tensor cores'; head sizes that those kernels don't have are computed in f32.
 
 use std::ops::Range;
@@ -6,9 +6,9 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::array::{Array, Memory};
-use super::card::{Arg, Grid};
 use super::elementwise::{cast, in_format, int, suffix};
 use super::fail;
+use super::gpu::{Arg, Grid};
 use crate::attention::Shape;
 use crate::precision::Precision;
 use crate::weight::Dtype;
@@ -59,7 +59,7 @@ impl Kernels {
             };
         }
         let largest = IN_F32.into_iter().find(|largest| dim <= *largest).unwrap_or_else(|| {
-            fail(format!("heads of {dim} features are more than the 256 that a card computes; use --device cpu"))
+            fail(format!("heads of {dim} features are more than the 256 that a GPU computes; use --device cpu"))
         });
         let suffix = format!("f32_{largest}");
         Self { suffix, dtype: Dtype::F32, threads: 256, queries: 64, own: 64, shared: [0, 0] }
@@ -78,18 +78,18 @@ impl Kernels {
 
 /// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, M]`.
 pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array {
-    let (kernels, card) = (Kernels::of(shape), out.card().clone());
-    let lse = Array::unset(&card, shape.heads * shape.rows(), Dtype::F32);
+    let (kernels, gpu) = (Kernels::of(shape), out.gpu().clone());
+    let lse = Array::unset(&gpu, shape.heads * shape.rows(), Dtype::F32);
     check(shape, qkv, out);
     let [q, k, v] = qkv.map(|x| in_format(x, kernels.precision()));
     let tiles = tiles(shape.queries, shape.sequences, kernels.queries);
-    let computed = Array::unset(&card, if out.dtype() == kernels.dtype { 0 } else { out.len() }, kernels.dtype);
+    let computed = Array::unset(&gpu, if out.dtype() == kernels.dtype { 0 } else { out.len() }, kernels.dtype);
     let to = if computed.is_empty() { &*out } else { &computed };
-    let on_card = Memory::of(&card, &tiles);
-    let args = [&[to.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), on_card.arg()][..], &sizes(shape)].concat();
+    let on_gpu = Memory::of(&gpu, &tiles);
+    let args = [&[to.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), on_gpu.arg()][..], &sizes(shape)].concat();
     let name = format!("attention_forward_{}", kernels.suffix);
     // SAFETY: the tiles' rows are those of the arrays, which `check` has measured.
-    unsafe { card.launch(&name, kernels.grid([tiles.len(), shape.heads, 1], 0, 2 * matmul(shape)), &args) };
+    unsafe { gpu.launch(&name, kernels.grid([tiles.len(), shape.heads, 1], 0, 2 * matmul(shape)), &args) };
     if !computed.is_empty() {
         *out = cast(&computed, out.dtype());
     }
@@ -98,30 +98,30 @@ pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array
 
 /// Gradients of queries, keys and values, in the format of `dout`.
 pub(crate) fn backward(dout: &Array, out: &Array, lse: &Array, qkv: [&Array; 3], shape: &Shape) -> [Array; 3] {
-    let (kernels, card, format) = (Kernels::of(shape), dout.card().clone(), dout.dtype());
+    let (kernels, gpu, format) = (Kernels::of(shape), dout.gpu().clone(), dout.dtype());
     check(shape, qkv, out);
     assert_eq!((dout.len(), lse.len()), (out.len(), shape.heads * shape.rows()), "an output's gradient");
     let lens = qkv.map(Array::len);
     let precision = kernels.precision();
     let [q, k, v] = qkv.map(|x| in_format(x, precision));
     let [dout, out] = [dout, out].map(|x| in_format(x, precision));
-    let [dq, dk, dv] = lens.map(|len| Array::unset(&card, len, kernels.dtype));
-    let delta = Array::unset(&card, lse.len(), Dtype::F32);
+    let [dq, dk, dv] = lens.map(|len| Array::unset(&gpu, len, kernels.dtype));
+    let delta = Array::unset(&gpu, lse.len(), Dtype::F32);
     let of_rows = [int(shape.heads), int(shape.head_dim), int(shape.rows())];
     let args = [&[delta.arg(), dout.arg(), out.arg()][..], &of_rows].concat();
     let grid =
         Grid { blocks: [shape.rows().div_ceil(4), shape.heads, 1], threads: 128, shared: 0, operations: (0, false) };
     let suffix = suffix(kernels.dtype);
     // SAFETY: a difference for each query of each head.
-    unsafe { card.launch(&format!("attention_delta_{suffix}"), grid, &args) };
+    unsafe { gpu.launch(&format!("attention_delta_{suffix}"), grid, &args) };
     let saved = [q.arg(), k.arg(), v.arg(), dout.arg(), lse.arg(), delta.arg()];
     let launch = |kernel: &str, to: &[Arg], tiles: Vec<Tile>, [heads, parts]: [usize; 2], matmuls: u64| {
-        let on_card = Memory::of(&card, &tiles);
-        let args = [to, &saved, &[on_card.arg()], &sizes(shape)].concat();
+        let on_gpu = Memory::of(&gpu, &tiles);
+        let args = [to, &saved, &[on_gpu.arg()], &sizes(shape)].concat();
         // SAFETY: as in the forward.
         let grid = kernels.grid([tiles.len(), heads, parts], 1, matmuls * matmul(shape));
         // SAFETY: as in the forward.
-        unsafe { card.launch(&format!("{kernel}_{}", kernels.suffix), grid, &args) };
+        unsafe { gpu.launch(&format!("{kernel}_{}", kernels.suffix), grid, &args) };
     };
     let keys = tiles(shape.sequences, shape.queries, kernels.own);
     launch("attention_backward_keys", &[dk.arg(), dv.arg()], keys, [shape.kv_heads, 1], 4);

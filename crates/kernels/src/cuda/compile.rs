@@ -29,7 +29,7 @@ const SOURCES: [&str; 13] = [
 /// Compute capabilities, major and minor in one number, that tests compile the kernels for: Ampere, Hopper, Blackwell.
 pub const ARCHITECTURES: [u32; 3] = [80, 90, 100];
 
-/// The kernels for a card whose driver speaks CUDA up to `newest`, from disk where they are kept in `cache`; `use_cached` is
+/// The kernels for a GPU whose driver speaks CUDA up to `newest`, from disk where they are kept in `cache`; `use_cached` is
 /// off where what is there doesn't load.
 pub(super) fn kernels(
     architecture: u32,
@@ -50,7 +50,7 @@ pub(super) fn kernels(
     Ok(compiled)
 }
 
-/// Compiles every kernel for a compute capability; no card has to be there.
+/// Compiles every kernel for a compute capability; no GPU has to be there.
 ///
 /// # Errors
 /// No compiler, or what it says.

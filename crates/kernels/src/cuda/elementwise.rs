@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::array::Array;
-use super::card::{Arg, Card, Grid};
+use super::gpu::{Arg, Gpu, Grid};
 use crate::precision::Precision;
 use crate::weight::Dtype;
 
@@ -57,19 +57,19 @@ pub(crate) fn cast(array: &Array, dtype: Dtype) -> Array {
     if array.dtype() == dtype {
         return array.clone();
     }
-    let to = Array::unset(array.card(), array.len(), dtype);
+    let to = Array::unset(array.gpu(), array.len(), dtype);
     let kernel = if dtype == Dtype::Bf16 { "cast_f32_bf16" } else { "cast_bf16_f32" };
     // SAFETY: both arrays hold as many numbers.
-    unsafe { array.card().launch(kernel, fours(array.len()), &[to.arg(), array.arg(), long(array.len())]) };
+    unsafe { array.gpu().launch(kernel, fours(array.len()), &[to.arg(), array.arg(), long(array.len())]) };
     to
 }
 
 /// Normal numbers in bf16, for measurements.
-pub(crate) fn normal(card: &Arc<Card>, len: usize, seed: u64, deviation: f32) -> Array {
-    let to = Array::unset(card, len, Dtype::Bf16);
+pub(crate) fn normal(gpu: &Arc<Gpu>, len: usize, seed: u64, deviation: f32) -> Array {
+    let to = Array::unset(gpu, len, Dtype::Bf16);
     let args = [to.arg(), Arg::I64(seed as i64), Arg::F32(deviation), long(len)];
     // SAFETY: the array holds as many numbers.
-    unsafe { card.launch("fill_normal_bf16", fours(len), &args) };
+    unsafe { gpu.launch("fill_normal_bf16", fours(len), &args) };
     to
 }
 
@@ -80,14 +80,14 @@ pub(crate) fn round_into(to: &mut Array, start: usize, from: &Array, stretch: Ra
     assert_eq!((to.dtype(), from.dtype()), (Dtype::Bf16, Dtype::F32), "f32 numbers become bf16");
     let (to_start, from_start) = (to.part(start, len), from.part(stretch.start, len));
     // SAFETY: the stretch lies within both arrays.
-    unsafe { to.card().launch("cast_f32_bf16", fours(len), &[to_start, from_start, long(len)]) };
+    unsafe { to.gpu().launch("cast_f32_bf16", fours(len), &[to_start, from_start, long(len)]) };
 }
 
 /// `to += from`, in f32.
 pub(crate) fn add(to: &mut Array, from: &Array) {
     assert_eq!((to.len(), to.dtype(), from.dtype()), (from.len(), Dtype::F32, Dtype::F32), "two matrices of one size");
     // SAFETY: both arrays hold as many numbers.
-    unsafe { to.card().launch("add_f32", fours(to.len()), &[to.arg(), from.arg(), long(to.len())]) };
+    unsafe { to.gpu().launch("add_f32", fours(to.len()), &[to.arg(), from.arg(), long(to.len())]) };
 }
 
 /// `array[to + i] += array[from + i]`.
@@ -95,7 +95,7 @@ pub(crate) fn add_within(array: &mut Array, to: usize, from: usize, len: usize) 
     assert!(from + len <= array.len() && array.dtype() == Dtype::F32, "both stretches lie within the array");
     let [to, from] = [to, from].map(|start| array.part(start, len));
     // SAFETY: the stretches lie within the array, and the caller keeps them apart.
-    unsafe { array.card().launch("add_f32", fours(len), &[to, from, long(len)]) };
+    unsafe { array.gpu().launch("add_f32", fours(len), &[to, from, long(len)]) };
 }
 
 /// `h = gate sigmoid(gate) up`.
@@ -103,7 +103,7 @@ pub(crate) fn swiglu(h: &mut Array, gate: &Array, up: &Array) {
     same(&[h, gate, up]);
     let kernel = format!("swiglu_{}", suffix(h.dtype()));
     // SAFETY: the arrays hold as many numbers, in one format.
-    unsafe { h.card().launch(&kernel, fours(h.len()), &[h.arg(), gate.arg(), up.arg(), long(h.len())]) };
+    unsafe { h.gpu().launch(&kernel, fours(h.len()), &[h.arg(), gate.arg(), up.arg(), long(h.len())]) };
 }
 
 /// Turns a gate and an up into their gradients.
@@ -111,7 +111,7 @@ pub(crate) fn swiglu_backward(gate: &mut Array, up: &mut Array, dh: &Array) {
     same(&[gate, up, dh]);
     let kernel = format!("swiglu_backward_{}", suffix(dh.dtype()));
     // SAFETY: the arrays hold as many numbers, in one format.
-    unsafe { dh.card().launch(&kernel, fours(dh.len()), &[gate.arg(), up.arg(), dh.arg(), long(dh.len())]) };
+    unsafe { dh.gpu().launch(&kernel, fours(dh.len()), &[gate.arg(), up.arg(), dh.arg(), long(dh.len())]) };
 }
 
 /// Turns every head of every row by its position.
@@ -121,7 +121,7 @@ pub(crate) fn rope(x: &mut Array, [cos, sin]: [&Array; 2], (heads, half): (usize
     let kernel = format!("rope_{}", suffix(x.dtype()));
     let args = [x.arg(), cos.arg(), sin.arg(), int(heads), int(half), Arg::F32(sign)];
     // SAFETY: the assertion bounds what is read, the rows what is written.
-    unsafe { x.card().launch(&kernel, Grid::rows(pairs / (heads * half).max(1), 256), &args) };
+    unsafe { x.gpu().launch(&kernel, Grid::rows(pairs / (heads * half).max(1), 256), &args) };
 }
 
 fn same(arrays: &[&Array]) {

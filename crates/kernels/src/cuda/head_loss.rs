@@ -1,8 +1,8 @@
-//! The LM head on a card: logits of a chunk of rows at a time, their statistics, and the gradient.
+//! The LM head on a GPU: logits of a chunk of rows at a time, their statistics, and the gradient.
 
 use super::array::{Array, Memory};
-use super::card::{Arg, Card, Grid};
 use super::elementwise::{int, suffix};
+use super::gpu::{Arg, Gpu, Grid};
 use super::{linear, lora_linear};
 use crate::head_loss::Head;
 use crate::tensor::Into;
@@ -35,7 +35,7 @@ struct Chunk<'a> {
 fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
     let (all, at_once) = (x.len() / width, rows_at_once(vocab));
-    let mut logits = Array::unset(x.card(), at_once.min(all) * vocab, Dtype::F32);
+    let mut logits = Array::unset(x.gpu(), at_once.min(all) * vocab, Dtype::F32);
     for first in (0..all).step_by(at_once) {
         let rows = at_once.min(all - first);
         let own = logits_of(head, x, (first, rows), &mut logits);
@@ -46,7 +46,7 @@ fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
 /// Writes the logits of some rows; returns the rows' inputs.
 pub(super) fn logits_of(head: &Head, x: &Array, (first, rows): (usize, usize), logits: &mut Array) -> Array {
     let width = head.weight.cols();
-    let mut own = Array::unset(x.card(), rows * width, x.dtype());
+    let mut own = Array::unset(x.gpu(), rows * width, x.dtype());
     own.copy(0, x, first * width..(first + rows) * width);
     match head.lora_from(first) {
         None => linear::forward(logits, &own, head.weight, None, head.precision),
@@ -63,21 +63,21 @@ pub(crate) fn for_each_chunk(head: &Head, x: &Array, mut f: impl FnMut(usize, &m
 
 /// Each row's entropy in nats.
 pub(crate) fn entropy(head: &Head, x: &Array) -> Vec<f32> {
-    let entropies = Array::unset(x.card(), x.len() / head.weight.cols(), Dtype::F32);
+    let entropies = Array::unset(x.gpu(), x.len() / head.weight.cols(), Dtype::F32);
     for_each(head, x, |chunk| {
         let to = Results { entropy: Some(entropies.at(chunk.first)), ..Results::default() };
-        statistics(x.card(), head, &chunk, None, &to);
+        statistics(x.gpu(), head, &chunk, None, &to);
     });
     entropies.to_f32()
 }
 
 /// Each target's negative log-likelihood in nats.
 pub(crate) fn nll(head: &Head, x: &Array, targets: &[u32]) -> Vec<f32> {
-    let nll = Array::unset(x.card(), targets.len(), Dtype::F32);
+    let nll = Array::unset(x.gpu(), targets.len(), Dtype::F32);
     let targets = checked(head, x, targets);
     for_each(head, x, |chunk| {
         let to = Results { nll: Some(nll.at(chunk.first)), ..Results::default() };
-        statistics(x.card(), head, &chunk, Some(&targets), &to);
+        statistics(x.gpu(), head, &chunk, Some(&targets), &to);
     });
     nll.to_f32()
 }
@@ -90,19 +90,19 @@ pub(crate) fn loss(
     dx: &mut Array,
     (mut dweight, mut dlora): (Option<&mut Array>, Option<[&mut Array; 2]>),
 ) -> Array {
-    let (card, width, vocab) = (x.card(), head.weight.cols(), head.weight.rows());
-    let nll = Array::unset(card, targets.len(), Dtype::F32);
-    let (targets, weights) = (checked(head, x, targets), Memory::of(card, weights));
+    let (gpu, width, vocab) = (x.gpu(), head.weight.cols(), head.weight.rows());
+    let nll = Array::unset(gpu, targets.len(), Dtype::F32);
+    let (targets, weights) = (checked(head, x, targets), Memory::of(gpu, weights));
     for_each(head, x, |chunk| {
-        let (max, others) = (Memory::unset(card, 4 * chunk.rows), Memory::unset(card, 8 * chunk.rows));
+        let (max, others) = (Memory::unset(gpu, 4 * chunk.rows), Memory::unset(gpu, 8 * chunk.rows));
         let to = Results {
             nll: Some(nll.at(chunk.first)),
             max: Some(max.pointer()),
             others: Some(others.pointer()),
             ..Results::default()
         };
-        statistics(card, head, &chunk, Some(&targets), &to);
-        let gradient = Array::unset(card, chunk.rows * vocab, head.precision.dtype());
+        statistics(gpu, head, &chunk, Some(&targets), &to);
+        let gradient = Array::unset(gpu, chunk.rows * vocab, head.precision.dtype());
         let grid =
             Grid { blocks: [chunk.rows, vocab.div_ceil(COLUMNS), 1], threads: 256, shared: 0, operations: (0, false) };
         let args = [
@@ -115,11 +115,11 @@ pub(crate) fn loss(
             int(vocab),
         ];
         // SAFETY: the chunk's rows are those of logits, gradient and statistics; every target is a column.
-        unsafe { card.launch(&format!("head_gradient_{}", suffix(gradient.dtype())), grid, &args) };
+        unsafe { gpu.launch(&format!("head_gradient_{}", suffix(gradient.dtype())), grid, &args) };
         if let Some(dweight) = dweight.as_deref_mut() {
             linear::backward_weight(dweight, &gradient, &chunk.x, chunk.rows, head.precision);
         }
-        let mut own = Array::unset(card, chunk.rows * width, dx.dtype());
+        let mut own = Array::unset(gpu, chunk.rows * width, dx.dtype());
         match (head.lora_from(chunk.first), &mut dlora) {
             (Some(lora), Some([a, b])) => {
                 let grad = [&mut **a, &mut **b];
@@ -141,7 +141,7 @@ struct Results {
     others: Option<u64>,
 }
 
-fn statistics(card: &Card, head: &Head, chunk: &Chunk, targets: Option<&Memory>, to: &Results) {
+fn statistics(gpu: &Gpu, head: &Head, chunk: &Chunk, targets: Option<&Memory>, to: &Results) {
     let or_null = |pointer: Option<u64>| Arg::Pointer(pointer.unwrap_or(0));
     let args = [
         chunk.logits.arg(),
@@ -153,12 +153,12 @@ fn statistics(card: &Card, head: &Head, chunk: &Chunk, targets: Option<&Memory>,
         int(head.weight.rows()),
     ];
     // SAFETY: a row of logits and a place in each result for every block; what is null isn't touched.
-    unsafe { card.launch("head_statistics", Grid::rows(chunk.rows, 512), &args) };
+    unsafe { gpu.launch("head_statistics", Grid::rows(chunk.rows, 512), &args) };
 }
 
-/// Targets on the card, one a row, each a row of the head's.
+/// Targets on the GPU, one a row, each a row of the head's.
 fn checked(head: &Head, x: &Array, targets: &[u32]) -> Memory {
     let is_row = |target: &u32| (*target as usize) < head.weight.rows();
     assert!(targets.len() * head.weight.cols() == x.len() && targets.iter().all(is_row), "a target for each row");
-    Memory::of(x.card(), targets)
+    Memory::of(x.gpu(), targets)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// A library that a card's work needs.
+/// A library that a GPU's work needs.
 pub(super) struct Needed {
     /// Its file's name, any version of it.
     stem: &'static str,
@@ -41,10 +41,10 @@ pub(super) const CUBLASLT: Needed = Needed {
     versions: &[13, 12],
     is_drivers: false,
 };
-/// Several cards.
+/// Several GPUs.
 pub(super) const NCCL: Needed = Needed {
     stem: "libnccl.so",
-    what: "NVIDIA's communication between cards; `pip install nvidia-nccl-cu13` brings it",
+    what: "NVIDIA's communication between GPUs; `pip install nvidia-nccl-cu13` brings it",
     versions: &[2],
     is_drivers: false,
 };

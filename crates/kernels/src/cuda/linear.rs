@@ -1,8 +1,8 @@
-//! A linear layer and its gradients on a card.
+//! A linear layer and its gradients on a GPU.
 
 use super::array::{Array, Memory};
-use super::card::Grid;
 use super::elementwise::{in_format, int, long, suffix};
+use super::gpu::Grid;
 use super::products::{Factor, product, product_onto};
 use crate::precision::Precision;
 use crate::tensor::Into;
@@ -46,7 +46,7 @@ pub(crate) fn add_bias(y: &mut Array, bias: &Weight) {
     assert!(b.dtype() == Dtype::F32 && y.len().is_multiple_of(b.len().max(1)), "whole rows, and a bias in f32");
     let kernel = format!("add_bias_{}", suffix(y.dtype()));
     // SAFETY: the rows are as wide as the bias is long.
-    unsafe { y.card().launch(&kernel, Grid::over(y.len()), &[y.arg(), b.arg(), int(b.len()), long(y.len())]) };
+    unsafe { y.gpu().launch(&kernel, Grid::over(y.len()), &[y.arg(), b.arg(), int(b.len()), long(y.len())]) };
 }
 
 /// `db += sum over rows of dy`.
@@ -55,16 +55,16 @@ pub(crate) fn backward_bias(dbias: &mut Array, dy: &Array) {
     sum_partials(dbias, rows, |partials, grid| {
         let kernel = format!("bias_partials_{}", suffix(dy.dtype()));
         // SAFETY: a partial for each column and each block of rows.
-        unsafe { dy.card().launch(&kernel, grid, &[partials.arg(), dy.arg(), int(width), int(rows)]) };
+        unsafe { dy.gpu().launch(&kernel, grid, &[partials.arg(), dy.arg(), int(width), int(rows)]) };
     });
 }
 
 /// Adds to `to` the sum over rows, by way of partials that `write(partials, grid)` fills block by block.
 pub(super) fn sum_partials(to: &mut Array, rows: usize, write: impl FnOnce(&Memory, Grid)) {
     let (width, count) = (to.len(), rows.div_ceil(PARTIAL_ROWS));
-    let partials = Memory::unset(to.card(), 4 * width * count);
+    let partials = Memory::unset(to.gpu(), 4 * width * count);
     write(&partials, Grid { blocks: [width.div_ceil(256), count, 1], threads: 256, shared: 0, operations: (0, false) });
     let args = [to.arg(), partials.arg(), int(width), int(count)];
     // SAFETY: the partials hold `count` rows of the width.
-    unsafe { to.card().launch("add_partials", Grid::over(width), &args) };
+    unsafe { to.gpu().launch("add_partials", Grid::over(width), &args) };
 }

@@ -1,9 +1,9 @@
-//! A linear layer with an adapter on a card. The adapter's products add to the layer's result, so that no sum is a pass of
+//! A linear layer with an adapter on a GPU. The adapter's products add to the layer's result, so that no sum is a pass of
 //! its own but where a dropout lies between.
 
 use super::array::Array;
-use super::card::{Arg, Grid};
 use super::elementwise::{InFormat, in_format, int, suffix};
+use super::gpu::{Arg, Grid};
 use super::linear;
 use super::products::{Factor, product};
 use crate::lora_linear::{Dropout, Lora};
@@ -37,7 +37,7 @@ pub(crate) fn backward(
     let dy_factor = Factor::new(&dy, n, outputs);
     product(db, [dy_factor.t(), Factor::new(&u, n, rank)], lora.scale, Into::Add);
     let b = in_format(lora.b.array(), lora.precision);
-    let mut du = Array::unset(dy.card(), n * rank, lora.precision.dtype());
+    let mut du = Array::unset(dy.gpu(), n * rank, lora.precision.dtype());
     product(&mut du, [dy_factor, Factor::new(&b, outputs, rank)], lora.scale, Into::Set);
     let du = Factor::new(&du, n, rank);
     product(da, [du.t(), Factor::new(&x_dropped, n, inputs)], 1.0, Into::Add);
@@ -48,7 +48,7 @@ pub(crate) fn backward(
     match &lora.dropout {
         None => product(dx, through, 1.0, Into::Add),
         Some(dropout) => {
-            let mut to = Array::unset(dx.card(), n * inputs, Dtype::F32);
+            let mut to = Array::unset(dx.gpu(), n * inputs, Dtype::F32);
             product(&mut to, through, 1.0, Into::Set);
             launch_dropout(&format!("dropout_add_{}", suffix(dx.dtype())), dx, &to, inputs, dropout);
         }
@@ -59,7 +59,7 @@ pub(crate) fn backward(
 fn project_down(x: &Array, lora: &Lora) -> Array {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let (a, n) = (in_format(lora.a.array(), lora.precision), x.len() / inputs);
-    let mut u = Array::unset(x.card(), n * rank, lora.precision.dtype());
+    let mut u = Array::unset(x.gpu(), n * rank, lora.precision.dtype());
     product(&mut u, [Factor::new(x, n, inputs), Factor::new(&a, rank, inputs).t()], 1.0, Into::Set);
     u
 }
@@ -69,7 +69,7 @@ fn dropped<'x>(x: &'x Array, lora: &Lora) -> InFormat<'x> {
     match &lora.dropout {
         None => InFormat::Borrowed(x),
         Some(dropout) => {
-            let to = Array::unset(x.card(), x.len(), x.dtype());
+            let to = Array::unset(x.gpu(), x.len(), x.dtype());
             launch_dropout(&format!("dropout_{}", suffix(x.dtype())), &to, x, lora.a.cols(), dropout);
             InFormat::Owned(to)
         }
@@ -90,5 +90,5 @@ fn launch_dropout(kernel: &str, to: &Array, x: &Array, width: usize, dropout: &D
         int(rows),
     ];
     // SAFETY: the arrays hold `rows` rows of `width` numbers.
-    unsafe { x.card().launch(kernel, Grid::over(rows * width.div_ceil(4)), &args) };
+    unsafe { x.gpu().launch(kernel, Grid::over(rows * width.div_ceil(4)), &args) };
 }

@@ -1,17 +1,17 @@
-//! The operations on an NVIDIA card. The driver and NVIDIA's libraries are loaded when a card is asked for, so that the
-//! program needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the card that
+//! The operations on an NVIDIA GPU. The driver and NVIDIA's libraries are loaded when a GPU is asked for, so that the
+//! program needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the GPU that
 //! is found and kept on disk; products are cuBLASLt's. Computation goes to one stream, in the order in which it was
 //! asked for, and what ranks send each other to another beside it; only numbers that come back to the machine are waited for.
 //!
-//! An operation has no way to return an error, and a card has few that anybody could go on after: [`Failure`] unwinds with
+//! An operation has no way to return an error, and a GPU has few that anybody could go on after: [`Failure`] unwinds with
 //! one sentence to whoever began the work.
 
 pub mod adamw;
 mod array;
 pub mod attention;
-mod card;
 mod compile;
 pub mod elementwise;
+mod gpu;
 pub mod head_loss;
 mod libraries;
 pub mod linear;
@@ -25,8 +25,8 @@ mod streams;
 mod work;
 
 pub use array::{Array, Keys};
-pub use card::{Card, Mark};
 pub use compile::{ARCHITECTURES, compile_for};
+pub use gpu::{Gpu, Mark};
 pub use products::WORKSPACE;
 pub use streams::Beside;
 pub use work::{Launches, Work};
@@ -93,7 +93,7 @@ const KERNELS: &[&str] = &[
     "attention_backward_queries_bf16_128",
 ];
 
-/// What went wrong on a card, as one sentence: the payload of an unwinding.
+/// What went wrong on a GPU, as one sentence: the payload of an unwinding.
 #[derive(Debug)]
 pub struct Failure(pub String);
 

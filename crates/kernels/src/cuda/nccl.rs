@@ -1,4 +1,4 @@
-//! Several cards, a rank each, over NVIDIA's NCCL. The library is asked for by its own name, which the driver's bindings
+//! Several GPUs, a rank each, over NVIDIA's NCCL. The library is asked for by its own name, which the driver's bindings
 //! don't look for; types are theirs.
 
 use std::ffi::c_void;
@@ -9,7 +9,7 @@ use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
 use libloading::os::unix::Library;
 
 use super::array::Memory;
-use super::card::{Card, Engine};
+use super::gpu::{Engine, Gpu};
 use super::libraries::NCCL;
 use crate::tensor::Tensor;
 
@@ -47,7 +47,7 @@ struct Functions {
 pub struct Group {
     functions: Functions,
     communicator: ncclComm_t,
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     rank: usize,
     size: usize,
     has_left: AtomicBool,
@@ -114,14 +114,14 @@ impl Group {
     ///
     /// # Errors
     /// A library that isn't there or fails.
-    pub fn join(card: &Arc<Card>, (rank, size): (usize, usize), id: Id) -> Result<Self, String> {
+    pub fn join(gpu: &Arc<Gpu>, (rank, size): (usize, usize), id: Id) -> Result<Self, String> {
         let functions = Functions::open()?;
         let mut communicator: ncclComm_t = std::ptr::null_mut();
         let id = ncclUniqueId { internal: id.map(|byte| byte as std::ffi::c_char) };
-        card.bind();
-        // SAFETY: a place for a communicator; the card's context is this thread's.
+        gpu.bind();
+        // SAFETY: a place for a communicator; the GPU's context is this thread's.
         checked(unsafe { (functions.join)(&mut communicator, size as i32, id, rank as i32) }, "join the ranks")?;
-        Ok(Self { functions, communicator, card: card.clone(), rank, size, has_left: AtomicBool::new(false) })
+        Ok(Self { functions, communicator, gpu: gpu.clone(), rank, size, has_left: AtomicBool::new(false) })
     }
 
     /// This rank, counted from 0.
@@ -134,9 +134,9 @@ impl Group {
         self.size
     }
 
-    /// The card of this rank.
-    pub fn card(&self) -> &Arc<Card> {
-        &self.card
+    /// The GPU of this rank.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
     }
 
     /// Sends each rank its block, the next `counts[rank]` numbers; `received` gets this rank's block of every rank.
@@ -156,14 +156,14 @@ impl Group {
 
     /// Rank 0's numbers at every rank.
     pub fn broadcast(&self, numbers: &mut [f32]) {
-        let on_card = Memory::of(&self.card, numbers);
-        self.broadcast_from(0, on_card.pointer(), numbers.len());
-        on_card.read(0, bytemuck::cast_slice_mut(numbers));
+        let on_gpu = Memory::of(&self.gpu, numbers);
+        self.broadcast_from(0, on_gpu.pointer(), numbers.len());
+        on_gpu.read(0, bytemuck::cast_slice_mut(numbers));
     }
 
     /// Every rank's bytes at every rank; they may differ in length.
     pub fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
-        let lens = Memory::unset(&self.card, 8 * self.size);
+        let lens = Memory::unset(&self.gpu, 8 * self.size);
         lens.write(8 * self.rank, &(own.len() as u64).to_le_bytes());
         (0..self.size).for_each(|rank| self.broadcast_from(rank, lens.pointer() + 8 * rank as u64, 2));
         let mut of_ranks = vec![0u64; self.size];
@@ -172,7 +172,7 @@ impl Group {
         let gather = |rank: usize| {
             // Whole words travel.
             let words = of_ranks[rank].div_ceil(4);
-            let memory = Memory::unset(&self.card, 4 * words);
+            let memory = Memory::unset(&self.gpu, 4 * words);
             if rank == self.rank {
                 memory.write(0, own);
             }
@@ -187,8 +187,8 @@ impl Group {
 
     /// A rank's words in place at every rank.
     fn broadcast_from(&self, rank: usize, words: u64, count: usize) {
-        let Some(engine) = self.card.engine().filter(|_| count > 0) else { return };
-        self.card.bind();
+        let Some(engine) = self.gpu.engine().filter(|_| count > 0) else { return };
+        self.gpu.bind();
         let pointer = words as *mut c_void;
         self.on_stream(engine, |stream| {
             // SAFETY: the pointer is to so many words, at every rank.
@@ -208,8 +208,8 @@ impl Group {
 
     /// Sends to and receives from every other rank at once: `pieces(rank)` is what goes to it and where what comes goes.
     fn with_others(&self, pieces: impl Fn(usize) -> (u64, usize, u64, usize)) {
-        let Some(engine) = self.card.engine() else { return };
-        self.card.bind();
+        let Some(engine) = self.gpu.engine() else { return };
+        self.gpu.bind();
         let (words, communicator) = (ncclDataType_t::ncclFloat32, self.communicator);
         // SAFETY: the pieces lie within the arrays of the caller's, which checked them.
         self.on_stream(engine, |stream| unsafe {
@@ -232,13 +232,13 @@ impl Group {
     /// Calls `f` with the stream between ranks, in its order.
     fn on_stream(&self, engine: &Engine, f: impl FnOnce(*mut c_void)) {
         let ordered = engine.streams.transfer(|stream| f(stream.cu_stream().cast()));
-        ordered.unwrap_or_else(|e| self.card.fail("order its streams", e));
+        ordered.unwrap_or_else(|e| self.gpu.fail("order its streams", e));
     }
 
     /// Leaves the others at a good end, once what was sent has arrived; nothing is sent after it.
     pub fn leave(&self) {
         if !self.has_left.swap(true, Ordering::Relaxed) {
-            self.card.finish();
+            self.gpu.finish();
             // SAFETY: it was joined once and is left once.
             let _ = unsafe { (self.functions.leave)(self.communicator) };
         }
@@ -263,7 +263,7 @@ fn checked(told: ncclResult_t, what: &str) -> Result<(), String> {
     match told {
         ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
         ncclResult_t::ncclInvalidUsage => Err(format!(
-            "NCCL could not {what}: do two of them have one card? --device cuda gives each its own; NCCL_DEBUG=WARN says more"
+            "NCCL could not {what}: do two of them have one GPU? --device cuda gives each its own; NCCL_DEBUG=WARN says more"
         )),
         error => Err(format!("NCCL could not {what}: {error:?}; NCCL_DEBUG=WARN says more")),
     }

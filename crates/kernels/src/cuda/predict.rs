@@ -1,8 +1,8 @@
 //! A sampler's predictions on a GPU: the logits of a chunk of rows stay there, a token and its confidence come back.
 
 use super::array::{Array, Memory};
-use super::card::{Arg, Grid};
 use super::elementwise::int;
+use super::gpu::{Arg, Grid};
 use super::head_loss::{logits_of, rows_at_once};
 use crate::head_loss::Head;
 use crate::predict::{Confidence, Prediction, RowDraw, Rule};
@@ -19,17 +19,17 @@ pub(crate) fn predict(
     draws: &[RowDraw],
     rule: &Rule,
 ) -> Vec<Prediction> {
-    let (vocab, count, card) = (head.weight.rows(), draws.len(), x.card());
+    let (vocab, count, gpu) = (head.weight.rows(), draws.len(), x.gpu());
     assert!(rule.forbidden.iter().all(|id| (*id as usize) < vocab), "forbidden tokens of the vocabulary");
     assert_eq!(x.len(), count * head.weight.cols(), "a draw for each row");
     let at_once = rows_at_once(vocab).min(count);
-    let logits = |is_needed: bool| Array::unset(card, if is_needed { at_once * vocab } else { 0 }, Dtype::F32);
+    let logits = |is_needed: bool| Array::unset(gpu, if is_needed { at_once * vocab } else { 0 }, Dtype::F32);
     let (mut guided, mut unguided) = (logits(true), logits(guidance.is_some()));
     let keys: Vec<u64> = draws.iter().map(|draw| draw.key).collect();
     let positions: Vec<u32> = draws.iter().map(|draw| draw.position).collect();
-    let (keys, positions) = (Memory::of(card, &keys), Memory::of(card, &positions));
-    let forbidden = Memory::of(card, rule.forbidden);
-    let (tokens, confidences) = (Memory::unset(card, 4 * count), Memory::unset(card, 8 * count));
+    let (keys, positions) = (Memory::of(gpu, &keys), Memory::of(gpu, &positions));
+    let forbidden = Memory::of(gpu, rule.forbidden);
+    let (tokens, confidences) = (Memory::unset(gpu, 4 * count), Memory::unset(gpu, 8 * count));
     let at = |memory: &Memory, bytes: usize| Arg::Pointer(memory.pointer() + bytes as u64);
     for first in (0..count).step_by(at_once.max(1)) {
         let rows = at_once.min(count - first);
@@ -57,7 +57,7 @@ pub(crate) fn predict(
         ];
         // SAFETY: a row of logits and a place in each result for every block; forbidden tokens are of the vocabulary, and
         // an array without numbers is null.
-        unsafe { card.launch("predict", Grid::rows(rows, THREADS), &args) };
+        unsafe { gpu.launch("predict", Grid::rows(rows, THREADS), &args) };
     }
     let (mut ids, mut rated) = (vec![0u32; count], vec![0f64; count]);
     tokens.read(0, bytemuck::cast_slice_mut(&mut ids));

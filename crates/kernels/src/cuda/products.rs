@@ -1,6 +1,6 @@
-//! Matrix products on a card, by cuBLASLt: factors in f32 or bf16, sums in f32. An f32 product is one of f32 numbers, not
+//! Matrix products on a GPU, by cuBLASLt: factors in f32 or bf16, sums in f32. An f32 product is one of f32 numbers, not
 //! of TF32. Algorithms that add in no fixed order are left out, so that a product has the same bits in every run on one
-//! card; those that are taken depend on its shape.
+//! GPU; those that are taken depend on its shape.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -11,7 +11,7 @@ use cudarc::cublaslt::sys;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::array::Array;
-use super::card::Card;
+use super::gpu::Gpu;
 use super::work::Work;
 use crate::tensor::Into;
 use crate::weight::Dtype;
@@ -101,7 +101,7 @@ fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>
     assert_eq!(k, b.rows, "inner sizes of a product");
     assert_eq!(a.array.dtype(), b.array.dtype(), "factors in one format");
     assert!(k > 0 && m * n <= out.len(), "a result of [{m}, {n}], sums of {k}");
-    let card = out.card().clone();
+    let gpu = out.gpu().clone();
     if m * n == 0 {
         return;
     }
@@ -118,8 +118,8 @@ fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>
     let bytes = size * (m * k + k * n) + out.dtype().size() * m * n * if before.is_some() { 2 } else { 1 };
     let work = Work { operations: 2 * (m * k * n) as u64, bytes: bytes as u64, is_bf16 };
     let kernel = if is_bf16 { "matmul_bf16" } else { "matmul_f32" };
-    let computed = card.counted(kernel, work, |engine| engine.products.compute(shape, pointers, factors, card.clone()));
-    computed.unwrap_or_else(|e| card.fail(&format!("compute a product of [{m}, {k}] and [{k}, {n}]"), e));
+    let computed = gpu.counted(kernel, work, |engine| engine.products.compute(shape, pointers, factors, gpu.clone()));
+    computed.unwrap_or_else(|e| gpu.fail(&format!("compute a product of [{m}, {k}] and [{k}, {n}]"), e));
 }
 
 impl Products {
@@ -128,7 +128,7 @@ impl Products {
         let handle = result::create_handle().map_err(|e| format!("cuBLASLt can't be opened: {e}"))?;
         // SAFETY: a workspace is written before it is read.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) };
-        let workspace = workspace.map_err(|e| format!("the card has no room for cuBLASLt's 34 MB: {e}"))?;
+        let workspace = workspace.map_err(|e| format!("the GPU has no room for cuBLASLt's 34 MB: {e}"))?;
         Ok(Self { handle: Handle(handle), workspace: Mutex::new(workspace), prepared: Mutex::default() })
     }
 
@@ -137,11 +137,11 @@ impl Products {
         shape: Shape,
         [a, b, before, out]: [u64; 4],
         [alpha, beta]: [f32; 2],
-        card: Arc<Card>,
+        gpu: Arc<Gpu>,
     ) -> Result<(), CublasError> {
         let prepared = self.prepared(shape)?;
-        let stream = card.engine().expect("it computes").streams.compute();
-        card.bind();
+        let stream = gpu.engine().expect("it computes").streams.compute();
+        gpu.bind();
         let workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let (workspace, [of_a, of_b, of_out]) = (workspace.device_ptr(stream).0, prepared.layouts);
         // SAFETY: the layouts are those of the matrices, which are as large as the caller checked.

@@ -1,8 +1,8 @@
-//! RMSNorm on a card.
+//! RMSNorm on a GPU.
 
 use super::array::{Array, Memory};
-use super::card::{Arg, Grid};
 use super::elementwise::{int, suffix};
+use super::gpu::{Arg, Grid};
 use super::linear::sum_partials;
 use crate::weight::{Dtype, Weight};
 
@@ -13,7 +13,7 @@ pub(crate) fn forward(y: &mut Array, x: &Array, gain: &Weight, eps: f32) {
     let kernel = format!("rms_norm_{}", suffix(y.dtype()));
     let args = [y.arg(), x.arg(), gain.arg(), Arg::F32(eps), int(gain.len())];
     // SAFETY: input and output hold `rows` rows as wide as the gain.
-    unsafe { x.card().launch(&kernel, Grid::rows(rows, 256), &args) };
+    unsafe { x.gpu().launch(&kernel, Grid::rows(rows, 256), &args) };
 }
 
 /// `dx += d y / d x`, and the gain's gradient where it is wanted.
@@ -21,15 +21,15 @@ pub(crate) fn backward(dx: &mut Array, dgain: Option<&mut Array>, dy: &Array, x:
     let (gain, rows) = checked(gain, x);
     let is_f32 = [&*dx, dy].iter().all(|array| array.dtype() == Dtype::F32 && array.len() == x.len());
     assert!(is_f32, "gradients in f32, as many numbers as the input");
-    let (width, scales) = (gain.len(), Memory::unset(x.card(), 4 * rows));
+    let (width, scales) = (gain.len(), Memory::unset(x.gpu(), 4 * rows));
     let args = [dx.arg(), scales.arg(), dy.arg(), x.arg(), gain.arg(), Arg::F32(eps), int(width)];
     // SAFETY: all hold `rows` rows as wide as the gain, and a scale for each.
-    unsafe { x.card().launch("rms_norm_backward", Grid::rows(rows, 256), &args) };
+    unsafe { x.gpu().launch("rms_norm_backward", Grid::rows(rows, 256), &args) };
     let Some(dgain) = dgain else { return };
     sum_partials(dgain, rows, |partials, grid| {
         let args = [partials.arg(), dy.arg(), x.arg(), scales.arg(), int(width), int(rows)];
         // SAFETY: a partial for each column and each block of rows.
-        unsafe { dy.card().launch("gain_partials", grid, &args) };
+        unsafe { dy.gpu().launch("gain_partials", grid, &args) };
     });
 }
 

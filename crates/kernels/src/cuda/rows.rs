@@ -1,10 +1,10 @@
-//! Rows of matrices on a card: embedded, gathered, replaced, added.
+//! Rows of matrices on a GPU: embedded, gathered, replaced, added.
 
 use std::collections::BTreeMap;
 
 use super::array::{Array, Memory};
-use super::card::Grid;
 use super::elementwise::{int, suffix};
+use super::gpu::Grid;
 use crate::weight::{Dtype, Weight};
 
 /// `x_n = E[id_n]`, in f32.
@@ -13,14 +13,10 @@ pub(crate) fn embed(x: &mut Array, ids: &[u32], weight: &Weight) {
     assert!(x.len() == ids.len() * width && x.dtype() == Dtype::F32, "a row in f32 for each id");
     assert!(ids.iter().all(|id| (*id as usize) < weight.rows()), "ids of the vocabulary");
     let kernel = if table.dtype() == Dtype::F32 { "gather_f32" } else { "embed_bf16" };
-    let index = Memory::of(x.card(), ids);
+    let index = Memory::of(x.gpu(), ids);
     // SAFETY: every id is a row of the table.
     unsafe {
-        x.card().launch(
-            kernel,
-            Grid::rows(ids.len(), 256),
-            &[x.arg(), table.part(0, x.len()), index.arg(), int(width)],
-        );
+        x.gpu().launch(kernel, Grid::rows(ids.len(), 256), &[x.arg(), table.part(0, x.len()), index.arg(), int(width)]);
     }
 }
 
@@ -32,11 +28,11 @@ pub(crate) fn embed_backward(dweight: &mut Array, ids: &[u32], dx: &Array) {
 
 /// Rows `index` of a matrix, in its format.
 pub(crate) fn gather(x: &Array, index: &[usize], width: usize) -> Array {
-    let (rows, at) = (Array::unset(x.card(), index.len() * width, x.dtype()), checked(x, index, width));
+    let (rows, at) = (Array::unset(x.gpu(), index.len() * width, x.dtype()), checked(x, index, width));
     let kernel = format!("gather_{}", suffix(x.dtype()));
     // SAFETY: every index is a row of the matrix.
     unsafe {
-        x.card().launch(
+        x.gpu().launch(
             &kernel,
             Grid::rows(index.len(), 256),
             &[rows.arg(), x.part(0, rows.len()), at.arg(), int(width)],
@@ -52,7 +48,7 @@ pub(crate) fn replace(to: &mut Array, index: &[usize], rows: &Array, width: usiz
     let kernel = format!("replace_{}", suffix(to.dtype()));
     // SAFETY: every index is a row of the matrix, and none comes twice.
     unsafe {
-        to.card().launch(
+        to.gpu().launch(
             &kernel,
             Grid::rows(index.len(), 256),
             &[to.part(0, rows.len()), rows.arg(), at.arg(), int(width)],
@@ -72,15 +68,15 @@ pub(crate) fn scatter_add(to: &mut Array, index: &[usize], rows: &Array, width: 
         Some(*at)
     };
     let starts: Vec<i32> = [0].into_iter().chain(groups.values().scan(0, end)).collect();
-    let [starts, order] = [starts, groups.values().flatten().copied().collect()].map(|x| Memory::of(to.card(), &x));
+    let [starts, order] = [starts, groups.values().flatten().copied().collect()].map(|x| Memory::of(to.gpu(), &x));
     let args = [to.part(0, groups.len() * width), rows.arg(), group_rows.arg(), starts.arg(), order.arg(), int(width)];
     // SAFETY: every group's row is the matrix's, every member a row of those that are added.
-    unsafe { to.card().launch("scatter_add", Grid::rows(groups.len(), 256), &args) };
+    unsafe { to.gpu().launch("scatter_add", Grid::rows(groups.len(), 256), &args) };
 }
 
-/// Row numbers on the card, which are the matrix's.
+/// Row numbers on the GPU, which are the matrix's.
 fn checked(matrix: &Array, index: &[usize], width: usize) -> Memory {
     let rows = matrix.len() / width.max(1);
     assert!(index.iter().all(|row| *row < rows), "rows of the matrix");
-    Memory::of(matrix.card(), &index.iter().map(|row| *row as i32).collect::<Vec<_>>())
+    Memory::of(matrix.gpu(), &index.iter().map(|row| *row as i32).collect::<Vec<_>>())
 }

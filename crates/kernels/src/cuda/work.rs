@@ -1,5 +1,5 @@
 //! What a GPU's kernels do: launches, operations and bytes, counted where they are launched; on a GPU that computes, their
-//! seconds too. The engine-less card of a plan counts the same launches.
+//! seconds too. The engine-less GPU of a plan counts the same launches.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,33 +1,33 @@
-//! The device that the tests' operations run on: the processor, or the card that `WEFT_DEVICE=cuda` asks for.
+//! The device that the tests' operations run on: the processor, or the GPU that `WEFT_DEVICE=cuda` asks for.
 #![allow(dead_code)] // each test binary uses a part
 
 use std::io::Write;
 use std::sync::LazyLock;
 
-use weft_kernels::cuda::Card;
+use weft_kernels::cuda::Gpu;
 use weft_kernels::device::Device;
 use weft_kernels::precision::Precision;
 use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::Weight;
 
 static DEVICE: LazyLock<Result<Device, String>> = LazyLock::new(|| match std::env::var("WEFT_DEVICE").as_deref() {
-    Ok(name) if name.starts_with("cuda") => Card::open(0, None).map(Device::Cuda),
+    Ok(name) if name.starts_with("cuda") => Gpu::open(0, None).map(Device::Cuda),
     _ => Ok(Device::Cpu),
 });
 
 /// The device; where the one that is asked for isn't there, the test is told to have been skipped.
 pub fn device() -> Option<On> {
     let device = DEVICE.as_ref().map_err(|reason| {
-        let is_absent = ["is not to be had", "no card computes here"].iter().any(|what| reason.contains(what));
+        let is_absent = ["is not to be had", "no GPU computes here"].iter().any(|what| reason.contains(what));
         assert!(is_absent, "{reason}");
         // Past the test runner, which keeps what a passing test prints.
         let test = std::thread::current().name().unwrap_or_default().to_owned();
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {test} on a card: {reason}");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {test} on a GPU: {reason}");
     });
     device.ok().cloned().map(On)
 }
 
-/// Whether numbers are as exact as the processor's: a card's products add in another order.
+/// Whether numbers are as exact as the processor's: a GPU's products add in another order.
 pub fn is_cpu() -> bool {
     matches!(*DEVICE, Ok(Device::Cpu))
 }

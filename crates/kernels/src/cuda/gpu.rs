@@ -1,5 +1,5 @@
-//! A card: its context, its streams, the kernels, and how much of its memory is in use. Without an engine it is an
-//! outline, which counts what a run would take and computes nothing: how `weft plan` knows a card's memory.
+//! A GPU: its context, its streams, the kernels, and how much of its memory is in use. Without an engine it is an
+//! outline, which counts what a run would take and computes nothing: how `weft plan` knows a GPU's memory.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,9 +29,9 @@ const CAPABILITY: u32 = 80;
 /// Shared memory of a block that needs no asking.
 const SHARED: u32 = 48 << 10;
 
-/// A card.
+/// A GPU.
 #[derive(Debug)]
-pub struct Card {
+pub struct Gpu {
     engine: Option<Engine>,
     used: AtomicUsize,
     most_used: AtomicUsize,
@@ -47,7 +47,7 @@ pub(super) struct Engine {
     name: String,
 }
 
-/// A moment in a card's work.
+/// A moment in a GPU's work.
 #[derive(Debug)]
 pub struct Mark(Option<CudaEvent>);
 
@@ -87,22 +87,22 @@ impl Grid {
     }
 }
 
-impl Card {
-    /// Opens a card, counted from 0; kernels are kept in `cache`.
+impl Gpu {
+    /// Opens a GPU, counted from 0; kernels are kept in `cache`.
     ///
     /// # Errors
-    /// A library or card that isn't there, or one too old, as one sentence.
+    /// A library or GPU that isn't there, or one too old, as one sentence.
     pub fn open(ordinal: usize, cache: Option<&Path>) -> Result<Arc<Self>, String> {
         DRIVER.open(u32::MAX)?;
         let context = context(ordinal)?;
-        let told = |what: &'static str| move |e: DriverError| format!("card {ordinal}: {what}: {e}");
+        let told = |what: &'static str| move |e: DriverError| format!("GPU {ordinal}: {what}: {e}");
         let name = context.name().map_err(told("its name"))?;
         let (major, minor) = context.compute_capability().map_err(told("its capability"))?;
         let capability = (10 * major + minor) as u32;
         if capability < CAPABILITY {
             return Err(format!(
-                "card {ordinal}, {name}, has compute capability {major}.{minor}, and products of bf16 need 8.0; use \
-                 another card or --device cpu"
+                "GPU {ordinal}, {name}, has compute capability {major}.{minor}, and products of bf16 need 8.0; use \
+                 another GPU or --device cpu"
             ));
         }
         let newest = driver_version() as u32 / 1000;
@@ -117,18 +117,18 @@ impl Card {
         Ok(Self::with(Some(engine)))
     }
 
-    /// The cards of this machine that the driver shows this process.
+    /// The GPUs of this machine that the driver shows this process.
     pub fn count() -> usize {
         let is_there = DRIVER.open(u32::MAX).is_ok() && result::init().is_ok();
         if is_there { CudaContext::device_count().unwrap_or(0) as usize } else { 0 }
     }
 
-    /// Whether there is a driver to ask for cards.
+    /// Whether there is a driver to ask for GPUs.
     pub fn has_driver() -> bool {
         DRIVER.open(u32::MAX).is_ok()
     }
 
-    /// A card without an engine.
+    /// A GPU without an engine.
     pub fn outline() -> Arc<Self> {
         Self::with(None)
     }
@@ -170,7 +170,7 @@ impl Card {
         Ok(())
     }
 
-    /// The card's name.
+    /// The GPU's name.
     pub fn name(&self) -> &str {
         self.engine.as_ref().map_or("an outline", |engine| &engine.name)
     }
@@ -233,7 +233,7 @@ impl Card {
         }
     }
 
-    /// Makes the card's context this thread's.
+    /// Makes the GPU's context this thread's.
     pub(super) fn bind(&self) {
         if let Some(engine) = &self.engine {
             engine.stream().context().bind_to_thread().unwrap_or_else(|e| self.fail("be asked from this thread", e));
@@ -272,7 +272,7 @@ impl Card {
     /// Starts a kernel on an engine.
     ///
     /// # Safety
-    /// As for [`Card::launch`].
+    /// As for [`Gpu::launch`].
     unsafe fn start(&self, engine: &Engine, kernel: &str, grid: Grid, args: &[Arg]) -> Result<(), DriverError> {
         let function = &engine.functions.get(kernel).unwrap_or_else(|| panic!("no kernel has the name {kernel}"));
         if grid.shared > SHARED {
@@ -297,9 +297,9 @@ impl Card {
         unsafe { launch.launch(config) }.map(|_| ())
     }
 
-    /// Unwinds with what the card couldn't do.
+    /// Unwinds with what the GPU couldn't do.
     pub(super) fn fail(&self, what: &str, error: impl std::fmt::Display) -> ! {
-        fail(format!("the card {} could not {what}: {error}", self.name()))
+        fail(format!("the GPU {} could not {what}: {error}", self.name()))
     }
 }
 
@@ -336,9 +336,9 @@ fn driver_version() -> i32 {
     version
 }
 
-/// The context of a card of the machine's.
+/// The context of a GPU of the machine's.
 fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
-    result::init().map_err(|e| format!("no card computes here ({}); use --device cpu", in_words(&e)))?;
+    result::init().map_err(|e| format!("no GPU computes here ({}); use --device cpu", in_words(&e)))?;
     let version = driver_version();
     if version < DRIVER_VERSION {
         let told = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
@@ -347,10 +347,10 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
     }
     let count = CudaContext::device_count().unwrap_or(0) as usize;
     if ordinal >= count {
-        let cards = if count == 1 { "1 card".to_owned() } else { format!("{count} cards") };
-        return Err(format!("this machine has {cards}, counted from 0"));
+        let gpus = if count == 1 { "1 GPU".to_owned() } else { format!("{count} GPUs") };
+        return Err(format!("this machine has {gpus}, counted from 0"));
     }
-    CudaContext::new(ordinal).map_err(|e| format!("card {ordinal} can't be opened: {e}"))
+    CudaContext::new(ordinal).map_err(|e| format!("GPU {ordinal} can't be opened: {e}"))
 }
 
 /// Keeps memory that was given back for the next to ask, as an allocator does.

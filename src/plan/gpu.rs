@@ -1,7 +1,7 @@
-//! What a run takes of a card's memory. The run's operations themselves are asked, on a card that only counts: no formula
+//! What a run takes of a GPU's memory. The run's operations themselves are asked, on a GPU that only counts: no formula
 //! follows the code, and none can differ from it.
 
-use weft_kernels::cuda::{Card, WORKSPACE};
+use weft_kernels::cuda::{Gpu, WORKSPACE};
 use weft_kernels::device::Device;
 use weft_kernels::tensor::Tensor;
 use weft_kernels::weight::{Dtype, Weight};
@@ -12,8 +12,8 @@ use crate::model::block::Param;
 
 /// The parts at the run's largest moment: what is held from its beginning to its end, and the rest.
 pub(super) fn parts(work: &Work) -> Vec<Part> {
-    let card = Card::outline();
-    let device = Device::Cuda(card.clone());
+    let gpu = Gpu::outline();
+    let device = Device::Cuda(gpu.clone());
     let mut model = work.model.outline();
     // What is trained is f32, or where ranks have parts of that bf16.
     let is_split = |id: &usize| work.model.is_split(*id, work.ranks);
@@ -25,18 +25,18 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
     let len = |p: &Param| p.weight.rows() * p.weight.cols();
     let split: usize = (0..model.params.len()).filter(is_split).map(|id| len(&model.params[id])).sum();
     let _masters = device.unset(split.div_ceil(work.ranks));
-    let weights = card.used_bytes();
+    let weights = gpu.used_bytes();
     model.put_on(&device);
-    let adapter = card.used_bytes() - weights;
+    let adapter = gpu.used_bytes() - weights;
     let trained: usize = model.params.iter().filter(|p| p.trainable).map(len).sum();
     let moments = [(); 2].map(|()| device.unset(trained.div_ceil(work.ranks)));
-    let held = card.used_bytes();
+    let held = gpu.used_bytes();
     let mut rehearsal = Rehearsal::new(work, &model);
     rehearsal.evaluate();
     rehearsal.train();
     let gradients = if work.steps.is_empty() { 0 } else { size_of::<f32>() * trained };
     let [moment, _] = moments.each_ref().map(Tensor::len);
-    let rest = (card.most_used_bytes() - held).saturating_sub(gradients);
+    let rest = (gpu.most_used_bytes() - held).saturating_sub(gradients);
     let parts = [
         ("weights", weights),
         ("adapter", adapter),
@@ -59,7 +59,7 @@ mod tests {
     use crate::model::lora::{LoraConfig, attach_outline};
     use crate::plan::{MicroBatch, Stored};
 
-    /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a card.
+    /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a GPU.
     #[test]
     fn an_adapter_of_llada_8b_is_trained_in_less_than_40_gb() {
         let mut model = outline_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));

@@ -1,4 +1,4 @@
-//! Whole commands on an emulated card: the goldens, trainings beside the CPU's, what must not change a bit, what a plan
+//! Whole commands on an emulated GPU: the goldens, trainings beside the CPU's, what must not change a bit, what a plan
 //! says, and what is told where something is missing.
 
 #[macro_use]
@@ -17,7 +17,7 @@ fn golden(family: &str, file: &str) -> String {
 }
 
 #[test]
-fn pytorchs_numbers_hold_on_a_card() {
+fn pytorchs_numbers_hold_on_a_gpu() {
     needs_emulator!();
     let cache = folder("emulated-goldens");
     for family in ["llada", "dream"] {
@@ -53,27 +53,24 @@ fn a_training_is_the_cpus() {
         ("full-bf16", &[full, bf16].concat(), 5e-2),
     ];
     for (name, settings, tolerance) in trainings {
-        let [cpu, card] = ["cpu", "cuda"].map(|device| {
+        let [cpu, gpu] = ["cpu", "cuda"].map(|device| {
             let output = folder.join(format!("{name}-{device}"));
             succeeds(train(&mut command(&folder), device, &output, settings));
             output
         });
         for key in ["loss", "grad_norm", "held_out_nll_bound", "mean_entropy"] {
-            let [cpu, card] = [&cpu, &card].map(|output| metrics(output, key));
-            assert_eq!(cpu.len(), card.len(), "{name}: {key}");
+            let [cpu, gpu] = [&cpu, &gpu].map(|output| metrics(output, key));
+            assert_eq!(cpu.len(), gpu.len(), "{name}: {key}");
             assert!(!cpu.is_empty() || key == "mean_entropy", "{name}: {key}");
-            for (cpu, card) in cpu.iter().zip(&card) {
-                assert!(
-                    (cpu - card).abs() <= tolerance * cpu.abs(),
-                    "{name}: {key} {cpu} on the CPU, {card} on a card"
-                );
+            for (cpu, gpu) in cpu.iter().zip(&gpu) {
+                assert!((cpu - gpu).abs() <= tolerance * cpu.abs(), "{name}: {key} {cpu} on the CPU, {gpu} on a GPU");
             }
         }
-        let results: Value = serde_json::from_str(&fs::read_to_string(card.join("results.json")).expect("it ended"))
+        let results: Value = serde_json::from_str(&fs::read_to_string(gpu.join("results.json")).expect("it ended"))
             .expect("results are JSON");
         let [used, planned] = ["peak_memory_bytes", "planned_memory_bytes"].map(|key| results[key].as_f64());
         let (used, planned) = (used.expect("bytes"), planned.expect("bytes"));
-        assert!((used / planned - 1.0).abs() < 0.02, "{name}: {used} bytes of the card, {planned} were planned");
+        assert!((used / planned - 1.0).abs() < 0.02, "{name}: {used} bytes of the GPU, {planned} were planned");
     }
 }
 
@@ -93,9 +90,9 @@ fn nothing_but_the_seed_changes_a_bit() {
     fs::remove_file(again.join("results.json")).expect("the run ended");
     succeeds(train(&mut command(&folder), "cuda", &again, &settings).arg("--resume"));
     assert!(adapter(&whole) == adapter(&again), "a resumed run");
-    // Two ranks, as torchrun starts them, each with a card.
+    // Two ranks, as torchrun starts them, each with a GPU.
     let ranks = folder.join("ranks");
-    train_on_two_cards(&folder, &ranks, &settings);
+    train_on_two_gpus(&folder, &ranks, &settings);
     assert!(adapter(&whole) == adapter(&ranks), "two ranks");
 }
 
@@ -106,13 +103,13 @@ fn ranks_split_the_weights_of_a_full_run() {
     let settings = ["model.trainable=full", "model.precision=bf16", "train.lr=1e-4", "train.checkpoint_every=0"];
     let (one, two) = (folder.join("one"), folder.join("two"));
     succeeds(train(&mut command(&folder), "cuda", &one, &settings));
-    train_on_two_cards(&folder, &two, &settings);
+    train_on_two_gpus(&folder, &two, &settings);
     let [one, two] = [one, two].map(|run| fs::read(run.join("checkpoint/model.safetensors")).expect("it was saved"));
     assert!(one == two, "each rank has its part of the f32 weights");
 }
 
 /// Half of the micro-batches at each of two ranks.
-fn train_on_two_cards(folder: &Path, output: &Path, settings: &[&str]) {
+fn train_on_two_gpus(folder: &Path, output: &Path, settings: &[&str]) {
     let port = 20_000 + std::process::id() % 20_000 + output.as_os_str().len() as u32;
     let rank = |rank: &str| {
         let mut weft = command(folder);
@@ -127,7 +124,7 @@ fn train_on_two_cards(folder: &Path, output: &Path, settings: &[&str]) {
 }
 
 #[test]
-fn a_bench_tells_the_cards_memory_as_planned() {
+fn a_bench_tells_the_gpus_memory_as_planned() {
     needs_emulator!();
     let folder = folder("emulated-bench");
     let mut weft = command(&folder);
@@ -135,7 +132,7 @@ fn a_bench_tells_the_cards_memory_as_planned() {
     let told =
         succeeds(weft.args(["--sequences", "2", "--tokens", "16", "--warm-up", "1", "--steps", "1", "--profile"]));
     let line: Value = serde_json::from_str(&told).expect("one line of JSON");
-    let [used, planned] = ["peak_card_bytes", "planned_card_bytes"].map(|key| line[key].as_f64().expect("bytes"));
+    let [used, planned] = ["peak_gpu_bytes", "planned_gpu_bytes"].map(|key| line[key].as_f64().expect("bytes"));
     // The plan takes the largest share of masked tokens.
     assert!(used <= planned && used > 0.9 * planned, "{line}");
     for key in ["gemm_gflops", "planned_step_seconds"] {
@@ -293,8 +290,8 @@ fn what_is_missing_is_told_in_a_sentence() {
         (&[("LD_LIBRARY_PATH", &driver)], "cuda", &["libcuda.so.1", &driver, "--device cpu"]),
         (&[("LD_LIBRARY_PATH", &nvrtc)], "cuda", &["libnvrtc.so.13", "pip install nvidia-cuda-nvrtc", &nvrtc]),
         (&[("LD_LIBRARY_PATH", &blas)], "cuda", &["libcublasLt.so.13", "pip install nvidia-cublas", &blas]),
-        (&[("EMULATED_CUDA_DEVICES", "0")], "cuda", &["no card computes here", "--device cpu"]),
-        (&[], "cuda:3", &["--device cuda:3: this machine has 1 card"]),
+        (&[("EMULATED_CUDA_DEVICES", "0")], "cuda", &["no GPU computes here", "--device cpu"]),
+        (&[], "cuda:3", &["--device cuda:3: this machine has 1 GPU"]),
         (&[("EMULATED_CUDA_CAPABILITY", "7.5")], "cuda", &["compute capability 7.5", "8.0"]),
         (&[], "gpu", &["--device gpu", "cpu, cuda, cuda:N and auto"]),
     ];
