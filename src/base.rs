@@ -68,21 +68,21 @@ impl Base {
         Ok((text, config.mask_token_id()))
     }
 
-    /// The text side and the network's outline, for which no weight is read.
+    /// The text side, and the network on the meta device, for which no weight is read.
     ///
     /// # Errors
     /// As [`Base::open`]; weights that aren't there are none.
-    pub fn open_outline(path: &Path) -> Result<(TextModel, Transformer)> {
+    pub fn open_meta(path: &Path) -> Result<(TextModel, Transformer)> {
         match is_embedded(path) {
             true => {
                 let (config, text) = embedded_text()?;
-                Ok((text, family::outline_of(&config)))
+                Ok((text, family::meta_of(&config)))
             }
             false => {
                 let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
-                let (text, outline) = (TextModel::open(path)?, family::outline(path)?);
-                check_tokens(&text, outline.params[outline.embedding].weight.rows(), path)?;
-                Ok((text, outline))
+                let (text, meta) = (TextModel::open(path)?, family::load_meta(path)?);
+                check_tokens(&text, meta.params[meta.embedding].weight.rows(), path)?;
+                Ok((text, meta))
             }
         }
     }

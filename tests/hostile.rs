@@ -86,14 +86,14 @@ fn sizes_that_no_model_has_are_refused_by_field_value_and_bound() {
 }
 
 #[test]
-fn the_largest_sizes_have_an_outline() {
+fn the_largest_sizes_have_a_meta_model() {
     for golden in FAMILIES {
         let folder = folder(&format!("{}-largest", golden.name));
         let [layers, width, _, _, mlp, rows] = sizes(golden);
         let large = json!({ layers: 1024, width: 1 << 15, mlp: 1 << 16, rows: 1 << 24 });
         fs::write(folder.join("config.json"), golden.config(large)).expect("it is written");
-        let outline = family::outline(&folder).expect("nothing is allocated by its sizes");
-        assert_eq!(outline.blocks.len(), 1024);
+        let meta = family::load_meta(&folder).expect("nothing is allocated by its sizes");
+        assert_eq!(meta.blocks.len(), 1024);
     }
 }
 
@@ -272,7 +272,7 @@ fn a_tokenizer_of_more_tokens_than_the_models_rows_is_refused_by_everyone() {
             let expected = format!("DIR/tokenizer.json: {expected}");
             assert_eq!(told(Base::open(&whole), &whole), expected);
             assert_eq!(told(Base::open_text(&whole), &whole), expected);
-            assert_eq!(told(Base::open_outline(&whole), &whole), expected);
+            assert_eq!(told(Base::open_meta(&whole), &whole), expected);
         }
     }
 }

@@ -51,10 +51,10 @@ fn predictions(model: &Transformer) {
 
 /// The most bytes that a model's work takes on the meta device.
 fn on_meta(model: &Transformer, work: &[fn(&Transformer)]) -> f64 {
-    let mut outline = model.outline();
+    let mut meta = model.to_meta();
     let device = Device::Meta(Meta::default());
-    outline.put_on(&device);
-    work.iter().for_each(|work| work(&outline));
+    meta.put_on(&device);
+    work.iter().for_each(|work| work(&meta));
     device.most_used_bytes() as f64
 }
 
@@ -95,8 +95,8 @@ fn steps_on_the_meta_device_take_the_buffers_of_steps() {
         ..MicroBatch::default()
     };
     let planned = vec![vec![micro; 2]; 2];
-    let outline = model.outline();
-    let work = Work { distinct_ids: 500, needs_entropy: true, ..Work::of_steps(&outline, Stored::Embedded, &planned) };
+    let meta = model.to_meta();
+    let work = Work { distinct_ids: 500, needs_entropy: true, ..Work::of_steps(&meta, Stored::Embedded, &planned) };
     assert_near(work.buffer_bytes() as f64, taken, "the planner's steps");
     // 4. The sampler's forwards beside the largest step's gradients.
     let with_predictions = |model: &Transformer| {

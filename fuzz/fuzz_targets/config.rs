@@ -1,4 +1,4 @@
-//! config.json of both families; what is read has an outline.
+//! config.json of both families; what is read has a model on the meta device.
 #![no_main]
 
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| folder("config"));
 
 fuzz_target!(|data: &[u8]| {
     write(&FOLDER.join("config.json"), data);
-    match family::outline(&FOLDER) {
+    match family::load_meta(&FOLDER) {
         Ok(model) => {
             let numbers: usize = model.params.iter().map(|p| p.weight.rows() * p.weight.cols()).sum();
             assert!(numbers <= 1 << 45 && !model.blocks.is_empty());

@@ -169,7 +169,7 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
 
 /// The largest resident size that the job is planned to have, or the most of a GPU's memory, and its steps.
 fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
-    let mut model = model.outline();
+    let mut model = model.to_meta();
     model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
     model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
     let lengths: Vec<Lengths> = job.examples.iter().map(|e| Lengths::of(e, usize::MAX)).collect();

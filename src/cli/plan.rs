@@ -53,7 +53,7 @@ pub struct Plan {
 impl Plan {
     pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings, true)?;
-        let (text, model) = Base::open_outline(&recipe.model.path)?;
+        let (text, model) = Base::open_meta(&recipe.model.path)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let is_narrow = model.config.width < NARROW;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };

@@ -187,7 +187,7 @@ impl Train {
     /// What the run will take of each rank; refused where the machine hasn't as much for those that are on it.
     fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
-        let mut planner = Planner::new(experiment, (base.model.outline(), &base.text), stored)?;
+        let mut planner = Planner::new(experiment, (base.model.to_meta(), &base.text), stored)?;
         if let Some(gpu) = weft::device::gpu() {
             // The rank whose GPU has least.
             let of_ranks = experiment.ranks.all_gather_f64(&[gpu.available_bytes() as f64]);

@@ -109,29 +109,29 @@ pub fn load(folder: &Path) -> Result<Transformer> {
     assemble(&config, Checkpoint::open(folder)?)
 }
 
-/// The outline of a checkpoint's model: its shapes and number formats, for which no tensor is read. Where the weights
+/// A checkpoint's model on the meta device: its shapes and number formats, for which no tensor is read. Where the weights
 /// aren't there yet, their format is what config.json says, or bf16.
 ///
 /// # Errors
 /// As [`load`].
-pub fn outline(folder: &Path) -> Result<Transformer> {
+pub fn load_meta(folder: &Path) -> Result<Transformer> {
     let path = folder.join("config.json");
     let config = ModelConfig::parse(&read_text(&path)?, &path)?;
     if Checkpoint::is_in(folder) {
-        return assemble(&config, Checkpoint::open(folder)?).map(|model| model.outline());
+        return assemble(&config, Checkpoint::open(folder)?).map(|model| model.to_meta());
     }
-    Ok(outline_of(&config))
+    Ok(meta_of(&config))
 }
 
-/// The outline of a configuration's model, in the format that it names.
-pub(crate) fn outline_of(config: &ModelConfig) -> Transformer {
+/// A configuration's model on the meta device, in the format that it names.
+pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
     let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.fields.get(key)?.as_str());
     let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
-    let outline = build(config, |_, shape| {
+    let meta = build(config, |_, shape| {
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
-        Ok(Weight::outline(rows, cols, dtype))
+        Ok(Weight::meta(rows, cols, dtype))
     });
-    outline.expect("a shape can't fail")
+    meta.expect("a shape can't fail")
 }
 
 /// The model that a configuration and its tensors are.

@@ -190,12 +190,12 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
     })
 }
 
-/// Attaches an adapter without numbers to a model's outline.
+/// Attaches an adapter without storage to a model on the meta device.
 ///
 /// # Errors
 /// As [`attach_fresh`].
-pub(crate) fn attach_outline(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
-    attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::outline(rows, cols, Dtype::F32)))
+pub(crate) fn attach_meta(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
+    attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::meta(rows, cols, Dtype::F32)))
 }
 
 /// Attaches an adapter of `make(index, [[R, in], [out, R]])` for each linear layer that is a target.

@@ -12,7 +12,7 @@ mod layer;
 mod layout;
 pub mod llada;
 pub mod lora;
+mod meta;
 mod non_finite;
-mod outline;
 pub mod settings;
 pub mod weights;

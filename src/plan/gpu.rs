@@ -1,4 +1,4 @@
-//! What a run takes of a GPU's memory. The run's operations themselves are asked, on a GPU that only counts: no formula
+//! What a run takes of a GPU's memory. The run's operations themselves are asked, on the meta GPU: no formula
 //! follows the code, and none can differ from it.
 
 use weft_kernels::cuda::{Gpu, WORKSPACE};
@@ -12,14 +12,14 @@ use crate::model::block::Param;
 
 /// The parts at the run's largest moment: what is held from its beginning to its end, and the rest.
 pub(super) fn parts(work: &Work) -> Vec<Part> {
-    let gpu = Gpu::outline();
+    let gpu = Gpu::meta();
     let device = Device::Cuda(gpu.clone());
-    let mut model = work.model.outline();
+    let mut model = work.model.to_meta();
     // What is trained is f32, or where ranks have parts of that bf16.
     let is_split = |id: &usize| work.model.is_split(*id, work.ranks);
     for (id, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
         let dtype = if is_split(&id) { Dtype::Bf16 } else { Dtype::F32 };
-        param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), dtype);
+        param.weight = Weight::meta(param.weight.rows(), param.weight.cols(), dtype);
     }
     model.params.iter_mut().filter(|p| !p.is_adapters()).for_each(|p| p.weight.put_on(&device));
     let len = |p: &Param| p.weight.rows() * p.weight.cols();
@@ -53,18 +53,18 @@ mod tests {
     use weft_kernels::precision::Precision;
 
     use super::*;
-    use crate::model::family::outline_of;
+    use crate::model::family::meta_of;
     use crate::model::llada::LLADA_8B;
     use crate::model::llada::new_config;
-    use crate::model::lora::{LoraConfig, attach_outline};
+    use crate::model::lora::{LoraConfig, attach_meta};
     use crate::plan::{MicroBatch, Stored};
 
     /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a GPU.
     #[test]
     fn an_adapter_of_llada_8b_is_trained_in_less_than_40_gb() {
-        let mut model = outline_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
+        let mut model = meta_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
-        attach_outline(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
+        attach_meta(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
         (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);
         let batch = MicroBatch { tokens: 4096, longest: 512, answers: 3072, masked: 1536, ..MicroBatch::default() };
         let steps = vec![vec![batch]];

@@ -112,12 +112,12 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
     without + (seconds(true) - without) / objective.entropy_every as f64
 }
 
-/// The model on a GPU that only counts, what is trained in f32.
+/// The model on the meta GPU, what is trained in f32.
 fn counting(model: &Transformer) -> (std::sync::Arc<Gpu>, Transformer) {
-    let gpu = Gpu::outline();
-    let mut model = model.outline();
+    let gpu = Gpu::meta();
+    let mut model = model.to_meta();
     for param in model.params.iter_mut().filter(|param| param.trainable) {
-        param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), Dtype::F32);
+        param.weight = Weight::meta(param.weight.rows(), param.weight.cols(), Dtype::F32);
     }
     model.put_on(&Device::Cuda(gpu.clone()));
     (gpu, model)
@@ -139,17 +139,17 @@ fn update(model: &mut Transformer) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::family::outline_of;
+    use crate::model::family::meta_of;
     use crate::model::llada::{LLADA_8B, new_config};
-    use crate::model::lora::{LoraConfig, attach_outline};
+    use crate::model::lora::{LoraConfig, attach_meta};
     use crate::objective::Kind;
 
     /// The prediction of LLaDA-8B's LoRA step: no less than its matmuls at the peak, and not twice as long.
     #[test]
     fn a_step_of_llada_8b_is_bound_by_its_matmuls() {
-        let mut model = outline_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
+        let mut model = meta_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
-        attach_outline(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
+        attach_meta(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
         (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);
         model.config.activation_bytes = usize::MAX;
         let batch = MicroBatch { tokens: 4096, longest: 4096, answers: 3072, masked: 1536, ..MicroBatch::default() };

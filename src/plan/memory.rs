@@ -40,7 +40,7 @@ pub enum Stored {
 /// What a run does that takes memory.
 #[derive(Clone, Debug)]
 pub struct Work<'a> {
-    /// The model's outline, with what is trained.
+    /// The model on the meta device, with what is trained.
     pub model: &'a Transformer,
     /// Where its base's weights are.
     pub stored: Stored,
@@ -125,7 +125,7 @@ impl<'a> Work<'a> {
     /// The telling steps on a meta device, with the evaluations before and after them.
     fn rehearse(&self) -> (Meta, Fullest) {
         let meta = Meta::default();
-        let mut model = self.model.outline();
+        let mut model = self.model.to_meta();
         model.put_on(&Device::Meta(meta.clone()));
         let mut rehearsal = Rehearsal::new(self, &model);
         rehearsal.evaluate();

@@ -115,7 +115,7 @@ pub struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// Takes an experiment whose rows have been read, its base's outline, text, and where its weights are. What the
+    /// Takes an experiment whose rows have been read, its base on the meta device, text, and where its weights are. What the
     /// process has resident by now is what a run has too before it reads a weight.
     ///
     /// # Errors
@@ -261,12 +261,12 @@ impl<'a> Planner<'a> {
         Batches::of_ranks(recipe, &train.mixture, &lengths, self.ranks)
     }
 
-    /// The base's outline with what a recipe trains of it.
+    /// The base on the meta device with what a recipe trains of it.
     fn model(&self, recipe: &Recipe) -> Result<Transformer> {
-        let mut model = self.base.outline();
+        let mut model = self.base.to_meta();
         match recipe.model.trainable {
-            Trainable::Full => model.train_whole_outline(),
-            Trainable::Lora => lora::attach_outline(&mut model, &lora_config(&recipe.model))
+            Trainable::Full => model.train_whole_meta(),
+            Trainable::Lora => lora::attach_meta(&mut model, &lora_config(&recipe.model))
                 .map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?,
         }
         model.config.precision = recipe.model.precision;

@@ -1,5 +1,5 @@
 //! A run's largest steps and its evaluations, done by the run's own code on a device that has figures in place of numbers:
-//! the meta device for the CPU, a GPU without an engine for a GPU. There is no second description of a step that could
+//! the meta device for the CPU, the meta GPU for a GPU. There is no second description of a step that could
 //! differ from it.
 
 use weft_kernels::device::Device;

@@ -63,7 +63,7 @@ enum Storage {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
-    Outline(Dtype),
+    Meta(Dtype),
     Gpu(Arc<Array>),
 }
 
@@ -95,8 +95,8 @@ impl Weight {
     }
 
     /// A weight without numbers, for whoever asks for its shape alone: reading it is a mistake of the program's.
-    pub fn outline(rows: usize, cols: usize, dtype: Dtype) -> Self {
-        Self { rows, cols, storage: Storage::Outline(dtype) }
+    pub fn meta(rows: usize, cols: usize, dtype: Dtype) -> Self {
+        Self { rows, cols, storage: Storage::Meta(dtype) }
     }
 
     /// Normal bf16 numbers made on a GPU, for measurements of models that no file holds.
@@ -140,7 +140,7 @@ impl Weight {
         match &self.storage {
             Storage::F32(_) => Dtype::F32,
             Storage::Bf16(_) => Dtype::Bf16,
-            Storage::Mapped { dtype, .. } | Storage::Outline(dtype) => *dtype,
+            Storage::Mapped { dtype, .. } | Storage::Meta(dtype) => *dtype,
             Storage::Gpu(array) => array.dtype(),
         }
     }
@@ -179,7 +179,7 @@ impl Weight {
         match &self.storage {
             Storage::F32(data) => Numbers::F32(data),
             Storage::Bf16(data) => Numbers::Bf16(data),
-            Storage::Outline(_) => unreachable!("an outline has no numbers"),
+            Storage::Meta(_) => unreachable!("a meta GPU has no numbers"),
             Storage::Gpu(_) => panic!("the tensors of one operation lie on one device"),
             Storage::Mapped { file, bytes, dtype } => {
                 let raw = &file.bytes()[bytes.clone()];
@@ -326,7 +326,7 @@ impl Weight {
         };
         let array = match &self.storage {
             Storage::Gpu(_) => return,
-            Storage::Outline(dtype) => {
+            Storage::Meta(dtype) => {
                 Array::unset(gpu, self.rows * self.cols, if self.rows == 1 { Dtype::F32 } else { *dtype })
             }
             _ if self.rows == 1 => Array::of(gpu, &self.to_f32()),

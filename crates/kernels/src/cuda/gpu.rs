@@ -1,5 +1,5 @@
 //! A GPU: its context, its streams, the kernels, and how much of its memory is in use. Without an engine it is an
-//! outline, which counts what a run would take and computes nothing: how `weft plan` knows a GPU's memory.
+//! meta GPU, which counts what a run would take and computes nothing: how `weft plan` knows a GPU's memory.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -129,7 +129,7 @@ impl Gpu {
     }
 
     /// A GPU without an engine.
-    pub fn outline() -> Arc<Self> {
+    pub fn meta() -> Arc<Self> {
         Self::with(None)
     }
 
@@ -172,7 +172,7 @@ impl Gpu {
 
     /// The GPU's name.
     pub fn name(&self) -> &str {
-        self.engine.as_ref().map_or("an outline", |engine| &engine.name)
+        self.engine.as_ref().map_or("a meta GPU", |engine| &engine.name)
     }
 
     /// Bytes that a run could have: those that are free, and what this process has already.

@@ -1,4 +1,4 @@
-//! A model's outline: its shapes, number formats and what of it is trained, without a number. What a run would take is
+//! A model on the meta device: its shapes, number formats and what of it is trained, without storage. What a run would take is
 //! told from it (`plan`) before any weight is read.
 
 use weft_kernels::device::Device;
@@ -8,12 +8,12 @@ use super::block::{Param, Transformer};
 
 impl Transformer {
     /// The same model without its numbers.
-    pub fn outline(&self) -> Self {
-        let outline = |p: &Param| {
-            let weight = Weight::outline(p.weight.rows(), p.weight.cols(), p.weight.dtype());
+    pub fn to_meta(&self) -> Self {
+        let meta = |p: &Param| {
+            let weight = Weight::meta(p.weight.rows(), p.weight.cols(), p.weight.dtype());
             Param { name: p.name.clone(), shape: p.shape.clone(), weight, trainable: p.trainable }
         };
-        let (params, blocks) = (self.params.iter().map(outline).collect(), self.blocks.clone());
+        let (params, blocks) = (self.params.iter().map(meta).collect(), self.blocks.clone());
         Self { params, blocks, device: Device::Cpu, ..*self }
     }
 
@@ -24,10 +24,10 @@ impl Transformer {
         self.device = device.clone();
     }
 
-    /// Makes every weight of an outline trainable: f32, as its master copy would be.
-    pub(crate) fn train_whole_outline(&mut self) {
+    /// Makes every weight of a model on the meta device trainable: f32, as its master copy would be.
+    pub(crate) fn train_whole_meta(&mut self) {
         for param in &mut self.params {
-            param.weight = Weight::outline(param.weight.rows(), param.weight.cols(), Dtype::F32);
+            param.weight = Weight::meta(param.weight.rows(), param.weight.cols(), Dtype::F32);
             param.trainable = true;
         }
     }
