@@ -9,7 +9,7 @@ use std::path::Path;
 
 use indicatif::ProgressBar;
 use scratch::folder;
-use weft::data::mixing::{Mixture, Turn};
+use weft::data::mixing::{Mixture, Occurrence};
 use weft::experiment::Experiment;
 use weft::model::block::Transformer;
 use weft::recipe::Recipe;
@@ -17,9 +17,9 @@ use weft::train::metrics::Progress;
 use weft::train::run::Run;
 
 /// How often each example comes.
-fn counts(turns: &[Turn]) -> BTreeMap<usize, usize> {
+fn counts(occurrences: &[Occurrence]) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
-    turns.iter().for_each(|turn| *counts.entry(turn.example).or_default() += 1);
+    occurrences.iter().for_each(|occurrence| *counts.entry(occurrence.example).or_default() += 1);
     counts
 }
 
@@ -27,18 +27,18 @@ fn counts(turns: &[Turn]) -> BTreeMap<usize, usize> {
 fn a_weight_is_how_often_each_row_comes() {
     let mixture = Mixture::new(vec![(10, 2.0), (40, 0.25), (6, 1.5)]);
     assert_eq!(mixture.epoch_len(56), 20 + 10 + 9);
-    let epochs: Vec<Vec<Turn>> = (0..40).map(|epoch| mixture.epoch(3, epoch, 56)).collect();
+    let epochs: Vec<Vec<Occurrence>> = (0..40).map(|epoch| mixture.epoch(3, epoch, 56)).collect();
     let mut seen = BTreeMap::<usize, usize>::new();
-    for turns in &epochs {
-        assert_eq!(turns.len(), 39, "every epoch is as long");
-        let counts = counts(turns);
+    for occurrences in &epochs {
+        assert_eq!(occurrences.len(), 39, "every epoch is as long");
+        let counts = counts(occurrences);
         assert!((0..10).all(|i| counts[&i] == 2));
         assert_eq!((10..50).filter(|i| counts.contains_key(i)).count(), 10);
         assert!((10..50).all(|i| counts.get(&i).is_none_or(|n| *n == 1)));
         let thirds: Vec<usize> = (50..56).map(|i| counts[&i]).collect();
         assert_eq!((thirds.iter().sum::<usize>(), thirds.iter().all(|n| [1, 2].contains(n))), (9, true));
         counts.iter().for_each(|(i, n)| *seen.entry(*i).or_default() += n);
-        let mut draws: Vec<u64> = turns.iter().map(|turn| turn.draw).collect();
+        let mut draws: Vec<u64> = occurrences.iter().map(|occurrence| occurrence.draw).collect();
         draws.sort_unstable();
         draws.dedup();
         assert_eq!(draws.len(), 39, "each copy has draws of its own");
@@ -55,9 +55,9 @@ fn weights_of_one_are_no_mixture() {
     let (even, mixed) = (Mixture::default(), Mixture::new(vec![(3, 1.0), (4, 1.0)]));
     assert_eq!(even.epoch(1, 5, 7), mixed.epoch(1, 5, 7));
     let twice = Mixture::new(vec![(7, 2.0)]).epoch(1, 5, 7);
-    let first: Vec<Turn> = twice.iter().copied().filter(|turn| turn.draw < 7).collect();
+    let first: Vec<Occurrence> = twice.iter().copied().filter(|occurrence| occurrence.draw < 7).collect();
     assert_eq!(first, even.epoch(1, 5, 7), "a first copy has the draws it has alone");
-    assert!(twice.iter().all(|turn| turn.draw % 7 == turn.example as u64 && turn.draw < 14));
+    assert!(twice.iter().all(|occurrence| occurrence.draw % 7 == occurrence.example as u64 && occurrence.draw < 14));
 }
 
 /// A recipe of two files, one of them twice and in JSON, and a slice.

@@ -11,9 +11,9 @@ pub struct Mixture {
     parts: Vec<(usize, f64)>,
 }
 
-/// An example's turn in an epoch.
+/// An example's occurrence in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Turn {
+pub struct Occurrence {
     /// The example.
     pub example: usize,
     /// Names its draws, together with the epoch: the example, or for further copies of it a number beyond all examples.
@@ -26,23 +26,25 @@ impl Mixture {
         Self { parts }
     }
 
-    /// Turns of an epoch, of `len` examples in all.
+    /// Occurrences of an epoch, of `len` examples in all.
     pub fn epoch_len(&self, len: usize) -> usize {
         match self.parts.is_empty() {
             true => len,
-            false => self.parts.iter().map(|part| turns(*part)).sum(),
+            false => self.parts.iter().map(|part| occurrences(*part)).sum(),
         }
     }
 
-    /// The turns of an epoch in their order: sorted by a draw each.
-    pub fn epoch(&self, seed: u64, epoch: u64, len: usize) -> Vec<Turn> {
-        let mut turns = self.chosen(seed, epoch, len);
-        turns.sort_by_cached_key(|turn| (Draws::new(seed, Stream::Order, epoch, turn.draw).key(0), turn.draw));
-        turns
+    /// The occurrences of an epoch in their order: sorted by a draw each.
+    pub fn epoch(&self, seed: u64, epoch: u64, len: usize) -> Vec<Occurrence> {
+        let mut occurrences = self.chosen(seed, epoch, len);
+        occurrences.sort_by_cached_key(|occurrence| {
+            (Draws::new(seed, Stream::Order, epoch, occurrence.draw).key(0), occurrence.draw)
+        });
+        occurrences
     }
 
-    fn chosen(&self, seed: u64, epoch: u64, len: usize) -> Vec<Turn> {
-        let copy = |example: usize, copy: usize| Turn { example, draw: (example + copy * len) as u64 };
+    fn chosen(&self, seed: u64, epoch: u64, len: usize) -> Vec<Occurrence> {
+        let copy = |example: usize, copy: usize| Occurrence { example, draw: (example + copy * len) as u64 };
         if self.parts.is_empty() {
             return (0..len).map(|example| copy(example, 0)).collect();
         }
@@ -52,15 +54,17 @@ impl Mixture {
             chosen.extend(examples.clone().flat_map(|example| (0..whole).map(move |c| copy(example, c))));
             let mut drawn: Vec<usize> = examples.collect();
             drawn.sort_by_cached_key(|i| (Draws::new(seed, Stream::Mixing, epoch, *i as u64).key(0), *i));
-            chosen.extend(drawn[..turns((*rows, *weight)) - whole * rows].iter().map(|example| copy(*example, whole)));
+            chosen.extend(
+                drawn[..occurrences((*rows, *weight)) - whole * rows].iter().map(|example| copy(*example, whole)),
+            );
             start += rows;
         }
         chosen
     }
 }
 
-/// Turns of a source in an epoch.
-fn turns((rows, weight): (usize, f64)) -> usize {
+/// Occurrences of a source in an epoch.
+fn occurrences((rows, weight): (usize, f64)) -> usize {
     let whole = weight.floor() as usize * rows;
     // No more than all of them: the fraction is below 1.
     whole + (weight.fract() * rows as f64).round() as usize

@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use weft_kernels::attention::{self, Qkv, Shape};
 use weft_kernels::lora_linear::DropoutKeys;
 use weft_kernels::precision::{Kept, Precision};
-use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::rope::{Rope, Rotation};
 use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::{rms_norm, rows, swiglu};
 
@@ -181,8 +181,8 @@ impl Transformer {
         self.apply_backward(&block.attn_out, Some((&mut dattended, Into::Set)), &dx, &attended, to, grads);
         let mut d = attention::backward(&dattended, &attended, &lse, as_qkv(&qkv), &self.shape(span));
         drop((dattended, attended, qkv));
-        span.to.rope.apply(&mut d.q, heads, Turn::Inverse);
-        span.from.rope.apply(&mut d.k, kv_heads, Turn::Inverse);
+        span.to.rope.apply(&mut d.q, heads, Rotation::Inverse);
+        span.from.rope.apply(&mut d.k, kv_heads, Rotation::Inverse);
         // 3. Keys and values read every row, queries the written ones only.
         let normed = self.norm(&input, block.attn_norm, span.precision);
         let mut dnormed = self.device.unset(if wants_input { normed.len() } else { 0 });
@@ -271,8 +271,8 @@ impl Transformer {
         let [q, k, v] = &block.qkv;
         let mut q = self.apply(q, &to.of(&normed, width), span.writes());
         let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
-        to.rope.apply(&mut q, heads, Turn::Position);
-        from.rope.apply(&mut k, kv_heads, Turn::Position);
+        to.rope.apply(&mut q, heads, Rotation::Forward);
+        from.rope.apply(&mut k, kv_heads, Rotation::Forward);
         [q, k, v]
     }
 

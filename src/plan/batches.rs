@@ -2,7 +2,7 @@
 //! known before the run begins.
 
 use crate::data::Example;
-use crate::data::mixing::{Mixture, Turn};
+use crate::data::mixing::{Mixture, Occurrence};
 use crate::data::packing::Padding;
 use crate::noising::schedule::diffusion_time;
 use crate::recipe::Recipe;
@@ -31,8 +31,8 @@ impl Lengths {
     }
 }
 
-/// Turns that are looked at: of a longer run the rest is taken to be like them.
-const MAX_TURNS: u64 = 1 << 17;
+/// Occurrences that are looked at: of a longer run the rest is taken to be like them.
+const MAX_OCCURRENCES: u64 = 1 << 17;
 
 /// A packed batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -77,14 +77,14 @@ impl Batches {
         let steps_per_epoch = mixture.epoch_len(lengths.len()).div_ceil(global) as u64;
         let all = settings.epochs.saturating_mul(steps_per_epoch);
         let steps = settings.max_steps.map_or(all, |max| max.min(all));
-        let seen = steps.min((MAX_TURNS / global as u64).max(steps_per_epoch.max(1)));
+        let seen = steps.min((MAX_OCCURRENCES / global as u64).max(steps_per_epoch.max(1)));
         let (mut first, mut sums, mut most_of_ranks) = (None, [0.0; 4], 0.0);
         let mut largest: [(usize, Vec<MicroBatch>); 3] = Default::default();
         for epoch in 0..seen.div_ceil(steps_per_epoch.max(1)) {
             let order = mixture.epoch(settings.seed, epoch, lengths.len());
             let left = (seen - epoch * steps_per_epoch).min(steps_per_epoch) as usize;
-            for turns in order.chunks(global).take(left) {
-                let all = micro_batches(turns, epoch, recipe, lengths);
+            for occurrences in order.chunks(global).take(left) {
+                let all = micro_batches(occurrences, epoch, recipe, lengths);
                 for b in &all {
                     let own = [b.tokens as f64, b.squares, b.answers as f64, b.masked as f64];
                     sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
@@ -121,17 +121,17 @@ fn masked(batch: &MicroBatch) -> usize {
     batch.masked
 }
 
-fn micro_batches(turns: &[Turn], epoch: u64, recipe: &Recipe, lengths: &[Lengths]) -> Vec<MicroBatch> {
+fn micro_batches(occurrences: &[Occurrence], epoch: u64, recipe: &Recipe, lengths: &[Lengths]) -> Vec<MicroBatch> {
     let TrainTable { seed, micro_batch_size, .. } = recipe.train;
     let pads = recipe.data.padding == Padding::Eos;
-    let of_turns = |turns: &[Turn]| {
-        let longest = turns.iter().map(|turn| lengths[turn.example].total()).max().unwrap_or(0);
+    let of_occurrences = |occurrences: &[Occurrence]| {
+        let longest = occurrences.iter().map(|occurrence| lengths[occurrence.example].total()).max().unwrap_or(0);
         let mut batch = MicroBatch { longest, ..MicroBatch::default() };
         let mut masked = 0.0;
-        for turn in turns {
-            let Lengths { prompt, answer } = lengths[turn.example];
+        for occurrence in occurrences {
+            let Lengths { prompt, answer } = lengths[occurrence.example];
             let answer = if pads { longest - prompt } else { answer };
-            let u = Draws::new(seed, Stream::Time, epoch, turn.draw).unit_f64(0);
+            let u = Draws::new(seed, Stream::Time, epoch, occurrence.draw).unit_f64(0);
             masked += diffusion_time(u, recipe.objective.t_min) * answer as f64;
             batch.tokens += prompt + answer;
             batch.squares += ((prompt + answer) as f64).powi(2);
@@ -139,5 +139,5 @@ fn micro_batches(turns: &[Turn], epoch: u64, recipe: &Recipe, lengths: &[Lengths
         }
         MicroBatch { masked: (masked.ceil() as usize).min(batch.answers), ..batch }
     };
-    turns.chunks(micro_batch_size).map(of_turns).collect()
+    occurrences.chunks(micro_batch_size).map(of_occurrences).collect()
 }

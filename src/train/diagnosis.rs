@@ -74,7 +74,7 @@ impl Trainer {
             for (i, sequence) in sequences.iter().enumerate() {
                 let by_itself = (&sequences[i..=i], &answers[i..=i], &weights[i..=i]);
                 let Some(place) = self.wrong_place(by_itself, epoch) else { continue };
-                found.push((sequence.turn.example, answers[i].t, place));
+                found.push((sequence.occurrence.example, answers[i].t, place));
             }
         }
         if self.ranks.size() > 1 {
@@ -83,8 +83,8 @@ impl Trainer {
                 serde_json::from_slice(&bytes).expect("every rank writes the same form")
             };
             found = all.into_iter().flat_map(of_rank).collect();
-            let turn = |example: usize| told.iter().position(|answer| answer.example == example);
-            found.sort_by_key(|(example, ..)| turn(*example));
+            let occurrence = |example: usize| told.iter().position(|answer| answer.example == example);
+            found.sort_by_key(|(example, ..)| occurrence(*example));
         }
         let place = found.first().map(|(.., place)| place.clone());
         let wrong = found.into_iter().map(|(example, t, _)| WrongExample { example, t, row: None });

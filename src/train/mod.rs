@@ -27,7 +27,7 @@ use std::time::Instant;
 use weft_kernels::precision::Precision;
 
 use crate::data::Example;
-use crate::data::mixing::{Mixture, Turn};
+use crate::data::mixing::{Mixture, Occurrence};
 use crate::data::packing::Padding;
 use crate::error::Result;
 use crate::model::batch::{Batch, Targets};
@@ -62,8 +62,8 @@ pub struct Trainer {
     pub rank_log: Option<RankLog>,
     /// Entropies of earlier epochs.
     entropies: EntropyReuse,
-    /// The turns of an epoch, once that has begun.
-    order: Option<(u64, Vec<Turn>)>,
+    /// The occurrences of an epoch, once that has begun.
+    order: Option<(u64, Vec<Occurrence>)>,
 }
 
 /// What a trainer is made of beside its model.
@@ -126,8 +126,8 @@ impl Trainer {
 
     /// Optimizer steps per pass over the examples; the last one may be smaller.
     pub fn steps_per_epoch(&self) -> u64 {
-        let turns = self.job.mixture.epoch_len(self.job.examples.len());
-        turns.div_ceil(self.global_batch_size()) as u64
+        let occurrences = self.job.mixture.epoch_len(self.job.examples.len());
+        occurrences.div_ceil(self.global_batch_size()) as u64
     }
 
     /// Optimizer steps of the run.
@@ -144,7 +144,7 @@ impl Trainer {
     pub fn step(&mut self) -> Result<StepReport> {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
-        let chosen = self.turns_of(epoch, index as usize);
+        let chosen = self.occurrences_of(epoch, index as usize);
         let (started, mut phases, sent) = (Instant::now(), Phases::default(), self.ranks.traffic());
         // 2. Masks: entropies where the objective asks for them, rates, draws. The normaliser is the whole batch's, whatever
         // the micro-batch and whoever has it.
@@ -207,8 +207,8 @@ impl Trainer {
         Ok(report)
     }
 
-    /// The turns of a step of an epoch.
-    fn turns_of(&mut self, epoch: u64, index: usize) -> Vec<Turn> {
+    /// The occurrences of a step of an epoch.
+    fn occurrences_of(&mut self, epoch: u64, index: usize) -> Vec<Occurrence> {
         let order = match self.order.take() {
             Some((of, order)) if of == epoch => order,
             _ => self.job.mixture.epoch(self.job.settings.seed, epoch, self.job.examples.len()),

@@ -7,7 +7,7 @@ use super::Trainer;
 use super::entropy_reuse::Drift;
 use super::told::Told;
 use crate::data::Example;
-use crate::data::mixing::Turn;
+use crate::data::mixing::Occurrence;
 use crate::data::packing::{PaddedAnswer, pad_answers};
 use crate::model::batch::Batch;
 use crate::noising::entropy::AnswerEntropy;
@@ -33,7 +33,7 @@ impl MicroBatch {
 
 /// An example of a batch.
 pub(super) struct Noised {
-    pub(super) turn: Turn,
+    pub(super) occurrence: Occurrence,
     /// Prompt and clean answer, padding included.
     pub(super) ids: Vec<u32>,
     pub(super) answer_start: usize,
@@ -47,10 +47,11 @@ pub(super) struct Noised {
 impl Trainer {
     /// The micro-batches of a step that are this rank's: every `size`-th, so that each rank has as many as the others or
     /// one less.
-    pub(super) fn own_micro_batches(&self, turns: &[Turn], epoch: u64) -> Vec<MicroBatch> {
-        let own = turns.chunks(self.job.settings.micro_batch_size).skip(self.ranks.rank()).step_by(self.ranks.size());
-        own.map(|turns| {
-            let mut sequences = self.lay_out(turns);
+    pub(super) fn own_micro_batches(&self, occurrences: &[Occurrence], epoch: u64) -> Vec<MicroBatch> {
+        let own =
+            occurrences.chunks(self.job.settings.micro_batch_size).skip(self.ranks.rank()).step_by(self.ranks.size());
+        own.map(|occurrences| {
+            let mut sequences = self.lay_out(occurrences);
             if self.job.objective.kind.needs_entropy() {
                 self.find_entropies(&mut sequences, epoch);
             }
@@ -61,24 +62,27 @@ impl Trainer {
     }
 
     /// The micro-batch's clean sequences, padded as the recipe says.
-    fn lay_out(&self, turns: &[Turn]) -> Vec<Noised> {
-        let chosen: Vec<&Example> = turns.iter().map(|turn| &self.job.examples[turn.example]).collect();
+    fn lay_out(&self, occurrences: &[Occurrence]) -> Vec<Noised> {
+        let chosen: Vec<&Example> =
+            occurrences.iter().map(|occurrence| &self.job.examples[occurrence.example]).collect();
         let padded = pad_answers(&chosen, self.job.padding, self.job.eos_token_id);
-        let noised = |((answer, &turn), Example { prompt_ids, .. }): ((PaddedAnswer, &Turn), &&Example)| Noised {
-            turn,
-            ids: [prompt_ids.as_slice(), &answer.ids].concat(),
-            answer_start: prompt_ids.len(),
-            num_supervised: answer.num_supervised,
-            token_entropy: vec![],
-            is_fresh: false,
-        };
-        padded.into_iter().zip(turns).zip(&chosen).map(noised).collect()
+        let noised =
+            |((answer, &occurrence), Example { prompt_ids, .. }): ((PaddedAnswer, &Occurrence), &&Example)| Noised {
+                occurrence,
+                ids: [prompt_ids.as_slice(), &answer.ids].concat(),
+                answer_start: prompt_ids.len(),
+                num_supervised: answer.num_supervised,
+                token_entropy: vec![],
+                is_fresh: false,
+            };
+        padded.into_iter().zip(occurrences).zip(&chosen).map(noised).collect()
     }
 
     /// The answers' entropies: reused ones, and pass 1 for the others.
     fn find_entropies(&self, micro_batch: &mut [Noised], epoch: u64) {
         for sequence in micro_batch.iter_mut() {
-            sequence.token_entropy = self.entropies.reusable(sequence.turn.example, epoch).unwrap_or_default().to_vec();
+            sequence.token_entropy =
+                self.entropies.reusable(sequence.occurrence.example, epoch).unwrap_or_default().to_vec();
         }
         let wanted: Vec<&mut Noised> = micro_batch.iter_mut().filter(|s| s.token_entropy.is_empty()).collect();
         let fresh = self.fresh_entropies(wanted.iter().map(|s| &**s));
@@ -113,10 +117,10 @@ impl Trainer {
     pub fn entropy_drift(&self) -> Option<Drift> {
         let some: Vec<usize> = self.entropies.kept.keys().copied().take(DRIFT_EXAMPLES).collect();
         let micro_batches = some.chunks(self.job.settings.micro_batch_size);
-        let turns = |examples: &[usize]| -> Vec<Turn> {
-            examples.iter().map(|&example| Turn { example, draw: example as u64 }).collect()
+        let occurrences = |examples: &[usize]| -> Vec<Occurrence> {
+            examples.iter().map(|&example| Occurrence { example, draw: example as u64 }).collect()
         };
-        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(&turns(examples))));
+        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(&occurrences(examples))));
         let drift =
             |(example, fresh): (&usize, Vec<f32>)| Drift::between(&self.entropies.kept[example].token_entropy, &fresh);
         Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
@@ -124,7 +128,7 @@ impl Trainer {
 
     /// Times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
-        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.turn.draw);
+        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.occurrence.draw);
         let of_tokens = |s: &Noised| -> Vec<f32> {
             let (draws, positions) = (draws(Stream::Mask, s), s.answer_start as u64..s.ids.len() as u64);
             positions.map(|p| draws.unit_f32(p)).collect()
@@ -142,7 +146,7 @@ impl Trainer {
     /// Keys of the adapters' dropout, one for each token.
     pub(super) fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
         let keys = |s: &Noised| {
-            let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.turn.draw);
+            let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.occurrence.draw);
             (0..s.ids.len() as u64).map(move |position| draws.key(position))
         };
         sequences.iter().flat_map(keys).collect()

@@ -35,7 +35,7 @@ const HEADER: usize = 8;
 pub(super) fn tell(ranks: &dyn Collective, own: &[MicroBatch], (answers, micro): (usize, usize)) -> Vec<Told> {
     let told = own.iter().flat_map(|batch| batch.sequences.iter().zip(&batch.answers));
     let told = told.map(|(sequence, answer)| Told {
-        example: sequence.turn.example,
+        example: sequence.occurrence.example,
         t: answer.t,
         tokens: sequence.ids.len(),
         answer_tokens: answer.masked.len(),

@@ -15,7 +15,7 @@ use weft_kernels::device::Device;
 use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Lora, LoraGrad};
 use weft_kernels::precision::Precision;
-use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::rope::{Rope, Rotation};
 use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 use weft_kernels::{embedding, linear, rms_norm, swiglu};
@@ -266,7 +266,7 @@ fn rope(bencher: Bencher) {
     let positions: Vec<u32> = (0..TOKENS as u32).collect();
     let rope = Rope::new(&DEVICE, &positions, WIDTH / HEADS, 5e5);
     let mut x = numbers(TOKENS * WIDTH);
-    bencher.counter(bytes(2 * x.len())).bench_local(|| done(|| rope.apply(&mut x, HEADS, Turn::Position)));
+    bencher.counter(bytes(2 * x.len())).bench_local(|| done(|| rope.apply(&mut x, HEADS, Rotation::Forward)));
 }
 
 #[divan::bench]

@@ -1,4 +1,4 @@
-//! Rotary position embedding, half-split (feature `i` turns with `i + D/2`), in f32. Backward is the inverse turn.
+//! Rotary position embedding, half-split (feature `i` rotates with `i + D/2`), in f32. Its backward is the inverse rotation.
 
 use rayon::prelude::*;
 
@@ -15,11 +15,11 @@ pub struct Rope {
     sin: Tensor,
 }
 
-/// The direction of the turn.
+/// The direction of a rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Turn {
+pub enum Rotation {
     /// Forward.
-    Position,
+    Forward,
     /// Backward: the transpose of a rotation is its inverse.
     Inverse,
 }
@@ -44,8 +44,8 @@ impl Rope {
     ///
     /// # Shapes
     /// `x` `[N, heads * head_dim]`.
-    pub fn apply(&self, x: &mut Tensor, heads: usize, turn: Turn) {
-        let sign = if turn == Turn::Position { 1.0 } else { -1.0 };
+    pub fn apply(&self, x: &mut Tensor, heads: usize, rotation: Rotation) {
+        let sign = if rotation == Rotation::Forward { 1.0 } else { -1.0 };
         match x {
             x if x.is_meta() => {}
             Tensor::Host(x) => cpu::rope::apply(x, [self.cos.host(), self.sin.host()], (heads, self.half), sign),

@@ -12,7 +12,7 @@ use weft_kernels::head_loss::{Head, HeadGrad};
 use weft_kernels::lora_linear::{self, Dropout, Lora, LoraGrad};
 use weft_kernels::philox::{philox, unit_f32};
 use weft_kernels::precision::Precision;
-use weft_kernels::rope::{Rope, Turn};
+use weft_kernels::rope::{Rope, Rotation};
 use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, rms_norm, swiglu};
@@ -180,10 +180,10 @@ fn rope_and_its_gradient() {
     };
     let rope = Rope::new(&on.0, &positions, dim, theta);
     let mut y = on.put(&x);
-    rope.apply(&mut y, heads, Turn::Position);
+    rope.apply(&mut y, heads, Rotation::Forward);
     assert_close("y", &y, &oracle(&wide(&x)));
     let mut dx = on.put(&dy);
-    rope.apply(&mut dx, heads, Turn::Inverse);
+    rope.apply(&mut dx, heads, Rotation::Inverse);
     assert_gradient("dx", &dx, &x, |x| dot(&oracle(x), &dy));
 }
 
