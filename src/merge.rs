@@ -1,4 +1,4 @@
-//! A base and its adapter as one checkpoint: the adapter's products are added to the weights, whose number formats stay.
+//! A base and its adapter as one checkpoint: the adapter's matmuls are added to the weights, whose number formats stay.
 
 use std::fs;
 use std::path::Path;

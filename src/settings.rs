@@ -53,7 +53,7 @@ pub(crate) const SYNONYMS: [(&str, &str); 38] = [
 
 /// Settings of other programs that have no twin, and why.
 const WITHOUT_TWIN: [(&str, &str); 9] = [
-    ("fp16", "products are of f32 or bf16 factors (model.precision)"),
+    ("fp16", "matmuls are of f32 or bf16 factors (model.precision)"),
     ("optim", "the optimizer is AdamW"),
     ("optimizer", "the optimizer is AdamW"),
     ("report_to", "metrics.jsonl, TensorBoard events and report.html are always written"),

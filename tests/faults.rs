@@ -21,7 +21,7 @@ struct Scenario {
     /// Whether the disturbed run goes on with one that is there.
     resume: bool,
     /// The file that must come out with the same bytes.
-    product: &'static str,
+    matmul: &'static str,
     num_steps: u64,
     /// Whether a call's file is this scenario's concern.
     concerns: fn(&Path) -> bool,
@@ -64,7 +64,7 @@ fn can_inject() -> bool {
 #[test]
 fn any_call_of_a_run_may_be_killed_or_fail() {
     let start = start("run", 8, &[ADAPTER, ROWS, TRAIN].concat());
-    let points = Scenario { start, resume: false, product: PRODUCT, num_steps: 6, concerns: |_| true }.disturb();
+    let points = Scenario { start, resume: false, matmul: PRODUCT, num_steps: 6, concerns: |_| true }.disturb();
     assert!(points.is_none_or(|points| points >= 200), "{points:?}");
 }
 
@@ -81,7 +81,7 @@ fn any_call_of_a_run_that_goes_on_may_be_killed_or_fail() {
     strace::disturb(&start, &weft(&start, false), last, Fault::Kill);
     flip(&start.join("run/checkpoints/step-00000004/state.safetensors"), 9_000);
     let concerns = |path: &Path| !path.starts_with("run/adapter");
-    Scenario { start, resume: true, product: PRODUCT, num_steps: 6, concerns }.disturb();
+    Scenario { start, resume: true, matmul: PRODUCT, num_steps: 6, concerns }.disturb();
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn generated_rows_and_answers_are_whole_or_not_there() {
     let concerns = |path: &Path| {
         path.starts_with("run/data") || path.to_string_lossy().contains("generations") || path.ends_with("run")
     };
-    Scenario { start, resume: false, product: PRODUCT, num_steps: 6, concerns }.disturb();
+    Scenario { start, resume: false, matmul: PRODUCT, num_steps: 6, concerns }.disturb();
 }
 
 #[test]
@@ -104,15 +104,15 @@ fn a_trained_checkpoint_is_replaced_at_once() {
     unfinish(&start);
     let concerns =
         |path: &Path| path.to_string_lossy().starts_with("run/checkpoint") && !path.starts_with("run/checkpoints");
-    let product = "run/checkpoint/model.safetensors";
-    Scenario { start, resume: true, product, num_steps: 1, concerns }.disturb();
+    let matmul = "run/checkpoint/model.safetensors";
+    Scenario { start, resume: true, matmul, num_steps: 1, concerns }.disturb();
 }
 
 #[test]
 fn a_run_does_without_the_tokens_it_cannot_keep() {
     let start = start("tokens", 8_500, &[ADAPTER, "[data]\ntrain = \"rows.jsonl\"\n", TRAIN].concat());
     let concerns = |path: &Path| path.starts_with("cache");
-    Scenario { start, resume: false, product: PRODUCT, num_steps: 6, concerns }.disturb();
+    Scenario { start, resume: false, matmul: PRODUCT, num_steps: 6, concerns }.disturb();
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_checkpoint_with_any_byte_changed_is_told_of_and_passed_over() {
     let start = start("flipped", 8, &[ADAPTER, ROWS, TRAIN].concat());
     assert!(weft(&start, false).status().expect("weft starts").success());
     unfinish(&start);
-    let product = fs::read(start.join(PRODUCT)).expect("there is an adapter");
+    let matmul = fs::read(start.join(PRODUCT)).expect("there is an adapter");
     for (file, at) in
         ["state.safetensors", "state.json", "checksums"].iter().flat_map(|f| [(f, 3), (f, 1_000), (f, 77)])
     {
@@ -134,7 +134,7 @@ fn a_checkpoint_with_any_byte_changed_is_told_of_and_passed_over() {
             assert!(output.status.success() && told.starts_with(begins), "{told}");
             assert!(told.contains(" is damaged or of another format: its bytes are others than those that"), "{told}");
             assert!(told.ends_with("trying the checkpoint before it\n"), "{told}");
-            assert_eq!(fs::read(folder.join(PRODUCT)).expect("there is an adapter"), product);
+            assert_eq!(fs::read(folder.join(PRODUCT)).expect("there is an adapter"), matmul);
         });
     }
 }
@@ -226,7 +226,7 @@ fn flushes(calls: &[Call]) {
 /// What must be the same after any fault.
 #[derive(Debug, PartialEq)]
 struct Whole {
-    product: u128,
+    matmul: u128,
     /// Each step's loss; they are in the lines of metrics.jsonl, which are all JSON.
     losses: Vec<String>,
     held_out: Vec<String>,
@@ -252,8 +252,8 @@ impl Whole {
         let num_events = events(&fs::read(folder.join(EVENTS)).expect("events"));
         assert_eq!(num_events, lines.len() + 1, "an event a line after the version");
         let files = files(folder);
-        let product = weft::files::content_hash(&folder.join(scenario.product)).expect("there is a product");
-        Self { product, losses, held_out: of("held_out_nll_bound"), num_events, files }
+        let matmul = weft::files::content_hash(&folder.join(scenario.matmul)).expect("there is a matmul");
+        Self { matmul, losses, held_out: of("held_out_nll_bound"), num_events, files }
     }
 }
 

@@ -123,7 +123,7 @@ fn headers_that_lie_are_errors() {
         ("an end past the file", file(&one("F32", "[8]", 0, 32), 16)),
         ("all of 64 bits", file(&one("U8", "[18446744073709551615]", 0, u64::MAX), 16)),
         ("a size of more than 64 bits", file(&one("F32", "[18446744073709551616]", 0, 16), 16)),
-        ("a product that overflows to 4", file(&one("F32", "[4611686018427387905, 4]", 0, 16), 16)),
+        ("a matmul that overflows to 4", file(&one("F32", "[4611686018427387905, 4]", 0, 16), 16)),
         ("bytes that overflow to 16", file(&one("F32", "[4611686018427387908]", 0, 16), 16)),
         ("a negative size", file(&one("F32", "[-4]", 0, 16), 16)),
         ("tensors over each other", file(&two(four(0, 16), four(8, 24)), 24)),

@@ -80,7 +80,7 @@ fn steps_on_the_meta_device_take_the_buffers_of_steps() {
         ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"].map(str::to_owned).to_vec();
     lora::attach_fresh(&mut model, &LoraConfig::new(8, 16.0, 0.1, targets, false), 1).expect("there are layers");
     model.config.precision = Precision::Bf16;
-    // Enough for two of the four layers' products.
+    // Enough for two of the four layers' matmuls.
     model.config.activation_bytes = 4_000_000;
     steps(&model);
     let taken = Device::Cpu.most_used_bytes() as f64;

@@ -66,7 +66,7 @@ fn full_training_with_sharded_moments_equals_one_rank() {
     let one = run(1, 4);
     for ranks in [2, 4] {
         let several = run(ranks, 4 / ranks);
-        // A rank adds its products one to the other where ranks add finished gradients: the last bits differ.
+        // A rank adds its matmuls one to the other where ranks add finished gradients: the last bits differ.
         for (a, b) in steps(&one).iter().zip(steps(&several)) {
             assert_eq!(a["masked_share"], b["masked_share"]);
             let [a, b] = [a["loss"].as_f64(), b["loss"].as_f64()].map(|x| x.expect("a number"));

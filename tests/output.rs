@@ -80,8 +80,8 @@ fn results_are_json_for_machines() {
     }
     assert_eq!(run["accuracy"]["base"]["total"], run["accuracy"]["adapter"]["total"]);
     assert!(run["planned_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{run}");
-    for product in ["adapter", "report"] {
-        assert!(std::path::Path::new(run[product].as_str().expect("a path")).exists(), "{run}");
+    for matmul in ["adapter", "report"] {
+        assert!(std::path::Path::new(run[matmul].as_str().expect("a path")).exists(), "{run}");
     }
 
     let rows = folder.join("rows.jsonl");

@@ -1,4 +1,4 @@
-//! Products of bf16 factors against those of f32: gradients and training curves lie close, and what must not change a
+//! Matmuls of bf16 operands against those of f32: gradients and training curves lie close, and what must not change a
 //! result doesn't in either format. The layers are adapted, the head is frozen.
 
 mod device;
@@ -82,9 +82,9 @@ fn gradients_lie_within_five_hundredths_of_f32s() {
     };
     let exact = gradient(golden(), Precision::F32);
     for (what, got) in [
-        ("products in bf16", gradient(golden(), Precision::Bf16)),
+        ("matmuls in bf16", gradient(golden(), Precision::Bf16)),
         ("weights in bf16", gradient(&rounded, Precision::F32)),
-        ("weights and products in bf16", gradient(&rounded, Precision::Bf16)),
+        ("weights and matmuls in bf16", gradient(&rounded, Precision::Bf16)),
     ] {
         let distance = norm(exact.iter().zip(&got).map(|(a, b)| a - b)) / norm(exact.iter().copied());
         assert!(distance > 0.0 && distance < 5e-2, "{what}: {distance} of the gradient's norm");

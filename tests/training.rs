@@ -82,7 +82,7 @@ fn nine_losses_stay_what_they_were() {
         let losses = run_steps(&mut trainer);
         assert_eq!(losses.len(), expected.len());
         for (got, expected) in losses.iter().zip(expected) {
-            // Other processors sum products in another order.
+            // Other processors sum matmuls in another order.
             assert!((got - expected).abs() <= 2e-3 * expected, "{kind:?}: {losses:?}");
         }
     }
@@ -157,7 +157,7 @@ fn what_is_kept_for_backward_changes_no_bit() {
     };
     let all = with_bytes(usize::MAX);
     assert_eq!(all, with_bytes(0));
-    // Enough for some of the two layers' products, which take tens of kilobytes.
+    // Enough for some of the two layers' matmuls, which take tens of kilobytes.
     assert_eq!(all, with_bytes(20_000));
 }
 

@@ -37,7 +37,7 @@ const EVERYTHING_GB: f64 = 1e6;
 pub struct Plan {
     /// `P`, `llada-8b`, or a checkpoint's folder.
     pub shape: String,
-    /// What products round their factors to, and how a named shape's weights are stored.
+    /// What matmuls round their operands to, and how a named shape's weights are stored.
     pub precision: Precision,
     /// The same for the pass for entropies.
     pub entropy_precision: Precision,
@@ -53,7 +53,7 @@ pub struct Plan {
     pub warm_up: usize,
     /// Measured steps.
     pub steps: usize,
-    /// Memory granted to results of products that backward needs, in GB; the others are computed again. Where absent what a
+    /// Memory granted to results of matmuls that backward needs, in GB; the others are computed again. Where absent what a
     /// recipe's is on a CPU, and everything on a GPU.
     pub activation_memory_gb: Option<f64>,
     /// Whether one step more is taken, on a GPU, in which each kernel's time is measured.
@@ -67,11 +67,11 @@ pub struct Measurement {
     pub sequences: usize,
     /// Tokens of a sequence.
     pub tokens: usize,
-    /// What products round their factors to.
+    /// What matmuls round their operands to.
     pub dtype: Precision,
     /// The same for the pass for entropies.
     pub entropy_dtype: Precision,
-    /// How this processor computes such products.
+    /// How this processor computes such matmuls.
     pub instructions: &'static str,
     /// `lora` or `full`.
     pub trainable: &'static str,
@@ -95,7 +95,7 @@ pub struct Measurement {
     pub planned_gpu_bytes: Option<u64>,
     /// The step's seconds by phase.
     pub phases: Phases,
-    /// The machine's rate of such products, in 10^9 operations per second, measured beside.
+    /// The machine's rate of such matmuls, in 10^9 operations per second, measured beside.
     pub gemm_gflops: f64,
     /// The step's arithmetic, recomputation left out, at that rate.
     pub floor_seconds: f64,

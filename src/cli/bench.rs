@@ -15,7 +15,7 @@ use super::progress::doing;
 /// Measure training steps of a shape
 ///
 /// A quarter of each sequence is prompt. Prints the median step, its phases, the peak resident size, and
-/// the machine's own rate of matrix products measured between the steps.
+/// the machine's own rate of matmuls measured between the steps.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft bench --shape P --objective sft,weft --trainable lora --json\n  \
 weft bench --shape llada-8b --dtype bf16 --objective weft --sequences 1 --warm-up 1 --steps 1")]
@@ -23,7 +23,7 @@ pub struct Bench {
     /// P (width 512, 8 layers, vocabulary 32,000), llada-8b (with bf16: 16 GB on disk), or a checkpoint's folder
     #[arg(long, default_value = "P", value_name = "SHAPE")]
     shape: String,
-    /// What products round their factors to, and how a named shape's weights are stored: f32 or bf16
+    /// What matmuls round their operands to, and how a named shape's weights are stored: f32 or bf16
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
     /// The same for the pass for entropies; as --dtype where absent
@@ -50,7 +50,7 @@ pub struct Bench {
     /// Measured steps
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
-    /// Memory for results of products that backward needs, in GB, as train.activation_memory_gb; 0 is checkpointing of every
+    /// Memory for results of matmuls that backward needs, in GB, as train.activation_memory_gb; 0 is checkpointing of every
     /// layer; 0.35 where absent, on a GPU everything
     #[arg(long, value_name = "GB", value_parser = granted)]
     activation_memory_gb: Option<f64>,
@@ -135,7 +135,7 @@ fn print(m: &Measurement) {
         }
     }
     say!(
-        "  products    {:.0} GFLOP/s on this machine ({}): {:.3} s for the step's arithmetic, {:.0} % of its time",
+        "  matmuls    {:.0} GFLOP/s on this machine ({}): {:.3} s for the step's arithmetic, {:.0} % of its time",
         m.gemm_gflops,
         m.instructions,
         m.floor_seconds,

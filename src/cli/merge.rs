@@ -13,7 +13,7 @@ use super::progress::doing;
 
 /// Merge an adapter into its base
 ///
-/// Writes a checkpoint that transformers loads: the base's tensors with the adapter's product added, in the number formats
+/// Writes a checkpoint that transformers loads: the base's tensors with the adapter's matmul added, in the number formats
 /// they have, and the base's other files as they are.
 #[derive(Args)]
 #[command(

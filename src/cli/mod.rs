@@ -78,7 +78,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Cargo features that change what the program can do.
 const FEATURES: [(&str, bool); 2] = [("hub", cfg!(feature = "hub")), ("mpi", cfg!(feature = "mpi"))];
 
-/// The processor, what of it the kernels look for, and what products in bf16 become on it.
+/// The processor, what of it the kernels look for, and what matmuls in bf16 become on it.
 fn processor() -> String {
     #[cfg(target_arch = "x86_64")]
     let found = [
@@ -153,7 +153,7 @@ impl Cli {
             }
             false => ranks.clone(),
         };
-        // The work runs on one of the pool's threads: handing every product over from outside costs a wake-up each.
+        // The work runs on one of the pool's threads: handing every matmul over from outside costs a wake-up each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
@@ -191,7 +191,7 @@ struct ModelArgs {
     /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// What products round their factors to: f32 (nothing) or bf16 (faster on some processors)
+    /// What matmuls round their operands to: f32 (nothing) or bf16 (faster on some processors)
     #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
     precision: Precision,
 }

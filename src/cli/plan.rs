@@ -170,7 +170,7 @@ impl Time {
     }
 }
 
-/// The width below which a step's time is more than its products' (docs/memory.md).
+/// The width below which a step's time is more than its matmuls' (docs/memory.md).
 const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
@@ -211,7 +211,7 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         _ => format!("{hours:.1} hours"),
     };
     if is_narrow && matches!(on, On::Cpu) {
-        say!("  a model as narrow as this takes up to 1.5 times that: what lies between its products weighs more");
+        say!("  a model as narrow as this takes up to 1.5 times that: what lies between its matmuls weighs more");
     }
     if let Some(seconds) = sending {
         say!("  of a step {} s for what is sent, nothing of it meanwhile", significant(seconds));

@@ -99,8 +99,8 @@ impl Train {
         let output = experiment.recipe.train.output.clone();
         let _lock = is_first.then(|| run::lock(&output)).transpose()?;
         let recipe = &experiment.recipe;
-        let product = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
-        if self.resume && self.is_finished(&experiment, (product, plan.steps), quiet)? {
+        let matmul = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
+        if self.resume && self.is_finished(&experiment, (matmul, plan.steps), quiet)? {
             return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
         }
         if is_first {
@@ -123,28 +123,28 @@ impl Train {
             .map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;
-        let folder = output.join(product);
+        let folder = output.join(matmul);
         match adapter {
             Some(config) if is_first => lora::save(&folder, &base.model, &config, &base.name)?,
             Some(_) => {}
             None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
         }
         // 4. The same after it, the report, and where everything lies.
-        let after = evaluate(&experiment, &base, &output.join(format!("{product}-generations.json")), quiet)?;
+        let after = evaluate(&experiment, &base, &output.join(format!("{matmul}-generations.json")), quiet)?;
         if !is_first {
             return Ok(ExitCode::SUCCESS);
         }
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
-        let named = |(before, after)| [("base", before), (product, after)];
+        let named = |(before, after)| [("base", before), (matmul, after)];
         let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
         let results = Results {
             steps,
             summary: &summary,
             scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
             memory_bytes: [used_bytes(), plan.peak_bytes as u64],
-            files: [(product, folder.clone()), ("report", output.join(training::REPORT))]
+            files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
             question: question(&experiment, &folder),
         };
@@ -206,14 +206,14 @@ impl Train {
     }
 
     /// Whether there is nothing to resume, as the first rank sees it.
-    fn is_finished(&self, experiment: &Experiment, (product, steps): (&str, u64), quiet: bool) -> Result<bool> {
+    fn is_finished(&self, experiment: &Experiment, (matmul, steps): (&str, u64), quiet: bool) -> Result<bool> {
         let (output, ranks) = (&experiment.recipe.train.output, &experiment.ranks);
         let newest = || checkpoint::newest_step(output, &experiment.resolved(), ranks.size());
         let step = if ranks.is_first() { newest()? } else { None };
         if step.is_none() && !quiet {
             eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
         }
-        let is_whole = [product, RESULTS].iter().all(|name| output.join(name).exists());
+        let is_whole = [matmul, RESULTS].iter().all(|name| output.join(name).exists());
         Ok(ranks.any(step == Some(steps) && is_whole))
     }
 
@@ -303,7 +303,7 @@ fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folde
 }
 
 /// The command that asks what was trained, with room for the longest answer it was trained on.
-fn question(experiment: &Experiment, product: &Path) -> String {
+fn question(experiment: &Experiment, matmul: &Path) -> String {
     let recipe = &experiment.recipe;
     let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
     let block = Sampling::default().block_length;
@@ -315,8 +315,8 @@ fn question(experiment: &Experiment, product: &Path) -> String {
         if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
     };
     let model = match recipe.model.trainable {
-        Trainable::Lora => format!("--model {} --adapter {}", quoted(&recipe.model.path), quoted(product)),
-        Trainable::Full => format!("--model {}", quoted(product)),
+        Trainable::Lora => format!("--model {} --adapter {}", quoted(&recipe.model.path), quoted(matmul)),
+        Trainable::Full => format!("--model {}", quoted(matmul)),
     };
     format!("weft generate {model} --gen-length {gen_length} --prompt '...'")
 }

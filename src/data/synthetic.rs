@@ -162,7 +162,7 @@ pub fn countdown(choices: &mut Choices, difficulty: Difficulty, wanted: Side) ->
         let [a, b, c] = order;
         let first = calculate(a, operators[0], b);
         let target = calculate(first, operators[1], c);
-        // Products of sums would need brackets; the puzzle stays a chain.
+        // Matmuls of sums would need brackets; the puzzle stays a chain.
         let is_chain = operators[1] != "*" || operators[0] == "*";
         let expression = format!("{a} {} {b} {} {c}", operators[0], operators[1]);
         let name = format!("{numbers:?}{target}");

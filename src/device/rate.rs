@@ -1,4 +1,4 @@
-//! The rate of products that the process's device reaches, measured: what plans of time and benchmarks compare with.
+//! The rate of matmuls that the process's device reaches, measured: what plans of time and benchmarks compare with.
 
 use std::time::Instant;
 
@@ -14,18 +14,18 @@ const GEMM_SIDE: usize = 1024;
 /// The largest that a GPU's is measured with.
 const GPU_GEMM_SIDE: usize = 8192;
 
-/// The device's rate of products, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
+/// The device's rate of matmuls, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
 pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
-    let mut product = Product::new(GEMM_SIDE, precision);
+    let mut matmul = Matmul::new(GEMM_SIDE, precision);
     // A GPU's are larger, until one takes long enough to be measured.
-    while gpu().is_some() && product.side < GPU_GEMM_SIDE && product.seconds().min(product.seconds()) < 1e-3 {
-        product = Product::new(2 * product.side, precision);
+    while gpu().is_some() && matmul.side < GPU_GEMM_SIDE && matmul.seconds().min(matmul.seconds()) < 1e-3 {
+        matmul = Matmul::new(2 * matmul.side, precision);
     }
     let (started, mut fastest) = (Instant::now(), f64::MAX);
     loop {
-        fastest = (0..9).map(|_| product.seconds()).fold(fastest, f64::min);
+        fastest = (0..9).map(|_| matmul.seconds()).fold(fastest, f64::min);
         if started.elapsed().as_secs_f64() >= secs {
-            return 2.0 * (product.side as f64).powi(3) / fastest / 1e9;
+            return 2.0 * (matmul.side as f64).powi(3) / fastest / 1e9;
         }
     }
 }
@@ -48,8 +48,8 @@ pub(crate) fn bandwidth_gb_per_second() -> f64 {
     3e-9 * (size_of::<f32>() * len) as f64 / fastest
 }
 
-/// A product of two square matrices, of numbers that differ: a GPU is faster with equal ones.
-struct Product {
+/// A matmul of two square matrices, of numbers that differ: a GPU is faster with equal ones.
+struct Matmul {
     side: usize,
     precision: Precision,
     x: Tensor,
@@ -57,7 +57,7 @@ struct Product {
     y: Tensor,
 }
 
-impl Product {
+impl Matmul {
     fn new(side: usize, precision: Precision) -> Self {
         let device = current();
         let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
@@ -67,7 +67,7 @@ impl Product {
             _ => Weight::from_f32(side, side, numbers.clone()),
         };
         weight.put_on(&device);
-        let (x, y) = (device.put(numbers).rounded(precision), device.factors(side * side, precision));
+        let (x, y) = (device.put(numbers).rounded(precision), device.operands(side * side, precision));
         Self { side, precision, x, weight, y }
     }
 

@@ -32,7 +32,7 @@ pub struct MultiplyAdds {
 impl MultiplyAdds {
     /// Those of a forward of some work.
     pub fn of(model: &Transformer, work: Work) -> Self {
-        let [matrices, head] = products(model).map(|n| n as f64);
+        let [matrices, head] = matmuls(model).map(|n| n as f64);
         Self {
             matrices: work.tokens * matrices,
             attention: 2.0 * (model.blocks.len() * model.config.width) as f64 * work.squares,
@@ -43,7 +43,7 @@ impl MultiplyAdds {
 }
 
 /// Weights of the layers' matrices, and of the head.
-fn products(model: &Transformer) -> [usize; 2] {
+fn matmuls(model: &Transformer) -> [usize; 2] {
     let of = |id: usize| model.params[id].weight.rows() * model.params[id].weight.cols();
     let block = |b: &Block| {
         b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]).map(|l| of(l.weight)).sum::<usize>()

@@ -91,7 +91,7 @@ pub struct Config {
     pub lora_dropout: f32,
     /// Memory for activations kept between forward and backward beyond each layer's input and attention.
     pub activation_bytes: usize,
-    /// The format of products' factors.
+    /// The format of matmuls' operands.
     pub precision: Precision,
     /// The same, in the pass for entropies.
     pub entropy_precision: Precision,
@@ -211,7 +211,7 @@ impl Transformer {
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let predicting = self.predicting(batch, targets.rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
-        // 1. Forward, keeping each layer's input and attention, and the last ones' products.
+        // 1. Forward, keeping each layer's input and attention, and the last ones' matmuls.
         let (mut x, keep_from) = (self.embed(batch), self.first_kept_layer(all.count(), wanted.count()));
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
@@ -253,13 +253,13 @@ impl Transformer {
         Pass { nll, seconds: seconds.map(|(from, to)| to.seconds_since(from)) }
     }
 
-    /// The first of the last layers whose products fit into the memory granted, for a batch of so many tokens of which
+    /// The first of the last layers whose matmuls fit into the memory granted, for a batch of so many tokens of which
     /// so many rows are predicted: of what is kept last, least is idle.
     pub(crate) fn first_kept_layer(&self, tokens: usize, predicted: usize) -> usize {
         let mut left = self.config.activation_bytes;
         let fits = |index: &usize| {
             let written = if index + 1 == self.blocks.len() { predicted } else { tokens };
-            let bytes = self.product_bytes(&self.blocks[*index], [tokens, written], self.config.precision);
+            let bytes = self.matmul_bytes(&self.blocks[*index], [tokens, written], self.config.precision);
             left = left.saturating_sub(bytes);
             left > 0
         };
@@ -347,10 +347,10 @@ impl Transformer {
         Head { weight, lora, precision: mode.precision }
     }
 
-    /// A linear layer's output, its adapter's included, as what products read.
+    /// A linear layer's output, its adapter's included, as what matmuls read.
     pub(super) fn apply(&self, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
         let weight = &self.params[layer.weight].weight;
-        let mut y = self.device.factors(x.len() / weight.cols() * weight.rows(), mode.precision);
+        let mut y = self.device.operands(x.len() / weight.cols() * weight.rows(), mode.precision);
         match self.lora(layer, mode) {
             None => linear::forward(&mut y, x, weight, mode.precision),
             Some(lora) => lora_linear::forward(&mut y, x, weight, &lora),

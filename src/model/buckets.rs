@@ -31,7 +31,7 @@ impl Transformer {
     }
 
     /// Whether so many ranks each have a trained parameter in bf16, and only their part of it in f32: a linear layer's weight,
-    /// unless it is the embedding too, where neither pass of a step computes in another precision. Nothing but products in
+    /// unless it is the embedding too, where neither pass of a step computes in another precision. Nothing but matmuls in
     /// bf16 read it then, and rounded it gives the same bits.
     pub fn is_split(&self, id: ParamId, ranks: usize) -> bool {
         let rounds = [self.config.precision, self.config.entropy_precision] == [Precision::Bf16; 2];

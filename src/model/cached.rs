@@ -20,7 +20,7 @@ impl KeysValues {
         let features = |of: &Linear| model.params[of.weight].weight.rows();
         let room = |block: &Block| {
             let [_, k, v] = &block.qkv;
-            [k, v].map(|of| model.device.zero_factors(batch.ids.len() * features(of), model.config.precision))
+            [k, v].map(|of| model.device.zero_operands(batch.ids.len() * features(of), model.config.precision))
         };
         Self { layers: model.blocks.iter().map(room).collect() }
     }
@@ -55,7 +55,7 @@ impl Transformer {
             for (kept, fresh) in [(&mut *keys, &k), (&mut *values, &v)] {
                 rows::replace(kept, part.computed, fresh, fresh.len() / part.computed.len().max(1));
             }
-            let mut attended = self.device.factors(q.len(), precision);
+            let mut attended = self.device.operands(q.len(), precision);
             let shape = Shape { sequences: &batch.sequences, ..self.shape(span) };
             attention::forward(&mut attended, Qkv { q: &q, k: keys, v: values }, &shape);
             let (middle, _, gate_up) = self.mlp_inputs(block, &x, &attended, span);

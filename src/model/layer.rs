@@ -54,7 +54,7 @@ impl Deref for Selected<'_> {
     }
 }
 
-/// The rows a layer reads and those it writes, and the format of its products' factors.
+/// The rows a layer reads and those it writes, and the format of its matmuls' operands.
 #[derive(Clone, Copy)]
 pub(super) struct Span<'a> {
     pub(super) from: &'a Rows<'a>,
@@ -67,7 +67,7 @@ pub(super) struct Span<'a> {
 pub(super) struct Mode<'a> {
     /// Keys of its adapter's dropout.
     pub(super) dropout_keys: Option<&'a DropoutKeys>,
-    /// Of its products.
+    /// Of its matmuls.
     pub(super) precision: Precision,
 }
 
@@ -82,15 +82,15 @@ impl<'a> Span<'a> {
 }
 
 /// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep; the
-/// products are kept as far as memory is granted.
+/// matmuls are kept as far as memory is granted.
 pub(super) struct KeptLayer {
     input: Tensor,
     attention: [Tensor; 2],
-    products: Option<Products>,
+    matmuls: Option<Matmuls>,
 }
 
-/// The results of a layer's products that its backward needs.
-struct Products {
+/// The results of a layer's matmuls that its backward needs.
+struct Matmuls {
     qkv: [Kept; 3],
     middle: Tensor,
     gate_up: [Kept; 2],
@@ -113,34 +113,34 @@ impl Transformer {
         self.output(block, &middle, &gate_up, span)
     }
 
-    /// A layer's output, and what is kept of it: with the products' results if `keep_products`.
+    /// A layer's output, and what is kept of it: with the matmuls' results if `keep_matmuls`.
     pub(super) fn layer_forward(
         &self,
         block: &Block,
         x: Tensor,
         span: Span,
-        keep_products: bool,
+        keep_matmuls: bool,
     ) -> (Tensor, KeptLayer) {
         let a = self.activations(block, &x, span, None, None);
         let Activations { qkv, attention, middle, gate_up, .. } = a;
         let output = self.output(block, &middle, &gate_up, span);
         let keep = |numbers| Kept::new(numbers, span.precision);
-        let products = keep_products.then(|| Products { qkv: qkv.map(keep), middle, gate_up: gate_up.map(keep) });
-        (output, KeptLayer { input: x, attention, products })
+        let matmuls = keep_matmuls.then(|| Matmuls { qkv: qkv.map(keep), middle, gate_up: gate_up.map(keep) });
+        (output, KeptLayer { input: x, attention, matmuls })
     }
 
-    /// Bytes that keeping a layer's products takes, of so many rows that it reads and that it writes.
-    pub(super) fn product_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
+    /// Bytes that keeping a layer's matmuls takes, of so many rows that it reads and that it writes.
+    pub(super) fn matmul_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
         let numbers = read * (outputs(k) + outputs(v)) + written * (outputs(q) + outputs(gate) + outputs(up));
         Kept::bytes(numbers, precision) + Kept::bytes(written * self.config.width, Precision::F32)
     }
 
-    /// Bytes of all products that the forward of so many tokens saves for backward, of which so many rows are predicted.
-    pub(crate) fn saved_product_bytes(&self, tokens: usize, predicted: usize) -> usize {
+    /// Bytes of all matmuls that the forward of so many tokens saves for backward, of which so many rows are predicted.
+    pub(crate) fn saved_matmul_bytes(&self, tokens: usize, predicted: usize) -> usize {
         let written = |index: usize| if index + 1 == self.blocks.len() { predicted } else { tokens };
-        let of = |index| self.product_bytes(&self.blocks[index], [tokens, written(index)], self.config.precision);
+        let of = |index| self.matmul_bytes(&self.blocks[index], [tokens, written(index)], self.config.precision);
         (self.first_kept_layer(tokens, predicted)..self.blocks.len()).map(of).sum()
     }
 
@@ -155,16 +155,16 @@ impl Transformer {
         wants_input: bool,
     ) -> Tensor {
         let Config { width, heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
-        let KeptLayer { input, attention, products } = kept;
+        let KeptLayer { input, attention, matmuls } = kept;
         let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up } =
-            self.activations(block, &input, span, Some(attention), products);
+            self.activations(block, &input, span, Some(attention), matmuls);
         let (from, to) = (span.reads(), span.writes());
         // 1. The MLP.
         // Only a trained projection's gradient needs its input.
         let trains_down = block.down.lora.is_some() || grads[block.down.weight].is_some();
         let hidden = if trains_down { self.hidden(&gate_up, span) } else { self.device.unset(0) };
         let [mut gate, mut up] = gate_up;
-        let mut dhidden = self.device.factors(gate.len(), span.precision);
+        let mut dhidden = self.device.operands(gate.len(), span.precision);
         self.apply_backward(&block.down, Some((&mut dhidden, Into::Set)), &dx, &hidden, to, grads);
         drop(hidden);
         swiglu::backward(&mut gate, &mut up, &dhidden, span.precision);
@@ -177,7 +177,7 @@ impl Transformer {
         rms_norm::backward(&mut dx, grads[block.ff_norm].as_mut(), &dnormed, &middle, gain, eps);
         drop((middle, ff_normed, dnormed));
         // 2. Attention.
-        let mut dattended = self.device.factors(attended.len(), span.precision);
+        let mut dattended = self.device.operands(attended.len(), span.precision);
         self.apply_backward(&block.attn_out, Some((&mut dattended, Into::Set)), &dx, &attended, to, grads);
         let mut d = attention::backward(&dattended, &attended, &lse, as_qkv(&qkv), &self.shape(span));
         drop((dattended, attended, qkv));
@@ -230,7 +230,7 @@ impl Transformer {
 
     /// The input of the MLP's down projection.
     fn hidden(&self, [gate, up]: &[Tensor; 2], span: Span) -> Tensor {
-        let mut hidden = self.device.factors(gate.len(), span.precision);
+        let mut hidden = self.device.operands(gate.len(), span.precision);
         swiglu::forward(&mut hidden, gate, up, span.precision);
         hidden
     }
@@ -242,14 +242,14 @@ impl Transformer {
         x: &Tensor,
         span: Span,
         attention: Option<[Tensor; 2]>,
-        products: Option<Products>,
+        matmuls: Option<Matmuls>,
     ) -> Activations {
-        let (qkv, mlp) = match products {
-            Some(Products { qkv, middle, gate_up }) => (qkv.map(Kept::take), Some((middle, gate_up.map(Kept::take)))),
+        let (qkv, mlp) = match matmuls {
+            Some(Matmuls { qkv, middle, gate_up }) => (qkv.map(Kept::take), Some((middle, gate_up.map(Kept::take)))),
             None => (self.qkv(block, x, span), None),
         };
         let attention = attention.unwrap_or_else(|| {
-            let mut attended = self.device.factors(qkv[0].len(), span.precision);
+            let mut attended = self.device.operands(qkv[0].len(), span.precision);
             let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(span));
             [attended, lse]
         });
@@ -297,7 +297,7 @@ impl Transformer {
     }
 
     pub(super) fn norm(&self, x: &Tensor, gain: ParamId, precision: Precision) -> Tensor {
-        let mut y = self.device.factors(x.len(), precision);
+        let mut y = self.device.operands(x.len(), precision);
         rms_norm::forward(&mut y, x, &self.params[gain].weight, self.config.rms_norm_eps);
         y
     }

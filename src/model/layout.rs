@@ -58,7 +58,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Refuses sizes that are no model's, heads that don't divide the width, and a mask token without a row. The fields
-    /// are named as the family names them. Nothing has been allocated by sizes before, and their products fit afterwards.
+    /// are named as the family names them. Nothing has been allocated by sizes before, and their matmuls fit afterwards.
     pub(super) fn check(&self, fields: &SizeFields) -> std::result::Result<(), String> {
         let Config { width: d, heads: h, kv_heads: k, mask_token_id: id, rope_theta, rms_norm_eps, .. } = self.config;
         let bounded = [

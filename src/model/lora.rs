@@ -1,5 +1,5 @@
 //! LoRA adapters by PEFT's semantics and in PEFT's format: which layers `target_modules` names, fresh adapters,
-//! loading and saving. The product itself is `weft_kernels::lora_linear`.
+//! loading and saving. The matmul itself is `weft_kernels::lora_linear`.
 
 use std::path::Path;
 

@@ -12,7 +12,7 @@ use weft_kernels::weight::Dtype;
 pub struct ModelTable {
     /// A checkpoint's folder, a model of the hub (`ORG/NAME`, `ORG/NAME@REVISION`), or `tiny-base` for the embedded one.
     pub path: PathBuf,
-    /// The format of products' factors, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
+    /// The format of matmuls' operands, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
     pub precision: Precision,
     /// What is trained: `lora`, an adapter on the frozen base, or `full`, every weight, in f32.
     pub trainable: Trainable,

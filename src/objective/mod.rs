@@ -86,7 +86,7 @@ pub struct Objective {
     pub t_min: f64,
     /// Epochs between computations of an example's entropies (weft, token_weight), reused in between; 1 reuses none.
     pub entropy_every: u64,
-    /// The format of products' factors in the pass for entropies; `None` is `model.precision` (weft, token_weight).
+    /// The format of matmuls' operands in the pass for entropies; `None` is `model.precision` (weft, token_weight).
     pub entropy_precision: Option<Precision>,
 }
 

@@ -43,7 +43,7 @@ pub(super) fn parts(work: &Work) -> Vec<Part> {
         ("optimizer moments", 2 * size_of::<f32>() * moment),
         ("gradients", gradients),
         ("activations and logits", rest),
-        ("workspace of products", WORKSPACE),
+        ("workspace of matmuls", WORKSPACE),
     ];
     parts.map(|(name, bytes)| Part { name, bytes }).to_vec()
 }

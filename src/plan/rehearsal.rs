@@ -106,7 +106,7 @@ impl<'a> Rehearsal<'a> {
             }
         };
         model.loss_and_finished_gradients(&packed, targets, gradients, &mut at_turn);
-        let saved_matmuls = model.saved_product_bytes(batch.tokens, batch.masked).min(saved);
+        let saved_matmuls = model.saved_matmul_bytes(batch.tokens, batch.masked).min(saved);
         let gradients = before - self.held;
         self.note(Fullest { gradients, saved_layers: saved - saved_matmuls, saved_matmuls, ..Fullest::default() });
     }

@@ -1,4 +1,4 @@
-//! How long a step takes: its arithmetic at the machine's own rate of products, divided by the part of that rate that
+//! How long a step takes: its arithmetic at the machine's own rate of matmuls, divided by the part of that rate that
 //! steps reach.
 
 use weft_kernels::precision::Precision;
@@ -9,8 +9,8 @@ use crate::model::arithmetic::{MultiplyAdds, Work};
 use crate::model::block::Transformer;
 use crate::objective::Objective;
 
-/// The parts of the machine's rate that the layers' and the head's products reach, and attention's: fitted to the steps
-/// of docs/performance.md and docs/memory.md. In bf16 a product is faster while what stands between products is not.
+/// The parts of the machine's rate that the layers' and the head's matmuls reach, and attention's: fitted to the steps
+/// of docs/performance.md and docs/memory.md. In bf16 a matmul is faster while what stands between matmuls is not.
 fn efficiency(precision: Precision) -> [f64; 2] {
     match precision {
         Precision::F32 => [0.97, 0.58],
@@ -18,12 +18,12 @@ fn efficiency(precision: Precision) -> [f64; 2] {
     }
 }
 
-/// The machine's rates of products, in 10^9 operations per second: those of training and of pass 1.
+/// The machine's rates of matmuls, in 10^9 operations per second: those of training and of pass 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
-    /// Of products in `model.precision`.
+    /// Of matmuls in `model.precision`.
     pub training: f64,
-    /// Of products in `objective.entropy_precision`.
+    /// Of matmuls in `objective.entropy_precision`.
     pub entropy: f64,
 }
 
@@ -37,10 +37,10 @@ impl Rates {
     }
 }
 
-/// Seconds of a mean step: `2 (P / e_P + A / e_A) / rate`, of P multiply-adds of products and A of attention.
+/// Seconds of a mean step: `2 (P / e_P + A / e_A) / rate`, of P multiply-adds of matmuls and A of attention.
 ///
-/// A pass forward and one backward to the inputs are two forwards of products, with weights that are trained three;
-/// attention's backward is two of its forwards. The layers whose products aren't kept compute them once more. Pass 1 is
+/// A pass forward and one backward to the inputs are two forwards of matmuls, with weights that are trained three;
+/// attention's backward is two of its forwards. The layers whose matmuls aren't kept compute them once more. Pass 1 is
 /// one forward, in every `entropy_every`-th epoch.
 pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objective, rates: Rates) -> f64 {
     let [tokens, squares, answers, masked] = batches.mean;
@@ -52,12 +52,12 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
         .first()
         .and_then(|step| step.first())
         .map_or(0.0, |first| model.first_kept_layer(first.tokens, first.masked) as f64 / model.blocks.len() as f64);
-    let seconds = |products: f64, attention: f64, precision: Precision, rate: f64| {
-        let [of_products, of_attention] = efficiency(precision);
-        2e-9 * (products / of_products + attention / of_attention) / rate
+    let seconds = |matmuls: f64, attention: f64, precision: Precision, rate: f64| {
+        let [of_matmuls, of_attention] = efficiency(precision);
+        2e-9 * (matmuls / of_matmuls + attention / of_attention) / rate
     };
-    let products = (passes + again) * a.matrices + passes * a.head_of_masked;
-    let pass_2 = seconds(products, 3.0 * a.attention, model.config.precision, rates.training);
+    let matmuls = (passes + again) * a.matrices + passes * a.head_of_masked;
+    let pass_2 = seconds(matmuls, 3.0 * a.attention, model.config.precision, rates.training);
     if !objective.kind.needs_entropy() {
         return pass_2;
     }

@@ -50,7 +50,7 @@ impl Optimizer {
     }
 
     /// Moments of zero at one of several ranks. What is trained becomes f32 in the model, or bf16 where that is all that
-    /// its products read: its f32 numbers are then split among the ranks.
+    /// its matmuls read: its f32 numbers are then split among the ranks.
     pub fn on(ranks: Ranks, model: &mut Transformer) -> Self {
         let shards = Shards::new(model, ranks.size());
         let device = model.device.clone();

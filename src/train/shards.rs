@@ -1,6 +1,6 @@
 //! How the numbers of a model's parameters are split among ranks: of every bucket, some parameters whose gradients travel
 //! together, each rank has a contiguous part, as large as the others'. A part's gradient is summed, its moments are kept
-//! and its update is made at its rank alone (ZeRO-1); gradients go there, updated numbers come back. Of what products in
+//! and its update is made at its rank alone (ZeRO-1); gradients go there, updated numbers come back. Of what matmuls in
 //! bf16 alone read, the f32 numbers are that rank's too, and the others have it in bf16.
 //!
 //! # Source

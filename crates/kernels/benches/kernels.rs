@@ -50,8 +50,8 @@ fn numbers(len: usize) -> Tensor {
     DEVICE.put(on_host(len))
 }
 
-/// What products read.
-fn factors(len: usize, precision: Precision) -> Tensor {
+/// What matmuls read.
+fn operands(len: usize, precision: Precision) -> Tensor {
     numbers(len).rounded(precision)
 }
 
@@ -62,7 +62,7 @@ fn done<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Stored in the format of the products.
+/// Stored in the format of the matmuls.
 fn weight(rows: usize, cols: usize, precision: Precision) -> Weight {
     let mut weight = match precision {
         Precision::F32 => Weight::from_f32(rows, cols, on_host(rows * cols)),
@@ -84,10 +84,10 @@ mod machine {
     use super::*;
 
     #[divan::bench(args = PRECISIONS)]
-    fn product_of_4096_rows(bencher: Bencher, precision: Precision) {
+    fn matmul_of_4096_rows(bencher: Bencher, precision: Precision) {
         let (rows, side) = (4096, 4096);
         let (x, w, mut y) =
-            (factors(rows * side, precision), weight(side, side, precision), factors(rows * side, precision));
+            (operands(rows * side, precision), weight(side, side, precision), operands(rows * side, precision));
         bencher.counter(flop(rows, side, side)).bench_local(|| done(|| linear::forward(&mut y, &x, &w, precision)));
     }
 
@@ -142,7 +142,7 @@ mod instructions {
     }
 
     #[divan::bench]
-    fn bf16_dot_product(bencher: Bencher) {
+    fn bf16_dot_matmul(bencher: Bencher) {
         if is_x86_feature_detected!("avx512bf16") {
             // SAFETY: the processor has the instructions.
             bencher.counter(ItemsCount::new(ROUNDS * SUMS * 64)).bench_local(|| unsafe { dot_products() });
@@ -153,13 +153,13 @@ mod instructions {
 #[divan::bench(args = PRECISIONS)]
 fn linear_forward(bencher: Bencher, precision: Precision) {
     let w = weight(MLP, WIDTH, precision);
-    let (x, mut y) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * MLP, precision));
+    let (x, mut y) = (operands(TOKENS * WIDTH, precision), operands(TOKENS * MLP, precision));
     bencher.counter(flop(TOKENS, WIDTH, MLP)).bench_local(|| done(|| linear::forward(&mut y, &x, &w, precision)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn linear_backward_input(bencher: Bencher, precision: Precision) {
-    let (w, dy, mut dx) = (weight(MLP, WIDTH, precision), factors(TOKENS * MLP, precision), numbers(TOKENS * WIDTH));
+    let (w, dy, mut dx) = (weight(MLP, WIDTH, precision), operands(TOKENS * MLP, precision), numbers(TOKENS * WIDTH));
     bencher
         .counter(flop(TOKENS, MLP, WIDTH))
         .bench_local(|| done(|| linear::backward_input(&mut dx, &dy, &w, Into::Set, precision)));
@@ -167,7 +167,7 @@ fn linear_backward_input(bencher: Bencher, precision: Precision) {
 
 #[divan::bench(args = PRECISIONS)]
 fn linear_backward_weight(bencher: Bencher, precision: Precision) {
-    let (x, dy) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * MLP, precision));
+    let (x, dy) = (operands(TOKENS * WIDTH, precision), operands(TOKENS * MLP, precision));
     let mut dw = numbers(MLP * WIDTH);
     bencher
         .counter(flop(MLP, TOKENS, WIDTH))
@@ -178,7 +178,7 @@ fn linear_backward_weight(bencher: Bencher, precision: Precision) {
 fn lora_forward(bencher: Bencher, precision: Precision) {
     let w = weight(WIDTH, WIDTH, precision);
     let [a, b] = [[RANK, WIDTH], [WIDTH, RANK]].map(|[rows, cols]| weight(rows, cols, Precision::F32));
-    let (x, mut y) = (factors(TOKENS * WIDTH, precision), factors(TOKENS * WIDTH, precision));
+    let (x, mut y) = (operands(TOKENS * WIDTH, precision), operands(TOKENS * WIDTH, precision));
     let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher
         .counter(flop(TOKENS, WIDTH, WIDTH + 2 * RANK))
@@ -189,7 +189,7 @@ fn lora_forward(bencher: Bencher, precision: Precision) {
 fn lora_backward(bencher: Bencher, precision: Precision) {
     let w = weight(WIDTH, WIDTH, precision);
     let [a, b] = [[RANK, WIDTH], [WIDTH, RANK]].map(|[rows, cols]| weight(rows, cols, Precision::F32));
-    let [x, dy] = [(); 2].map(|()| factors(TOKENS * WIDTH, precision));
+    let [x, dy] = [(); 2].map(|()| operands(TOKENS * WIDTH, precision));
     let [mut dx, mut da, mut db] = [TOKENS * WIDTH, RANK * WIDTH, WIDTH * RANK].map(numbers);
     let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None, precision };
     bencher.counter(flop(TOKENS, WIDTH, WIDTH + 5 * RANK)).bench_local(|| {
@@ -203,7 +203,7 @@ fn attention_of(length: usize, precision: Precision, run: impl FnOnce(Qkv, &Shap
     let sequences: Vec<_> = (0..TOKENS).step_by(length).map(|start| start..start + length).collect();
     let (sequences, head_dim) = (&sequences[..], WIDTH / HEADS);
     let shape = Shape { heads: HEADS, kv_heads: HEADS, head_dim, sequences, queries: sequences, precision };
-    let [q, k, v] = [(); 3].map(|()| factors(TOKENS * WIDTH, precision));
+    let [q, k, v] = [(); 3].map(|()| operands(TOKENS * WIDTH, precision));
     run(Qkv { q: &q, k: &k, v: &v }, &shape, flop(TOKENS, length, 2 * WIDTH));
 }
 
@@ -211,7 +211,7 @@ fn attention_of(length: usize, precision: Precision, run: impl FnOnce(Qkv, &Shap
 fn attention_forward<const BF16: bool>(bencher: Bencher, length: usize) {
     let precision = PRECISIONS[usize::from(BF16)];
     attention_of(length, precision, |qkv, shape, flop| {
-        let mut out = factors(TOKENS * WIDTH, precision);
+        let mut out = operands(TOKENS * WIDTH, precision);
         bencher.counter(flop).bench_local(|| done(|| attention::forward(&mut out, qkv, shape)));
     });
 }
@@ -220,9 +220,9 @@ fn attention_forward<const BF16: bool>(bencher: Bencher, length: usize) {
 fn attention_backward<const BF16: bool>(bencher: Bencher, length: usize) {
     let precision = PRECISIONS[usize::from(BF16)];
     attention_of(length, precision, |qkv, shape, _| {
-        let mut out = factors(TOKENS * WIDTH, precision);
+        let mut out = operands(TOKENS * WIDTH, precision);
         let lse = attention::forward(&mut out, qkv, shape);
-        let dout = factors(TOKENS * WIDTH, precision);
+        let dout = operands(TOKENS * WIDTH, precision);
         bencher
             .counter(flop(TOKENS, length, 5 * WIDTH))
             .bench_local(|| done(|| attention::backward(&dout, &out, &lse, qkv, shape)));
@@ -231,14 +231,15 @@ fn attention_backward<const BF16: bool>(bencher: Bencher, length: usize) {
 
 #[divan::bench(args = PRECISIONS)]
 fn head_entropy(bencher: Bencher, precision: Precision) {
-    let (w, x) = (weight(VOCAB, WIDTH, precision), factors(MASKED * WIDTH, precision));
+    let (w, x) = (weight(VOCAB, WIDTH, precision), operands(MASKED * WIDTH, precision));
     let head = Head { weight: &w, lora: None, precision };
     bencher.counter(flop(MASKED, WIDTH, VOCAB)).bench_local(|| head.entropy(black_box(&x)));
 }
 
 #[divan::bench(args = PRECISIONS)]
 fn head_loss_and_gradient(bencher: Bencher, precision: Precision) {
-    let (w, x, mut dx) = (weight(VOCAB, WIDTH, precision), factors(MASKED * WIDTH, precision), numbers(MASKED * WIDTH));
+    let (w, x, mut dx) =
+        (weight(VOCAB, WIDTH, precision), operands(MASKED * WIDTH, precision), numbers(MASKED * WIDTH));
     let (targets, weights) = (vec![1; MASKED], vec![1.0; MASKED]);
     let head = Head { weight: &w, lora: None, precision };
     bencher

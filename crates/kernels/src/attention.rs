@@ -23,7 +23,7 @@ pub struct Shape<'a> {
     pub sequences: &'a [Range<usize>],
     /// Each sequence's rows of the queries: `sequences` where every token asks.
     pub queries: &'a [Range<usize>],
-    /// Of the products.
+    /// Of the matmuls.
     pub precision: Precision,
 }
 

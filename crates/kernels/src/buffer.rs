@@ -150,7 +150,7 @@ impl Drop for Buffer {
 }
 
 /// A vector whose memory this thread uses again and again: an innermost loop's, too small for the pool. A fresh one for
-/// every product would cost the system's calls, which stop the other threads.
+/// every matmul would cost the system's calls, which stop the other threads.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch(Vec<f32>);
 

@@ -34,12 +34,12 @@ pub enum Mark {
 impl Device {
     /// f32 numbers that hold whatever was there before: for a result that overwrites them all.
     pub fn unset(&self, len: usize) -> Tensor {
-        self.factors(len, Precision::F32)
+        self.operands(len, Precision::F32)
     }
 
-    /// The same for what nothing but products, attention and SwiGLU read, which round it to `precision` anyway: on a GPU
+    /// The same for what nothing but matmuls, attention and SwiGLU read, which round it to `precision` anyway: on a GPU
     /// it is stored so.
-    pub fn factors(&self, len: usize, precision: Precision) -> Tensor {
+    pub fn operands(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::unset(self.meta(), len)),
             Self::Cuda(gpu) => Tensor::Gpu(Array::unset(gpu, len, precision.dtype())),
@@ -48,11 +48,11 @@ impl Device {
 
     /// Zeros in f32.
     pub fn zeros(&self, len: usize) -> Tensor {
-        self.zero_factors(len, Precision::F32)
+        self.zero_operands(len, Precision::F32)
     }
 
-    /// Zeros of what [`Device::factors`] holds.
-    pub fn zero_factors(&self, len: usize, precision: Precision) -> Tensor {
+    /// Zeros of what [`Device::operands`] holds.
+    pub fn zero_operands(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::zeros(self.meta(), len)),
             Self::Cuda(gpu) => Tensor::Gpu(Array::zeros(gpu, len, precision.dtype())),

@@ -15,7 +15,7 @@ pub struct Head<'a> {
     pub weight: &'a Weight,
     /// The adapter.
     pub lora: Option<Lora<'a>>,
-    /// Of its products.
+    /// Of its matmuls.
     pub precision: Precision,
 }
 

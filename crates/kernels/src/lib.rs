@@ -4,7 +4,7 @@
 //!
 //! Shape letters: `N` tokens of a packed batch, `D` width, `H` heads, `K` key/value heads, `V` rows of the
 //! LM head, `R` LoRA rank. Every matrix is row-major and contiguous. Arithmetic is f32, totals are
-//! f64; products may round their factors to bf16 (`precision`).
+//! f64; matmuls may round their operands to bf16 (`precision`).
 //! Every sum takes its terms in an order that doesn't depend on the threads, and neither do a result's bits.
 
 pub mod adamw;

@@ -75,7 +75,7 @@ pub struct Lora<'a> {
     pub scale: f32,
     /// Off outside training and in the entropy pass.
     pub dropout: Option<Dropout<'a>>,
-    /// Of every product of the layer, its weight's included.
+    /// Of every matmul of the layer, its weight's included.
     pub precision: Precision,
 }
 

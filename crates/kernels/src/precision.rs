@@ -1,4 +1,4 @@
-//! The number format that a product's factors are rounded to, and how factors in it are laid out for the innermost loop:
+//! The number format that a matmul's operands are rounded to, and how operands in it are laid out for the innermost loop:
 //! as words of 32 bits, a number or a pair each. Sums are f32 in every format.
 
 use std::sync::LazyLock;
@@ -17,7 +17,7 @@ use crate::weight::Dtype;
 /// Words per task of a layout.
 const CHUNK: usize = 1 << 14;
 
-/// The format of a product's factors.
+/// The format of a matmul's operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -28,13 +28,13 @@ pub enum Precision {
     Bf16,
 }
 
-/// What a word of a factor holds.
+/// What a word of an operand holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// A number.
     #[default]
     Singles,
-    /// A number rounded to bf16, for processors without fast products of pairs.
+    /// A number rounded to bf16, for processors without fast matmuls of pairs.
     Rounded,
     /// Two bf16 numbers of neighbouring inner indices, the first in the lower half.
     Pairs,
@@ -50,7 +50,7 @@ impl Precision {
         }
     }
 
-    /// The format that such factors are stored in where they are stored as they are read.
+    /// The format that such operands are stored in where they are stored as they are read.
     pub fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
@@ -58,7 +58,7 @@ impl Precision {
         }
     }
 
-    /// How products in this format are computed on this processor, in a few words.
+    /// How matmuls in this format are computed on this processor, in a few words.
     pub fn instructions(self) -> &'static str {
         match self.layout() {
             Layout::Singles => "f32 multiply-adds",
@@ -110,7 +110,7 @@ impl Layout {
         numbers.div_ceil(self.numbers_per_word())
     }
 
-    /// Row after row of words of a left factor `[M, inner]`; a factor with contiguous columns keeps them so.
+    /// Row after row of words of a left operand `[M, inner]`; an operand with contiguous columns keeps them so.
     fn shape(self, a: View) -> [usize; 2] {
         let words = self.words(a.cols());
         if a.is_row_major() { [a.rows(), words] } else { [words, a.rows()] }
@@ -138,7 +138,7 @@ impl Layout {
         );
     }
 
-    /// A left factor's words in `spare`, or as it is where a word is a number.
+    /// A left operand's words in `spare`, or as it is where a word is a number.
     pub(crate) fn of<'a>(self, a: View<'a>, spare: &'a mut Vec<f32>) -> View<'a> {
         if self == Self::Singles {
             return a;
@@ -148,18 +148,18 @@ impl Layout {
         if !spare.is_empty() {
             spare.chunks_mut(cols).enumerate().for_each(|(row, to)| self.write_row(to, a, row));
         }
-        as_factor(a, spare[..].into(), [rows, cols])
+        as_operand(a, spare[..].into(), [rows, cols])
     }
 }
 
-/// A left factor whose words many tasks read.
+/// A left operand whose words many tasks read.
 pub(crate) struct LaidOut<'a> {
     numbers: View<'a>,
     words: Option<(Buffer, [usize; 2])>,
 }
 
 impl<'a> LaidOut<'a> {
-    /// Lays a factor out on all threads.
+    /// Lays an operand out on all threads.
     pub(crate) fn new(a: View<'a>, layout: Layout) -> Self {
         if layout == Layout::Singles {
             return Self { numbers: a, words: None };
@@ -181,13 +181,13 @@ impl<'a> LaidOut<'a> {
     pub(crate) fn view(&self) -> View<'_> {
         match &self.words {
             None => self.numbers,
-            Some((words, shape)) => as_factor(self.numbers, words.into(), *shape),
+            Some((words, shape)) => as_operand(self.numbers, words.into(), *shape),
         }
     }
 }
 
-/// Words as the factor they were made of.
-fn as_factor<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'w> {
+/// Words as the operand they were made of.
+fn as_operand<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'w> {
     let words = View::new(words, rows, cols);
     if a.is_row_major() { words } else { words.t() }
 }

@@ -19,7 +19,7 @@ pub enum Into {
     Add,
 }
 
-/// Numbers on a device: f32, or on a GPU what only products read in the products' format ([`Device::factors`]).
+/// Numbers on a device: f32, or on a GPU what only matmuls read in the matmuls' format ([`Device::operands`]).
 #[derive(Debug)]
 pub enum Tensor {
     /// In the machine's memory, or without storage on a meta device.
@@ -63,7 +63,7 @@ impl Tensor {
         }
     }
 
-    /// A copy in the format that products of `precision` read on its device.
+    /// A copy in the format that matmuls of `precision` read on its device.
     pub fn rounded(&self, precision: Precision) -> Self {
         match self {
             Self::Host(numbers) => numbers.to_vec().into(),

@@ -1,5 +1,5 @@
 //! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a GPU.
-//! Rows are converted to f32 only while a product reads them. Names and files are the library's business.
+//! Rows are converted to f32 only while a matmul reads them. Names and files are the library's business.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -216,7 +216,7 @@ impl Weight {
         }
     }
 
-    /// Rounds the numbers to bf16 where they are, in memory of their own, as products in bf16 round their factors.
+    /// Rounds the numbers to bf16 where they are, in memory of their own, as matmuls in bf16 round their operands.
     pub fn round(&mut self) {
         self.storage = match &self.storage {
             Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => return,

@@ -281,7 +281,7 @@ fn attention_of_some_queries_is_that_of_all_at_their_rows() {
 }
 
 #[test]
-fn a_row_of_a_product_has_the_same_bits_wherever_it_stands() {
+fn a_row_of_a_matmul_has_the_same_bits_wherever_it_stands() {
     let Some(on) = device() else { return };
     let (n, inputs, outputs) = (61, 700, 300);
     // A GPU's library takes another algorithm for another shape.
@@ -388,7 +388,7 @@ fn a_frozen_head_that_is_certain_keeps_a_small_gradient_in_bf16() {
     // The target's logit is 12 above the other's: p = 1 - 6e-6, which bf16 would round to 1.
     let (weight, mut dx) = (on.f32_weight(2, 1, &[12.0, 0.0]), on.zeros(1));
     let head = Head { weight: &weight, lora: None, precision: Precision::Bf16 };
-    head.loss(&on.factors(&[1.0], Precision::Bf16), &[0], &[1.0], &mut dx, HeadGrad::default());
+    head.loss(&on.operands(&[1.0], Precision::Bf16), &[0], &[1.0], &mut dx, HeadGrad::default());
     let expected = -12.0 * (1.0 - 1.0 / (1.0 + (-12f64).exp()));
     let got = f64::from(dx.to_host()[0]);
     // A GPU rounds the gradient's logits, not their difference.

@@ -24,8 +24,8 @@ fn draws() -> Vec<RowDraw> {
 
 /// Logits in f64 of the head's inputs.
 fn logits(x: &[f32], weight: &[f32]) -> Vec<Vec<f64>> {
-    let product = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    x.chunks(WIDTH).map(|x| weight.chunks(WIDTH).map(|w| product(x, w)).collect()).collect()
+    let matmul = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    x.chunks(WIDTH).map(|x| weight.chunks(WIDTH).map(|w| matmul(x, w)).collect()).collect()
 }
 
 /// The prediction of a row of f64 logits, step by step as the rule's fields say.

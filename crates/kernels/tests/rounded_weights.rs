@@ -38,11 +38,11 @@ fn a_weight_is_rounded_and_widened_where_it_is() {
 }
 
 #[test]
-fn products_in_bf16_read_a_rounded_weight_as_the_weight() {
+fn matmuls_in_bf16_read_a_rounded_weight_as_the_weight() {
     let Some(on) = device() else { return };
     let (n, inputs, outputs) = (5, 130, 67);
-    let (x, w) = (on.factors(&numbers(n * inputs), Precision::Bf16), numbers(inputs * outputs));
-    let product = |weight: &Weight| {
+    let (x, w) = (on.operands(&numbers(n * inputs), Precision::Bf16), numbers(inputs * outputs));
+    let matmul = |weight: &Weight| {
         let mut y = on.zeros(n * outputs);
         linear::forward(&mut y, &x, weight, Precision::Bf16);
         y.to_host().into_owned()
@@ -50,7 +50,7 @@ fn products_in_bf16_read_a_rounded_weight_as_the_weight() {
     let exact = on.f32_weight(outputs, inputs, &w);
     let mut rounded = exact.clone();
     rounded.round();
-    assert_eq!(product(&rounded), product(&exact));
+    assert_eq!(matmul(&rounded), matmul(&exact));
 }
 
 #[test]

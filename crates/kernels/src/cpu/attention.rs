@@ -41,7 +41,7 @@ impl Shape<'_> {
 
     /// Numbers of the vectors that a thread keeps for its tasks: as many as backward's five blocks take, each with a copy
     /// of its layout, beside scores, their gradients, words and strips. The largest hold a head's keys, a block's scores,
-    /// or a block of another product's right operand.
+    /// or a block of another matmul's right operand.
     fn thread_len(&self) -> usize {
         let longest = self.sequences.iter().max_by_key(|s| s.len()).cloned().unwrap_or(0..0);
         let largest = longest.len() * self.head_dim.next_multiple_of(PANEL).max(query_block(&longest));

@@ -35,7 +35,7 @@ pub fn backward_weight(dw: SliceMut, dy: Slice, x: Slice, n: usize, precision: P
         return;
     }
     let (dy, x) = (View::new(dy, n, dy.len() / n), View::new(x, n, x.len() / n));
-    matrix::par_product(dw, dy.t(), x, 1.0, Into::Add, precision);
+    matrix::par_matmul(dw, dy.t(), x, 1.0, Into::Add, precision);
 }
 
 /// `y += b` in every row.

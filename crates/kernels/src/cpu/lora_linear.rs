@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::cpu::matrix::{self, Term, View, sum_of_products};
+use crate::cpu::matrix::{self, Term, View, sum_of_matmuls};
 use crate::cpu::panels::Right;
 use crate::lora_linear::{Dropout, Lora};
 use crate::philox::{philox, unit_f32};
@@ -27,10 +27,10 @@ pub struct LoraGrad<'a> {
 /// `y` `[N, out]`, `x` `[N, in]`, `weight` `[out, in]`.
 pub fn forward(y: SliceMut, x: Slice, weight: &Weight, lora: &Lora) {
     let u = project_down(dropped(x, lora).as_ref().map_or(x, Slice::from), lora);
-    sum_of_products(y, &terms(x, &u, weight, lora), Into::Set, lora.precision);
+    sum_of_matmuls(y, &terms(x, &u, weight, lora), Into::Set, lora.precision);
 }
 
-/// The two products whose sum is the layer's output; `u` is [`project_down`]'s.
+/// The two matmuls whose sum is the layer's output; `u` is [`project_down`]'s.
 pub(crate) fn terms<'a>(x: Slice<'a>, u: &'a Buffer, weight: &'a Weight, lora: &Lora<'a>) -> [Term<'a>; 2] {
     let n = x.len() / weight.cols();
     [
@@ -47,25 +47,25 @@ pub fn backward(dx: Option<(SliceMut, Into)>, grad: LoraGrad, dy: Slice, x: Slic
     let x_dropped = dropped.as_ref().map_or(x, Slice::from);
     let u = project_down(x_dropped, lora);
     let dy_view = View::new(dy, n, outputs);
-    matrix::par_product(grad.b.into(), dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add, lora.precision);
+    matrix::par_matmul(grad.b.into(), dy_view.t(), View::new(&u, n, rank), lora.scale, Into::Add, lora.precision);
     let mut du = Buffer::unset(x.meta(), n * rank);
-    sum_of_products(
+    sum_of_matmuls(
         (&mut du).into(),
         &[Term { a: dy_view, b: Right::weight(lora.b), scale: lora.scale }],
         Into::Set,
         lora.precision,
     );
     let du = View::new(&du, n, rank);
-    matrix::par_product(grad.a.into(), du.t(), View::new(x_dropped, n, inputs), 1.0, Into::Add, lora.precision);
+    matrix::par_matmul(grad.a.into(), du.t(), View::new(x_dropped, n, inputs), 1.0, Into::Add, lora.precision);
     let Some((mut dx, into)) = dx else { return };
     let through_weight = Term { a: dy_view, b: Right::weight(weight), scale: 1.0 };
     let through_adapter = Term { a: du, b: Right::weight(lora.a), scale: 1.0 };
     match &lora.dropout {
-        None => sum_of_products(dx, &[through_weight, through_adapter], into, lora.precision),
+        None => sum_of_matmuls(dx, &[through_weight, through_adapter], into, lora.precision),
         Some(dropout) => {
-            sum_of_products(dx.borrow(), &[through_weight], into, lora.precision);
+            sum_of_matmuls(dx.borrow(), &[through_weight], into, lora.precision);
             let mut through = Buffer::unset(x.meta(), n * inputs);
-            sum_of_products((&mut through).into(), &[through_adapter], Into::Set, lora.precision);
+            sum_of_matmuls((&mut through).into(), &[through_adapter], Into::Set, lora.precision);
             apply_dropout((&mut through).into(), inputs, dropout);
             matrix::add(dx, (&through).into());
         }
@@ -80,7 +80,7 @@ pub fn merged(weight: &Weight, lora: &Lora) -> Vec<f32> {
     let mut merged = weight.to_f32().into_owned();
     let (a, b) = (lora.a.to_f32(), lora.b.to_f32());
     let (a, b) = (View::new(&*a, lora.a.rows(), lora.a.cols()), View::new(&*b, lora.b.rows(), lora.b.cols()));
-    matrix::par_product(merged[..].as_mut().into(), b, a, lora.scale, Into::Add, Precision::F32);
+    matrix::par_matmul(merged[..].as_mut().into(), b, a, lora.scale, Into::Add, Precision::F32);
     merged
 }
 

@@ -1,4 +1,4 @@
-//! Matrix products, on this thread or on all. A result's element is a sum in a fixed order, so it has the same bits at
+//! Matmuls, on this thread or on all. A result's element is a sum in a fixed order, so it has the same bits at
 //! any number of threads; how a result is cut into tasks changes nothing but the time.
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
-/// Rows of words and columns of the right factor that are packed at once: half a megabyte, which the second cache holds.
+/// Rows of words and columns of the right operand that are packed at once: half a megabyte, which the second cache holds.
 pub(crate) const BLOCK: [usize; 2] = [512, 256];
 /// Fewest rows of a task: packing costs as much as some ten rows.
 const TASK_ROWS: usize = 192;
@@ -109,21 +109,21 @@ impl<'a> View<'a> {
 }
 
 /// `out [M, N] = scale * a b` (or `+=`).
-pub fn par_product(out: SliceMut, a: View, b: View, scale: f32, into: Into, precision: Precision) {
-    sum_of_products(out, &[Term { a, b: Right::Matrix(b), scale }], into, precision);
+pub fn par_matmul(out: SliceMut, a: View, b: View, scale: f32, into: Into, precision: Precision) {
+    sum_of_matmuls(out, &[Term { a, b: Right::Matrix(b), scale }], into, precision);
 }
 
 /// `out [N, out] = x W^T` (or `+=`); a bf16 weight is read block by block while it is used.
 pub fn times_weight_t(out: SliceMut, x: View, weight: &Weight, into: Into, precision: Precision) {
-    sum_of_products(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into, precision);
+    sum_of_matmuls(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into, precision);
 }
 
 /// `out [N, in] = y W` (or `+=`).
 pub fn times_weight(out: SliceMut, y: View, weight: &Weight, into: Into, precision: Precision) {
-    sum_of_products(out, &[Term { a: y, b: Right::weight(weight), scale: 1.0 }], into, precision);
+    sum_of_matmuls(out, &[Term { a: y, b: Right::weight(weight), scale: 1.0 }], into, precision);
 }
 
-/// One product `scale * a b` of a sum.
+/// One matmul `scale * a b` of a sum.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
     pub(crate) a: View<'a>,
@@ -131,9 +131,9 @@ pub(crate) struct Term<'a> {
     pub(crate) scale: f32,
 }
 
-/// `out [M, N] = sum of products` (or `+=`), cut into tasks: blocks of columns, each packed once by every task, and of
-/// rows. A block of the result stays in the cache from one product to the next.
-pub(crate) fn sum_of_products(out: SliceMut, terms: &[Term], into: Into, precision: Precision) {
+/// `out [M, N] = sum of matmuls` (or `+=`), cut into tasks: blocks of columns, each packed once by every task, and of
+/// rows. A block of the result stays in the cache from one matmul to the next.
+pub(crate) fn sum_of_matmuls(out: SliceMut, terms: &[Term], into: Into, precision: Precision) {
     sum_in(precision.layout(), out, terms, into);
 }
 
@@ -156,7 +156,7 @@ fn sum_in(layout: Layout, out: SliceMut, terms: &[Term], into: Into) {
         for ((term, left), into) in
             terms.iter().zip(&lefts).zip(std::iter::once(into).chain(std::iter::repeat(Into::Add)))
         {
-            assert!(term.a.rows == m && term.b.cols() == n, "products of one shape");
+            assert!(term.a.rows == m && term.b.cols() == n, "matmuls of one shape");
             // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two tasks
             // have an element in common.
             unsafe {
@@ -167,13 +167,13 @@ fn sum_in(layout: Layout, out: SliceMut, terms: &[Term], into: Into) {
     });
 }
 
-/// All rows of `a`, the words of the term's left factor, times columns `cols` of its right one.
+/// All rows of `a`, the words of the term's left operand, times columns `cols` of its right one.
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows` rows of `cols.len()` numbers, which nothing else touches meanwhile.
 pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, cols: Range<usize>, into: Into) {
     let (inner, per_word) = (term.b.inner(), layout.numbers_per_word());
-    assert_eq!(term.a.cols, inner, "inner sizes of a product");
+    assert_eq!(term.a.cols, inner, "inner sizes of a matmul");
     let mut panels = Panels::new();
     for start in cols.clone().step_by(BLOCK[1]) {
         let block = start..(start + BLOCK[1]).min(cols.end);
@@ -191,7 +191,7 @@ pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, col
     }
 }
 
-/// `f(first row, columns, tile)` of every tile of a sum of products that is never stored as a whole: for each block of
+/// `f(first row, columns, tile)` of every tile of a sum of matmuls that is never stored as a whole: for each block of
 /// rows its blocks of columns, in order. On a meta device there is none.
 pub(crate) fn map_tiles<R: Send>(
     terms: &[Term],
@@ -256,7 +256,7 @@ mod tests {
     use crate::precision::has_pairs;
 
     #[test]
-    fn products_in_bf16_are_exact_sums_of_rounded_factors() {
+    fn matmuls_in_bf16_are_exact_sums_of_rounded_factors() {
         let random = |seed, len: usize| -> Vec<f32> {
             (0..len).map(|i| 2.0 * unit_f32(philox(seed, [i as u32, 0, 0, 0])[0]) - 1.0).collect()
         };

@@ -1,4 +1,4 @@
-//! The innermost loops of every product: a strip of rows times a panel of columns, its sums in registers. Factors are
+//! The innermost loops of every matmul: a strip of rows times a panel of columns, its sums in registers. Operands are
 //! words, a number or a pair of bf16 each; only the innermost instruction knows which.
 //! A sum takes its terms in order, whatever else is computed beside it, so an element has the same bits wherever it
 //! stands, in any tile and with any vectors.
@@ -16,7 +16,7 @@ use crate::tensor::Into;
 
 /// Rows that are computed before the next ones are touched.
 const ROWS: usize = 96;
-/// Numbers of the left factor's rows that stay in the first cache, next to a panel.
+/// Numbers of the left operand's rows that stay in the first cache, next to a panel.
 const FIRST_CACHE: usize = 1 << 13;
 /// Numbers of a cache line.
 const LINE: usize = 16;
@@ -35,8 +35,8 @@ pub(crate) struct Output {
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows()` rows of `b.cols()` numbers, which nothing else touches meanwhile.
 pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into: Into) {
-    assert_eq!(a.cols(), b.inner(), "inner sizes of a product");
-    assert!(a.holds(), "the left factor lies within its slice");
+    assert_eq!(a.cols(), b.inner(), "inner sizes of a matmul");
+    assert!(a.holds(), "the left operand lies within its slice");
     let multiply = Multiply { out, a, b, scale, into };
     match b.layout() {
         Layout::Singles | Layout::Rounded => pulp::Arch::new().dispatch(multiply),
@@ -105,9 +105,8 @@ mod pairs {
     }
 
     pub(super) fn multiply(multiply: Multiply) {
-        let simd = V4::try_new()
-            .filter(|_| has_pairs())
-            .expect("a layout of pairs is chosen where there are products of them");
+        let simd =
+            V4::try_new().filter(|_| has_pairs()).expect("a layout of pairs is chosen where there are matmuls of them");
         // SAFETY: the processor has the features.
         unsafe { with_pairs(multiply, simd) }
     }
@@ -121,7 +120,7 @@ mod pairs {
 #[cfg(not(target_arch = "x86_64"))]
 mod pairs {
     pub(super) fn multiply(_: super::Multiply) {
-        unreachable!("a layout of pairs is chosen where there are products of them");
+        unreachable!("a layout of pairs is chosen where there are matmuls of them");
     }
 }
 
@@ -170,7 +169,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// A strip of `rows` times a panel; `copy` holds the rows where the left factor is transposed.
+    /// A strip of `rows` times a panel; `copy` holds the rows where the left operand is transposed.
     #[inline(always)]
     fn tile<M: MultiplyAdd>(&self, words: M, strip: Range<usize>, rows: &Range<usize>, copy: &[f32], panel: usize) {
         let (inner, height, col) = (self.b.inner(), strip.len(), panel * PANEL);
@@ -203,7 +202,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// Asks for rows of the left factor: they lie too far apart for the processor to guess.
+    /// Asks for rows of the left operand: they lie too far apart for the processor to guess.
     #[inline(always)]
     fn prefetch(&self, rows: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
@@ -263,7 +262,7 @@ fn copy_strips<S: Simd>(to: &mut Vec<f32>, a: View, rows: Range<usize>) {
     }
 }
 
-/// A strip of the left factor: element `[i, k]` stands at `i * row_stride + k * inner_stride`.
+/// A strip of the left operand: element `[i, k]` stands at `i * row_stride + k * inner_stride`.
 struct Left {
     start: *const f32,
     row_stride: usize,

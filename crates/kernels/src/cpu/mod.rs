@@ -1,4 +1,4 @@
-//! The operations on the CPU, over slices: the oracle of the other devices'. `precision` lays out the products' factors.
+//! The operations on the CPU, over slices: the oracle of the other devices'. `precision` lays out the matmuls' operands.
 
 pub mod adamw;
 pub mod attention;

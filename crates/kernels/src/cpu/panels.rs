@@ -1,4 +1,4 @@
-//! A product's right factor as the innermost loop reads it: panels of 32 columns of words, one after the other.
+//! A matmul's right operand as the innermost loop reads it: panels of 32 columns of words, one after the other.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ pub(crate) const PANEL: usize = 32;
 /// Side of the squares that a transposition goes by.
 const SQUARE: usize = 16;
 
-/// The right factor of a product, wherever it is stored.
+/// The right operand of a matmul, wherever it is stored.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
     Matrix(View<'a>),
@@ -21,7 +21,7 @@ pub(crate) enum Right<'a> {
     WeightT(&'a Weight),
 }
 
-/// A block of a right factor: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
+/// A block of a right operand: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
 pub(crate) struct Panels {
     words: Scratch,
     /// Where a layout is made before it goes into panels.
@@ -37,7 +37,7 @@ impl<'a> Right<'a> {
         Self::WeightRows(weight, [0, weight.rows()])
     }
 
-    /// Rows: the inner size of the product.
+    /// Rows: the inner size of the matmul.
     pub(crate) fn inner(&self) -> usize {
         match self {
             Self::Matrix(view) => view.rows(),

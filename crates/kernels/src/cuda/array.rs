@@ -10,7 +10,7 @@ use half::bf16;
 
 use super::fail;
 use super::gpu::{Arg, Gpu};
-use super::products::WORKSPACE;
+use super::matmul::WORKSPACE;
 use crate::weight::Dtype;
 
 /// Some bytes of a GPU's memory; they are given back when it is dropped.

@@ -1,5 +1,5 @@
 //! Attention on a GPU. A block of threads has a tile of one head's queries, or in the backward of one head's keys, within
-//! one sequence. In bf16 its products are the tensor cores'; head sizes that those kernels don't have are computed in f32.
+//! one sequence. In bf16 its matmuls are the tensor cores'; head sizes that those kernels don't have are computed in f32.
 
 use std::ops::Range;
 

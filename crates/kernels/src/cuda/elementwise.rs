@@ -46,7 +46,7 @@ pub(super) fn int(count: usize) -> Arg {
     Arg::I32(i32::try_from(count).expect("a size below 2^31"))
 }
 
-/// An array in the format of a product's factors: itself where it is in it.
+/// An array in the format of a matmul's operands: itself where it is in it.
 pub(super) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
     let dtype = precision.dtype();
     if array.dtype() == dtype { InFormat::Borrowed(array) } else { InFormat::Owned(cast(array, dtype)) }

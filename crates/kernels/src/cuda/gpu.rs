@@ -18,13 +18,13 @@ use cudarc::nvrtc::Ptx;
 use super::compile;
 use super::fail;
 use super::libraries::{CUBLASLT, DRIVER};
-use super::products::{Products, WORKSPACE};
+use super::matmul::{Matmuls, WORKSPACE};
 use super::streams::Streams;
 use super::work::{Counter, Launches, Work};
 
 /// The first driver that has every function that is asked for: CUDA 12.8.
 const DRIVER_VERSION: i32 = 12_080;
-/// The first compute capability with products of bf16.
+/// The first compute capability with matmuls of bf16.
 const CAPABILITY: u32 = 80;
 /// Shared memory of a block that needs no asking.
 const SHARED: u32 = 48 << 10;
@@ -43,7 +43,7 @@ pub struct Gpu {
 pub(super) struct Engine {
     pub(super) streams: Streams,
     functions: HashMap<&'static str, CudaFunction>,
-    pub(super) products: Products,
+    pub(super) matmuls: Matmuls,
     name: String,
 }
 
@@ -101,7 +101,7 @@ impl Gpu {
         let capability = (10 * major + minor) as u32;
         if capability < CAPABILITY {
             return Err(format!(
-                "GPU {ordinal}, {name}, has compute capability {major}.{minor}, and products of bf16 need 8.0; use \
+                "GPU {ordinal}, {name}, has compute capability {major}.{minor}, and matmuls of bf16 need 8.0; use \
                  another GPU or --device cpu"
             ));
         }
@@ -112,8 +112,8 @@ impl Gpu {
         keep_freed_memory(&context).map_err(told("its memory pool"))?;
         let streams = Streams::new(&context).map_err(told("a stream"))?;
         let functions = functions(&context, (capability, newest), cache)?;
-        let products = Products::new(streams.compute())?;
-        let engine = Engine { streams, functions, products, name };
+        let matmuls = Matmuls::new(streams.compute())?;
+        let engine = Engine { streams, functions, matmuls, name };
         Ok(Self::with(Some(engine)))
     }
 
@@ -187,7 +187,7 @@ impl Gpu {
         [free, all]
     }
 
-    /// Bytes in use now, the workspace of products aside.
+    /// Bytes in use now, the workspace of matmuls aside.
     pub fn used_bytes(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }

@@ -10,7 +10,7 @@ use crate::weight::Dtype;
 
 /// Most logits held at once: 256 MB of them.
 const CHUNK_LOGITS: usize = 1 << 26;
-/// Rows of a product's tile.
+/// Rows of a matmul's tile.
 const TILE: usize = 128;
 /// Columns of a block of the gradient.
 const COLUMNS: usize = 1024;
@@ -18,7 +18,7 @@ const COLUMNS: usize = 1024;
 /// Rows whose logits are held at once.
 pub(super) fn rows_at_once(vocab: usize) -> usize {
     let rows = (CHUNK_LOGITS / vocab).clamp(16, 4096);
-    // Whole tiles of a product.
+    // Whole tiles of a matmul.
     if rows > TILE { rows / TILE * TILE } else { rows }
 }
 

@@ -34,10 +34,10 @@ pub(super) const NVRTC: Needed = Needed {
     versions: &[13, 12],
     is_drivers: false,
 };
-/// Products.
+/// Matmuls.
 pub(super) const CUBLASLT: Needed = Needed {
     stem: "libcublasLt.so",
-    what: "NVIDIA's matrix products; `pip install nvidia-cublas` or a CUDA toolkit brings it",
+    what: "NVIDIA's matmuls; `pip install nvidia-cublas` or a CUDA toolkit brings it",
     versions: &[13, 12],
     is_drivers: false,
 };

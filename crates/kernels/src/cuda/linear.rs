@@ -3,7 +3,7 @@
 use super::array::{Array, Memory};
 use super::elementwise::{in_format, int, long, suffix};
 use super::gpu::Grid;
-use super::products::{Factor, product, product_onto};
+use super::matmul::{Operand, matmul, matmul_onto};
 use crate::precision::Precision;
 use crate::tensor::Into;
 use crate::weight::{Dtype, Weight};
@@ -15,10 +15,10 @@ pub(super) const PARTIAL_ROWS: usize = 64;
 pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, before: Option<&Array>, precision: Precision) {
     let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
     let x = in_format(x, precision);
-    let factors = [Factor::new(&x, n, weight.cols()), Factor::new(&w, weight.rows(), weight.cols()).t()];
+    let operands = [Operand::new(&x, n, weight.cols()), Operand::new(&w, weight.rows(), weight.cols()).t()];
     match before {
-        None => product(y, factors, 1.0, Into::Set),
-        Some(before) => product_onto(y, factors, before),
+        None => matmul(y, operands, 1.0, Into::Set),
+        Some(before) => matmul_onto(y, operands, before),
     }
 }
 
@@ -26,8 +26,8 @@ pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, before: Option<
 pub(crate) fn backward_input(dx: &mut Array, dy: &Array, weight: &Weight, into: Into, precision: Precision) {
     let (w, n) = (in_format(weight.array(), precision), dy.len() / weight.rows());
     let dy = in_format(dy, precision);
-    let factors = [Factor::new(&dy, n, weight.rows()), Factor::new(&w, weight.rows(), weight.cols())];
-    product(dx, factors, 1.0, into);
+    let operands = [Operand::new(&dy, n, weight.rows()), Operand::new(&w, weight.rows(), weight.cols())];
+    matmul(dx, operands, 1.0, into);
 }
 
 /// `dW += dy^T x`.
@@ -36,8 +36,8 @@ pub(crate) fn backward_weight(dw: &mut Array, dy: &Array, x: &Array, n: usize, p
         return;
     }
     let (dy, x) = (in_format(dy, precision), in_format(x, precision));
-    let factors = [Factor::new(&dy, n, dy.len() / n).t(), Factor::new(&x, n, x.len() / n)];
-    product(dw, factors, 1.0, Into::Add);
+    let operands = [Operand::new(&dy, n, dy.len() / n).t(), Operand::new(&x, n, x.len() / n)];
+    matmul(dw, operands, 1.0, Into::Add);
 }
 
 /// `y += b` in every row.

@@ -1,11 +1,11 @@
-//! A linear layer with an adapter on a GPU. The adapter's products add to the layer's result, so that no sum is a pass of
+//! A linear layer with an adapter on a GPU. The adapter's matmuls add to the layer's result, so that no sum is a pass of
 //! its own but where a dropout lies between.
 
 use super::array::Array;
 use super::elementwise::{InFormat, in_format, int, suffix};
 use super::gpu::{Arg, Grid};
 use super::linear;
-use super::products::{Factor, product};
+use super::matmul::{Operand, matmul};
 use crate::lora_linear::{Dropout, Lora};
 use crate::tensor::Into;
 use crate::weight::{Dtype, Weight};
@@ -16,8 +16,8 @@ pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora, be
     linear::forward(y, &x, weight, before, lora.precision);
     let (u, n) = (project_down(&dropped(&x, lora), lora), x.len() / weight.cols());
     let b = in_format(lora.b.array(), lora.precision);
-    let factors = [Factor::new(&u, n, lora.a.rows()), Factor::new(&b, lora.b.rows(), lora.b.cols()).t()];
-    product(y, factors, lora.scale, Into::Add);
+    let operands = [Operand::new(&u, n, lora.a.rows()), Operand::new(&b, lora.b.rows(), lora.b.cols()).t()];
+    matmul(y, operands, lora.scale, Into::Add);
 }
 
 /// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
@@ -34,22 +34,22 @@ pub(crate) fn backward(
     let (dy, x) = (in_format(dy, lora.precision), in_format(x, lora.precision));
     let x_dropped = dropped(&x, lora);
     let u = project_down(&x_dropped, lora);
-    let dy_factor = Factor::new(&dy, n, outputs);
-    product(db, [dy_factor.t(), Factor::new(&u, n, rank)], lora.scale, Into::Add);
+    let dy_operand = Operand::new(&dy, n, outputs);
+    matmul(db, [dy_operand.t(), Operand::new(&u, n, rank)], lora.scale, Into::Add);
     let b = in_format(lora.b.array(), lora.precision);
     let mut du = Array::unset(dy.gpu(), n * rank, lora.precision.dtype());
-    product(&mut du, [dy_factor, Factor::new(&b, outputs, rank)], lora.scale, Into::Set);
-    let du = Factor::new(&du, n, rank);
-    product(da, [du.t(), Factor::new(&x_dropped, n, inputs)], 1.0, Into::Add);
+    matmul(&mut du, [dy_operand, Operand::new(&b, outputs, rank)], lora.scale, Into::Set);
+    let du = Operand::new(&du, n, rank);
+    matmul(da, [du.t(), Operand::new(&x_dropped, n, inputs)], 1.0, Into::Add);
     let Some((dx, into)) = dx else { return };
     linear::backward_input(dx, &dy, weight, into, lora.precision);
     let a = in_format(lora.a.array(), lora.precision);
-    let through = [du, Factor::new(&a, rank, inputs)];
+    let through = [du, Operand::new(&a, rank, inputs)];
     match &lora.dropout {
-        None => product(dx, through, 1.0, Into::Add),
+        None => matmul(dx, through, 1.0, Into::Add),
         Some(dropout) => {
             let mut to = Array::unset(dx.gpu(), n * inputs, Dtype::F32);
-            product(&mut to, through, 1.0, Into::Set);
+            matmul(&mut to, through, 1.0, Into::Set);
             launch_dropout(&format!("dropout_add_{}", suffix(dx.dtype())), dx, &to, inputs, dropout);
         }
     }
@@ -60,7 +60,7 @@ fn project_down(x: &Array, lora: &Lora) -> Array {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let (a, n) = (in_format(lora.a.array(), lora.precision), x.len() / inputs);
     let mut u = Array::unset(x.gpu(), n * rank, lora.precision.dtype());
-    product(&mut u, [Factor::new(x, n, inputs), Factor::new(&a, rank, inputs).t()], 1.0, Into::Set);
+    matmul(&mut u, [Operand::new(x, n, inputs), Operand::new(&a, rank, inputs).t()], 1.0, Into::Set);
     u
 }
 

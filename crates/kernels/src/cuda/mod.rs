@@ -1,6 +1,6 @@
 //! The operations on an NVIDIA GPU. The driver and NVIDIA's libraries are loaded when a GPU is asked for, so that the
 //! program needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the GPU that
-//! is found and kept on disk; products are cuBLASLt's. Computation goes to one stream, in the order in which it was
+//! is found and kept on disk; matmuls are cuBLASLt's. Computation goes to one stream, in the order in which it was
 //! asked for, and what ranks send each other to another beside it; only numbers that come back to the machine are waited for.
 //!
 //! An operation has no way to return an error, and a GPU has few that anybody could go on after: [`Failure`] unwinds with
@@ -16,9 +16,9 @@ pub mod head_loss;
 mod libraries;
 pub mod linear;
 pub mod lora_linear;
+mod matmul;
 pub mod nccl;
 pub mod predict;
-mod products;
 pub mod rms_norm;
 pub mod rows;
 mod streams;
@@ -27,7 +27,7 @@ mod work;
 pub use array::{Array, Keys};
 pub use compile::{ARCHITECTURES, compile_for};
 pub use gpu::{Gpu, Mark};
-pub use products::WORKSPACE;
+pub use matmul::WORKSPACE;
 pub use streams::Beside;
 pub use work::{Launches, Work};
 

@@ -27,7 +27,7 @@ pub fn device() -> Option<On> {
     device.ok().cloned().map(On)
 }
 
-/// Whether numbers are as exact as the processor's: a GPU's products add in another order.
+/// Whether numbers are as exact as the processor's: a GPU's matmuls add in another order.
 pub fn is_cpu() -> bool {
     matches!(*DEVICE, Ok(Device::Cpu))
 }
@@ -44,8 +44,8 @@ impl On {
         self.0.zeros(len)
     }
 
-    /// Numbers in the format of the products' factors.
-    pub fn factors(&self, numbers: &[f32], precision: Precision) -> Tensor {
+    /// Numbers in the format of the matmuls' operands.
+    pub fn operands(&self, numbers: &[f32], precision: Precision) -> Tensor {
         self.put(numbers).rounded(precision)
     }
 

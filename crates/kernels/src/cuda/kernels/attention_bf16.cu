@@ -2,7 +2,7 @@
 // attention_bf16_backward.cu; shapes are as in attention_f32.cu. DIM is the head_dim of a kernel; a smaller one, in
 // multiples of 8, is padded with zeros in shared memory.
 // A warp has 16 or 32 rows of a block's tile for itself, and all warps read the rows that are streamed past them. So
-// scores never leave the registers: a product's sums, rounded to bf16, are the next product's left factor.
+// scores never leave the registers: a matmul's sums, rounded to bf16, are the next matmul's left factor.
 
 namespace attention_bf16 {
 
@@ -54,7 +54,7 @@ __device__ inline void set_zero(float (&sums)[TILES][COLUMNS][4]) {
 
 // sums = a b^T: 16 TILES rows of `a`, the warp's own, and 8 COLUMNS rows of `b`, both in shared memory.
 template <int DIM, int TILES, int COLUMNS>
-__device__ inline void row_products(float (&sums)[TILES][COLUMNS][4], const bf16* a, const bf16* b) {
+__device__ inline void row_matmuls(float (&sums)[TILES][COLUMNS][4], const bf16* a, const bf16* b) {
     int lane = threadIdx.x % 32;
     a += lane % 16 * STRIDE<DIM> + lane / 16 * 8;
     b += (lane % 8 + lane / 16 * 8) * STRIDE<DIM> + lane / 8 % 2 * 8;
@@ -198,10 +198,10 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
     copy_async_wait<0>();
     __syncthreads();
     for (int row = tile.z; row < tile.w; row += KEYS) {
-        // Values arrive during the first product, the next keys during the second.
+        // Values arrive during the first matmul, the next keys during the second.
         load_rows<DIM, KEYS>(value_rows, values, row, dim);
         float scores[TILES][KEYS / 8][4];
-        row_products<DIM>(scores, query_rows + warp_row * STRIDE<DIM>, key_rows);
+        row_matmuls<DIM>(scores, query_rows + warp_row * STRIDE<DIM>, key_rows);
         mask_columns(scores, tile.w - row);
         online_softmax<DIM>(scores, max, sum, sums, shape.scale() * LOG2_E);
         copy_async_commit();

@@ -1,4 +1,4 @@
-// Backward of attention_bf16.cu, in two kernels, each with 7/5 of the products of one but without atomics, so that
+// Backward of attention_bf16.cu, in two kernels, each with 7/5 of the matmuls of one but without atomics, so that
 // every run gives the same bits: one has a tile of keys for itself and streams queries past it, the other the reverse.
 // Both recompute the scores from the saved log-sum-exp, and take delta = rowsum(dout out).
 
@@ -76,8 +76,8 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int
         __syncthreads();
         float statistic = step + 1 < steps ? load_next(buffer ^ 1) : 0.0f;
         float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
-        row_products<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
-        row_products<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
+        row_matmuls<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
+        row_matmuls<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
 #pragma unroll
         for (int n = 0; n < STREAMED / 8; n++) {
             float2 lse = *(float2*)&s.lse[buffer][n * 8 + pair], delta = *(float2*)&s.delta[buffer][n * 8 + pair];
@@ -135,8 +135,8 @@ __device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile,
             load_rows<DIM, STREAMED>(s.streamed_right[buffer ^ 1], values, row + STREAMED, dim);
         }
         float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
-        row_products<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
-        row_products<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
+        row_matmuls<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
+        row_matmuls<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
         // Without this, exp2 could overflow at a key that is not there.
         mask_columns(p, tile.w - row);
 #pragma unroll

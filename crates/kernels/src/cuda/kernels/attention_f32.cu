@@ -11,7 +11,7 @@ using Saved = attention::Saved<float>;
 constexpr int THREADS = 256;
 // Rows of a block's tile of queries, and of keys.
 constexpr int TILE = 64;
-// Steps of a product that are in shared memory at once.
+// Steps of a matmul that are in shared memory at once.
 constexpr int STEPS = 32;
 // A row of 64 numbers in shared memory: a multiple of 4, so that four are read at once, but not of 32 banks.
 constexpr int STRIDE = TILE + 4;
@@ -26,7 +26,7 @@ struct Matrix {
 struct Shared {
     float a[STEPS * STRIDE];
     float b[STEPS * STRIDE];
-    // Scores or their gradients, with the index that the next product sums over first.
+    // Scores or their gradients, with the index that the next matmul sums over first.
     float scores[TILE * STRIDE];
 };
 
@@ -75,7 +75,7 @@ __device__ inline void multiply(float (&sums)[4][4], const float* a, const float
 }
 
 // sums = a b^T, over the columns of a head.
-__device__ inline void row_products(float (&sums)[4][4], const Matrix& a, const Matrix& b, int head_dim, Shared& s) {
+__device__ inline void row_matmuls(float (&sums)[4][4], const Matrix& a, const Matrix& b, int head_dim, Shared& s) {
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
     for (int first = 0; first < head_dim; first += STEPS) {
@@ -103,7 +103,7 @@ __device__ inline void add_weighted_rows(float (&sums)[CHUNKS][4][4], const Matr
     }
 }
 
-// scores[first_row + i][first_column ..] = values[i]; the barrier before the next product makes them visible.
+// scores[first_row + i][first_column ..] = values[i]; the barrier before the next matmul makes them visible.
 __device__ inline void store_scores(Shared& s, int first_row, int first_column, const float (&values)[4][4]) {
     float* start = s.scores + first_row * STRIDE + first_column;
     __syncthreads();
@@ -167,7 +167,7 @@ __device__ inline void forward(float* out, float* lse, const float* q, const flo
     set_zero(sums);
     for (int row = tile.z; row < tile.w; row += TILE) {
         float scores[4][4], transposed[4][4];
-        row_products(scores, queries, head_of(k, shape.kv_heads, kv_head, dim, row, tile.w), dim, s);
+        row_matmuls(scores, queries, head_of(k, shape.kv_heads, kv_head, dim, row, tile.w), dim, s);
         for (int i = 0; i < 4; i++)
             for (int j = 0; j < 4; j++)
                 scores[i][j] = row + x + j < tile.w ? scores[i][j] * scale : __uint_as_float(0xff800000u);
@@ -206,8 +206,8 @@ __device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 til
             Matrix queries = head_of(saved.q, shape.heads, head, dim, row, tile.w);
             Matrix dout = head_of(saved.dout, shape.heads, head, dim, row, tile.w);
             float p[4][4], ds[4][4];
-            row_products(p, queries, keys, dim, s);
-            row_products(ds, dout, values, dim, s);
+            row_matmuls(p, queries, keys, dim, s);
+            row_matmuls(ds, dout, values, dim, s);
             for (int i = 0; i < 4; i++) {
                 if (row + y + i >= tile.w) break;
                 long long query = (long long)head * shape.rows + row + y + i;
@@ -246,8 +246,8 @@ __device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Shape
     for (int row = tile.z; row < tile.w; row += TILE) {
         Matrix keys = head_of(saved.k, shape.kv_heads, kv_head, dim, row, tile.w);
         float p[4][4], ds[4][4];
-        row_products(p, keys, queries, dim, s);
-        row_products(ds, head_of(saved.v, shape.kv_heads, kv_head, dim, row, tile.w), dout, dim, s);
+        row_matmuls(p, keys, queries, dim, s);
+        row_matmuls(ds, head_of(saved.v, shape.kv_heads, kv_head, dim, row, tile.w), dout, dim, s);
         for (int i = 0; i < 4; i++)
             for (int j = 0; j < 4; j++) ds[i][j] = expf(p[i][j] * scale - lse[j]) * (ds[i][j] - delta[j]);
         store_scores(s, y, x, ds);

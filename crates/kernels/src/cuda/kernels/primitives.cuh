@@ -1,4 +1,4 @@
-// The GPU's own instructions that the attention and product kernels use: tensor cores, loads of matrix fragments and
+// The GPU's own instructions that the attention and matmul kernels use: tensor cores, loads of matrix fragments and
 // copies that run beside the computation. The emulator has most of them under the same names.
 // A fragment's layout is in the PTX manual, at mma.m16n8k16 and ldmatrix.
 

@@ -1,5 +1,5 @@
-//! Matrix products on a GPU, by cuBLASLt: factors in f32 or bf16, sums in f32. An f32 product is one of f32 numbers, not
-//! of TF32. Algorithms that add in no fixed order are left out, so that a product has the same bits in every run on one
+//! Matmuls on a GPU, by cuBLASLt: operands in f32 or bf16, sums in f32. An f32 matmul is one of f32 numbers, not
+//! of TF32. Algorithms that add in no fixed order are left out, so that a matmul has the same bits in every run on one
 //! GPU; those that are taken depend on its shape.
 
 use std::collections::HashMap;
@@ -19,11 +19,11 @@ use crate::weight::Dtype;
 /// Bytes that an algorithm may work in: what NVIDIA advises for Hopper.
 pub const WORKSPACE: usize = 32 << 20;
 
-/// cuBLASLt with its workspace, and how products of the shapes met so far are computed.
+/// cuBLASLt with its workspace, and how matmuls of the shapes met so far are computed.
 #[derive(Debug)]
-pub(super) struct Products {
+pub(super) struct Matmuls {
     handle: Handle,
-    /// Whoever computes has it: what one product leaves there another's must not overwrite.
+    /// Whoever computes has it: what one matmul leaves there another's must not overwrite.
     workspace: Mutex<CudaSlice<u8>>,
     prepared: Mutex<HashMap<Shape, Arc<Prepared>>>,
 }
@@ -36,11 +36,11 @@ struct Handle(sys::cublasLtHandle_t);
 struct Shape {
     /// Rows and columns of the result, and the sum's terms.
     sizes: [usize; 3],
-    /// Whether each factor is transposed.
+    /// Whether each operand is transposed.
     transposed: [bool; 2],
-    /// Of the factors and of the result.
+    /// Of the operands and of the result.
     dtypes: [Dtype; 2],
-    /// What the pointers are multiples of: factors, what is added, result.
+    /// What the pointers are multiples of: operands, what is added, result.
     alignments: [u32; 4],
 }
 
@@ -63,14 +63,14 @@ unsafe impl Sync for Prepared {}
 
 /// A matrix by rows, or its transpose.
 #[derive(Clone, Copy)]
-pub(super) struct Factor<'a> {
+pub(super) struct Operand<'a> {
     array: &'a Array,
     rows: usize,
     cols: usize,
     is_transposed: bool,
 }
 
-impl<'a> Factor<'a> {
+impl<'a> Operand<'a> {
     /// A matrix by rows; the array may be longer.
     pub(super) fn new(array: &'a Array, rows: usize, cols: usize) -> Self {
         assert!(rows * cols <= array.len(), "a matrix of [{rows}, {cols}]");
@@ -84,28 +84,28 @@ impl<'a> Factor<'a> {
 }
 
 /// `out [M, N] = scale * a b` (or `+=`); the array may be longer.
-pub(super) fn product(out: &mut Array, factors: [Factor; 2], scale: f32, into: Into) {
+pub(super) fn matmul(out: &mut Array, operands: [Operand; 2], scale: f32, into: Into) {
     let before = (into == Into::Add).then(|| out.at(0));
-    compute(out, factors, scale, before);
+    compute(out, operands, scale, before);
 }
 
 /// `out [M, N] = a b + before`, a matrix of the same size and format.
-pub(super) fn product_onto(out: &mut Array, factors: [Factor; 2], before: &Array) {
+pub(super) fn matmul_onto(out: &mut Array, operands: [Operand; 2], before: &Array) {
     assert_eq!((out.len(), out.dtype()), (before.len(), before.dtype()), "matrices of one size and format");
-    compute(out, factors, 1.0, Some(before.at(0)));
+    compute(out, operands, 1.0, Some(before.at(0)));
 }
 
 /// `out = scale * a b`, and what lies at `before` where it is to be added.
-fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>) {
+fn compute(out: &mut Array, [a, b]: [Operand; 2], scale: f32, before: Option<u64>) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert_eq!(k, b.rows, "inner sizes of a product");
-    assert_eq!(a.array.dtype(), b.array.dtype(), "factors in one format");
+    assert_eq!(k, b.rows, "inner sizes of a matmul");
+    assert_eq!(a.array.dtype(), b.array.dtype(), "operands in one format");
     assert!(k > 0 && m * n <= out.len(), "a result of [{m}, {n}], sums of {k}");
     let gpu = out.gpu().clone();
     if m * n == 0 {
         return;
     }
-    // By columns, a matrix by rows is its transpose, and the product's transpose is that of the factors' in the other order.
+    // By columns, a matrix by rows is its transpose, and the matmul's transpose is that of the operands' in the other order.
     let pointers = [b.array.at(0), a.array.at(0), before.unwrap_or_else(|| out.at(0)), out.at(0)];
     let shape = Shape {
         sizes: [n, m, k],
@@ -113,16 +113,16 @@ fn compute(out: &mut Array, [a, b]: [Factor; 2], scale: f32, before: Option<u64>
         dtypes: [a.array.dtype(), out.dtype()],
         alignments: pointers.map(|pointer| 1 << pointer.trailing_zeros().min(8)),
     };
-    let factors = [scale, if before.is_some() { 1.0 } else { 0.0 }];
+    let operands = [scale, if before.is_some() { 1.0 } else { 0.0 }];
     let (size, is_bf16) = (a.array.dtype().size(), a.array.dtype() == Dtype::Bf16);
     let bytes = size * (m * k + k * n) + out.dtype().size() * m * n * if before.is_some() { 2 } else { 1 };
     let work = Work { operations: 2 * (m * k * n) as u64, bytes: bytes as u64, is_bf16 };
     let kernel = if is_bf16 { "matmul_bf16" } else { "matmul_f32" };
-    let computed = gpu.counted(kernel, work, |engine| engine.products.compute(shape, pointers, factors, gpu.clone()));
-    computed.unwrap_or_else(|e| gpu.fail(&format!("compute a product of [{m}, {k}] and [{k}, {n}]"), e));
+    let computed = gpu.counted(kernel, work, |engine| engine.matmuls.compute(shape, pointers, operands, gpu.clone()));
+    computed.unwrap_or_else(|e| gpu.fail(&format!("compute a matmul of [{m}, {k}] and [{k}, {n}]"), e));
 }
 
-impl Products {
+impl Matmuls {
     /// Opens cuBLASLt.
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self, String> {
         let handle = result::create_handle().map_err(|e| format!("cuBLASLt can't be opened: {e}"))?;
@@ -167,7 +167,7 @@ impl Products {
         }
     }
 
-    /// How a product of a shape is computed.
+    /// How a matmul of a shape is computed.
     fn prepared(&self, shape: Shape) -> Result<Arc<Prepared>, CublasError> {
         let mut all = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = all.get(&shape) {
@@ -182,7 +182,7 @@ impl Products {
 impl Prepared {
     fn new(handle: &Handle, shape: Shape) -> Result<Self, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
-        let Shape { sizes: [m, n, k], transposed: [a, b], dtypes: [factors, out], .. } = shape;
+        let Shape { sizes: [m, n, k], transposed: [a, b], dtypes: [operands, out], .. } = shape;
         let f32_sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let description = result::create_matmul_desc(f32_sums, sys::cudaDataType_t::CUDA_R_32F)?;
         for (attribute, is_transposed) in [(CUBLASLT_MATMUL_DESC_TRANSA, a), (CUBLASLT_MATMUL_DESC_TRANSB, b)] {
@@ -196,7 +196,8 @@ impl Prepared {
             result::create_matrix_layout(data_type(dtype), rows as u64, cols as u64, rows.max(1) as i64)
         };
         let stored = |[rows, cols]: [usize; 2], is_transposed| if is_transposed { [cols, rows] } else { [rows, cols] };
-        let layouts = [layout(factors, stored([m, k], a))?, layout(factors, stored([k, n], b))?, layout(out, [m, n])?];
+        let layouts =
+            [layout(operands, stored([m, k], a))?, layout(operands, stored([k, n], b))?, layout(out, [m, n])?];
         let mut prepared = Self { description, layouts, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
         prepared.algorithm = prepared.choose(handle, shape.alignments)?;
         Ok(prepared)
