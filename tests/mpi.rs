@@ -187,10 +187,10 @@ fn a_checkpoint_of_four_ranks_goes_on_with_two_and_with_one() {
     drop_newest();
     let output = weft(2, &resumed, &["train", "recipe.toml", "--resume"]).output().expect("it starts");
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    let told = "rank 0: error: run/checkpoints/step-00000006/state.json: the run to resume has 8 examples in a step \
+    let gathered = "rank 0: error: run/checkpoints/step-00000006/state.json: the run to resume has 8 examples in a step \
                 (train.micro_batch_size 2, train.grad_accum_steps 1, ranks 4) and now it would have 4 (micro-batches of 2, \
                 1 of them, ranks 2); set train.micro_batch_size=2 and train.grad_accum_steps=2\n";
-    assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    assert!(stderr(&output).contains(gathered), "{}", stderr(&output));
 }
 
 #[test]
@@ -198,10 +198,10 @@ fn the_first_rank_alone_prints_and_ranks_log_on_request() {
     needs_mpirun!();
     let folder = start("quiet", RECIPE);
     let output = weft(2, &folder, &["train", "recipe.toml", "--rank-logs"]).output().expect("it starts");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let gathered = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", stderr(&output));
     for once in ["base       tiny-base", "ranks      2", "trained 14 steps", "the adapter lies in run/adapter"] {
-        assert_eq!(told.matches(once).count(), 1, "{once}: {told}");
+        assert_eq!(gathered.matches(once).count(), 1, "{once}: {gathered}");
     }
     for rank in 0..2 {
         let log = fs::read_to_string(folder.join(format!("run/ranks/rank-{rank}.jsonl"))).expect("there is a log");
@@ -231,7 +231,7 @@ fn what_is_sent_is_what_was_planned() {
         let output = weft(1, &folder, &["plan", "recipe.toml", "--ranks", "4", "--json"]).output().expect("it starts");
         let plan: Value = serde_json::from_slice(&output.stdout).expect("a plan is JSON");
         assert_eq!(plan["steps"], 8, "{plan}");
-        let parts = ["gradient_bytes", "update_bytes", "told_bytes"]
+        let parts = ["gradient_bytes", "update_bytes", "gathered_bytes"]
             .map(|key| plan["communication"][key].as_f64().expect("a number"));
         let planned: f64 = parts.into_iter().sum();
         assert!((sent / planned - 1.0).abs() < 0.01, "{name}: {sent} bytes a step were sent, {planned} planned");

@@ -17,7 +17,7 @@ use weft_fuzz::{folder, write};
 /// Bytes before the counts: the magic and the key.
 const HEAD: usize = 32;
 
-struct Kept {
+struct Saved {
     text: TextModel,
     mask_token_id: u32,
     source: Source,
@@ -26,7 +26,7 @@ struct Kept {
     head: Vec<u8>,
 }
 
-static KEPT: LazyLock<Kept> = LazyLock::new(|| {
+static KEPT: LazyLock<Saved> = LazyLock::new(|| {
     let folder = folder("token_cache");
     let rows = folder.join("rows.jsonl");
     write(&rows, b"{\"prompt\": \"a\", \"response\": \"b\"}\n");
@@ -38,12 +38,12 @@ static KEPT: LazyLock<Kept> = LazyLock::new(|| {
         fs::read_dir(folder.join("tokens")).expect("it was made").next().expect("it was kept").expect("it is there");
     let file = file.path();
     let head = fs::read(&file).expect("it is there")[..HEAD].to_vec();
-    Kept { text, mask_token_id, source, cache, file, head }
+    Saved { text, mask_token_id, source, cache, file, head }
 });
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, data)) = data.split_first() else { return };
-    let Kept { text, mask_token_id, source, cache, file, head } = &*KEPT;
+    let Saved { text, mask_token_id, source, cache, file, head } = &*KEPT;
     let mut bytes = data.to_vec();
     if kind & 1 == 0 {
         bytes = [head, data].concat();

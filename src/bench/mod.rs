@@ -181,7 +181,7 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
         program_bytes,
         rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
         needs_entropy: job.objective.kind.needs_entropy(),
-        ..Work::of_steps(&model, stored, &batches.telling)
+        ..Work::of_steps(&model, stored, &batches.largest_steps)
     };
     let parts = if device::gpu().is_some() { work.parts_of_gpu() } else { work.parts() };
     let bytes = parts.iter().map(|part| part.bytes as u64).sum();

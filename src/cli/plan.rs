@@ -192,8 +192,11 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     }
     if let Some(c) = &plan.communication {
         say!("each of {} ranks sends in a step, of {} examples", c.ranks, c.ranks * recipe.train.global_batch_size());
-        let parts =
-            [("gradients", c.gradient_bytes), ("updated numbers", c.update_bytes), ("told of answers", c.told_bytes)];
+        let parts = [
+            ("gradients", c.gradient_bytes),
+            ("updated numbers", c.update_bytes),
+            ("gathered of answers", c.gathered_bytes),
+        ];
         parts.iter().for_each(|(name, bytes)| say!("  {name:26}{:>9.3} MB", bytes / 1e6));
         say!("the rank with most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }

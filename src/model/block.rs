@@ -89,7 +89,7 @@ pub struct Config {
     pub lora_scale: f32,
     /// The adapters' dropout in training.
     pub lora_dropout: f32,
-    /// Memory for activations kept between forward and backward beyond each layer's input and attention.
+    /// Memory for activations saved between forward and backward beyond each layer's input and attention.
     pub activation_bytes: usize,
     /// The format of matmuls' operands.
     pub precision: Precision,
@@ -211,14 +211,14 @@ impl Transformer {
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let predicting = self.predicting(batch, targets.rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
-        // 1. Forward, keeping each layer's input and attention, and the last ones' matmuls.
-        let (mut x, keep_from) = (self.embed(batch), self.first_kept_layer(all.count(), wanted.count()));
+        // 1. Forward, saving each layer's input and attention, and the last ones' matmuls.
+        let (mut x, save_from) = (self.embed(batch), self.first_saved_layer(all.count(), wanted.count()));
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
             let span = self.span(index, &all, &wanted, precision);
-            let (output, kept) = self.layer_forward(block, x, span, index >= keep_from);
+            let (output, saved) = self.layer_forward(block, x, span, index >= save_from);
             x = output;
-            layers.push(kept);
+            layers.push(saved);
         }
         // 2. The head at the target rows.
         let forward_end = self.device.mark();
@@ -238,9 +238,9 @@ impl Transformer {
         // 3. Backward, layer by layer; below the first nothing but the embedding is left to train.
         let head_end = self.device.mark();
         for (index, block) in self.blocks.iter().enumerate().rev() {
-            let kept = layers.pop().expect("something was kept of each layer");
+            let saved = layers.pop().expect("something was saved of each layer");
             let wants_input = index > 0 || grads[self.embedding].is_some() || grads[block.attn_norm].is_some();
-            dx = self.layer_backward(block, dx, kept, self.span(index, &all, &wanted, precision), grads, wants_input);
+            dx = self.layer_backward(block, dx, saved, self.span(index, &all, &wanted, precision), grads, wants_input);
             finished(self.bucket_of_layer(index), grads);
         }
         if let Some(dweight) = &mut grads[self.embedding] {
@@ -254,8 +254,8 @@ impl Transformer {
     }
 
     /// The first of the last layers whose matmuls fit into the memory granted, for a batch of so many tokens of which
-    /// so many rows are predicted: of what is kept last, least is idle.
-    pub(crate) fn first_kept_layer(&self, tokens: usize, predicted: usize) -> usize {
+    /// so many rows are predicted: of what is saved last, least is idle.
+    pub(crate) fn first_saved_layer(&self, tokens: usize, predicted: usize) -> usize {
         let mut left = self.config.activation_bytes;
         let fits = |index: &usize| {
             let written = if index + 1 == self.blocks.len() { predicted } else { tokens };

@@ -1,10 +1,10 @@
-//! One layer of the transformer: its forward, and a backward that recomputes what the forward didn't keep.
+//! One layer of the transformer: its forward, and a backward that recomputes what the forward did not save.
 
 use std::ops::{Deref, Range};
 
 use weft_kernels::attention::{self, Qkv, Shape};
 use weft_kernels::lora_linear::DropoutKeys;
-use weft_kernels::precision::{Kept, Precision};
+use weft_kernels::precision::{Precision, Saved};
 use weft_kernels::rope::{Rope, Rotation};
 use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::{rms_norm, rows, swiglu};
@@ -81,9 +81,9 @@ impl<'a> Span<'a> {
     }
 }
 
-/// What is kept of a layer's forward until its backward. Attention costs more to compute again than to keep; the
-/// matmuls are kept as far as memory is granted.
-pub(super) struct KeptLayer {
+/// What is saved of a layer's forward until its backward. Attention costs more to compute again than to save; the
+/// matmuls are saved as far as memory is granted.
+pub(super) struct SavedLayer {
     input: Tensor,
     attention: [Tensor; 2],
     matmuls: Option<Matmuls>,
@@ -91,9 +91,9 @@ pub(super) struct KeptLayer {
 
 /// The results of a layer's matmuls that its backward needs.
 struct Matmuls {
-    qkv: [Kept; 3],
+    qkv: [Saved; 3],
     middle: Tensor,
-    gate_up: [Kept; 2],
+    gate_up: [Saved; 2],
 }
 
 /// What a layer's backward needs of its forward.
@@ -107,41 +107,41 @@ struct Activations {
 }
 
 impl Transformer {
-    /// A layer's output, without keeping anything.
+    /// A layer's output, without saving anything.
     pub(super) fn layer_output(&self, block: &Block, x: &Tensor, span: Span) -> Tensor {
         let Activations { middle, gate_up, .. } = self.activations(block, x, span, None, None);
         self.output(block, &middle, &gate_up, span)
     }
 
-    /// A layer's output, and what is kept of it: with the matmuls' results if `keep_matmuls`.
+    /// A layer's output, and what is saved of it: with the matmuls' results if `save_matmuls`.
     pub(super) fn layer_forward(
         &self,
         block: &Block,
         x: Tensor,
         span: Span,
-        keep_matmuls: bool,
-    ) -> (Tensor, KeptLayer) {
+        save_matmuls: bool,
+    ) -> (Tensor, SavedLayer) {
         let a = self.activations(block, &x, span, None, None);
         let Activations { qkv, attention, middle, gate_up, .. } = a;
         let output = self.output(block, &middle, &gate_up, span);
-        let keep = |numbers| Kept::new(numbers, span.precision);
-        let matmuls = keep_matmuls.then(|| Matmuls { qkv: qkv.map(keep), middle, gate_up: gate_up.map(keep) });
-        (output, KeptLayer { input: x, attention, matmuls })
+        let save = |numbers| Saved::new(numbers, span.precision);
+        let matmuls = save_matmuls.then(|| Matmuls { qkv: qkv.map(save), middle, gate_up: gate_up.map(save) });
+        (output, SavedLayer { input: x, attention, matmuls })
     }
 
-    /// Bytes that keeping a layer's matmuls takes, of so many rows that it reads and that it writes.
+    /// Bytes that saving a layer's matmuls takes, of so many rows that it reads and that it writes.
     pub(super) fn matmul_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
         let numbers = read * (outputs(k) + outputs(v)) + written * (outputs(q) + outputs(gate) + outputs(up));
-        Kept::bytes(numbers, precision) + Kept::bytes(written * self.config.width, Precision::F32)
+        Saved::bytes(numbers, precision) + Saved::bytes(written * self.config.width, Precision::F32)
     }
 
     /// Bytes of all matmuls that the forward of so many tokens saves for backward, of which so many rows are predicted.
     pub(crate) fn saved_matmul_bytes(&self, tokens: usize, predicted: usize) -> usize {
         let written = |index: usize| if index + 1 == self.blocks.len() { predicted } else { tokens };
         let of = |index| self.matmul_bytes(&self.blocks[index], [tokens, written(index)], self.config.precision);
-        (self.first_kept_layer(tokens, predicted)..self.blocks.len()).map(of).sum()
+        (self.first_saved_layer(tokens, predicted)..self.blocks.len()).map(of).sum()
     }
 
     /// Turns the gradient of a layer's output into that of its input, where `wants_input`; adds the parameters' gradients.
@@ -149,13 +149,13 @@ impl Transformer {
         &self,
         block: &Block,
         mut dx: Tensor,
-        kept: KeptLayer,
+        saved: SavedLayer,
         span: Span,
         grads: &mut Gradients,
         wants_input: bool,
     ) -> Tensor {
         let Config { width, heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
-        let KeptLayer { input, attention, matmuls } = kept;
+        let SavedLayer { input, attention, matmuls } = saved;
         let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up } =
             self.activations(block, &input, span, Some(attention), matmuls);
         let (from, to) = (span.reads(), span.writes());
@@ -235,7 +235,7 @@ impl Transformer {
         hidden
     }
 
-    /// The activations of a layer with input `x`; what was kept of them isn't computed again.
+    /// The activations of a layer with input `x`; what was saved of them isn't computed again.
     fn activations(
         &self,
         block: &Block,
@@ -245,7 +245,7 @@ impl Transformer {
         matmuls: Option<Matmuls>,
     ) -> Activations {
         let (qkv, mlp) = match matmuls {
-            Some(Matmuls { qkv, middle, gate_up }) => (qkv.map(Kept::take), Some((middle, gate_up.map(Kept::take)))),
+            Some(Matmuls { qkv, middle, gate_up }) => (qkv.map(Saved::take), Some((middle, gate_up.map(Saved::take)))),
             None => (self.qkv(block, x, span), None),
         };
         let attention = attention.unwrap_or_else(|| {

@@ -57,7 +57,7 @@ pub struct Batches {
     pub steps: u64,
     /// The micro-batches of the first step, and of those with the longest sequence, most tokens, most masked ones, and most
     /// tokens again.
-    pub telling: Vec<Vec<MicroBatch>>,
+    pub largest_steps: Vec<Vec<MicroBatch>>,
     /// A step's mean tokens, squares, answer and masked tokens, of a rank.
     pub mean: [f64; 4],
     /// Tokens of the rank that has most in a step over the ranks' mean, over all steps; 1 for one rank.
@@ -102,10 +102,10 @@ impl Batches {
             }
         }
         let [longest, most_tokens, most_masked] = largest.map(|(_, step)| step);
-        let telling = [first.unwrap_or_default(), longest, most_tokens.clone(), most_masked, most_tokens];
+        let largest_steps = [first.unwrap_or_default(), longest, most_tokens.clone(), most_masked, most_tokens];
         let mean = sums.map(|sum| sum / (seen.max(1) * ranks as u64) as f64);
         let imbalance = if sums[0] > 0.0 { most_of_ranks * ranks as f64 / sums[0] } else { 1.0 };
-        Self { steps, telling: telling.to_vec(), mean, imbalance }
+        Self { steps, largest_steps: largest_steps.to_vec(), mean, imbalance }
     }
 }
 

@@ -16,13 +16,13 @@ pub struct Communication {
     pub gradient_bytes: f64,
     /// Updated numbers to everyone: as many again, or half of it for what the ranks have in bf16.
     pub update_bytes: f64,
-    /// What is told of answers, entropies first of all, sums of squares and losses.
-    pub told_bytes: f64,
+    /// What is gathered of answers, entropies first of all, sums of squares and losses.
+    pub gathered_bytes: f64,
     /// Tokens of the rank that has most in a step, over the mean: the others wait for it.
     pub imbalance: f64,
 }
 
-/// Bytes that are told of an answer beside its entropies.
+/// Bytes that ranks gather of an answer beside its entropies.
 const HEADER: f64 = 64.0;
 
 impl Communication {
@@ -39,18 +39,18 @@ impl Communication {
         let [_, _, answer_tokens, _] = batches.mean;
         let per_token = if recipe.objective.kind.needs_entropy() { 8.0 } else { 0.0 };
         let losses = 8.0 * (recipe.train.grad_accum_steps * ranks) as f64;
-        let told = HEADER * answers + per_token * answer_tokens * ranks as f64 + 8.0 * chunks as f64 + losses;
+        let gathered = HEADER * answers + per_token * answer_tokens * ranks as f64 + 8.0 * chunks as f64 + losses;
         Self {
             ranks,
             gradient_bytes: 4.0 * trained * others,
             update_bytes: (4.0 * trained - 2.0 * rounded as f64) * others,
-            told_bytes: told * others,
+            gathered_bytes: gathered * others,
             imbalance: batches.imbalance,
         }
     }
 
     /// All of it.
     pub fn sent_bytes(&self) -> f64 {
-        self.gradient_bytes + self.update_bytes + self.told_bytes
+        self.gradient_bytes + self.update_bytes + self.gathered_bytes
     }
 }

@@ -86,7 +86,7 @@ impl GpuRates {
 
 /// Predicted seconds of a mean step of a model whose trained parameters are marked, on one GPU.
 pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objective, rates: GpuRates) -> f64 {
-    let micro_batches = batches.telling.first().map_or(0, Vec::len).max(1);
+    let micro_batches = batches.largest_steps.first().map_or(0, Vec::len).max(1);
     let [tokens, squares, answers, masked] = batches.mean;
     let of_each = |total: f64| (total / micro_batches as f64).ceil() as usize;
     let mean = MicroBatch {
@@ -154,7 +154,7 @@ mod tests {
         model.config.activation_bytes = usize::MAX;
         let batch = MicroBatch { tokens: 4096, longest: 4096, answers: 3072, masked: 1536, ..MicroBatch::default() };
         let mean = [4096.0, 4096.0 * 4096.0, 3072.0, 1536.0];
-        let batches = Batches { steps: 1, telling: vec![vec![batch]], mean, imbalance: 1.0 };
+        let batches = Batches { steps: 1, largest_steps: vec![vec![batch]], mean, imbalance: 1.0 };
         let h100: GpuRates = GPU_MODELS[3].into();
         let of = |kind: Kind, entropy_every: u64| {
             let objective = Objective { kind, entropy_every, ..Objective::default() };

@@ -122,7 +122,7 @@ impl<'a> Work<'a> {
         self.rehearse().0.most_lent_bytes()
     }
 
-    /// The telling steps on a meta device, with the evaluations before and after them.
+    /// The largest steps on a meta device, with the evaluations before and after them.
     fn rehearse(&self) -> (Meta, Fullest) {
         let meta = Meta::default();
         let mut model = self.model.to_meta();

@@ -172,7 +172,7 @@ impl<'a> Planner<'a> {
             Some(available) => remedy::remedies(recipe, self, available),
             None => vec![],
         };
-        let largest_micro_batch = batches.telling.iter().flatten().map(|batch| batch.tokens).max().unwrap_or(0);
+        let largest_micro_batch = batches.largest_steps.iter().flatten().map(|batch| batch.tokens).max().unwrap_or(0);
         let communication = match self.ranks {
             1 => None,
             ranks => Some(Communication::of(&self.model(recipe)?, recipe, &batches, ranks)),
@@ -286,7 +286,7 @@ impl<'a> Planner<'a> {
             distinct_ids: self.distinct_ids,
             program_bytes: self.program_bytes,
             rows_bytes: self.rows_bytes(recipe),
-            steps: &batches.telling,
+            steps: &batches.largest_steps,
             needs_entropy: recipe.objective.kind.needs_entropy(),
             held_out,
             generation,

@@ -61,7 +61,7 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    /// The telling steps.
+    /// The largest steps.
     pub(super) fn train(&mut self) {
         let (work, model) = (self.work, self.model);
         let staged = || work.staged_lens().map(|len| model.device.unset(len));

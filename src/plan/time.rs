@@ -47,11 +47,10 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
     let a = MultiplyAdds::of(model, Work { tokens, squares, answers, masked });
     let is_full = model.params[model.blocks[0].down.weight].trainable;
     let passes = if is_full { 3.0 } else { 2.0 };
-    let again = batches
-        .telling
-        .first()
-        .and_then(|step| step.first())
-        .map_or(0.0, |first| model.first_kept_layer(first.tokens, first.masked) as f64 / model.blocks.len() as f64);
+    let again =
+        batches.largest_steps.first().and_then(|step| step.first()).map_or(0.0, |first| {
+            model.first_saved_layer(first.tokens, first.masked) as f64 / model.blocks.len() as f64
+        });
     let seconds = |matmuls: f64, attention: f64, precision: Precision, rate: f64| {
         let [of_matmuls, of_attention] = efficiency(precision);
         2e-9 * (matmuls / of_matmuls + attention / of_attention) / rate

@@ -2,10 +2,10 @@
 //! each example of the step once more by itself, which costs a step's time and nothing while all goes well.
 
 use super::Trainer;
+use super::gathered::Gathered;
 use super::guard::{MOST_IN_A_ROW, OnNonFinite, Reason, Skip};
 use super::noised::{MicroBatch, Noised, rows};
 use super::optimizer::gradient_norm;
-use super::told::Told;
 use crate::error::diagnosis::{Diagnosis, WrongExample};
 use crate::error::{Error, Result};
 use crate::model::batch::Batch;
@@ -16,7 +16,7 @@ pub(super) struct Computed<'a> {
     /// This rank's micro-batches.
     pub(super) own: &'a [MicroBatch],
     /// The whole step's answers.
-    pub(super) told: &'a [Told],
+    pub(super) gathered: &'a [Gathered],
     pub(super) counts: Counts,
     pub(super) loss: f64,
     pub(super) grad_norm: f64,
@@ -33,7 +33,7 @@ impl Trainer {
     /// # Errors
     /// Numbers that aren't finite, unless the recipe says to pass over them; the last of too many steps in a row.
     pub(super) fn skip(&self, reason: Reason, computed: Computed, epoch: u64) -> Result<Skip> {
-        let examples = computed.told.iter().map(|answer| answer.example).collect();
+        let examples = computed.gathered.iter().map(|answer| answer.example).collect();
         let is_last = self.is_last_skip();
         let why = match reason {
             Reason::NonFinite => {
@@ -67,7 +67,7 @@ impl Trainer {
     /// Which of a step's examples go wrong by themselves, and where the first of them does. Each rank looks at its own and
     /// tells the others.
     fn diagnose(&self, computed: &Computed, epoch: u64) -> Diagnosis {
-        let &Computed { own, told, counts, loss, grad_norm } = computed;
+        let &Computed { own, gathered, counts, loss, grad_norm } = computed;
         let mut found: Vec<(usize, f64, String)> = vec![];
         for MicroBatch { sequences, answers } in own {
             let weights = self.job.objective.loss_weights_within(answers, counts);
@@ -83,7 +83,7 @@ impl Trainer {
                 serde_json::from_slice(&bytes).expect("every rank writes the same form")
             };
             found = all.into_iter().flat_map(of_rank).collect();
-            let occurrence = |example: usize| told.iter().position(|answer| answer.example == example);
+            let occurrence = |example: usize| gathered.iter().position(|answer| answer.example == example);
             found.sort_by_key(|(example, ..)| occurrence(*example));
         }
         let place = found.first().map(|(.., place)| place.clone());
@@ -92,7 +92,7 @@ impl Trainer {
             step: self.step + 1,
             loss,
             grad_norm,
-            examples: told.len(),
+            examples: gathered.len(),
             wrong: wrong.collect(),
             place: place.unwrap_or_else(|| "each of its examples is finite by itself, their sum is not".to_owned()),
             skipped_before: if self.is_last_skip() { MOST_IN_A_ROW - 1 } else { 0 },

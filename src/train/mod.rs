@@ -5,6 +5,7 @@
 pub mod checkpoint;
 mod diagnosis;
 pub mod entropy_reuse;
+mod gathered;
 mod gradients;
 pub mod guard;
 pub mod held_out;
@@ -20,7 +21,6 @@ pub mod settings;
 pub mod shards;
 pub mod step;
 pub mod tensorboard;
-mod told;
 
 use std::time::Instant;
 
@@ -36,6 +36,7 @@ use crate::objective::{NoisedAnswer, Objective};
 use crate::parallel::collective::{Ranks, solo};
 use diagnosis::Computed;
 use entropy_reuse::{Drift, EntropyReuse};
+use gathered::Gathered;
 use gradients::Finished;
 pub(crate) use gradients::sum_in_tree;
 use guard::Guard;
@@ -44,7 +45,6 @@ use optimizer::Optimizer;
 use rank_log::RankLog;
 use settings::{ACTIVATION_BYTES, TrainTable};
 use step::{EntropySummary, Phases, StepReport};
-use told::Told;
 
 /// A model in training.
 pub struct Trainer {
@@ -149,8 +149,8 @@ impl Trainer {
         // 2. Masks: entropies where the objective asks for them, rates, draws. The normaliser is the whole batch's, whatever
         // the micro-batch and whoever has it.
         let own = self.own_micro_batches(&chosen, epoch);
-        let told = told::tell(&*self.ranks, &own, (chosen.len(), self.job.settings.micro_batch_size));
-        let (drifts, counts) = (self.keep_entropies(&told, epoch), told::counts(&told));
+        let gathered = gathered::all_gather(&*self.ranks, &own, (chosen.len(), self.job.settings.micro_batch_size));
+        let (drifts, counts) = (self.keep_entropies(&gathered, epoch), gathered::counts(&gathered));
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
         let mut losses = vec![0.0; own.len()];
@@ -168,12 +168,13 @@ impl Trainer {
         // 4. Clip and update.
         let loss: f64 = self.ranks.all_gather_dealt(&losses).iter().sum();
         let grad_norm = self.optimizer.gradient_norm(&grads);
-        let is_finite = loss.is_finite() && grad_norm.is_finite() && told.iter().all(Told::has_finite_entropies);
+        let is_finite =
+            loss.is_finite() && grad_norm.is_finite() && gathered.iter().all(Gathered::has_finite_entropies);
         let reason = self.guard.judge(is_finite, grad_norm, &self.job.settings);
         let skipped = match reason {
             None => None,
             Some(reason) => {
-                Some(self.skip(reason, Computed { own: &own, told: &told, counts, loss, grad_norm }, epoch)?)
+                Some(self.skip(reason, Computed { own: &own, gathered: &gathered, counts, loss, grad_norm }, epoch)?)
             }
         };
         let factor = self.job.settings.lr_schedule.factor(self.step, self.job.settings.warmup_steps, self.num_steps());
@@ -185,15 +186,15 @@ impl Trainer {
         self.guard.remember(grad_norm, &self.job.settings, reason);
         self.step += 1;
         phases.optimizer = updating.elapsed().as_secs_f64();
-        let entropies = told.iter().flat_map(|a| &a.token_entropy[..a.token_entropy.len().min(a.num_supervised)]);
-        let relative_uncertainty = told.iter().flat_map(|a| &a.relative_uncertainty).copied();
+        let entropies = gathered.iter().flat_map(|a| &a.token_entropy[..a.token_entropy.len().min(a.num_supervised)]);
+        let relative_uncertainty = gathered.iter().flat_map(|a| &a.relative_uncertainty).copied();
         let report = StepReport {
             step: self.step,
             epoch: self.step as f64 / self.steps_per_epoch() as f64,
             loss,
             grad_norm,
             lr,
-            tokens: told.iter().map(|a| a.tokens).sum(),
+            tokens: gathered.iter().map(|a| a.tokens).sum(),
             masked_share: counts.masked as f64 / counts.answer_tokens.max(1) as f64,
             entropy: EntropySummary::of(entropies.copied().collect(), relative_uncertainty),
             masked: own.iter().flat_map(|batch| &batch.answers).map(|a| a.masked.clone()).collect(),

@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 
 use super::Trainer;
 use super::entropy_reuse::Drift;
-use super::told::Told;
+use super::gathered::Gathered;
 use crate::data::Example;
 use crate::data::mixing::Occurrence;
 use crate::data::packing::{PaddedAnswer, pad_answers};
@@ -92,8 +92,8 @@ impl Trainer {
     }
 
     /// Keeps the whole step's fresh entropies, whichever rank computed them; their drift is returned.
-    pub(super) fn keep_entropies(&mut self, told: &[Told], epoch: u64) -> Vec<Drift> {
-        let fresh = told.iter().filter(|answer| answer.is_fresh);
+    pub(super) fn keep_entropies(&mut self, gathered: &[Gathered], epoch: u64) -> Vec<Drift> {
+        let fresh = gathered.iter().filter(|answer| answer.is_fresh);
         fresh.filter_map(|answer| self.entropies.keep(answer.example, epoch, &answer.token_entropy)).collect()
     }
 

@@ -194,13 +194,13 @@ fn as_operand<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'
 
 /// Numbers that wait for backward, in the format that those who read them round them to anyway. A GPU has them in it
 /// already.
-pub struct Kept {
+pub struct Saved {
     words: Tensor,
     len: usize,
     precision: Precision,
 }
 
-impl Kept {
+impl Saved {
     /// Keeps numbers.
     pub fn new(numbers: Tensor, precision: Precision) -> Self {
         let len = numbers.len();
@@ -310,17 +310,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_rounded() {
+    fn what_is_saved_comes_back_rounded() {
         for len in [0, 1, 2, 7, 2 * CHUNK + 3] {
             let mut numbers = Buffer::unset(None, len);
             numbers.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 7.0 - 1.0);
             let expected: Vec<f32> = numbers.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
             let exact = numbers.to_vec();
-            let kept = Kept::new(Tensor::Host(numbers), Precision::Bf16);
-            assert_eq!(4 * kept.words.len(), Kept::bytes(len, Precision::Bf16));
-            let rounded = kept.take();
+            let saved = Saved::new(Tensor::Host(numbers), Precision::Bf16);
+            assert_eq!(4 * saved.words.len(), Saved::bytes(len, Precision::Bf16));
+            let rounded = saved.take();
             assert_eq!(rounded.host()[..], expected[..]);
-            assert_eq!(Kept::new(rounded, Precision::F32).take().host()[..], expected[..]);
+            assert_eq!(Saved::new(rounded, Precision::F32).take().host()[..], expected[..]);
             assert!(len < 3 || exact != expected, "the test sees no rounding");
         }
     }

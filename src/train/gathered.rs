@@ -5,9 +5,9 @@ use super::noised::MicroBatch;
 use crate::objective::Counts;
 use crate::parallel::collective::Collective;
 
-/// What is told of an answer.
+/// What every rank gathers of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Told {
+pub(super) struct Gathered {
     /// The example.
     pub(super) example: usize,
     /// Diffusion time.
@@ -32,9 +32,13 @@ pub(super) struct Told {
 const HEADER: usize = 8;
 
 /// The whole step's answers in order, of which this rank noised every `size`-th micro-batch of `micro` answers.
-pub(super) fn tell(ranks: &dyn Collective, own: &[MicroBatch], (answers, micro): (usize, usize)) -> Vec<Told> {
-    let told = own.iter().flat_map(|batch| batch.sequences.iter().zip(&batch.answers));
-    let told = told.map(|(sequence, answer)| Told {
+pub(super) fn all_gather(
+    ranks: &dyn Collective,
+    own: &[MicroBatch],
+    (answers, micro): (usize, usize),
+) -> Vec<Gathered> {
+    let gathered = own.iter().flat_map(|batch| batch.sequences.iter().zip(&batch.answers));
+    let gathered = gathered.map(|(sequence, answer)| Gathered {
         example: sequence.occurrence.example,
         t: answer.t,
         tokens: sequence.ids.len(),
@@ -49,24 +53,24 @@ pub(super) fn tell(ranks: &dyn Collective, own: &[MicroBatch], (answers, micro):
         },
     });
     if ranks.size() == 1 {
-        return told.collect();
+        return gathered.collect();
     }
-    let bytes: Vec<u8> = told.flat_map(|told| told.to_bytes()).collect();
+    let bytes: Vec<u8> = gathered.flat_map(|gathered| gathered.to_bytes()).collect();
     let all = ranks.all_gather_bytes(&bytes);
     let mut rests: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
-    (0..answers).map(|i| Told::from_bytes(&mut rests[i / micro % ranks.size()])).collect()
+    (0..answers).map(|i| Gathered::from_bytes(&mut rests[i / micro % ranks.size()])).collect()
 }
 
 /// What of some answers their divisor is made of.
-pub(super) fn counts(told: &[Told]) -> Counts {
+pub(super) fn counts(gathered: &[Gathered]) -> Counts {
     Counts {
-        answers: told.len(),
-        answer_tokens: told.iter().map(|a| a.answer_tokens).sum(),
-        masked: told.iter().map(|a| a.masked).sum(),
+        answers: gathered.len(),
+        answer_tokens: gathered.iter().map(|a| a.answer_tokens).sum(),
+        masked: gathered.iter().map(|a| a.masked).sum(),
     }
 }
 
-impl Told {
+impl Gathered {
     pub(super) fn has_finite_entropies(&self) -> bool {
         self.token_entropy.iter().all(|h| h.is_finite())
     }
@@ -113,7 +117,7 @@ mod tests {
 
     #[test]
     fn bytes_keep_every_bit() {
-        let told = Told {
+        let gathered = Gathered {
             example: 1 << 40,
             t: 0.1,
             tokens: 9,
@@ -124,10 +128,10 @@ mod tests {
             token_entropy: vec![0.3, f32::MIN_POSITIVE, -0.0],
             relative_uncertainty: vec![1.0, 0.0, f32::NAN],
         };
-        let bytes = [told.to_bytes(), Told { t: 0.5, ..Told::default() }.to_bytes()].concat();
+        let bytes = [gathered.to_bytes(), Gathered { t: 0.5, ..Gathered::default() }.to_bytes()].concat();
         let mut rest = bytes.as_slice();
-        let [first, second] = [(); 2].map(|()| Told::from_bytes(&mut rest));
-        assert_eq!((first.to_bytes(), rest.len()), (told.to_bytes(), 0));
-        assert_eq!(second, Told { t: 0.5, ..Told::default() });
+        let [first, second] = [(); 2].map(|()| Gathered::from_bytes(&mut rest));
+        assert_eq!((first.to_bytes(), rest.len()), (gathered.to_bytes(), 0));
+        assert_eq!(second, Gathered { t: 0.5, ..Gathered::default() });
     }
 }
