@@ -147,10 +147,10 @@ impl<'a> Work<'a> {
 
     /// Weights, the adapter, and AdamW's moments.
     ///
-    /// A frozen weight takes what it is stored in, a trained one 4 bytes a number, beside what is mapped until it has
-    /// become that; the moments of what is trained take 8. What several ranks have in bf16 takes 2, and 4 split among
-    /// them. Of a mapped embedding only the rows that are read become
-    /// resident, each with the 64 KiB that the system maps at once.
+    /// A frozen weight takes what it is stored in, and a trained one 4 bytes a number: the file that it was mapped from is
+    /// let go before the first step. The moments of what is trained take 8. What several ranks have in bf16 takes 2, and 4
+    /// split among them. Of a mapped embedding only the rows that are read become resident, each with the 64 KiB that the
+    /// system maps at once.
     fn stored_parts(&self) -> [usize; 3] {
         let len = |p: &Param| p.weight.rows() * p.weight.cols();
         let stored = |(id, p): (usize, &Param)| {
@@ -159,9 +159,9 @@ impl<'a> Work<'a> {
                 let masters = (size_of::<f32>() * len(p)).div_ceil(self.ranks);
                 return program + Dtype::Bf16.size() * len(p) + masters;
             }
-            let bytes = len(p) * p.weight.dtype().size();
+            let bytes = len(p) * if p.trainable { size_of::<f32>() } else { p.weight.dtype().size() };
             let is_lookup = id == self.model.embedding && !self.model.has_tied_head();
-            let read = match self.stored {
+            match self.stored {
                 Stored::Mapped if is_lookup && !p.trainable => {
                     bytes.min(self.distinct_ids * FAULT_AROUND.max(bytes / p.weight.rows().max(1)))
                 }
@@ -170,9 +170,7 @@ impl<'a> Work<'a> {
                 Stored::Embedded => 2 * bytes,
                 Stored::Resident if p.trainable => bytes,
                 Stored::Resident => 0,
-            };
-            let is_master = p.weight.dtype().size() == size_of::<f32>();
-            read + if p.trainable && !is_master { len(p) * size_of::<f32>() } else { 0 }
+            }
         };
         let params = || self.model.params.iter().enumerate();
         let weights = params().filter(|(_, p)| !p.is_adapters()).map(stored).sum();

@@ -1,5 +1,6 @@
 //! The compute engine: the operations of a bidirectional transformer, forward and backward side by side,
-//! one file each, on the processor (`cpu`) or on an NVIDIA GPU (`cuda`). It knows tensors and nothing of diffusion,
+//! one file each, on the processor (`cpu`) or on an NVIDIA GPU (`cuda`). On a meta device (`meta`) the processor's
+//! operations take memory by figures alone and compute nothing. The crate knows tensors and nothing of diffusion,
 //! checkpoints' names or recipes.
 //!
 //! Shape letters: `N` tokens of a packed batch, `D` width, `H` heads, `K` key/value heads, `V` rows of the
