@@ -26,14 +26,15 @@ __device__ inline Softmax merged(const Softmax& a, const Softmax& b) {
     return sum;
 }
 
-// Of all threads' parts, in a fixed order; every thread gets it.
-__device__ inline Softmax block_merged(Softmax own) {
-    __shared__ Softmax parts[512];
+// All threads' values merged in a fixed order; every thread gets the result. Blocks have at most 512 threads.
+template <class T, T (*MERGE)(const T&, const T&)>
+__device__ inline T of_block(const T& own) {
+    __shared__ T parts[512];
     __syncthreads();
     parts[threadIdx.x] = own;
     __syncthreads();
     for (int distance = blockDim.x / 2; distance > 0; distance /= 2) {
-        if (threadIdx.x < distance) parts[threadIdx.x] = merged(parts[threadIdx.x], parts[threadIdx.x + distance]);
+        if (threadIdx.x < distance) parts[threadIdx.x] = MERGE(parts[threadIdx.x], parts[threadIdx.x + distance]);
         __syncthreads();
     }
     return parts[0];
@@ -62,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(512)
         z += e;
         dot += e * distance;
     }
-    Softmax all = block_merged({largest, z, dot});
+    Softmax all = of_block<Softmax, merged>({largest, z, dot});
     if (threadIdx.x != 0) return;
     if (entropy) {
         double h = log(all.z) - all.dot / all.z;

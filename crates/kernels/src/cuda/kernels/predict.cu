@@ -7,36 +7,22 @@ struct Choice {
 };
 
 // The better choice; the earlier among equals.
-__device__ inline Choice better_of(Choice a, Choice b) {
+__device__ inline Choice better_of(const Choice& a, const Choice& b) {
     bool is_b = b.score > a.score || (b.score == a.score && b.token < a.token);
     return is_b ? b : a;
 }
 
-__device__ inline double summed(double a, double b) { return a + b; }
-__device__ inline float larger(float a, float b) { return b > a ? b : a; }
+__device__ inline double summed(const double& a, const double& b) { return a + b; }
+__device__ inline float larger(const float& a, const float& b) { return b > a ? b : a; }
 
 // The largest two numbers.
 struct Two {
     float first, second;
 };
 
-__device__ inline Two two_of(Two a, Two b) {
+__device__ inline Two two_of(const Two& a, const Two& b) {
     float lower = larger(a.second, b.second), low_first = a.first > b.first ? b.first : a.first;
     return {larger(a.first, b.first), larger(lower, low_first)};
-}
-
-// All threads' values merged in a fixed order; every thread gets the result.
-template <class T, T (*MERGE)(T, T)>
-__device__ inline T of_block(T own) {
-    __shared__ T parts[512];
-    __syncthreads();
-    parts[threadIdx.x] = own;
-    __syncthreads();
-    for (int distance = blockDim.x / 2; distance > 0; distance /= 2) {
-        if (threadIdx.x < distance) parts[threadIdx.x] = MERGE(parts[threadIdx.x], parts[threadIdx.x + distance]);
-        __syncthreads();
-    }
-    return parts[0];
 }
 
 __device__ inline double block_sum(double own) { return of_block<double, summed>(own); }
