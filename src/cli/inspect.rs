@@ -1,4 +1,4 @@
-//! //! `weft inspect`: shows which tokens a model is uncertain about.
+//! `weft inspect`: shows which tokens a model is uncertain about.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,17 +17,16 @@ use weft_kernels::precision::Precision;
 
 use super::progress::doing;
 
-/// /// Show what a model is uncertain about: a page of answers coloured by entropy
+/// Show what a model is uncertain about: a page of answers coloured by entropy
 ///
-/// /// On hover, the page shows each answer token's entropy with the whole answer masked, and the rate at which WeFT
-/// masks it. The answers are the first held-out rows of a recipe (its training rows if it has none), or the text of a
-/// file.
+/// On hover, the page shows each answer token's entropy with the whole answer masked, and the rate at which WeFT masks
+/// it. The answers are the first held-out rows of a recipe (its training rows if it has none), or the text of a file.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft inspect recipes/gsm8k.toml --examples 5\n  weft inspect --model tiny-base --text answer.txt --prompt 'What is 7 + 5?' --out entropy.html"
 )]
 pub struct Inspect {
-    /// /// The recipe (TOML) whose rows and base are shown
+    /// The recipe (TOML) whose rows and base are shown
     #[arg(conflicts_with = "model")]
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
@@ -39,17 +38,17 @@ pub struct Inspect {
     /// The file whose text is the answer
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// /// The user's turn before the text; default: none
+    /// The user's turn before the text; default: none
     #[arg(long, value_name = "TEXT", requires = "text")]
     prompt: Option<String>,
-    /// /// A PEFT adapter's folder, or one of the hub; without it the base is shown, even for a recipe that has been
+    /// A PEFT adapter's folder, or one of the hub; without it the base is shown, even for a recipe that has been
     /// trained
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// /// The number of a recipe's answers to show
+    /// The number of a recipe's answers to show
     #[arg(long, default_value_t = 4, value_name = "N")]
     examples: usize,
-    /// /// Write the page to this file
+    /// Write the page to this file
     #[arg(long, default_value = "entropy.html", value_name = "FILE")]
     out: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! //! `weft plan`: predicts what a recipe's run will take before it starts.
+//! `weft plan`: predicts what a recipe's run will take before it starts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,34 +17,33 @@ use weft_kernels::precision::Precision;
 use super::data::read_aside;
 use super::train::read_recipe;
 
-/// /// Predict a run's peak memory and step time before anything is loaded
+/// Predict a run's peak memory and step time before anything is loaded
 ///
-/// /// Reads the recipe, its rows, and the base's config.json and headers, but no weights. Prints the peak resident
-/// size by part, and the step time at this machine's matmul rate, which it measures for a second; on a GPU the step
-/// time is predicted from peak rate and bandwidth. A run that doesn't fit is refused (exit 2) with the settings that
-/// make it fit. docs/memory.md explains each part and which setting changes it.
+/// Reads the recipe, its rows, and the base's config.json and headers, but no weights. Prints the peak resident size by
+/// part, and the step time at this machine's matmul rate, which it measures for a second; on a GPU the step time is
+/// predicted from peak rate and bandwidth. A run that doesn't fit is refused (exit 2) with the settings that make it
+/// fit. docs/memory.md explains each part and which setting changes it.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft plan recipes/gsm8k.toml\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --gpu h100-sxm"
 )]
 pub struct Plan {
-    /// /// The recipe (TOML); default: the quick start
+    /// The recipe (TOML); default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// /// Plan for this much memory, for example of another machine; default: what this one has free
+    /// Plan for this much memory, for example of another machine; default: what this one has free
     #[arg(long, value_name = "GB", value_parser = positive)]
     memory_gb: Option<f64>,
-    /// /// Plan for an NVIDIA GPU that isn't here, by its data sheet: a100-40gb, a100-80gb, h100-pcie, h100-sxm, h200,
+    /// Plan for an NVIDIA GPU that isn't here, by its data sheet: a100-40gb, a100-80gb, h100-pcie, h100-sxm, h200,
     /// b200, l40s, rtx-3090, rtx-4090 or rtx-5090; add --memory-gb to plan for less memory than it has
     #[arg(long, value_name = "NAME", value_parser = gpu)]
     gpu: Option<GpuModel>,
-    /// /// Plan for one of N ranks of an mpirun: its memory, and what it sends per step
+    /// Plan for one of N ranks of an mpirun: its memory, and what it sends per step
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
     ranks: usize,
-    /// /// The speed of the connection between the ranks, in 10^9 bits per second, to predict the time of what they
-    /// send
+    /// The speed of the connection between the ranks, in 10^9 bits per second, to predict the time of what they send
     #[arg(long, value_name = "GBIT", value_parser = positive)]
     wire_gbit: Option<f64>,
     /// Print one JSON object instead
@@ -86,16 +85,16 @@ impl Plan {
     }
 }
 
-/// /// The hardware that a run is planned for.
+/// The hardware that a run is planned for.
 #[derive(Clone, Copy)]
 enum On {
-    /// /// This machine's processor.
+    /// This machine's processor.
     Cpu,
-    /// /// A GPU of this machine, with its measured rates.
+    /// A GPU of this machine, with its measured rates.
     Gpu(GpuRates),
-    /// /// A GPU that is described by its data sheet.
+    /// A GPU that is described by its data sheet.
     DataSheet(GpuModel),
-    /// /// A GPU of which only the memory is known.
+    /// A GPU of which only the memory is known.
     SomeGpu,
 }
 
@@ -107,7 +106,7 @@ impl On {
                 gpu.name
             ))),
             (_, Some(gpu)) => Ok(Self::DataSheet(gpu)),
-            // // The plan may be for a GPU that isn't here yet.
+            // The plan may be for a GPU that isn't here yet.
             (Name::Cuda(_), None) if memory_gb.is_some() => Ok(Self::SomeGpu),
             (device, None) => {
                 let hint = "--gpu NAME, or --device cuda with --memory-gb, plans for a GPU that isn't here";
@@ -119,19 +118,19 @@ impl On {
     }
 }
 
-/// /// The time that a run takes.
+/// The time that a run takes.
 #[derive(Clone, Copy)]
 struct Time {
     on: On,
     step_seconds: f64,
     hours: f64,
-    /// /// The matmul rate that the prediction uses, in 10^9 operations per second.
+    /// The matmul rate that the prediction uses, in 10^9 operations per second.
     gemm_gflops: f64,
 }
 
 impl Time {
-    /// /// The time of the steps at the rates of the planned hardware, and of what each step sends; `None` where no
-    /// rate is known.
+    /// The time of the steps at the rates of the planned hardware, and of what each step sends; `None` where no rate is
+    /// known.
     fn of(planner: &Planner, on: On, steps: u64, sending: Option<f64>) -> Result<Option<Self>> {
         let (step_seconds, gemm_gflops) = match on {
             On::SomeGpu => return Ok(None),
@@ -146,7 +145,7 @@ impl Time {
         Ok(Some(Self { on, step_seconds, hours: step_seconds * steps as f64 / 3600.0, gemm_gflops }))
     }
 
-    /// /// Says how the time was predicted.
+    /// Says how the time was predicted.
     fn say_source(&self, precision: Precision) {
         let rate = self.gemm_gflops;
         match self.on {
@@ -173,7 +172,7 @@ impl Time {
     }
 }
 
-/// /// The width below which a step takes noticeably longer than its matmuls (docs/memory.md).
+/// The width below which a step takes noticeably longer than its matmuls (docs/memory.md).
 const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
@@ -225,19 +224,19 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
 }
 
-/// /// Formats a number with at least three significant digits.
+/// Formats a number with at least three significant digits.
 fn significant(value: f64) -> String {
     let decimals = (2 - value.max(1e-6).log10().floor() as i32).clamp(0, 6) as usize;
     format!("{value:.decimals$}")
 }
 
-/// /// Parses the name of a GPU.
+/// Parses the name of a GPU.
 fn gpu(name: &str) -> std::result::Result<GpuModel, String> {
     let known = || GPU_MODELS.map(|gpu| gpu.name).join(", ");
     GPU_MODELS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("the known ones are {}", known()))
 }
 
-/// /// Parses a number of ranks.
+/// Parses a number of ranks.
 fn ranks(text: &str) -> std::result::Result<usize, String> {
     match text.parse::<usize>() {
         Ok(ranks) if (1..=MAX_RANKS).contains(&ranks) => Ok(ranks),
@@ -245,10 +244,10 @@ fn ranks(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
-/// /// The largest number of ranks that can be planned for.
+/// The largest number of ranks that can be planned for.
 const MAX_RANKS: usize = 1 << 16;
 
-/// /// Parses a positive number, such as a number of GB.
+/// Parses a positive number, such as a number of GB.
 pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gb) if gb > 0.0 && gb.is_finite() => Ok(gb),

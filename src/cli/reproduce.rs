@@ -1,4 +1,4 @@
-//! //! `weft reproduce`: runs the paper's comparison and resumes an interrupted one.
+//! `weft reproduce`: runs the paper's comparison and resumes an interrupted one.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,21 +11,21 @@ use weft::reproduce::{go, write};
 
 /// Run the paper's comparison: SFT, WeFT and the ablations, over several seeds
 ///
-/// /// Trains every arm under every setting and seed of the recipe's [reproduce] table, scores all of them during
-/// training, and writes report.md, report.json and charts into train.output: accuracy with confidence intervals and
-/// paired tests, ablations, gradient norms and step times. Under mpirun the runs are divided among the ranks. A
-/// comparison that was stopped resumes where it was; finished runs aren't repeated.
+/// Trains every arm under every setting and seed of the recipe's [reproduce] table, scores all of them during training,
+/// and writes report.md, report.json and charts into train.output: accuracy with confidence intervals and paired tests,
+/// ablations, gradient norms and step times. Under mpirun the runs are divided among the ranks. A comparison that was
+/// stopped resumes where it was; finished runs aren't repeated.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft reproduce recipes/reproduce.toml\n  weft reproduce recipes/reproduce.toml --set reproduce.seeds=3 --set train.output=runs/three-seeds"
 )]
 pub struct Reproduce {
-    /// /// The recipe (TOML), one for `weft train` with a [reproduce] table
+    /// The recipe (TOML), one for `weft train` with a [reproduce] table
     recipe: PathBuf,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// /// Write the report from the finished runs only, and start no others
+    /// Write the report from the finished runs only, and start no others
     #[arg(long)]
     report_only: bool,
 }

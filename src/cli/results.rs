@@ -1,4 +1,4 @@
-//! //! The results of a run of `weft train`, for a person, for the run's report and for a program.
+//! The results of a run of `weft train`, for a person, for the run's report and for a program.
 
 use serde_json::{Map, Value, json};
 use weft::eval::{Accuracy, Task};
@@ -8,28 +8,28 @@ use weft::train::run::Summary;
 
 use super::eval::in_percent;
 
-/// /// The relative change of the held-out loss below which it counts as unchanged.
+/// The relative change of the held-out loss below which it counts as unchanged.
 const HARDLY: f64 = 0.01;
 
-/// /// A task, its number of problems, and the accuracy of each scored model by name.
+/// A task, its number of problems, and the accuracy of each scored model by name.
 pub type Scores = (Task, usize, [(&'static str, Accuracy); 2]);
 
-/// /// A finished run.
+/// A finished run.
 pub struct Results<'a> {
-    /// /// Optimizer steps, including those before the run was resumed.
+    /// Optimizer steps, including those before the run was resumed.
     pub steps: u64,
     pub summary: &'a Summary,
     pub scores: Option<Scores>,
-    /// /// The peak resident size, and the planned one.
+    /// The peak resident size, and the planned one.
     pub memory_bytes: [u64; 2],
-    /// /// The path of each output, by name.
+    /// The path of each output, by name.
     pub files: [(&'static str, String); 2],
-    /// /// The command that asks the trained model.
+    /// The command that asks the trained model.
     pub question: String,
 }
 
 impl Results<'_> {
-    /// /// Prints the results for a person.
+    /// Prints the results for a person.
     pub fn print(&self) {
         let Summary { first_step, train_secs, .. } = self.summary;
         let resumed = if *first_step > 0 { format!(", resumed at step {first_step}") } else { String::new() };
@@ -63,7 +63,7 @@ impl Results<'_> {
         }
     }
 
-    /// /// Names and values for the report.
+    /// Names and values for the report.
     pub fn rows(&self) -> Vec<(String, String)> {
         let row = |name: &str, value: String| (name.to_owned(), value);
         let mut rows = vec![row("steps", self.steps.to_string())];
@@ -80,7 +80,7 @@ impl Results<'_> {
         rows
     }
 
-    /// /// The number of skipped steps as text; `None` if none was skipped.
+    /// The number of skipped steps as text; `None` if none was skipped.
     fn skipped(&self) -> Option<String> {
         let Skipped { non_finite, spikes } = self.summary.skipped;
         let of = self.steps;
@@ -94,7 +94,7 @@ impl Results<'_> {
         })
     }
 
-    /// /// The results as one JSON object for a program; missing values are null.
+    /// The results as one JSON object for a program; missing values are null.
     pub fn to_json(&self) -> Value {
         let [peak, planned] = self.memory_bytes;
         let mut object = json!({

@@ -1,5 +1,4 @@
-//! //! The text side of a checkpoint: tokenizer, special tokens, and chat template, rendered as transformers renders
-//! it.
+//! The text side of a checkpoint: tokenizer, special tokens, and chat template, rendered as transformers renders it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,22 +14,22 @@ use super::{Conversation, Example, Message, qwen_tokenizer, template_environment
 use crate::error::{Error, Result};
 use crate::files::{read_small, read_text};
 
-/// /// The end-of-turn tokens in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, where they differ from
+/// The end-of-turn tokens in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, where they differ from
 /// `eos_token`.
 const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
-/// /// The largest chat template that is accepted, a hundred times a long one. The bound matters because each statement
-/// can nest a list in another.
+/// The largest chat template that is accepted, a hundred times a long one. The bound matters because each statement can
+/// nest a list in another.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
 
-/// /// A tokenizer with its chat template.
+/// A tokenizer with its chat template.
 pub struct TextModel {
     tokenizer: Tokenizer,
     environment: Arc<Environment<'static>>,
     path: PathBuf,
-    /// /// The file that the chat template comes from, for errors.
+    /// The file that the chat template comes from, for errors.
     template_path: PathBuf,
-    /// /// `bos_token` and `eos_token` as templates see them; a missing one is undefined.
+    /// `bos_token` and `eos_token` as templates see them; a missing one is undefined.
     bos_token: Option<String>,
     eos_token: String,
     eos_token_id: u32,
@@ -39,7 +38,7 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// /// Opens `tokenizer.json`, or `vocab.json` and `merges.txt` as in Dream's checkpoints, and, where they exist,
+    /// Opens `tokenizer.json`, or `vocab.json` and `merges.txt` as in Dream's checkpoints, and, where they exist,
     /// `tokenizer_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
@@ -52,7 +51,7 @@ impl TextModel {
         let config = read("tokenizer_config.json")?.unwrap_or_else(|| "{}".to_owned());
         let path = folder.join("tokenizer.json");
         let parts = || {
-            // // `build` reports a damaged configuration.
+            // `build` reports a damaged configuration.
             qwen_tokenizer::tokenizer_json(folder, &serde_json::from_str(&config).unwrap_or_default())
         };
         let tokenizer = match if path.exists() { None } else { parts()? } {
@@ -62,7 +61,7 @@ impl TextModel {
         Self::build(folder, &tokenizer, &config, read("chat_template.jinja")?)
     }
 
-    /// /// Builds a text model from the contents of its files.
+    /// Builds a text model from the contents of its files.
     ///
     /// # Errors
     /// As [`TextModel::open`].
@@ -116,10 +115,10 @@ impl TextModel {
         })
     }
 
-    /// /// Renders turns as text; `None` if there is no template.
+    /// Renders turns as text; `None` if there is no template.
     ///
     /// # Errors
-    /// /// An error that the template raises.
+    /// An error that the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
         let bos_token = self.bos_token.as_ref().map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
         let eos_token = &self.eos_token;
@@ -130,21 +129,21 @@ impl TextModel {
         })
     }
 
-    /// /// The tokens of a prompt, up to where the assistant begins. Without a template they are the turns' texts, each
+    /// The tokens of a prompt, up to where the assistant begins. Without a template they are the turns' texts, each
     /// followed by a line break.
     ///
     /// # Errors
-    /// /// An error that the template raises.
+    /// An error that the template raises.
     pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
         self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages)))
     }
 
-    /// /// The tokens of a conversation. Prompt and answer are tokenized separately, so that the border between them is
+    /// The tokens of a conversation. Prompt and answer are tokenized separately, so that the border between them is
     /// where generation starts. The answer ends with exactly one end token: the template's end-of-turn token if it has
     /// one, else `eos_token`.
     ///
     /// # Errors
-    /// /// An error that the template raises, or a template that changes the prompt once an answer follows.
+    /// An error that the template raises, or a template that changes the prompt once an answer follows.
     pub fn example(&self, conversation: &Conversation) -> Result<Example> {
         let answer = Message { role: "assistant".to_owned(), content: conversation.answer.clone() };
         let all = [conversation.prompt.as_slice(), &[answer]].concat();
@@ -167,7 +166,7 @@ impl TextModel {
         };
         let mut answer_ids = self.encode(&answer)?;
         let ends = self.end_token_ids();
-        // // An end token belongs to the answer only if the template wrote it after the content.
+        // An end token belongs to the answer only if the template wrote it after the content.
         let content = conversation.answer.trim();
         let tail = answer.rfind(content).map_or("", |start| &answer[start + content.len()..]);
         let is_ended = self.encode(tail)?.iter().any(|id| ends.contains(id));
@@ -178,10 +177,10 @@ impl TextModel {
         Ok(Example { prompt_ids, answer_ids })
     }
 
-    /// /// The tokens of a text, without added special tokens.
+    /// The tokens of a text, without added special tokens.
     ///
     /// # Errors
-    /// /// An error of the tokenizer.
+    /// An error of the tokenizer.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoded = guarded(|| self.tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
         let ids = encoded.map(|e| e.get_ids().to_vec());
@@ -195,7 +194,7 @@ impl TextModel {
         self.decode(&ids[..end], true)
     }
 
-    /// /// The text of all tokens of a canvas, special ones included, as d1 stores and scores it.
+    /// The text of all tokens of a canvas, special ones included, as d1 stores and scores it.
     pub fn decode_canvas(&self, ids: &[u32]) -> String {
         self.decode(ids, false)
     }
@@ -204,12 +203,12 @@ impl TextModel {
         guarded(|| self.tokenizer.decode(ids, skip_special_tokens).map_err(|e| e.to_string())).unwrap_or_default()
     }
 
-    /// /// The id of `eos_token`.
+    /// The id of `eos_token`.
     pub fn eos_token_id(&self) -> u32 {
         self.eos_token_id
     }
 
-    /// /// The ids of `eos_token` and of the end-of-turn tokens that the tokenizer has besides it.
+    /// The ids of `eos_token` and of the end-of-turn tokens that the tokenizer has besides it.
     pub fn end_token_ids(&self) -> Vec<u32> {
         let mut ids = vec![self.eos_token_id];
         ids.extend(ENDS_OF_TURN.iter().filter_map(|end| self.token_id(end)).filter(|id| *id != self.eos_token_id));
@@ -226,24 +225,24 @@ impl TextModel {
         self.tokenizer.token_to_id(token)
     }
 
-    /// /// The number of tokens, added ones included.
+    /// The number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// /// The largest token id; ids may have gaps.
+    /// The largest token id; ids may have gaps.
     pub fn last_id(&self) -> u32 {
         self.last_id
     }
 }
 
-/// /// Turns as text for a checkpoint without a template.
+/// Turns as text for a checkpoint without a template.
 fn plain(messages: &[Message]) -> String {
     messages.iter().map(|m| format!("{}\n", m.content)).collect()
 }
 
-/// /// Reads the tokenizer of a tokenizer.json. Like transformers, it neither truncates nor pads, whatever the file
-/// asks for.
+/// Reads the tokenizer of a tokenizer.json. Like transformers, it neither truncates nor pads, whatever the file asks
+/// for.
 fn tokenizer_of(json: &[u8]) -> std::result::Result<Tokenizer, String> {
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
     tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
@@ -251,12 +250,12 @@ fn tokenizer_of(json: &[u8]) -> std::result::Result<Tokenizer, String> {
     Ok(tokenizer)
 }
 
-/// /// A special token is either a string or an object that contains it.
+/// A special token is either a string or an object that contains it.
 fn text_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// /// A template is either a string or the entry named `default` in a list; `None` if it is absent.
+/// A template is either a string or the entry named `default` in a list; `None` if it is absent.
 fn template_of(field: &Value) -> std::result::Result<Option<String>, &'static str> {
     match field {
         Value::Null => Ok(None),

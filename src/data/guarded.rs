@@ -1,4 +1,4 @@
-//! //! Guards calls into the crates that read parquet and tokenizers, which panic on some damaged files: such a panic
+//! Guards calls into the crates that read parquet and tokenizers, which panic on some damaged files: such a panic
 //! becomes an ordinary error, and its message never reaches the terminal.
 
 use std::cell::Cell;
@@ -6,14 +6,14 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 thread_local! {
-    /// /// Whether a panic of this thread would be caught.
+    /// Whether a panic of this thread would be caught.
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// /// Calls such a crate and turns a panic into an error.
+/// Calls such a crate and turns a panic into an error.
 ///
 /// # Errors
-/// /// The call's own error, or that it panicked, as a part of a sentence.
+/// The call's own error, or that it panicked, as a part of a sentence.
 pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {

@@ -1,4 +1,4 @@
-//! //! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens, and how often each
+//! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens, and how often each
 //! example occurs (`mixing`). `noising` decides what is masked.
 
 pub mod chat_template;
@@ -34,95 +34,95 @@ use token_cache::TokenCache;
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// /// The text of the turn.
+    /// The text of the turn.
     pub content: String,
 }
 
-/// /// A prompt and the answer to it.
+/// A prompt and the answer to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
     /// Every turn before the answer.
     pub prompt: Vec<Message>,
-    /// /// The assistant's last turn.
+    /// The assistant's last turn.
     pub answer: String,
 }
 
 /// A tokenized conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// /// The prompt, which is never masked.
+    /// The prompt, which is never masked.
     pub prompt_ids: Vec<u32>,
-    /// /// The answer with its end token.
+    /// The answer with its end token.
     pub answer_ids: Vec<u32>,
 }
 
-/// /// The examples of one or several sources.
+/// The examples of one or several sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dataset {
-    /// /// The examples, one source after the other, each in the order of its files.
+    /// The examples, one source after the other, each in the order of its files.
     pub examples: Vec<Example>,
-    /// /// The number of answers that were cut because of the longest sequence.
+    /// The number of answers that were cut because of the longest sequence.
     pub truncated: usize,
-    /// /// The number of rows passed over because their own checks call none of their answers right.
+    /// The number of rows passed over because their own checks call none of their answers right.
     pub passed_over: usize,
 }
 
-/// /// How rows become examples.
+/// How rows become examples.
 pub struct Reading<'a> {
     /// Tokenizer and chat template.
     pub text: &'a TextModel,
-    /// /// The mask token's id, which no row may contain.
+    /// The mask token's id, which no row may contain.
     pub mask_token_id: u32,
-    /// /// The longest sequence, in tokens.
+    /// The longest sequence, in tokens.
     pub max_seq_len: usize,
-    /// /// The cache that keeps tokens between runs; `None` keeps none.
+    /// The cache that keeps tokens between runs; `None` keeps none.
     pub cache: Option<TokenCache>,
 }
 
-/// /// Several sources and how they are mixed.
+/// Several sources and how they are mixed.
 #[derive(Clone, Debug, Default)]
 pub struct Mixed {
     /// All examples.
     pub dataset: Dataset,
-    /// /// How often each example occurs in an epoch.
+    /// How often each example occurs in an epoch.
     pub mixture: Mixture,
     /// The sources.
     pub parts: Vec<Part>,
 }
 
-/// /// The name and the counts of a source.
+/// The name and the counts of a source.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// /// The source's path, with split and rows.
+    /// The source's path, with split and rows.
     pub name: String,
-    /// /// How often each of its rows occurs in an epoch.
+    /// How often each of its rows occurs in an epoch.
     pub weight: f64,
     /// The number of its examples.
     pub examples: usize,
-    /// /// The number of its answers that were cut.
+    /// The number of its answers that were cut.
     pub truncated: usize,
-    /// /// The number of its rows that were passed over.
+    /// The number of its rows that were passed over.
     pub passed_over: usize,
-    /// /// A hash of the tokens of its examples: equal for equal examples, whatever file they come from.
+    /// A hash of the tokens of its examples: equal for equal examples, whatever file they come from.
     pub key: String,
 }
 
 impl Part {
-    /// /// How often each row of the source occurs in an epoch, as part of a sentence.
+    /// How often each row of the source occurs in an epoch, as part of a sentence.
     pub fn how_often(&self) -> String {
         if self.weight == 1.0 { "once".to_owned() } else { format!("{} times", self.weight) }
     }
 }
 
-/// /// The number of rows that all threads together tokenize at a time.
+/// The number of rows that all threads together tokenize at a time.
 const CHUNK: usize = 512;
 
-/// /// Reads the rows of a source. An example of more than `max_seq_len` tokens loses the end of its answer, end token
+/// Reads the rows of a source. An example of more than `max_seq_len` tokens loses the end of its answer, end token
 /// included, and is counted.
 ///
 /// # Errors
-/// /// The file and place of a row that can't be read, whose prompt leaves no room for an answer, or that contains the
-/// mask token, which would count as masked, or an end token within its answer; a source without rows.
+/// The file and place of a row that can't be read, whose prompt leaves no room for an answer, or that contains the mask
+/// token, which would count as masked, or an end token within its answer; a source without rows.
 pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     let key = match &reading.cache {
         Some(_) => Some(token_cache::key(source, reading)?),
@@ -134,7 +134,7 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     let mut dataset = Dataset::default();
     let mut rows = source.rows()?;
     loop {
-        // // The error reported is that of the first bad row, whichever thread finds one first.
+        // The error reported is that of the first bad row, whichever thread finds one first.
         let chunk: Vec<Result<Row>> = rows.by_ref().take(CHUNK).collect();
         if chunk.is_empty() {
             break;
@@ -166,10 +166,10 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     Ok(dataset)
 }
 
-/// /// The examples of a source with the numbers of their rows, counted from 1; in JSONL files these are line numbers.
+/// The examples of a source with the numbers of their rows, counted from 1; in JSONL files these are line numbers.
 ///
 /// # Errors
-/// /// The errors of [`load`], except that a source may have no rows.
+/// The errors of [`load`], except that a source may have no rows.
 pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Example)>> {
     let numbered = |row: Result<Row>| {
         let row = row?;
@@ -178,14 +178,14 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     source.rows()?.map(numbered).filter_map(Result::transpose).collect()
 }
 
-/// /// The file and row of an example, given its index in the order of [`load`], counted from 0. `None` if the file has
+/// The file and row of an example, given its index in the order of [`load`], counted from 0. `None` if the file has
 /// changed since.
 pub fn place(source: &Source, example: usize) -> Option<String> {
     let is_example = |row: &Row| matches!(formats::conversation(&row.fields, source.format), Ok(Some(_)));
     source.rows().ok()?.filter_map(Result::ok).filter(is_example).nth(example).map(|row| row.place())
 }
 
-/// /// Reads a row's example and whether its answer was cut; `None` if the row is passed over.
+/// Reads a row's example and whether its answer was cut; `None` if the row is passed over.
 fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Example, bool)>> {
     let Reading { text, max_seq_len, .. } = *reading;
     let wrong = |reason: &str| row.wrong(reason.to_owned());
@@ -212,10 +212,10 @@ fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Exam
     Ok(Some((example, is_cut)))
 }
 
-/// /// Reads several sources to be mixed.
+/// Reads several sources to be mixed.
 ///
 /// # Errors
-/// /// The errors of [`load`]; a weight that leaves none of a source's rows.
+/// The errors of [`load`]; a weight that leaves none of a source's rows.
 pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
     let (mut all, mut parts, mut sizes) = (Dataset::default(), vec![], vec![]);
     for source in sources {
@@ -234,14 +234,14 @@ pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
         all.truncated += truncated;
         all.passed_over += passed_over;
     }
-    // // Sources of weight 1 are treated like one file in parts.
+    // Sources of weight 1 are treated like one file in parts.
     let is_even = sizes.iter().all(|(_, weight)| *weight == 1.0);
     let mixture = Mixture::new(if is_even { vec![] } else { sizes });
     Ok(Mixed { dataset: all, mixture, parts })
 }
 
 impl Mixed {
-    /// /// Each source with its examples.
+    /// Each source with its examples.
     pub fn by_source(&self) -> impl Iterator<Item = (&Part, &[Example])> {
         let mut rest = self.dataset.examples.as_slice();
         self.parts.iter().map(move |part| {
@@ -251,12 +251,12 @@ impl Mixed {
         })
     }
 
-    /// /// The number of examples in an epoch.
+    /// The number of examples in an epoch.
     pub fn epoch_len(&self) -> usize {
         self.mixture.epoch_len(self.dataset.examples.len())
     }
 
-    /// /// The number of tokens in an epoch without padding: exact if all weights are whole numbers, else an expected
+    /// The number of tokens in an epoch without padding: exact if all weights are whole numbers, else an expected
     /// value.
     pub fn tokens_per_epoch(&self) -> f64 {
         let tokens = |e: &Example| e.prompt_ids.len() + e.answer_ids.len();

@@ -1,4 +1,4 @@
-//! //! Checks the sizes that a parquet file declares for its pages against its bytes before the crate `parquet` trusts
+//! Checks the sizes that a parquet file declares for its pages against its bytes before the crate `parquet` trusts
 //! them: that crate allocates what a dictionary declares, repeats a row as often as the footer declares, and loops over
 //! lists that don't exist.
 
@@ -10,22 +10,22 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMeta
 
 type Result<T> = std::result::Result<T, String>;
 
-/// /// The number of values, over all columns and nulls included, that any file may have.
+/// The number of values, over all columns and nulls included, that any file may have.
 const MIN_VALUES: u64 = 1 << 20;
-/// /// The number of further values allowed per byte of the file; text files have less than one.
+/// The number of further values allowed per byte of the file; text files have less than one.
 const VALUES_PER_BYTE: u64 = 64;
-/// /// The size of the smallest page header, in bytes.
+/// The size of the smallest page header, in bytes.
 const MIN_HEAD_BYTES: u64 = 8;
-/// /// The most bytes that one compressed byte can expand to: a zstd block makes 2^17 bytes of 4.
+/// The most bytes that one compressed byte can expand to: a zstd block makes 2^17 bytes of 4.
 const MAX_RATIO: u64 = 1 << 16;
-/// /// The deepest nesting of fields that is read.
+/// The deepest nesting of fields that is read.
 const MAX_DEPTH: usize = 32;
 
-/// /// The Thrift types that are interpreted.
+/// The Thrift types that are interpreted.
 const I32: u8 = 5;
 const STRUCT: u8 = 12;
 
-/// /// Refuses a footer with a list of more elements than bytes. The crate itself reports files without a footer.
+/// Refuses a footer with a list of more elements than bytes. The crate itself reports files without a footer.
 pub(super) fn check_footer(file: &File) -> Result<()> {
     let mut file = BufReader::new(file);
     let mut tail = [0; 8];
@@ -39,7 +39,7 @@ pub(super) fn check_footer(file: &File) -> Result<()> {
     Thrift::new(&mut file, u64::from(len)).skip(STRUCT, 0).map_err(|e| format!("its footer is damaged ({e})"))
 }
 
-/// /// Refuses pages that declare more than their bytes can hold, and row groups with more rows than values.
+/// Refuses pages that declare more than their bytes can hold, and row groups with more rows than values.
 pub(super) fn check_pages(file: &File, metadata: &ParquetMetaData) -> Result<()> {
     let bytes = file.metadata().map_err(|e| e.to_string())?.len();
     let mut pages = Pages { file: BufReader::new(file), bytes, pages: 0, values: 0 };
@@ -49,7 +49,7 @@ pub(super) fn check_pages(file: &File, metadata: &ParquetMetaData) -> Result<()>
 struct Pages<'a> {
     file: BufReader<&'a File>,
     bytes: u64,
-    /// /// Pages and values of the columns so far.
+    /// Pages and values of the columns so far.
     pages: u64,
     values: u64,
 }
@@ -67,7 +67,7 @@ impl Pages<'_> {
         }
     }
 
-    /// /// The number of values in a column's pages.
+    /// The number of values in a column's pages.
     fn values_of(&mut self, column: &ColumnChunkMetaData) -> Result<u64> {
         let (mut at, len) = column.byte_range();
         let end = at.checked_add(len).filter(|end| *end <= self.bytes).ok_or("pages lie outside the file")?;
@@ -105,12 +105,12 @@ impl Pages<'_> {
     }
 }
 
-/// /// The sizes in a page's header.
+/// The sizes in a page's header.
 #[derive(Default)]
 struct Head {
     compressed: u64,
     uncompressed: u64,
-    /// /// The number of values of a data page, and of a dictionary page.
+    /// The number of values of a data page, and of a dictionary page.
     values: u64,
     in_dictionary: u64,
 }
@@ -134,15 +134,16 @@ impl Head {
     }
 }
 
-/// /// A reader of Thrift's compact protocol that stays within a given number of bytes and accepts no more elements than bytes.
+/// A reader of Thrift's compact protocol that stays within a given number of bytes and accepts no more elements than
+/// bytes.
 ///
 /// # Source
 /// The specification `thrift-compact-protocol.md` of Apache Thrift.
 struct Thrift<R> {
     file: R,
-    /// /// The number of bytes left.
+    /// The number of bytes left.
     left: u64,
-    /// /// How many elements that take no bytes may still come, such as booleans, for which the crate reads none.
+    /// How many more elements may come. Some take no bytes: the crate skips booleans without reading any.
     spare: u64,
 }
 
@@ -176,7 +177,7 @@ impl<R: BufRead> Thrift<R> {
         Err("a number is longer than 64 bits".to_owned())
     }
 
-    /// /// Reads a 32-bit number that counts something.
+    /// Reads a 32-bit number that counts something.
     fn count(&mut self) -> Result<u64> {
         let number = self.number()?;
         let signed = (number >> 1) as i64 ^ -((number & 1) as i64);
@@ -184,7 +185,7 @@ impl<R: BufRead> Thrift<R> {
         count.ok_or_else(|| format!("a count is {signed}"))
     }
 
-    /// /// Reads the type of a structure's next field and updates the field's number; `None` at the end.
+    /// Reads the type of a structure's next field and updates the field's number; `None` at the end.
     fn field(&mut self, id: &mut u64) -> Result<Option<u8>> {
         let byte = self.byte()?;
         let kind = byte & 0xf;
@@ -198,7 +199,7 @@ impl<R: BufRead> Thrift<R> {
         Ok(Some(kind))
     }
 
-    /// /// Reads the first field of a page's inner header: its number of values.
+    /// Reads the first field of a page's inner header: its number of values.
     fn values(&mut self) -> Result<u64> {
         let (mut values, mut id) = (0, 0);
         while let Some(kind) = self.field(&mut id)? {
@@ -243,7 +244,7 @@ impl<R: BufRead> Thrift<R> {
         }
     }
 
-    /// /// Skips this many elements of one type, or pairs of two types.
+    /// Skips this many elements of one type, or pairs of two types.
     fn elements(&mut self, size: u64, kinds: [u8; 2], each: usize, depth: usize) -> Result<()> {
         for _ in 0..size {
             self.spare = self.spare.checked_sub(1).ok_or("a list has more elements than bytes")?;

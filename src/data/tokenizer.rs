@@ -1,4 +1,4 @@
-//! //! A small tokenizer trained on text, for models trained from scratch: byte-level BPE that keeps digits apart, with
+//! A small tokenizer trained on text, for models trained from scratch: byte-level BPE that keeps digits apart, with
 //! LLaDA's special tokens and a chat template. Checkpoints have their own tokenizer.
 
 use std::path::Path;
@@ -17,17 +17,17 @@ use crate::files::{make_folder, write_whole};
 
 /// The mask token.
 pub const MASK: &str = "<|mdm_mask|>";
-/// /// The token that ends a text.
+/// The token that ends a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// /// The token that ends a turn; it is the end token of answers.
+/// The token that ends a turn; it is the end token of answers.
 pub const END_OF_TURN: &str = "<|eot_id|>";
-/// /// The tokens around a role's name.
+/// The tokens around a role's name.
 const HEADER: [&str; 2] = ["<|start_header_id|>", "<|end_header_id|>"];
 
 /// Trains a tokenizer and writes `tokenizer.json` and `tokenizer_config.json`.
 ///
 /// # Errors
-/// /// A trainer that fails on the texts, or a file that can't be written.
+/// A trainer that fails on the texts, or a file that can't be written.
 pub fn train(folder: &Path, texts: &[String], vocab_size: usize) -> Result<()> {
     let run = |e: tokenizers::Error| Error::Run(format!("the tokenizer can't be trained: {e}"));
     let specials = [END_OF_TEXT, END_OF_TURN, HEADER[0], HEADER[1], MASK];
