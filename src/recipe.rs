@@ -26,7 +26,7 @@ pub struct Recipe {
     pub model: ModelTable,
     /// The examples.
     pub data: DataTable,
-    /// What is trained for: the objective.
+    /// The training objective.
     pub objective: Objective,
     /// How it is trained.
     pub train: TrainTable,

@@ -20,7 +20,7 @@ pub struct InspectedText {
     pub tokens: Vec<String>,
     /// The entropy `H_i` of each token, in nats.
     pub token_entropy: Vec<f32>,
-    /// The masking rate `r_i` of each token.
+    /// The relative uncertainty `r_i` of each token.
     pub relative_uncertainty: Vec<f32>,
 }
 
