@@ -1,5 +1,5 @@
-//! Fine-tunes the embedded base on rows made here, without a recipe or a file, and asks it before and after:
-//! `cargo run --release --example fine_tune`.
+//! Fine-tunes the embedded base on rows made here, without a recipe or a file, and asks it before and after: `cargo run
+//! --release --example fine_tune`.
 
 use std::path::Path;
 

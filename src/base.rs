@@ -1,5 +1,5 @@
-//! A base to fine-tune or to ask: a checkpoint's network together with its tokenizer and chat template; and the way
-//! back, a trained base as a checkpoint of its own. `tiny-base` is part of the program (assets/tiny-base).
+//! A base to fine-tune or to ask: a checkpoint's network with its tokenizer and chat template. Also saves a trained
+//! base as a checkpoint of its own. `tiny-base` is part of the program (assets/tiny-base).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,26 +18,26 @@ use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 /// The embedded base's name.
 pub const TINY_BASE: &str = "tiny-base";
 
-/// A network and its text.
+/// A network with its text side.
 pub struct Base {
     /// The network.
     pub model: Transformer,
-    /// Tokenizer, chat template and end token.
+    /// The tokenizer, the chat template and the end token.
     pub text: TextModel,
-    /// The folder, the embedded base's name or the hub's id.
+    /// The folder, the name of the embedded base, or the id on the hub.
     pub name: String,
-    /// The format that its weights are stored in, by its embedding.
+    /// The format that the weights are stored in, taken from the embedding.
     pub dtype: Dtype,
-    /// Where its other files are; `None` for the embedded one.
+    /// The folder with its other files; `None` for the embedded base.
     folder: Option<PathBuf>,
 }
 
 impl Base {
-    /// Opens a checkpoint's folder, the embedded base where no folder has its name, or a model of the hub.
+    /// Opens a checkpoint's folder, a model of the hub, or the embedded base if no folder has its name.
     ///
     /// # Errors
-    /// A file that is missing, damaged or of a family that Weft doesn't compute; a mask token that the tokenizer lacks; an
-    /// id whose files can't be had.
+    /// A file that is missing, damaged or of a family that Weft doesn't support; a mask token that the tokenizer lacks;
+    /// an id whose files can't be downloaded.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let is_embedded = is_embedded(path);
@@ -52,10 +52,10 @@ impl Base {
         Ok(Self { model, text, name, dtype, folder: (!is_embedded).then(|| path.to_owned()) })
     }
 
-    /// The text side alone and the mask token, for which no weights have to be there.
+    /// Opens only the text side and the id of the mask token, for which no weights are needed.
     ///
     /// # Errors
-    /// As [`Base::open`], but for the weights.
+    /// The errors of [`Base::open`], except those of the weights.
     pub fn open_text(path: &Path) -> Result<(TextModel, u32)> {
         if is_embedded(path) {
             let (config, text) = embedded_text()?;
@@ -68,10 +68,10 @@ impl Base {
         Ok((text, config.mask_token_id()))
     }
 
-    /// The text side, and the network on the meta device, for which no weight is read.
+    /// Opens the text side, and the network on the meta device, for which no weight is read.
     ///
     /// # Errors
-    /// As [`Base::open`]; weights that aren't there are none.
+    /// The errors of [`Base::open`], except those of missing weights.
     pub fn open_meta(path: &Path) -> Result<(TextModel, Transformer)> {
         match is_embedded(path) {
             true => {
@@ -87,20 +87,20 @@ impl Base {
         }
     }
 
-    /// Saves the network with its weights as they are now, in a folder that loads wherever the base's own does: the
-    /// same names and files, with config.json naming `dtype`. Adapters aren't part of it. An earlier folder is replaced.
+    /// Saves the network with its current weights in a folder that loads wherever the base's own does: it has the same
+    /// names and files, and config.json names `dtype`. Adapters aren't saved. An earlier folder is replaced.
     ///
     /// # Errors
-    /// A file of the base that can't be read, or one that can't be written; nothing is left then.
+    /// A file of the base that can't be read, or a file that can't be written; in either case nothing is left behind.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         let own = self.model.params.iter().filter(|p| !p.is_adapters());
         self.save_tensors(folder, dtype, own.map(|p| Tensor::of(p, dtype)).collect())
     }
 
-    /// The same with the tensors as somebody else has them.
+    /// Saves a checkpoint like [`Base::save`], with the given tensors in place of the network's.
     ///
     /// # Errors
-    /// As [`Base::save`].
+    /// The errors of [`Base::save`].
     pub fn save_tensors(&self, folder: &Path, dtype: Dtype, tensors: Vec<Tensor>) -> Result<()> {
         write_folder_whole(folder, |partial| {
             for (name, bytes) in self.companions()? {
@@ -111,10 +111,10 @@ impl Base {
         })
     }
 
-    /// The checkpoint's tensors as they are stored.
+    /// The tensors of the checkpoint as they are stored.
     ///
     /// # Errors
-    /// A file that is missing or damaged by now.
+    /// A file that has become missing or damaged.
     pub(crate) fn checkpoint(&self) -> Result<Checkpoint> {
         match &self.folder {
             Some(folder) => Checkpoint::open(folder),
@@ -122,7 +122,7 @@ impl Base {
         }
     }
 
-    /// Where config.json is, and its text.
+    /// The path and the text of config.json.
     pub(crate) fn config_text(&self) -> Result<(PathBuf, String)> {
         Ok(match &self.folder {
             Some(folder) => (folder.join("config.json"), read_text(&folder.join("config.json"))?),
@@ -139,7 +139,7 @@ impl Base {
             Dtype::F32 => "float32",
             Dtype::Bf16 => "bfloat16",
         };
-        // transformers 5 writes the first key, older ones the second; every one reads the second.
+        // transformers 5 writes `dtype`, older versions `torch_dtype`; every version reads the second.
         let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| fields.get(key).is_some()).collect::<Vec<_>>();
         for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
             fields[key] = Value::from(name);
@@ -147,7 +147,7 @@ impl Base {
         Ok(serde_json::to_string_pretty(&fields).expect("JSON values print"))
     }
 
-    /// The base's other files: names and contents.
+    /// The other files of the base, as names and contents.
     pub(crate) fn companions(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let Some(folder) = &self.folder else {
             return Ok(EMBEDDED[1..].iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect());
@@ -157,7 +157,7 @@ impl Base {
         for entry in fs::read_dir(folder).map_err(read_error)? {
             let path = entry.map_err(read_error)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // An adapter beside the base took no part in the training.
+            // An adapter in the base's folder took no part in the training.
             let is_own = ["config.json", "adapter_config.json"].contains(&&*name) || name.ends_with(".index.json");
             if path.is_file() && !is_own && is_companion(&name) {
                 let bytes = fs::read(&path).map_err(|source| Error::Read { path, source })?;
@@ -168,7 +168,7 @@ impl Base {
     }
 }
 
-/// A folder that may be a checkpoint's; what is taken for one by mistake is told.
+/// Accepts a folder that may be a checkpoint; the error says what it is instead.
 fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
     let has = |name: &str| path.join(name).exists();
     let reason = match has("config.json") {
@@ -185,7 +185,7 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
     Err(Error::Config { path, reason })
 }
 
-/// Refuses a tokenizer with tokens for which a model has no row.
+/// Refuses a tokenizer with tokens for which the model has no row.
 fn check_tokens(text: &TextModel, rows: usize, folder: &Path) -> Result<()> {
     let refuse = |reason: String| {
         let reason = format!("{reason}; use the model's own tokenizer");
@@ -209,7 +209,7 @@ macro_rules! asset {
     };
 }
 
-/// The embedded base's files but its weights, config.json first.
+/// The embedded base's files except its weights, config.json first.
 const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.json"), asset!("tokenizer_config.json")];
 
 fn embedded() -> Result<(Transformer, TextModel)> {

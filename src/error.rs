@@ -1,4 +1,4 @@
-//! Everything that can go wrong, each as one sentence with the value, the place and the fix.
+//! All errors, each as one sentence with the value, the place and the fix.
 
 pub mod diagnosis;
 
@@ -15,10 +15,10 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file that isn't what its name says.
+    /// A file whose contents aren't what its name says.
     #[error("{} is damaged or of another format: {reason}; fetch or write it again", path.display())]
     Format {
         /// The file.
@@ -26,7 +26,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A configuration that Weft doesn't compute.
+    /// A configuration that Weft doesn't support.
     #[error("{}: {reason}", path.display())]
     Config {
         /// The file.
@@ -37,7 +37,7 @@ pub enum Error {
     /// A tensor that is missing or has another shape.
     #[error("tensor {name} in {}: {reason}; is this the checkpoint that config.json describes?", folder.display())]
     Tensor {
-        /// Its name.
+        /// The tensor's name.
         name: String,
         /// The checkpoint's folder.
         folder: PathBuf,
@@ -54,7 +54,7 @@ pub enum Error {
         /// What is wrong and the fix.
         reason: String,
     },
-    /// A row of a data file without lines of its own.
+    /// A row of a data file that has no lines.
     #[error("{} row {row}: {reason}", path.display())]
     Record {
         /// The file.
@@ -64,12 +64,12 @@ pub enum Error {
         /// What is wrong and the fix.
         reason: String,
     },
-    /// A recipe with problems, all of them.
+    /// A recipe with all its problems.
     #[error("{}: {}", path.display(), problems.join("; "))]
     Recipe {
         /// The recipe.
         path: PathBuf,
-        /// One sentence each.
+        /// The problems, one sentence each.
         problems: Vec<String>,
     },
     /// A file that can't be written.
@@ -77,21 +77,21 @@ pub enum Error {
     Write {
         /// The file.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A repository of the hub that can't be had.
+    /// A repository of the hub that can't be used.
     #[error("{id}: {reason}")]
     Hub {
-        /// Its id, as it was given.
+        /// The id as it was given.
         id: String,
         /// What is wrong and the fix.
         reason: String,
     },
-    /// A run that was asked to stop, and did.
+    /// A run that stopped because it was asked to.
     #[error("stopped at step {step}, which is saved in {}; add --resume to go on", output.display())]
     Stopped {
-        /// The last step that was done.
+        /// The last step that was finished.
         step: u64,
         /// The run's folder.
         output: PathBuf,
@@ -99,10 +99,10 @@ pub enum Error {
     /// Options or folders that don't go together.
     #[error("{0}")]
     Usage(String),
-    /// A run that can't go on.
+    /// A run that can't continue.
     #[error("{0}")]
     Run(String),
-    /// A step whose numbers aren't finite.
+    /// A step with numbers that aren't finite.
     #[error(
         "{0}; the last checkpoint is as it was: --resume --set train.on_non_finite=skip passes over such steps, a lower \
          train.lr or an objective.rate_floor above 0 avoids them in a new run"
@@ -111,7 +111,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the user can mend it before anything has run; a failed run is the other kind.
+    /// Whether the user can fix it before anything has run; otherwise it is a failed run.
     pub fn is_users(&self) -> bool {
         !matches!(self, Self::Run(_) | Self::NonFinite(_))
     }

@@ -1,5 +1,5 @@
-//! An experiment as its recipe describes it: the base, its rows, what of it is trained, and its score on the recipe's
-//! task. The loop is `train`'s; what is printed is the commands'.
+//! An experiment as its recipe describes it: the base, its rows, what is trained, and the score on the recipe's task.
+//! The training loop is in `train`; the commands print the results.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ use crate::train::optimizer::train_everything;
 use crate::train::resolved::Resolved;
 use crate::train::{Job, Trainer};
 
-/// What a recipe works on.
+/// A recipe with the rows, problems and ranks that it works on.
 pub struct Experiment {
     /// The recipe.
     pub recipe: Recipe,
@@ -35,9 +35,9 @@ pub struct Experiment {
     pub held_out: Option<Mixed>,
     /// The problems of the recipe's task; none without a task.
     pub problems: Vec<Problem>,
-    /// The ranks that work on it.
+    /// The ranks that take part in the experiment.
     pub ranks: Ranks,
-    /// Where the training rows came from.
+    /// The sources of the training rows.
     sources: Vec<Source>,
 }
 
@@ -45,7 +45,7 @@ impl Experiment {
     /// Opens the recipe's base on the process's device; reads its rows, or generates them into the run's folder.
     ///
     /// # Errors
-    /// A base or rows that can't be read; settings of the sampler without sense for the base's family.
+    /// A base or rows that can't be read; sampler settings that make no sense for the base's family.
     pub fn open(recipe: Recipe) -> Result<(Self, Base)> {
         let (experiment, mut base) = Self::open_alone(recipe)?;
         base.model.put_on(&device::current());
@@ -57,16 +57,17 @@ impl Experiment {
         Self::open_with(recipe, &folder)
     }
 
-    /// The same at one of several ranks, the base's weights in their files yet. The first goes before the others: what it
-    /// fetches and tokenizes lies in the caches then, and generated rows of the others go again.
+    /// Opens an experiment like [`Experiment::open`], for one rank of a data-parallel group; the base's weights stay in
+    /// their files for now. The first rank goes before the others, which then find in the caches what it downloaded and
+    /// tokenized. Rows that the other ranks generate are removed again.
     ///
     /// # Errors
-    /// As [`Experiment::open`].
+    /// The errors of [`Experiment::open`].
     pub fn open_on(ranks: Ranks, recipe: Recipe) -> Result<(Self, Base)> {
         let opened = match ranks.is_first() {
             true => {
                 let opened = Self::open_alone(recipe);
-                // A mistake that all would meet is this rank's to tell.
+                // If this rank fails, it doesn't let the others start: they would report the same error.
                 opened.as_ref().ok().into_iter().for_each(|_| ranks.wait());
                 opened
             }
@@ -84,7 +85,7 @@ impl Experiment {
         Ok((experiment, base))
     }
 
-    /// Refuses ranks that would train something else each.
+    /// Refuses ranks that would train on different recipes or rows.
     fn check_ranks(&self) -> Result<()> {
         if self.ranks.size() == 1 {
             return Ok(());
@@ -108,11 +109,11 @@ impl Experiment {
         Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
     }
 
-    /// Reads the recipe's rows for a base that is known by its text and its configuration; generated ones are written
-    /// into `folder`.
+    /// Reads the recipe's rows, given the text side and the configuration of the base; generated rows are written into
+    /// `folder`.
     ///
     /// # Errors
-    /// As [`Experiment::open`].
+    /// The errors of [`Experiment::open`].
     pub fn read(recipe: Recipe, (text, config): (&TextModel, &Config), folder: &Path) -> Result<Self> {
         if recipe.eval.generates() {
             let sampling = recipe.sampler.for_family(config.family);
@@ -133,13 +134,13 @@ impl Experiment {
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
     }
 
-    /// The held-out rows, tokenized.
+    /// The tokenized held-out rows.
     pub fn held_out_examples(&self) -> &[data::Example] {
         self.held_out.as_ref().map_or(&[], |held_out| &held_out.dataset.examples)
     }
 
-    /// The recipe as a run keeps it: with the key of each source's examples under `rows`, so that a run that is resumed
-    /// notices when they are others.
+    /// The recipe as a run saves it: it contains the key of each source's examples under `rows`, so that resuming
+    /// notices when they have changed.
     pub fn resolved(&self) -> Resolved {
         let parts = self.train.parts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.parts));
         let mut resolved = self.recipe.resolved();
@@ -147,11 +148,11 @@ impl Experiment {
         resolved
     }
 
-    /// The training of the base's network from its beginning, and the configuration of its fresh adapter; none where
+    /// Starts the training of the base's network; also returns the configuration of its fresh adapter, or `None` if
     /// every weight is trained.
     ///
     /// # Errors
-    /// Targets that the network doesn't have.
+    /// LoRA targets that the network doesn't have.
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
         let job = Job {
@@ -165,7 +166,7 @@ impl Experiment {
         Ok((Trainer::on(self.ranks.clone(), model, job), adapter))
     }
 
-    /// An error of a training, with the file and row of each example that it names.
+    /// Adds to a training error the file and row of each example that it names.
     pub fn with_rows(&self, error: Error) -> Error {
         let Error::NonFinite(mut diagnosis) = error else { return error };
         for wrong in &mut diagnosis.wrong {
@@ -185,7 +186,7 @@ impl Experiment {
         None
     }
 
-    /// Attaches the recipe's adapter, whose configuration is returned, or makes every weight trainable.
+    /// Attaches the recipe's adapter and returns its configuration, or makes every weight trainable.
     fn make_trainable(&self, model: &mut Transformer) -> Result<Option<LoraConfig>> {
         if self.recipe.model.trainable == Trainable::Full {
             train_everything(model);
@@ -197,10 +198,10 @@ impl Experiment {
         Ok(Some(config))
     }
 
-    /// A network's answers to the first rows, for people to read: held-out ones where there are any.
+    /// A network's answers to the first rows, for people to read; held-out rows are used if there are any.
     ///
     /// # Errors
-    /// Sampling lengths that don't divide.
+    /// Sampling lengths that aren't divisible.
     pub fn samples(&self, model: &Transformer, text: &TextModel) -> Result<Vec<String>> {
         let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..self.sampling() };
         let rows = self.sampled();
@@ -223,8 +224,8 @@ impl Experiment {
         Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() }
     }
 
-    /// A network's answers to the recipe's task, scored; `None` without a task. Ranks share the problems; each gets all
-    /// answers.
+    /// A network's scored answers to the recipe's task; `None` without a task. The ranks divide the problems, and each
+    /// rank returns all answers.
     ///
     /// # Errors
     /// A chat template that fails.
@@ -249,16 +250,16 @@ pub(crate) fn lora_config(table: &ModelTable) -> LoraConfig {
     LoraConfig::new(*lora_rank, *lora_alpha, *lora_dropout, lora_targets.clone(), *use_rslora)
 }
 
-/// Where a recipe's rows come from.
+/// The sources of a recipe's rows.
 pub struct Sources {
-    /// Those to train on.
+    /// The sources of the training rows.
     pub train: Vec<Source>,
-    /// The held-out ones.
+    /// The source of the held-out rows.
     pub held_out: Option<Source>,
 }
 
 impl Sources {
-    /// The recipe's; generated rows are written into `folder`.
+    /// The sources that a recipe names; generated rows are written into `folder`.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -274,7 +275,7 @@ impl Sources {
     }
 }
 
-/// How the recipe's rows become examples; their tokens are kept in the user's cache.
+/// How the recipe's rows become examples; their tokens are cached in the user's folder.
 pub fn reading<'a>(recipe: &Recipe, text: &'a TextModel, mask_token_id: u32) -> Reading<'a> {
     Reading { text, mask_token_id, max_seq_len: recipe.data.max_seq_len.0, cache: TokenCache::of_user() }
 }

@@ -1,5 +1,5 @@
-//! Files and folders that appear whole under their final name or not at all, and the reading of small text files.
-//! A writer fills a neighbour, flushes it to the disk and renames it; what a crash leaves is the neighbour.
+//! Writes files and folders that appear complete under their final name or not at all, and reads small text files. A
+//! writer fills a neighbouring file, flushes it to disk and renames it; a crash leaves only the neighbour behind.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,13 +9,13 @@ use twox_hash::XxHash3_128;
 
 use crate::error::{Error, Result};
 
-/// The largest file that is read as a small one; the largest tokenizers have a tenth of it.
+/// The size limit of a small file; the largest tokenizers have a tenth of it.
 const MAX_SMALL_BYTES: u64 = 1 << 28;
 
-/// The extensions of files of rows.
+/// The extensions of files with rows.
 pub(crate) const ROWS: [&str; 3] = ["jsonl", "json", "parquet"];
 
-/// Whether a path is named like a file of rows.
+/// Whether a path has the extension of a file with rows.
 pub fn is_named_as_rows(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ROWS.contains(&extension.as_str())
@@ -24,7 +24,7 @@ pub fn is_named_as_rows(path: &Path) -> bool {
 /// Reads a small text file.
 ///
 /// # Errors
-/// What the operating system answers; a file that is no text or not small.
+/// An error of the operating system; a file that isn't text or isn't small.
 pub fn read_text(path: &Path) -> Result<String> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     String::from_utf8(read_small(path)?).map_err(|e| read_error(io::Error::new(io::ErrorKind::InvalidData, e)))
@@ -33,7 +33,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// Reads a small file.
 ///
 /// # Errors
-/// What the operating system answers; a file that isn't small.
+/// An error of the operating system; a file that isn't small.
 pub fn read_small(path: &Path) -> Result<Vec<u8>> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let mut bytes = vec![];
@@ -49,18 +49,18 @@ pub fn read_small(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Writes a file that is there whole after any crash, or not at all.
+/// Writes a file that after any crash is either complete or absent.
 ///
 /// # Errors
-/// What the operating system answers, a full disk for one; nothing is left then.
+/// An error of the operating system, such as a full disk; nothing is left behind.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole_by(path, |partial| fs::write(partial, bytes))
 }
 
-/// As [`write_whole`], for a file that `write` fills piece by piece.
+/// Writes a file like [`write_whole`], with contents that `write` produces piece by piece.
 ///
 /// # Errors
-/// As [`write_whole`].
+/// The errors of [`write_whole`].
 pub fn write_whole_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let partial = partial_name(path);
     let whole = || {
@@ -70,18 +70,18 @@ pub fn write_whole_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) 
         sync_folder(path)
     };
     whole().map_err(|source| {
-        // The first error is the one worth telling.
+        // The first error is the one worth reporting.
         let _ = fs::remove_file(&partial);
         Error::Write { path: path.to_owned(), source }
     })
 }
 
-/// Fills a folder that is there whole after any crash, or not at all; one of the same name is replaced. `fill` makes
-/// files, no folders.
+/// Writes a folder that after any crash is either complete or absent; an existing folder is replaced. `fill` creates
+/// files but no folders.
 ///
 /// # Errors
-/// What `fill` or the operating system answers; an earlier folder is as it was then, unless what failed came after the
-/// new one was in its place.
+/// An error of `fill` or of the operating system. An earlier folder then stays as it was, unless the error came after
+/// the new one had taken its place.
 pub fn write_folder_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (partial, earlier) = (partial_name(folder), earlier_name(folder));
     let write_error = |source| Error::Write { path: folder.to_owned(), source };
@@ -89,12 +89,12 @@ pub fn write_folder_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>)
     make_folder(&partial)?;
     let filled = fill(&partial).and_then(|()| sync_files(&partial).map_err(write_error));
     if let Err(error) = filled {
-        // The first error is the one worth telling.
+        // The first error is the one worth reporting.
         let _ = fs::remove_dir_all(&partial);
         return Err(error);
     }
     let replace = || {
-        // At any moment the old folder or the new one is there whole: a crash between the renames leaves both.
+        // At any moment the old or the new folder is complete: a crash between the renames leaves both.
         if folder.exists() {
             fs::rename(folder, &earlier)?;
         }
@@ -106,11 +106,11 @@ pub fn write_folder_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>)
     replaced.and(settled)
 }
 
-/// Puts right what a crash left of [`write_folder_whole`]: an earlier folder without a new one gets its name back, and
-/// nothing stays beside the folder.
+/// Repairs what a crash of [`write_folder_whole`] left: an earlier folder without a new one gets its name back, and
+/// everything else beside the folder is removed.
 ///
 /// # Errors
-/// What the operating system answers.
+/// An error of the operating system.
 pub fn settle_folder(folder: &Path) -> Result<()> {
     let (partial, earlier) = (partial_name(folder), earlier_name(folder));
     let settle = || {
@@ -122,10 +122,10 @@ pub fn settle_folder(folder: &Path) -> Result<()> {
     settle().map_err(|source| Error::Write { path: folder.to_owned(), source })
 }
 
-/// Makes a folder and its parents, which last.
+/// Creates a folder and its parents durably: they survive a crash.
 ///
 /// # Errors
-/// What the operating system answers.
+/// An error of the operating system.
 pub fn make_folder(path: &Path) -> Result<()> {
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
@@ -133,7 +133,7 @@ pub fn make_folder(path: &Path) -> Result<()> {
     made.map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
-/// Flushes a folder and the files in it to the disk.
+/// Flushes a folder and its files to disk.
 fn sync_files(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         File::open(entry?.path())?.sync_all()?;
@@ -141,23 +141,23 @@ fn sync_files(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Makes a rename in `path`'s folder last.
+/// Makes a rename in `path`'s folder durable.
 ///
 /// # Errors
-/// What the operating system answers.
+/// An error of the operating system.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
 
-/// The name a file has while it is written.
+/// The name that a file has while it is being written.
 pub fn partial_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     path.with_file_name(name)
 }
 
-/// The name of a folder that is being replaced.
+/// The name that an earlier folder has while it is being replaced.
 fn earlier_name(folder: &Path) -> PathBuf {
     let mut name = folder.file_name().unwrap_or_default().to_owned();
     name.push(".earlier");
@@ -167,7 +167,7 @@ fn earlier_name(folder: &Path) -> PathBuf {
 /// The XXH3 hash, of 128 bits, of a file's bytes.
 ///
 /// # Errors
-/// What the operating system answers.
+/// An error of the operating system.
 pub fn content_hash(path: &Path) -> io::Result<u128> {
     let mut file = File::open(path)?;
     let (mut hash, mut buffer) = (XxHash3_128::new(), vec![0; 1 << 20]);
@@ -179,8 +179,8 @@ pub fn content_hash(path: &Path) -> io::Result<u128> {
     }
 }
 
-/// The user's folder for what can be made again: `WEFT_CACHE`, or `weft` within `XDG_CACHE_HOME` or `~/.cache`; none where
-/// the first is set and empty, or nothing says where the user's folders are.
+/// The user's folder for data that can be recreated: `WEFT_CACHE`, or `weft` in `XDG_CACHE_HOME` or `~/.cache`. `None`
+/// if the first is set but empty, or if the user's folders are unknown.
 pub fn user_cache() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let is_some = |path: &PathBuf| !path.as_os_str().is_empty();

@@ -1,6 +1,6 @@
-//! Models, adapters and rows by their ids on the Hugging Face hub: which texts are ids. Which files of a repository are
-//! needed is for `model` and `data` to choose. `cache` says where files lie, `download` fetches them and is the only code that reaches for a network.
-//! Built without the feature `hub`, an id is an error that says so.
+//! Ids of models, adapters and rows on the Hugging Face hub: decides which strings are ids. `model` and `data` choose
+//! which files of a repository are needed, `cache` knows where files lie, and `download` is the only code that uses the
+//! network. Without the feature `hub`, an id is an error that says so.
 
 #[cfg(feature = "hub")]
 mod cache;
@@ -14,11 +14,11 @@ use std::sync::atomic::AtomicBool;
 use crate::error::{Error, Result};
 use crate::files::is_named_as_rows;
 
-/// What explicit ids begin with.
+/// The prefix of explicit ids.
 const SCHEME: &str = "hf://";
-/// What follows in those of data sets.
+/// What follows the prefix in the ids of data sets.
 const DATASETS: &str = "datasets/";
-/// The revision where none is named.
+/// The default revision.
 const MAIN: &str = "main";
 /// The longest part of an id.
 const MAX_PART: usize = 96;
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// What the hub's API and the cache's folders call several.
+    /// The plural that the hub's API and the cache's folders use.
     #[cfg(feature = "hub")]
     fn plural(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Kind {
         }
     }
 
-    /// What the path of a repository's page and files begins with.
+    /// The beginning of the URL path of a repository's page and files.
     #[cfg(feature = "hub")]
     fn prefix(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl Kind {
     }
 }
 
-/// A repository of the hub, or a folder or file inside.
+/// A repository of the hub, or a folder or file inside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
 struct Id {
@@ -66,34 +66,34 @@ struct Id {
     name: String,
     /// A branch, tag or commit.
     revision: String,
-    /// What of it is meant; all where empty.
+    /// The folder or file inside the repository; empty for all of it.
     inside: String,
-    /// As the user wrote it.
+    /// The id as the user wrote it.
     given: String,
 }
 
-/// Chooses among a repository's names the files that are needed; else says what the repository lacks.
+/// Chooses the needed files among the names of a repository; the error says what the repository lacks.
 pub(crate) type Choose<'a> = &'a dyn Fn(&[String]) -> std::result::Result<Vec<String>, String>;
 
 /// What is needed of a model's repository.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
 pub(crate) struct Needs<'a> {
-    /// The files that are fetched first.
+    /// Chooses the files that are downloaded first.
     pub files: Choose<'a>,
-    /// The files that are fetched once those lie in a folder.
+    /// Chooses further files once the first ones are in a folder.
     pub behind: Option<ChooseBehind<'a>>,
-    /// What an error offers beside a folder and an id of the hub: nothing, or text that begins with a comma.
+    /// What an error suggests besides a folder and an id of the hub: nothing, or text that begins with a comma.
     pub alternative: &'static str,
 }
 
-/// Chooses as [`Choose`] does, by the folder too in which the first files lie.
+/// Chooses files like [`Choose`], but also reads the folder with the first files.
 pub(crate) type ChooseBehind<'a> = &'a dyn Fn(&[String], &Path) -> Result<std::result::Result<Vec<String>, String>>;
 
-/// A model's folder: the path itself, or that of the hub's files once they are all there.
+/// A model's folder: the path itself, or the folder with the hub's files once all of them are downloaded.
 ///
 /// # Errors
-/// A folder that isn't there; an id of the hub whose files can't be had.
+/// A folder that doesn't exist; an id of the hub whose files can't be downloaded.
 pub(crate) fn model(path: &Path, needs: Needs) -> Result<PathBuf> {
     match Id::of(path, Kind::Model)? {
         None if !path.exists() => Err(Error::Usage(format!(
@@ -106,10 +106,10 @@ pub(crate) fn model(path: &Path, needs: Needs) -> Result<PathBuf> {
     }
 }
 
-/// A file or folder of rows: the path itself, or that of the hub's files once they are all there.
+/// A file or folder of rows: the path itself, or that of the hub's files once all of them are downloaded.
 ///
 /// # Errors
-/// An id of the hub whose files can't be had.
+/// An id of the hub whose files can't be downloaded.
 pub(crate) fn rows(path: &Path, files: Choose) -> Result<PathBuf> {
     match Id::of(path, Kind::Dataset)? {
         None => Ok(path.to_owned()),
@@ -117,7 +117,7 @@ pub(crate) fn rows(path: &Path, files: Choose) -> Result<PathBuf> {
     }
 }
 
-/// Whether a path of rows names a data set of the hub, or a folder of one.
+/// Whether a path of rows names a data set of the hub, or a folder in one.
 pub(crate) fn is_dataset(path: &Path) -> bool {
     matches!(Id::of(path, Kind::Dataset), Ok(Some(id)) if !is_named_as_rows(Path::new(&id.inside)))
 }
@@ -133,7 +133,7 @@ pub(crate) fn name_and_revision(base: &str) -> (String, Option<String>) {
 #[cfg(feature = "hub")]
 static IS_QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Fetches without a word from now on.
+/// Turns off all messages about downloads.
 pub fn be_quiet() {
     #[cfg(feature = "hub")]
     IS_QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -151,7 +151,7 @@ fn fetch(id: &Id, needs: Needs) -> Result<PathBuf> {
     let repository = cache::Repository::open(id)?;
     let fetched = fetch_from(&repository, id, needs);
     match fetched {
-        // The list of files may be an older one than the hub's.
+        // The recorded list of files may be older than the hub's.
         Err(_) if repository.is_from_record() => match repository.renewed()? {
             Some(renewed) => fetch_from(&renewed, id, needs),
             None => fetched,
@@ -164,7 +164,7 @@ fn fetch(id: &Id, needs: Needs) -> Result<PathBuf> {
 fn fetch_from(repository: &cache::Repository, id: &Id, needs: Needs) -> Result<PathBuf> {
     let names = id.names(repository.names());
     let first = match (id.kind, names.as_slice()) {
-        // The id is a file's.
+        // The id names a file.
         (Kind::Dataset, [name]) if name.is_empty() => Ok(names.clone()),
         (Kind::Dataset, []) => Err(format!("it has no {}", id.inside)),
         _ => (needs.files)(&names),
@@ -179,8 +179,8 @@ fn fetch_from(repository: &cache::Repository, id: &Id, needs: Needs) -> Result<P
 }
 
 impl Id {
-    /// The id that a path is: what begins with `hf://`, or `ORG/NAME` with or without `@REVISION` where there is no such
-    /// file or folder. A name that ends as files of rows do is a file's; what begins with another scheme is refused.
+    /// The id that a path stands for: one that begins with `hf://`, or `ORG/NAME` with or without `@REVISION` if no
+    /// such file or folder exists. A name with an extension of rows is a file, and another scheme is refused.
     fn of(path: &Path, kind: Kind) -> Result<Option<Self>> {
         let Some(given) = path.to_str() else { return Ok(None) };
         let form = match kind {
@@ -213,13 +213,13 @@ impl Id {
         let mut parts = rest.ok_or_else(refuse)?.trim_end_matches('/').splitn(3, '/');
         let (org, name) = parts.next().zip(parts.next()).ok_or_else(refuse)?;
         let (name, revision) = name.split_once('@').unwrap_or((name, MAIN));
-        // A slash within a revision would begin the folder.
+        // A slash in a revision would start the folder.
         let revision = revision.replace("%2F", "/");
         let inside = parts.next().unwrap_or_default();
         Self::new(kind, &format!("{org}/{name}"), &revision, inside, given).map(Some).ok_or_else(refuse)
     }
 
-    /// `None` where a part can't be one.
+    /// Builds an id; `None` if a part is invalid.
     fn new(kind: Kind, name: &str, revision: &str, inside: &str, given: &str) -> Option<Self> {
         let is_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let is_part = |part: &str| {
@@ -245,7 +245,7 @@ impl Id {
         Error::Hub { id: self.given.clone(), reason }
     }
 
-    /// The names below what is meant, relative to it.
+    /// The names inside the id's folder, relative to it.
     #[cfg(feature = "hub")]
     fn names<'a>(&self, all: impl Iterator<Item = &'a str>) -> Vec<String> {
         let below = |name: &'a str| match self.inside.as_str() {
@@ -256,7 +256,7 @@ impl Id {
         all.filter_map(below).map(str::to_owned).collect()
     }
 
-    /// The repository's names of such names.
+    /// The names in the repository of these relative names.
     #[cfg(feature = "hub")]
     fn paths(&self, names: &[String]) -> Vec<String> {
         let join = |name: &String| match (self.inside.as_str(), name.as_str()) {

@@ -1,5 +1,5 @@
-//! The `weft` command: parses the command line, joins the processes it was started with, and turns errors into one sentence
-//! and an exit status.
+//! The `weft` command: parses the command line, joins the group of ranks it was started with, and turns errors into one
+//! sentence and an exit status.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     };
     match catch_unwind(AssertUnwindSafe(|| cli.run(&session.ranks))) {
         Ok(Ok(code)) => code,
-        // No mistake of anyone's, and every rank's.
+        // Stopping isn't an error, and every rank does it.
         Ok(Err(stopped @ Error::Stopped { .. })) => {
             if session.ranks.is_first() {
                 eprintln!("{stopped}");
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Err(panic) => match panic.downcast::<Failure>() {
             Ok(failure) => ExitCode::from(session.fail(&format!("error: {}", failure.0), 1)),
             Err(panic) if session.ranks.size() == 1 => resume_unwind(panic),
-            // The others wait for this rank: it can't end alone.
+            // The other ranks wait for this one, so it can't end without telling them.
             Err(panic) => {
                 ExitCode::from(session.fail(&format!("error: a mistake of the program: {}", text_of(&*panic)), 101))
             }
@@ -49,7 +49,7 @@ fn status(error: &Error) -> u8 {
     if error.is_users() { 2 } else { 1 }
 }
 
-/// What a panic says.
+/// The message of a panic.
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason")

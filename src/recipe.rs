@@ -1,5 +1,6 @@
-//! Recipes: one flat TOML per experiment, its tables named after the folders that read them, where they are defined. Every
-//! problem is told at once, before a file is opened; an unknown key is told with the nearest known one.
+//! Recipes: one flat TOML file per experiment. Its tables are named after the folders that read them, where they are
+//! defined. All problems are reported at once, before a file is opened; the error for an unknown key suggests the
+//! nearest known one.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,7 @@ pub struct Recipe {
     pub model: ModelTable,
     /// The examples.
     pub data: DataTable,
-    /// What is trained.
+    /// The training objective.
     pub objective: Objective,
     /// How it is trained.
     pub train: TrainTable,
@@ -36,29 +37,29 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Reads a recipe and the settings that replace some of it (`table.key=value`).
+    /// Reads a recipe, and applies the settings that replace parts of it (`table.key=value`).
     ///
     /// # Errors
-    /// Every problem at once.
+    /// All problems of the recipe at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
         Self::parse(&read_text(path)?, path, settings)
     }
 
-    /// As [`Recipe::read`], from text.
+    /// Reads a recipe like [`Recipe::read`], from text.
     ///
     /// # Errors
-    /// Every problem at once.
+    /// All problems of the recipe at once.
     pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
         parse(text, path, settings, Self::problems)
     }
 
-    /// The recipe as a run's folder keeps it, beside the defaults.
+    /// The recipe as it is saved in a run's folder, together with the defaults.
     pub fn resolved(&self) -> Resolved {
         let [recipe, defaults] = [self, &Self::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
         Resolved { recipe, defaults }
     }
 
-    /// Settings without effect, a sentence each.
+    /// The settings without effect, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
         let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();

@@ -12,10 +12,10 @@ use weft_kernels::precision::Precision;
 
 use super::progress::doing;
 
-/// Measure training steps of a shape
+/// Measure training steps of a model shape
 ///
-/// A quarter of each sequence is prompt. Prints the median step, its phases, the peak resident size, and
-/// the machine's own rate of matmuls measured between the steps.
+/// A quarter of each sequence is prompt. Prints the median step time, its phases, the peak resident size, and this
+/// machine's matmul rate, measured between the steps.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft bench --shape P --objective sft,weft --trainable lora --json\n  \
 weft bench --shape llada-8b --dtype bf16 --objective weft --sequences 1 --warm-up 1 --steps 1")]
@@ -23,41 +23,41 @@ pub struct Bench {
     /// P (width 512, 8 layers, vocabulary 32,000), llada-8b (with bf16: 16 GB on disk), or a checkpoint's folder
     #[arg(long, default_value = "P", value_name = "SHAPE")]
     shape: String,
-    /// What matmuls round their operands to, and how a named shape's weights are stored: f32 or bf16
+    /// The format that matmuls round their operands to, and that a named shape's weights are stored in: f32 or bf16
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
-    /// The same for the pass for entropies; as --dtype where absent
+    /// Like --dtype, for the pass for entropies; default: --dtype
     #[arg(long, value_name = "DTYPE", value_parser = super::precision)]
     entropy_dtype: Option<Precision>,
-    /// Objectives, one after the other: sft, weft, cart, token_weight
+    /// The objectives to measure, one after the other: sft, weft, cart, token_weight
     #[arg(long, value_delimiter = ',', default_value = "sft,weft", value_name = "LIST")]
     objective: Vec<String>,
     /// What is trained: lora (rank 32 on q, k, v; llada-8b: 128) or full
     #[arg(long, default_value = "lora", value_name = "WHAT")]
     trainable: String,
-    /// Sequences of a step
+    /// Sequences per step
     #[arg(long, default_value_t = 4, value_name = "N")]
     sequences: usize,
-    /// Tokens of a sequence
+    /// Tokens per sequence
     #[arg(long, default_value_t = 512, value_name = "N")]
     tokens: usize,
-    /// Steps between computations of the entropies: means over the same sequences, whole rounds of N
+    /// Recompute the entropies every N steps; means are over the same sequences, in whole rounds of N
     #[arg(long, default_value_t = 1, value_name = "N")]
     entropy_every: u64,
-    /// Steps before the measured ones
+    /// Warm-up steps before the measured ones
     #[arg(long, default_value_t = 2, value_name = "N")]
     warm_up: usize,
     /// Measured steps
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
-    /// Memory for results of matmuls that backward needs, in GB, as train.activation_memory_gb; 0 is checkpointing of every
-    /// layer; 0.35 where absent, on a GPU everything
+    /// Memory for the matmul results that backward needs, in GB, like train.activation_memory_gb; 0 checkpoints every
+    /// layer; default: 0.35 on a CPU, no limit on a GPU
     #[arg(long, value_name = "GB", value_parser = granted)]
     activation_memory_gb: Option<f64>,
-    /// On a GPU: measure one step more kernel by kernel, and name the three that lose most time
+    /// On a GPU: profile one more step kernel by kernel, and name the three kernels that lose the most time
     #[arg(long)]
     profile: bool,
-    /// One line of JSON per objective
+    /// Print one line of JSON per objective
     #[arg(long)]
     json: bool,
 }
@@ -100,7 +100,7 @@ impl Bench {
     }
 }
 
-/// A number of GB on the command line.
+/// Parses a number of GB.
 fn granted(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gb) if gb >= 0.0 && gb.is_finite() => Ok(gb),
@@ -144,7 +144,7 @@ fn print(m: &Measurement) {
     print_kernels(&m.kernels);
 }
 
-/// The kernels of the profiled step, and the three that lose most time.
+/// The kernels of the profiled step, and the three that lose the most time.
 fn print_kernels(kernels: &[Kernel]) {
     if kernels.is_empty() {
         return;

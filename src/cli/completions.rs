@@ -1,4 +1,4 @@
-//! `weft completions`: what a shell needs to complete the command line.
+//! `weft completions`: prints the script that lets a shell complete the command line.
 
 use std::process::ExitCode;
 
@@ -6,11 +6,11 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 use weft::error::Result;
 
-/// Print a shell's completions
+/// Print a completion script for a shell
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft completions bash > ~/.local/share/bash-completion/completions/weft")]
 pub struct Completions {
-    /// bash, elvish, fish, powershell or zsh
+    /// The shell: bash, elvish, fish, powershell or zsh
     shell: Shell,
 }
 

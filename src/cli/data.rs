@@ -1,4 +1,4 @@
-//! `weft data`: what a recipe's model will see of its rows.
+//! `weft data`: shows what a recipe's model will see of its rows.
 
 use std::collections::HashSet;
 use std::io::IsTerminal;
@@ -18,25 +18,25 @@ use weft::recipe::Recipe;
 use super::progress::doing;
 use super::train::read_recipe;
 
-/// Characters of a prompt or answer that are shown, at its beginning and at its end.
+/// The number of characters shown at the beginning and at the end of a prompt or answer.
 const SHOWN: [usize; 2] = [800, 300];
 
 /// Show what the model will see of a recipe's rows
 ///
-/// Prints lengths in tokens, what is cut, an epoch's size, and the first examples of each source as they are tokenized:
-/// prompt, answer and end token. Only tokenizer and config.json of the base have to be there.
+/// Prints lengths in tokens, how many answers are cut, the size of an epoch, and the first examples of each source as
+/// they are tokenized: prompt, answer and end token. Of the base, only the tokenizer and config.json are needed.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft data recipes/gsm8k.toml --examples 1 --set data.max_seq_len=256")]
 pub struct Data {
-    /// The recipe (TOML); the quick start where absent
+    /// The recipe (TOML); default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// Examples of each source that are shown
+    /// The number of examples shown of each source
     #[arg(long, default_value_t = 3, value_name = "N")]
     examples: usize,
-    /// Show long texts whole
+    /// Show long texts in full
     #[arg(long)]
     full: bool,
     /// Print one JSON object instead
@@ -44,7 +44,7 @@ pub struct Data {
     json: bool,
 }
 
-/// Reads rows that are looked at and not trained on: generated ones are written into a folder that goes again.
+/// Reads rows to look at, not to train on: generated rows go into a temporary folder.
 pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let scratch = std::env::temp_dir().join(format!("weft-rows-{}", std::process::id()));
     let _reading = doing(quiet, "reading rows");
@@ -110,7 +110,7 @@ impl Data {
         }
     }
 
-    /// A text as it can be shown: control characters escaped, a long one without its middle.
+    /// Makes a text printable: control characters are escaped, and a long text loses its middle.
     fn shown(&self, text: &str) -> String {
         let chars: Vec<char> = text.chars().collect();
         let escape = |chars: &[char]| -> String {
@@ -164,7 +164,7 @@ impl Data {
     }
 }
 
-/// What of the rows is hardly meant.
+/// Remarks about properties of the rows that are probably unintended.
 fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<String> {
     let mut remarks = vec![];
     let whole = |e: &Example| [e.prompt_ids.as_slice(), &e.answer_ids].concat();
@@ -182,7 +182,7 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     }
     let asked =
         [("train_rows", recipe.data.train_rows, Some(train)), ("held_out_rows", recipe.data.held_out_rows, held_out)];
-    // Generated rows are as many as are asked for.
+    // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
         let there = mixed.dataset.examples.len() + mixed.dataset.passed_over;
@@ -193,7 +193,7 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     remarks
 }
 
-/// Prompt, answer and end token as text; a cut answer has no end token.
+/// Prompt, answer and end token as text; the end token is empty for an answer that was cut.
 fn parts(text: &TextModel, example: &Example) -> [String; 3] {
     let ends = text.end_token_ids();
     let answer = match example.answer_ids.split_last() {
@@ -204,7 +204,7 @@ fn parts(text: &TextModel, example: &Example) -> [String; 3] {
     [&example.prompt_ids, answer, end].map(|ids| text.decode_canvas(ids))
 }
 
-/// Optimizer steps of an epoch and of the run.
+/// The optimizer steps of an epoch and of the run.
 fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
     let steps = train.epoch_len().div_ceil(recipe.train.global_batch_size()) as u64;
     let all = recipe.train.epochs.saturating_mul(steps);

@@ -17,8 +17,9 @@ use super::progress::bar;
 
 /// Generate answers to a task's problems and score them
 ///
-/// By d1's protocol: zero-shot, the answer prefilled with <reasoning>, greedy, block length 32, half as many diffusion
-/// steps as tokens. Under mpirun ranks share the problems. Rows that bring their own prompt and truth (messages, question, ground_truth) are asked as they are.
+/// Follows d1's protocol: zero-shot, the answer prefilled with <reasoning>, greedy, block length 32, half as many
+/// diffusion steps as tokens. Under mpirun the ranks share the problems. Rows with their own prompt and truth
+/// (messages, question, ground_truth) are used as they are.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft eval --model tiny-base --task sudoku --data runs/quickstart/data/held-out.jsonl --limit 64 --gen-length 32 --diffusion-steps 32 --out base.json"
@@ -29,14 +30,14 @@ pub struct Eval {
     /// The task: sudoku, countdown, gsm8k or math500
     #[arg(long, value_name = "TASK")]
     task: String,
-    /// The problems: d1's test file, GSM8K's or MATH-500's JSONL, JSONL rows with their own prompts,
-    /// or a data set of the hub (its split test)
+    /// The problems: d1's test file, GSM8K's or MATH-500's JSONL, JSONL rows with their own prompts, or a data set of
+    /// the hub (its split test)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Problems to answer; all where absent
+    /// The number of problems to answer; default: all
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// The file for generations and accuracy (JSON)
+    /// Write the generations and the accuracy to this file (JSON)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Print the accuracy as JSON
@@ -87,7 +88,7 @@ pub fn as_json(task: Task, problems: usize, accuracy: &Accuracy) -> Value {
     line
 }
 
-/// `12.3 % +- 1.2 (64 of 520)`.
+/// The accuracy as text, such as `12.3 % +- 1.2 (64 of 520)`.
 pub fn in_percent(a: &Accuracy) -> String {
     let Accuracy { accuracy, standard_error, correct, total } = a;
     format!("{:.1} % +- {:.1} ({correct} of {total})", 100.0 * accuracy, 100.0 * standard_error)

@@ -19,8 +19,8 @@ use super::trace::Trace;
 
 /// Answer a prompt
 ///
-/// The prompt is rendered by the checkpoint's chat template and answered by its family's sampler, or by the one that
-/// --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's.
+/// The prompt is rendered with the checkpoint's chat template and answered by its family's sampler, or by the sampler
+/// that --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --diffusion-steps 32 --trace"
@@ -28,71 +28,73 @@ use super::trace::Trace;
 pub struct Generate {
     #[command(flatten)]
     model: super::ModelArgs,
-    /// The user's turn; standard input where absent
+    /// The user's turn; default: standard input
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Give the prompt as it is, without the chat template
+    /// Pass the prompt as it is, without the chat template
     #[arg(long)]
     raw: bool,
-    /// Show the denoising step by step, on standard error
+    /// Show the denoising step by step on standard error
     #[arg(long)]
     trace: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
 
-/// The sampler's options; what is absent keeps the library's or the recipe's value.
+/// The sampler's options; an option that isn't given keeps the library's or the recipe's value.
 #[derive(Args)]
 pub struct SamplingArgs {
-    /// Tokens of the answer; 128 where absent. Take it near the answers' length that the model was trained on
+    /// Tokens of the answer; default: 128. Choose it near the length of the answers that the model was trained on
     #[arg(long, value_name = "N")]
     gen_length: Option<usize>,
-    /// Tokens of a block of LLaDA's sampler, a divisor of the answer's; 32, or --gen-length where that is less
+    /// Tokens per block of LLaDA's sampler, a divisor of --gen-length; default: 32, or --gen-length if that is less
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
-    /// Denoising steps of the whole answer; half as many as --gen-length where only that is given, 64 where neither is
+    /// Denoising steps for the whole answer; default: half of --gen-length if that is given, else 64
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
-    /// LLaDA's sampler: keep every prediction of at least this probability (and one a step), whatever the steps; 0.9 is
-    /// a start
+    /// LLaDA's sampler: unmask every prediction of at least this probability, and at least one per step, whatever the
+    /// number of steps; 0.9 is a good start
     #[arg(long, value_name = "P")]
     confidence_threshold: Option<f64>,
-    /// LLaDA's sampler: a block's later steps take the keys and values of its first one: none, of what lies before the
-    /// block (prefix), or of all around it (dual). Faster, not exact; none where absent
+    /// LLaDA's sampler: reuse keys and values of a block's first step in its later ones: none, prefix (of what precedes
+    /// the block) or dual (of everything around it). Faster, but not exact; default: none
     #[arg(long, value_name = "WHOSE", value_parser = Caching::parse)]
     cache: Option<Caching>,
-    /// Gumbel temperature; 0, where absent, is greedy
+    /// Gumbel temperature; default: 0, which is greedy
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
-    /// Dream's sampler: draw from the likeliest tokens that hold this probability together; 1, where absent, is off
+    /// Dream's sampler: draw from the smallest set of most likely tokens with this total probability; default: 1, which
+    /// is off
     #[arg(long, value_name = "X")]
     top_p: Option<f64>,
-    /// Dream's sampler: draw from the N likeliest tokens; 0, where absent, is off
+    /// Dream's sampler: draw from the N most likely tokens; default: 0, which is off
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
-    /// Dream's sampler: temperature of the choice of the predictions that are kept; 0, where absent, keeps the most confident
+    /// Dream's sampler: temperature of the choice of which predictions are kept; default: 0, which keeps the most
+    /// confident
     #[arg(long, value_name = "X")]
     alg_temp: Option<f64>,
-    /// Classifier-free guidance; 0, where absent, is off
+    /// Classifier-free guidance scale; default: 0, which is off
     #[arg(long, value_name = "X")]
     cfg_scale: Option<f64>,
     /// Which predictions are kept: low_confidence or random (LLaDA's sampler); origin, maskgit_plus, topk_margin or
-    /// entropy (Dream's); low_confidence or entropy, by the model's family, where absent
+    /// entropy (Dream's); default: low_confidence or entropy, by the model's family
     #[arg(long, value_name = "HOW", value_parser = Remasking::parse)]
     remasking: Option<Remasking>,
     /// Never predict an end token
     #[arg(long)]
     forbid_eos: bool,
-    /// Keep a predicted end token last
+    /// Unmask a predicted end token last
     #[arg(long)]
     defer_eos: bool,
-    /// Names the random draws; 1 where absent
+    /// The seed of the random draws; default: 1
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
 impl SamplingArgs {
-    /// The library's settings but for these; those without effect on a model are told.
+    /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let mut sampling = self.over(Sampling::default()).for_family(base.model.config.family);
         let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.family() == Family::Llada);
@@ -127,7 +129,7 @@ impl SamplingArgs {
     }
 }
 
-/// Tells settings without effect.
+/// Warns of settings without effect.
 pub fn tell_idle(sampling: &Sampling) {
     let warnings = sampling.remasking.map(|remasking| sampling.warnings(remasking));
     warnings.into_iter().flatten().for_each(|warning| eprintln!("warning: {warning}"));

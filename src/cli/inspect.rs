@@ -1,4 +1,4 @@
-//! `weft inspect`: what a model is uncertain about, token by token.
+//! `weft inspect`: shows which tokens a model is uncertain about.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,8 +19,8 @@ use super::progress::doing;
 
 /// Show what a model is uncertain about: a page of answers coloured by entropy
 ///
-/// Each answer token's entropy where the whole answer is masked, and the rate at which WeFT masks it, on hover. The answers
-/// are the first held-out rows of a recipe (its training rows where it has none), or a file's text.
+/// On hover, the page shows each answer token's entropy with the whole answer masked, and the rate at which WeFT masks
+/// it. The answers are the first held-out rows of a recipe (its training rows if it has none), or the text of a file.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft inspect recipes/gsm8k.toml --examples 5\n  weft inspect --model tiny-base --text answer.txt --prompt 'What is 7 + 5?' --out entropy.html"
@@ -38,16 +38,17 @@ pub struct Inspect {
     /// The file whose text is the answer
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// The user's turn before the text; none where absent
+    /// The user's turn before the text; default: none
     #[arg(long, value_name = "TEXT", requires = "text")]
     prompt: Option<String>,
-    /// A PEFT adapter's folder, or one of the hub; without it the base is shown, also of a recipe that has been trained
+    /// A PEFT adapter's folder, or one of the hub; without it the base is shown, even for a recipe that has been
+    /// trained
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Answers of a recipe that are shown
+    /// The number of a recipe's answers to show
     #[arg(long, default_value_t = 4, value_name = "N")]
     examples: usize,
-    /// The page
+    /// Write the page to this file
     #[arg(long, default_value = "entropy.html", value_name = "FILE")]
     out: PathBuf,
 }

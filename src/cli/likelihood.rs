@@ -15,9 +15,9 @@ use super::progress::bar;
 
 /// Bound the negative log-likelihood of given answers
 ///
-/// By LLaDA's Monte Carlo estimator: of each answer some tokens are masked and predicted, again and again. The bound is
-/// what an answer takes at most, in nats, its end token included. What follows +- is the standard error of the masks that
-/// were drawn, not of the rows.
+/// Uses LLaDA's Monte Carlo estimator, which masks some tokens of each answer and predicts them, many times. The bound
+/// is an upper bound per answer in nats, the end token included. The number after +- is the standard error over the
+/// masks that were drawn, not over the rows.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft likelihood --model tiny-base --adapter runs/quickstart/adapter --data runs/quickstart/data/held-out.jsonl --limit 64 --out bounds.jsonl"
@@ -28,16 +28,16 @@ pub struct Likelihood {
     /// Rows as weft train reads them: JSONL, JSON, parquet, or a data set of the hub
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Masks drawn for each answer; the error falls with their root
+    /// Masks drawn per answer; the error falls with the square root of their number
     #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().mc_samples)]
     mc_samples: usize,
-    /// First rows that are read; all where absent
+    /// Read only the first N rows; default: all
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Names the random draws
+    /// The seed of the random draws
     #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().seed)]
     seed: u64,
-    /// The file for a row each with line, nll_bound, standard_error and answer_tokens (JSONL)
+    /// Write one row per answer with line, nll_bound, standard_error and answer_tokens to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print the bounds as one JSON object
@@ -68,7 +68,7 @@ impl Likelihood {
         let answers = bounds.len() as f64;
         let tokens = bounds.iter().map(|b| b.answer_tokens).sum::<usize>();
         let nats: f64 = bounds.iter().map(|b| b.nll_bound).sum();
-        // The masks of different answers are drawn apart.
+        // The masks of different answers are drawn independently.
         let error = bounds.iter().map(|b| b.standard_error.powi(2)).sum::<f64>().sqrt();
         if self.json {
             let per = |count: f64| json!({ "nats": nats / count, "standard_error": error / count });

@@ -1,4 +1,4 @@
-//! `weft merge`: an adapter and its base as one checkpoint.
+//! `weft merge`: writes an adapter and its base as one checkpoint.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,8 +13,8 @@ use super::progress::doing;
 
 /// Merge an adapter into its base
 ///
-/// Writes a checkpoint that transformers loads: the base's tensors with the adapter's matmul added, in the number formats
-/// they have, and the base's other files as they are.
+/// Writes a checkpoint that transformers loads: the base's tensors plus the adapter's product lora_b lora_a, each in
+/// the number format it has in the base, and the base's other files unchanged.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft merge --model tiny-base --adapter runs/quickstart/adapter --out runs/quickstart/merged"
@@ -26,7 +26,7 @@ pub struct Merge {
     /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// The merged checkpoint's folder, new or empty
+    /// The folder for the merged checkpoint, new or empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

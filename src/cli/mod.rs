@@ -1,7 +1,8 @@
-//! The command line: one file per command. Commands read their options, call the library and print; nothing is
-//! computed here.
+//! The command line, one file per command. Commands read their options, call the library and print the results; they
+//! compute nothing themselves.
 
-/// Prints a line of results; where standard output takes none, a full disk for one, the program says so and ends.
+/// Prints a line of results. If standard output can't be written, because a disk is full for example, the program says
+/// so and exits.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write;
@@ -48,7 +49,7 @@ use weft_kernels::precision::Precision;
 
 pub use signals::STOPPED;
 
-/// Most threads: beyond, starting them takes longer than any work they share.
+/// The largest number of threads; starting more takes longer than any work they could share.
 const MAX_THREADS: usize = 1024;
 
 /// Fine-tunes masked diffusion language models by entropy-weighted masking (WeFT).
@@ -57,18 +58,19 @@ const MAX_THREADS: usize = 1024;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Where to compute: cpu, cuda (an NVIDIA GPU), cuda:N, or auto, the GPU where there is one; WEFT_DEVICE where absent
+    /// Where to compute: cpu, cuda (an NVIDIA GPU), cuda:N, or auto, which takes a GPU if there is one; default:
+    /// WEFT_DEVICE, else auto
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
-    /// Threads; all cores where absent, shared by the ranks of an mpirun on one machine
+    /// The number of threads; default: all cores, divided among the ranks of an mpirun on one machine
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Print results and errors only: no progress, no evaluations on the way
+    /// Print results and errors only: no progress, no evaluations during training
     #[arg(short, long, global = true)]
     quiet: bool,
 }
 
-/// The version, the build's features and what of the processor the kernels use.
+/// The version, the build's features, and the processor features that the kernels use.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
@@ -78,7 +80,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Cargo features that change what the program can do.
 const FEATURES: [(&str, bool); 2] = [("hub", cfg!(feature = "hub")), ("mpi", cfg!(feature = "mpi"))];
 
-/// The processor, what of it the kernels look for, and what matmuls in bf16 become on it.
+/// The processor, which of its features the kernels can use, and which instructions compute bf16 matmuls on it.
 fn processor() -> String {
     #[cfg(target_arch = "x86_64")]
     let found = [
@@ -113,7 +115,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether a network is asked or trained.
+    /// Whether the command runs or trains a network.
     fn computes(&self) -> bool {
         match self {
             Self::Train(_) | Self::Eval(_) | Self::Generate(_) | Self::Inspect(_) | Self::Likelihood(_) => true,
@@ -128,7 +130,7 @@ impl Cli {
     /// Runs the command.
     ///
     /// # Errors
-    /// Whatever went wrong, as one sentence.
+    /// Any failure of the command, as one sentence.
     pub fn run(self, ranks: &Ranks) -> Result<ExitCode> {
         let device = self.device.as_deref().map_or_else(Name::of_environment, Name::parse)?;
         if let Some(threads) = self.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
@@ -153,7 +155,8 @@ impl Cli {
             }
             false => ranks.clone(),
         };
-        // The work runs on one of the pool's threads: handing every matmul over from outside costs a wake-up each.
+        // The work runs on one of the pool's threads, because handing over every matmul from outside costs a wake-up
+        // each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
@@ -182,7 +185,7 @@ impl Cli {
     }
 }
 
-/// The model that a command asks.
+/// The options that choose a command's model.
 #[derive(Args)]
 struct ModelArgs {
     /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
@@ -191,13 +194,13 @@ struct ModelArgs {
     /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// What matmuls round their operands to: f32 (nothing) or bf16 (faster on some processors)
+    /// The format that matmuls round their operands to: f32 (no rounding) or bf16 (faster on some processors)
     #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
     precision: Precision,
 }
 
 impl ModelArgs {
-    /// Opens the base with its adapter, if there is one, on the process's device.
+    /// Opens the base on the process's device, with its adapter if one is given.
     fn open(&self) -> Result<Base> {
         let mut base = Base::open(&self.model)?;
         if let Some(adapter) = &self.adapter {
@@ -210,7 +213,7 @@ impl ModelArgs {
     }
 }
 
-/// Warns of an adapter on another base than it names. A base may have moved: only the last part of its name counts.
+/// Warns if the adapter names another base than this one. A base may have moved: only the last part of its name counts.
 fn warn_of_base(adapter: &Path, base: &str) {
     let last = |name: &str| {
         let name = name.split('@').next().unwrap_or_default().trim_end_matches('/');

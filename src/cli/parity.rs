@@ -13,8 +13,8 @@ use super::progress::doing;
 
 /// Recompute a reference file made by PyTorch and compare
 ///
-/// A row per quantity: how many numbers were compared and the largest difference, relative to the largest magnitude of
-/// the reference. Exits with 1 where a quantity is past the tolerance.
+/// Prints one row per quantity: how many numbers were compared, and the largest difference relative to the largest
+/// magnitude in the reference. Exits with 1 if a quantity exceeds its tolerance.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors"
@@ -26,25 +26,26 @@ pub struct Parity {
     /// A PEFT adapter's folder, or one of the hub; its tensors are then the trained ones
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Logits, entropies, rates, masks, losses and gradients
+    /// The reference file with logits, entropies, rates, masks, losses and gradients
     #[arg(long, value_name = "FILE", required_unless_present = "sampling")]
     reference: Option<PathBuf>,
-    /// Prompts and greedy outputs
+    /// The reference file with prompts and greedy outputs
     #[arg(long, value_name = "FILE", requires = "cases")]
     sampling: Option<PathBuf>,
-    /// The sampler's settings of each prompt (JSON)
+    /// The sampler's settings for each prompt (JSON)
     #[arg(long, value_name = "FILE", requires = "sampling")]
     cases: Option<PathBuf>,
-    /// Precision of the matmuls' operands: f32 or bf16
+    /// The format that matmuls round their operands to: f32 or bf16
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
-    /// Largest relative difference; 1e-4 in f32 where absent, in bf16 0.1, of gradients 0.3, of rates and masks 1e-4
+    /// The largest relative difference allowed; default: 1e-4 in f32; in bf16 0.1, for gradients 0.3, for rates and
+    /// masks 1e-4
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
     /// Print every gradient on a line of its own
     #[arg(long)]
     verbose: bool,
-    /// Print one JSON object instead, every gradient in it
+    /// Print one JSON object instead, with every gradient in it
     #[arg(long)]
     json: bool,
 }
@@ -113,7 +114,7 @@ impl Parity {
         self.tolerances().pass(row)
     }
 
-    /// The tolerances in words.
+    /// The tolerances as text.
     fn words(&self) -> String {
         let Tolerances { exact, forward, gradients } = self.tolerances();
         match exact == forward && forward == gradients {
@@ -122,7 +123,7 @@ impl Parity {
         }
     }
 
-    /// One row for the gradients of an objective that pass.
+    /// One row for all gradients of an objective that pass.
     fn fold_gradients(&self, rows: Vec<Row>) -> Vec<Row> {
         let mut shown: Vec<Row> = vec![];
         for row in rows {

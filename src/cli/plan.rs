@@ -1,4 +1,4 @@
-//! `weft plan`: what a recipe's run will take, before it begins.
+//! `weft plan`: predicts what a recipe's run will take before it starts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,30 +19,31 @@ use super::train::read_recipe;
 
 /// Predict a run's peak memory and step time before anything is loaded
 ///
-/// Reads the recipe, its rows and the base's config.json and headers, no weight. Prints the largest resident size by
-/// part, and what a step takes at this machine's rate of matmuls, measured for a second; on a GPU what its peak and bandwidth allow, a prediction. A run
-/// that doesn't fit is refused (exit 2) with the settings that make it fit. docs/memory.md tells what each part is and which setting moves it.
+/// Reads the recipe, its rows, and the base's config.json and headers, but no weights. Prints the peak resident size by
+/// part, and the step time at this machine's matmul rate, which it measures for a second; on a GPU the step time is
+/// predicted from peak rate and bandwidth. A run that doesn't fit is refused (exit 2) with the settings that make it
+/// fit. docs/memory.md explains each part and which setting changes it.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft plan recipes/gsm8k.toml\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --gpu h100-sxm"
 )]
 pub struct Plan {
-    /// The recipe (TOML); the quick start where absent
+    /// The recipe (TOML); default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// Plan for so much memory, of another machine for one; what this one has free where absent
+    /// Plan for this much memory, for example of another machine; default: what this one has free
     #[arg(long, value_name = "GB", value_parser = positive)]
     memory_gb: Option<f64>,
-    /// Plan for an NVIDIA GPU that isn't here, by its data sheet: a100-40gb, a100-80gb, h100-pcie, h100-sxm, h200, b200, l40s,
-    /// rtx-3090, rtx-4090 or rtx-5090; with --memory-gb for less memory than it has
+    /// Plan for an NVIDIA GPU that isn't here, by its data sheet: a100-40gb, a100-80gb, h100-pcie, h100-sxm, h200,
+    /// b200, l40s, rtx-3090, rtx-4090 or rtx-5090; add --memory-gb to plan for less memory than it has
     #[arg(long, value_name = "NAME", value_parser = gpu)]
     gpu: Option<GpuModel>,
-    /// Plan for one of so many ranks of an mpirun: its memory, and what it sends in a step
+    /// Plan for one of N ranks of an mpirun: its memory, and what it sends per step
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
     ranks: usize,
-    /// The speed of what the ranks are connected by, in 10^9 bits per second, for the time of what they send
+    /// The speed of the connection between the ranks, in 10^9 bits per second, to predict the time of what they send
     #[arg(long, value_name = "GBIT", value_parser = positive)]
     wire_gbit: Option<f64>,
     /// Print one JSON object instead
@@ -84,16 +85,16 @@ impl Plan {
     }
 }
 
-/// What is planned for.
+/// The hardware that a run is planned for.
 #[derive(Clone, Copy)]
 enum On {
     /// This machine's processor.
     Cpu,
-    /// A GPU that is here, with its measured rates.
+    /// A GPU of this machine, with its measured rates.
     Gpu(GpuRates),
-    /// A GPU by its data sheet.
+    /// A GPU that is described by its data sheet.
     DataSheet(GpuModel),
-    /// Some GPU of which the memory alone is known.
+    /// A GPU of which only the memory is known.
     SomeGpu,
 }
 
@@ -105,7 +106,7 @@ impl On {
                 gpu.name
             ))),
             (_, Some(gpu)) => Ok(Self::DataSheet(gpu)),
-            // A GPU that isn't here yet may be planned for.
+            // The plan may be for a GPU that isn't here yet.
             (Name::Cuda(_), None) if memory_gb.is_some() => Ok(Self::SomeGpu),
             (device, None) => {
                 let hint = "--gpu NAME, or --device cuda with --memory-gb, plans for a GPU that isn't here";
@@ -117,18 +118,19 @@ impl On {
     }
 }
 
-/// A run's time.
+/// The time that a run takes.
 #[derive(Clone, Copy)]
 struct Time {
     on: On,
     step_seconds: f64,
     hours: f64,
-    /// The rate of matmuls that it counts with, in 10^9 operations per second.
+    /// The matmul rate that the prediction uses, in 10^9 operations per second.
     gemm_gflops: f64,
 }
 
 impl Time {
-    /// Of the steps, at the rates of what is planned for, and of what is sent in each; `None` where no rate is known.
+    /// The time of the steps at the rates of the planned hardware, and of what each step sends; `None` where no rate is
+    /// known.
     fn of(planner: &Planner, on: On, steps: u64, sending: Option<f64>) -> Result<Option<Self>> {
         let (step_seconds, gemm_gflops) = match on {
             On::SomeGpu => return Ok(None),
@@ -143,7 +145,7 @@ impl Time {
         Ok(Some(Self { on, step_seconds, hours: step_seconds * steps as f64 / 3600.0, gemm_gflops }))
     }
 
-    /// Says where the time comes from.
+    /// Says how the time was predicted.
     fn say_source(&self, precision: Precision) {
         let rate = self.gemm_gflops;
         match self.on {
@@ -170,7 +172,7 @@ impl Time {
     }
 }
 
-/// The width below which a step's time is more than its matmuls' (docs/memory.md).
+/// The width below which a step takes noticeably longer than its matmuls (docs/memory.md).
 const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
@@ -222,19 +224,19 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
 }
 
-/// A number with at least three digits that matter.
+/// Formats a number with at least three significant digits.
 fn significant(value: f64) -> String {
     let decimals = (2 - value.max(1e-6).log10().floor() as i32).clamp(0, 6) as usize;
     format!("{value:.decimals$}")
 }
 
-/// A GPU on the command line.
+/// Parses the name of a GPU.
 fn gpu(name: &str) -> std::result::Result<GpuModel, String> {
     let known = || GPU_MODELS.map(|gpu| gpu.name).join(", ");
     GPU_MODELS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("the known ones are {}", known()))
 }
 
-/// A number of ranks on the command line.
+/// Parses a number of ranks.
 fn ranks(text: &str) -> std::result::Result<usize, String> {
     match text.parse::<usize>() {
         Ok(ranks) if (1..=MAX_RANKS).contains(&ranks) => Ok(ranks),
@@ -242,10 +244,10 @@ fn ranks(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
-/// Most ranks that are planned for.
+/// The largest number of ranks that can be planned for.
 const MAX_RANKS: usize = 1 << 16;
 
-/// A positive number on the command line, of GB for one.
+/// Parses a positive number, such as a number of GB.
 pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gb) if gb > 0.0 && gb.is_finite() => Ok(gb),

@@ -1,4 +1,4 @@
-//! `weft pretrain`: trains a small model from scratch on generated text, tokenizer included.
+//! `weft pretrain`: trains a small model and its tokenizer from scratch on generated text.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,8 +10,8 @@ use weft::train::run::Options;
 
 /// Train a small masked diffusion model from scratch on generated text
 ///
-/// Makes the base that is part of this program: arithmetic, 4x4 Sudoku with unique solutions and number puzzles, all
-/// drawn from the recipe's seed.
+/// Makes the base that is embedded in this program. Its training text is arithmetic, 4x4 Sudoku with unique solutions
+/// and number puzzles, all drawn from the recipe's seed.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft pretrain recipes/tiny-base.toml --set model.output=/tmp/tiny-base")]
 pub struct Pretrain {
@@ -20,7 +20,7 @@ pub struct Pretrain {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// Go on with the run in the recipe's train.output
+    /// Resume the run in the recipe's train.output
     #[arg(long)]
     resume: bool,
 }

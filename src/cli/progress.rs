@@ -1,4 +1,4 @@
-//! What a person sees of work that takes long, on standard error: nothing in a pipe, nothing under `--quiet`.
+//! Progress of long work on standard error; nothing is shown in a pipe or under `--quiet`.
 
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How often a line without steps is redrawn.
 const TICK: Duration = Duration::from_millis(120);
 
-/// A bar for work of unknown length.
+/// A progress bar for work of unknown length.
 pub fn bar(quiet: bool) -> ProgressBar {
     if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() }
 }
 
-/// A line that says what is done and since when; it goes when it is dropped.
+/// A line that says what is being done and for how long; it disappears when dropped.
 pub struct Doing(ProgressBar);
 
-/// Says what is done from now on.
+/// Changes what the line says.
 pub fn doing(quiet: bool, what: &'static str) -> Doing {
     let line = bar(quiet).with_message(what);
     line.set_style(ProgressStyle::with_template("{spinner} {msg}  {elapsed}").expect("the template is valid"));
@@ -32,7 +32,7 @@ impl Drop for Doing {
     }
 }
 
-/// Counts the answer's tokens that are no longer masked, step after step of the sampler.
+/// Counts the answer's tokens that are no longer masked, after each step of the sampler.
 pub fn count_unmasked(steps: &Receiver<Vec<Vec<u32>>>, (prompt_len, mask_token_id): (usize, u32), bar: &ProgressBar) {
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} tokens  {eta} left").expect("the template is valid");
     bar.set_style(style);

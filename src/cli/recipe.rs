@@ -1,11 +1,11 @@
-//! `weft recipe`: every key that a recipe may have.
+//! `weft recipe`: prints every key that a recipe may have.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::Result;
 
-/// Every key with its default, its values and its meaning: a recipe of its own.
+/// A recipe with every key, its default, its values and its meaning.
 const EVERY_KEY: &str = include_str!("../../recipes/every-key.toml");
 
 /// Print a recipe with every key: its default, its values, what it does

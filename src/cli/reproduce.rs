@@ -1,4 +1,4 @@
-//! `weft reproduce`: the paper's comparison, resumed wherever it was.
+//! `weft reproduce`: runs the paper's comparison and resumes an interrupted one.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,9 +11,10 @@ use weft::reproduce::{go, write};
 
 /// Run the paper's comparison: SFT, WeFT and the ablations, over several seeds
 ///
-/// Trains every arm under every setting and seed of the recipe's [reproduce], scores all on the way, and writes
-/// report.md, report.json and charts into its train.output: accuracy with confidence intervals and paired tests,
-/// ablations, gradient norms, step times. Under mpirun ranks deal the runs. What is done isn't done again: a comparison that was stopped goes on.
+/// Trains every arm under every setting and seed of the recipe's [reproduce] table, scores all of them during training,
+/// and writes report.md, report.json and charts into train.output: accuracy with confidence intervals and paired tests,
+/// ablations, gradient norms and step times. Under mpirun the runs are divided among the ranks. A comparison that was
+/// stopped resumes where it was; finished runs aren't repeated.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft reproduce recipes/reproduce.toml\n  weft reproduce recipes/reproduce.toml --set reproduce.seeds=3 --set train.output=runs/three-seeds"
@@ -24,7 +25,7 @@ pub struct Reproduce {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// Write the report of the runs that are done, and do none
+    /// Write the report from the finished runs only, and start no others
     #[arg(long)]
     report_only: bool,
 }

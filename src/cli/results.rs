@@ -1,4 +1,4 @@
-//! What a run of `weft train` came to: for a person, for the run's report, and for a program.
+//! The results of a run of `weft train`, for a person, for the run's report and for a program.
 
 use serde_json::{Map, Value, json};
 use weft::eval::{Accuracy, Task};
@@ -8,28 +8,28 @@ use weft::train::run::Summary;
 
 use super::eval::in_percent;
 
-/// A change of the held-out loss, as a part of it, that is hardly any.
+/// The relative change of the held-out loss below which it counts as unchanged.
 const HARDLY: f64 = 0.01;
 
-/// A task, its number of problems, and the accuracy of what is named.
+/// A task, its number of problems, and the accuracy of each scored model by name.
 pub type Scores = (Task, usize, [(&'static str, Accuracy); 2]);
 
 /// A finished run.
 pub struct Results<'a> {
-    /// Optimizer steps, earlier ones of a resumed run included.
+    /// Optimizer steps, including those before the run was resumed.
     pub steps: u64,
     pub summary: &'a Summary,
     pub scores: Option<Scores>,
-    /// The largest resident size, and what was planned.
+    /// The peak resident size, and the planned one.
     pub memory_bytes: [u64; 2],
-    /// Where everything lies, by its name.
+    /// The path of each output, by name.
     pub files: [(&'static str, String); 2],
-    /// The command that asks what was trained.
+    /// The command that asks the trained model.
     pub question: String,
 }
 
 impl Results<'_> {
-    /// Prints them.
+    /// Prints the results for a person.
     pub fn print(&self) {
         let Summary { first_step, train_secs, .. } = self.summary;
         let resumed = if *first_step > 0 { format!(", resumed at step {first_step}") } else { String::new() };
@@ -80,7 +80,7 @@ impl Results<'_> {
         rows
     }
 
-    /// The steps that were passed over, in words; none where none was.
+    /// The number of skipped steps as text; `None` if none was skipped.
     fn skipped(&self) -> Option<String> {
         let Skipped { non_finite, spikes } = self.summary.skipped;
         let of = self.steps;
@@ -94,7 +94,7 @@ impl Results<'_> {
         })
     }
 
-    /// One object for a program; what there is none of is null.
+    /// The results as one JSON object for a program; missing values are null.
     pub fn to_json(&self) -> Value {
         let [peak, planned] = self.memory_bytes;
         let mut object = json!({

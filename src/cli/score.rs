@@ -1,4 +1,4 @@
-//! `weft score`: scores generations that lie in a file.
+//! `weft score`: scores generations that are stored in a file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,9 +10,9 @@ use weft::eval::stored::{load, save_scores};
 
 use super::eval::{as_json, in_percent};
 
-/// Score generations of a task again
+/// Score stored generations of a task
 ///
-/// As d1 scores them, answer for answer; prints the accuracy with its standard error over problems.
+/// Scores each answer as d1 does; prints the accuracy with its standard error over problems.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft score --task gsm8k generations.json --out scores.jsonl")]
 pub struct Score {
@@ -21,7 +21,7 @@ pub struct Score {
     task: String,
     /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth
     file: PathBuf,
-    /// The file for a row each with what was extracted and its points (JSONL)
+    /// Write one row per generation with the extracted answer and its points to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print the accuracy as JSON

@@ -1,11 +1,11 @@
-//! The denoising of an answer, step by step: redrawn in place on a terminal, a line a step elsewhere.
+//! Shows the denoising of an answer step by step: redrawn in place on a terminal, one line per step elsewhere.
 
 use std::sync::mpsc::Receiver;
 
 use console::{Style, Term};
 use weft::data::chat_template::TextModel;
 
-/// Stands for a masked token.
+/// The sign for a masked token.
 const MASK: &str = "\u{2591}";
 
 /// An answer that is being denoised.
@@ -15,7 +15,7 @@ pub struct Trace<'a> {
     pub mask_token_id: u32,
 }
 
-/// What a step made of a token.
+/// The state of a token after a step.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Masked,
@@ -24,7 +24,7 @@ enum State {
 }
 
 impl Trace<'_> {
-    /// Shows every step that is told, until there is no more to come.
+    /// Shows every step it receives, until the sender is gone.
     pub fn show(&self, steps: &Receiver<Vec<Vec<u32>>>) {
         let term = Term::stderr();
         let (mut before, mut drawn): (Vec<u32>, usize) = (vec![], 0);
@@ -48,7 +48,7 @@ impl Trace<'_> {
         }
     }
 
-    /// Neighbouring tokens of one state as texts; a masked token is one sign.
+    /// Joins neighbouring tokens of the same state into texts; a masked token is one sign.
     fn runs(&self, answer: &[u32], before: &[u32]) -> Vec<(State, String)> {
         let state = |(i, id): (usize, &u32)| match (*id == self.mask_token_id, before.get(i) == Some(id)) {
             (true, _) => State::Masked,

@@ -1,4 +1,5 @@
-//! `weft train`: the main job. Reads a recipe, scores the base, trains an adapter or every weight, saves, scores again.
+//! `weft train`: the main command. Reads a recipe, scores the base, trains an adapter or every weight, saves it and
+//! scores again.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,54 +32,54 @@ use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::results::Results;
 
-/// What a finished run came to, in its folder: the object that `--json` prints.
+/// The file in the run's folder with the results of a finished run: the object that `--json` prints.
 const RESULTS: &str = "results.json";
 
-/// The recipe of the default job.
+/// The recipe that `weft train` runs when none is given.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
 
-/// Fine-tune a model by a recipe
+/// Fine-tune a model as a recipe describes
 ///
-/// Writes report.html, metrics.jsonl, TensorBoard events, checkpoints to resume from, and the PEFT adapter (model.trainable = "full": the whole trained
-/// checkpoint) into the recipe's train.output. Without a recipe it runs the quick start: the embedded base learns to
-/// answer 4x4 Sudoku in a chat, in a few minutes.
+/// Writes report.html, metrics.jsonl, TensorBoard events, checkpoints to resume from, and the PEFT adapter into the
+/// recipe's train.output; with model.trainable = "full", the whole trained checkpoint takes the adapter's place.
+/// Without a recipe it runs the quick start: the embedded base learns to answer 4x4 Sudoku in a chat, in a few minutes.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft train\n  weft train recipes/gsm8k.toml --set train.lr=5e-4 --set train.output=runs/try-2\n  weft train recipes/gsm8k.toml --resume"
 )]
 pub struct Train {
-    /// The recipe (TOML); the quick start where absent
+    /// The recipe (TOML); default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
-    /// Go on with the run in the recipe's train.output
+    /// Resume the run in the recipe's train.output
     #[arg(long)]
     resume: bool,
-    /// Refuse a run that is planned to take more memory than so many GB; than what is available where absent
+    /// Refuse a run whose plan exceeds this much memory, in GB; default: what is available
     #[arg(long, value_name = "GB", value_parser = super::plan::positive)]
     memory_gb: Option<f64>,
-    /// Let each rank of an mpirun write what its steps took, into the output's ranks/rank-R.jsonl
+    /// Let each rank of an mpirun write the time of its steps to ranks/rank-R.jsonl in the output folder
     #[arg(long)]
     rank_logs: bool,
-    /// Whether gradients of full fine-tuning travel while backward goes on, under mpirun: on, off, or auto, which is on
-    /// where a rank has 4 processors or one that doesn't compute
+    /// Whether gradients of full fine-tuning travel during backward under mpirun: on, off, or auto, which is on where a
+    /// rank has 4 processors or one that doesn't compute
     #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = overlap)]
     overlap: Overlap,
-    /// Begin a run that is planned not to fit all the same
+    /// Start the run even if its plan doesn't fit
     #[arg(long)]
     skip_plan: bool,
-    /// Print the results as one JSON object, and nothing else (as --quiet)
+    /// Print the results as one JSON object and nothing else (implies --quiet)
     #[arg(long)]
     json: bool,
 }
 
-/// The most memory that the run took, the process's or the GPU's: what was planned.
+/// The run's peak memory, of the process or of the GPU: the quantity that the plan predicts.
 fn used_bytes() -> u64 {
     weft::device::gpu().map_or_else(peak_rss_bytes, |gpu| (gpu.most_used_bytes() + WORKSPACE) as u64)
 }
 
-/// Whether; `None` is for the program to see.
+/// Whether gradients travel during backward; `None` decides by the number of cores.
 type Overlap = Option<bool>;
 
 fn overlap(text: &str) -> std::result::Result<Overlap, String> {
@@ -94,7 +95,7 @@ impl Train {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let is_first = ranks.is_first();
         let quiet = quiet || self.json || !is_first;
-        // 1. Base and rows.
+        // 1. The base and the rows.
         let (experiment, mut base, plan) = self.open(ranks, quiet)?;
         let output = experiment.recipe.train.output.clone();
         let _lock = is_first.then(|| run::lock(&output)).transpose()?;
@@ -107,7 +108,7 @@ impl Train {
             begin(&experiment, &base, &plan, quiet);
         }
         base.model.put_on(&weft::device::current());
-        // 2. The base's score and answers, before anything is trained.
+        // 2. The base's score and answers before training.
         let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
@@ -129,7 +130,7 @@ impl Train {
             Some(_) => {}
             None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
         }
-        // 4. The same after it, the report, and where everything lies.
+        // 4. The score and answers after training, the report, and the list of what was written.
         let after = evaluate(&experiment, &base, &output.join(format!("{matmul}-generations.json")), quiet)?;
         if !is_first {
             return Ok(ExitCode::SUCCESS);
@@ -155,7 +156,7 @@ impl Train {
     fn finish(&self, output: &Path, results: &Results, samples: &[Sample]) -> Result<ExitCode> {
         training::write(output, &results.rows(), samples)?;
         let object = results.to_json();
-        // The last file: where it is there, the run is finished.
+        // This file is written last: where it exists, the run is finished.
         write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
         match self.json {
             true => say!("{object}"),
@@ -164,7 +165,7 @@ impl Train {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Base and rows, and what the run will take; nothing is left of what doesn't fit.
+    /// Opens base and rows and plans the run. A run that doesn't fit leaves nothing behind.
     fn open(&self, ranks: &Ranks, quiet: bool) -> Result<(Experiment, Base, Plan)> {
         let is_first = ranks.is_first();
         let recipe = read_recipe(self.recipe.as_deref(), &self.settings, is_first)?;
@@ -175,7 +176,7 @@ impl Train {
         let is_new = !output.exists();
         let opening = doing(quiet, "opening base and rows");
         let leave_nothing = |_: &Error| {
-            // Generated rows are all that is there yet.
+            // Nothing but generated rows has been written so far.
             let _ = (is_new && is_first).then(|| std::fs::remove_dir_all(&output));
         };
         let (experiment, base) = Experiment::open_on(ranks.clone(), recipe).inspect_err(leave_nothing)?;
@@ -184,12 +185,13 @@ impl Train {
         Ok((experiment, base, plan))
     }
 
-    /// What the run will take of each rank; refused where the machine hasn't as much for those that are on it.
+    /// What the run will take on each rank. The run is refused where a machine has too little memory for the ranks on
+    /// it.
     fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
         let mut planner = Planner::new(experiment, (base.model.to_meta(), &base.text), stored)?;
         if let Some(gpu) = weft::device::gpu() {
-            // The rank whose GPU has least.
+            // The rank whose GPU has the least memory decides.
             let of_ranks = experiment.ranks.all_gather_f64(&[gpu.available_bytes() as f64]);
             let least = of_ranks.iter().flatten().copied().fold(f64::MAX, f64::min);
             planner = planner.on_gpu(Some(least as usize));
@@ -217,7 +219,7 @@ impl Train {
         Ok(ranks.any(step == Some(steps) && is_whole))
     }
 
-    /// A finished run has nothing to resume, and its files are left as they are.
+    /// Reports that the run is finished: there is nothing to resume, and its files stay as they are.
     fn tell_finished(&self, output: &Path, steps: u64) -> Result<ExitCode> {
         match self.json {
             true => say!("{}", read_text(&output.join(RESULTS))?.trim_end()),
@@ -227,7 +229,7 @@ impl Train {
     }
 }
 
-/// Reads a recipe, the quick start's where there is none, and warns of settings without effect if it `tells`.
+/// Reads a recipe, or the quick start's where none is given, and warns of settings without effect if it `tells`.
 pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool) -> Result<Recipe> {
     let recipe = match path {
         Some(path) => Recipe::read(path, settings)?,
@@ -237,10 +239,10 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
     Ok(recipe)
 }
 
-/// What is told before a run begins: warnings, and what it will do.
+/// Prints warnings and what the run will do, before it starts.
 fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     let recipe = &experiment.recipe;
-    // A run that is cut short is a trial.
+    // A run that stops after a few steps is a trial.
     if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
         let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
         eprintln!("warning: train.warmup_steps = {warmup} in a run of {steps} steps: it never comes to train.lr");
@@ -290,7 +292,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     }
 }
 
-/// Saves every weight as it was trained; every rank calls it, the first writes.
+/// Saves every weight as it was trained. Every rank calls it; the first one writes.
 fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folder: &Path) -> Result<()> {
     let dtype = experiment.recipe.model.save_dtype.map_or(base.dtype, Into::into);
     let params = base.model.params.iter().enumerate();
@@ -302,13 +304,13 @@ fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folde
     base.save_tensors(folder, dtype, tensors)
 }
 
-/// The command that asks what was trained, with room for the longest answer it was trained on.
+/// The command that asks the trained model, with room for the longest answer it was trained on.
 fn question(experiment: &Experiment, matmul: &Path) -> String {
     let recipe = &experiment.recipe;
     let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
     let block = Sampling::default().block_length;
     let gen_length = if longest > block { longest.next_multiple_of(block) } else { longest };
-    // As a shell takes it.
+    // Quoted for the shell.
     let quoted = |path: &Path| {
         let text = path.display().to_string();
         let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
@@ -321,7 +323,7 @@ fn question(experiment: &Experiment, matmul: &Path) -> String {
     format!("weft generate {model} --gen-length {gen_length} --prompt '...'")
 }
 
-/// The rows that the report shows, answered by the base.
+/// The base's answers to the rows that the report shows.
 fn first_samples(experiment: &Experiment, base: &Base) -> Result<Vec<Sample>> {
     let before = experiment.samples(&base.model, &base.text)?;
     let sample = |(row, before): (&Example, String)| Sample {
@@ -338,7 +340,7 @@ fn evaluate(experiment: &Experiment, base: &Base, out: &Path, quiet: bool) -> Re
     let Some(task) = experiment.recipe.eval.task else { return Ok(None) };
     let generations = experiment.evaluate(&base.model, &base.text, &bar(quiet))?;
     let Some(generations) = generations else { return Ok(None) };
-    // The base is scored before the run makes its folder.
+    // The base is scored before the run creates its folder.
     if experiment.ranks.is_first() {
         make_folder(&experiment.recipe.train.output)?;
         save(out, task, &generations)?;

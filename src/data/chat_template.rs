@@ -1,4 +1,4 @@
-//! A checkpoint's text side: tokenizer, chat template rendered as transformers renders it, special tokens.
+//! The text side of a checkpoint: tokenizer, special tokens, and chat template, rendered as transformers renders it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,21 +14,22 @@ use super::{Conversation, Example, Message, qwen_tokenizer, template_environment
 use crate::error::{Error, Result};
 use crate::files::{read_small, read_text};
 
-/// The end tokens of a turn in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, which differ from
+/// The end-of-turn tokens in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, where they differ from
 /// `eos_token`.
 const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
-/// The longest chat template, a hundred times a long one; a statement can put a list into another.
+/// The largest chat template that is accepted, a hundred times a long one. The bound matters because each statement can
+/// nest a list in another.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
 
-/// Tokenizer and chat template.
+/// A tokenizer with its chat template.
 pub struct TextModel {
     tokenizer: Tokenizer,
     environment: Arc<Environment<'static>>,
     path: PathBuf,
     /// The file that the chat template comes from, for errors.
     template_path: PathBuf,
-    /// `bos_token` and `eos_token`, as templates see them; one that is not there is undefined.
+    /// `bos_token` and `eos_token` as templates see them; a missing one is undefined.
     bos_token: Option<String>,
     eos_token: String,
     eos_token_id: u32,
@@ -37,8 +38,8 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Opens `tokenizer.json`, or `vocab.json` and `merges.txt` as Dream's checkpoints bring them, and
-    /// `tokenizer_config.json` and `chat_template.jinja` where they are.
+    /// Opens `tokenizer.json`, or `vocab.json` and `merges.txt` as in Dream's checkpoints, and, where they exist,
+    /// `tokenizer_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
     /// A file that is missing or damaged, or a template that doesn't parse.
@@ -50,7 +51,7 @@ impl TextModel {
         let config = read("tokenizer_config.json")?.unwrap_or_else(|| "{}".to_owned());
         let path = folder.join("tokenizer.json");
         let parts = || {
-            // A damaged configuration is told of by `build`.
+            // `build` reports a damaged configuration.
             qwen_tokenizer::tokenizer_json(folder, &serde_json::from_str(&config).unwrap_or_default())
         };
         let tokenizer = match if path.exists() { None } else { parts()? } {
@@ -60,7 +61,7 @@ impl TextModel {
         Self::build(folder, &tokenizer, &config, read("chat_template.jinja")?)
     }
 
-    /// The same from the files' contents.
+    /// Builds a text model from the contents of its files.
     ///
     /// # Errors
     /// As [`TextModel::open`].
@@ -114,10 +115,10 @@ impl TextModel {
         })
     }
 
-    /// Turns as text; `None` where there is no template.
+    /// Renders turns as text; `None` if there is no template.
     ///
     /// # Errors
-    /// What the template raises.
+    /// An error that the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
         let bos_token = self.bos_token.as_ref().map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
         let eos_token = &self.eos_token;
@@ -128,19 +129,21 @@ impl TextModel {
         })
     }
 
-    /// A prompt's tokens, up to where the assistant begins. Without a template: the turns' texts, a line break after each.
+    /// The tokens of a prompt, up to where the assistant begins. Without a template they are the turns' texts, each
+    /// followed by a line break.
     ///
     /// # Errors
-    /// What the template raises.
+    /// An error that the template raises.
     pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
         self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages)))
     }
 
-    /// A conversation's tokens. Prompt and answer are tokenized apart, so that the border is where generation starts;
-    /// the answer ends with exactly one end token: the turn's, if the template has one, else `eos_token`.
+    /// The tokens of a conversation. Prompt and answer are tokenized separately, so that the border between them is
+    /// where generation starts. The answer ends with exactly one end token: the template's end-of-turn token if it has
+    /// one, else `eos_token`.
     ///
     /// # Errors
-    /// What the template raises, or a template that changes the prompt once an answer follows.
+    /// An error that the template raises, or a template that changes the prompt once an answer follows.
     pub fn example(&self, conversation: &Conversation) -> Result<Example> {
         let answer = Message { role: "assistant".to_owned(), content: conversation.answer.clone() };
         let all = [conversation.prompt.as_slice(), &[answer]].concat();
@@ -163,7 +166,7 @@ impl TextModel {
         };
         let mut answer_ids = self.encode(&answer)?;
         let ends = self.end_token_ids();
-        // Only an end token that the template wrote behind the content is the answer's own.
+        // An end token belongs to the answer only if the template wrote it after the content.
         let content = conversation.answer.trim();
         let tail = answer.rfind(content).map_or("", |start| &answer[start + content.len()..]);
         let is_ended = self.encode(tail)?.iter().any(|id| ends.contains(id));
@@ -174,10 +177,10 @@ impl TextModel {
         Ok(Example { prompt_ids, answer_ids })
     }
 
-    /// A text's tokens, no special ones added.
+    /// The tokens of a text, without added special tokens.
     ///
     /// # Errors
-    /// What the tokenizer refuses.
+    /// An error of the tokenizer.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoded = guarded(|| self.tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
         let ids = encoded.map(|e| e.get_ids().to_vec());
@@ -191,7 +194,7 @@ impl TextModel {
         self.decode(&ids[..end], true)
     }
 
-    /// The text of all of a canvas's tokens, special ones included, as d1 keeps and scores it.
+    /// The text of all tokens of a canvas, special ones included, as d1 stores and scores it.
     pub fn decode_canvas(&self, ids: &[u32]) -> String {
         self.decode(ids, false)
     }
@@ -200,12 +203,12 @@ impl TextModel {
         guarded(|| self.tokenizer.decode(ids, skip_special_tokens).map_err(|e| e.to_string())).unwrap_or_default()
     }
 
-    /// `eos_token`.
+    /// The id of `eos_token`.
     pub fn eos_token_id(&self) -> u32 {
         self.eos_token_id
     }
 
-    /// `eos_token`, and the ends of a turn that the tokenizer has beside it.
+    /// The ids of `eos_token` and of the end-of-turn tokens that the tokenizer has besides it.
     pub fn end_token_ids(&self) -> Vec<u32> {
         let mut ids = vec![self.eos_token_id];
         ids.extend(ENDS_OF_TURN.iter().filter_map(|end| self.token_id(end)).filter(|id| *id != self.eos_token_id));
@@ -222,23 +225,24 @@ impl TextModel {
         self.tokenizer.token_to_id(token)
     }
 
-    /// Tokens, added ones included.
+    /// The number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// The largest id of a token; ids may have gaps.
+    /// The largest token id; ids may have gaps.
     pub fn last_id(&self) -> u32 {
         self.last_id
     }
 }
 
-/// Turns as text where there is no template.
+/// Turns as text for a checkpoint without a template.
 fn plain(messages: &[Message]) -> String {
     messages.iter().map(|m| format!("{}\n", m.content)).collect()
 }
 
-/// The tokenizer of a tokenizer.json. Like transformers, it neither cuts nor pads, whatever the file asks for.
+/// Reads the tokenizer of a tokenizer.json. Like transformers, it neither truncates nor pads, whatever the file asks
+/// for.
 fn tokenizer_of(json: &[u8]) -> std::result::Result<Tokenizer, String> {
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
     tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
@@ -246,12 +250,12 @@ fn tokenizer_of(json: &[u8]) -> std::result::Result<Tokenizer, String> {
     Ok(tokenizer)
 }
 
-/// A special token is a text, or an object with its text.
+/// A special token is either a string or an object that contains it.
 fn text_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// A template is a text, or one of a list under the name `default`; an absent one is none.
+/// A template is either a string or the entry named `default` in a list; `None` if it is absent.
 fn template_of(field: &Value) -> std::result::Result<Option<String>, &'static str> {
     match field {
         Value::Null => Ok(None),

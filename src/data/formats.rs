@@ -1,4 +1,5 @@
-//! The forms that rows come in, told apart by their keys, as conversations. docs/data.md shows a row of each.
+//! Turns rows of every known form into conversations; the keys of a row tell its form. docs/data.md shows a row of
+//! each.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,19 +13,19 @@ pub enum Form {
     /// `messages`: turns of `role` and `content`.
     #[serde(rename = "messages")]
     Messages,
-    /// `conversations`: turns of `from` and `value`; `system` beside them where it is there.
+    /// `conversations`: turns of `from` and `value`; perhaps with `system` beside them.
     #[serde(rename = "sharegpt")]
     ShareGpt,
-    /// `prompt` and `response`, or `completion` in its place (TRL).
+    /// `prompt` and `response`, or `completion` in place of `response` (TRL).
     #[serde(rename = "prompt-response")]
     PromptResponse,
     /// `question` and `answer` (GSM8K).
     #[serde(rename = "question-answer", alias = "gsm8k")]
     QuestionAnswer,
-    /// `problem` and `solution`, or `answer` where there is none (MATH).
+    /// `problem` and `solution`, or `answer` where there is no `solution` (MATH).
     #[serde(rename = "problem-solution", alias = "math")]
     ProblemSolution,
-    /// `instruction`, `output` or `response` (Dolly), and perhaps `input`.
+    /// `instruction`, `output` (or `response`, Dolly), and perhaps `input`.
     #[serde(rename = "alpaca")]
     Alpaca,
     /// s1K: `question`, `thinking_trajectories`, `attempt`.
@@ -33,19 +34,19 @@ pub enum Form {
     /// s1K-1.1: `question`, `deepseek_thinking_trajectory`, `deepseek_attempt`.
     #[serde(rename = "s1k-1.1")]
     S1k11,
-    /// OpenR1-Math: `problem` and `generations` with what their checks say; Mixture-of-Thoughts: `messages`. The
+    /// OpenR1-Math: `problem` and `generations` with the results of their checks; Mixture-of-Thoughts: `messages`. The
     /// thinking is marked by `<think>`.
     #[serde(rename = "open-r1")]
     OpenR1,
 }
 
-/// Put before the questions of thinking sets, as d1 does in other words: the answer's form is asked for, so that a
-/// model trained on it doesn't answer so where nobody asks.
+/// The instruction before the questions of thinking sets, which d1 words differently. It asks for the form of the
+/// answer, so that a model trained on it doesn't answer in that form when nobody asks for it.
 pub const THINKING_INSTRUCTION: &str =
     "Think between <reasoning> and </reasoning>, then write the final answer between <answer> and </answer>.";
 
-/// The forms in the order in which a row is tried, with the keys that make a row one of them. A set's own columns come
-/// first: such rows often have those of a plainer form beside them.
+/// The forms in the order in which they are tried, each with the keys that identify it. The forms of particular data
+/// sets come first, because their rows often have the keys of a plainer form as well.
 const KEYS: [(Form, &[&str]); 12] = [
     (Form::S1k11, &["question", "deepseek_thinking_trajectory", "deepseek_attempt"]),
     (Form::S1k, &["question", "thinking_trajectories", "attempt"]),
@@ -61,12 +62,12 @@ const KEYS: [(Form, &[&str]); 12] = [
     (Form::Alpaca, &["instruction", "response"]),
 ];
 
-/// A row as a conversation, in the form that its keys say where none is given; `None` where the row's own checks call
-/// none of its answers right. GSM8K's answers keep their calculator annotations (`<<3*4=12>>`), as LLaDA's and d1's
-/// training keep them.
+/// Reads a row as a conversation, in the given form or else in the form that its keys tell. Returns `None` if the row's
+/// own checks call none of its answers right. GSM8K's answers keep their calculator annotations (`<<3*4=12>>`), as in
+/// LLaDA's and d1's training.
 ///
 /// # Errors
-/// What is missing or of another kind, as one sentence.
+/// A key that is missing or has the wrong type, as one sentence.
 pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
     let form = form.map_or_else(|| detect(row), Ok)?;
     let conversation = match form {
@@ -105,12 +106,12 @@ pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversat
     }
 }
 
-/// The form by the row's keys: the first whose keys all have values, else the first with one of them.
+/// The form that a row's keys tell: the first form whose keys all have values, else the first with one such key.
 fn detect(row: &Fields) -> Result<Form, String> {
     let whole = KEYS.iter().find(|(_, keys)| keys.iter().all(|key| is_given(row, key)));
     let found = whole.or_else(|| KEYS.iter().find(|(_, keys)| keys.iter().all(|key| row.contains_key(*key))));
     let found = found.or_else(|| {
-        // `question` alone says little of a thinking set: the plainer forms are named.
+        // `question` alone hardly suggests a thinking set, so the error names the plainer forms.
         let plain = KEYS.iter().skip_while(|(form, _)| *form != Form::Messages);
         plain.into_iter().find(|(_, keys)| keys.iter().any(|key| row.contains_key(*key)))
     });
@@ -123,7 +124,7 @@ fn detect(row: &Fields) -> Result<Form, String> {
     })
 }
 
-/// The key that has a value, the first where both or none have.
+/// The key that has a value; the first one if both or neither do.
 fn either<'a>(row: &Fields, first: &'a str, second: &'a str) -> &'a str {
     if is_given(row, first) || !is_given(row, second) { first } else { second }
 }
@@ -159,7 +160,7 @@ fn pair(ask: &str, reply: &str) -> Conversation {
     Conversation { prompt: vec![user(ask)], answer: reply.to_owned() }
 }
 
-/// A question that is answered after thinking.
+/// A conversation in which a question is answered after thinking.
 ///
 /// # Source
 /// d1, arXiv 2504.12216: its public code trains on s1K with answers of this wording, the instruction before the question.
@@ -203,7 +204,7 @@ fn from_sharegpt(row: &Fields) -> Result<Conversation, String> {
     as_conversation(turns, "conversations")
 }
 
-/// A speaker's role by the name that one of the two forms gives it.
+/// A speaker's role, by its name in either of the two forms of turns.
 fn known_role(name: &str) -> Option<&'static str> {
     match name {
         "human" | "user" => Some("user"),
@@ -213,12 +214,12 @@ fn known_role(name: &str) -> Option<&'static str> {
     }
 }
 
-/// A list of turns by the keys of their speaker and text.
+/// Reads a list of turns, given the keys of speaker and text.
 fn turns(list: &Value, of: &str, [speaker, text]: [&str; 2]) -> Result<Vec<Message>, String> {
     let Value::Array(items) = list else {
         return Err(format!("{of} is {:.40}, not a list of {{{speaker:?}, {text:?}}}", list.to_string()));
     };
-    // Some sets have the one list's name and the other's turns.
+    // Some data sets use one form's name for the list and the other form's keys for its turns.
     let is_other = items.first().is_some_and(|item| item.get(speaker).is_none());
     let other = [["role", "content"], ["from", "value"]].into_iter().find(|keys| keys[0] != speaker);
     let other = other.filter(|keys| is_other && items.iter().all(|item| item.get(keys[0]).is_some()));
@@ -242,7 +243,7 @@ fn as_conversation(mut turns: Vec<Message>, of: &str) -> Result<Conversation, St
     }
 }
 
-/// The first complete generation that a check calls right; where no check is in the row, the first complete one.
+/// The first complete generation that a check calls right; in a row without checks, the first complete one.
 fn from_open_r1(row: &Fields) -> Result<Option<Conversation>, String> {
     if !row.contains_key("generations") && is_given(row, "messages") {
         return from_thinking_messages(row).map(Some);
@@ -278,7 +279,7 @@ fn from_thinking_messages(row: &Fields) -> Result<Conversation, String> {
     Ok(Conversation { prompt, answer })
 }
 
-/// The two parts of `<think>...</think>...`; the first mark may have been left to the prompt.
+/// Splits `<think>...</think>...` into its two parts; the opening mark may be missing because the prompt holds it.
 fn thinking_and_answer(generation: &str) -> Option<[&str; 2]> {
     let (thinking, answer) = generation.split_once("</think>")?;
     let thinking = thinking.trim_start().strip_prefix("<think>").unwrap_or(thinking);

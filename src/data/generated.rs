@@ -1,4 +1,4 @@
-//! Generated rows of a task, as a user's own file would hold them: chat turns to train on, and problems to score.
+//! Generated rows of a task, in the form of a user's own file: chat turns to train on, and problems to score.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::synthetic::{self, Choices, Difficulty, Side};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
 
-/// Empty cells of a Sudoku, as in d1's test set.
+/// The number of empty cells of a Sudoku, as in d1's test set.
 const EMPTY_CELLS: usize = 8;
 
 /// A task whose problems can be generated.
@@ -18,14 +18,15 @@ const EMPTY_CELLS: usize = 8;
 pub enum Puzzle {
     /// 4x4 Sudoku.
     Sudoku,
-    /// Make a number of three others, of 1 to 50.
+    /// Make a target of three numbers from 1 to 50.
     Countdown,
-    /// The same of 1 to 9, named in the order in which an expression uses them: what is left to find are the operators.
+    /// Make a target of three numbers from 1 to 9, which are named in the order in which an expression uses them: only
+    /// the operators are left to find.
     CountdownInOrder,
 }
 
 impl Puzzle {
-    /// Its name in recipes.
+    /// The task's name in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sudoku => "sudoku",
@@ -35,8 +36,8 @@ impl Puzzle {
     }
 }
 
-/// Writes `train.jsonl` and `held-out.jsonl`: rows with `messages`, and `question` and `ground_truth` for scoring.
-/// No puzzle is on both sides.
+/// Writes `train.jsonl` and `held-out.jsonl`, whose rows have `messages`, and `question` and `ground_truth` for
+/// scoring. No puzzle is in both files.
 ///
 /// # Errors
 /// A file that can't be written.

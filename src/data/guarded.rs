@@ -1,19 +1,19 @@
-//! Calls into the crates that read parquet and tokenizers, which panic on some damaged files: a panic of theirs is an
-//! error like any other, and nothing of it reaches the terminal.
+//! Guards calls into the crates that read parquet and tokenizers, which panic on some damaged files: such a panic
+//! becomes an ordinary error, and its message never reaches the terminal.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether this thread's panics are awaited.
+    /// Whether a panic of this thread would be caught.
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a call of such a crate; a panic of it is an error.
+/// Calls such a crate and turns a panic into an error.
 ///
 /// # Errors
-/// What the call returns, or that it panicked, as a part of a sentence.
+/// The call's own error, or that it panicked, as a part of a sentence.
 pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {

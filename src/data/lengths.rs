@@ -1,4 +1,4 @@
-//! How long examples are: what a recipe's memory and time depend on.
+//! Statistics of the lengths of examples, which decide a recipe's memory and time.
 
 use serde::Serialize;
 
@@ -7,20 +7,20 @@ use super::Example;
 /// Lengths in tokens. `median` and `p95` are lengths that occur (nearest rank).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Lengths {
-    /// The shortest.
+    /// The shortest length.
     pub min: usize,
-    /// Half are at most so long.
+    /// Half of the examples are at most this long.
     pub median: usize,
-    /// The mean.
+    /// The mean length.
     pub mean: f64,
-    /// 95 of 100 are at most so long.
+    /// 95 of 100 examples are at most this long.
     pub p95: usize,
-    /// The longest.
+    /// The longest length.
     pub max: usize,
 }
 
 impl Lengths {
-    /// Of some numbers of tokens; all 0 of none.
+    /// The statistics of some lengths; all 0 if there are none.
     pub fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
         let mut sorted: Vec<usize> = lengths.into_iter().collect();
         sorted.sort_unstable();
@@ -29,7 +29,7 @@ impl Lengths {
         Self { min: rank(0), median: rank(50), mean, p95: rank(95), max: rank(100) }
     }
 
-    /// Of prompts, of answers with their end tokens, and of both together.
+    /// The statistics of prompts, of answers with their end tokens, and of both together.
     pub fn of_examples(examples: &[Example]) -> [Self; 3] {
         let prompt = |e: &Example| e.prompt_ids.len();
         let answer = |e: &Example| e.answer_ids.len();

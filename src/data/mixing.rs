@@ -1,13 +1,13 @@
-//! Which examples an epoch holds and in which order. A source of n rows and weight w gives `round(w n)` examples an
-//! epoch: each row `floor(w)` times, and once more the rows with the smallest draws of that epoch. Every epoch is as
-//! long as any other, and each copy of a row has draws of its own.
+//! Which examples an epoch contains, and in which order. A source of n rows and weight w gives `round(w n)` examples
+//! per epoch: each row `floor(w)` times, plus once more the rows with the smallest draws of that epoch. All epochs have
+//! the same length, and each copy of a row has its own draws.
 
 use crate::rng::{Draws, Stream};
 
-/// How examples of several sources are mixed; each example once an epoch where there is no part.
+/// How the examples of several sources are mixed. Without parts, each example occurs once per epoch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mixture {
-    /// The number of examples of each source, which lie one source after the other, and their weight.
+    /// The number of examples and the weight of each source; the sources' examples are concatenated in this order.
     parts: Vec<(usize, f64)>,
 }
 
@@ -16,7 +16,8 @@ pub struct Mixture {
 pub struct Occurrence {
     /// The example.
     pub example: usize,
-    /// Names its draws, together with the epoch: the example, or for further copies of it a number beyond all examples.
+    /// Identifies its draws, together with the epoch: the example's index, or for further copies a number beyond all
+    /// indices.
     pub draw: u64,
 }
 
@@ -26,7 +27,7 @@ impl Mixture {
         Self { parts }
     }
 
-    /// Occurrences of an epoch, of `len` examples in all.
+    /// The number of occurrences in an epoch, given `len` examples in all.
     pub fn epoch_len(&self, len: usize) -> usize {
         match self.parts.is_empty() {
             true => len,
@@ -34,7 +35,7 @@ impl Mixture {
         }
     }
 
-    /// The occurrences of an epoch in their order: sorted by a draw each.
+    /// The occurrences of an epoch in order: each gets a draw, and they are sorted by it.
     pub fn epoch(&self, seed: u64, epoch: u64, len: usize) -> Vec<Occurrence> {
         let mut occurrences = self.chosen(seed, epoch, len);
         occurrences.sort_by_cached_key(|occurrence| {
@@ -63,9 +64,9 @@ impl Mixture {
     }
 }
 
-/// Occurrences of a source in an epoch.
+/// The number of occurrences of a source in an epoch.
 fn occurrences((rows, weight): (usize, f64)) -> usize {
     let whole = weight.floor() as usize * rows;
-    // No more than all of them: the fraction is below 1.
+    // At most every row once more, because the fraction is below 1.
     whole + (weight.fract() * rows as f64).round() as usize
 }

@@ -1,5 +1,5 @@
 //! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens, and how often each
-//! comes (`mixing`). What is masked of them is `noising`'s.
+//! example occurs (`mixing`). `noising` decides what is masked.
 
 pub mod chat_template;
 pub mod formats;
@@ -34,36 +34,36 @@ use token_cache::TokenCache;
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// Its text.
+    /// The text of the turn.
     pub content: String,
 }
 
-/// What is asked and what is answered.
+/// A prompt and the answer to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
     /// Every turn before the answer.
     pub prompt: Vec<Message>,
-    /// The last turn of the assistant.
+    /// The assistant's last turn.
     pub answer: String,
 }
 
 /// A tokenized conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The prompt, never masked.
+    /// The prompt, which is never masked.
     pub prompt_ids: Vec<u32>,
     /// The answer with its end token.
     pub answer_ids: Vec<u32>,
 }
 
-/// The examples of one source or several.
+/// The examples of one or several sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dataset {
-    /// One source after the other, each in its files' order.
+    /// The examples, one source after the other, each in the order of its files.
     pub examples: Vec<Example>,
-    /// How many answers were cut at the longest sequence.
+    /// The number of answers that were cut because of the longest sequence.
     pub truncated: usize,
-    /// How many rows were passed over: their own checks call none of their answers right.
+    /// The number of rows passed over because their own checks call none of their answers right.
     pub passed_over: usize,
 }
 
@@ -71,11 +71,11 @@ pub struct Dataset {
 pub struct Reading<'a> {
     /// Tokenizer and chat template.
     pub text: &'a TextModel,
-    /// The token that no row may hold.
+    /// The mask token's id, which no row may contain.
     pub mask_token_id: u32,
-    /// Longest sequence in tokens.
+    /// The longest sequence, in tokens.
     pub max_seq_len: usize,
-    /// Where tokens are kept from run to run; nowhere where `None`.
+    /// The cache that keeps tokens between runs; `None` keeps none.
     pub cache: Option<TokenCache>,
 }
 
@@ -84,44 +84,44 @@ pub struct Reading<'a> {
 pub struct Mixed {
     /// All examples.
     pub dataset: Dataset,
-    /// How often each comes.
+    /// How often each example occurs in an epoch.
     pub mixture: Mixture,
     /// The sources.
     pub parts: Vec<Part>,
 }
 
-/// What is known of a source.
+/// The name and the counts of a source.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// Its path, with split and rows.
+    /// The source's path, with split and rows.
     pub name: String,
-    /// How often each of its rows comes in an epoch.
+    /// How often each of its rows occurs in an epoch.
     pub weight: f64,
     /// The number of its examples.
     pub examples: usize,
-    /// How many of their answers were cut.
+    /// The number of its answers that were cut.
     pub truncated: usize,
-    /// How many of its rows were passed over.
+    /// The number of its rows that were passed over.
     pub passed_over: usize,
-    /// A hash of its examples' tokens: the same for the same examples, whatever file they come from.
+    /// A hash of the tokens of its examples: equal for equal examples, whatever file they come from.
     pub key: String,
 }
 
 impl Part {
-    /// How often each of its rows comes in an epoch, for a sentence.
+    /// How often each row of the source occurs in an epoch, as part of a sentence.
     pub fn how_often(&self) -> String {
         if self.weight == 1.0 { "once".to_owned() } else { format!("{} times", self.weight) }
     }
 }
 
-/// Rows that are tokenized at a time, by all threads.
+/// The number of rows that all threads together tokenize at a time.
 const CHUNK: usize = 512;
 
-/// Reads a source's rows. An example of more than `max_seq_len` tokens loses the end of its answer, end token included,
-/// and is counted.
+/// Reads the rows of a source. An example of more than `max_seq_len` tokens loses the end of its answer, end token
+/// included, and is counted.
 ///
 /// # Errors
-/// The file and place of a row that can't be read, whose prompt leaves no room for an answer, or that holds the mask
+/// The file and place of a row that can't be read, whose prompt leaves no room for an answer, or that contains the mask
 /// token, which would count as masked, or an end token within its answer; a source without rows.
 pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     let key = match &reading.cache {
@@ -134,7 +134,7 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     let mut dataset = Dataset::default();
     let mut rows = source.rows()?;
     loop {
-        // The first error of a row is told, whichever thread finds one first.
+        // The error reported is that of the first bad row, whichever thread finds one first.
         let chunk: Vec<Result<Row>> = rows.by_ref().take(CHUNK).collect();
         if chunk.is_empty() {
             break;
@@ -166,10 +166,10 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     Ok(dataset)
 }
 
-/// The examples of a source with the numbers of their rows, counted from 1: those of lines in JSONL files.
+/// The examples of a source with the numbers of their rows, counted from 1; in JSONL files these are line numbers.
 ///
 /// # Errors
-/// As [`load`], but for a source without rows.
+/// The errors of [`load`], except that a source may have no rows.
 pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Example)>> {
     let numbered = |row: Result<Row>| {
         let row = row?;
@@ -178,14 +178,14 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     source.rows()?.map(numbered).filter_map(Result::transpose).collect()
 }
 
-/// Where a source's example lies, counted from 0 as [`load`] counts them: its file and row. `None` where the file has
+/// The file and row of an example, given its index in the order of [`load`], counted from 0. `None` if the file has
 /// changed since.
 pub fn place(source: &Source, example: usize) -> Option<String> {
     let is_example = |row: &Row| matches!(formats::conversation(&row.fields, source.format), Ok(Some(_)));
     source.rows().ok()?.filter_map(Result::ok).filter(is_example).nth(example).map(|row| row.place())
 }
 
-/// A row's example and whether its answer was cut; `None` where the row is passed over.
+/// Reads a row's example and whether its answer was cut; `None` if the row is passed over.
 fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Example, bool)>> {
     let Reading { text, max_seq_len, .. } = *reading;
     let wrong = |reason: &str| row.wrong(reason.to_owned());
@@ -212,10 +212,10 @@ fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Exam
     Ok(Some((example, is_cut)))
 }
 
-/// Reads sources to be mixed.
+/// Reads several sources to be mixed.
 ///
 /// # Errors
-/// As [`load`]; a weight that leaves none of a source's rows.
+/// The errors of [`load`]; a weight that leaves none of a source's rows.
 pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
     let (mut all, mut parts, mut sizes) = (Dataset::default(), vec![], vec![]);
     for source in sources {
@@ -234,7 +234,7 @@ pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
         all.truncated += truncated;
         all.passed_over += passed_over;
     }
-    // Sources that come once each are one file in parts.
+    // Sources of weight 1 are treated like one file in parts.
     let is_even = sizes.iter().all(|(_, weight)| *weight == 1.0);
     let mixture = Mixture::new(if is_even { vec![] } else { sizes });
     Ok(Mixed { dataset: all, mixture, parts })
@@ -251,12 +251,13 @@ impl Mixed {
         })
     }
 
-    /// Examples of an epoch.
+    /// The number of examples in an epoch.
     pub fn epoch_len(&self) -> usize {
         self.mixture.epoch_len(self.dataset.examples.len())
     }
 
-    /// Tokens of an epoch without padding: exact where the weights are whole, else what is to be expected.
+    /// The number of tokens in an epoch without padding: exact if all weights are whole numbers, else an expected
+    /// value.
     pub fn tokens_per_epoch(&self) -> f64 {
         let tokens = |e: &Example| e.prompt_ids.len() + e.answer_ids.len();
         let of_source = |(part, examples): (&Part, &[Example])| {

@@ -1,5 +1,5 @@
-//! Rows of a parquet file as JSON fields, nested columns included. The reader of the crate `parquet` panics on some
-//! damaged files, and is guarded; what it would believe too easily is `parquet_pages`'s.
+//! Reads the rows of a parquet file as JSON fields, nested columns included. The crate `parquet` panics on some damaged
+//! files, so calls to it are guarded; `parquet_pages` checks the sizes that it would trust too easily.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,10 +13,10 @@ use super::parquet_pages;
 use super::sources::Fields;
 use crate::error::{Error, Result};
 
-/// The file's rows; after an error nothing follows.
+/// Reads the rows of a file; nothing follows an error.
 ///
 /// # Errors
-/// A file that can't be opened or whose head is damaged; as an item, what of the row can't be read.
+/// A file that can't be opened or whose header is damaged; as an item, a row that can't be read.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fields, String>> + use<>> {
     let (file, reader) = open(path)?;
     guarded(|| parquet_pages::check_pages(&file, reader.metadata())).map_err(|reason| format(path, reason))?;
@@ -34,10 +34,10 @@ pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fiel
     }))
 }
 
-/// How many rows the file says it has.
+/// The number of rows that the file declares.
 ///
 /// # Errors
-/// A file that can't be opened or whose head is damaged.
+/// A file that can't be opened or whose header is damaged.
 pub fn count(path: &Path) -> Result<usize> {
     let (_, reader) = open(path)?;
     Ok(usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0))
@@ -66,7 +66,7 @@ fn fields(row: &Row) -> std::result::Result<Fields, String> {
     Ok(fields)
 }
 
-/// A field as JSON; bytes that are no text and numbers that JSON doesn't have are null.
+/// Converts a field to JSON; bytes that aren't text and numbers that JSON can't express become null.
 fn value(field: &Field) -> std::result::Result<Value, String> {
     let float = |x: f64| Number::from_f64(x).map_or(Value::Null, Value::Number);
     Ok(match field {

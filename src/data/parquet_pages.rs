@@ -1,5 +1,6 @@
-//! What a parquet file says of its pages, held against its bytes before the crate `parquet` believes it: that crate makes
-//! room for what a dictionary says, repeats a row as often as the footer says, and loops over lists that aren't there.
+//! Checks the sizes that a parquet file declares for its pages against its bytes before the crate `parquet` trusts
+//! them: that crate allocates what a dictionary declares, repeats a row as often as the footer declares, and loops over
+//! lists that don't exist.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -9,22 +10,22 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMeta
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Values of all columns, nulls included, that any file may have.
+/// The number of values, over all columns and nulls included, that any file may have.
 const MIN_VALUES: u64 = 1 << 20;
-/// More of them for each of its bytes; files of texts have less than one.
+/// The number of further values allowed per byte of the file; text files have less than one.
 const VALUES_PER_BYTE: u64 = 64;
-/// The fewest bytes of a page's head.
+/// The size of the smallest page header, in bytes.
 const MIN_HEAD_BYTES: u64 = 8;
-/// What a byte can hold where it is compressed: a block of zstd makes 2^17 bytes of 4.
+/// The most bytes that one compressed byte can expand to: a zstd block makes 2^17 bytes of 4.
 const MAX_RATIO: u64 = 1 << 16;
-/// How deep fields lie in each other.
+/// The deepest nesting of fields that is read.
 const MAX_DEPTH: usize = 32;
 
-/// Thrift's types that are looked at.
+/// The Thrift types that are interpreted.
 const I32: u8 = 5;
 const STRUCT: u8 = 12;
 
-/// Refuses a footer with lists of more elements than bytes. Files without a footer are told of by the crate.
+/// Refuses a footer with a list of more elements than bytes. The crate itself reports files without a footer.
 pub(super) fn check_footer(file: &File) -> Result<()> {
     let mut file = BufReader::new(file);
     let mut tail = [0; 8];
@@ -38,7 +39,7 @@ pub(super) fn check_footer(file: &File) -> Result<()> {
     Thrift::new(&mut file, u64::from(len)).skip(STRUCT, 0).map_err(|e| format!("its footer is damaged ({e})"))
 }
 
-/// Refuses pages that say they hold more than their bytes can, and row groups of more rows than values.
+/// Refuses pages that declare more than their bytes can hold, and row groups with more rows than values.
 pub(super) fn check_pages(file: &File, metadata: &ParquetMetaData) -> Result<()> {
     let bytes = file.metadata().map_err(|e| e.to_string())?.len();
     let mut pages = Pages { file: BufReader::new(file), bytes, pages: 0, values: 0 };
@@ -66,7 +67,7 @@ impl Pages<'_> {
         }
     }
 
-    /// How many values a column's pages have.
+    /// The number of values in a column's pages.
     fn values_of(&mut self, column: &ColumnChunkMetaData) -> Result<u64> {
         let (mut at, len) = column.byte_range();
         let end = at.checked_add(len).filter(|end| *end <= self.bytes).ok_or("pages lie outside the file")?;
@@ -104,12 +105,12 @@ impl Pages<'_> {
     }
 }
 
-/// What a page says of itself.
+/// The sizes in a page's header.
 #[derive(Default)]
 struct Head {
     compressed: u64,
     uncompressed: u64,
-    /// Values of a page of data, and of a dictionary.
+    /// The number of values of a data page, and of a dictionary page.
     values: u64,
     in_dictionary: u64,
 }
@@ -133,15 +134,16 @@ impl Head {
     }
 }
 
-/// A reader of Thrift's compact protocol that goes no further than it was told and spends a byte on each element.
+/// A reader of Thrift's compact protocol that stays within a given number of bytes and accepts no more elements than
+/// bytes.
 ///
 /// # Source
 /// The specification `thrift-compact-protocol.md` of Apache Thrift.
 struct Thrift<R> {
     file: R,
-    /// Bytes that are left.
+    /// The number of bytes left.
     left: u64,
-    /// Elements without bytes, booleans as the crate passes over them, that may still come.
+    /// How many more elements may come. Some take no bytes: the crate skips booleans without reading any.
     spare: u64,
 }
 
@@ -175,7 +177,7 @@ impl<R: BufRead> Thrift<R> {
         Err("a number is longer than 64 bits".to_owned())
     }
 
-    /// A number of 32 bits that counts something.
+    /// Reads a 32-bit number that counts something.
     fn count(&mut self) -> Result<u64> {
         let number = self.number()?;
         let signed = (number >> 1) as i64 ^ -((number & 1) as i64);
@@ -183,7 +185,7 @@ impl<R: BufRead> Thrift<R> {
         count.ok_or_else(|| format!("a count is {signed}"))
     }
 
-    /// The type of a structure's next field, whose number it brings up to date; `None` at the end.
+    /// Reads the type of a structure's next field and updates the field's number; `None` at the end.
     fn field(&mut self, id: &mut u64) -> Result<Option<u8>> {
         let byte = self.byte()?;
         let kind = byte & 0xf;
@@ -197,7 +199,7 @@ impl<R: BufRead> Thrift<R> {
         Ok(Some(kind))
     }
 
-    /// The first field of a page's second head: how many values it has.
+    /// Reads the first field of a page's inner header: its number of values.
     fn values(&mut self) -> Result<u64> {
         let (mut values, mut id) = (0, 0);
         while let Some(kind) = self.field(&mut id)? {
@@ -242,7 +244,7 @@ impl<R: BufRead> Thrift<R> {
         }
     }
 
-    /// Passes over so many elements of one type, or pairs of two.
+    /// Skips this many elements of one type, or pairs of two types.
     fn elements(&mut self, size: u64, kinds: [u8; 2], each: usize, depth: usize) -> Result<()> {
         for _ in 0..size {
             self.spare = self.spare.checked_sub(1).ok_or("a list has more elements than bytes")?;

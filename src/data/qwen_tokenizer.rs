@@ -1,5 +1,5 @@
-//! Dream's tokenizer. Its checkpoints bring `vocab.json` and `merges.txt` and no `tokenizer.json`: Qwen2's byte-level BPE,
-//! whose splitting and normalising the files don't hold.
+//! Dream's tokenizer. Its checkpoints contain `vocab.json` and `merges.txt` but no `tokenizer.json`: it is Qwen2's
+//! byte-level BPE, whose splitting and normalisation the files don't describe.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
-/// The classes in tokenizer_config.json that tokenize so.
+/// The classes in tokenizer_config.json that stand for this tokenizer.
 const CLASSES: [&str; 4] = ["DreamTokenizer", "DreamTokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast"];
 
 /// Where a text is split before merging: English contractions, words with the character before them, single digits,
@@ -19,7 +19,7 @@ const CLASSES: [&str; 4] = ["DreamTokenizer", "DreamTokenizerFast", "Qwen2Tokeni
 const SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The `tokenizer.json` that a folder's files amount to; `None` where they aren't this tokenizer's.
+/// The `tokenizer.json` equivalent to a folder's files; `None` if they belong to another tokenizer.
 ///
 /// # Errors
 /// A file that is missing or damaged.
@@ -50,7 +50,7 @@ pub fn tokenizer_json(folder: &Path, config: &Value) -> Result<Option<Vec<u8>>> 
     Ok(Some(tokenizer.to_string().into_bytes()))
 }
 
-/// The tokens beyond the vocabulary, in their ids' order.
+/// The tokens beyond the vocabulary, in the order of their ids.
 fn added_tokens(config: &Value) -> Vec<Value> {
     let added = config["added_tokens_decoder"].as_object().into_iter().flatten();
     let mut tokens: Vec<(u64, Value)> = added

@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A stretch of rows, counted from 0; the end is left out, as in Python's slices.
+/// A range of rows, counted from 0; its end is exclusive, as in Python's slices.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct RowRange {
@@ -17,17 +17,17 @@ pub struct RowRange {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
     Row(usize),
-    /// Of all rows, rounded down: `":90%"` and `"90%:"` share no row and leave none out.
+    /// A percentage of all rows, rounded down: `":90%"` and `"90%:"` share no row and leave none out.
     Percent(f64),
 }
 
 impl RowRange {
-    /// The first rows.
+    /// The first `rows` rows.
     pub fn first(rows: usize) -> Self {
         Self { from: Bound::Row(0), to: Some(Bound::Row(rows)) }
     }
 
-    /// The number of rows, where it is the first ones.
+    /// The number of rows, if the range starts at the first one.
     pub fn as_first(&self) -> Option<usize> {
         match self {
             Self { from: Bound::Row(0), to: Some(Bound::Row(rows)) } => Some(*rows),
@@ -35,12 +35,12 @@ impl RowRange {
         }
     }
 
-    /// Whether the number of all rows must be known.
+    /// Whether the total number of rows must be known.
     pub fn needs_count(&self) -> bool {
         [Some(self.from), self.to].iter().flatten().any(|bound| matches!(bound, Bound::Percent(_)))
     }
 
-    /// The rows, `count` being the number of all where that is needed.
+    /// The rows of the range; `count` is the total number of rows, which only percentages need.
     pub fn of(&self, count: usize) -> Range<usize> {
         let row = |bound: Bound| match bound {
             Bound::Row(row) => row,

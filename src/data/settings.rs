@@ -1,4 +1,4 @@
-//! `[data]` of a recipe: which rows are trained on and held out, and what is wrong with how it says so.
+//! `[data]` of a recipe: which rows are trained on and which are held out; and the checks of these settings.
 
 use std::path::PathBuf;
 
@@ -11,35 +11,36 @@ use super::row_range::RowRange;
 use super::sources::Source;
 use crate::settings::unknown;
 
-/// `[data]`: the examples.
+/// The `[data]` table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataTable {
-    /// Training rows: a file (JSONL, JSON, parquet), a folder with files named after their split, or a data set of the hub.
+    /// Training rows: a file (JSONL, JSON, parquet), a folder with files named after their split, or a data set of the
+    /// hub.
     pub train: Option<PathBuf>,
-    /// The split that is trained on where `train` or a source is a folder; `train` where absent.
+    /// The split that is trained on if `train` or a source is a folder; default: `train`.
     pub split: Option<String>,
-    /// Several sources of training rows in the place of `train`, mixed by weight.
+    /// Several sources of training rows, mixed by weight, instead of `train`.
     pub sources: Option<Vec<Source>>,
-    /// Held-out rows, as `train`.
+    /// Held-out rows, given like `train`.
     pub held_out: Option<PathBuf>,
-    /// The split that is held out where `held_out` is a folder; `test` where absent.
+    /// The split that is held out if `held_out` is a folder; default: `test`.
     pub held_out_split: Option<String>,
-    /// The form of all rows, but of sources that name their own; told by each row's keys where absent.
+    /// The form of all rows, except of sources that name their own; by default the keys of each row tell it.
     pub format: Option<Form>,
     /// A generated task instead of files.
     pub generate: Option<Puzzle>,
-    /// Training rows that are used or generated; all where absent.
+    /// The training rows that are used or generated; default: all.
     pub train_rows: Option<RowRange>,
-    /// Held-out rows that are used or generated; all where absent.
+    /// The held-out rows that are used or generated; default: all.
     pub held_out_rows: Option<RowRange>,
-    /// Longest sequence in tokens; longer answers are cut and counted.
+    /// The longest sequence in tokens; longer answers are cut and counted.
     pub max_seq_len: MaxSeqLen,
-    /// `none` packs sequences, `eos` pads answers to the micro-batch's longest and supervises the padding.
+    /// `none` packs sequences; `eos` pads answers to the micro-batch's longest and supervises the padding.
     pub padding: Padding,
 }
 
-/// A length with its default.
+/// A length that has a default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MaxSeqLen(pub usize);
@@ -50,11 +51,11 @@ impl Default for MaxSeqLen {
     }
 }
 
-/// The largest weight: more copies of a row in an epoch are epochs.
+/// The largest weight. To see rows more often, take more epochs.
 const MAX_WEIGHT: f64 = 1000.0;
 
 impl DataTable {
-    /// The sources of training rows; none where they are generated.
+    /// The sources of training rows; empty if they are generated.
     pub fn training(&self) -> Vec<Source> {
         let complete = |source: &Source| Source {
             split: source.split.clone().or_else(|| self.split.clone()),
@@ -73,7 +74,7 @@ impl DataTable {
         self.held_out.as_deref().map(source)
     }
 
-    /// What is wrong with the table, a sentence each.
+    /// The problems of the table, one sentence each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));

@@ -1,5 +1,5 @@
-//! Where rows come from: files of rows (JSONL, JSON, parquet), told apart by their extensions, and folders of them as
-//! the hub lays them out. What the rows mean is `formats`'s.
+//! Where rows come from: files (JSONL, JSON, parquet), recognized by their extensions, and folders of files laid out as
+//! on the hub. `formats` interprets the rows.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,12 +17,12 @@ use crate::error::{Error, Result};
 use crate::files::{ROWS, is_named_as_rows};
 use crate::hub;
 
-/// A row's fields.
+/// The fields of a row.
 pub type Fields = Map<String, Value>;
 
 /// The longest line of a JSONL file that is read.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
-/// The largest JSON file that is read: all of it has to be in memory.
+/// The largest JSON file that is read, since all of it has to be in memory.
 pub const MAX_JSON_BYTES: u64 = 1 << 30;
 
 /// A source of rows, as a recipe names it.
@@ -33,13 +33,13 @@ pub struct Source {
     pub path: PathBuf,
     /// The split that is read where `path` is a folder.
     pub split: Option<String>,
-    /// The rows that are used; all where absent.
+    /// The rows that are used; default: all.
     pub rows: Option<RowRange>,
-    /// The form of its rows; told by each row's keys where absent.
+    /// The form of its rows; by default the keys of each row tell it.
     pub format: Option<Form>,
-    /// How often each of its rows comes in an epoch.
+    /// How often each of its rows occurs in an epoch.
     pub weight: f64,
-    /// Keys that a source doesn't have, for the recipe to refuse.
+    /// Unknown keys, which the recipe refuses.
     #[serde(flatten, skip_serializing)]
     pub unknown: Map<String, Value>,
 }
@@ -52,22 +52,22 @@ impl Default for Source {
 
 /// A row with its place.
 pub struct Row {
-    /// What it holds.
+    /// The row's fields.
     pub fields: Fields,
     path: Arc<Path>,
-    /// Counted from 1.
+    /// The row's number, counted from 1.
     pub(super) number: usize,
-    /// Whether the number is a line's; of other files it is the row's.
+    /// Whether `number` is a line number; in files other than JSONL it counts rows.
     is_line: bool,
 }
 
 impl Row {
-    /// Its file and number, as errors name them.
+    /// The file and number of the row, as errors name them.
     pub fn place(&self) -> String {
         format!("{}{}{}", self.path.display(), if self.is_line { ":" } else { " row " }, self.number)
     }
 
-    /// An error of this row.
+    /// An error in this row.
     pub fn wrong(&self, reason: String) -> Error {
         wrong(&self.path, self.number, self.is_line, reason)
     }
@@ -82,12 +82,12 @@ fn wrong(path: &Path, number: usize, is_line: bool, reason: String) -> Error {
 }
 
 impl Source {
-    /// A file, or the split of a folder, with all its rows.
+    /// A source of a file, or of a folder's split, with all its rows.
     pub fn at(path: &Path, split: &str) -> Self {
         Self { path: path.to_owned(), split: Some(split.to_owned()), ..Self::default() }
     }
 
-    /// Its path, with split and rows where they are said.
+    /// The path, with split and rows if they are given.
     pub fn name(&self) -> String {
         let has_splits = self.path.is_dir() || hub::is_dataset(&self.path);
         let split = self.split.as_ref().filter(|_| has_splits).map(|split| format!(" {split}"));
@@ -95,25 +95,25 @@ impl Source {
         format!("{}{}{}", self.path.display(), split.unwrap_or_default(), rows.unwrap_or_default())
     }
 
-    /// Its files, in the order in which they are read; those of the hub are fetched first.
+    /// The files in the order in which they are read; those of the hub are downloaded first.
     ///
     /// # Errors
-    /// A folder that holds no file of the split, several kinds of them, or not all of its shards; an id whose files can't
-    /// be had.
+    /// A folder that has no file of the split, files of several kinds, or some of the shards only; an id whose files
+    /// can't be downloaded.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let split = self.split.as_deref().unwrap_or("train");
         let path = hub::rows(&self.path, &|names| names_needed(names, split))?;
         match path.is_dir() {
             true => files_of_split(&path, split),
-            // What has no end is told by its name, before anything reads it.
+            // A stream may never end, so the extension is checked before anything is read.
             false => kind(&path).map(|_| vec![path]),
         }
     }
 
-    /// Its rows.
+    /// Reads the rows.
     ///
     /// # Errors
-    /// As [`Source::files`] and [`read_file`]; as items, rows that can't be read.
+    /// The errors of [`Source::files`] and [`read_file`]; as items, rows that can't be read.
     pub fn rows(&self) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
         let files = self.files()?;
         let range = match self.rows {
@@ -131,13 +131,13 @@ impl Source {
             Ok(rows) => rows,
             Err(error) => Box::new(std::iter::once(Err(error))),
         });
-        // An unreadable row before the slice is told: what follows it may be missing.
+        // An unreadable row before the slice is an error too, because the rows after it may be missing.
         let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || row.is_err()).then_some(row);
         Ok(rows.take(range.end).enumerate().filter_map(within))
     }
 }
 
-/// The rows of a file, its kind told by the extension (JSONL may be named as JSON).
+/// Reads the rows of a file, whose extension tells its kind (JSONL may have the extension of JSON).
 ///
 /// # Errors
 /// A file that can't be opened, is damaged as a whole, or has another extension; as items, rows that can't be read.
@@ -159,16 +159,16 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     })
 }
 
-/// The rows of a JSONL file; empty lines are passed over.
+/// Reads the rows of a JSONL file; empty lines are skipped.
 ///
 /// # Errors
-/// A file that can't be opened; as an item, a line that is too long, no UTF-8, no JSON or no object.
+/// A file that can't be opened; as an item, a line that is too long, isn't UTF-8, isn't JSON or isn't an object.
 pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
     let shared: Arc<Path> = path.into();
     let row = move |line: Result<(usize, String)>| {
         let (number, text) = line?;
         let value = strict_json::parse(&text).map_err(|e| {
-            // A line is a text of its own; the place in the file is told already.
+            // Each line is parsed as a text of its own, and the error already names its place in the file.
             let told = e.to_string().replace(" at line 1 column ", " at column ");
             let reason = match e.is_data() {
                 true => format!("{told}; keep one of them"),
@@ -181,7 +181,7 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
     Ok(lines(path)?.map(row))
 }
 
-/// The lines that aren't empty, with their numbers; after an error nothing follows.
+/// The non-empty lines with their numbers; nothing follows an error.
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
     let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let (path, mut file, mut number, mut failed) = (path.to_owned(), BufReader::new(file), 0, false);
@@ -218,7 +218,7 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
     }))
 }
 
-/// A file's kind by its name, but for JSONL that is named as JSON: two lines or more, the first an object.
+/// A file's kind by its name, except for JSONL with the extension of JSON: two lines or more, the first one an object.
 fn kind_within(path: &Path) -> Result<&'static str> {
     let kind = kind(path)?;
     if kind != "json" {
@@ -226,13 +226,13 @@ fn kind_within(path: &Path) -> Result<&'static str> {
     }
     let mut lines = lines(path)?;
     match (lines.next(), lines.next()) {
-        // Lines that can't be read are the JSON reader's to tell.
+        // The JSON reader reports lines that can't be read.
         (Some(Ok((_, first))), Some(_)) if matches!(strict_json::parse(&first), Ok(Value::Object(_))) => Ok("jsonl"),
         _ => Ok(kind),
     }
 }
 
-/// The values of a JSON file: those of its one array.
+/// Reads the values of the one array in a JSON file.
 fn read_json(path: &Path) -> Result<Vec<Value>> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
@@ -267,7 +267,7 @@ fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Resul
     }
 }
 
-/// How many rows a file has.
+/// The number of rows in a file.
 fn count(path: &Path) -> Result<usize> {
     match kind_within(path)? {
         "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
@@ -289,7 +289,7 @@ fn kind(path: &Path) -> Result<&'static str> {
     })
 }
 
-/// The files of a split in a folder or its `data` folder.
+/// Finds the files of a split in a folder or in its `data` folder.
 fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let mut names = vec![];
     for prefix in ["", DATA].into_iter().filter(|prefix| folder.join(prefix).is_dir()) {
@@ -302,10 +302,11 @@ fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// The folder below a data set's that may hold its files.
+/// The subfolder of a data set that may contain its files.
 const DATA: &str = "data/";
 
-/// The files of a split among those of a repository of the hub; else what it lacks, and its other folders of rows.
+/// Finds the files of a split in a repository of the hub; the error says what is missing and lists other folders with
+/// rows.
 fn names_needed(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
     names_of_split(names, split).map_err(|reason| {
         let others = names.iter().filter(|name| is_named_as_rows(Path::new(name)));
@@ -318,8 +319,8 @@ fn names_needed(names: &[String], split: &str) -> std::result::Result<Vec<String
     })
 }
 
-/// The files of a split among those of a folder: `train.jsonl`, or `train-00000-of-00002.parquet` and the others, in the
-/// folder or in its `data` folder.
+/// Finds the files of a split in a folder or in its `data` folder: `train.jsonl`, or all shards such as
+/// `train-00000-of-00002.parquet`.
 fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
     let mut splits = vec![];
     for prefix in ["", DATA] {
@@ -353,7 +354,7 @@ fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<Stri
     Err(format!("it has no {split}-*.parquet, .jsonl or .json, nor has its data folder; it has {has}; set the split"))
 }
 
-/// How many files the split has, by the name of one: 2 in `train-00000-of-00002`.
+/// The number of shards of a split, by the name of one: 2 in `train-00000-of-00002`.
 fn num_shards(stem: &str, split: &str) -> Option<usize> {
     let mut parts = stem.strip_prefix(split)?.strip_prefix('-')?.split('-');
     parts.next()?.parse::<usize>().ok()?;

@@ -8,14 +8,14 @@ use serde_json::{Map, Number, Value};
 /// Reads a JSON text.
 ///
 /// # Errors
-/// What is wrong and where in the text; a key that is there twice is an error of data (`is_data`).
+/// What is wrong and where in the text; a repeated key is a data error (`is_data`).
 pub fn parse(text: &str) -> serde_json::Result<Value> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = Strict.deserialize(&mut deserializer)?;
     deserializer.end().map(|()| value)
 }
 
-/// Any value, its objects with distinct keys.
+/// Any JSON value whose objects have distinct keys.
 #[derive(Clone, Copy)]
 struct Strict;
 

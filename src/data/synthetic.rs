@@ -1,6 +1,6 @@
 //! Generated text and tasks: arithmetic, 4x4 Sudoku with unique solutions, number puzzles. Everything is a function of
-//! a seed and an index. Puzzles are dealt to training or to the held-out side by a hash of their own, so that no
-//! training set, the embedded base's included, holds a puzzle that anything is scored on.
+//! a seed and an index. A hash of each puzzle assigns it to the training or the held-out side, so that no training set,
+//! not even the embedded base's, contains a puzzle that is scored.
 
 use std::sync::LazyLock;
 
@@ -8,16 +8,16 @@ use weft_kernels::philox::philox;
 
 use crate::rng::{Draws, Stream};
 
-/// Which side of a task a puzzle belongs to.
+/// The side of a task that a puzzle belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// Seven of eight puzzles.
     Train,
-    /// One of eight.
+    /// One of eight puzzles.
     HeldOut,
 }
 
-/// Random choices of one generated text, in order.
+/// The random choices of one generated text, in order.
 pub struct Choices {
     draws: Draws,
     next: u64,
@@ -44,23 +44,23 @@ pub struct Countdown {
 }
 
 impl Choices {
-    /// The choices of text `index`.
+    /// The choices of the text with this index.
     pub fn new(seed: u64, index: u64) -> Self {
         Self { draws: Draws::new(seed, Stream::Text, 0, index), next: 0 }
     }
 
-    /// A number in `0..n`.
+    /// Draws a number in `0..n`.
     pub fn below(&mut self, n: usize) -> usize {
         self.next += 1;
         ((self.draws.unit_f64(self.next) * n as f64) as usize).min(n - 1)
     }
 
-    /// A number in `from..=to`.
+    /// Draws a number in `from..=to`.
     pub fn between(&mut self, from: i64, to: i64) -> i64 {
         from + self.below((to - from + 1) as usize) as i64
     }
 
-    /// One of some things.
+    /// Draws one of some items.
     pub fn one_of<'a, T: ?Sized>(&mut self, things: &[&'a T]) -> &'a T {
         things[self.below(things.len())]
     }
@@ -102,7 +102,7 @@ fn solve(grid: &mut [u8; 16], found: &mut impl FnMut(&[u8; 16])) {
     }
 }
 
-/// The cells of a cell's row, column and 2x2 box.
+/// The cells in the row, column and 2x2 box of a cell.
 fn peers(cell: usize) -> impl Iterator<Item = usize> {
     let (row, column) = (cell / 4, cell % 4);
     (0..16).filter(move |&p| {
@@ -141,7 +141,7 @@ pub fn sudoku(choices: &mut Choices, num_empty: usize, wanted: Side) -> Sudoku {
     }
 }
 
-/// How hard a Countdown is.
+/// The difficulty of a Countdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Difficulty {
     /// The largest number.
@@ -150,7 +150,7 @@ pub struct Difficulty {
     pub is_in_order: bool,
 }
 
-/// Three numbers and a target that they make.
+/// Draws three numbers and a target that they make.
 pub fn countdown(choices: &mut Choices, difficulty: Difficulty, wanted: Side) -> Countdown {
     loop {
         let numbers = [(); 3].map(|()| choices.between(1, difficulty.largest));
@@ -162,7 +162,7 @@ pub fn countdown(choices: &mut Choices, difficulty: Difficulty, wanted: Side) ->
         let [a, b, c] = order;
         let first = calculate(a, operators[0], b);
         let target = calculate(first, operators[1], c);
-        // Matmuls of sums would need brackets; the puzzle stays a chain.
+        // A product of a sum would need brackets; the puzzle stays a chain.
         let is_chain = operators[1] != "*" || operators[0] == "*";
         let expression = format!("{a} {} {b} {} {c}", operators[0], operators[1]);
         let name = format!("{numbers:?}{target}");

@@ -1,5 +1,5 @@
-//! What chat templates are rendered in: transformers' settings of Jinja, Python's methods, and a budget for templates that
-//! would take forever or fill the memory. No template can name a file.
+//! The environment that renders chat templates: transformers' settings of Jinja, Python's methods, and a budget that
+//! stops templates which would run forever or fill the memory. No template can read a file.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -16,18 +16,18 @@ use serde_json::Value as Json;
 
 use super::guarded::guarded;
 
-/// Instructions a template may spend, or 64 bytes of text for each; a template of hundreds of turns needs some ten thousand
-/// beside its texts.
+/// The number of instructions a template may execute, where 64 bytes of text count as one; a template with hundreds of
+/// turns needs some ten thousand beside its texts.
 const FUEL: u64 = 4_000_000;
 
-/// The stack of a rendering. A template can put a list into another for each ten instructions, and the engine compares and
-/// frees such lists by recursion. Only what is used of it takes memory.
+/// The stack size of a rendering. A template can nest one more list every ten instructions, and the engine compares and
+/// frees nested lists recursively. Only the used part of the stack takes memory.
 const STACK_BYTES: usize = 1 << 28;
-/// How long a rendering may take, in pauses of a tenth of a second: comparing lists that name each other takes no fuel. A
-/// stopped process counts as one pause.
+/// How long a rendering may take, in waits of a tenth of a second: comparing lists that contain each other takes no
+/// fuel. Time during which the process is stopped counts as one wait.
 const MAX_PAUSES: usize = 100;
 
-/// How deep a list may lie within others to be printed; messages with tools lie some ten deep.
+/// The deepest nesting of a list that can be printed; messages with tools nest some ten levels deep.
 const MAX_DEPTH: usize = 100;
 
 /// An environment without templates.
@@ -53,7 +53,7 @@ pub(super) fn new() -> Environment<'static> {
         filters::string(state, value)
     });
     environment.add_filter("join", join);
-    // It is for whoever writes a template, and its text isn't bounded.
+    // `pprint` is for authors of templates, and the length of its text isn't bounded.
     environment.remove_filter("pprint");
     environment.add_filter("tojson", |state: &mut State, value: &Value| -> Result<String, Error> {
         pay_for_text(state, value)?;
@@ -67,17 +67,17 @@ pub(super) fn new() -> Environment<'static> {
 
 /// A rendering: the environment, the template's name and its variables.
 type Job = (Arc<Environment<'static>>, &'static str, Value);
-/// What comes of it; `None` where there is no template of that name.
+/// The rendered text; `None` if there is no template of that name.
 type Rendered = Result<Option<String>, String>;
 
-/// The thread that renders for another one.
+/// A thread that renders for another one.
 struct Renderer {
     jobs: SyncSender<Job>,
     results: Receiver<Rendered>,
 }
 
 thread_local! {
-    /// This thread's renderer: starting one for each row would take longer than the rendering.
+    /// This thread's renderer, kept because starting one for each row would take longer than the rendering.
     static RENDERER: RefCell<Option<Renderer>> = const { RefCell::new(None) };
 }
 
@@ -94,7 +94,7 @@ impl Renderer {
                     },
                     Err(_) => Ok(None),
                 });
-                // Nobody waits for what took too long.
+                // Nobody waits for a result that took too long.
                 if sender.send(rendered).is_err() {
                     break;
                 }
@@ -105,7 +105,7 @@ impl Renderer {
         Ok(Self { jobs, results })
     }
 
-    /// The result, where it comes in time.
+    /// The result, if it arrives in time.
     fn render(&self, job: Job) -> Option<Rendered> {
         self.jobs.send(job).ok()?;
         for _ in 0..MAX_PAUSES {
@@ -119,11 +119,11 @@ impl Renderer {
     }
 }
 
-/// Renders a template on a thread beside this one; `None` where there is none of that name. A rendering without an end goes
-/// on behind the error until the process ends, since the engine can't be stopped.
+/// Renders a template on a separate thread; `None` if there is none of that name. After a timeout the rendering
+/// continues until the process ends, because the engine can't be stopped.
 ///
 /// # Errors
-/// What the template raises, or that it takes too long.
+/// An error that the template raises, or that it takes too long.
 pub(super) fn render(environment: &Arc<Environment<'static>>, name: &'static str, variables: Value) -> Rendered {
     let renderer = RENDERER.take().map_or_else(Renderer::start, Ok)?;
     let rendered = renderer.render((environment.clone(), name, variables));
@@ -132,7 +132,7 @@ pub(super) fn render(environment: &Arc<Environment<'static>>, name: &'static str
             RENDERER.set(Some(renderer));
             rendered
         }
-        // The thread may be at it still: the next rendering gets another.
+        // The thread may still be busy, so the next rendering gets another one.
         None => Err(format!("it takes more than {} seconds", MAX_PAUSES / 10)),
     }
 }
@@ -148,8 +148,8 @@ fn join(
     filters::join(state, value, joiner, attribute, options)
 }
 
-/// Spends the fuel of a list's or map's text before it is written. The engine takes it afterwards, but a list may name a
-/// long text, or another list, any number of times.
+/// Spends the fuel for the text of a list or map before the text is written. The engine would charge it afterwards, but
+/// a list may contain a long text, or another list, any number of times.
 fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
     if value.as_object().is_none() {
         return Ok(());
@@ -157,12 +157,13 @@ fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
     check_depth(state, value, MAX_DEPTH)?;
     match write!(Payer(state), "{value}") {
         Ok(()) => Ok(()),
-        // Once it runs out, the fuel stays so.
+        // Once the fuel has run out, every further use of it fails too.
         Err(_) => state.consume_fuel(0),
     }
 }
 
-/// Refuses lists and maps within each other without end: their text is made by recursion, and a namespace can hold itself.
+/// Refuses lists and maps that are nested too deep: their text is made by recursion, and a namespace can contain
+/// itself.
 fn check_depth(state: &State, value: &Value, left: usize) -> Result<(), Error> {
     state.consume_fuel(1)?;
     let Some(object) = value.as_object() else { return Ok(()) };
@@ -181,7 +182,7 @@ fn check_depth(state: &State, value: &Value, left: usize) -> Result<(), Error> {
     }
 }
 
-/// The same of a list's items, which are joined.
+/// Spends the fuel for the text of a list's items, which are joined.
 fn pay_for_items(state: &State, list: Option<&Value>) -> Result<(), Error> {
     let items = list.filter(|list| list.as_str().is_none()).and_then(|list| list.try_iter().ok());
     for item in items.into_iter().flatten() {
@@ -191,7 +192,8 @@ fn pay_for_items(state: &State, list: Option<&Value>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The same of what `str.format` makes: every number in the format may be a width, every brace name any argument.
+/// Spends the fuel for what `str.format` may write: every number in the format may be a width, every brace may stand
+/// for any argument.
 fn pay_for_format(state: &State, format: &str, args: &[Value]) -> Result<(), Error> {
     let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
     for digits in numbers {

@@ -1,6 +1,6 @@
-//! Tokens kept from run to run under a key of everything they depend on: the files' bytes, which rows, their form,
-//! tokenizer and chat template, the longest sequence. They lie in the user's cache folder and not beside a run, since
-//! the runs of a comparison share their rows. A damaged file is no hit, and is written anew.
+//! A cache of tokens between runs. The key covers everything they depend on: the files' bytes, which rows, their form,
+//! tokenizer and chat template, the longest sequence. The cache lies in the user's cache folder and not beside a run,
+//! because the runs of a comparison share their rows. A damaged file counts as a miss and is written anew.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use super::{Dataset, Example, Reading};
 use crate::error::{Error, Result};
 use crate::files::{content_hash, make_folder, user_cache, write_whole};
 
-/// Begins a file, and names the way tokens are made: a change of that gets another number.
+/// The magic at the start of a file. It also versions the tokenization: any change to that gets another number.
 const MAGIC: &[u8; 16] = b"weft tokens v01\n";
-/// Files that are kept, the latest used.
+/// The number of files that are kept, the most recently used ones.
 const KEPT: usize = 32;
-/// Fewer tokens are made faster than anyone notices.
+/// Sources with fewer tokens aren't cached, because tokenizing them takes no noticeable time.
 const MIN_TOKENS: usize = 1 << 18;
 
-/// A folder of tokens.
+/// A folder of cached tokens.
 #[derive(Clone, Debug)]
 pub struct TokenCache {
     folder: PathBuf,
@@ -28,26 +28,26 @@ pub struct TokenCache {
 }
 
 impl TokenCache {
-    /// A folder that keeps sources of at least so many tokens.
+    /// A cache that keeps sources of at least `min_tokens` tokens.
     pub fn new(folder: &Path, min_tokens: usize) -> Self {
         Self { folder: folder.to_owned(), min_tokens }
     }
 
-    /// The user's, in [`user_cache`].
+    /// The user's cache, in [`user_cache`].
     pub fn of_user() -> Option<Self> {
         user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 
-    /// The tokens under a key; `None` where they aren't there whole, or aren't what such a reading makes.
+    /// The tokens under a key; `None` if they are missing or incomplete, or can't come from such a reading.
     pub(super) fn read(&self, key: u128, reading: &Reading) -> Option<Dataset> {
         let path = self.path(key);
         let dataset = decode(&fs::read(&path).ok()?, key).filter(|dataset| is_of(dataset, reading))?;
-        // The time of the last use says which files go first.
+        // The modification time is the time of the last use, which decides which files are dropped first.
         let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         Some(dataset)
     }
 
-    /// Keeps tokens and drops the files that were used longest ago. Where that fails, only time is lost: it is told.
+    /// Stores tokens and drops the least recently used files. A failure costs only time and is reported as a warning.
     pub(super) fn keep(&self, key: u128, dataset: &Dataset) {
         let tokens: usize = dataset.examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
         if tokens < self.min_tokens {
@@ -59,7 +59,7 @@ impl TokenCache {
             return;
         }
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        // What a crash left half written goes as well, by its turn.
+        // Files that a crash left half written are dropped in the same order.
         let is_ours = |path: &PathBuf| path.extension().is_some_and(|e| e == "tokens" || e == "partial");
         let used = |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut files: Vec<(SystemTime, PathBuf)> = entries.filter(is_ours).map(|path| (used(&path), path)).collect();
@@ -88,21 +88,21 @@ pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
     write_part(&mut hash, settings.as_bytes());
     for path in source.files()? {
         let read_error = |source| Error::Read { path: path.clone(), source };
-        // The kind of file belongs to its content.
+        // The same bytes mean something else in a file of another kind.
         write_part(&mut hash, path.extension().unwrap_or_default().as_encoded_bytes());
         hash.write(&content_hash(&path).map_err(read_error)?.to_le_bytes());
     }
     Ok(hash.finish_128())
 }
 
-/// A hash of parts of a text, each with its length.
+/// A hash of several texts, each with its length.
 pub(super) fn text_key(parts: &[&[u8]]) -> u128 {
     let mut hash = XxHash3_128::new();
     parts.iter().for_each(|part| write_part(&mut hash, part));
     hash.finish_128()
 }
 
-/// A hash of examples' tokens.
+/// A hash of the tokens of examples.
 pub(super) fn content_key(examples: &[Example]) -> u128 {
     let mut hash = XxHash3_128::new();
     for ids in examples.iter().flat_map(|e| [&e.prompt_ids, &e.answer_ids]) {
@@ -117,8 +117,8 @@ fn write_part(hash: &mut XxHash3_128, part: &[u8]) {
     hash.write(part);
 }
 
-/// Magic, key, counts, the lengths of prompts and answers, their ids, and a hash of all that: numbers of 4 bytes, little
-/// end first.
+/// Encodes magic, key, counts, the lengths of prompts and answers, their ids, and a hash of all that, as little-endian
+/// numbers of 4 bytes.
 fn encode(key: u128, dataset: &Dataset) -> Vec<u8> {
     let Dataset { examples, truncated, passed_over } = dataset;
     let mut bytes = [MAGIC.as_slice(), &key.to_le_bytes()].concat();
@@ -154,7 +154,8 @@ fn decode(bytes: &[u8], key: u128) -> Option<Dataset> {
     Some(Dataset { examples: examples.collect(), truncated, passed_over })
 }
 
-/// Whether tokens can be a reading's: whoever writes a file can write its hash too.
+/// Whether a reading could have made these tokens; the hash doesn't prove it, since whoever writes a file can write its
+/// hash too.
 fn is_of(dataset: &Dataset, reading: &Reading) -> bool {
     let is_of = |Example { prompt_ids, answer_ids }: &Example| {
         let mut ids = prompt_ids.iter().chain(answer_ids);

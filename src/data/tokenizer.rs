@@ -1,5 +1,5 @@
-//! A small tokenizer trained on text: byte-level BPE that keeps digits apart, with LLaDA's special tokens and a chat
-//! template. For models trained from scratch; checkpoints bring their own.
+//! A small tokenizer trained on text, for models trained from scratch: byte-level BPE that keeps digits apart, with
+//! LLaDA's special tokens and a chat template. Checkpoints have their own tokenizer.
 
 use std::path::Path;
 
@@ -17,11 +17,11 @@ use crate::files::{make_folder, write_whole};
 
 /// The mask token.
 pub const MASK: &str = "<|mdm_mask|>";
-/// Ends a text.
+/// The token that ends a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// Ends a turn; it is the end token of answers.
+/// The token that ends a turn; it is the end token of answers.
 pub const END_OF_TURN: &str = "<|eot_id|>";
-/// Around a role's name.
+/// The tokens around a role's name.
 const HEADER: [&str; 2] = ["<|start_header_id|>", "<|end_header_id|>"];
 
 /// Trains a tokenizer and writes `tokenizer.json` and `tokenizer_config.json`.

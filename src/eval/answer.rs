@@ -1,12 +1,13 @@
-//! Answers in generated texts: where they stand, which number they are, and when two of them in LaTeX say the same.
-//! The rules are d1's to the letter, its oddities included, so that figures can be compared.
+//! Finds answers in generated texts: where they stand, which number they are, and whether two LaTeX answers are equal.
+//! The rules follow d1's exactly, oddities included, so that figures can be compared.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// What stands in the last `\boxed{...}`, or after the last `\boxed ` up to a dollar sign. `None` where the last box is
-/// never closed; the whole text where there is no box; a box that isn't `\boxed{...}`, `\fbox{...}` for one, as it stands.
+/// The content of the last `\boxed{...}`, or the text between the last `\boxed ` and a dollar sign. `None` if the last
+/// box is never closed; the whole text if there is no box. A box of another form, such as `\fbox{...}`, is returned as
+/// it stands.
 ///
 /// # Source
 /// d1's `last_boxed_only_string` and `remove_boxed` (dllm-reasoning/d1, eval/parser_helper.py).
@@ -23,7 +24,7 @@ pub fn boxed(text: &str) -> Option<&str> {
     Some(text[start..end].strip_prefix("\\boxed{").unwrap_or(&text[start..=end]))
 }
 
-/// What stands between the first `<answer>` and the next `</answer>`.
+/// The text between the first `<answer>` and the next `</answer>`.
 pub fn answered(text: &str) -> Option<&str> {
     let (_, after) = text.split_once("<answer>")?;
     after.split_once("</answer>").map(|(answer, _)| answer)
@@ -34,7 +35,8 @@ pub fn number(text: &str) -> Option<f64> {
     plain_digits(text)?.parse().ok()
 }
 
-/// Whether two answers in LaTeX say the same: equal once both are rewritten; where one can't be, equal as they stand.
+/// Whether two LaTeX answers are equal once both are normalized; if one of them can't be, they are compared as they
+/// stand.
 ///
 /// # Source
 /// d1's `is_equiv` (dllm-reasoning/d1, eval/parser_helper.py), which follows MATH (Hendrycks et al., arXiv 2103.03874).
@@ -45,8 +47,8 @@ pub fn is_equivalent(a: &str, b: &str) -> bool {
     }
 }
 
-/// LaTeX without spaces, units, signs of degree, dollar and percent, a short left side of an equation, and with braces
-/// around what `\sqrt` and `\frac` take. `None` where d1's code fails on the text.
+/// Normalizes LaTeX: removes spaces, units, the signs of degree, dollar and percent, and a short left side of an
+/// equation, and puts braces around the arguments of `\sqrt` and `\frac`. `None` if d1's code fails on the text.
 fn rewritten(latex: &str) -> Option<String> {
     const REPLACED: [(&str, &str); 10] = [
         ("\n", ""),
@@ -78,7 +80,7 @@ fn rewritten(latex: &str) -> Option<String> {
     {
         text = right.to_owned();
     }
-    // Spaces go after the roots are braced: the root of a space is empty.
+    // Spaces are removed after the braces are added, because the argument of a root may be a space.
     text = braced_fractions(&braced_roots(&text)?.replace(' ', ""))?;
     if text == "0.5" {
         text = "\\frac{1}{2}".to_owned();
@@ -86,7 +88,7 @@ fn rewritten(latex: &str) -> Option<String> {
     slash_as_fraction(text)
 }
 
-/// `\sqrt3` as `\sqrt{3}`; `None` for a root at the end.
+/// Rewrites `\sqrt3` as `\sqrt{3}`; `None` if a root has no argument at the end of the text.
 fn braced_roots(text: &str) -> Option<String> {
     let mut parts = text.split("\\sqrt");
     let mut braced = parts.next()?.to_owned();
@@ -100,7 +102,8 @@ fn braced_roots(text: &str) -> Option<String> {
     Some(braced)
 }
 
-/// `\frac12` as `\frac{1}{2}`; `None` for a fraction of nothing at the end of a part, the text as it is for half a one.
+/// Rewrites `\frac12` as `\frac{1}{2}`. `None` if a fraction has no argument; the text is unchanged if one has a single
+/// argument.
 fn braced_fractions(text: &str) -> Option<String> {
     let mut parts = text.split("\\frac");
     let mut braced = parts.next()?.to_owned();
@@ -116,7 +119,7 @@ fn braced_fractions(text: &str) -> Option<String> {
     Some(braced)
 }
 
-/// `3/4` as `\frac{3}{4}` where both are whole numbers as Python writes them; `None` where one is no whole number.
+/// Rewrites `3/4` as `\frac{3}{4}` if both are integers as Python writes them; `None` if one isn't an integer.
 fn slash_as_fraction(text: String) -> Option<String> {
     let Some((a, b)) = text.split_once('/').filter(|(_, b)| !b.contains('/')) else { return Some(text) };
     let is_whole = |side: &str| {
@@ -134,8 +137,8 @@ fn slash_as_fraction(text: String) -> Option<String> {
     Some(if is_canonical(a) && is_canonical(b) { format!("\\frac{{{a}}}{{{b}}}") } else { text })
 }
 
-/// The text of a number with ASCII digits, without the space around it and the underscores between its digits; `None`
-/// where an underscore stands elsewhere.
+/// The text of a number with ASCII digits, without surrounding space and without underscores between digits; `None` if
+/// an underscore stands elsewhere.
 fn plain_digits(text: &str) -> Option<String> {
     let mut plain = String::new();
     let mut chars = text.trim().chars().peekable();
@@ -155,7 +158,7 @@ fn plain_digits(text: &str) -> Option<String> {
     Some(plain)
 }
 
-/// The ASCII digit of a decimal digit of any script.
+/// The ASCII digit for a decimal digit of any script.
 fn digit(c: char) -> Option<char> {
     static DIGIT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\d$").expect("the pattern is valid"));
     if c.is_ascii() {
@@ -165,7 +168,7 @@ fn digit(c: char) -> Option<char> {
     if !is_digit(c) {
         return None;
     }
-    // Unicode has them in runs of ten, zero first.
+    // Unicode has decimal digits in runs of ten that begin with zero.
     let before = (1..=u32::from(c)).take_while(|back| char::from_u32(u32::from(c) - back).is_some_and(is_digit));
     char::from_digit(before.count() as u32 % 10, 10)
 }

@@ -1,5 +1,5 @@
-//! The value of an arithmetic expression as Python computes it, without an interpreter: numbers, brackets, signs and
-//! `+ - * / // **`. Whole numbers stay whole up to 128 bits, so that large powers cancel exactly.
+//! Evaluates arithmetic expressions as Python does, without an interpreter: numbers, brackets, signs and `+ - * / //
+//! **`. Integers stay exact up to 128 bits, so that large powers cancel exactly.
 
 /// A value: Python's `int` or `float`.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,8 @@ enum Operator {
     Power,
 }
 
-/// The value of an expression; `None` for a text that is none, a division by 0, and a value that is complex or infinite.
-/// Operators wait on a stack of their own, so that no depth of brackets can exhaust the program's.
+/// The value of an expression; `None` if the text isn't an expression, divides by 0, or has a complex or infinite
+/// value. Operators wait on an explicit stack, so that deep brackets can't overflow the program's stack.
 pub fn evaluate(expression: &str) -> Option<f64> {
     let (mut values, mut operators) = (vec![], vec![]);
     let mut rest = expression.trim();
@@ -31,7 +31,7 @@ pub fn evaluate(expression: &str) -> Option<f64> {
         let mut taken = 1;
         match c {
             ' ' | '\t' | '\x0c' => {}
-            // A line ends within brackets only.
+            // An expression may continue on another line only within brackets.
             '\n' | '\r' if num_open > 0 => {}
             '0'..='9' | '.' if wants_value => {
                 taken = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
@@ -72,7 +72,7 @@ pub fn evaluate(expression: &str) -> Option<f64> {
     }
 }
 
-/// A number of digits, with or without a point. A whole one starts with a 0 only where it is 0.
+/// Reads a number of digits, with or without a decimal point. An integer starts with 0 only if it is 0.
 fn literal(text: &str) -> Option<Number> {
     let starts_badly = text.starts_with('0') && text.bytes().any(|b| b != b'0');
     match text.contains('.') {
@@ -81,7 +81,7 @@ fn literal(text: &str) -> Option<Number> {
     }
 }
 
-/// The operator at a text's start and its length.
+/// The operator at the start of a text, with its length.
 fn binary(text: &str) -> Option<(Operator, usize)> {
     let known = [
         ("**", Operator::Power),
@@ -105,7 +105,7 @@ impl Operator {
         }
     }
 
-    /// Whether an operator before another takes the value between them; powers are taken from the right.
+    /// Whether the operator before another one takes the value between them; powers associate to the right.
     fn binds_before(self, next: Self) -> bool {
         self.precedence() > next.precedence() || (self.precedence() == next.precedence() && next != Self::Power)
     }
@@ -135,7 +135,7 @@ fn apply(operator: Operator, values: &mut Vec<Number>) -> Option<()> {
     Some(())
 }
 
-/// Exact within 128 bits, in floats beyond.
+/// Computes with integers: exact within 128 bits, in floating point beyond.
 fn of_whole(operator: Operator, a: i128, b: i128) -> Option<Number> {
     let exact = match operator {
         Operator::Add => a.checked_add(b),
@@ -147,7 +147,7 @@ fn of_whole(operator: Operator, a: i128, b: i128) -> Option<Number> {
         }
         Operator::Power if b >= 0 => {
             let exact = u32::try_from(b).ok().and_then(|b| a.checked_pow(b));
-            // Infinite where Python's is merely large.
+            // This may be infinite where Python's integer is merely large.
             return Some(exact.map_or_else(|| Number::Real((a as f64).powf(b as f64)), Number::Whole));
         }
         _ => None,
@@ -161,14 +161,14 @@ fn of_real(operator: Operator, a: f64, b: f64) -> Option<f64> {
         Operator::Subtract => Some(a - b),
         Operator::Multiply => Some(a * b),
         Operator::Divide if b != 0.0 => Some(a / b),
-        // The quotient of what the remainder leaves is whole but for its rounding; the floor of a / b is not always
-        // Python's: 1 // 0.1 is 9.
+        // (a - remainder) / b is an integer up to rounding. The floor of a / b would not always be Python's: 1 // 0.1
+        // is 9.
         Operator::FloorDivide if b != 0.0 => {
             let remainder = a % b;
             let rounds_up = remainder != 0.0 && (remainder < 0.0) != (b < 0.0);
             Some(((a - remainder) / b).round() - f64::from(u8::from(rounds_up)))
         }
-        // Infinite for 0 to a negative power, no number where Python's is complex.
+        // powf gives infinity for 0 to a negative power and NaN where Python's result is complex.
         Operator::Power => Some(a.powf(b)).filter(|x| x.is_finite()),
         _ => None,
     }

@@ -1,4 +1,5 @@
-//! Countdown: make a target of three numbers, each used once. Problems, and scoring by evaluating the expression.
+//! Countdown: make a target of three numbers, using each once. Reads the problems and scores answers by evaluating the
+//! expression.
 
 use std::sync::LazyLock;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Problem, Score, Task, answer, arithmetic, by_protocol};
 use crate::data::sources::Fields;
 
-/// What d1's protocol asks for, in our words.
+/// The instruction of d1's protocol, in our words.
 pub const INSTRUCTION: &str = "Make the target out of the numbers. Use each number exactly once, and +, -, * and /. \
 Think between <reasoning> and </reasoning>, then write the expression, without an equals sign, between <answer> and \
 </answer> as \\boxed{expression}.";
@@ -30,10 +31,10 @@ pub fn problem(row: &Fields) -> Result<Problem, String> {
     Ok(by_protocol(Task::Countdown, question, json!([numbers, target])))
 }
 
-/// Scores a generation: 1 where the last box, the answer's tags where that is never closed, or the whole text without a
-/// box holds an expression that uses each number once and makes the target.
+/// Scores a generation: 1 if the last box holds an expression that uses each number once and makes the target. If that
+/// box is never closed, the text in the answer tags takes its place; without any box, the whole text does.
 ///
-/// Unlike d1, whose Python gives up on them, brackets may nest deeper than 200; numbers beyond 128 bits are rounded.
+/// Unlike in d1, where Python gives up on them, brackets may nest deeper than 200; numbers beyond 128 bits are rounded.
 ///
 /// # Source
 /// d1's `parse_countdown_answers` (dllm-reasoning/d1, eval/parse_and_get_acc.py).
@@ -53,7 +54,7 @@ pub fn score(generation: &str, ground_truth: &Value) -> Score {
     Score { extracted: json!(extracted), correct: usize::from(is_correct), total: 1 }
 }
 
-/// The numbers and the target of `[[30, 100, 93], 23]`.
+/// Reads the numbers and the target of `[[30, 100, 93], 23]`.
 pub fn truth(ground_truth: &Value) -> Option<(Vec<i64>, f64)> {
     let [numbers, target] = &ground_truth.as_array()?[..] else { return None };
     let numbers = numbers.as_array()?.iter().map(Value::as_i64).collect::<Option<Vec<_>>>()?;

@@ -1,4 +1,4 @@
-//! Generating answers to a task's problems and scoring them: the run behind `weft eval` and a recipe's `eval` table.
+//! Generates answers to a task's problems and scores them, for `weft eval` and for a recipe's `[eval]` table.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -15,26 +15,26 @@ use crate::parallel::collective::Collective;
 use crate::sampler::cache::Work;
 use crate::sampler::generate::{Output, Prompt, Sampling, generate};
 
-/// Most tokens of a batch, prompts and answers together.
+/// The largest number of tokens in a batch, prompts and answers together.
 const BATCH_TOKENS: usize = 4096;
 
 /// An answered problem.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// What was asked.
+    /// The question.
     pub question: String,
-    /// What the model wrote, end tokens and what follows them included.
+    /// The generated text, including end tokens and anything after them.
     pub generation: String,
-    /// The task's truth.
+    /// The ground truth of the task.
     pub ground_truth: Value,
-    /// What the scorer made of it.
+    /// The score of the generation.
     pub score: Score,
-    /// What it took to generate.
+    /// The work of generating it.
     pub work: Work,
 }
 
-/// Answers and scores every problem. Problems are batched; each gets what it would get alone. Ranks share the batches; each
-/// gets all answers.
+/// Answers and scores every problem. Batching doesn't change an answer. The ranks divide the batches, and each rank
+/// returns all answers.
 ///
 /// # Errors
 /// Sampling lengths that don't divide, or a chat template that fails.
@@ -51,7 +51,7 @@ pub fn answer(
     let style =
         ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
     bar.set_style(style);
-    // 1. This rank's batches.
+    // 1. Generate this rank's batches.
     let all: Vec<usize> = (0..problems.len()).collect();
     let mut rest = &*all;
     let batch = |count: usize| {
@@ -73,7 +73,7 @@ pub fn answer(
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
-    // 2. All ranks' batches in order, scored.
+    // 2. Put all ranks' batches in order and score them.
     let mut dealt = written_by_all(ranks, written);
     let in_order =
         (0..batches.len()).flat_map(|i| dealt[i % ranks.size()].pop_front().expect("a rank did its batches"));
@@ -85,10 +85,10 @@ pub fn answer(
     Ok(problems.iter().zip(in_order).map(scored).collect())
 }
 
-/// A generation, and the evaluations and rows that it took.
+/// A generation with the number of forwards and of rows that it took.
 type Written = (String, u64, u64);
 
-/// Every rank's batches.
+/// The batches of every rank.
 fn written_by_all(ranks: &dyn Collective, own: Vec<Vec<Written>>) -> Vec<VecDeque<Vec<Written>>> {
     if ranks.size() == 1 {
         return vec![own.into()];
@@ -98,7 +98,7 @@ fn written_by_all(ranks: &dyn Collective, own: Vec<Vec<Written>>) -> Vec<VecDequ
     ranks.all_gather_bytes(&bytes).into_iter().map(of_rank).collect()
 }
 
-/// The tokens that the model is asked with.
+/// The tokens of each problem's prompt, the beginning of the answer included.
 ///
 /// # Errors
 /// A chat template that fails.
@@ -111,7 +111,7 @@ pub fn prompt_ids(text: &TextModel, problems: &[Problem]) -> Result<Vec<Vec<u32>
     problems.iter().map(prompt).collect()
 }
 
-/// How many prompts of such lengths are answered at a time.
+/// Divides prompts of these lengths into batches; returns the batch sizes.
 pub fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
     let (mut sizes, mut tokens) = (vec![], 0);
     for prompt in prompts {
@@ -127,13 +127,13 @@ pub fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
     sizes
 }
 
-/// The accuracy of some generations.
+/// The accuracy of these generations.
 pub fn accuracy_of(generations: &[Generation]) -> Accuracy {
     let scores: Vec<Score> = generations.iter().map(|g| g.score.clone()).collect();
     accuracy(&scores)
 }
 
-/// Writes the generations as d1 does, with the accuracy beside them.
+/// Writes the generations in d1's format, together with the accuracy.
 ///
 /// # Errors
 /// A file that can't be written.

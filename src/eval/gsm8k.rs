@@ -1,4 +1,4 @@
-//! GSM8K: word problems whose answer is a number. The problems of its files, and scoring by the number.
+//! GSM8K: word problems whose answer is a number. Reads the problems and scores answers by that number.
 
 use std::sync::LazyLock;
 
@@ -8,13 +8,13 @@ use serde_json::{Number, Value, json};
 use super::{Problem, Score, Task, answer, by_protocol};
 use crate::data::sources::Fields;
 
-/// What d1's protocol asks for, in our words.
+/// The instruction of d1's protocol, in our words.
 pub const INSTRUCTION: &str = "You are good at mathematics. Solve the problem step by step. Think between <reasoning> \
 and </reasoning>, then write the final answer between <answer> and </answer> as \\boxed{answer}.";
 
 /// A row of GSM8K: `{"question": ..., "answer": "... #### 18"}`.
 ///
-/// Negative answers are read as they are; d1 reads none there and scores such problems 0.
+/// Negative answers are read as they are; d1 doesn't read them and scores such problems 0.
 ///
 /// # Errors
 /// What is missing, as one sentence.
@@ -33,9 +33,10 @@ pub fn problem(row: &Fields) -> Result<Problem, String> {
     Ok(by_protocol(Task::Gsm8k, question.to_owned(), json!(truth)))
 }
 
-/// Scores a generation: 1 where the first number in a box, else the last one in the answer's tags, is the truth.
+/// Scores a generation: 1 if the first number in a box equals the truth; without one, the last number in the answer
+/// tags counts.
 ///
-/// A box without a number is passed over. `1,000` counts as 1, as in d1.
+/// A box without a number is skipped. `1,000` is read as 1, as in d1.
 ///
 /// # Source
 /// d1's `parse_gsm_answers` (dllm-reasoning/d1, eval/parse_and_get_acc.py).
@@ -54,7 +55,7 @@ pub fn score(generation: &str, ground_truth: &Value) -> Score {
     };
     let found = in_boxes.or_else(in_tags);
     let extracted = match found {
-        // JSON has no infinity; its name says that something was found.
+        // JSON has no infinity, so it is written as text, which still says that an answer was found.
         Some(x) => Number::from_f64(x).map_or_else(|| json!(x.to_string()), Value::Number),
         None => Value::Null,
     };

@@ -1,5 +1,5 @@
 //! An upper bound of the negative log-likelihood of given answers, by LLaDA's Monte Carlo estimator. Nothing is
-//! generated; what training follows meanwhile is `train::held_out`'s cheaper bound.
+//! generated. During training, `train::held_out` uses a cheaper bound.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,17 +14,17 @@ use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::rng::{Draws, Stream};
 
-/// The epoch that names the draw of an answer's first number of masks.
+/// The epoch in the key of the draw that starts the sequence of mask counts.
 const START: u64 = u64::MAX;
 
-/// How bounds are estimated.
+/// The settings of the estimator.
 #[derive(Clone, Copy, Debug)]
 pub struct MonteCarlo {
     /// Masks drawn for each answer.
     pub mc_samples: usize,
-    /// Names the draws.
+    /// The seed of the draws.
     pub seed: u64,
-    /// Most tokens of a forward, unless one sequence has more; it changes no draw.
+    /// The largest number of tokens per forward, unless one sequence has more; it doesn't change any draw.
     pub batch_tokens: usize,
 }
 
@@ -37,20 +37,21 @@ impl Default for MonteCarlo {
 /// The bound of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct NllBound {
-    /// Estimate of the upper bound of the answer's negative log-likelihood, in nats.
+    /// An estimate of an upper bound of the answer's negative log-likelihood, in nats.
     pub nll_bound: f64,
     /// The estimate's Monte Carlo standard error, in nats.
     pub standard_error: f64,
-    /// Tokens of the answer, its end token among them.
+    /// The number of tokens in the answer, its end token included.
     pub answer_tokens: usize,
 }
 
-/// Bounds `-ln p(answer | prompt)` of each example from above by the mean over samples of `L / l sum nll_i` over the masked
-/// tokens i of the answer's L: a sample masks l of them, every choice of l alike, and l is uniform in 1..=L. The samples'
-/// l are spaced equally from a random start. Draws belong to example and sample.
+/// Bounds `-ln p(answer | prompt)` of each example from above. The bound is the mean over samples of `L / l sum nll_i`
+/// over the masked tokens i, where L is the answer's length: a sample masks l tokens, every choice of l tokens is
+/// equally likely, and l is uniform in 1..=L. The samples' l are equally spaced from a random start. Draws are keyed by
+/// example and sample.
 ///
-/// The standard error is that of successive differences, the samples in the order of their l: the spacing leaves no
-/// chance to how the loss moves with l, which the samples' plain deviation would count.
+/// The standard error is computed from successive differences, with the samples in the order of their l. The spacing
+/// removes the variance due to the loss's dependence on l, which the samples' plain standard deviation would include.
 ///
 /// # Errors
 /// Fewer than two samples, or an empty answer.
@@ -101,7 +102,7 @@ pub fn nll_bounds(
     Ok(examples.iter().zip(&samples).map(bound).collect())
 }
 
-/// Writes a row for each answer (JSONL): the line it stands on, its bound and what belongs to it.
+/// Writes one row per answer (JSONL): its line number, its bound and the bound's details.
 ///
 /// # Errors
 /// A file that can't be written.
@@ -122,9 +123,10 @@ pub fn save(path: &Path, lines: &[usize], bounds: &[NllBound]) -> Result<()> {
 
 /// The masks of an answer.
 struct DrawnMasks {
-    /// Each mask once: the answer's tokens that are masked, rising. Those of a short answer come again and again.
+    /// The distinct masks: the indices of the masked tokens in rising order. In a short answer many samples share a
+    /// mask.
     masks: Vec<Vec<usize>>,
-    /// The mask of each sample, the samples in the order of their number of masked tokens.
+    /// The index of each sample's mask, with the samples in the order of their number of masked tokens.
     of_sample: Vec<usize>,
 }
 
@@ -155,14 +157,14 @@ impl DrawnMasks {
     }
 }
 
-/// Noised sequences that wait for their forward.
+/// Noised sequences that are collected for one forward.
 #[derive(Default)]
 struct Noised {
     sequences: Vec<Vec<u32>>,
     tokens: usize,
     rows: Vec<usize>,
     ids: Vec<u32>,
-    /// Each sequence's number of masked tokens, and the weight of their nll.
+    /// For each sequence, the number of masked tokens and the weight of their nll.
     masked: Vec<(usize, f64)>,
 }
 
@@ -179,7 +181,7 @@ impl Noised {
         self.sequences.push(ids);
     }
 
-    /// Each sequence's estimate of its answer's bound.
+    /// The estimate of each sequence for the bound of its answer.
     fn estimates(self, model: &Transformer) -> Vec<f64> {
         let nll = model.nll(&Batch::pack(self.sequences.iter().map(Vec::as_slice)), &self.rows, &self.ids);
         let mut nll = nll.into_iter().map(f64::from);

@@ -1,11 +1,11 @@
-//! MATH-500: competition problems whose answer is LaTeX. The problems of its file, and scoring by equivalence.
+//! MATH-500: competition problems whose answer is LaTeX. Reads the problems and scores answers by equivalence.
 
 use serde_json::{Value, json};
 
 use super::{Problem, Score, Task, answer, by_protocol};
 use crate::data::sources::Fields;
 
-/// A row of MATH-500: `{"problem": ..., "answer": "\\frac{3}{4}"}`; other keys don't matter.
+/// Reads a row of MATH-500: `{"problem": ..., "answer": "\\frac{3}{4}"}`; other keys are ignored.
 ///
 /// # Errors
 /// What is missing, as one sentence.
@@ -20,8 +20,8 @@ pub fn problem(row: &Fields) -> Result<Problem, String> {
     Ok(by_protocol(Task::Math500, text("problem")?.to_owned(), json!(text("answer")?)))
 }
 
-/// Scores a generation: 1 where its last box, or the answer's tags where that is empty or never closed, says the same
-/// as the truth. A text without any box is its own answer.
+/// Scores a generation: 1 if its last box is equivalent to the truth. If that box is empty or never closed, the text in
+/// the answer tags takes its place. A text without any box is compared as a whole.
 ///
 /// # Source
 /// d1's `parse_math_answers` (dllm-reasoning/d1, eval/parse_and_get_acc.py).

@@ -1,5 +1,5 @@
-//! Tasks: their problems, d1's protocol for asking them, and scoring; the likelihood of given answers. What is generated is
-//! `sampler`'s.
+//! Tasks: their problems, d1's protocol for asking them, and scoring; and the likelihood of given answers. Generation
+//! itself is in `sampler`.
 
 pub mod answer;
 pub mod arithmetic;
@@ -29,48 +29,48 @@ use crate::files::read_text;
 pub enum Task {
     /// 4x4 Sudoku, scored by empty cells.
     Sudoku,
-    /// Make a number of three others.
+    /// Make a target of three numbers.
     Countdown,
-    /// Word problems with a number as answer.
+    /// Word problems whose answer is a number.
     Gsm8k,
-    /// Competition problems with LaTeX as answer.
+    /// Competition problems whose answer is LaTeX.
     Math500,
 }
 
 /// A problem of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
-    /// What is asked.
+    /// The question.
     pub question: String,
     /// The turns before the answer.
     pub prompt: Vec<Message>,
-    /// What the answer begins with, given to the model.
+    /// The beginning of the answer, which is given to the model.
     pub prefill: String,
     /// The task's truth: a Sudoku's solution; a Countdown's numbers and target; GSM8K's number; MATH-500's LaTeX.
     pub ground_truth: Value,
 }
 
-/// What a scorer made of a generation.
+/// The score of a generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// The answer it found: a text, GSM8K's as a number; an empty text or null where there is none.
+    /// The extracted answer: a string, for GSM8K a number; an empty string or null if none was found.
     pub extracted: Value,
-    /// Points.
+    /// The points scored.
     pub correct: usize,
-    /// Points that could be had.
+    /// The points that were possible.
     pub total: usize,
 }
 
 /// The share of points with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
-    /// Points over points that could be had, in `[0, 1]`.
+    /// The points scored divided by the points possible, in `[0, 1]`.
     pub accuracy: f64,
-    /// Its standard error, problems taken as independent and the points of one problem as a cluster.
+    /// The standard error of the share; problems are independent, and the points of one problem form a cluster.
     pub standard_error: f64,
-    /// Points.
+    /// The points scored.
     pub correct: usize,
-    /// Points that could be had.
+    /// The points that were possible.
     pub total: usize,
 }
 
@@ -78,17 +78,17 @@ impl Task {
     /// Every task.
     pub const ALL: [Self; 4] = [Self::Sudoku, Self::Countdown, Self::Gsm8k, Self::Math500];
 
-    /// The task of a name.
+    /// The task with this name.
     ///
     /// # Errors
-    /// A name that is none, with those that are.
+    /// An unknown name; the error lists the known ones.
     pub fn parse(name: &str) -> Result<Self> {
         let known = Self::ALL.map(Self::name).join(", ");
         let wrong = || Error::Usage(format!("unknown task {name:?}; the known ones are {known}"));
         Self::ALL.into_iter().find(|task| task.name() == name).ok_or_else(wrong)
     }
 
-    /// Its name.
+    /// The task's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sudoku => "sudoku",
@@ -98,7 +98,7 @@ impl Task {
         }
     }
 
-    /// The instruction before a question in d1's protocol, in our words.
+    /// The instruction that d1's protocol puts before a question, in our words.
     fn instruction(self) -> &'static str {
         match self {
             Self::Sudoku => sudoku::INSTRUCTION,
@@ -107,10 +107,10 @@ impl Task {
         }
     }
 
-    /// Says what is wrong with a question and its truth where the task can't score against them.
+    /// Checks that the task can score answers against this question and truth.
     ///
     /// # Errors
-    /// One sentence with the value.
+    /// What is wrong, as one sentence with the value.
     fn check(self, question: &str, ground_truth: &Value) -> std::result::Result<(), String> {
         let (fits, truth) = match self {
             Self::Sudoku => {
@@ -120,7 +120,7 @@ impl Task {
                 (ground_truth.as_str().is_some_and(|text| text.chars().count() == sudoku::CELLS), "a text of 16 digits")
             }
             Self::Countdown => (countdown::truth(ground_truth).is_some(), "[[30, 100, 93], 23], numbers and target"),
-            // d1 writes null for the negative answers that it doesn't read.
+            // d1 writes null for negative answers, which it doesn't read.
             Self::Gsm8k => (ground_truth.is_number() || ground_truth.is_null(), "a number or null"),
             Self::Math500 => (ground_truth.is_string(), "a text"),
         };
@@ -129,19 +129,19 @@ impl Task {
     }
 }
 
-/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), GSM8K's or MATH-500's rows (JSONL, JSON
-/// or parquet; of a folder the split `test`), or rows that bring their own `messages`, `question` and `ground_truth`.
+/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), GSM8K's or MATH-500's rows (JSONL,
+/// JSON or parquet; the split `test` of a folder), or rows with their own `messages`, `question` and `ground_truth`.
 ///
 /// # Errors
-/// The file and place of a row that is no problem.
+/// The file and place of a row that isn't a problem of the task.
 pub fn read_problems(task: Task, path: &Path) -> Result<Vec<Problem>> {
     problems_of(task, &Source::at(path, "test"))
 }
 
-/// As [`read_problems`], of any source of rows.
+/// Reads a task's problems like [`read_problems`], from any source of rows.
 ///
 /// # Errors
-/// As [`read_problems`].
+/// The errors of [`read_problems`].
 pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
     let path = &source.path;
     let problems: Vec<Problem> = match (task, path.extension().is_some_and(|e| e == "csv")) {
@@ -186,7 +186,7 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
     }
 }
 
-/// A problem by d1's protocol: one user turn, instruction and question; the answer begins with `<reasoning>`.
+/// A problem in d1's protocol: one user turn with instruction and question; the answer begins with `<reasoning>`.
 ///
 /// # Source
 /// d1, arXiv 2504.12216, appendix, and its public evaluation.
@@ -196,7 +196,7 @@ fn by_protocol(task: Task, question: String, ground_truth: Value) -> Problem {
     Problem { question, prompt, prefill: "<reasoning>".to_owned(), ground_truth }
 }
 
-/// Scores a generation as d1 does. Never panics, whatever the text.
+/// Scores a generation as d1 does. Never panics, whatever the text is.
 pub fn score(task: Task, question: &str, generation: &str, ground_truth: &Value) -> Score {
     match task {
         Task::Sudoku => sudoku::score(question, generation, ground_truth),
@@ -206,7 +206,7 @@ pub fn score(task: Task, question: &str, generation: &str, ground_truth: &Value)
     }
 }
 
-/// The accuracy of some scores: a ratio of sums, its standard error by the linearised ratio estimator.
+/// The accuracy of these scores: a ratio of sums, with the standard error of the linearised ratio estimator.
 ///
 /// # Source
 /// Cochran, Sampling Techniques (1977), section 6.4.

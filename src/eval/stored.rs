@@ -1,4 +1,4 @@
-//! Generations that lie in files, d1's JSON or JSONL, and the files of their scores.
+//! Reads generations from files, d1's JSON or JSONL, and writes their scores.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::data::sources::{Fields, read_jsonl};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 
-/// d1's file; its other keys don't matter.
+/// The contents of d1's file; its other keys are ignored.
 #[derive(Deserialize)]
 struct Stored<'a> {
     #[serde(borrow)]
@@ -25,9 +25,9 @@ struct Stored<'a> {
 /// `generation` (or `generations`) and `ground_truth`.
 ///
 /// # Errors
-/// The file and line of a row that is no generation of the task.
+/// The file and line of a row that isn't a generation of the task.
 pub fn load(task: Task, path: &Path) -> Result<Vec<Score>> {
-    // Within a JSON text the quotes would be escaped: only a key looks like this.
+    // Inside a JSON string the quotes would be escaped, so only a key can look like this.
     static IS_D1S: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r#""generations"\s*:\s*\["#).expect("the pattern is valid"));
     let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -47,7 +47,7 @@ pub fn load(task: Task, path: &Path) -> Result<Vec<Score>> {
     }
 }
 
-/// Writes a JSONL row for each score: `extracted`, `correct`, `total`.
+/// Writes one JSONL row per score: `extracted`, `correct`, `total`.
 ///
 /// # Errors
 /// A file that can't be written.
@@ -58,7 +58,7 @@ pub fn save_scores(path: &Path, scores: &[Score]) -> Result<()> {
     write_whole(path, scores.iter().map(row).collect::<String>().as_bytes())
 }
 
-/// The scores of d1's file; an error is a line and its reason.
+/// The scores of d1's file; an error is a line with its reason.
 fn from_json(task: Task, bytes: &[u8]) -> std::result::Result<Vec<Score>, (usize, String)> {
     let line_of = |offset: usize| 1 + bytes[..offset].iter().filter(|b| **b == b'\n').count();
     let text = std::str::from_utf8(bytes).map_err(|e| {
@@ -86,7 +86,7 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Score, String> {
         other => Err(format!("{key} is {:.40}, not a text", other.to_string())),
     };
     let question = text("question", get("question")?)?;
-    // d1 says generations even of one.
+    // d1 writes `generations` even for a single one.
     let key = if row.contains_key("generations") { "generations" } else { "generation" };
     let generation = text(key, get(key)?)?;
     let ground_truth = get("ground_truth")?;

@@ -1,6 +1,6 @@
-//! The user's cache of the hub's files, laid out as huggingface_hub's so that each finds what the other fetched:
-//! `models--ORG--NAME/{blobs,refs,snapshots}` in `HF_HUB_CACHE`. Beside them `.weft/COMMIT.json` keeps a commit's list of
-//! files: with it, files that are there are known to be whole, and nothing is asked of the hub.
+//! The user's cache of the hub's files, in the layout of huggingface_hub, so that each program finds what the other
+//! downloaded: `models--ORG--NAME/{blobs,refs,snapshots}` in `HF_HUB_CACHE`. In addition `.weft/COMMIT.json` records
+//! the list of a commit's files: with it, cached files are known to be complete without asking the hub.
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -21,8 +21,8 @@ use crate::files::{make_folder, partial_name, write_whole};
 pub(super) struct RemoteFile {
     pub name: String,
     pub size: u64,
-    /// The hash that names its content: SHA-256 of large files, git's SHA-1 of small ones; empty where the hub's list is
-    /// not known.
+    /// The hash of its content: SHA-256 for large files, git's SHA-1 for small ones; empty if the hub's list is not
+    /// known.
     pub blob: String,
 }
 
@@ -30,19 +30,19 @@ pub(super) struct RemoteFile {
 pub(super) struct Repository<'a> {
     id: &'a Id,
     client: Client,
-    /// Its folder in the cache.
+    /// The repository's folder in the cache.
     root: PathBuf,
     commit: String,
     files: Vec<RemoteFile>,
-    /// Whether the list of files is one that was kept.
+    /// Whether the list of files was recorded earlier.
     is_from_record: bool,
     /// Why the hub can't be asked.
     cut_off: Option<String>,
 }
 
 impl<'a> Repository<'a> {
-    /// The commit of the id's revision and its files: as the cache knows them, else as the hub says, else what of them
-    /// lies in the cache.
+    /// Finds the commit of the id's revision and its files: from the cache's record, else from the hub, else from the
+    /// files that happen to be in the cache.
     pub fn open(id: &'a Id) -> Result<Self> {
         let cache = folder_of_user();
         let root = cache.join(format!("{}--{}", id.kind.plural(), id.name.replace('/', "--")));
@@ -81,12 +81,12 @@ impl<'a> Repository<'a> {
         }
     }
 
-    /// Whether its list of files is one that was kept, not the hub's of now.
+    /// Whether the list of files was recorded earlier and isn't the hub's current one.
     pub fn is_from_record(&self) -> bool {
         self.is_from_record
     }
 
-    /// The same commit with the hub's list of now; `None` where the hub can't be asked or has the same list.
+    /// The same commit with the hub's current list; `None` if the hub can't be asked or has the same list.
     ///
     /// # Errors
     /// A repository that the hub no longer shows.
@@ -107,20 +107,20 @@ impl<'a> Repository<'a> {
         }
     }
 
-    /// The names of its files.
+    /// The names of the repository's files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|file| file.name.as_str())
     }
 
-    /// Where its files lie.
+    /// The folder with the commit's files.
     pub fn folder(&self) -> PathBuf {
         self.root.join("snapshots").join(&self.commit)
     }
 
-    /// Sees to it that some of its files are there.
+    /// Makes sure that these files are in the cache.
     ///
     /// # Errors
-    /// A file that isn't there and can't be fetched.
+    /// A file that isn't in the cache and can't be downloaded.
     pub fn complete(&self, names: &[String]) -> Result<()> {
         let mut missing = vec![];
         for name in names {
@@ -151,7 +151,7 @@ impl<'a> Repository<'a> {
         fetched
     }
 
-    /// Fetches a file's content under its hash and links it where it belongs.
+    /// Downloads a file's content under its hash and links it under its name.
     fn fetch(&self, file: &RemoteFile, bar: &ProgressBar) -> Result<()> {
         let cache_name = self.root.file_name().unwrap_or_default();
         let locks = self.root.with_file_name(".locks").join(cache_name);
@@ -170,7 +170,7 @@ impl<'a> Repository<'a> {
         if fs::metadata(&blob).is_ok_and(|found| found.len() == file.size) {
             bar.inc(file.size);
         } else {
-            // A name that huggingface_hub doesn't take for a content.
+            // huggingface_hub doesn't mistake a file of this name for finished content.
             let partial = blobs.join(format!("{}.incomplete", file.blob));
             bar.set_message(file.name.clone());
             let fetched = self.client.download((self.id, &self.commit), file, &partial, bar);
@@ -183,8 +183,8 @@ impl<'a> Repository<'a> {
         place(&blob, &link, Path::new(&file.name).components().count()).map_err(write_error(&link))
     }
 
-    /// Takes the lock that huggingface_hub takes too. Where the file system has no locks, two downloads would cost each
-    /// other time: content is checked in any case.
+    /// Takes the lock that huggingface_hub also takes. On a file system without locks, simultaneous downloads only cost
+    /// each other time, because content is always checked.
     fn wait_for(&self, lock: &File, name: &str) {
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             if !IS_QUIET.load(Ordering::Relaxed) {
@@ -208,7 +208,7 @@ impl<'a> Repository<'a> {
         self.root.join(".weft").join(format!("{commit}.json"))
     }
 
-    /// A commit's list of files, if it was kept and its folder is there.
+    /// The recorded list of a commit's files, if there is one and the commit's folder exists.
     fn recorded(&self, commit: &str) -> Option<Vec<RemoteFile>> {
         let text = fs::read_to_string(self.record_path(commit)).ok()?;
         let files: Vec<RemoteFile> = serde_json::from_str(&text).ok()?;
@@ -216,7 +216,7 @@ impl<'a> Repository<'a> {
         is_whole.then_some(files)
     }
 
-    /// Keeps the list of files, and the commit under the revision's name.
+    /// Records the list of files, and the commit under the revision's name.
     fn record(&self) {
         let path = self.record_path(&self.commit);
         let text = serde_json::to_string_pretty(&self.files).expect("a list is JSON");
@@ -231,11 +231,11 @@ impl<'a> Repository<'a> {
             }
             Ok(())
         };
-        // In a cache that can't be written the hub is asked each time; a file that is missing will tell.
+        // If the cache can't be written, the hub is asked each time; a missing file causes an error of its own later.
         let _ = write();
     }
 
-    /// An error about files that the repository, or what of it lies in the cache, doesn't have.
+    /// An error about files that the repository, or the cached part of it, doesn't have.
     pub fn lacking(&self, sentence: &str) -> Error {
         let (id, root) = (self.id, self.root.display());
         if self.cut_off.is_none() {
@@ -274,21 +274,21 @@ impl<'a> Repository<'a> {
 }
 
 impl RemoteFile {
-    /// Whether name and hash may become paths.
+    /// Whether the name and the hash are safe to use in paths.
     pub fn is_valid(&self) -> bool {
         !self.name.is_empty() && is_inside(&self.name) && (is_hash(&self.blob, 40) || is_hash(&self.blob, 64))
     }
 }
 
-/// Whether a text is so many hexadecimal digits.
+/// Whether a text consists of this many hexadecimal digits.
 pub(super) fn is_hash(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// Puts a content under a file's name, `depth` folders below those of commits; what stands there is replaced.
+/// Links content under a file's name, `depth` folders below the folder of commits, and replaces what is there.
 fn place(blob: &Path, link: &Path, depth: usize) -> io::Result<()> {
     let partial = partial_name(link);
-    // Left by a crash.
+    // A crash may have left it.
     let _ = fs::remove_file(&partial);
     #[cfg(unix)]
     {
@@ -303,7 +303,7 @@ fn place(blob: &Path, link: &Path, depth: usize) -> io::Result<()> {
     fs::rename(&partial, link)
 }
 
-/// The files below a folder; those that can't be read are none.
+/// The files below a folder; unreadable ones are left out.
 fn files_below(folder: &Path, prefix: &str) -> Vec<RemoteFile> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let files = entries.flat_map(|entry| {
@@ -321,7 +321,7 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// A path with the home folder for its leading `~`.
+/// A path with its leading `~` replaced by the home folder.
 fn expanded(path: String) -> PathBuf {
     match path.strip_prefix("~/").zip(variable("HOME")) {
         Some((rest, home)) => Path::new(&home).join(rest),

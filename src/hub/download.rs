@@ -1,5 +1,5 @@
-//! Requests to the hub: a commit's list of files, and files whole, resumed where they were cut and checked against their
-//! hashes. The token goes to the endpoint alone, never to where it redirects.
+//! Requests to the hub: lists a commit's files and downloads files, resuming interrupted downloads and checking hashes.
+//! The token is sent only to the endpoint, never to where it redirects.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,36 +17,36 @@ use super::cache::{RemoteFile, is_hash};
 use super::{Id, is_inside};
 use crate::error::Error;
 
-/// The hub where `HF_ENDPOINT` names no other.
+/// The endpoint unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
-/// How long a connection, an answer or a byte may take.
+/// The timeout for a connection, a response or the next byte.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Attempts in a row that bring nothing before a download is given up.
+/// The number of attempts in a row without any data before a download is given up.
 const ATTEMPTS: u32 = 5;
-/// The wait after the first of them; it doubles.
+/// The wait after the first such attempt; it doubles each time.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// A list of files that isn't had by then isn't waited for any longer.
+/// The wait at which no further attempt is made to get a list of files.
 const LONGEST_LIST_WAIT: Duration = Duration::from_secs(2);
-/// Redirects that are followed: the hub takes two.
+/// The largest number of redirects that are followed; the hub needs two.
 const MAX_REDIRECTS: usize = 5;
 /// The largest list of files that is read.
 const MAX_LIST_BYTES: u64 = 64 << 20;
 
-/// Why something couldn't be had.
+/// Why a request failed.
 pub(super) enum Failure {
-    /// The endpoint can't be reached or is out of order, in words.
+    /// The endpoint can't be reached or is out of order; with a sentence.
     Unreachable(String),
-    /// It answers that it can't now, in words.
+    /// The endpoint can't answer at the moment; with a sentence.
     Busy(String),
-    /// It refuses: status, the hub's word for it, URL.
+    /// The endpoint refuses the request: status, the hub's error code, URL.
     Refused(u16, String, String),
-    /// What it says can't be.
+    /// The response makes no sense.
     Wrong(String),
-    /// The disk refuses.
+    /// The file can't be written to disk.
     Unwritable(io::Error),
 }
 
-/// Asks the hub.
+/// A client of the hub.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: ureq::Agent,
@@ -76,7 +76,7 @@ struct Lfs {
 }
 
 impl Client {
-    /// With the endpoint and certificates of the environment; else what is wrong with them.
+    /// A client with the endpoint and certificates of the environment; the error says what is wrong with them.
     pub fn of_user(token: Option<String>) -> Result<Self, String> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
         let endpoint = endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/').to_owned();
@@ -103,7 +103,7 @@ impl Client {
         Ok(Self { agent: config.into(), endpoint, token })
     }
 
-    /// The commit of a revision and its files.
+    /// The commit of a revision, and its files.
     pub fn list(&self, id: &Id, revision: &str) -> Result<(String, Vec<RemoteFile>), Failure> {
         let kind = id.kind.plural();
         let revision = encoded(revision).replace('/', "%2F");
@@ -132,13 +132,13 @@ impl Client {
             let file = size.map(|size| RemoteFile { name: name.clone(), size, blob }).filter(RemoteFile::is_valid);
             file.ok_or_else(|| wrong(format!("size or hash of {name:?} are missing or none")))
         };
-        // No file that Weft needs has a name that leads elsewhere.
+        // Files whose names lead elsewhere are left out; Weft needs none of them.
         let inside = siblings.into_iter().filter(|sibling| is_inside(&sibling.rfilename));
         Ok((sha, inside.map(file).collect::<Result<_, _>>()?))
     }
 
-    /// Fetches a file of a commit into `partial`, going on where that ends. Attempts that bring nothing are few; those
-    /// that bring something are no more than the file has bytes.
+    /// Downloads a file of a commit into `partial`, continuing at its end. Only a few attempts may bring no data; those
+    /// that bring some are at most as many as the file has bytes.
     pub fn download(
         &self,
         (id, commit): (&Id, &str),
@@ -166,7 +166,7 @@ impl Client {
         }
     }
 
-    /// One request for what is missing of a file.
+    /// Makes one request for the missing part of a file.
     fn attempt(&self, url: &str, file: &RemoteFile, partial: &Path, bar: &ProgressBar) -> Result<(), Failure> {
         let io = Failure::Unwritable;
         let mut out =
@@ -182,7 +182,7 @@ impl Client {
                 bar.set_position(bar.position().saturating_sub(have));
                 out.rewind().map_err(io)?;
                 (have, hash) = (0, hash_of(file));
-                // What isn't a whole file either has to be asked for again.
+                // A response that isn't the whole file either has to be requested again.
                 if response.status().as_u16() != 200 {
                     response = self.get(url, 0)?;
                 }
@@ -194,7 +194,7 @@ impl Client {
                 if read == 0 {
                     break;
                 }
-                // More than was announced is no part of the file.
+                // Bytes beyond the announced size don't belong to the file.
                 let bytes = &buffer[..read.min((file.size - have) as usize)];
                 out.write_all(bytes).map_err(io)?;
                 hash.update(bytes);
@@ -217,12 +217,12 @@ impl Client {
         out.sync_all().map_err(io)
     }
 
-    /// The answer to a request for a file from a byte on, after redirects; a refusal is an error, but for a range that
-    /// there isn't.
+    /// The response to a request for a file from byte `from` on, after redirects. A refusal is an error, except for a
+    /// range that doesn't exist.
     fn get(&self, url: &str, from: u64) -> Result<Response<Body>, Failure> {
         let mut at = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
-            // Content as it is stored, so that ranges and hashes are its own.
+            // The content is requested as it is stored, so that ranges and hashes refer to it.
             let mut request = self.agent.get(&at).header("accept-encoding", "identity");
             if let Some(token) = self.token.as_ref().filter(|_| origin(&at) == origin(&self.endpoint)) {
                 request = request.header("authorization", format!("Bearer {token}"));
@@ -259,7 +259,7 @@ impl Client {
         Err(Failure::Wrong(format!("{url} redirects more than {MAX_REDIRECTS} times")))
     }
 
-    /// The sentence that says why, and what to do.
+    /// The error that says why a request failed and what to do.
     pub fn explain(&self, id: &Id, failure: Failure) -> Error {
         let (endpoint, kind) = (&self.endpoint, id.kind.name());
         let path = id.kind.prefix();
@@ -301,7 +301,7 @@ fn len(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |found| found.len())
 }
 
-/// What is there of a file, and its hash so far.
+/// The length of the existing part of a file, and its hash so far.
 fn resumed(out: &mut File, file: &RemoteFile, bar: &ProgressBar) -> io::Result<(u64, Context)> {
     let (mut have, mut hash, mut buffer) = (0, hash_of(file), vec![0; 1 << 20]);
     out.seek(SeekFrom::Start(0))?;
@@ -315,15 +315,15 @@ fn resumed(out: &mut File, file: &RemoteFile, bar: &ProgressBar) -> io::Result<(
         }
     }
     bar.inc(have);
-    // What was there before is neither this run's speed nor part of its time left.
+    // Bytes from an earlier run don't count for the speed and the remaining time.
     bar.reset_eta();
     Ok((have, hash))
 }
 
-/// The hash that names a file's content, at its beginning.
+/// The initial state of the hash that identifies a file's content.
 ///
 /// # Source
-/// Git's blobs are hashed behind `blob SIZE` and a zero byte; the hub names files outside of git by their SHA-256.
+/// Git hashes a blob after `blob SIZE` and a zero byte; the hub identifies files outside of git by their SHA-256.
 fn hash_of(file: &RemoteFile) -> Context {
     match is_hash(&file.blob, 64) {
         true => Context::new(&SHA256),
@@ -335,27 +335,27 @@ fn hash_of(file: &RemoteFile) -> Context {
     }
 }
 
-/// Whether an answer begins at a byte.
+/// Whether a response begins at this byte.
 fn goes_on(response: &Response<Body>, from: u64) -> bool {
     let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
     response.status().as_u16() == 206 && range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")))
 }
 
-/// Scheme, host and port of a URL.
+/// The scheme, host and port of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |i| i + 3);
     let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |i| host + i);
     &url[..end]
 }
 
-/// A path in the way URLs write it.
+/// Percent-encodes a path for a URL.
 fn encoded(path: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
     let one = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     path.bytes().map(one).collect()
 }
 
-/// The certificates of `SSL_CERT_FILE`, which a proxy that looks into connections needs; Mozilla's where it names none.
+/// The certificates of `SSL_CERT_FILE`, which a proxy that inspects connections needs; Mozilla's if it names none.
 fn root_certificates() -> RootCerts {
     let named = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).and_then(|path| {
         let tell = |e| eprintln!("warning: SSL_CERT_FILE is {}, which can't be read: {e}", path.display());

@@ -1,5 +1,5 @@
-//! Charts as self-contained SVG: curves with bands, and intervals one below the other. Colours follow the reader's light
-//! or dark scheme; a point tells its numbers where the pointer rests on it.
+//! Charts as self-contained SVG: curves with bands, and intervals one below the other. The colours follow the reader's
+//! light or dark scheme; a point shows its numbers when the pointer rests on it.
 
 use std::fmt::Write;
 
@@ -7,11 +7,11 @@ const WIDTH: f64 = 720.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 704.0;
 const TOP: f64 = 40.0;
-/// Height of a chart's plane, and of a row of intervals.
+/// The height of a chart's plot area, and of a row of intervals.
 const PLANE: f64 = 280.0;
 const ROW: f64 = 26.0;
 
-/// Colours that hold on white and on black, and for most colour-blind readers.
+/// Colours that are visible on white and on black, and distinguishable for most colour-blind readers.
 ///
 /// # Source
 /// Okabe and Ito, Color Universal Design (2008), two of them darkened or lightened.
@@ -24,24 +24,24 @@ const STYLE: &str = "<style>svg{color-scheme:light dark;font:12px system-ui,sans
 /// A curve.
 #[derive(Clone, Debug)]
 pub struct Curve {
-    /// Its name in the legend.
+    /// The name in the legend.
     pub name: String,
-    /// x, y, and the ends of y's interval.
+    /// The points: x, y, and the ends of y's interval.
     pub points: Vec<[f64; 4]>,
 }
 
-/// A chart's words.
+/// The labels of a chart.
 #[derive(Clone, Copy, Debug)]
 pub struct Titles<'a> {
-    /// What is shown.
+    /// The title.
     pub title: &'a str,
-    /// What lies along x, with its unit.
+    /// The quantity on the x axis, with its unit.
     pub x: &'a str,
-    /// What lies along y, with its unit.
+    /// The quantity on the y axis, with its unit.
     pub y: &'a str,
 }
 
-/// Curves over x with their intervals.
+/// Draws curves over x with their intervals.
 pub fn curves(titles: Titles, curves: &[Curve]) -> String {
     let all = || curves.iter().flat_map(|c| &c.points);
     let x = Axis::between(all().map(|p| p[0]), [LEFT, RIGHT]);
@@ -78,7 +78,7 @@ pub fn curves(titles: Titles, curves: &[Curve]) -> String {
     svg + "</svg>\n"
 }
 
-/// Named intervals (middle, low, high) one below the other, with a line at zero.
+/// Draws named intervals (middle, low, high) one below the other, with a line at zero.
 pub fn intervals(titles: Titles, rows: &[(String, [f64; 3])]) -> String {
     let left = LEFT + 150.0;
     let x = Axis::over(rows.iter().flat_map(|r| r.1).chain([0.0]), [left, RIGHT]);
@@ -103,7 +103,7 @@ pub fn intervals(titles: Titles, rows: &[(String, [f64; 3])]) -> String {
     svg + "</svg>\n"
 }
 
-/// Text that HTML and SVG take for text.
+/// Escapes a text for HTML and SVG.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -119,7 +119,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// From numbers to places, with its ticks.
+/// An axis: maps values to positions, and has ticks.
 struct Axis {
     values: [f64; 2],
     places: [f64; 2],
@@ -127,7 +127,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// An axis that holds some values, its ends on ticks.
+    /// An axis that includes all values and ends on ticks.
     fn over(values: impl Iterator<Item = f64>, places: [f64; 2]) -> Self {
         let [mut low, mut high] = values
             .filter(|v| v.is_finite())
@@ -146,7 +146,7 @@ impl Axis {
         Self { values: [first * step, last * step], places, ticks }
     }
 
-    /// An axis that ends where the values do.
+    /// An axis that ends where the values end.
     fn between(values: impl Iterator<Item = f64> + Clone, places: [f64; 2]) -> Self {
         let wide = Self::over(values.clone(), places);
         let is_counted = values.clone().all(|value| value.fract() == 0.0);
@@ -155,7 +155,7 @@ impl Axis {
             .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)]);
         match ends {
             [low, high] if low < high => {
-                // Steps have no parts.
+                // Integers such as steps get no fractional ticks.
                 let is_tick = |tick: &f64| (low..=high).contains(tick) && (!is_counted || tick.fract() == 0.0);
                 let ticks = wide.ticks.into_iter().filter(is_tick).collect();
                 Self { values: ends, places, ticks }
@@ -203,7 +203,7 @@ fn dot(svg: &mut String, [x, y]: [f64; 2], colour: &str, words: &str) {
     let _ = write!(svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{colour}"><title>{words}</title></circle>"#);
 }
 
-/// A number with at most four digits that matter.
+/// A number with at most four significant digits.
 fn short(value: f64) -> String {
     if value == 0.0 || value.abs() < 1e-12 {
         return "0".to_owned();

@@ -1,5 +1,5 @@
-//! The page of some texts' entropies: each answer token coloured by how uncertain the model is about it, with the rate
-//! that WeFT masks it at.
+//! A page that shows the entropies of some texts: each answer token is coloured by how uncertain the model is about it,
+//! together with the rate at which WeFT masks it.
 
 use std::fmt::Write;
 
@@ -11,20 +11,20 @@ use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
 
-/// A text with what pass 1 says of its answer.
+/// A text with the results of pass 1 for its answer.
 #[derive(Clone, Debug)]
 pub struct InspectedText {
     /// The prompt.
     pub prompt: String,
-    /// The answer's tokens.
+    /// The tokens of the answer.
     pub tokens: Vec<String>,
-    /// `H_i` of each, in nats.
+    /// The entropy `H_i` of each token, in nats.
     pub token_entropy: Vec<f32>,
-    /// `r_i` of each.
+    /// The relative uncertainty `r_i` of each token.
     pub relative_uncertainty: Vec<f32>,
 }
 
-/// Pass 1 of an example: its answer masked as a whole.
+/// Runs pass 1 on an example, with its whole answer masked.
 pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transform: Transform) -> InspectedText {
     let Example { prompt_ids, answer_ids } = example;
     let mut ids = prompt_ids.clone();
@@ -41,7 +41,7 @@ pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transfo
     }
 }
 
-/// The page of some texts of a model.
+/// The page for a model and some texts.
 pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) -> String {
     let all = || texts.iter().flat_map(|t| &t.token_entropy);
     let largest = all().copied().fold(0.0, f32::max);
@@ -79,7 +79,7 @@ fn tokens(text: &InspectedText, largest: f32) -> String {
     for ((token, entropy), r) in text.tokens.iter().zip(&text.token_entropy).zip(&text.relative_uncertainty) {
         let share = if largest > 0.0 { entropy / largest } else { 0.0 };
         let shown = if token.trim_matches(' ').is_empty() { token.replace(' ', "\u{b7}") } else { token.clone() };
-        // A line break is shown and made.
+        // A line break is shown as a sign and also breaks the line.
         let shown = escape(&shown).replace('\n', "\u{21b5}\n");
         let _ = write!(
             html,
@@ -92,12 +92,12 @@ fn tokens(text: &InspectedText, largest: f32) -> String {
     html
 }
 
-/// From clear to a strong orange that bears text in both schemes.
+/// The background colour of an entropy: from transparent to a strong orange on which text is readable in both schemes.
 fn colour(share: f32) -> String {
     format!("rgba(230,120,0,{:.3})", 0.75 * share.clamp(0.0, 1.0))
 }
 
-/// Tells each token's numbers at the chosen time.
+/// Shows each token's numbers at the chosen time.
 const RATES: &str = "<script>\n\
 const slider = document.getElementById('t');\n\
 const tellRates = () => {\n\

@@ -1,5 +1,5 @@
-//! What a person looks at: the page of a run, the page of a text's entropies, and charts. Pages are one file each, with
-//! everything in it; what came from data or model is escaped.
+//! Output for people: the page of a run, the page of a text's entropies, and charts. Each page is a single
+//! self-contained file; everything that came from data or model is escaped.
 
 pub mod chart;
 pub mod entropy_map;

@@ -1,8 +1,8 @@
-//! The frame of every page: one HTML file with its style and its script.
+//! The frame of every page: one HTML file that contains its style and its script.
 
 use super::chart::escape;
 
-/// A page of a title and a body, which is HTML already.
+/// A page with a title and a body, which is already HTML.
 pub fn page(title: &str, body: &str) -> String {
     let (title, style, script) = (escape(title), include_str!("page.css"), include_str!("page.js"));
     format!(

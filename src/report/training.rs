@@ -1,5 +1,5 @@
-//! The page of a training run, report.html: what it came to, its curves, answers before and after, its recipe. It is
-//! made of the files in the run's folder.
+//! The page of a training run, report.html: its results, its curves, answers before and after training, and its recipe.
+//! It is made from the files in the run's folder.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::files::{read_text, write_whole};
 use crate::train::metrics::METRICS;
 use crate::train::run::RECIPE;
 
-/// The page's name in a run's folder.
+/// The name of the page in a run's folder.
 pub const REPORT: &str = "report.html";
 
-/// Most points of a curve; more steps are put together.
+/// The largest number of points in a curve; longer curves are averaged in groups of steps.
 const MOST_POINTS: usize = 100;
 
 /// An answer before and after training.
@@ -24,15 +24,15 @@ const MOST_POINTS: usize = 100;
 pub struct Sample {
     /// What the model was given.
     pub prompt: String,
-    /// The row's own answer.
+    /// The answer in the row.
     pub expected: String,
     /// The base's answer.
     pub before: String,
-    /// The trained model's.
+    /// The trained model's answer.
     pub after: String,
 }
 
-/// Writes the page of a run's folder. `results` are names and values for its head.
+/// Writes the page of a run's folder. `results` are names and values for the top of the page.
 ///
 /// # Errors
 /// A file of the run that can't be read; a page that can't be written.
@@ -89,7 +89,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
         let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
         lines.iter().filter_map(value).collect()
     };
-    // The middle with a band of two other quantiles.
+    // The median with a band between two other quantiles.
     let band = |name: &str, low: usize, high: usize| {
         let [middle, low, high] = [2, low, high].map(|i| thin(&quantile(i)));
         let points = middle.iter().zip(&low).zip(&high).map(|((m, l), h)| [m[0], m[1], l[1], h[1]]).collect();
@@ -111,7 +111,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
             "standard deviation of r",
             vec![curve("standard deviation of r", "uncertainty_spread")],
         ),
-        // A run that passed over none has no such curve.
+        // There is no such curve if no step was skipped.
         one("Steps passed over", "steps so far", vec![of_any("steps passed over", "skipped_steps")]),
         one("Speed", "tokens per second", vec![curve("tokens per second", "tokens_per_second")]),
     ]
@@ -120,7 +120,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
     .collect()
 }
 
-/// Means of neighbouring points with their ranges, so many that a page can bear them.
+/// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page.
 fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
     let group = points.len().div_ceil(MOST_POINTS).max(1);
     let together = |group: &[[f64; 2]]| {
@@ -143,7 +143,7 @@ fn answers(sample: &Sample) -> String {
     format!("<div class=\"sample\">\n{}</div>\n", parts.iter().map(part).collect::<String>())
 }
 
-/// A resolved recipe as its user would write it.
+/// A resolved recipe in the form in which a user would write it.
 fn as_toml(recipe: &Value) -> String {
     fn without_nulls(value: &Value) -> Value {
         match value {
@@ -153,7 +153,7 @@ fn as_toml(recipe: &Value) -> String {
             other => other.clone(),
         }
     }
-    // Beside its tables there are the keys of its rows.
+    // Besides its tables, a resolved recipe has the keys of its rows.
     let tables = recipe.as_object().into_iter().flatten().filter(|(_, table)| table.is_object());
     let tables = tables.map(|(name, table)| (name.clone(), without_nulls(table)));
     let tables: Value = tables.filter(|(_, table)| *table != Value::Object(Map::new())).collect();

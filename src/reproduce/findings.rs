@@ -1,5 +1,5 @@
-//! What a comparison found, in numbers: means over seeds with intervals, paired differences, and how much of the
-//! variation is the method's, the divisor's and the seed's. How they are told is `markdown`'s.
+//! The numerical findings of a comparison: means over seeds with intervals, paired differences, and how much of the
+//! variation is due to the method, the divisor and the seed. `markdown` presents them.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use super::run::{Outcome, OverSteps, Point};
 use super::statistics::{Interval, Paired, Variation, interval, paired, variation};
 use super::study::{PlannedRun, Study};
 
-/// Arms that are compared, each with what it is compared to.
+/// The arms that are compared, each with its reference arm.
 pub const PAIRS: [(&str, &str); 13] = [
     ("weft-masked", "sft-masked"),
     ("weft-answer", "sft-answer"),
@@ -25,7 +25,7 @@ pub const PAIRS: [(&str, &str); 13] = [
     ("weft-log1p", "weft-masked"),
 ];
 
-/// A score.
+/// What an arm is scored by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -35,62 +35,62 @@ pub enum Metric {
     NllBound,
 }
 
-/// Everything.
+/// All findings of a comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
-    /// The program's version.
+    /// The version of the program.
     pub weft: &'static str,
     /// The seeds.
     pub seeds: Vec<u64>,
-    /// The arms' names.
+    /// The names of the arms.
     pub arms: Vec<String>,
-    /// What was found under each setting.
+    /// The findings under each setting.
     pub settings: Vec<SettingFindings>,
     /// Each arm's accuracy in percent at the end, averaged over the settings.
     pub average: Vec<Option<Interval>>,
 }
 
-/// What was found under a setting.
+/// The findings under one setting.
 #[derive(Clone, Debug, Serialize)]
 pub struct SettingFindings {
-    /// Its name.
+    /// The name of the setting.
     pub name: String,
-    /// What it changes.
+    /// What the setting changes in the recipe.
     pub set: Vec<String>,
     /// The steps at which the arms were scored.
     pub steps: Vec<u64>,
-    /// The base's scores.
+    /// The scores of the base.
     pub base: Point,
-    /// The arms.
+    /// The findings of each arm.
     pub arms: Vec<ArmFindings>,
-    /// Paired differences.
+    /// The paired differences between arms.
     pub differences: Vec<Difference>,
-    /// SFT and WeFT under both divisors, taken apart; where all four arms are there.
+    /// The effects of method and divisor on SFT and WeFT, if all four arms were run.
     pub factors: Vec<Factors>,
-    /// Median seconds of a step by arm.
+    /// The median time of a step in seconds, for each arm.
     pub step_seconds: Option<Vec<f64>>,
-    /// Threads that were timed.
+    /// The number of threads that computed the timed steps.
     pub timed_threads: Option<usize>,
 }
 
-/// What an arm came to.
+/// The findings of an arm.
 #[derive(Clone, Debug, Serialize)]
 pub struct ArmFindings {
-    /// Its name.
+    /// The name of the arm.
     pub name: String,
-    /// Each seed's outcome, in the seeds' order; `None` is not done.
+    /// The outcome of each seed, in the order of the seeds; `None` if the run isn't finished.
     pub outcomes: Vec<Option<Outcome>>,
-    /// Runs that stopped at a loss that wasn't finite.
+    /// The number of runs that stopped at a non-finite loss.
     pub diverged: usize,
     /// The accuracy in percent at each of the steps.
     pub accuracy: Vec<Option<Interval>>,
     /// The held-out loss at each of the steps.
     pub nll_bound: Vec<Option<Interval>>,
-    /// The gradient's norm: means of the runs' means and deviations, the largest of all.
+    /// The gradient norm: the averages over runs of their means and standard deviations, and the maximum over all runs.
     pub grad_norm: Option<OverSteps>,
-    /// The same of the mean entropy.
+    /// The mean entropy, aggregated like `grad_norm`.
     pub mean_entropy: Option<OverSteps>,
-    /// The same of the relative uncertainties' spread.
+    /// The spread of the relative uncertainties, aggregated like `grad_norm`.
     pub uncertainty_spread: Option<OverSteps>,
 }
 
@@ -99,35 +99,35 @@ pub struct ArmFindings {
 pub struct Difference {
     /// The arm.
     pub arm: &'static str,
-    /// What it is compared to.
+    /// The arm that it is compared to.
     pub reference: &'static str,
-    /// In what.
+    /// The score that is compared.
     pub metric: Metric,
-    /// When.
+    /// The step at which they are compared.
     pub step: u64,
-    /// By how much.
+    /// The difference.
     pub paired: Paired,
 }
 
-/// What of the variation of SFT and WeFT under two divisors is whose, at a step.
+/// How the variation of SFT and WeFT under two divisors splits into method, divisor and seed, at a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Factors {
-    /// Of what.
+    /// The score that is analysed.
     pub metric: Metric,
-    /// When.
+    /// The step at which it is analysed.
     pub step: u64,
-    /// WeFT less SFT, averaged over the divisors.
+    /// WeFT minus SFT, averaged over the divisors.
     pub method: Paired,
-    /// Divided by masked tokens less divided by answer tokens, averaged over the methods.
+    /// Division by masked tokens minus division by answer tokens, averaged over the methods.
     pub normalizer: Paired,
-    /// WeFT less SFT under the masked tokens, less the same under the answer tokens.
+    /// WeFT minus SFT when dividing by masked tokens, minus the same difference when dividing by answer tokens.
     pub interaction: Paired,
-    /// Between and within seeds.
+    /// The variation between seeds and within them.
     pub variation: Option<Variation>,
 }
 
 impl Findings {
-    /// The findings of what is done of a study.
+    /// The findings from the finished runs of a study.
     pub fn of(study: &Study, outcomes: &Outcomes) -> Self {
         let mut seeds: Vec<u64> = study.runs.iter().map(|run| run.seed).collect();
         seeds.dedup();
@@ -186,12 +186,12 @@ impl SettingFindings {
         findings
     }
 
-    /// An arm's place.
+    /// The index of the arm with this name.
     pub fn arm(&self, name: &str) -> Option<usize> {
         self.arms.iter().position(|arm| arm.name == name)
     }
 
-    /// The score of an arm's run at one of the steps; `None` where it is not done or diverged before.
+    /// The score of an arm's run at one of the steps; `None` if the run isn't finished or diverged earlier.
     fn value(&self, arm: usize, seed: usize, at: usize, metric: Metric) -> Option<f64> {
         let point = self.arms[arm].outcomes.get(seed)?.as_ref()?.points.get(at)?;
         Some(match metric {
@@ -221,7 +221,7 @@ impl SettingFindings {
     fn factors_at(&self, at: usize, metric: Metric) -> Option<Factors> {
         let names = ["sft-masked", "sft-answer", "weft-masked", "weft-answer"];
         let places: Vec<usize> = names.iter().map(|name| self.arm(name)).collect::<Option<_>>()?;
-        // Seeds with all four.
+        // The seeds for which all four arms are finished.
         let of_seed = |seed| places.iter().map(|arm| self.value(*arm, seed, at, metric)).collect::<Option<Vec<f64>>>();
         let cells: Vec<Vec<f64>> = (0..self.num_seeds()).filter_map(of_seed).collect();
         let contrast = |weights: [f64; 4]| {

@@ -1,5 +1,6 @@
-//! A comparison as a page: the paper's Table 1 (accuracy), Table 3 (ablations), Table 4 (gradient norms) and its times,
-//! and what the paper doesn't say: differences seed by seed, on the way as well, and whose they are. With its charts.
+//! The report of a comparison, with its charts: the paper's Table 1 (accuracy), Table 3 (ablations), Table 4 (gradient
+//! norms) and times. It adds what the paper doesn't report: the differences seed by seed, also during training, and
+//! what they are due to.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,10 +10,10 @@ use super::run::OverSteps;
 use super::statistics::{Interval, Paired};
 use crate::report::chart::{self, Curve, Titles};
 
-/// The arms of Table 1; the others are ablations.
+/// The arms of Table 1; all others are ablations.
 const MAIN: [&str; 4] = ["sft-answer", "sft-masked", "weft-answer", "weft-masked"];
 
-/// The page.
+/// The report as Markdown.
 pub fn page(findings: &Findings, recipe: &Path) -> String {
     let mut page = String::from("# SFT and WeFT compared\n\n");
     let seeds = &findings.seeds;
@@ -38,7 +39,7 @@ pub fn page(findings: &Findings, recipe: &Path) -> String {
     page
 }
 
-/// The charts: file names and contents.
+/// The charts, as file names and contents.
 pub fn charts(findings: &Findings) -> Vec<(String, String)> {
     let mut charts = vec![];
     for setting in &findings.settings {
@@ -79,7 +80,7 @@ fn of_metric(arm: &ArmFindings, metric: Metric) -> &[Option<Interval>] {
     }
 }
 
-/// Tells runs that are missing or diverged, if there are any.
+/// Reports runs that are missing or diverged, if there are any.
 fn gaps(page: &mut String, findings: &Findings) {
     for setting in &findings.settings {
         for arm in &setting.arms {
@@ -147,7 +148,7 @@ fn of_setting(page: &mut String, setting: &SettingFindings) {
     );
 }
 
-/// A header with a column for each of the steps.
+/// A table header with one column for each of the steps.
 fn by_step(first: &str, setting: &SettingFindings) -> Vec<String> {
     [first.to_owned()].into_iter().chain(setting.steps.iter().map(|step| format!("step {step}"))).collect()
 }
@@ -231,7 +232,7 @@ fn times(page: &mut String, findings: &Findings) {
     table(page, header, findings.arms.iter().enumerate().map(row).collect());
 }
 
-/// A table and the empty line behind it.
+/// A table followed by an empty line.
 fn table(page: &mut String, header: Vec<String>, rows: Vec<Vec<String>>) {
     let rule = vec!["---".to_owned(); header.len()];
     for row in [header, rule].into_iter().chain(rows) {
@@ -244,13 +245,13 @@ fn last(intervals: &[Option<Interval>], decimals: usize) -> String {
     cell(intervals.last().and_then(Option::as_ref), decimals)
 }
 
-/// `82.3 [80.1, 84.5]`.
+/// An interval as text: `82.3 [80.1, 84.5]`.
 fn cell(interval: Option<&Interval>, decimals: usize) -> String {
     let shown = |i: &Interval| format!("{:.decimals$} [{:.decimals$}, {:.decimals$}]", i.mean, i.low, i.high);
     interval.map_or("-".to_owned(), shown)
 }
 
-/// `+1.2 [-0.3, 2.7], p 0.11/0.13, 7:3`.
+/// A paired difference as text: `+1.2 [-0.3, 2.7], p 0.11/0.13, 7:3`.
 fn difference_cell(paired: &Paired, decimals: usize) -> String {
     let Interval { mean, low, high, .. } = paired.difference;
     let p = |p: Option<f64>| match p {

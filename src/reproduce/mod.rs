@@ -1,6 +1,6 @@
-//! The paper's comparison: every arm under every setting over several seeds, each seed's arms on one base, one order of
-//! the same rows and the same draws. What is done lies in the recipe's `train.output` and isn't done again, so a
-//! comparison that was killed goes on where it was.
+//! The paper's comparison: every arm under every setting over several seeds. All arms of a seed share the base, the
+//! order of the rows, and the draws. Finished work is stored in the recipe's `train.output` and isn't repeated, so a
+//! comparison that was killed resumes where it was.
 
 pub mod findings;
 pub mod markdown;
@@ -25,30 +25,30 @@ use findings::Findings;
 use run::Outcome;
 use study::{PlannedRun, Study};
 
-/// Every outcome of a comparison, as far as it has come.
+/// The outcomes of a comparison so far.
 pub struct Outcomes {
-    /// The base's, by setting.
+    /// The outcome of the base under each setting.
     pub bases: Vec<Outcome>,
-    /// The runs', in the study's order; `None` is not done.
+    /// The outcomes of the runs, in the order of the study; `None` if a run isn't finished.
     pub runs: Vec<Option<Outcome>>,
-    /// The times, by setting; `None` where none were taken.
+    /// The times under each setting; `None` if none were measured.
     pub times: Vec<Option<timing::Times>>,
 }
 
-/// Reads what is done of a comparison, and does the rest if it `is_wanted`; `tell` hears of every run that ends. Ranks deal
-/// the runs among them, and the first ends with every outcome; they share `train.output`.
+/// Reads the finished part of a comparison and does the rest if it `is_wanted`; `tell` is called for every run that
+/// ends. The runs are divided among the ranks, which share `train.output`; the first rank returns every outcome.
 ///
 /// # Errors
-/// An outcome of another recipe; whatever stops a run but a loss that isn't finite.
+/// An outcome of another recipe; any failure of a run except a non-finite loss.
 pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl Fn(&str) + Sync)) -> Result<Outcomes> {
     let is_first = ranks.is_first();
     let _lock = (is_wanted && is_first).then(|| lock(&study.output)).transpose()?;
-    // 1. What is there already: told first, and refused where another recipe made it.
+    // 1. Read the finished runs, report them, and refuse outcomes of another recipe.
     let mut runs = if is_first { read_runs(study)? } else { vec![None; study.runs.len()] };
     make_folder(&study.output)?;
     let left: Vec<usize> = (0..runs.len()).filter(|i| runs[*i].is_none()).collect();
     tell(&format!("{} runs, {} of them done", runs.len(), runs.len() - left.len()));
-    // 2. The bases' scores.
+    // 2. Score the bases.
     let mut bases = vec![];
     for recipe in study.bases.iter().filter(|_| is_first) {
         bases.push(match run::read(recipe)? {
@@ -56,7 +56,7 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
             None => run::base(recipe)?,
         });
     }
-    // 3. The runs, some at a time.
+    // 3. Do the runs, several at a time.
     if is_wanted {
         let left = ranks.bytes_of_first(&serde_json::to_vec(&left).expect("numbers are JSON"));
         let left: Vec<usize> = serde_json::from_slice(&left).expect("the first wrote it");
@@ -66,7 +66,7 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
     if is_first && ranks.size() > 1 {
         runs = read_runs(study)?;
     }
-    // 4. Times, with the machine to themselves: ranks that wait would be at work on it.
+    // 4. Measure times only without other ranks: a waiting rank would keep the machine busy.
     let is_alone = ranks.size() == 1;
     let times_of = |setting: usize| match timing::read(study, setting)? {
         None if is_wanted && is_alone && study.table.timing_rounds > 0 => timing::take(study, setting).map(Some),
@@ -80,7 +80,7 @@ fn read_runs(study: &Study) -> Result<Vec<Option<Outcome>>> {
     study.runs.iter().map(|run| run::read(&run.recipe)).collect()
 }
 
-/// Does this rank's runs and waits for the others'.
+/// Does this rank's runs and waits for the other ranks.
 fn work_on(
     ranks: &dyn Collective,
     study: &Study,
@@ -90,7 +90,7 @@ fn work_on(
 ) -> Result<Vec<Option<Outcome>>> {
     let runs = Mutex::new(runs);
     match work(study, own, &runs, tell) {
-        // A rank that was asked to stop tells the others first, which may wait for it.
+        // A rank that was asked to stop first informs the others, which may be waiting for it.
         Err(stopped @ Error::Stopped { .. }) => {
             ranks.any(true);
             return Err(stopped);
@@ -103,7 +103,7 @@ fn work_on(
     }
 }
 
-/// Does runs in order, `parallel_runs` at a time; after an error none is begun.
+/// Does runs in order, `parallel_runs` at a time; after an error no further run starts.
 fn work(
     study: &Study,
     left: VecDeque<usize>,
@@ -156,7 +156,7 @@ fn line(study: &Study, run: &PlannedRun, outcome: &Outcome, rest: Duration) -> S
     format!("{setting} {arm} seed {}: {result}; about {minutes} min left", run.seed)
 }
 
-/// Writes what a comparison found: `report.md`, `report.json` with every score, and the charts.
+/// Writes the findings of a comparison: `report.md`, `report.json` with every score, and the charts.
 ///
 /// # Errors
 /// A file that can't be written.

@@ -1,5 +1,5 @@
-//! One run of a comparison: training, with evaluations on the way, and its result as a file. A run that was killed goes
-//! on from its last checkpoint; one that is done is read.
+//! One run of a comparison: training with evaluations in between, and its outcome as a file. A run that was killed
+//! resumes from its last checkpoint; the outcome of a finished run is read from its file.
 
 use std::fs;
 use std::path::Path;
@@ -21,10 +21,10 @@ use crate::train::held_out::nll_bound;
 use crate::train::metrics::Progress;
 use crate::train::run::Run;
 
-/// A model's scores at a step.
+/// The scores of a model at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// Steps that were done.
+    /// The number of steps done.
     pub step: u64,
     /// The accuracy on the task.
     pub accuracy: Accuracy,
@@ -32,37 +32,37 @@ pub struct Point {
     pub nll_bound: f64,
 }
 
-/// A quantity over the steps of a run.
+/// The statistics of a quantity over the steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OverSteps {
-    /// Its mean.
+    /// The mean.
     pub mean: f64,
-    /// Its standard deviation.
+    /// The standard deviation.
     pub deviation: f64,
-    /// Its largest value.
+    /// The largest value.
     pub max: f64,
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Its scores, the earliest first.
+    /// The scores, earliest first.
     pub points: Vec<Point>,
-    /// The gradient's norm before clipping.
+    /// The gradient norm before clipping.
     pub grad_norm: Option<OverSteps>,
-    /// The answer tokens' mean entropy in nats; for objectives that ask for it.
+    /// The mean entropy of the answer tokens, in nats, for objectives that use entropies.
     pub mean_entropy: Option<OverSteps>,
-    /// The spread of their relative uncertainties; for objectives that ask for entropies.
+    /// The spread of their relative uncertainties, for objectives that use entropies.
     pub uncertainty_spread: Option<OverSteps>,
-    /// Why it stopped before its end: a loss that wasn't finite.
+    /// Why the run stopped early: a non-finite loss.
     pub diverged: Option<String>,
 }
 
-/// The file of a run's outcome, and that of its scores so far.
+/// The file of a run's outcome, and the file of its scores so far.
 const OUTCOME: &str = "outcome.json";
 const POINTS: &str = "points.json";
 
-/// A run's outcome if it is done.
+/// Reads a run's outcome if the run is finished.
 ///
 /// # Errors
 /// An outcome of another recipe; a file that can't be read.
@@ -84,10 +84,10 @@ pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
     serde_json::from_value(saved["outcome"].take()).map(Some).map_err(format)
 }
 
-/// Does a run, or what is left of it.
+/// Does a run, or the rest of it.
 ///
 /// # Errors
-/// Whatever stops a run but a loss that isn't finite, which is an outcome.
+/// Any failure of the run except a non-finite loss, which is an outcome.
 pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcome> {
     let folder = recipe.train.output.clone();
     make_folder(&folder)?;
@@ -98,7 +98,7 @@ pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcom
     let progress = Progress { bar: bar.clone(), tells: false };
     let mut run = Run::open(&mut trainer, &[], &folder, experiment.resolved(), progress)?;
     let mut points = read_points(&folder)?;
-    // A checkpoint may be older than the last evaluation; what follows it comes out the same.
+    // A checkpoint may be older than the last evaluation; the steps in between give the same result again.
     points.retain(|point| point.step <= trainer.step);
     let mut diverged = None;
     for step in (1..=evaluations).map(|i| (i * num_steps).div_ceil(evaluations)) {
@@ -129,10 +129,10 @@ pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcom
     Ok(outcome)
 }
 
-/// The base's scores under a recipe, before anything is trained.
+/// The base's scores under a recipe, before any training.
 ///
 /// # Errors
-/// As [`go`].
+/// The errors of [`go`].
 pub fn base(recipe: &Recipe) -> Result<Outcome> {
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
     let points = vec![score(&experiment, &model, &text, 0)?];
@@ -153,7 +153,7 @@ fn score(
     Ok(Point { step, accuracy: accuracy_of(&generations), nll_bound })
 }
 
-/// Saves an outcome, after which rows and checkpoints are of no more use.
+/// Saves an outcome and removes rows and checkpoints, which are no longer needed.
 fn save(recipe: &Recipe, outcome: &Outcome) -> Result<()> {
     let folder = &recipe.train.output;
     let saved = json!({ "recipe": recipe, "outcome": outcome });
@@ -162,7 +162,7 @@ fn save(recipe: &Recipe, outcome: &Outcome) -> Result<()> {
     drop_spent(folder)
 }
 
-/// Removes a run's rows and checkpoints.
+/// Removes the rows and checkpoints of a run.
 pub(super) fn drop_spent(folder: &Path) -> Result<()> {
     for spent in ["data", "checkpoints"].map(|name| folder.join(name)).into_iter().filter(|path| path.exists()) {
         fs::remove_dir_all(&spent).map_err(|source| Error::Write { path: spent, source })?;
@@ -178,7 +178,7 @@ fn read_points(folder: &Path) -> Result<Vec<Point>> {
     }
 }
 
-/// The lines of metrics.jsonl; a diverged run may have none.
+/// The lines of metrics.jsonl; a run that diverged may have none.
 fn read_steps(path: &Path) -> Result<Vec<Value>> {
     let text = read_text(path)?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())

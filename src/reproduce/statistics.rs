@@ -1,45 +1,45 @@
-//! What repeated runs say: means with their confidence intervals, and paired differences with two tests. Pairs are runs
-//! of one seed, which share base, rows, their order and every draw.
+//! Statistics of repeated runs: means with confidence intervals, and paired differences with two tests. A pair consists
+//! of runs with the same seed, which share base, rows, order and every draw.
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// The confidence of every interval.
+/// The confidence level of every interval.
 pub const CONFIDENCE: f64 = 0.95;
-/// Most pairs whose sign patterns are all counted.
+/// The largest number of pairs for which all sign patterns are enumerated.
 const EXACT_PAIRS: usize = 20;
 
-/// A mean over seeds with its interval, by Student's t; the interval is the mean where there is one seed.
+/// A mean over seeds with its Student's t interval; with a single seed the interval is just the mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean.
     pub mean: f64,
-    /// The ends of the 95 % confidence interval.
+    /// The lower end of the 95 % confidence interval.
     pub low: f64,
-    /// See `low`.
+    /// The upper end of the interval.
     pub high: f64,
     /// The standard deviation between seeds.
     pub deviation: f64,
-    /// Seeds.
+    /// The number of seeds.
     pub count: usize,
 }
 
 /// A paired difference.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
-    /// The differences' mean and interval.
+    /// The mean of the differences and its interval.
     pub difference: Interval,
-    /// Two-sided p of the paired t test; absent where the differences don't vary.
+    /// The two-sided p value of the paired t test; absent if the differences don't vary.
     pub t_test: Option<f64>,
-    /// Two-sided p of the sign-flip test of the mean, exact up to 20 pairs; absent beyond.
+    /// The two-sided p value of the sign-flip test of the mean, exact up to 20 pairs; absent beyond.
     pub sign_flip_test: Option<f64>,
-    /// Pairs in which the difference is above 0, and below it.
+    /// The number of pairs in which the difference is above 0.
     pub above: usize,
-    /// See `above`.
+    /// The number of pairs in which the difference is below 0.
     pub below: usize,
 }
 
-/// The mean of some values and its interval; `None` of nothing.
+/// The mean of some values and its interval; `None` if there are no values.
 pub fn interval(values: &[f64]) -> Option<Interval> {
     let count = values.len();
     if count == 0 {
@@ -55,7 +55,7 @@ pub fn interval(values: &[f64]) -> Option<Interval> {
     Some(Interval { mean, low: mean - half, high: mean + half, deviation, count })
 }
 
-/// Differences of pairs, tested against none; `None` of no pair.
+/// Tests the differences of pairs against zero; `None` if there are no pairs.
 ///
 /// # Source
 /// Student's paired t; Fisher, The Design of Experiments (1935), section 21, for the sign flips.
@@ -74,10 +74,10 @@ fn students_t(count: usize) -> StudentsT {
     StudentsT::new(0.0, 1.0, (count - 1) as f64).expect("there is a degree of freedom")
 }
 
-/// The share of sign patterns whose sum lies as far from 0 as the one that was seen.
+/// The share of sign patterns whose sum lies at least as far from 0 as the observed one.
 fn sign_flips(differences: &[f64]) -> f64 {
     let seen = differences.iter().sum::<f64>().abs();
-    // A sum of the same numbers in another order may differ in its last bits.
+    // The sum of the same numbers in another order may differ in its last bits.
     let least = seen - 1e-9 * differences.iter().map(|d| d.abs()).sum::<f64>();
     let patterns = 1u64 << differences.len();
     let signed = |(i, d): (usize, &f64), pattern: u64| if pattern >> i & 1 == 1 { -d } else { *d };
@@ -86,19 +86,19 @@ fn sign_flips(differences: &[f64]) -> f64 {
     as_far as f64 / patterns as f64
 }
 
-/// How the values of some arms over the same seeds vary: between seeds for all arms alike, and from arm to arm within a
-/// seed beside the arms' own means.
+/// How the values of several arms vary over the same seeds: between seeds, for all arms alike, and within a seed from
+/// arm to arm, beyond the difference of the arms' means.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variation {
-    /// Standard deviation of one arm's values between seeds, pooled over the arms: what a comparison of unpaired runs
-    /// suffers.
+    /// The standard deviation of one arm's values between seeds, pooled over the arms: the noise of an unpaired
+    /// comparison.
     pub between_seeds: f64,
-    /// Standard deviation that is left of a value when its arm's and its seed's effects are taken out: what a paired
-    /// comparison suffers.
+    /// The standard deviation of the values once the effects of arm and seed are removed: the noise of a paired
+    /// comparison.
     pub within_seeds: f64,
 }
 
-/// The variation of `values[arm][seed]`; `None` of fewer than two arms or seeds.
+/// The variation of `values[arm][seed]`; `None` if there are fewer than two arms or seeds.
 ///
 /// # Source
 /// The two-way layout with one value per cell, Scheffe, The Analysis of Variance (1959), chapter 4.
@@ -134,7 +134,7 @@ mod tests {
         assert!((mean - 1.58).abs() < 1e-12 && (deviation - 1.229_995).abs() < 1e-6 && count == 10);
         assert!((low - 0.700_114).abs() < 1e-5 && (high - 2.459_886).abs() < 1e-5, "{low} {high}");
         assert!((paired.t_test.expect("they vary") - 0.002_833).abs() < 1e-6);
-        // Of 1,024 patterns those with every sign alike, twice over for the pair without a difference.
+        // Of the 1,024 patterns, those in which all signs are equal count, twice because one pair has no difference.
         assert_eq!(paired.sign_flip_test, Some(4.0 / 1024.0));
         assert_eq!((paired.above, paired.below), (9, 0));
     }

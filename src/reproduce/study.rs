@@ -1,5 +1,5 @@
-//! What a comparison consists of: its arms, the settings they are compared under, its seeds, and so its runs. A run's
-//! recipe is the file's, changed as its setting and its arm say.
+//! The parts of a comparison: its arms, the settings they are compared under, its seeds, and the runs that follow from
+//! them. A run's recipe is the recipe of the file, changed by its setting and its arm.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use crate::files::read_text;
 use crate::recipe::Recipe;
 use crate::settings;
 
-/// The arms that are known: a name, and what it sets. All of a divisor but for `sft-answer` and `weft-answer` divide
-/// by the masked tokens, so that nothing but the method differs.
+/// The known arms: a name, and what it sets. All arms except `sft-answer` and `weft-answer` divide by the masked
+/// tokens, so that only the method differs.
 pub const ARMS: [(&str, &[&str]); 10] = [
     ("sft-masked", &["objective.kind=sft", "objective.normalizer=masked"]),
     ("sft-answer", &["objective.kind=sft", "objective.normalizer=answer"]),
@@ -25,35 +25,35 @@ pub const ARMS: [(&str, &[&str]); 10] = [
     ("weft-elbo", &["objective.kind=weft", "objective.normalizer=masked", "objective.weighting=elbo"]),
 ];
 
-/// Arms that a comparison has unless it names its own: the paper's.
+/// The number of arms that a comparison has by default: those of the paper.
 const DEFAULT_ARMS: usize = 9;
 
-/// `[reproduce]`: the comparison.
+/// The `[reproduce]` table: the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReproduceTable {
-    /// Runs of each arm under each setting; their seeds count from `train.seed`.
+    /// The number of runs of each arm under each setting; their seeds count up from `train.seed`.
     pub seeds: u64,
     /// The arms, named as in [`ARMS`].
     pub arms: Vec<String>,
-    /// What the arms are compared under; the recipe as it is where absent.
+    /// The settings that the arms are compared under; by default the recipe as it is.
     pub settings: Vec<Setting>,
-    /// Evaluations of a run, at even distances, the last at its end.
+    /// The number of evaluations of a run, equally spaced, the last one at its end.
     pub evaluations: u64,
-    /// Runs that go on at a time, each on its part of the threads. Small models use the cores better so; no result
-    /// depends on it.
+    /// The number of simultaneous runs, each with its share of the threads. Small models make better use of the cores
+    /// this way; results don't depend on it.
     pub parallel_runs: usize,
-    /// Steps of each arm that are timed, in turns; 0 times none.
+    /// The number of timed steps per arm, with the arms taking turns; 0 measures no times.
     pub timing_rounds: usize,
 }
 
-/// A setting: what it changes of the recipe.
+/// A setting: changes to the recipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setting {
-    /// Its name, a folder's too.
+    /// The name, which is also the name of a folder.
     pub name: String,
-    /// `table.key=value`, as `--set` takes them.
+    /// The changes, as `table.key=value` like those of `--set`.
     #[serde(default)]
     pub set: Vec<String>,
 }
@@ -71,7 +71,7 @@ impl Default for ReproduceTable {
     }
 }
 
-/// A recipe with its comparison, as the file has it.
+/// The contents of a recipe file with a comparison.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct StudyFile {
@@ -80,28 +80,28 @@ struct StudyFile {
     reproduce: ReproduceTable,
 }
 
-/// A comparison whose recipes have all been read.
+/// A comparison with all its recipes resolved.
 pub struct Study {
     /// The comparison.
     pub table: ReproduceTable,
-    /// The folder of everything that it writes.
+    /// The folder that everything is written to.
     pub output: PathBuf,
-    /// Every run, a seed's together, so that a study that is stopped has whole seeds.
+    /// Every run, grouped by seed, so that a study that is stopped has complete seeds.
     pub runs: Vec<PlannedRun>,
-    /// Each setting's recipe, for its base and its times.
+    /// The recipe of each setting, for scoring its base and measuring its times.
     pub bases: Vec<Recipe>,
 }
 
 /// A run of a comparison.
 #[derive(Clone)]
 pub struct PlannedRun {
-    /// Its setting's place in the table.
+    /// The index of its setting in the table.
     pub setting: usize,
-    /// Its arm's.
+    /// The index of its arm in the table.
     pub arm: usize,
-    /// Its seed.
+    /// The seed.
     pub seed: u64,
-    /// Its recipe; `train.output` is its own folder.
+    /// The recipe, whose `train.output` is the run's own folder.
     pub recipe: Recipe,
 }
 
@@ -117,7 +117,7 @@ impl Study {
         if table.settings.is_empty() {
             table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
         }
-        // A run's recipe knows no [reproduce].
+        // The recipe of a run has no [reproduce] table.
         let mut tables: toml::Table = toml::from_str(&text).expect("it was read above");
         tables.remove("reproduce");
         let text = toml::to_string(&tables).expect("it was read above");

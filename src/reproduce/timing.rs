@@ -1,5 +1,5 @@
-//! The time table: every arm's step under one setting, timed in turns on one model with the machine to itself, so that
-//! what slows one arm slows all.
+//! The table of times: a step of every arm under one setting. The arms take turns on one model with nothing else
+//! running, so that whatever slows one arm slows all.
 
 use std::path::PathBuf;
 
@@ -14,19 +14,19 @@ use crate::experiment::Experiment;
 use crate::files::{read_text, write_whole};
 use crate::recipe::Recipe;
 
-/// Steps of each arm before those that count.
+/// The number of untimed warm-up steps of each arm.
 const WARM_UP: usize = 2;
 
-/// Seconds of a step by arm, in the table's order: the median of the timed ones.
+/// The seconds per step of each arm, in the order of the table: the median of the timed steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// Threads that computed.
+    /// The number of threads that computed.
     pub threads: usize,
-    /// A median for each arm.
+    /// The median of each arm.
     pub step_seconds: Vec<f64>,
 }
 
-/// The times of a setting where they were taken already; other arms or another recipe have other times.
+/// Reads the times of a setting if they were measured already; other arms or another recipe make them invalid.
 ///
 /// # Errors
 /// A file that can't be read.
@@ -43,7 +43,7 @@ pub fn read(study: &Study, setting: usize) -> Result<Option<Times>> {
     }
 }
 
-/// Takes the times of a setting.
+/// Measures the times of a setting.
 ///
 /// # Errors
 /// A step that fails; a file that can't be written.
@@ -59,7 +59,7 @@ fn path(study: &Study, setting: usize) -> PathBuf {
     study.output.join(&study.table.settings[setting].name).join("times.json")
 }
 
-/// A recipe of each arm.
+/// One recipe for each arm.
 fn arms(study: &Study, setting: usize) -> Vec<&Recipe> {
     let runs = study.runs.iter().filter(|run| run.setting == setting);
     runs.take(study.table.arms.len()).map(|run| &run.recipe).collect()
@@ -67,7 +67,7 @@ fn arms(study: &Study, setting: usize) -> Vec<&Recipe> {
 
 fn measure(study: &Study, setting: usize, arms: &[&Recipe]) -> Result<Times> {
     let mut recipe = study.bases[setting].clone();
-    // The steps go beyond the recipe's end; what they learn is thrown away.
+    // The steps may go beyond the end of the recipe; the trained weights are discarded.
     (recipe.train.max_steps, recipe.train.epochs) = (None, u64::MAX);
     let folder = recipe.train.output.clone();
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe)?;
