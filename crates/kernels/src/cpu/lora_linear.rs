@@ -85,7 +85,7 @@ pub fn merged(weight: &Weight, lora: &Lora) -> Vec<f32> {
     merged
 }
 
-/// `u = x A^T`, with dropout applied to `x` first.
+/// `u = x A^T`, where `x` is the input after dropout.
 pub(crate) fn project_down(x: Slice, lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let n = x.len() / inputs;
