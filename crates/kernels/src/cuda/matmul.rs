@@ -34,7 +34,7 @@ struct Handle(sys::cublasLtHandle_t);
 /// What the choice of an algorithm depends on, in cuBLASLt's terms: matrices are column-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
-    /// Rows and columns of the result, and the sum's terms.
+    /// Rows and columns of the result, and the inner size.
     sizes: [usize; 3],
     /// Whether each operand is transposed.
     transposed: [bool; 2],

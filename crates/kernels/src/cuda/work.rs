@@ -9,7 +9,7 @@ use cudarc::driver::CudaEvent;
 /// A lower bound on the work of one launch of a kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Work {
-    /// Multiplications and additions of a matmul or of attention.
+    /// The multiplications and additions of a matmul or of attention.
     pub operations: u64,
     /// Bytes read or written in the GPU's memory, with each number counted once.
     pub bytes: u64,
