@@ -1,6 +1,7 @@
-//! Each operation at the sizes of a step of `weft bench --shape P` (2,048 tokens of width 512), beside the machine's
-//! own rates: `Gitem/s` are GFLOP/s, `GB/s` count every number read or written once. `cargo bench -p weft-kernels`; on a
-//! GPU with `WEFT_DEVICE=cuda` before it, where a call is waited for and small ones show little but their start.
+//! Benchmarks of each operation at the sizes of a step of `weft bench --shape P` (2,048 tokens of width 512), beside
+//! the machine's own rates: `Gitem/s` are GFLOP/s, and `GB/s` count every number read or written once. Run `cargo bench
+//! -p weft-kernels`; set `WEFT_DEVICE=cuda` for a GPU, where each call is waited for, so that small operations mostly
+//! measure the launch.
 
 #![allow(missing_docs)]
 
@@ -26,7 +27,7 @@ const MLP: usize = 1536;
 const HEADS: usize = 8;
 const VOCAB: usize = 32_000;
 const RANK: usize = 32;
-/// Rows whose loss is computed: about half of three quarters.
+/// Rows whose loss is computed: about half of three quarters of the tokens.
 const MASKED: usize = 768;
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 const LENGTHS: [usize; 3] = [128, 512, 2048];
@@ -50,19 +51,19 @@ fn numbers(len: usize) -> Tensor {
     DEVICE.put(on_host(len))
 }
 
-/// What matmuls read.
+/// Numbers in the format that matmuls read.
 fn operands(len: usize, precision: Precision) -> Tensor {
     numbers(len).rounded(precision)
 }
 
-/// Returns when a GPU has done the work, too.
+/// Runs work and returns once a GPU has finished it, too.
 fn done<T>(work: impl FnOnce() -> T) -> T {
     let result = work();
     DEVICE.finish();
     result
 }
 
-/// Stored in the format of the matmuls.
+/// A weight that is stored in the format of the matmuls.
 fn weight(rows: usize, cols: usize, precision: Precision) -> Weight {
     let mut weight = match precision {
         Precision::F32 => Weight::from_f32(rows, cols, on_host(rows * cols)),
@@ -98,7 +99,8 @@ mod machine {
     }
 }
 
-/// What one core's vectors reach: AVX512-BF16's dot products are faster than f32's multiply-adds on some processors only.
+/// The peak rate of one core's vectors: AVX512-BF16's dot products are faster than f32 multiply-adds on some processors
+/// only.
 #[cfg(target_arch = "x86_64")]
 mod instructions {
     use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
@@ -106,7 +108,7 @@ mod instructions {
     use super::*;
 
     const ROUNDS: usize = 1 << 16;
-    /// Sums that don't wait for each other.
+    /// How many sums are independent of each other.
     const SUMS: usize = 16;
 
     #[target_feature(enable = "avx512f")]
@@ -122,7 +124,7 @@ mod instructions {
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn dot_products() -> f32 {
-        // SAFETY: both are 64 bytes without invalid patterns.
+        // SAFETY: both types have 64 bytes without invalid patterns.
         let a: __m512bh = unsafe { std::mem::transmute(_mm512_set1_ps(black_box(0.5))) };
         let mut sums = [_mm512_set1_ps(1.0); SUMS];
         for _ in 0..ROUNDS {
@@ -198,7 +200,7 @@ fn lora_backward(bencher: Bencher, precision: Precision) {
     });
 }
 
-/// Queries, keys and values of the tokens in sequences of `length`.
+/// Queries, keys and values of the tokens, in sequences of `length`.
 fn attention_of(length: usize, precision: Precision, run: impl FnOnce(Qkv, &Shape, ItemsCount)) {
     let sequences: Vec<_> = (0..TOKENS).step_by(length).map(|start| start..start + length).collect();
     let (sequences, head_dim) = (&sequences[..], WIDTH / HEADS);
@@ -278,7 +280,7 @@ fn swiglu_forward(bencher: Bencher) {
 
 #[divan::bench]
 fn swiglu_backward(bencher: Bencher) {
-    // Gradients take the inputs' place: every run needs its own, or they fade into subnormal numbers.
+    // Gradients overwrite the inputs, so every run needs its own inputs, or they decay into subnormal numbers.
     let dh = numbers(TOKENS * MLP);
     bencher
         .counter(bytes(5 * dh.len()))

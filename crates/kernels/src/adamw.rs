@@ -1,4 +1,4 @@
-//! AdamW with decoupled weight decay: one tensor's update.
+//! AdamW with decoupled weight decay: the update of one tensor.
 
 use std::ops::Range;
 
@@ -7,19 +7,19 @@ use crate::cuda;
 use crate::tensor::Tensor;
 use crate::weight::Weight;
 
-/// Numbers per task, and per sum of squares.
+/// How many numbers a task updates, and how many each sum of squares covers.
 pub const CHUNK: usize = 1 << 14;
 
-/// The update's constants at one step.
+/// The constants of an update at one step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     /// Learning rate of this step.
     pub lr: f32,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f32,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
@@ -27,19 +27,19 @@ pub struct AdamW {
     pub step: u64,
 }
 
-/// What an update multiplies by, from its constants.
+/// The factors of an update, derived from its constants.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factors {
-    /// Of the first moment.
+    /// Factor of the first moment.
     pub(crate) step_size: f32,
-    /// Of the second moment's root.
+    /// Factor of the second moment's square root.
     pub(crate) root: f32,
-    /// Of the weight.
+    /// Factor of the weight.
     pub(crate) decay: f32,
 }
 
-/// The sums of squares of each tensor's chunks of [`CHUNK`] numbers, in f64; their sum in order doesn't depend on the
-/// threads.
+/// The sums of squares of each tensor's chunks of [`CHUNK`] numbers, in f64. Adding them in order gives a total that
+/// doesn't depend on the number of threads.
 pub fn chunk_sums(tensors: &[&Tensor]) -> Vec<Vec<f64>> {
     match tensors {
         [Tensor::Gpu(first), ..] => cuda::adamw::chunk_sums(first.gpu(), tensors.iter().map(|tensor| tensor.array())),
@@ -48,8 +48,8 @@ pub fn chunk_sums(tensors: &[&Tensor]) -> Vec<Vec<f64>> {
 }
 
 impl AdamW {
-    /// `w <- w (1 - lr wd) - lr m' / (sqrt(v') + eps)`, with the gradient multiplied by `grad_scale` first, of the numbers
-    /// `own` of a trainable weight; moments and gradient are theirs.
+    /// Updates the numbers `own` of a trainable weight: `w <- w (1 - lr wd) - lr m' / (sqrt(v') + eps)`, with the
+    /// gradient multiplied by `grad_scale` first. The moments and the gradient cover `own` alone.
     ///
     /// # Source
     /// Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, as PyTorch computes it.
@@ -72,7 +72,7 @@ impl AdamW {
         }
     }
 
-    /// The same of all numbers of a part that stands by itself.
+    /// Like [`AdamW::update`], for all numbers of a part that is a tensor of its own.
     pub fn update_part(&self, part: &mut Tensor, [m, v]: [&mut Tensor; 2], grad: &Tensor, grad_scale: f32) {
         match (part, grad) {
             (Tensor::Host(part), Tensor::Host(grad)) => {

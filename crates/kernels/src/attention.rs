@@ -1,6 +1,6 @@
-//! Bidirectional attention over packed sequences, with grouped heads: forward and backward. Queries may be some of a
-//! sequence's tokens only (`M` rows), where the others' outputs are not needed. All heads' `[L, L]` are never held at
-//! once; backward recomputes the scores from the saved log-sum-exp.
+//! Bidirectional attention over packed sequences with grouped-query heads: forward and backward. The queries may belong
+//! to only some of a sequence's tokens (`M` rows), where the other tokens' outputs are not needed. The `[L, L]` scores
+//! of all heads never exist at once; backward recomputes the scores from the saved log-sum-exp.
 
 use std::ops::Range;
 
@@ -19,11 +19,11 @@ pub struct Shape<'a> {
     pub kv_heads: usize,
     /// Features per head.
     pub head_dim: usize,
-    /// Each sequence's tokens; they cover the batch in order, and no attention crosses them.
+    /// Each sequence's tokens. The sequences cover the batch in order, and attention never crosses their borders.
     pub sequences: &'a [Range<usize>],
-    /// Each sequence's rows of the queries: `sequences` where every token asks.
+    /// Each sequence's rows among the queries: equal to `sequences` where every token is a query.
     pub queries: &'a [Range<usize>],
-    /// Of the matmuls.
+    /// Precision of the matmuls.
     pub precision: Precision,
 }
 
@@ -38,29 +38,29 @@ pub struct Qkv<'a> {
     pub v: &'a Tensor,
 }
 
-/// Gradients of queries, keys and values, shaped as they are.
+/// Gradients of queries, keys and values, with the same shapes as their tensors.
 pub struct QkvGrad {
-    /// Of the queries.
+    /// Gradient of the queries.
     pub q: Tensor,
-    /// Of the keys.
+    /// Gradient of the keys.
     pub k: Tensor,
-    /// Of the values.
+    /// Gradient of the values.
     pub v: Tensor,
 }
 
 impl Shape<'_> {
-    /// Rows of the queries.
+    /// The number of query rows.
     pub(crate) fn rows(&self) -> usize {
         self.queries.last().map_or(0, |s| s.end)
     }
 
-    /// The factor of the scores.
+    /// The factor that the scores are multiplied by.
     pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, M]` for backward.
+/// Computes `out = softmax(q k^T / sqrt(head_dim)) v` and returns each query's log-sum-exp `[H, M]` for backward.
 ///
 /// # Shapes
 /// `out` `[M, H * head_dim]`.
@@ -74,7 +74,7 @@ pub fn forward(out: &mut Tensor, qkv: Qkv, shape: &Shape) -> Tensor {
     }
 }
 
-/// Gradients of queries, keys and values, from the output, its gradient and the saved log-sum-exp.
+/// Computes the gradients of queries, keys and values from the output, its gradient and the saved log-sum-exp.
 pub fn backward(dout: &Tensor, out: &Tensor, lse: &Tensor, qkv: Qkv, shape: &Shape) -> QkvGrad {
     match dout {
         Tensor::Host(dout) => {

@@ -1,6 +1,6 @@
-//! Memory for activations, used again by the next operation that needs as much. The system clears every page that it
-//! hands out, which costs as much as an element-wise operation. It comes from the system and goes back there without an
-//! allocator between, which would hold on to some.
+//! Memory for activations, which the next operation of about the same size reuses. The system clears every page that it
+//! hands out, which costs as much as an element-wise operation. Pages are mapped and unmapped directly, because an
+//! allocator in between would hold on to some of them.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -11,74 +11,74 @@ use rayon::prelude::*;
 
 use crate::meta::{Loan, Meta};
 
-/// Classes of sizes in an octave: batches whose lengths differ a little share their buffers.
+/// Size classes per octave: batches whose lengths differ a little share their buffers.
 const CLASSES: usize = 8;
-/// Numbers of two huge pages: less would waste much of one.
+/// How many numbers two huge pages hold. A smaller buffer would waste much of a huge page.
 const HUGE: usize = 1 << 20;
 
 static POOL: Mutex<Pool<MmapMut>> = Mutex::new(Pool::new());
 
-/// Which memory is used again and which goes: a policy about lengths. The memory itself is `M`, pages for [`Buffer`]
-/// and nothing but figures on the meta device.
+/// Decides which memory is reused and which is freed, from lengths alone. The memory itself is `M`: pages for
+/// [`Buffer`], and only byte counts on the meta device.
 #[derive(Debug)]
 pub struct Pool<M> {
-    /// Memory that nobody uses, what has waited longest first.
+    /// Memory that is not in use, longest-waiting first.
     spare: Vec<Piece<M>>,
-    /// Numbers that it holds.
+    /// How many numbers the spare memory holds.
     spare_len: usize,
     used_len: usize,
-    /// The most that was used at once.
+    /// The most numbers that were in use at once.
     most_used: usize,
 }
 
-/// Memory for some numbers.
+/// Memory for a fixed count of numbers.
 #[derive(Debug)]
 pub struct Piece<M> {
-    /// Numbers that it holds.
+    /// How many numbers it holds.
     len: usize,
     /// The memory.
     pub memory: M,
 }
 
-/// A slice of numbers on loan; its memory is spare again when it is dropped.
+/// A slice of numbers borrowed from the pool; its memory becomes spare again when the buffer is dropped.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Memory,
     len: usize,
 }
 
-/// Whose memory it is.
+/// The owner of a buffer's memory.
 #[derive(Debug)]
 enum Memory {
     None,
     Pools(Piece<MmapMut>),
-    /// Somebody's numbers, which never were the pool's.
+    /// A caller's vector, which never belonged to the pool.
     Own(Vec<f32>),
-    /// The meta device's, which has none.
+    /// Memory of a meta device, which has no storage.
     Meta(Loan),
 }
 
-/// Whole pages of zeros.
+/// Maps whole pages of zeros.
 fn pages(len: usize) -> MmapMut {
-    // Like an allocator, which ends the program where there is no memory.
+    // Like an allocator, this ends the program when there is no memory.
     let pages = MmapMut::map_anon(len * size_of::<f32>())
         .unwrap_or_else(|e| panic!("{} MB of memory for activations: {e}", len * size_of::<f32>() / 1_000_000));
     #[cfg(target_os = "linux")]
     if len >= HUGE {
-        // A system without huge pages serves small ones.
+        // A system without huge pages falls back to small ones.
         let _ = pages.advise(memmap2::Advice::HugePage);
     }
     pages
 }
 
-/// The most bytes of buffers that were used at once so far.
+/// The most bytes that buffers have used at once so far.
 pub fn most_used_bytes() -> usize {
     POOL.lock().unwrap_or_else(PoisonError::into_inner).most_used_bytes()
 }
 
 impl Buffer {
-    /// Numbers that hold whatever was there before: for a result that overwrites them all. They have no storage where a
-    /// meta device is given.
+    /// A buffer with arbitrary contents, for a result that overwrites them all. It has no storage if a meta device is
+    /// given.
     pub fn unset(meta: Option<&Meta>, len: usize) -> Self {
         let take = || POOL.lock().unwrap_or_else(PoisonError::into_inner).take(len, pages);
         let memory = match meta {
@@ -89,7 +89,7 @@ impl Buffer {
         Self { memory, len }
     }
 
-    /// Zeros.
+    /// A buffer of zeros.
     pub fn zeros(meta: Option<&Meta>, len: usize) -> Self {
         let mut buffer = Self::unset(meta, len);
         if meta.is_none() {
@@ -98,7 +98,7 @@ impl Buffer {
         buffer
     }
 
-    /// A vector of so many numbers, outside the pool, that `make` makes where there is no meta device.
+    /// A vector of `len` numbers outside the pool. `make` creates it unless there is a meta device.
     pub fn vector(meta: Option<&Meta>, len: usize, make: impl FnOnce() -> Vec<f32>) -> Self {
         match meta {
             Some(meta) => Self { memory: Memory::Meta(meta.take_outside(len * size_of::<f32>())), len },
@@ -106,17 +106,17 @@ impl Buffer {
         }
     }
 
-    /// How many numbers.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The meta device where it is one's.
+    /// The meta device that the buffer lies on, if any.
     pub fn meta(&self) -> Option<&Meta> {
         match &self.memory {
             Memory::Meta(loan) => Some(loan.meta()),
@@ -124,7 +124,7 @@ impl Buffer {
         }
     }
 
-    /// The numbers to be written, or the meta device in place of them.
+    /// The numbers for writing, or the meta device in their place.
     pub(crate) fn numbers_or_meta(&mut self) -> (&mut [f32], Option<&Meta>) {
         match &mut self.memory {
             Memory::None => (&mut [], None),
@@ -149,8 +149,8 @@ impl Drop for Buffer {
     }
 }
 
-/// A vector whose memory this thread uses again and again: an innermost loop's, too small for the pool. A fresh one for
-/// every matmul would cost the system's calls, which stop the other threads.
+/// A vector whose memory this thread reuses, for an innermost loop whose vectors are too small for the pool. Fresh
+/// memory for every matmul would cost system calls, which stop the other threads.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch(Vec<f32>);
 
@@ -159,14 +159,14 @@ thread_local! {
 }
 
 impl Scratch {
-    /// An empty one.
+    /// An empty vector.
     pub(crate) fn new() -> Self {
         let mut numbers = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
         numbers.clear();
         Self(numbers)
     }
 
-    /// Numbers that hold whatever was there before.
+    /// Resizes the vector to `len` numbers with arbitrary contents.
     pub(crate) fn unset(len: usize) -> Self {
         let mut scratch = Self(SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default());
         scratch.resize(len, 0.0);
@@ -177,7 +177,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let numbers = std::mem::take(&mut self.0);
-        // A thread that ends has no place for it any more.
+        // A thread that is ending no longer has a place to keep the vector.
         let _ = SCRATCH.try_with(|spare| spare.borrow_mut().push(numbers));
     }
 }
@@ -197,23 +197,23 @@ impl DerefMut for Scratch {
 }
 
 impl<M> Pool<M> {
-    /// An empty one.
+    /// An empty pool.
     pub const fn new() -> Self {
         Self { spare: vec![], spare_len: 0, used_len: 0, most_used: 0 }
     }
 
-    /// The most bytes that were used at once so far.
+    /// The most bytes that were in use at once so far.
     pub fn most_used_bytes(&self) -> usize {
         self.most_used * size_of::<f32>()
     }
 
-    /// What is spare.
+    /// The spare memory.
     pub fn spare(&self) -> impl Iterator<Item = &M> {
         self.spare.iter().map(|piece| &piece.memory)
     }
 
-    /// The smallest spare memory that holds `len` numbers and isn't twice as large, or new one that `make` makes of its
-    /// length.
+    /// Takes the smallest spare memory that holds `len` numbers and isn't twice as large, or new memory: `make` creates
+    /// it from a length.
     pub fn take(&mut self, len: usize, make: impl FnOnce(usize) -> M) -> Piece<M> {
         let fits = |piece: &Piece<M>| (len..=2 * len).contains(&piece.len);
         let smallest = (0..self.spare.len()).filter(|i| fits(&self.spare[*i])).min_by_key(|i| self.spare[*i].len);
@@ -225,7 +225,8 @@ impl<M> Pool<M> {
             }
             None => {
                 let len = len.next_multiple_of((len.next_power_of_two() / (2 * CLASSES)).max(1));
-                // What has waited long may never fit again; together they never take more than was used at once.
+                // Memory that has waited long may never fit again. Used and spare memory together never exceed the peak
+                // of use.
                 let limit = self.most_used.max(self.used_len + len);
                 while self.used_len + self.spare_len + len > limit && !self.spare.is_empty() {
                     self.spare_len -= self.spare.remove(0).len;
@@ -238,7 +239,7 @@ impl<M> Pool<M> {
         piece
     }
 
-    /// Makes memory spare.
+    /// Returns memory to the pool.
     pub fn give_back(&mut self, piece: Piece<M>) {
         self.used_len -= piece.len;
         self.spare_len += piece.len;

@@ -1,4 +1,4 @@
-//! Where numbers lie and are computed with: the processor with the machine's memory, or a GPU with its own.
+//! Where tensors lie and where operations run: the CPU with the machine's memory, or a GPU with its own.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,32 +13,32 @@ use crate::tensor::Tensor;
 /// A device.
 #[derive(Clone, Debug, Default)]
 pub enum Device {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
     /// An NVIDIA GPU.
     Cuda(Arc<Gpu>),
-    /// The processor's operations on tensors without storage.
+    /// The CPU's operations on tensors without storage.
     Meta(Meta),
 }
 
-/// A moment in a device's work.
+/// A point in the sequence of a device's work.
 #[derive(Debug)]
 pub enum Mark {
-    /// The processor's: what was asked for before is done.
+    /// A point in the CPU's work: everything asked for before it is done.
     Cpu(Instant),
-    /// A GPU's: known once its work has come so far.
+    /// A point in a GPU's work: it passes once the GPU has finished the work before it.
     Cuda(GpuMark),
 }
 
 impl Device {
-    /// f32 numbers that hold whatever was there before: for a result that overwrites them all.
+    /// An f32 tensor with arbitrary contents, for a result that overwrites them all.
     pub fn unset(&self, len: usize) -> Tensor {
         self.operands(len, Precision::F32)
     }
 
-    /// The same for what nothing but matmuls, attention and SwiGLU read, which round it to `precision` anyway: on a GPU
-    /// it is stored so.
+    /// Like [`Device::unset`], for a tensor that only matmuls, attention and SwiGLU read. They round it to `precision`
+    /// anyway, so a GPU stores it in that format.
     pub fn operands(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::unset(self.meta(), len)),
@@ -46,12 +46,12 @@ impl Device {
         }
     }
 
-    /// Zeros in f32.
+    /// An f32 tensor of zeros.
     pub fn zeros(&self, len: usize) -> Tensor {
         self.zero_operands(len, Precision::F32)
     }
 
-    /// Zeros of what [`Device::operands`] holds.
+    /// Like [`Device::operands`], but filled with zeros.
     pub fn zero_operands(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::zeros(self.meta(), len)),
@@ -59,12 +59,12 @@ impl Device {
         }
     }
 
-    /// The machine's numbers.
+    /// A tensor with the given numbers, which lie in the machine's memory.
     pub fn put(&self, numbers: Vec<f32>) -> Tensor {
         self.put_made(numbers.len(), || numbers)
     }
 
-    /// So many numbers that `make` makes on the machine; the meta device needs none.
+    /// A tensor of `len` numbers, which `make` creates in the machine's memory; the meta device doesn't call it.
     pub fn put_made(&self, len: usize, make: impl FnOnce() -> Vec<f32>) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::vector(self.meta(), len, make)),
@@ -79,7 +79,7 @@ impl Device {
         }
     }
 
-    /// The dropout keys of a batch's rows.
+    /// Puts the dropout keys of a batch's rows on the device.
     pub fn dropout_keys(&self, keys: Vec<u64>) -> DropoutKeys {
         match self {
             Self::Cpu | Self::Meta(_) => DropoutKeys::Host(keys),
@@ -87,7 +87,7 @@ impl Device {
         }
     }
 
-    /// The moment at which everything asked for so far is done.
+    /// The point at which everything asked for so far is done.
     pub fn mark(&self) -> Mark {
         match self {
             Self::Cpu | Self::Meta(_) => Mark::Cpu(Instant::now()),
@@ -95,27 +95,28 @@ impl Device {
         }
     }
 
-    /// While the result lives, this thread's work runs beside what other threads compute: on a GPU, on the stream that
-    /// moves numbers between ranks. What it reads is waited for with [`Device::wait_for`], and what it writes.
+    /// While the returned guard lives, this thread's work runs beside the work of other threads: on a GPU, it goes to
+    /// the stream that moves numbers between ranks. [`Device::wait_for`] orders this work against the work whose
+    /// results it reads and the work that reads its results.
     pub fn beside(&self) -> Option<Beside> {
         matches!(self, Self::Cuda(_)).then(Beside::begin)
     }
 
-    /// Makes what this thread asks for from now on wait for a mark.
+    /// Makes the work that this thread asks for from now on wait for a mark.
     pub fn wait_for(&self, mark: &Mark) {
         if let (Self::Cuda(gpu), Mark::Cuda(mark)) = (self, mark) {
             gpu.wait_for(mark);
         }
     }
 
-    /// Returns when everything asked for is done.
+    /// Returns when all work asked for is done.
     pub fn finish(&self) {
         if let Self::Cuda(gpu) = self {
             gpu.finish();
         }
     }
 
-    /// The most bytes that tensors took at once so far, and on a GPU weights too.
+    /// The most bytes that tensors have taken at once so far; on a GPU, weights are included.
     pub fn most_used_bytes(&self) -> usize {
         match self {
             Self::Cpu => buffer::most_used_bytes(),
@@ -134,7 +135,7 @@ impl Mark {
         }
     }
 
-    /// Seconds from an earlier one of the same device; on a GPU it waits until its work has come to this one.
+    /// Seconds since an earlier mark of the same device; on a GPU, waits until the work has reached this mark.
     pub fn seconds_since(&self, earlier: &Self) -> f64 {
         match (self, earlier) {
             (Self::Cpu(this), Self::Cpu(earlier)) => this.duration_since(*earlier).as_secs_f64(),

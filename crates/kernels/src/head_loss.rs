@@ -1,5 +1,6 @@
-//! The LM head with softmax statistics: negative log-likelihood, entropy and the gradient of a weighted sum of
-//! the former. Logits exist only for a chunk of rows at a time, never as `[N, V]`.
+//! The LM head with softmax statistics (a fused linear cross-entropy): negative log-likelihood, entropy, and the
+//! gradient of a weighted sum of the negative log-likelihoods. Logits exist only for a chunk of rows at a time, never
+//! as `[N, V]`.
 
 use crate::cpu;
 use crate::cuda;
@@ -11,25 +12,26 @@ use crate::weight::Weight;
 /// The head: its weight `[V, D]` and, where `target_modules` names it, its adapter.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
-    /// `[V, D]`.
+    /// The weight `[V, D]`.
     pub weight: &'a Weight,
-    /// The adapter.
+    /// The adapter, if the head has one.
     pub lora: Option<Lora<'a>>,
-    /// Of its matmuls.
+    /// Precision of the head's matmuls.
     pub precision: Precision,
 }
 
 /// Where the head's gradients are added; `None` for what is frozen.
 #[derive(Default)]
 pub struct HeadGrad<'a> {
-    /// `[V, D]`.
+    /// Gradient of the weight, `[V, D]`.
     pub weight: Option<&'a mut Tensor>,
-    /// The adapter's.
+    /// Gradients of the adapter.
     pub lora: Option<LoraGrad<'a>>,
 }
 
 impl Head<'_> {
-    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`; not on a meta device, which has none.
+    /// Calls `f(first row, logits [rows, V])` for each chunk of `x` `[N, D]`, in order. A meta device has no logits and
+    /// never calls it.
     pub fn for_each_chunk(&self, x: &Tensor, mut f: impl FnMut(usize, &mut [f32])) {
         match x {
             Tensor::Host(x) => cpu::head_loss::for_each_chunk(self, x.into(), |first, logits| {
@@ -58,7 +60,7 @@ impl Head<'_> {
     }
 
     /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`:
-    /// `dx` `[N, D]` is overwritten, `grad` added to.
+    /// overwrites `dx` `[N, D]` and adds to `grad`.
     pub fn loss(&self, x: &Tensor, targets: &[u32], row_weights: &[f32], dx: &mut Tensor, grad: HeadGrad) -> Tensor {
         match (x, dx) {
             (Tensor::Host(x), Tensor::Host(dx)) => {

@@ -1,4 +1,4 @@
-//! A linear layer, `y = x W^T`, and a bias: forward and their gradients. LoRA is `lora_linear`'s.
+//! A linear layer, `y = x W^T`, and a bias: forward and gradients. Layers with LoRA are in `lora_linear`.
 
 use crate::cpu;
 use crate::cuda;
@@ -17,7 +17,7 @@ pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, precision: Precision
     }
 }
 
-/// `y = before + x W^T`, of what is added in the same shape.
+/// `y = before + x W^T`, where `before` has the shape of `y`.
 pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, before: &Tensor, precision: Precision) {
     match y {
         Tensor::Host(_) => {

@@ -7,7 +7,7 @@ use crate::precision::Precision;
 use crate::tensor::{Into, Tensor};
 use crate::weight::Weight;
 
-/// Dropout keys on a device, one for each row of a batch: uploaded once for all the adapters that read them.
+/// Dropout keys on a device, one for each row of a batch. They are uploaded once for all adapters that read them.
 #[derive(Debug)]
 pub enum DropoutKeys {
     /// In the machine's memory.
@@ -17,13 +17,13 @@ pub enum DropoutKeys {
 }
 
 impl DropoutKeys {
-    /// The keys of the rows from `first` on.
+    /// The keys of row `first` and the rows after it.
     pub fn from(&self, first: usize) -> TokenKeys<'_> {
         TokenKeys { all: self, first }
     }
 }
 
-/// Some rows' keys: those from one row on.
+/// The keys of the rows from a given row on.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenKeys<'a> {
     all: &'a DropoutKeys,
@@ -31,12 +31,12 @@ pub struct TokenKeys<'a> {
 }
 
 impl<'a> TokenKeys<'a> {
-    /// The keys behind the first `rows` of these.
+    /// The keys without those of the first `rows` rows.
     pub(crate) fn from(self, rows: usize) -> Self {
         Self { first: self.first + rows, ..self }
     }
 
-    /// The keys of so many rows in the machine's memory.
+    /// The keys of the first `rows` rows, in the machine's memory.
     pub(crate) fn host(&self, rows: usize) -> &'a [u64] {
         match self.all {
             DropoutKeys::Host(keys) => &keys[self.first..self.first + rows],
@@ -44,7 +44,7 @@ impl<'a> TokenKeys<'a> {
         }
     }
 
-    /// Where the keys of so many rows begin in a GPU's memory.
+    /// The address of the keys of the first `rows` rows, in a GPU's memory.
     pub(crate) fn gpu(&self, rows: usize) -> u64 {
         match self.all {
             DropoutKeys::Gpu(keys) => keys.at(self.first, rows),
@@ -53,18 +53,18 @@ impl<'a> TokenKeys<'a> {
     }
 }
 
-/// Adapter dropout of one module in one pass.
+/// The adapter dropout of one module in one pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout<'a> {
     /// Probability that a feature is dropped, in `[0, 1)`.
     pub probability: f32,
     /// One key for each row of the input.
     pub token_keys: TokenKeys<'a>,
-    /// The module within the model.
+    /// The index of the module within the model.
     pub module: u32,
 }
 
-/// One module's adapter.
+/// The adapter of one module.
 #[derive(Clone, Copy)]
 pub struct Lora<'a> {
     /// `lora_a` `[R, in]`.
@@ -73,17 +73,17 @@ pub struct Lora<'a> {
     pub b: &'a Weight,
     /// `lora_alpha / R`, or `lora_alpha / sqrt(R)` with rsLoRA.
     pub scale: f32,
-    /// Off outside training and in the entropy pass.
+    /// Dropout of the adapter's input; `None` outside training and in the entropy pass.
     pub dropout: Option<Dropout<'a>>,
-    /// Of every matmul of the layer, its weight's included.
+    /// Precision of every matmul of the layer, including the one with its weight.
     pub precision: Precision,
 }
 
-/// Where the adapter's gradients are added.
+/// Where the gradients of the adapter are added.
 pub struct LoraGrad<'a> {
-    /// `[R, in]`.
+    /// Gradient of `lora_a`, `[R, in]`.
     pub a: &'a mut Tensor,
-    /// `[out, R]`.
+    /// Gradient of `lora_b`, `[out, R]`.
     pub b: &'a mut Tensor,
 }
 
@@ -98,7 +98,7 @@ pub fn forward(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora) {
     }
 }
 
-/// [`forward`] and what is added: `y = before + x W^T + s (drop(x) A^T) B^T`.
+/// Like [`forward`], with a tensor added: `y = before + x W^T + s (drop(x) A^T) B^T`.
 pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora, before: &Tensor) {
     match y {
         Tensor::Host(_) => {
@@ -109,7 +109,8 @@ pub fn forward_onto(y: &mut Tensor, x: &Tensor, weight: &Weight, lora: &Lora, be
     }
 }
 
-/// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
+/// Computes `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and adds the gradients of A and B to
+/// `grad`.
 pub fn backward(
     dx: Option<(&mut Tensor, Into)>,
     grad: LoraGrad,
@@ -131,7 +132,7 @@ pub fn backward(
     }
 }
 
-/// The weight that computes the same without adapter, `W + s B A`, computed on the CPU.
+/// The weight that computes the same without an adapter, `W + s B A`; it is computed on the CPU.
 ///
 /// # Shapes
 /// `[out, in]`.

@@ -1,5 +1,6 @@
-//! The meta device: tensors with a length and no storage. The CPU's own operations take them, take what buffers they need
-//! from a pool of figures, and return before they compute: what a run would take is counted by the run's own code.
+//! The meta device: tensors with a length and no storage. The CPU's own operations accept them, take the buffers they
+//! need from a pool of byte counts, and return before they compute. So the code of a run itself counts the memory that
+//! the run would use.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,61 +9,62 @@ use crate::buffer::{Buffer, Piece, Pool};
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
-/// A meta device. Its clones are the same device.
+/// A meta device. A clone is a handle to the same device.
 #[derive(Clone, Debug, Default)]
 pub struct Meta(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Each piece knows how many of its bytes would have been written to: those stay resident.
+    /// The pool. Each piece records how many of its bytes would have been written to, because written pages stay
+    /// resident.
     pool: Pool<usize>,
-    /// Written bytes of the pieces on loan.
+    /// Written bytes of the pieces that are in use.
     on_loan: usize,
-    /// Bytes that tensors of the pool have now, and the most so far.
+    /// Bytes that tensors from the pool use now, and their peak so far.
     used: usize,
     most_used: usize,
-    /// The most bytes of the pool that were resident at once, spare ones included.
+    /// The peak of the pool's resident bytes, spare pieces included.
     most_resident: usize,
-    /// Bytes of tensors and vectors outside the pool now, and the most so far.
+    /// Bytes of tensors and vectors outside the pool now, and their peak so far.
     outside: usize,
     most_outside: usize,
-    /// The most bytes of vectors that a thread keeps for itself.
+    /// The most bytes of vectors that one thread keeps for itself.
     thread: usize,
 }
 
-/// The memory that a tensor would have; dropping it gives the memory back.
+/// The memory that a tensor would use; dropping the loan gives the memory back.
 #[derive(Debug)]
 pub(crate) struct Loan {
     meta: Meta,
     bytes: usize,
-    /// The pool's piece; `None` outside the pool.
+    /// The piece from the pool; `None` if the memory is outside the pool.
     piece: Option<Piece<usize>>,
 }
 
 impl Meta {
-    /// The bytes that tensors of the pool have now.
+    /// The bytes that tensors from the pool use now.
     pub fn used_bytes(&self) -> usize {
         self.state().used
     }
 
-    /// The most bytes that tensors of the pool had at once so far.
+    /// The most bytes that tensors from the pool have used at once so far.
     pub fn most_used_bytes(&self) -> usize {
         self.state().most_used
     }
 
-    /// The most bytes of the pool's pieces that were on loan at once so far, as [`crate::buffer::most_used_bytes`] counts
-    /// those of the CPU's pool.
+    /// The most bytes of the pool's pieces that have been in use at once so far, counted as
+    /// [`crate::buffer::most_used_bytes`] counts the CPU's pool.
     pub fn most_lent_bytes(&self) -> usize {
         self.state().pool.most_used_bytes()
     }
 
-    /// The most bytes of the pool that were resident at once so far: pages that were written to stay so while they are
-    /// spare.
+    /// The most bytes of the pool that have been resident at once so far: pages that were written to stay resident
+    /// while they are spare.
     pub fn most_resident_bytes(&self) -> usize {
         self.state().most_resident
     }
 
-    /// The most bytes that tensors and vectors outside the pool had at once so far.
+    /// The most bytes that tensors and vectors outside the pool have used at once so far.
     pub fn most_outside_bytes(&self) -> usize {
         self.state().most_outside
     }
@@ -72,7 +74,7 @@ impl Meta {
         self.state().thread
     }
 
-    /// Takes a piece of the pool for some numbers, all of which will be written.
+    /// Takes a piece of the pool for `len` numbers, all of which will be written.
     pub(crate) fn take(&self, len: usize) -> Loan {
         if len == 0 {
             return Loan { meta: self.clone(), bytes: 0, piece: None };
@@ -97,13 +99,13 @@ impl Meta {
         Loan { meta: self.clone(), bytes, piece: None }
     }
 
-    /// Takes a buffer of so many numbers on every thread, and gives them back.
+    /// Takes a buffer of `len` numbers on every thread and gives all of them back.
     pub(crate) fn take_on_threads(&self, len: usize) {
         let buffers: Vec<Buffer> = (0..rayon::current_num_threads()).map(|_| Buffer::unset(Some(self), len)).collect();
         drop(buffers);
     }
 
-    /// Notes that a thread's own vectors hold so many numbers.
+    /// Records that a thread's own vectors hold `len` numbers.
     pub(crate) fn note_thread(&self, len: usize) {
         let mut state = self.state();
         state.thread = state.thread.max(len * size_of::<f32>());
@@ -115,7 +117,7 @@ impl Meta {
 }
 
 impl Loan {
-    /// Whose memory it is.
+    /// The device that lent the memory.
     pub(crate) fn meta(&self) -> &Meta {
         &self.meta
     }

@@ -1,5 +1,5 @@
-//! Philox 4x32-10, the counter-based generator behind every random draw: a pure function of key and counter,
-//! so that a draw belongs to its example and position and not to the order of the work.
+//! Philox 4x32-10, the counter-based generator behind every random draw: a pure function of key and counter, so that a
+//! draw depends on its example and position, not on the order of the work.
 //! The streams (noise, order, dropout) are named by the library's `rng`.
 
 /// Four random words for a key and a counter.

@@ -1,5 +1,5 @@
-//! The number format that a matmul's operands are rounded to, and how operands in it are laid out for the innermost loop:
-//! as words of 32 bits, a number or a pair each. Sums are f32 in every format.
+//! The number format that a matmul's operands are rounded to, and their layout for the innermost loop: words of 32
+//! bits, each of which holds one number or a pair. Sums are f32 in every format.
 
 use std::sync::LazyLock;
 
@@ -14,29 +14,29 @@ use crate::slice::Slice;
 use crate::tensor::Tensor;
 use crate::weight::Dtype;
 
-/// Words per task of a layout.
+/// How many words a task of a layout writes.
 const CHUNK: usize = 1 << 14;
 
 /// The format of a matmul's operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// As they are; bf16 weights are widened, which is exact.
+    /// Operands are used as they are; bf16 weights are widened to f32, which is exact.
     #[default]
     F32,
-    /// Rounded to bf16, to nearest, ties to even.
+    /// Operands are rounded to bf16, to nearest, ties to even.
     Bf16,
 }
 
 /// What a word of an operand holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// A number.
+    /// An f32 number.
     #[default]
     Singles,
-    /// A number rounded to bf16, for processors without fast matmuls of pairs.
+    /// One number, rounded to bf16, for processors without fast dot products of pairs.
     Rounded,
-    /// Two bf16 numbers of neighbouring inner indices, the first in the lower half.
+    /// Two bf16 numbers of neighbouring inner indices, the first one in the lower half.
     Pairs,
 }
 
@@ -50,7 +50,7 @@ impl Precision {
         }
     }
 
-    /// The format that such operands are stored in where they are stored as they are read.
+    /// The format that an operand is stored in when it is stored in the format that matmuls read.
     pub fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
@@ -58,7 +58,7 @@ impl Precision {
         }
     }
 
-    /// How matmuls in this format are computed on this processor, in a few words.
+    /// A short description of how this processor computes matmuls in this format.
     pub fn instructions(self) -> &'static str {
         match self.layout() {
             Layout::Singles => "f32 multiply-adds",
@@ -77,8 +77,8 @@ impl std::fmt::Display for Precision {
     }
 }
 
-/// Processors that start a dot product of pairs as often as a multiply-add. The feature bit doesn't tell: Intel's set it
-/// too and take four times as long for it.
+/// Whether the processor starts a dot product of pairs as often as a multiply-add. The feature bit doesn't tell: Intel's
+/// processors set it too, but the instruction takes them four times as long.
 static HAS_FAST_PAIRS: LazyLock<bool> = LazyLock::new(|| has_pairs() && is_amd());
 
 /// Whether the processor has dot products of pairs, fast or not.
@@ -100,23 +100,24 @@ fn is_amd() -> bool {
 }
 
 impl Layout {
-    /// Inner indices of a word.
+    /// How many inner indices a word holds.
     pub(crate) fn numbers_per_word(self) -> usize {
         if self == Self::Pairs { 2 } else { 1 }
     }
 
-    /// Words of so many inner indices.
+    /// How many words hold `numbers` inner indices.
     fn words(self, numbers: usize) -> usize {
         numbers.div_ceil(self.numbers_per_word())
     }
 
-    /// Row after row of words of a left operand `[M, inner]`; an operand with contiguous columns keeps them so.
+    /// The shape of the words of a left operand `[M, inner]`. An operand with contiguous columns keeps its columns
+    /// contiguous.
     fn shape(self, a: View) -> [usize; 2] {
         let words = self.words(a.cols());
         if a.is_row_major() { [a.rows(), words] } else { [words, a.rows()] }
     }
 
-    /// Writes a row of the words.
+    /// Writes one row of words.
     fn write_row(self, to: &mut [f32], a: View, row: usize) {
         let [first, second] = match (a.is_row_major(), self) {
             (true, _) => [a.row(row), &[]],
@@ -138,7 +139,7 @@ impl Layout {
         );
     }
 
-    /// A left operand's words in `spare`, or as it is where a word is a number.
+    /// Writes a left operand's words to `spare`; returns the operand itself if a word is a number.
     pub(crate) fn of<'a>(self, a: View<'a>, spare: &'a mut Vec<f32>) -> View<'a> {
         if self == Self::Singles {
             return a;
@@ -152,14 +153,14 @@ impl Layout {
     }
 }
 
-/// A left operand whose words many tasks read.
+/// A left operand in words, which many tasks read.
 pub(crate) struct LaidOut<'a> {
     numbers: View<'a>,
     words: Option<(Buffer, [usize; 2])>,
 }
 
 impl<'a> LaidOut<'a> {
-    /// Lays an operand out on all threads.
+    /// Lays an operand out in words, on all threads.
     pub(crate) fn new(a: View<'a>, layout: Layout) -> Self {
         if layout == Layout::Singles {
             return Self { numbers: a, words: None };
@@ -177,7 +178,7 @@ impl<'a> LaidOut<'a> {
         Self { numbers: a, words: Some((words, [rows, cols])) }
     }
 
-    /// The words.
+    /// The operand as words.
     pub(crate) fn view(&self) -> View<'_> {
         match &self.words {
             None => self.numbers,
@@ -186,14 +187,14 @@ impl<'a> LaidOut<'a> {
     }
 }
 
-/// Words as the operand they were made of.
+/// Views words with the orientation of the operand that they were made from.
 fn as_operand<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'w> {
     let words = View::new(words, rows, cols);
     if a.is_row_major() { words } else { words.t() }
 }
 
-/// Numbers that wait for backward, in the format that those who read them round them to anyway. A GPU has them in it
-/// already.
+/// Numbers saved for backward. The CPU packs them in the format that their readers round them to anyway; a GPU already
+/// stores them in that format.
 pub struct Saved {
     words: Tensor,
     len: usize,
@@ -201,7 +202,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Keeps numbers.
+    /// Saves numbers for backward.
     pub fn new(numbers: Tensor, precision: Precision) -> Self {
         let len = numbers.len();
         let words = match (numbers, precision) {
@@ -224,7 +225,7 @@ impl Saved {
         Self { words, len, precision }
     }
 
-    /// The numbers as f32.
+    /// Returns the saved numbers as f32.
     pub fn take(self) -> Tensor {
         let words = match self.words {
             Tensor::Host(words) if self.precision == Precision::Bf16 => words,
@@ -248,7 +249,7 @@ impl Saved {
         Tensor::Host(numbers)
     }
 
-    /// Bytes that so many numbers take.
+    /// The bytes that `numbers` saved numbers take.
     pub fn bytes(numbers: usize, precision: Precision) -> usize {
         match precision {
             Precision::F32 => 4 * numbers,
@@ -267,11 +268,11 @@ pub(crate) fn round(x: f32) -> f32 {
 fn rounded_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    // Rounding up could turn a number gone wrong into infinity.
+    // Rounding up could turn a NaN into infinity.
     (if x.is_nan() { bits | 0x40_0000 } else { nearest }) & 0xffff_0000
 }
 
-/// Numbers rounded to bf16.
+/// Rounds a slice of numbers to bf16.
 pub(crate) fn round_into(to: &mut [bf16], from: &[f32]) {
     to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| {
         let round = |x: &f32| bf16::from_bits((rounded_bits(*x) >> 16) as u16);
@@ -282,13 +283,13 @@ pub(crate) fn round_into(to: &mut [bf16], from: &[f32]) {
     });
 }
 
-/// The word of two numbers.
+/// The word that holds two numbers.
 #[inline(always)]
 fn pair(x: f32, y: f32) -> f32 {
     f32::from_bits(rounded_bits(x) >> 16 | rounded_bits(y))
 }
 
-/// The words of a row; an odd number at its end has a 0 beside it.
+/// Writes a row as words of pairs; an odd last number is paired with 0.
 #[inline(always)]
 fn write_pairs(to: &mut [f32], row: &[f32]) {
     let (pairs, rest) = row.as_chunks::<2>();

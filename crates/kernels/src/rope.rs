@@ -7,7 +7,7 @@ use crate::cuda;
 use crate::device::Device;
 use crate::tensor::Tensor;
 
-/// Cosines and sines of every position of a batch.
+/// Cosines and sines for every position of a batch.
 #[derive(Debug)]
 pub struct Rope {
     half: usize,
@@ -25,10 +25,10 @@ pub enum Rotation {
 }
 
 impl Rope {
-    /// Angles `position * theta^(-2i/head_dim)` for each token.
+    /// Computes the angles `position * theta^(-2i/head_dim)` of each token.
     pub fn new(device: &Device, positions: &[u32], head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
-        // f32 throughout, as the checkpoints' own modelling code computes them.
+        // All in f32, as the checkpoints' own modelling code computes them.
         let frequencies: Vec<f32> =
             (0..half).map(|i| 1.0 / (theta as f32).powf(2.0 * i as f32 / head_dim as f32)).collect();
         let of_angles = |f: fn(f32) -> f32| -> Vec<f32> {
@@ -40,7 +40,7 @@ impl Rope {
         Self { half, cos, sin }
     }
 
-    /// Turns every head of every token in place.
+    /// Rotates every head of every token in place.
     ///
     /// # Shapes
     /// `x` `[N, heads * head_dim]`.

@@ -1,10 +1,10 @@
-//! Some rows of a matrix: taken out, put back, added.
+//! Operations on some rows of a matrix: gather, scatter-add and replace.
 
 use crate::buffer::Buffer;
 use crate::cuda;
 use crate::tensor::Tensor;
 
-/// Rows `index` of `x` `[N, width]`, in its format.
+/// Rows `index` of `x` `[N, width]`, in the format of `x`.
 ///
 /// # Shapes
 /// `[M, width]`.
@@ -18,7 +18,7 @@ pub fn gather(x: &Tensor, index: &[usize], width: usize) -> Tensor {
     }
 }
 
-/// `to[index_i] += rows_i`; a row may come several times.
+/// `to[index_i] += rows_i`; a row may occur several times.
 ///
 /// # Shapes
 /// `to` `[N, width]`, `rows` `[M, width]`.
@@ -34,7 +34,7 @@ pub fn scatter_add(to: &mut Tensor, index: &[usize], rows: &Tensor, width: usize
     }
 }
 
-/// `to[index_i] = rows_i`; no row comes twice.
+/// `to[index_i] = rows_i`; no row occurs twice.
 ///
 /// # Shapes
 /// `to` `[N, width]`, `rows` `[M, width]`.

@@ -1,12 +1,12 @@
-//! A stretch of a buffer as the CPU's operations take it. Of the meta device's buffers it has the length, and a way to take
-//! more memory there, but no numbers.
+//! A contiguous part of a buffer, as the CPU's operations take it. On the meta device a slice has a length and a way to
+//! allocate more memory there, but no numbers.
 
 use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::meta::Meta;
 
-/// A stretch that is read.
+/// A slice for reading.
 #[derive(Clone, Copy)]
 pub struct Slice<'a> {
     numbers: &'a [f32],
@@ -14,7 +14,7 @@ pub struct Slice<'a> {
     meta: Option<&'a Meta>,
 }
 
-/// A stretch that is written.
+/// A slice for writing.
 pub struct SliceMut<'a> {
     numbers: &'a mut [f32],
     len: usize,
@@ -22,22 +22,22 @@ pub struct SliceMut<'a> {
 }
 
 impl<'a> Slice<'a> {
-    /// How many numbers.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The meta device where it is one's.
+    /// The meta device that the slice lies on, if any.
     pub(crate) fn meta(&self) -> Option<&'a Meta> {
         self.meta
     }
 
-    /// The numbers: none on the meta device.
+    /// The numbers; there are none on the meta device.
     pub(crate) fn numbers(self) -> &'a [f32] {
         self.numbers
     }
 
-    /// A part of it.
+    /// A part of the slice.
     pub(crate) fn range(self, range: Range<usize>) -> Self {
         assert!(range.end <= self.len, "a part of the stretch");
         let len = range.len();
@@ -46,29 +46,29 @@ impl<'a> Slice<'a> {
 }
 
 impl<'a> SliceMut<'a> {
-    /// How many numbers.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The numbers; `None` on the meta device, where an operation ends.
+    /// The numbers; `None` on the meta device, where the operation returns.
     pub(crate) fn numbers(self) -> Option<&'a mut [f32]> {
         if self.meta.is_some() { None } else { Some(self.numbers) }
     }
 
-    /// The whole of it, borrowed for a while.
+    /// Borrows the whole slice again.
     pub(crate) fn borrow(&mut self) -> SliceMut<'_> {
         SliceMut { numbers: &mut *self.numbers, len: self.len, meta: self.meta }
     }
 
-    /// A part of it.
+    /// A part of the slice.
     pub(crate) fn range(self, range: Range<usize>) -> Self {
         assert!(range.end <= self.len, "a part of the stretch");
         let len = range.len();
         Self { numbers: if self.meta.is_some() { &mut [] } else { &mut self.numbers[range] }, len, meta: self.meta }
     }
 
-    /// The same to be read.
+    /// The same slice for reading.
     pub(crate) fn read(&self) -> Slice<'_> {
         Slice { numbers: &*self.numbers, len: self.len, meta: self.meta }
     }

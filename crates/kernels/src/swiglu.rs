@@ -5,7 +5,8 @@ use crate::cuda;
 use crate::precision::Precision;
 use crate::tensor::Tensor;
 
-/// `h = gate sigmoid(gate) up`, of a gate and an up that are rounded to `precision` first: they may be kept so.
+/// `h = gate sigmoid(gate) up`, with the gate and the up projection rounded to `precision` first, because they may be
+/// saved for backward in that format.
 ///
 /// # Shapes
 /// All `[N, mlp width]`.
@@ -17,7 +18,7 @@ pub fn forward(h: &mut Tensor, gate: &Tensor, up: &Tensor, precision: Precision)
     }
 }
 
-/// Turns `gate` and `up` into their gradients in place: both are needed no more. They are rounded as in the forward.
+/// Overwrites `gate` and `up`, which are no longer needed, with their gradients. Both are rounded first, as in forward.
 pub fn backward(gate: &mut Tensor, up: &mut Tensor, dh: &Tensor, precision: Precision) {
     match (gate, dh) {
         (gate, _) if gate.is_meta() => {}

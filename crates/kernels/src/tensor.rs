@@ -1,5 +1,5 @@
-//! Numbers on a device, and the few operations that move or add them. A tensor has a length; its shape is its operation's
-//! business. The tensors of one operation lie on one device: another one's is a mistake of the program's.
+//! Tensors on a device, and the few operations that move or add their numbers. A tensor has a length; its shape is up
+//! to the operation. All tensors of one operation lie on one device: mixing devices is a programming error.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use crate::cuda::{self, Array};
 use crate::device::Device;
 use crate::precision::Precision;
 
-/// What an operation does with the numbers already there.
+/// What an operation does with the numbers that are already there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Into {
     /// Overwrite them.
@@ -19,7 +19,7 @@ pub enum Into {
     Add,
 }
 
-/// Numbers on a device: f32, or on a GPU what only matmuls read in the matmuls' format ([`Device::operands`]).
+/// Numbers on a device: f32, or on a GPU the format of matmuls for what only matmuls read ([`Device::operands`]).
 #[derive(Debug)]
 pub enum Tensor {
     /// In the machine's memory, or without storage on a meta device.
@@ -29,7 +29,7 @@ pub enum Tensor {
 }
 
 impl Tensor {
-    /// How many numbers.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::Host(numbers) => numbers.len(),
@@ -37,12 +37,12 @@ impl Tensor {
         }
     }
 
-    /// Whether there is none.
+    /// Whether the tensor is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where it is.
+    /// The device that the tensor lies on.
     pub fn device(&self) -> Device {
         match self {
             Self::Host(numbers) => numbers.meta().map_or(Device::Cpu, |meta| Device::Meta(meta.clone())),
@@ -50,12 +50,12 @@ impl Tensor {
         }
     }
 
-    /// Whether it has no storage: what would be done to its numbers alone is left out.
+    /// Whether the tensor has no storage; work that would only change its numbers is then skipped.
     pub(crate) fn is_meta(&self) -> bool {
         matches!(self, Self::Host(numbers) if numbers.meta().is_some())
     }
 
-    /// The numbers as f32, copied from a GPU once all its work before is done.
+    /// The numbers as f32; a GPU's are copied once all work before is done.
     pub fn to_host(&self) -> Cow<'_, [f32]> {
         match self {
             Self::Host(numbers) => Cow::Borrowed(numbers),
@@ -71,7 +71,7 @@ impl Tensor {
         }
     }
 
-    /// Lets `f` change the numbers in the machine's memory, where a GPU's are brought and from where they go back.
+    /// Lets `f` change the numbers in the machine's memory; a GPU's are copied there and back.
     pub fn change_on_host(&mut self, f: impl FnOnce(&mut [f32])) {
         match self {
             Self::Host(numbers) => f(numbers),
@@ -91,7 +91,7 @@ impl Tensor {
         }
     }
 
-    /// Copies a stretch of another tensor to `start`.
+    /// Copies a range of another tensor to `start`.
     pub fn copy(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
         match (self, from) {
             (Self::Host(to), Self::Host(_)) if to.meta().is_some() => {}
@@ -102,7 +102,7 @@ impl Tensor {
         }
     }
 
-    /// `+= from`.
+    /// `self += from`.
     pub fn add(&mut self, from: &Self) {
         match (self, from) {
             (Self::Host(to), Self::Host(from)) => matrix::add((&mut *to).into(), from.into()),
@@ -110,13 +110,13 @@ impl Tensor {
         }
     }
 
-    /// `self[to + i] += self[from + i]` for `i` below `len`; the two stretches don't meet.
+    /// `self[to + i] += self[from + i]` for `i` below `len`; the two ranges don't overlap.
     pub fn add_within(&mut self, to: usize, from: usize, len: usize) {
         assert!(to + len <= from, "the sum comes before what is added");
         match self {
             Self::Host(numbers) if numbers.meta().is_some() => {}
             Self::Host(numbers) => {
-                // On this thread alone: the others may be at work on something else.
+                // This runs on one thread, because the others may be busy with something else.
                 let (sums, rest) = numbers[to..].split_at_mut(from - to);
                 sums[..len].iter_mut().zip(&rest[..len]).for_each(|(sum, x)| *sum += x);
             }
@@ -124,7 +124,7 @@ impl Tensor {
         }
     }
 
-    /// A host tensor's numbers.
+    /// The numbers of a host tensor.
     pub(crate) fn host(&self) -> &Buffer {
         match self {
             Self::Host(numbers) => numbers,
@@ -132,7 +132,7 @@ impl Tensor {
         }
     }
 
-    /// A host tensor's numbers, to be changed.
+    /// The numbers of a host tensor, for writing.
     pub(crate) fn host_mut(&mut self) -> &mut Buffer {
         match self {
             Self::Host(numbers) => numbers,
@@ -140,7 +140,7 @@ impl Tensor {
         }
     }
 
-    /// A GPU's array.
+    /// The array of a GPU tensor.
     pub(crate) fn array(&self) -> &Array {
         match self {
             Self::Gpu(array) => array,
@@ -148,7 +148,7 @@ impl Tensor {
         }
     }
 
-    /// A GPU's array, to be changed.
+    /// The array of a GPU tensor, for writing.
     pub(crate) fn array_mut(&mut self) -> &mut Array {
         match self {
             Self::Gpu(array) => array,

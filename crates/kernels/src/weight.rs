@@ -1,5 +1,5 @@
-//! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a GPU.
-//! Rows are converted to f32 only while a matmul reads them. Names and files are the library's business.
+//! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a GPU. Rows are
+//! converted to f32 only while a matmul reads them. The library takes care of names and files.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -26,7 +26,7 @@ impl MappedFile {
     /// Maps a file.
     ///
     /// # Errors
-    /// What the operating system answers.
+    /// The operating system's error.
     pub fn open(file: &File) -> io::Result<Self> {
         // SAFETY: the map is read-only and private to this process. A file that another process truncates
         // meanwhile ends the run by SIGBUS; checkpoints are immutable by convention, as in every loader that maps.
@@ -44,7 +44,7 @@ impl MappedFile {
 pub enum Dtype {
     /// IEEE single precision.
     F32,
-    /// The upper half of a single.
+    /// bfloat16, the upper half of an f32.
     Bf16,
 }
 
@@ -67,7 +67,7 @@ enum Storage {
     Gpu(Arc<Array>),
 }
 
-/// A weight's numbers, wherever they stand.
+/// A weight's numbers, wherever they lie.
 enum Numbers<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
@@ -82,30 +82,30 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// Takes f32 numbers.
+    /// A weight that owns f32 numbers.
     pub fn from_f32(rows: usize, cols: usize, data: Vec<f32>) -> Self {
         assert_eq!(data.len(), rows * cols, "a weight of [{rows}, {cols}]");
         Self { rows, cols, storage: Storage::F32(data) }
     }
 
-    /// Takes bf16 numbers.
+    /// A weight that owns bf16 numbers.
     pub fn from_bf16(rows: usize, cols: usize, data: Vec<bf16>) -> Self {
         assert_eq!(data.len(), rows * cols, "a weight of [{rows}, {cols}]");
         Self { rows, cols, storage: Storage::Bf16(data) }
     }
 
-    /// A weight without numbers, for whoever asks for its shape alone: reading it is a mistake of the program's.
+    /// A weight without numbers, for callers that need only its shape; reading it is a programming error.
     pub fn meta(rows: usize, cols: usize, dtype: Dtype) -> Self {
         Self { rows, cols, storage: Storage::Meta(dtype) }
     }
 
-    /// Normal bf16 numbers made on a GPU, for measurements of models that no file holds.
+    /// Normally distributed bf16 numbers made on a GPU, for measuring models that no file holds.
     pub fn normal_on(gpu: &Arc<Gpu>, rows: usize, cols: usize, seed: u64, deviation: f32) -> Self {
         let array = elementwise::normal(gpu, rows * cols, seed, deviation);
         Self { rows, cols, storage: Storage::Gpu(Arc::new(array)) }
     }
 
-    /// Copies little-endian numbers.
+    /// A weight with a copy of little-endian numbers.
     pub fn from_bytes(rows: usize, cols: usize, dtype: Dtype, bytes: &[u8]) -> Self {
         assert_eq!(bytes.len(), rows * cols * dtype.size(), "a weight of [{rows}, {cols}]");
         let storage = match dtype {
@@ -115,7 +115,8 @@ impl Weight {
         Self { rows, cols, storage }
     }
 
-    /// A view of `bytes` of a mapped file; copied once where the file's offset isn't a multiple of the number's size.
+    /// A view of `bytes` of a mapped file. The bytes are copied once if their offset isn't a multiple of the number's
+    /// size.
     pub fn mapped(rows: usize, cols: usize, dtype: Dtype, file: MappedFile, bytes: Range<usize>) -> Self {
         assert_eq!(bytes.len(), rows * cols * dtype.size(), "a weight of [{rows}, {cols}]");
         let raw = &file.bytes()[bytes.clone()];
@@ -125,12 +126,12 @@ impl Weight {
         }
     }
 
-    /// Rows: a linear layer's outputs.
+    /// The number of rows: a linear layer's outputs.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Columns: a linear layer's inputs.
+    /// The number of columns: a linear layer's inputs.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -145,7 +146,7 @@ impl Weight {
         }
     }
 
-    /// Some rows as f32, borrowed where they are stored so; from a GPU they come once its work is done.
+    /// Some rows as f32, borrowed if they are stored so; a GPU's rows are copied once its work is done.
     pub fn rows_f32(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
         let range = rows.start * self.cols..rows.end * self.cols;
         if let Storage::Gpu(array) = &self.storage {
@@ -157,7 +158,7 @@ impl Weight {
         }
     }
 
-    /// Calls `f` with some rows and columns as f32, which are borrowed where they are stored so.
+    /// Calls `f` with some rows and columns as f32, borrowed if they are stored so.
     pub(crate) fn with_block<R>(&self, rows: Range<usize>, cols: Range<usize>, f: impl FnOnce(View) -> R) -> R {
         match self.numbers() {
             Numbers::F32(data) => f(View::new(data, self.rows, self.cols).block(rows, cols)),
@@ -196,7 +197,7 @@ impl Weight {
         self.rows_f32(0..self.rows)
     }
 
-    /// The numbers of a weight that is being trained: its own f32 copy in the machine's memory, made on the first call.
+    /// The numbers of a trained weight: an f32 copy of its own in the machine's memory, made on the first call.
     pub fn make_trainable(&mut self) -> &mut [f32] {
         if !matches!(self.storage, Storage::F32(_)) {
             self.storage = Storage::F32(self.to_f32().into_owned());
@@ -207,7 +208,7 @@ impl Weight {
         }
     }
 
-    /// Makes the numbers f32 where they are, in memory of their own.
+    /// Converts the numbers to f32 on their device, in memory of their own.
     pub fn widen(&mut self) {
         match &self.storage {
             Storage::Gpu(array) if array.dtype() == Dtype::F32 => {}
@@ -216,7 +217,7 @@ impl Weight {
         }
     }
 
-    /// Rounds the numbers to bf16 where they are, in memory of their own, as matmuls in bf16 round their operands.
+    /// Rounds the numbers to bf16 on their device, in memory of their own, as bf16 matmuls round their operands.
     pub fn round(&mut self) {
         self.storage = match &self.storage {
             Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => return,
@@ -232,7 +233,7 @@ impl Weight {
         };
     }
 
-    /// A stretch of the numbers in f32, on their device.
+    /// A range of the numbers in f32, on their device.
     pub fn stretch(&self, stretch: Range<usize>) -> Tensor {
         match &self.storage {
             Storage::Gpu(array) => {
@@ -247,7 +248,7 @@ impl Weight {
         }
     }
 
-    /// Copies a stretch of numbers in bf16 to `start` of an f32 tensor of their device, two in the place of one.
+    /// Copies a range of bf16 numbers to `start` of an f32 tensor on their device, two numbers in the place of one.
     pub fn copy_pairs_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
         match (&self.storage, to) {
             (Storage::Gpu(array), Tensor::Gpu(to)) => to.copy_pairs_of(start, array, stretch),
@@ -259,7 +260,7 @@ impl Weight {
         }
     }
 
-    /// Overwrites a stretch of numbers in bf16 with what [`Weight::copy_pairs_to`] put at `start` of a tensor.
+    /// Overwrites a range of bf16 numbers with what [`Weight::copy_pairs_to`] wrote at `start` of a tensor.
     pub fn copy_pairs_from(&mut self, stretch: Range<usize>, from: &Tensor, start: usize) {
         match from {
             Tensor::Gpu(from) => self.array_mut().copy_pairs_from(stretch, from, start),
@@ -278,8 +279,7 @@ impl Weight {
         }
     }
 
-    /// Overwrites the numbers of a weight that is being trained, from `start` on, where they are; rounded where they are
-    /// in bf16.
+    /// Overwrites the numbers of a trained weight in place, from `start` on; rounds them if the weight is bf16.
     pub fn write(&mut self, start: usize, numbers: &[f32]) {
         match &mut self.storage {
             Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => {
@@ -292,7 +292,7 @@ impl Weight {
         }
     }
 
-    /// Copies a stretch of the numbers of a weight that is being trained to `start` of a tensor of its device.
+    /// Copies a range of a trained weight's numbers to `start` of a tensor on its device.
     pub fn copy_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
         match (&self.storage, to) {
             (Storage::Gpu(array), Tensor::Gpu(to)) => to.copy(start, array, stretch),
@@ -303,8 +303,8 @@ impl Weight {
         }
     }
 
-    /// Overwrites the numbers of a weight that is being trained, from `start` on, with a stretch of an f32 tensor of its
-    /// device; rounded where they are in bf16.
+    /// Overwrites the numbers of a trained weight in place, from `start` on, with a range of an f32 tensor on its
+    /// device; rounds them if the weight is bf16.
     pub fn copy_from(&mut self, start: usize, from: &Tensor, stretch: Range<usize>) {
         match from {
             Tensor::Gpu(from) => match self.array_mut() {
@@ -315,8 +315,8 @@ impl Weight {
         }
     }
 
-    /// Brings the numbers to a device. A matrix stays in the format it is stored in, and its bytes go to a GPU as they
-    /// lie in the mapped file; a vector becomes f32 there.
+    /// Moves the numbers to a device. A matrix keeps its stored format, and its bytes go to a GPU straight from the
+    /// mapped file; a vector becomes f32 there.
     pub fn put_on(&mut self, device: &Device) {
         let Device::Cuda(gpu) = device else {
             if matches!(self.storage, Storage::Gpu(_)) {
@@ -338,7 +338,7 @@ impl Weight {
         self.storage = Storage::Gpu(Arc::new(array));
     }
 
-    /// The numbers on a GPU.
+    /// The numbers as an array on a GPU.
     pub(crate) fn array(&self) -> &Array {
         match &self.storage {
             Storage::Gpu(array) => array,
@@ -346,7 +346,7 @@ impl Weight {
         }
     }
 
-    /// The same, to be changed; a clone of the weight keeps the numbers as they were.
+    /// The numbers as an array on a GPU, for writing; a clone of the weight keeps the old numbers.
     pub(crate) fn array_mut(&mut self) -> &mut Array {
         match &mut self.storage {
             Storage::Gpu(array) => Arc::make_mut(array),
@@ -355,12 +355,12 @@ impl Weight {
     }
 }
 
-/// Numbers as little-endian bf16, rounded to nearest, ties to even.
+/// Converts numbers to little-endian bf16, rounded to nearest, ties to even.
 pub fn to_bf16_bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
 }
 
-/// A bf16 number is the upper half of an f32; plain shifts vectorise where `half`'s own conversion doesn't.
+/// A bf16 number is the upper half of an f32; plain shifts vectorise, while `half`'s own conversion doesn't.
 fn widen(x: bf16) -> f32 {
     f32::from_bits(u32::from(x.to_bits()) << 16)
 }

@@ -1,4 +1,4 @@
-//! A bias against sums in f64. The loss `sum of dy (x + b)` is linear in `b`, so that its gradient is exact.
+//! A bias against sums in f64. The loss `sum of dy (x + b)` is linear in `b`, so its gradient is exact.
 
 mod device;
 

@@ -1,4 +1,4 @@
-//! Entropies of distributions at their ends: one token alone, all alike, tokens that are impossible.
+//! Entropies of extreme distributions: a single token, equal tokens, impossible tokens.
 
 mod device;
 
@@ -16,7 +16,8 @@ fn entropy_of_a_degenerate_distribution_is_zero() {
 #[test]
 fn impossible_tokens_add_nothing_to_an_entropy() {
     let Some(on) = device() else { return };
-    // Whole tiles of them, at the beginning, between and at the end; what remains has its own entropy.
+    // Whole tiles of tokens are impossible, at the beginning, in the middle and at the end; the entropy is that of the
+    // remaining tokens.
     let vocab = 3000;
     let possible = |v: usize| [1100, 1101, 2500, 2501].contains(&v);
     let logits: Vec<f32> = (0..vocab).map(|v| if possible(v) { 2.0 } else { f32::NEG_INFINITY }).collect();
@@ -27,7 +28,7 @@ fn impossible_tokens_add_nothing_to_an_entropy() {
         assert!((entropy - 4f32.ln()).abs() < 1e-6 && (nll - 4f32.ln()).abs() < 1e-6, "{entropy}, {nll}");
         assert_eq!(head.nll(&on.put(&[1.0]), &[0]), [f32::INFINITY], "an impossible target");
     }
-    // Nothing possible at all is no distribution, and says so.
+    // If no token is possible there is no distribution, and the entropy is NaN.
     let none = on.f32_weight(vocab, 1, &vec![f32::NEG_INFINITY; vocab]);
     assert!(Head { weight: &none, lora: None, precision: Precision::F32 }.entropy(&on.put(&[1.0]))[0].is_nan());
 }

@@ -1,4 +1,4 @@
-//! The kernels' source, compiled by NVRTC for every architecture that is supported: no GPU has to be there.
+//! Compiles the kernels' source with NVRTC for every supported architecture; this needs no GPU.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use weft_kernels::cuda::{ARCHITECTURES, compile_for};
 fn the_kernels_compile_for_every_architecture() {
     for architecture in ARCHITECTURES {
         match compile_for(architecture) {
-            // What NVRTC makes is an ELF file.
+            // NVRTC produces an ELF file.
             Ok(cubin) => assert!(cubin.starts_with(b"\x7fELF") && cubin.len() > 1 << 16, "sm_{architecture}"),
             Err(reason) if reason.contains("is not to be had") => {
                 let _ = writeln!(std::io::stderr(), "SKIPPED: no kernel is compiled: {reason}");

@@ -1,5 +1,5 @@
-//! Every operation against a plain f64 oracle: its forward values, and its hand-written gradients against
-//! central differences of the oracle, at odd shapes. A flipped sign anywhere fails here.
+//! Every operation against a plain f64 oracle: its forward values against the oracle's, and its hand-written gradients
+//! against central differences of the oracle, at odd shapes. A flipped sign anywhere fails here.
 
 mod device;
 
@@ -17,7 +17,7 @@ use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::weight::Weight;
 use weft_kernels::{embedding, linear, rms_norm, swiglu};
 
-/// Largest error of a gradient, relative to the tensor's largest element.
+/// The largest error of a gradient, relative to the tensor's largest element.
 const TOLERANCE: f64 = 2e-4;
 
 fn random(seed: u64, len: usize) -> Vec<f32> {
@@ -78,7 +78,7 @@ fn linear_and_its_gradients() {
         linear::forward(&mut y, &on.put(&x), &weight, Precision::F32);
         assert_close("y", &y, &linear64(&wide(&x), &wide(&w), inputs));
         if n > 100 {
-            continue; // the forward covers the tiles; central differences of so many numbers take minutes
+            continue; // the forward pass covers the tiles; central differences of so many numbers take minutes
         }
         let (mut dx, mut dw, d) = (on.zeros(x.len()), on.zeros(w.len()), on.put(&dy));
         linear::backward_input(&mut dx, &d, &weight, Into::Add, Precision::F32);
@@ -237,7 +237,7 @@ fn attention_and_its_gradients() {
         let lse = attention::forward(&mut out, qkv, &shape);
         assert_close("out", &out, &attention64(&wide(&q), &wide(&k), &wide(&v), sizes, &sequences));
         if n > 100 {
-            continue; // the forward covers several query blocks
+            continue; // the forward pass covers several query blocks
         }
         let grad = attention::backward(&on_dout, &out, &lse, qkv, &shape);
         let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
@@ -284,7 +284,7 @@ fn attention_of_some_queries_is_that_of_all_at_their_rows() {
 fn a_row_of_a_matmul_has_the_same_bits_wherever_it_stands() {
     let Some(on) = device() else { return };
     let (n, inputs, outputs) = (61, 700, 300);
-    // A GPU's library takes another algorithm for another shape.
+    // A GPU's library chooses another algorithm for another shape.
     if !is_cpu() {
         return;
     }
@@ -365,7 +365,7 @@ fn head_loss_and_its_gradients() {
 #[test]
 fn a_frozen_head_has_the_same_loss_and_input_gradient() {
     let Some(on) = device() else { return };
-    // One block of the vocabulary, fewer than there are parts, several a part.
+    // The vocabulary has a single block, fewer blocks than parts, or several blocks per part.
     for vocab in [1, 11, 700, 5000] {
         let (n, width) = (13, 3);
         let (x, w, row_weights) = (random(1, n * width), random(2, vocab * width), random(3, n));
@@ -391,7 +391,7 @@ fn a_frozen_head_that_is_certain_keeps_a_small_gradient_in_bf16() {
     head.loss(&on.operands(&[1.0], Precision::Bf16), &[0], &[1.0], &mut dx, HeadGrad::default());
     let expected = -12.0 * (1.0 - 1.0 / (1.0 + (-12f64).exp()));
     let got = f64::from(dx.to_host()[0]);
-    // A GPU rounds the gradient's logits, not their difference.
+    // A GPU rounds the gradient of the logits to bf16, but not the difference 1 - p that it comes from.
     assert!((got / expected - 1.0).abs() < if is_cpu() { 1e-5 } else { 4e-3 }, "{got} instead of {expected}");
 }
 

@@ -1,5 +1,5 @@
 //! A sampler's predictions against a plain f64 oracle: Gumbel noise, guidance, forbidden and excluded tokens, `top_p`,
-//! `top_k`, and each way to rate a choice; on the CPU, or on the GPU that `WEFT_DEVICE=cuda` asks for.
+//! `top_k`, and each measure of confidence; on the CPU, or on the GPU if `WEFT_DEVICE=cuda` is set.
 
 mod device;
 
@@ -22,13 +22,13 @@ fn draws() -> Vec<RowDraw> {
     (0..ROWS as u32).map(|row| RowDraw { key: 0x0123_4567_89ab_cdef ^ u64::from(row % 3), position: 7 * row }).collect()
 }
 
-/// Logits in f64 of the head's inputs.
+/// The logits of the head's inputs, in f64.
 fn logits(x: &[f32], weight: &[f32]) -> Vec<Vec<f64>> {
     let matmul = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     x.chunks(WIDTH).map(|x| weight.chunks(WIDTH).map(|w| matmul(x, w)).collect()).collect()
 }
 
-/// The prediction of a row of f64 logits, step by step as the rule's fields say.
+/// The prediction for a row of f64 logits, computed step by step as the rule's fields say.
 fn expected(mut z: Vec<f64>, draw: RowDraw, rule: &Rule) -> Prediction {
     rule.forbidden.iter().for_each(|id| z[*id as usize] = f64::NEG_INFINITY);
     z.iter_mut().for_each(|z| *z /= f64::from(rule.divisor));
@@ -84,7 +84,7 @@ fn assert_agrees(what: &str, got: &[Prediction], logits: &[Vec<f64>], rule: &Rul
 #[test]
 fn predictions_are_the_oracles() {
     let Some(on) = device() else { return };
-    // Vocabularies around the block of a GPU, and one of which a few rows are a chunk.
+    // Vocabularies smaller and larger than a GPU's block of threads, and one so large that a chunk has only a few rows.
     for vocab in [3, 517, 40_001] {
         let (x, w) = (random(1, ROWS * WIDTH, 1.5), random(2, vocab * WIDTH, 1.5));
         let weight = on.f32_weight(vocab, WIDTH, &w);
@@ -127,7 +127,7 @@ fn guidance_leads_away_from_the_other_pass() {
     assert!(got != head.predict(&input, None, &draws(), &PLAIN), "guidance changes what is predicted");
 }
 
-/// Rows of equal logits: the earliest token is chosen, `top_p` keeps the earlier ones and `top_k` all.
+/// In rows of equal logits the earliest token is chosen, `top_p` keeps the earlier tokens, and `top_k` keeps all.
 #[test]
 fn equal_logits_are_taken_in_the_vocabularys_order() {
     let Some(on) = device() else { return };

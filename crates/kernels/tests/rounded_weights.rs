@@ -1,4 +1,4 @@
-//! Weights in bf16 whose f32 numbers lie elsewhere: rounding, stretches, and pairs that travel as f32 numbers.
+//! Weights in bf16 whose f32 numbers lie elsewhere: rounding, ranges, and pairs that are sent as f32 numbers.
 
 mod device;
 
@@ -65,7 +65,7 @@ fn pairs_come_back_as_they_were() {
         weight.copy_pairs_to(&mut travelling, 3, 4..4 + len);
         let mut other = on.f32_weight(1, len + 8, &vec![1.5; len + 8]);
         other.round();
-        // As a message goes: the bits of f32 numbers.
+        // Sends the pairs as a message does: as the bits of f32 numbers.
         let mut arrived = on.zeros(words + 3);
         arrived.write(0, &travelling.to_host());
         other.copy_pairs_from(4..4 + len, &arrived, 3);

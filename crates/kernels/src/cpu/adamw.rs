@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use crate::adamw::{AdamW, CHUNK, Factors};
 use crate::cpu::exp::vectorised;
 
-/// The sums of squares of chunks of [`CHUNK`] numbers, in f64; their sum in order doesn't depend on the threads.
+/// The sums of squares of chunks of [`CHUNK`] numbers, in f64. Adding them in order gives a total that doesn't depend
+/// on the number of threads.
 pub fn chunk_sums(x: &[f32]) -> Vec<f64> {
     let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
     x.par_chunks(CHUNK).map(of_chunk).collect()

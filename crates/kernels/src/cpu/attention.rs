@@ -1,7 +1,7 @@
-//! Bidirectional attention over packed sequences, with grouped heads: forward and backward. Queries may be some of a
-//! sequence's tokens only (`M` rows), where the others' outputs are not needed.
-//! A task holds the scores of one head for a block of queries, never all heads' `[L, L]` at once;
-//! backward recomputes them from the saved log-sum-exp.
+//! Bidirectional attention over packed sequences with grouped-query heads: forward and backward. The queries may belong
+//! to only some of a sequence's tokens (`M` rows), where the other tokens' outputs are not needed. A task holds the
+//! scores of one head for a block of queries, never the `[L, L]` scores of all heads at once; backward recomputes them
+//! from the saved log-sum-exp.
 
 use std::ops::Range;
 
@@ -15,11 +15,11 @@ use crate::cpu::microkernel::{Output, multiply};
 use crate::cpu::panels::{PANEL, Panels};
 use crate::tensor::Into;
 
-/// Scores held at once by a task.
+/// How many scores a task holds at once.
 const SCORES: usize = 1 << 16;
-/// Queries per task of the forward.
+/// Queries per task of the forward pass.
 const QUERIES: usize = 1020;
-/// Vectors that a thread works with at once.
+/// How many vectors a thread works with at once.
 const THREAD_VECTORS: usize = 14;
 
 /// Queries, keys and values after RoPE: `q` `[M, H * head_dim]`, `k` and `v` `[N, K * head_dim]`.
@@ -39,16 +39,16 @@ impl Shape<'_> {
         kv_head * group..(kv_head + 1) * group
     }
 
-    /// Numbers of the vectors that a thread keeps for its tasks: as many as backward's five blocks take, each with a copy
-    /// of its layout, beside scores, their gradients, words and strips. The largest hold a head's keys, a block's scores,
-    /// or a block of another matmul's right operand.
+    /// How many numbers the vectors hold that a thread keeps for its tasks: five blocks of the backward pass, each with
+    /// a copy of its layout, and the scores, their gradients, words and strips. The largest vector holds a head's keys,
+    /// a block's scores, or a block of another matmul's right operand.
     fn thread_len(&self) -> usize {
         let longest = self.sequences.iter().max_by_key(|s| s.len()).cloned().unwrap_or(0..0);
         let largest = longest.len() * self.head_dim.next_multiple_of(PANEL).max(query_block(&longest));
         THREAD_VECTORS * largest.max(BLOCK[0] * BLOCK[1])
     }
 
-    /// Columns of one head in rows `tokens` of a `[N, heads * head_dim]` matrix.
+    /// The columns of one head in rows `tokens` of a `[N, heads * head_dim]` matrix.
     fn head<'x>(&self, x: &'x [f32], heads: usize, tokens: &Range<usize>, head: usize) -> View<'x> {
         let width = heads * self.head_dim;
         let rows = &x[tokens.start * width..tokens.end * width];
@@ -56,7 +56,7 @@ impl Shape<'_> {
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, M]` for backward.
+/// Computes `out = softmax(q k^T / sqrt(head_dim)) v` and returns each query's log-sum-exp `[H, M]` for backward.
 ///
 /// # Shapes
 /// `out` `[M, H * head_dim]`.
@@ -88,20 +88,20 @@ pub fn forward(out: &mut Buffer, qkv: Qkv, shape: &Shape) -> Buffer {
             let scores = &mut scores[..block.len() * sequence.len()];
             let q = shape.head(qkv.q, shape.heads, &block, head);
             multiply_into(scores, layout.of(q, &mut words), &keys, shape.scale(), Into::Set);
-            // SAFETY: this task alone has these queries of this head.
+            // SAFETY: no other task has these queries of this head.
             let [o, lse] = unsafe { [out.at(block.start * width + head * dim), lse_out.at(head * n + block.start)] };
             let inverse: Vec<f32> = scores
                 .chunks_mut(sequence.len())
                 .enumerate()
                 .map(|(i, row)| {
                     let (lse_of_row, inverse) = softmax(row);
-                    // SAFETY: query `i` of the block.
+                    // SAFETY: this is query `i` of the block.
                     unsafe { *lse.add(i) = lse_of_row };
                     inverse
                 })
                 .collect();
             let p = layout.of(View::new(&*scores, block.len(), sequence.len()), &mut words);
-            // SAFETY: the block's rows of the head's columns.
+            // SAFETY: these are the block's rows of the head's columns.
             unsafe { multiply(Output { start: o, stride: width }, p, &values, 1.0, Into::Set) };
             // Dividing the outputs is less work than dividing the scores.
             for (i, inverse) in inverse.into_iter().enumerate() {
@@ -114,7 +114,7 @@ pub fn forward(out: &mut Buffer, qkv: Qkv, shape: &Shape) -> Buffer {
     lse
 }
 
-/// Gradients of queries, keys and values, from the output, its gradient and the saved log-sum-exp.
+/// Computes the gradients of queries, keys and values from the output, its gradient and the saved log-sum-exp.
 pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Shape) -> [Buffer; 3] {
     let meta = dout.meta();
     let mut grad =
@@ -127,7 +127,8 @@ pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Sha
     let to = grad.each_mut().map(|x| Shared(x.as_mut_ptr()));
     let tasks: Vec<_> =
         shape.sequences.iter().zip(shape.queries).flat_map(|s| (0..shape.kv_heads).map(move |k| (s, k))).collect();
-    // A task is one key/value head of one sequence, with all query heads that read it: their gradients meet there.
+    // A task is one key/value head of one sequence with all query heads that read it, because the gradients of those
+    // heads are added up there.
     tasks.into_par_iter().for_each(|((sequence, queries), kv_head)| {
         let (n, dim, width) = (shape.rows(), shape.head_dim, shape.heads * shape.head_dim);
         let kv_width = shape.kv_heads * dim;
@@ -141,7 +142,7 @@ pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Sha
         k_rows.pack(k, layout);
         let mut words = Scratch::new();
         let at = sequence.start * kv_width + kv_head * dim;
-        // SAFETY: this task alone has the rows of its sequence in the columns of its heads.
+        // SAFETY: no other task has the rows of this sequence in the columns of these heads.
         let [dk, dv] = unsafe { [to[1].at(at), to[2].at(at)] }.map(|start| Output { start, stride: kv_width });
         let size = query_block(sequence) * sequence.len();
         let (mut p, mut ds) = (Scratch::unset(size), Scratch::unset(size));
@@ -161,7 +162,7 @@ pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Sha
                 let (p, ds) = (View::new(&*p, rows, keys), View::new(&*ds, rows, keys));
                 dout_rows.pack(d_o, layout);
                 q_rows.pack(q, layout);
-                // SAFETY: the block's queries, and the sequence's keys and values.
+                // SAFETY: these are the block's queries and the sequence's keys and values.
                 unsafe {
                     let dq = Output { start: to[0].at(block.start * width + head * dim), stride: width };
                     multiply(dq, layout.of(ds, &mut words), k_rows, shape.scale(), Into::Set);
@@ -174,14 +175,14 @@ pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Sha
     grad
 }
 
-/// `out = scale * a b` for a contiguous result; `a` in the words of `b`'s layout.
+/// `out = scale * a b` for a contiguous result, with `a` in words of the same layout as `b`.
 fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
     assert_eq!(out.len(), a.rows() * b.cols(), "a result of [{}, {}]", a.rows(), b.cols());
     // SAFETY: the assertion above bounds every element, and `out` is borrowed mutably.
     unsafe { multiply(Output { start: out.as_mut_ptr(), stride: b.cols() }, a, b, scale, into) }
 }
 
-/// Turns scores into probabilities and their gradients `ds` into those of the scores.
+/// Overwrites scores with probabilities, and the probabilities' gradients `ds` with the scores' gradients.
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, [dout, out]: [&[f32]; 2]) {
     vectorised(
         #[inline(always)]
@@ -195,7 +196,7 @@ fn softmax_backward(p: &mut [f32], ds: &mut [f32], lse: f32, [dout, out]: [&[f32
     );
 }
 
-/// Queries whose scores are held at once: those of a long sequence would leave the second cache.
+/// How many queries have their scores held at once; more scores of a long sequence would not fit in the L2 cache.
 fn query_block(sequence: &Range<usize>) -> usize {
     (SCORES / sequence.len().max(1)).clamp(24, 96) / 12 * 12
 }
@@ -205,7 +206,8 @@ fn blocks(tokens: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
     tokens.clone().step_by(size).map(move |start| start..(start + size).min(end))
 }
 
-/// Turns scores into exponentials of their distance to the largest; returns their log-sum-exp and one over their sum.
+/// Overwrites scores with the exponentials of their differences from the largest; returns their log-sum-exp and the
+/// reciprocal of their sum.
 fn softmax(row: &mut [f32]) -> (f32, f32) {
     vectorised(
         #[inline(always)]

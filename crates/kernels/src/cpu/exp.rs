@@ -1,16 +1,17 @@
-//! The exponential as arithmetic that compilers vectorise, and loops compiled for the widest vectors of the processor
-//! at hand. Every machine computes the same bits: no fused operations, and sums in lanes of a fixed number.
+//! The exponential as arithmetic that compilers vectorise, and loops compiled for the widest vectors of the current
+//! processor. Every machine computes the same bits: there are no fused operations, and sums use a fixed number of
+//! lanes.
 
-/// Partial sums of a reduction.
+/// The number of partial sums of a reduction.
 pub const LANES: usize = 16;
 
-/// `e^x` within 2 units in the last place; 0 below -87.33, where the true value leaves the normal numbers.
+/// `e^x` within 2 units in the last place; 0 below -87.33, where the true value is subnormal.
 ///
 /// # Source
 /// Cody and Waite's reduction by ln 2 in two parts, then the Taylor polynomial of degree 7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to a whole number.
+    // Adding and subtracting 1.5 * 2^23 rounds to an integer.
     const ROUND: f32 = 12_582_912.0;
     const LOWEST: f32 = -87.33;
     let clamped = x.clamp(LOWEST, 88.37);
@@ -24,19 +25,19 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 1.0 / 6.0;
     let p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
-    // The whole number stands in the low bits of `shifted`; it becomes the exponent of 2^n.
+    // The low bits of `shifted` hold the integer, which becomes the exponent of 2^n.
     let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < LOWEST { 0.0 } else { p * scale }
 }
 
-/// Runs a loop compiled for the processor's widest vectors: `vectorised(#[inline(always)] || ...)`. A closure that isn't
-/// inlined here is compiled for the oldest processor instead, which no test can see.
+/// Runs a loop compiled for the processor's widest vectors: `vectorised(#[inline(always)] || ...)`. A closure that
+/// isn't inlined here is compiled for the baseline processor instead, which no test can detect.
 #[inline(always)]
 pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// The largest number of a row; negative infinity for none.
+/// The largest number of a row; negative infinity for an empty row.
 #[inline(always)]
 pub fn max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -1,7 +1,7 @@
 //! The loss of a head that isn't trained: each row's negative log-likelihood and the gradient of its input, in one pass
-//! over the vocabulary. It is attention with the head's rows as keys and values: a block's logits become exponentials
-//! and are multiplied by the same block while it lies in the cache, so that no logits are stored. A head that is trained
-//! needs them (`head_loss`).
+//! over the vocabulary. It works like attention with the head's rows as keys and values: a block's logits become
+//! exponentials and are multiplied by the same block while it is in the cache, so no logits are stored. A trained head
+//! needs stored logits (`head_loss`).
 
 use std::ops::Range;
 
@@ -17,9 +17,10 @@ use crate::precision::LaidOut;
 use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 
-/// Parts of the vocabulary with sums of their own; their number is fixed, so that no bit depends on the threads.
+/// The number of parts of the vocabulary, each with its own sums. It is fixed, so that results don't depend on the
+/// number of threads.
 const PARTS: usize = 8;
-/// Most numbers of all parts' sums.
+/// The most numbers that the sums of all parts hold.
 const SUMS: usize = 1 << 23;
 
 /// The rows of a chunk: inputs `[N, D]`, targets and weights.
@@ -30,8 +31,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) weights: &'a [f32],
 }
 
-/// Sums over one part of the vocabulary, without the target: near certainty its gradient is a small difference, which
-/// rounded factors would drown.
+/// Sums over one part of the vocabulary, without the target: near certainty the target's gradient is a small
+/// difference, which would be lost in rounded operands.
 struct Part {
     /// Each row's largest logit.
     max: Vec<f32>,
@@ -39,16 +40,16 @@ struct Part {
     z: Vec<f64>,
     /// `sum of e^(z_v - max) W_v`, `[N, D]`.
     sums: Buffer,
-    /// Each row's target and its logit, where the part has it.
+    /// Each row's target logit, if the target is in this part.
     target: Vec<Option<f32>>,
 }
 
-/// Rows of a chunk: each part holds sums of so many.
+/// The rows of a chunk, for each of which every part holds sums.
 fn rows_at_once(width: usize) -> usize {
     (SUMS / (PARTS * width)).clamp(96, 2048)
 }
 
-/// Each row's `nll`; `dx` becomes the gradient of `sum of weight * nll`.
+/// Returns each row's `nll`, and overwrites `dx` with the gradient of `sum of weight * nll`.
 ///
 /// # Shapes
 /// `dx` `[N, D]`.
@@ -93,7 +94,7 @@ impl Part {
             let block = start..(start + BLOCK[1]).min(cols.end);
             let tile = &mut tile[..n * block.len()];
             let logits = Term { a: numbers, b: Right::WeightT(head.weight), scale: 1.0 };
-            // SAFETY: the tile holds `n` rows of the block's columns, and is borrowed mutably.
+            // SAFETY: the tile holds `n` rows of the block's columns and is borrowed mutably.
             unsafe {
                 let out = Output { start: tile.as_mut_ptr(), stride: block.len() };
                 task(out, x.view(), &logits, layout, block.clone(), Into::Set);
@@ -104,7 +105,7 @@ impl Part {
             }
             let tile = View::new(&*tile, n, block.len());
             let values = Term { a: tile, b: Right::WeightRows(head.weight, [block.start, block.end]), scale: 1.0 };
-            // SAFETY: the sums hold `n` rows of `width` numbers, and are borrowed mutably.
+            // SAFETY: the sums hold `n` rows of `width` numbers and are borrowed mutably.
             unsafe {
                 let out = Output { start: part.sums.as_mut_ptr(), stride: width };
                 task(out, layout.of(tile, &mut spare), &values, layout, 0..width, Into::Add);
@@ -113,7 +114,7 @@ impl Part {
         part
     }
 
-    /// Turns a row's next logits into exponentials of their distance to the largest so far.
+    /// Overwrites a row's next logits with the exponentials of their differences from the largest logit so far.
     fn take_row(&mut self, i: usize, row: &mut [f32], target: Option<usize>) {
         if let Some(t) = target {
             self.target[i] = Some(row[t]);
@@ -132,7 +133,7 @@ impl Part {
                     *z *= f64::from(shrink);
                     *max = largest;
                 }
-                // Nothing but the target so far: its distance to nothing is no number.
+                // Only the target has come so far, and -inf - -inf would be NaN.
                 let from = if *max == f32::NEG_INFINITY { 0.0 } else { *max };
                 row.iter_mut().for_each(|logit| *logit = exp(*logit - from));
                 *z += exp::sum(row, |e| e);
@@ -141,7 +142,7 @@ impl Part {
     }
 }
 
-/// A row's `nll` and the gradient of its input, from the parts' sums.
+/// A row's `nll` and the gradient of its input, merged from the sums of all parts.
 fn merge(parts: &[Part], i: usize, rows: Rows, head: &Head, dx: &mut [f32]) -> f32 {
     let (width, weight, target) = (dx.len(), rows.weights[i], rows.targets[i] as usize);
     let target_logit = parts.iter().find_map(|part| part.target[i]).expect("the target is a row of the head");

@@ -1,5 +1,5 @@
-//! The LM head with softmax statistics: negative log-likelihood, entropy and the gradient of a weighted sum of
-//! the former. Logits exist only for a chunk of rows at a time, never as `[N, V]`.
+//! The LM head with softmax statistics: negative log-likelihood, entropy, and the gradient of a weighted sum of the
+//! negative log-likelihoods. Logits exist only for a chunk of rows at a time, never as `[N, V]`.
 
 use std::ops::Range;
 
@@ -16,26 +16,26 @@ use crate::head_loss::Head;
 use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 
-/// Most logits held at once.
+/// The most logits that are held at once.
 const CHUNK_LOGITS: usize = 1 << 23;
-/// The distance from the largest logit below which a token is as good as impossible.
+/// The difference from the largest logit below which a token counts as impossible.
 const LOWEST: f32 = -1e4;
 
 /// Where the head's gradients are added; `None` for what is frozen.
 #[derive(Default)]
 pub struct HeadGrad<'a> {
-    /// `[V, D]`.
+    /// Gradient of the weight, `[V, D]`.
     pub weight: Option<&'a mut Buffer>,
-    /// The adapter's.
+    /// Gradients of the adapter.
     pub lora: Option<LoraGrad<'a>>,
 }
 
-/// Rows whose logits are held at once where they are stored.
+/// How many rows have their logits held at once where logits are stored.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
     (CHUNK_LOGITS / vocab).clamp(16, 512)
 }
 
-/// Calls `f(first row, logits [rows, V])` for chunk after chunk of `x` `[N, D]`.
+/// Calls `f(first row, logits [rows, V])` for each chunk of `x` `[N, D]`, in order.
 pub fn for_each_chunk(head: &Head, x: Slice, mut f: impl FnMut(usize, SliceMut)) {
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
     let (all, at_once) = (x.len() / width, rows_at_once(vocab));
@@ -49,7 +49,7 @@ pub fn for_each_chunk(head: &Head, x: Slice, mut f: impl FnMut(usize, SliceMut))
     }
 }
 
-/// The logits of some rows, the first of which is row `first` of all.
+/// The logits of some rows; `first` is the index of the first one among all rows.
 pub(crate) fn logits_of(head: &Head, first: usize, x: Slice, logits: SliceMut) {
     match head.lora_from(first) {
         None => linear::forward(logits, x, head.weight, head.precision),
@@ -61,7 +61,7 @@ pub(crate) fn logits_of(head: &Head, first: usize, x: Slice, logits: SliceMut) {
 pub fn entropy(head: &Head, x: Slice) -> Vec<f32> {
     let entropy = |s: &Statistics| {
         let entropy = s.z.ln() - s.dot / s.z;
-        // Written so that a number gone wrong stays visible.
+        // This form keeps a NaN visible.
         if entropy < 0.0 { 0.0 } else { entropy as f32 }
     };
     statistics(head, x, None).iter().map(entropy).collect()
@@ -73,8 +73,8 @@ pub fn nll(head: &Head, x: Slice, targets: &[u32]) -> Vec<f32> {
     statistics(head, x, Some(targets)).iter().map(nll).collect()
 }
 
-/// Statistics of each row's logits, which are never stored: each thread takes some of their columns at a time.
-/// On a meta device there are none.
+/// Statistics of each row's logits, which are never stored: each thread takes some of their columns at a time. On a
+/// meta device the result is empty.
 fn statistics(head: &Head, x: Slice, targets: Option<&[u32]>) -> Vec<Statistics> {
     let rows = x.len() / head.weight.cols();
     let of_all_tiles = rows * head.weight.rows().div_ceil(matrix::BLOCK[1]) * size_of::<Statistics>();
@@ -104,7 +104,7 @@ fn statistics(head: &Head, x: Slice, targets: Option<&[u32]>) -> Vec<Statistics>
 }
 
 /// Negative log-likelihood of each row's target, in nats, and the gradient of `sum over rows of weight * nll`:
-/// `dx` `[N, D]` is overwritten, `grad` added to.
+/// overwrites `dx` `[N, D]` and adds to `grad`.
 pub fn loss(
     head: &Head,
     x: Slice,
@@ -163,7 +163,7 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     )
 }
 
-/// What the softmax of some logits comes to; those of all are merged from those of parts.
+/// Softmax statistics of some logits; those of a whole row are merged from those of its parts.
 #[derive(Clone, Copy)]
 struct Statistics {
     max: f32,
@@ -171,23 +171,23 @@ struct Statistics {
     z: f64,
     /// `sum of e^(z_v - max) (z_v - max)`.
     dot: f64,
-    /// The target's logit, 0 where it is none of these.
+    /// The target's logit, or 0 if the target is not among these logits.
     target: f32,
 }
 
 impl Statistics {
-    /// Of fewer logits than would need sums in f64.
+    /// Statistics of a few logits, for whose sums f32 is enough.
     fn new(logits: &[f32], target: f32) -> Self {
         vectorised(
             #[inline(always)]
             || {
                 let max = exp::max(logits);
-                // Impossible tokens alone: their distance to each other is no number.
+                // All tokens are impossible: -inf - -inf would be NaN.
                 let from = if max == f32::NEG_INFINITY { 0.0 } else { max };
                 let [mut z, mut dot] = [[0.0f32; exp::LANES]; 2];
                 for chunk in logits.chunks(exp::LANES) {
                     for ((z, dot), logit) in z.iter_mut().zip(&mut dot).zip(chunk) {
-                        // An impossible token's distance is cut off, for 0 * -inf is no number.
+                        // An impossible token's difference is cut off, because 0 * -inf is NaN.
                         let distance = if logit - from < LOWEST { LOWEST } else { logit - from };
                         let e = exp(distance);
                         *z += e;
@@ -202,7 +202,7 @@ impl Statistics {
     fn merge(self, other: Self) -> Self {
         let max = if other.max > self.max { other.max } else { self.max };
         let [(z, dot), (other_z, other_dot)] = [self, other].map(|s| {
-            // Equal ones may be infinite, and their difference no number.
+            // Equal maxima may be infinite, and their difference would be NaN.
             let shift =
                 if s.max == max { 0.0 } else { f64::from(if s.max - max < LOWEST { LOWEST } else { s.max - max }) };
             (shift.exp() * s.z, shift.exp() * (s.dot + shift * s.z))

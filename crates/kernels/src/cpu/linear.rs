@@ -1,4 +1,4 @@
-//! A linear layer, `y = x W^T`, and a bias: forward and their gradients. LoRA is `lora_linear`'s.
+//! A linear layer, `y = x W^T`, and a bias: forward and gradients. Layers with LoRA are in `lora_linear`.
 
 use rayon::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
-/// Rows whose bias gradients are summed into one partial, in order.
+/// How many rows' bias gradients are added into one partial sum, in order.
 const PARTIAL_ROWS: usize = 64;
 
 /// `y = x W^T`.

@@ -13,11 +13,11 @@ use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
-/// Where the adapter's gradients are added.
+/// Where the gradients of the adapter are added.
 pub struct LoraGrad<'a> {
-    /// `[R, in]`.
+    /// Gradient of `lora_a`, `[R, in]`.
     pub a: &'a mut Buffer,
-    /// `[out, R]`.
+    /// Gradient of `lora_b`, `[out, R]`.
     pub b: &'a mut Buffer,
 }
 
@@ -30,7 +30,7 @@ pub fn forward(y: SliceMut, x: Slice, weight: &Weight, lora: &Lora) {
     sum_of_matmuls(y, &terms(x, &u, weight, lora), Into::Set, lora.precision);
 }
 
-/// The two matmuls whose sum is the layer's output; `u` is [`project_down`]'s.
+/// The two matmuls whose sum is the layer's output; `u` is the result of [`project_down`].
 pub(crate) fn terms<'a>(x: Slice<'a>, u: &'a Buffer, weight: &'a Weight, lora: &Lora<'a>) -> [Term<'a>; 2] {
     let n = x.len() / weight.cols();
     [
@@ -39,7 +39,8 @@ pub(crate) fn terms<'a>(x: Slice<'a>, u: &'a Buffer, weight: &'a Weight, lora: &
     ]
 }
 
-/// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
+/// Computes `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and adds the gradients of A and B to
+/// `grad`.
 pub fn backward(dx: Option<(SliceMut, Into)>, grad: LoraGrad, dy: Slice, x: Slice, weight: &Weight, lora: &Lora) {
     let (rank, inputs, outputs) = (lora.a.rows(), lora.a.cols(), lora.b.rows());
     let n = x.len() / inputs;
@@ -72,7 +73,7 @@ pub fn backward(dx: Option<(SliceMut, Into)>, grad: LoraGrad, dy: Slice, x: Slic
     }
 }
 
-/// The weight that computes the same without adapter, `W + s B A`.
+/// The weight that computes the same without an adapter, `W + s B A`.
 ///
 /// # Shapes
 /// `[out, in]`.
@@ -84,7 +85,7 @@ pub fn merged(weight: &Weight, lora: &Lora) -> Vec<f32> {
     merged
 }
 
-/// `u = x A^T` of an input after dropout.
+/// `u = x A^T`, where `x` is the input after dropout.
 pub(crate) fn project_down(x: Slice, lora: &Lora) -> Buffer {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let n = x.len() / inputs;
@@ -93,7 +94,7 @@ pub(crate) fn project_down(x: Slice, lora: &Lora) -> Buffer {
     u
 }
 
-/// The adapter's input where dropout makes it another one.
+/// The adapter's input after dropout; `None` without dropout.
 pub(crate) fn dropped(x: Slice, lora: &Lora) -> Option<Buffer> {
     let dropout = lora.dropout.as_ref()?;
     let mut dropped = Buffer::vector(x.meta(), x.len(), || x.numbers().to_vec());

@@ -1,5 +1,5 @@
-//! Matmuls, on this thread or on all. A result's element is a sum in a fixed order, so it has the same bits at
-//! any number of threads; how a result is cut into tasks changes nothing but the time.
+//! Matmuls, on this thread or on all threads. Each element of a result is a sum in a fixed order, so it has the same
+//! bits at any number of threads; splitting a result into tasks affects only the time.
 
 use std::ops::Range;
 
@@ -14,19 +14,20 @@ use crate::slice::{Slice, SliceMut};
 use crate::tensor::Into;
 use crate::weight::Weight;
 
-/// Rows of words and columns of the right operand that are packed at once: half a megabyte, which the second cache holds.
+/// Rows, in words, and columns of the right operand that are packed at once: half a megabyte, which fits in the L2
+/// cache.
 pub(crate) const BLOCK: [usize; 2] = [512, 256];
-/// Fewest rows of a task: packing costs as much as some ten rows.
+/// The fewest rows of a task: packing costs as much as about ten rows.
 const TASK_ROWS: usize = 192;
-/// Rows of a tile that isn't stored; its columns are packed anew for as many.
+/// The rows of a tile that isn't stored; the columns are packed again for every tile of rows.
 const TILE_ROWS: usize = 2048;
-/// Tasks for each thread, so that a slow core can be helped out.
+/// Tasks per thread: enough that other threads can take over a slow core's work.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Numbers per task of a sum.
+/// How many numbers a task of [`add`] covers.
 const ADD_CHUNK: usize = 1 << 15;
 
-/// A strided read-only matrix, its rows or its columns contiguous.
+/// A strided read-only matrix whose rows or columns are contiguous.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     data: &'a [f32],
@@ -51,24 +52,24 @@ impl<'a> View<'a> {
         Self::new(data, rows, width).block(0..rows, cols)
     }
 
-    /// The transpose.
+    /// The transpose of the view.
     pub fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    /// Some rows and columns.
+    /// A block of rows and columns.
     pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && cols.end <= self.cols, "a block within the matrix");
         let start = rows.start * self.row_stride + cols.start * self.col_stride;
         Self { data: self.data.get(start..).unwrap_or(&[]), rows: rows.len(), cols: cols.len(), ..self }
     }
 
-    /// Some rows.
+    /// A range of rows.
     fn some_rows(self, rows: Range<usize>) -> Self {
         self.block(rows, 0..self.cols)
     }
 
-    /// The meta device where it is one's.
+    /// The meta device that the matrix lies on, if any.
     pub(crate) fn meta(&self) -> Option<&'a Meta> {
         self.meta
     }
@@ -85,12 +86,12 @@ impl<'a> View<'a> {
         self.row_stride
     }
 
-    /// Whether rows are contiguous.
+    /// Whether the rows are contiguous.
     pub(crate) fn is_row_major(&self) -> bool {
         self.col_stride == 1
     }
 
-    /// Where a row begins.
+    /// The address of a row's first element.
     pub(crate) fn at(&self, row: usize) -> *const f32 {
         self.data.as_ptr().wrapping_add(row * self.row_stride)
     }
@@ -113,7 +114,7 @@ pub fn par_matmul(out: SliceMut, a: View, b: View, scale: f32, into: Into, preci
     sum_of_matmuls(out, &[Term { a, b: Right::Matrix(b), scale }], into, precision);
 }
 
-/// `out [N, out] = x W^T` (or `+=`); a bf16 weight is read block by block while it is used.
+/// `out [N, out] = x W^T` (or `+=`); a bf16 weight is converted block by block as the matmul reads it.
 pub fn times_weight_t(out: SliceMut, x: View, weight: &Weight, into: Into, precision: Precision) {
     sum_of_matmuls(out, &[Term { a: x, b: Right::WeightT(weight), scale: 1.0 }], into, precision);
 }
@@ -123,7 +124,7 @@ pub fn times_weight(out: SliceMut, y: View, weight: &Weight, into: Into, precisi
     sum_of_matmuls(out, &[Term { a: y, b: Right::weight(weight), scale: 1.0 }], into, precision);
 }
 
-/// One matmul `scale * a b` of a sum.
+/// One matmul `scale * a b` in a sum of matmuls.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
     pub(crate) a: View<'a>,
@@ -131,8 +132,8 @@ pub(crate) struct Term<'a> {
     pub(crate) scale: f32,
 }
 
-/// `out [M, N] = sum of matmuls` (or `+=`), cut into tasks: blocks of columns, each packed once by every task, and of
-/// rows. A block of the result stays in the cache from one matmul to the next.
+/// `out [M, N] = sum of matmuls` (or `+=`), split into tasks by blocks of columns and by rows; every task packs its
+/// block of columns once. A block of the result stays in the cache from one matmul to the next.
 pub(crate) fn sum_of_matmuls(out: SliceMut, terms: &[Term], into: Into, precision: Precision) {
     sum_in(precision.layout(), out, terms, into);
 }
@@ -157,8 +158,8 @@ fn sum_in(layout: Layout, out: SliceMut, terms: &[Term], into: Into) {
             terms.iter().zip(&lefts).zip(std::iter::once(into).chain(std::iter::repeat(Into::Add)))
         {
             assert!(term.a.rows == m && term.b.cols() == n, "matmuls of one shape");
-            // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two tasks
-            // have an element in common.
+            // SAFETY: the task writes rows `rows` and columns `cols` of `out`, which holds `m * n` numbers; no two
+            // tasks share an element.
             unsafe {
                 let out = Output { start: out.at(row * n + col), stride: n };
                 task(out, left.view().some_rows(rows.clone()), term, layout, cols.clone(), into);
@@ -167,7 +168,8 @@ fn sum_in(layout: Layout, out: SliceMut, terms: &[Term], into: Into) {
     });
 }
 
-/// All rows of `a`, the words of the term's left operand, times columns `cols` of its right one.
+/// Multiplies all rows of `a`, which holds the words of the term's left operand, by columns `cols` of the right
+/// operand.
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows` rows of `cols.len()` numbers, which nothing else touches meanwhile.
@@ -177,7 +179,7 @@ pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, col
     let mut panels = Panels::new();
     for start in cols.clone().step_by(BLOCK[1]) {
         let block = start..(start + BLOCK[1]).min(cols.end);
-        // A sum of no terms is written too.
+        // A sum without terms is written too.
         for k in (0..a.cols.max(1)).step_by(BLOCK[0]) {
             let words = k..(k + BLOCK[0]).min(a.cols);
             term.b.pack(&mut panels, layout, k * per_word..(words.end * per_word).min(inner), block.clone());
@@ -191,8 +193,9 @@ pub(crate) unsafe fn task(out: Output, a: View, term: &Term, layout: Layout, col
     }
 }
 
-/// `f(first row, columns, tile)` of every tile of a sum of matmuls that is never stored as a whole: for each block of
-/// rows its blocks of columns, in order. On a meta device there is none.
+/// Calls `f(first row, columns, tile)` on every tile of a sum of matmuls that is never stored as a whole. The results
+/// are in order: one list for each block of rows, with one entry for each block of columns. On a meta device there are
+/// no tiles.
 pub(crate) fn map_tiles<R: Send>(
     terms: &[Term],
     precision: Precision,
@@ -209,7 +212,7 @@ pub(crate) fn map_tiles<R: Send>(
         let mut tile = Buffer::unset(None, rows.len() * cols.len());
         for ((term, left), into) in terms.iter().zip(&lefts).zip([Into::Set, Into::Add]) {
             let out = Output { start: tile.as_mut_ptr(), stride: cols.len() };
-            // SAFETY: the tile holds `rows` rows of `cols` columns, and is borrowed mutably.
+            // SAFETY: the tile holds `rows` rows of `cols` columns and is borrowed mutably.
             unsafe { task(out, left.view().some_rows(rows.clone()), term, layout, cols.clone(), into) };
         }
         f(rows.start, cols, &tile)
@@ -230,7 +233,7 @@ pub fn add(to: SliceMut, from: Slice) {
     });
 }
 
-/// A result that tasks write in disjoint parts.
+/// A result that tasks write in disjoint parts, through one pointer.
 pub(crate) struct Shared(pub(crate) *mut f32);
 
 // SAFETY: the tasks that share it write disjoint elements (see where it is made).

@@ -1,7 +1,7 @@
-//! The innermost loops of every matmul: a strip of rows times a panel of columns, its sums in registers. Operands are
-//! words, a number or a pair of bf16 each; only the innermost instruction knows which.
-//! A sum takes its terms in order, whatever else is computed beside it, so an element has the same bits wherever it
-//! stands, in any tile and with any vectors.
+//! The innermost loops of every matmul: a strip of rows times a panel of columns, with the sums in registers. Operands
+//! are words, each of which holds a number or a pair of bf16; only the innermost instruction knows which. A sum adds
+//! its terms in order, whatever else is computed beside it, so an element has the same bits wherever it stands, in any
+//! tile and with any vector width.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -14,23 +14,23 @@ use crate::cpu::panels::{PANEL, Panels};
 use crate::precision::Layout;
 use crate::tensor::Into;
 
-/// Rows that are computed before the next ones are touched.
+/// How many rows are finished before the next rows are read.
 const ROWS: usize = 96;
-/// Numbers of the left operand's rows that stay in the first cache, next to a panel.
+/// How many numbers of the left operand's rows stay in the L1 cache, next to a panel.
 const FIRST_CACHE: usize = 1 << 13;
-/// Numbers of a cache line.
+/// How many numbers a cache line holds.
 const LINE: usize = 16;
 
-/// A part of a row-major result.
+/// A block of a row-major result.
 #[derive(Clone, Copy)]
 pub(crate) struct Output {
-    /// Its first element.
+    /// The block's first element.
     pub(crate) start: *mut f32,
-    /// Elements from one row to the next.
+    /// The distance from one row to the next, in elements.
     pub(crate) stride: usize,
 }
 
-/// `out = scale * a b` (or `+=`), `a` in the words of `b`'s layout.
+/// `out = scale * a b` (or `+=`), with `a` in words of the same layout as `b`.
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows()` rows of `b.cols()` numbers, which nothing else touches meanwhile.
@@ -44,7 +44,7 @@ pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into
     }
 }
 
-/// What the innermost loop does with two vectors of words.
+/// The innermost loop's operation on two vectors of words.
 trait MultiplyAdd: Copy {
     type Simd: Simd;
     fn simd(self) -> Self::Simd;
@@ -54,7 +54,7 @@ trait MultiplyAdd: Copy {
 
 type F32s<M> = <<M as MultiplyAdd>::Simd as Simd>::f32s;
 
-/// A word is a number.
+/// Each word is a number.
 #[derive(Clone, Copy)]
 struct Singles<S>(S);
 
@@ -82,7 +82,7 @@ mod pairs {
     use super::{F32s, Multiply, MultiplyAdd};
     use crate::precision::has_pairs;
 
-    /// A word is a pair of bf16.
+    /// Each word is a pair of bf16.
     #[derive(Clone, Copy)]
     struct Pairs(V4);
 
@@ -96,7 +96,8 @@ mod pairs {
 
         #[inline(always)]
         fn multiply_add(self, a: F32s<Self>, b: F32s<Self>, sum: F32s<Self>) -> F32s<Self> {
-            // SAFETY: 64 bytes each, without invalid patterns; `Pairs` is made in `with_pairs` alone, which has the feature.
+            // SAFETY: both types have 64 bytes without invalid patterns; `Pairs` is made only in `with_pairs`, which
+            // has the feature.
             unsafe {
                 let [a, b] = [a, b].map(|x| transmute::<F32s<Self>, __m512bh>(x));
                 transmute::<__m512, F32s<Self>>(_mm512_dpbf16_ps(transmute::<F32s<Self>, __m512>(sum), a, b))
@@ -144,7 +145,8 @@ impl WithSimd for Multiply<'_> {
 impl Multiply<'_> {
     #[inline(always)]
     fn run<M: MultiplyAdd>(self, words: M) {
-        // Plain loops: the body of a closure isn't compiled for the vectors unless it happens to be inlined.
+        // These are plain loops, because a closure's body isn't compiled for the vectors unless it happens to be
+        // inlined.
         let (all_rows, inner, panels) = (self.a.rows(), self.b.inner(), self.b.cols().div_ceil(PANEL));
         let mut copy = Scratch::new();
         for start in (0..all_rows).step_by(ROWS) {
@@ -169,7 +171,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// A strip of `rows` times a panel; `copy` holds the rows where the left operand is transposed.
+    /// Multiplies a strip of `rows` by a panel; `copy` holds the rows if the left operand is transposed.
     #[inline(always)]
     fn tile<M: MultiplyAdd>(&self, words: M, strip: Range<usize>, rows: &Range<usize>, copy: &[f32], panel: usize) {
         let (inner, height, col) = (self.b.inner(), strip.len(), panel * PANEL);
@@ -202,7 +204,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// Asks for rows of the left operand: they lie too far apart for the processor to guess.
+    /// Prefetches rows of the left operand, which lie too far apart for the processor to predict.
     #[inline(always)]
     fn prefetch(&self, rows: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
@@ -210,7 +212,7 @@ impl Multiply<'_> {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             for row in rows {
                 for k in (0..self.a.cols()).step_by(LINE) {
-                    // SAFETY: a prefetch reads nothing that could be seen, whatever its address.
+                    // SAFETY: a prefetch has no visible effect, whatever its address.
                     unsafe { _mm_prefetch::<_MM_HINT_T1>(self.a.at(row).wrapping_add(k).cast()) };
                 }
             }
@@ -218,7 +220,7 @@ impl Multiply<'_> {
     }
 }
 
-/// Rows in strips, each as high as the registers hold sums for.
+/// Splits rows into strips, each as high as there are registers for the sums.
 struct Strips<S> {
     left: Range<usize>,
     simd: PhantomData<S>,
@@ -251,7 +253,7 @@ impl<S: Simd> Iterator for Strips<S> {
     }
 }
 
-/// Copies the strips of some rows of a matrix with contiguous columns, column after column of each.
+/// Copies the strips of some rows of a matrix with contiguous columns; each strip is copied column by column.
 #[inline(always)]
 fn copy_strips<S: Simd>(to: &mut Vec<f32>, a: View, rows: Range<usize>) {
     to.clear();
@@ -262,14 +264,14 @@ fn copy_strips<S: Simd>(to: &mut Vec<f32>, a: View, rows: Range<usize>) {
     }
 }
 
-/// A strip of the left operand: element `[i, k]` stands at `i * row_stride + k * inner_stride`.
+/// A strip of the left operand: element `[i, k]` lies at `i * row_stride + k * inner_stride`.
 struct Left {
     start: *const f32,
     row_stride: usize,
     inner_stride: usize,
 }
 
-/// Where a strip times a panel goes.
+/// The block of the result that a strip times a panel is written to.
 struct Tile {
     start: *mut f32,
     stride: usize,
@@ -286,7 +288,7 @@ unsafe fn strip_times_panel<M: MultiplyAdd, const HEIGHT: usize>(words: M, left:
     let simd = words.simd();
     let scale = simd.splat_f32s(to.scale);
     for first in (0..to.cols).step_by(2 * M::Simd::F32_LANES) {
-        // The strides are told apart here, so that each loop knows its own.
+        // Each stride has a loop of its own, in which it is a constant.
         let sums = match left.inner_stride {
             // SAFETY: the caller's promise.
             1 => unsafe { sums::<M, HEIGHT>(words, left.start, [left.row_stride, 1], panel, first) },
@@ -306,7 +308,7 @@ unsafe fn strip_times_panel<M: MultiplyAdd, const HEIGHT: usize>(words: M, left:
                     *o0 = simd.mul_add_f32s(sums[0], scale, *o0);
                     *o1 = simd.mul_add_f32s(sums[1], scale, *o1);
                 }
-                // Fewer than two vectors are left of the result's columns.
+                // Fewer columns than two vectors are left.
                 (_, into) => {
                     for (out, sum) in out.iter_mut().zip(bytemuck::cast_slice::<_, f32>(sums)) {
                         *out = if into == Into::Set { sum * to.scale } else { sum.mul_add(to.scale, *out) };
@@ -317,11 +319,11 @@ unsafe fn strip_times_panel<M: MultiplyAdd, const HEIGHT: usize>(words: M, left:
     }
 }
 
-/// The sums of a strip and two vectors of a panel's columns.
+/// The sums of a strip times two vectors of a panel's columns.
 ///
 /// # Safety
-/// `left` is valid for `HEIGHT` rows of as many numbers as the panel has rows; column `first` and two vectors from it lie
-/// within the panel, or its rows are not as wide and belong to one number's vectors.
+/// `left` is valid for `HEIGHT` rows of as many numbers as the panel has rows; the two vectors from column `first` on
+/// lie within each row of the panel.
 #[inline(always)]
 unsafe fn sums<M: MultiplyAdd, const HEIGHT: usize>(
     words: M,
@@ -337,7 +339,7 @@ unsafe fn sums<M: MultiplyAdd, const HEIGHT: usize>(
         let (vectors, _) = M::Simd::as_simd_f32s(&row[first..]);
         let [b0, b1] = [vectors[0], vectors[1]];
         for (i, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: row `i` of the strip, at the panel's row.
+            // SAFETY: this is row `i` of the strip, at the inner index of the panel's row.
             let a = simd.splat_f32s(unsafe { *left.add(i * row_stride) });
             sums[0] = words.multiply_add(a, b0, sums[0]);
             sums[1] = words.multiply_add(a, b1, sums[1]);
@@ -349,7 +351,7 @@ unsafe fn sums<M: MultiplyAdd, const HEIGHT: usize>(
 
 #[cfg(test)]
 mod tests {
-    /// A vector width that is left out of the build is no error but a fortieth of the speed.
+    /// If a vector width is left out of the build, nothing fails, but the speed drops to a fortieth.
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn the_processors_vectors_are_used() {

@@ -1,4 +1,5 @@
-//! The operations on the CPU, over slices: the oracle of the other devices'. `precision` lays out the matmuls' operands.
+//! The operations on the CPU, over slices. They are the reference for other devices. `precision` lays out the operands
+//! of matmuls.
 
 pub mod adamw;
 pub mod attention;

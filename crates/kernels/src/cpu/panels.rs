@@ -1,4 +1,4 @@
-//! A matmul's right operand as the innermost loop reads it: panels of 32 columns of words, one after the other.
+//! A matmul's right operand as the innermost loop reads it: one panel of 32 columns of words after another.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use crate::cpu::matrix::View;
 use crate::precision::Layout;
 use crate::weight::Weight;
 
-/// Columns of a panel.
+/// The number of columns of a panel.
 pub(crate) const PANEL: usize = 32;
-/// Side of the squares that a transposition goes by.
+/// The side of the squares in which a block is transposed.
 const SQUARE: usize = 16;
 
 /// The right operand of a matmul, wherever it is stored.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
     Matrix(View<'a>),
-    /// Some rows of a weight, from the first to before the last.
+    /// Rows `start..end` of a weight.
     WeightRows(&'a Weight, [usize; 2]),
     WeightT(&'a Weight),
 }
 
-/// A block of a right operand: panel after panel `[inner, 32]` of words, the last one filled up with zeros.
+/// A block of a right operand: panels `[inner, 32]` of words, one after another, the last one padded with zeros.
 pub(crate) struct Panels {
     words: Scratch,
-    /// Where a layout is made before it goes into panels.
+    /// Holds the words before they are copied into panels.
     spare: Scratch,
     layout: Layout,
     inner: usize,
@@ -32,12 +32,12 @@ pub(crate) struct Panels {
 }
 
 impl<'a> Right<'a> {
-    /// A weight as it stands.
+    /// All rows of a weight.
     pub(crate) fn weight(weight: &'a Weight) -> Self {
         Self::WeightRows(weight, [0, weight.rows()])
     }
 
-    /// Rows: the inner size of the matmul.
+    /// The number of rows: the inner size of the matmul.
     pub(crate) fn inner(&self) -> usize {
         match self {
             Self::Matrix(view) => view.rows(),
@@ -46,7 +46,7 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// Columns.
+    /// The number of columns.
     pub(crate) fn cols(&self) -> usize {
         match self {
             Self::Matrix(view) => view.cols(),
@@ -55,7 +55,7 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// Copies a block of it into panels.
+    /// Copies a block of the operand into panels.
     pub(crate) fn pack(&self, panels: &mut Panels, layout: Layout, inner: Range<usize>, cols: Range<usize>) {
         match self {
             Self::Matrix(view) => panels.pack(view.block(inner, cols), layout),
@@ -69,12 +69,12 @@ impl<'a> Right<'a> {
 }
 
 impl Panels {
-    /// Empty ones.
+    /// Panels without contents.
     pub(crate) fn new() -> Self {
         Self { words: Scratch::new(), spare: Scratch::new(), layout: Layout::default(), inner: 0, cols: 0 }
     }
 
-    /// Copies a matrix.
+    /// Copies a matrix into panels.
     pub(crate) fn pack(&mut self, b: View, layout: Layout) {
         let b = layout.of(b.t(), &mut self.spare).t();
         (self.inner, self.cols, self.layout) = (b.rows(), b.cols(), layout);
@@ -94,22 +94,22 @@ impl Panels {
         }
     }
 
-    /// What a word holds.
+    /// The content of a word.
     pub(crate) fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// Rows of the block, in words.
+    /// The number of rows of the block, in words.
     pub(crate) fn inner(&self) -> usize {
         self.inner
     }
 
-    /// Columns of the block.
+    /// The number of columns of the block.
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
-    /// A panel `[inner, 32]`.
+    /// The panel `[inner, 32]` at an index.
     pub(crate) fn panel(&self, index: usize) -> &[f32] {
         &self.words[index * self.inner * PANEL..(index + 1) * self.inner * PANEL]
     }

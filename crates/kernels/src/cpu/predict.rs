@@ -1,4 +1,4 @@
-//! A sampler's predictions on the CPU, a row a task.
+//! A sampler's predictions on the CPU, with one row a task.
 
 use rayon::prelude::*;
 
@@ -9,7 +9,7 @@ use crate::philox::{philox, unit_f64};
 use crate::predict::{Confidence, Prediction, RowDraw, Rule};
 use crate::slice::{Slice, SliceMut};
 
-/// Added to probabilities before their logarithm, as Dream adds it.
+/// Added to each probability before its logarithm is taken, as in Dream.
 const TINY: f64 = 1e-10;
 
 /// A prediction for each row of `x`.
@@ -42,7 +42,7 @@ pub fn predict(
     predictions
 }
 
-/// The prediction of a row, whose logits it changes.
+/// The prediction of one row, whose logits it changes.
 fn of_row(row: &mut [f32], draw: RowDraw, rule: &Rule) -> Prediction {
     rule.forbidden.iter().for_each(|id| row[*id as usize] = f32::NEG_INFINITY);
     if rule.divisor != 1.0 {
@@ -63,7 +63,7 @@ fn of_row(row: &mut [f32], draw: RowDraw, rule: &Rule) -> Prediction {
     Prediction { token: token as u32, confidence }
 }
 
-/// The argmax of `z - noise ln(-ln u)` in f64; of `z` without noise. The earliest among equals.
+/// The argmax of `z - noise ln(-ln u)` in f64, or of `z` without noise. Among equals, the earliest wins.
 fn choose(row: &[f32], draw: RowDraw, rule: &Rule) -> usize {
     let score = |v: usize| {
         let z = f64::from(row[v]);
@@ -90,8 +90,8 @@ fn log_sum_exp(row: &[f32]) -> f64 {
     max + row.iter().map(|z| (f64::from(*z) - max).exp()).sum::<f64>().ln()
 }
 
-/// Makes the tokens impossible that lie behind the likeliest: behind those that hold more than `top_p` together, and
-/// less likely than the `top_k`-th of what is left.
+/// Makes all but the most likely tokens impossible: those beyond the most likely ones that together hold more than
+/// `top_p`, then those less likely than the `top_k`-th of what is left.
 fn keep_likeliest(row: &mut [f32], top_p: f64, top_k: usize) {
     if top_p < 1.0 {
         let lse = log_sum_exp(row);

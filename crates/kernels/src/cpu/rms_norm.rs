@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::cpu::exp::{dot, dot3, vectorised};
 
-/// Rows whose gain gradients are summed into one partial, in order.
+/// How many rows' gain gradients are added into one partial sum, in order.
 const PARTIAL_ROWS: usize = 64;
 
 /// `y = g x / sqrt(mean(x^2) + eps)`, row by row.

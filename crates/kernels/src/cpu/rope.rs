@@ -1,8 +1,8 @@
-//! Rotary position embedding; forward and backward differ by a sign.
+//! Rotary position embedding; forward and backward differ only in a sign.
 
 use rayon::prelude::*;
 
-/// Turns every head of every token in place, the sines multiplied by `sign`.
+/// Rotates every head of every token in place, with the sines multiplied by `sign`.
 ///
 /// # Shapes
 /// `x` `[N, heads * 2 * half]`, cosines and sines `[N, half]`.

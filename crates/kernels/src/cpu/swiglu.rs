@@ -8,7 +8,8 @@ use crate::precision::{Precision, round};
 /// Numbers per task.
 const CHUNK: usize = 1 << 14;
 
-/// `h = gate sigmoid(gate) up`, of a gate and an up that are rounded to `precision` first: they may be kept so.
+/// `h = gate sigmoid(gate) up`, with the gate and the up projection rounded to `precision` first, because they may be
+/// saved for backward in that format.
 ///
 /// # Shapes
 /// All `[N, mlp width]`.
@@ -33,7 +34,7 @@ fn forward_of(h: &mut [f32], gate: &[f32], up: &[f32], round: impl Fn(f32) -> f3
     });
 }
 
-/// Turns `gate` and `up` into their gradients in place: both are needed no more. They are rounded as in the forward.
+/// Overwrites `gate` and `up`, which are no longer needed, with their gradients. Both are rounded first, as in forward.
 pub fn backward(gate: &mut [f32], up: &mut [f32], dh: &[f32], precision: Precision) {
     match precision {
         Precision::F32 => backward_of(gate, up, dh, |x| x),

@@ -9,7 +9,7 @@ use super::gpu::{Arg, Gpu, Grid};
 use crate::adamw::{AdamW, CHUNK, Factors};
 use crate::weight::Dtype;
 
-/// The sums of squares of every array's chunks, which come back to the machine together.
+/// The sums of squares of every array's chunks; all of them are copied to the host together.
 pub(crate) fn chunk_sums<'a>(gpu: &Arc<Gpu>, arrays: impl Iterator<Item = &'a Array> + Clone) -> Vec<Vec<f64>> {
     let chunks = |array: &Array| array.len().div_ceil(CHUNK);
     let count: usize = arrays.clone().map(chunks).sum();
@@ -18,7 +18,7 @@ pub(crate) fn chunk_sums<'a>(gpu: &Arc<Gpu>, arrays: impl Iterator<Item = &'a Ar
     for array in arrays.clone() {
         assert_eq!(array.dtype(), Dtype::F32, "a norm of f32 numbers");
         let to = Arg::Pointer(sums.pointer() + (size_of::<f64>() * start) as u64);
-        // SAFETY: a sum for each of the array's chunks.
+        // SAFETY: there is a sum for each of the array's chunks.
         unsafe {
             gpu.launch("sums_of_squares", Grid::rows(chunks(array), 256), &[to, array.arg(), long(array.len())]);
         }
@@ -61,6 +61,6 @@ pub(crate) fn update(
         Arg::F32(decay),
         long(own.len()),
     ];
-    // SAFETY: all four hold as many numbers from where they are pointed to.
+    // SAFETY: all four pointers are valid for the same count of numbers.
     unsafe { grad.gpu().launch("adamw", fours(own.len()), &args) };
 }

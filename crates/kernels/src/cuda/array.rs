@@ -1,4 +1,4 @@
-//! Memory on a GPU, and numbers in it.
+//! Memory on a GPU, and arrays of numbers in it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::gpu::{Arg, Gpu};
 use super::matmul::WORKSPACE;
 use crate::weight::Dtype;
 
-/// Some bytes of a GPU's memory; they are given back when it is dropped.
+/// Bytes of a GPU's memory, which are freed on drop.
 #[derive(Debug)]
 pub(super) struct Memory {
     gpu: Arc<Gpu>,
@@ -43,7 +43,7 @@ impl Keys {
         Self { memory: Memory::of(gpu, keys), len: keys.len() }
     }
 
-    /// Where the keys of `rows` rows from `first` on begin.
+    /// The address of the keys of `rows` rows from `first` on.
     pub(crate) fn at(&self, first: usize, rows: usize) -> u64 {
         assert!(first + rows <= self.len, "a key for each row");
         self.memory.pointer() + (size_of::<u64>() * first) as u64
@@ -51,12 +51,12 @@ impl Keys {
 }
 
 impl Memory {
-    /// Bytes that hold whatever was there before.
+    /// Memory with arbitrary contents.
     pub(super) fn unset(gpu: &Arc<Gpu>, bytes: usize) -> Self {
         let slice = gpu.engine().filter(|_| bytes > 0).map(|engine| {
-            // SAFETY: every operation writes what it gives out before it is read.
+            // SAFETY: every operation writes its result before it is read.
             unsafe { engine.stream().alloc::<u8>(bytes) }.unwrap_or_else(|first| {
-                // What the pool keeps may be in pieces: all of it goes back to the driver, once.
+                // The pool's spare memory may be fragmented: return all of it to the driver and try once more.
                 gpu.give_back_spare();
                 let again = unsafe { engine.stream().alloc::<u8>(bytes) };
                 again.unwrap_or_else(|_| no_room(gpu, bytes, first))
@@ -67,7 +67,7 @@ impl Memory {
         Self { gpu: gpu.clone(), bytes, pointer, slice }
     }
 
-    /// A copy of numbers of the machine's; they may be changed once this returns.
+    /// A copy of numbers in the machine's memory, which may be changed once this returns.
     pub(super) fn of<T: Pod>(gpu: &Arc<Gpu>, numbers: &[T]) -> Self {
         let memory = Self::unset(gpu, size_of_val(numbers));
         memory.write(0, bytemuck::cast_slice(numbers));
@@ -78,7 +78,7 @@ impl Memory {
         &self.gpu
     }
 
-    /// Where it begins.
+    /// The address of the first byte.
     pub(super) fn pointer(&self) -> u64 {
         self.pointer
     }
@@ -87,7 +87,7 @@ impl Memory {
         Arg::Numbers(self.pointer, self.bytes)
     }
 
-    /// Copies bytes of the machine's to `start`.
+    /// Copies bytes from the machine's memory to `start`.
     pub(super) fn write(&self, start: usize, bytes: &[u8]) {
         assert!(start + bytes.len() <= self.bytes, "what is written fits");
         let Some(engine) = self.gpu.engine().filter(|_| !bytes.is_empty()) else { return };
@@ -98,7 +98,7 @@ impl Memory {
         written.unwrap_or_else(|e| self.gpu.fail("take numbers", e));
     }
 
-    /// Copies bytes from `start` on to the machine, once all work before is done.
+    /// Copies the bytes from `start` on to the machine's memory, once all work before is done.
     pub(super) fn read(&self, start: usize, bytes: &mut [u8]) {
         assert!(start + bytes.len() <= self.bytes, "what is read is there");
         let Some(engine) = self.gpu.engine().filter(|_| !bytes.is_empty()) else { return };
@@ -114,7 +114,7 @@ impl Memory {
     pub(super) fn clear(&self) {
         let Some(engine) = self.gpu.engine().filter(|_| self.bytes > 0) else { return };
         self.gpu.bind();
-        // SAFETY: the bytes are this memory's.
+        // SAFETY: the bytes belong to this memory.
         let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, engine.stream().cu_stream()) };
         cleared.unwrap_or_else(|e| self.gpu.fail("clear its memory", e));
     }
@@ -124,7 +124,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         if let Some((slice, engine)) = self.slice.as_ref().zip(self.gpu.engine()) {
             self.gpu.bind();
-            // A driver that refuses has failed before, and said so.
+            // A driver that refuses has failed before, and that failure was reported.
             let _ = engine.streams.release(slice.stream());
         }
         self.gpu.give(self.bytes);
@@ -155,44 +155,44 @@ impl Clone for Array {
 }
 
 impl Array {
-    /// Numbers that hold whatever was there before.
+    /// An array with arbitrary contents.
     pub(crate) fn unset(gpu: &Arc<Gpu>, len: usize, dtype: Dtype) -> Self {
         Self { memory: Memory::unset(gpu, len * dtype.size()), len, dtype }
     }
 
-    /// Zeros.
+    /// An array of zeros.
     pub(crate) fn zeros(gpu: &Arc<Gpu>, len: usize, dtype: Dtype) -> Self {
         let array = Self::unset(gpu, len, dtype);
         array.memory.clear();
         array
     }
 
-    /// The machine's numbers as f32.
+    /// An f32 array with the given numbers.
     pub(crate) fn of(gpu: &Arc<Gpu>, numbers: &[f32]) -> Self {
         Self { memory: Memory::of(gpu, numbers), len: numbers.len(), dtype: Dtype::F32 }
     }
 
-    /// The machine's numbers as they are stored, little-endian.
+    /// An array with the given bytes, which hold little-endian numbers in its format.
     pub(crate) fn of_bytes(gpu: &Arc<Gpu>, bytes: &[u8], dtype: Dtype) -> Self {
         Self { memory: Memory::of(gpu, bytes), len: bytes.len() / dtype.size(), dtype }
     }
 
-    /// How many numbers.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Their format.
+    /// The format of the numbers.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Where they are.
+    /// The GPU that the array lies on.
     pub fn gpu(&self) -> &Arc<Gpu> {
         self.memory.gpu()
     }
@@ -202,7 +202,7 @@ impl Array {
         self.stretch_to_f32(0..self.len)
     }
 
-    /// Some numbers as f32.
+    /// A range of the numbers as f32.
     pub(crate) fn stretch_to_f32(&self, stretch: Range<usize>) -> Vec<f32> {
         let start = stretch.start * self.dtype.size();
         match self.dtype {
@@ -219,20 +219,20 @@ impl Array {
         }
     }
 
-    /// Writes numbers of the machine's from `start` on.
+    /// Writes numbers from the machine's memory, from `start` on.
     pub(crate) fn write(&mut self, start: usize, numbers: &[f32]) {
         assert_eq!(self.dtype, Dtype::F32, "the machine writes f32 numbers");
         self.memory.write(4 * start, bytemuck::cast_slice(numbers));
     }
 
-    /// Copies a stretch of another array in the same format to `start`.
+    /// Copies a range of another array in the same format to `start`.
     pub(crate) fn copy(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
         assert!(stretch.end <= from.len && start + stretch.len() <= self.len, "the stretch lies within both");
         assert_eq!(self.dtype, from.dtype, "a copy in one format");
         self.copy_bytes(self.at(start), from.at(stretch.start), stretch.len() * self.dtype.size());
     }
 
-    /// Copies a stretch of a bf16 array to `start` of this f32 one, two numbers in the place of one.
+    /// Copies a range of a bf16 array to `start` of this f32 array, two numbers in the place of one.
     pub(crate) fn copy_pairs_of(&mut self, start: usize, from: &Self, stretch: Range<usize>) {
         let words = stretch.len().div_ceil(2);
         assert!(stretch.end <= from.len && start + words <= self.len, "the stretch lies within both");
@@ -240,7 +240,8 @@ impl Array {
         self.copy_bytes(self.at(start), from.at(stretch.start), stretch.len() * Dtype::Bf16.size());
     }
 
-    /// The way back, to a stretch of this bf16 array.
+    /// The inverse of [`Array::copy_pairs_of`]: copies pairs from `start` of an f32 array to a range of this bf16
+    /// array.
     pub(crate) fn copy_pairs_from(&mut self, stretch: Range<usize>, from: &Self, start: usize) {
         let words = stretch.len().div_ceil(2);
         assert!(stretch.end <= self.len && start + words <= from.len, "the stretch lies within both");
@@ -248,16 +249,16 @@ impl Array {
         self.copy_bytes(self.at(stretch.start), from.at(start), stretch.len() * Dtype::Bf16.size());
     }
 
-    /// Copies bytes between two places on the GPU that the caller has seen to be there.
+    /// Copies bytes within the GPU's memory; the caller has checked both places.
     fn copy_bytes(&self, to: u64, from: u64, bytes: usize) {
         let Some(engine) = self.gpu().engine().filter(|_| bytes > 0) else { return };
         self.gpu().bind();
-        // SAFETY: the callers' assertions.
+        // SAFETY: the callers have asserted that both places are valid.
         let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, engine.stream().cu_stream()) };
         copied.unwrap_or_else(|e| self.gpu().fail("copy its numbers", e));
     }
 
-    /// The pointer to a number.
+    /// The address of the number at an index.
     pub(super) fn at(&self, index: usize) -> u64 {
         assert!(index <= self.len, "a number of the array");
         self.memory.pointer() + (index * self.dtype.size()) as u64
@@ -267,7 +268,7 @@ impl Array {
         self.memory.arg()
     }
 
-    /// So many of the numbers from `start` on, or anywhere as many.
+    /// The kernel argument for `count` numbers from `start` on.
     pub(super) fn part(&self, start: usize, count: usize) -> Arg {
         Arg::Numbers(self.at(start), count * self.dtype.size())
     }

@@ -1,5 +1,6 @@
-//! Attention on a GPU. A block of threads has a tile of one head's queries, or in the backward of one head's keys, within
-//! one sequence. In bf16 its matmuls are the tensor cores'; head sizes that those kernels don't have are computed in f32.
+//! Attention on a GPU. A block of threads computes a tile of one head's queries, or in backward of one head's keys,
+//! within one sequence. In bf16 the matmuls run on tensor cores; head sizes for which there are no such kernels are
+//! computed in f32.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use crate::attention::Shape;
 use crate::precision::Precision;
 use crate::weight::Dtype;
 
-/// What a block works at, in rows: its own, from `start` to `end`, and those that it streams.
+/// The rows that a block works on: its own from `start` to `end`, and those that it streams.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Tile {
@@ -23,25 +24,25 @@ struct Tile {
     streamed_end: i32,
 }
 
-/// The kernels of a format and a largest head size, with the sizes that they are written for.
+/// The kernels for a format and a largest head size, with the sizes that they are written for.
 struct Kernels {
     suffix: String,
     dtype: Dtype,
     threads: u32,
-    /// Queries of a block in the forward.
+    /// Queries of a block in the forward pass.
     queries: usize,
-    /// Rows of a block in the backward: keys, and a part of the forward's queries.
+    /// Rows of a block in the backward pass: keys, or a part of the queries of a forward tile.
     own: usize,
-    /// Bytes of shared memory that are asked for: of the forward and of the backward.
+    /// Bytes of dynamic shared memory: of the forward and of the backward pass.
     shared: [u32; 2],
 }
 
-/// Largest features of a head that the kernels are made for.
+/// The largest head sizes that kernels are compiled for.
 const IN_BF16: [usize; 4] = [32, 64, 96, 128];
 const IN_F32: [usize; 3] = [64, 128, 256];
 
 impl Kernels {
-    /// Those of a shape.
+    /// The kernels for a shape.
     fn of(shape: &Shape) -> Self {
         let dim = shape.head_dim;
         // Rows are copied 16 bytes at a time.
@@ -69,14 +70,15 @@ impl Kernels {
         if self.dtype == Dtype::F32 { Precision::F32 } else { Precision::Bf16 }
     }
 
-    /// A block for each tile of each head; of the backward's queries several have a tile. `operations` are the kernel's.
+    /// A grid with a block for each tile of each head; in the backward pass of the queries, several blocks share a
+    /// tile. `operations` is the operation count of the whole launch.
     fn grid(&self, blocks: [usize; 3], pass: usize, operations: u64) -> Grid {
         let operations = (operations, self.dtype == Dtype::Bf16);
         Grid { blocks, threads: self.threads, shared: self.shared[pass], operations }
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`; returns each query's log-sum-exp `[H, M]`.
+/// Computes `out = softmax(q k^T / sqrt(head_dim)) v` and returns each query's log-sum-exp `[H, M]`.
 pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array {
     let (kernels, gpu) = (Kernels::of(shape), out.gpu().clone());
     let lse = Array::unset(&gpu, shape.heads * shape.rows(), Dtype::F32);
@@ -88,7 +90,7 @@ pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array
     let on_gpu = Memory::of(&gpu, &tiles);
     let args = [&[to.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), on_gpu.arg()][..], &sizes(shape)].concat();
     let name = format!("attention_forward_{}", kernels.suffix);
-    // SAFETY: the tiles' rows are those of the arrays, which `check` has measured.
+    // SAFETY: the tiles' rows are rows of the arrays, whose lengths `check` has compared.
     unsafe { gpu.launch(&name, kernels.grid([tiles.len(), shape.heads, 1], 0, 2 * matmul(shape)), &args) };
     if !computed.is_empty() {
         *out = cast(&computed, out.dtype());
@@ -96,7 +98,7 @@ pub(crate) fn forward(out: &mut Array, qkv: [&Array; 3], shape: &Shape) -> Array
     lse
 }
 
-/// Gradients of queries, keys and values, in the format of `dout`.
+/// Computes the gradients of queries, keys and values, in the format of `dout`.
 pub(crate) fn backward(dout: &Array, out: &Array, lse: &Array, qkv: [&Array; 3], shape: &Shape) -> [Array; 3] {
     let (kernels, gpu, format) = (Kernels::of(shape), dout.gpu().clone(), dout.dtype());
     check(shape, qkv, out);
@@ -112,15 +114,14 @@ pub(crate) fn backward(dout: &Array, out: &Array, lse: &Array, qkv: [&Array; 3],
     let grid =
         Grid { blocks: [shape.rows().div_ceil(4), shape.heads, 1], threads: 128, shared: 0, operations: (0, false) };
     let suffix = suffix(kernels.dtype);
-    // SAFETY: a difference for each query of each head.
+    // SAFETY: there is a delta for each query of each head.
     unsafe { gpu.launch(&format!("attention_delta_{suffix}"), grid, &args) };
     let saved = [q.arg(), k.arg(), v.arg(), dout.arg(), lse.arg(), delta.arg()];
     let launch = |kernel: &str, to: &[Arg], tiles: Vec<Tile>, [heads, parts]: [usize; 2], matmuls: u64| {
         let on_gpu = Memory::of(&gpu, &tiles);
         let args = [to, &saved, &[on_gpu.arg()], &sizes(shape)].concat();
-        // SAFETY: as in the forward.
         let grid = kernels.grid([tiles.len(), heads, parts], 1, matmuls * matmul(shape));
-        // SAFETY: as in the forward.
+        // SAFETY: as in `forward`.
         unsafe { gpu.launch(&format!("{kernel}_{}", kernels.suffix), grid, &args) };
     };
     let keys = tiles(shape.sequences, shape.queries, kernels.own);
@@ -130,13 +131,13 @@ pub(crate) fn backward(dout: &Array, out: &Array, lse: &Array, qkv: [&Array; 3],
     [dq, dk, dv].map(|grad| if grad.dtype() == format { grad } else { cast(&grad, format) })
 }
 
-/// Operations of one matmul of attention, queries by keys of each head.
+/// Operations of one matmul of attention: queries by keys, over all heads.
 fn matmul(shape: &Shape) -> u64 {
     let pairs: usize = shape.queries.iter().zip(shape.sequences).map(|(q, k)| q.len() * k.len()).sum();
     (2 * shape.heads * shape.head_dim * pairs) as u64
 }
 
-/// Every sequence's rows in tiles of `size`, each with the rows that it streams.
+/// Cuts every sequence's rows into tiles of `size` rows, each with the rows that it streams.
 fn tiles(own: &[Range<usize>], streamed: &[Range<usize>], size: usize) -> Vec<Tile> {
     let of_sequence = |(own, streamed): (&Range<usize>, &Range<usize>)| {
         let [end, streamed_start, streamed_end] = [own.end, streamed.start, streamed.end].map(|row| row as i32);

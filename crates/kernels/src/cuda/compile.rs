@@ -1,5 +1,5 @@
-//! The kernels' source, compiled by NVRTC for one architecture. What it compiled is kept on disk, under a name that tells
-//! source, architecture and compiler.
+//! Compiles the kernels' source with NVRTC for one architecture. The compiled kernels are cached on disk under a name
+//! derived from source, architecture and compiler.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,7 +9,7 @@ use cudarc::nvrtc::{result, sys};
 
 use super::libraries::NVRTC;
 
-/// Every kernel, what others use first.
+/// The source of every kernel; files that others depend on come first.
 const SOURCES: [&str; 13] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/primitives.cuh"),
@@ -26,11 +26,12 @@ const SOURCES: [&str; 13] = [
     include_str!("kernels/predict.cu"),
 ];
 
-/// Compute capabilities, major and minor in one number, that tests compile the kernels for: Ampere, Hopper, Blackwell.
+/// The compute capabilities, major and minor in one number, that tests compile the kernels for: Ampere, Hopper,
+/// Blackwell.
 pub const ARCHITECTURES: [u32; 3] = [80, 90, 100];
 
-/// The kernels for a GPU whose driver speaks CUDA up to `newest`, from disk where they are kept in `cache`; `use_cached` is
-/// off where what is there doesn't load.
+/// The kernels for a GPU whose driver supports CUDA up to `newest`. They are read from `cache` if they are there;
+/// `use_cached` is false if what is there doesn't load.
 pub(super) fn kernels(
     architecture: u32,
     newest: u32,
@@ -50,10 +51,10 @@ pub(super) fn kernels(
     Ok(compiled)
 }
 
-/// Compiles every kernel for a compute capability; no GPU has to be there.
+/// Compiles every kernel for a compute capability; this needs no GPU.
 ///
 /// # Errors
-/// No compiler, or what it says.
+/// There is no compiler, or it reports an error.
 pub fn compile_for(architecture: u32) -> Result<Vec<u8>, String> {
     kernels(architecture, u32::MAX, None, false)
 }
@@ -70,12 +71,12 @@ fn name(source: &str, architecture: u32) -> PathBuf {
 
 fn version() -> [i32; 2] {
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: both are places for a number.
+    // SAFETY: both pointers are valid for a number.
     let _ = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
     [major, minor]
 }
 
-/// What was kept, if it is what was written: the driver isn't told how long it is, and reads on.
+/// The cached bytes if their checksum matches: the driver isn't told their length and would read past the end.
 fn whole(mut kept: Vec<u8>) -> Option<Vec<u8>> {
     let sum = kept.split_off(kept.len().checked_sub(size_of::<u64>())?);
     (sum == hash(&kept).to_le_bytes()).then_some(kept)
@@ -87,7 +88,7 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Writes the file whole, its checksum last; a cache that can't be written is none.
+/// Writes the file atomically, with its checksum last; if the cache can't be written, nothing is cached.
 fn keep(path: &Path, bytes: &[u8]) {
     let bytes = [bytes, &hash(bytes).to_le_bytes()].concat();
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
@@ -122,7 +123,7 @@ fn compile(source: &str, architecture: u32) -> Result<Vec<u8>, String> {
 /// The program is compiled and not destroyed.
 unsafe fn cubin(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::NvrtcError> {
     let mut size = 0;
-    // SAFETY: the caller's promise; the buffer holds as many bytes as the first call says.
+    // SAFETY: the caller's promise; the buffer has the length that the first call returned.
     unsafe {
         sys::nvrtcGetCUBINSize(program, &mut size).result()?;
         let mut cubin = vec![0u8; size];

@@ -1,4 +1,4 @@
-//! Operations that work on each number by itself, and casts between the formats.
+//! Element-wise operations, and casts between formats.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::gpu::{Arg, Gpu, Grid};
 use crate::precision::Precision;
 use crate::weight::Dtype;
 
-/// An array, or its copy in another format.
+/// An array in a given format: the original or a converted copy.
 pub(super) enum InFormat<'a> {
     Borrowed(&'a Array),
     Owned(Array),
@@ -25,7 +25,7 @@ impl std::ops::Deref for InFormat<'_> {
     }
 }
 
-/// The end of a kernel's name for a format.
+/// The suffix of a kernel's name for a format.
 pub(super) fn suffix(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F32 => "f32",
@@ -33,7 +33,7 @@ pub(super) fn suffix(dtype: Dtype) -> &'static str {
     }
 }
 
-/// A grid in which a thread takes four numbers.
+/// A grid in which each thread takes four numbers.
 pub(super) fn fours(count: usize) -> Grid {
     Grid::over(count.div_ceil(4))
 }
@@ -46,7 +46,7 @@ pub(super) fn int(count: usize) -> Arg {
     Arg::I32(i32::try_from(count).expect("a size below 2^31"))
 }
 
-/// An array in the format of a matmul's operands: itself where it is in it.
+/// An array in the format of a matmul's operands; the array itself if it is in that format already.
 pub(super) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
     let dtype = precision.dtype();
     if array.dtype() == dtype { InFormat::Borrowed(array) } else { InFormat::Owned(cast(array, dtype)) }
@@ -59,34 +59,34 @@ pub(crate) fn cast(array: &Array, dtype: Dtype) -> Array {
     }
     let to = Array::unset(array.gpu(), array.len(), dtype);
     let kernel = if dtype == Dtype::Bf16 { "cast_f32_bf16" } else { "cast_bf16_f32" };
-    // SAFETY: both arrays hold as many numbers.
+    // SAFETY: both arrays have the same length.
     unsafe { array.gpu().launch(kernel, fours(array.len()), &[to.arg(), array.arg(), long(array.len())]) };
     to
 }
 
-/// Normal numbers in bf16, for measurements.
+/// Normally distributed numbers in bf16, for measurements.
 pub(crate) fn normal(gpu: &Arc<Gpu>, len: usize, seed: u64, deviation: f32) -> Array {
     let to = Array::unset(gpu, len, Dtype::Bf16);
     let args = [to.arg(), Arg::I64(seed as i64), Arg::F32(deviation), long(len)];
-    // SAFETY: the array holds as many numbers.
+    // SAFETY: the array has that length.
     unsafe { gpu.launch("fill_normal_bf16", fours(len), &args) };
     to
 }
 
-/// Writes a stretch of f32 numbers rounded to bf16, from `start` on.
+/// Writes a range of f32 numbers rounded to bf16, from `start` on.
 pub(crate) fn round_into(to: &mut Array, start: usize, from: &Array, stretch: Range<usize>) {
     let len = stretch.len();
     assert!(start + len <= to.len() && stretch.end <= from.len(), "the stretch lies within both");
     assert_eq!((to.dtype(), from.dtype()), (Dtype::Bf16, Dtype::F32), "f32 numbers become bf16");
     let (to_start, from_start) = (to.part(start, len), from.part(stretch.start, len));
-    // SAFETY: the stretch lies within both arrays.
+    // SAFETY: the range lies within both arrays.
     unsafe { to.gpu().launch("cast_f32_bf16", fours(len), &[to_start, from_start, long(len)]) };
 }
 
 /// `to += from`, in f32.
 pub(crate) fn add(to: &mut Array, from: &Array) {
     assert_eq!((to.len(), to.dtype(), from.dtype()), (from.len(), Dtype::F32, Dtype::F32), "two matrices of one size");
-    // SAFETY: both arrays hold as many numbers.
+    // SAFETY: both arrays have the same length.
     unsafe { to.gpu().launch("add_f32", fours(to.len()), &[to.arg(), from.arg(), long(to.len())]) };
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn add(to: &mut Array, from: &Array) {
 pub(crate) fn add_within(array: &mut Array, to: usize, from: usize, len: usize) {
     assert!(from + len <= array.len() && array.dtype() == Dtype::F32, "both stretches lie within the array");
     let [to, from] = [to, from].map(|start| array.part(start, len));
-    // SAFETY: the stretches lie within the array, and the caller keeps them apart.
+    // SAFETY: both ranges lie within the array, and the caller makes sure that they don't overlap.
     unsafe { array.gpu().launch("add_f32", fours(len), &[to, from, long(len)]) };
 }
 
@@ -102,25 +102,25 @@ pub(crate) fn add_within(array: &mut Array, to: usize, from: usize, len: usize) 
 pub(crate) fn swiglu(h: &mut Array, gate: &Array, up: &Array) {
     same(&[h, gate, up]);
     let kernel = format!("swiglu_{}", suffix(h.dtype()));
-    // SAFETY: the arrays hold as many numbers, in one format.
+    // SAFETY: the arrays have the same length and format.
     unsafe { h.gpu().launch(&kernel, fours(h.len()), &[h.arg(), gate.arg(), up.arg(), long(h.len())]) };
 }
 
-/// Turns a gate and an up into their gradients.
+/// Overwrites a gate and an up projection with their gradients.
 pub(crate) fn swiglu_backward(gate: &mut Array, up: &mut Array, dh: &Array) {
     same(&[gate, up, dh]);
     let kernel = format!("swiglu_backward_{}", suffix(dh.dtype()));
-    // SAFETY: the arrays hold as many numbers, in one format.
+    // SAFETY: the arrays have the same length and format.
     unsafe { dh.gpu().launch(&kernel, fours(dh.len()), &[gate.arg(), up.arg(), dh.arg(), long(dh.len())]) };
 }
 
-/// Turns every head of every row by its position.
+/// Rotates every head of every row by its position.
 pub(crate) fn rope(x: &mut Array, [cos, sin]: [&Array; 2], (heads, half): (usize, usize), sign: f32) {
     let pairs = x.len() / 2;
     assert!(pairs <= cos.len() * heads && cos.len() == sin.len(), "an angle for each pair of features");
     let kernel = format!("rope_{}", suffix(x.dtype()));
     let args = [x.arg(), cos.arg(), sin.arg(), int(heads), int(half), Arg::F32(sign)];
-    // SAFETY: the assertion bounds what is read, the rows what is written.
+    // SAFETY: the assertion bounds what is read, and the count of rows bounds what is written.
     unsafe { x.gpu().launch(&kernel, Grid::rows(pairs / (heads * half).max(1), 256), &args) };
 }
 

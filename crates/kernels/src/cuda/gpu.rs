@@ -1,5 +1,5 @@
-//! A GPU: its context, its streams, the kernels, and how much of its memory is in use. Without an engine it is an
-//! meta GPU, which counts what a run would take and computes nothing: how `weft plan` knows a GPU's memory.
+//! A GPU: its context, its streams, the kernels, and how much of its memory is in use. Without an engine it is a meta
+//! GPU, which counts the memory of a run and computes nothing; `weft plan` uses it to predict a GPU's memory.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,11 +22,11 @@ use super::matmul::{Matmuls, WORKSPACE};
 use super::streams::Streams;
 use super::work::{Counter, Launches, Work};
 
-/// The first driver that has every function that is asked for: CUDA 12.8.
+/// The first driver version with every function that is called: CUDA 12.8.
 const DRIVER_VERSION: i32 = 12_080;
-/// The first compute capability with matmuls of bf16.
+/// The first compute capability with bf16 matmuls.
 const CAPABILITY: u32 = 80;
-/// Shared memory of a block that needs no asking.
+/// How much shared memory a block gets without a request for more.
 const SHARED: u32 = 48 << 10;
 
 /// A GPU.
@@ -38,7 +38,7 @@ pub struct Gpu {
     counter: Counter,
 }
 
-/// What computes.
+/// The part of a GPU that computes.
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) streams: Streams,
@@ -47,16 +47,16 @@ pub(super) struct Engine {
     name: String,
 }
 
-/// A moment in a GPU's work.
+/// A point in a GPU's work.
 #[derive(Debug)]
 pub struct Mark(Option<CudaEvent>);
 
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arg {
-    /// Where so many bytes are read or written.
+    /// The address of a range, and how many bytes of it are read or written.
     Numbers(u64, usize),
-    /// Where numbers are whose bytes don't count: few, or counted elsewhere.
+    /// The address of numbers whose bytes don't count, because they are few or counted elsewhere.
     Pointer(u64),
     F32(f32),
     F64(f64),
@@ -64,34 +64,34 @@ pub(super) enum Arg {
     I64(i64),
 }
 
-/// The blocks of a launch and what each has.
+/// The blocks of a launch and what each of them has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grid {
     pub(super) blocks: [usize; 3],
     pub(super) threads: u32,
-    /// Bytes of shared memory that are asked for at the launch.
+    /// Bytes of dynamic shared memory per block.
     pub(super) shared: u32,
-    /// Operations of matmuls within the kernel, of bf16 operands or f32 ones.
+    /// Operations of the matmuls within the kernel, and whether their operands are bf16; else they are f32.
     pub(super) operations: (u64, bool),
 }
 
 impl Grid {
-    /// One thread for each of so many things.
+    /// A grid with one thread for each of `count` items.
     pub(super) fn over(count: usize) -> Self {
         Self { blocks: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, operations: (0, false) }
     }
 
-    /// A block for each of so many rows.
+    /// A grid with a block for each of `rows` rows.
     pub(super) fn rows(rows: usize, threads: u32) -> Self {
         Self { blocks: [rows, 1, 1], threads, shared: 0, operations: (0, false) }
     }
 }
 
 impl Gpu {
-    /// Opens a GPU, counted from 0; kernels are kept in `cache`.
+    /// Opens the GPU with the given index, counted from 0; compiled kernels are cached in `cache`.
     ///
     /// # Errors
-    /// A library or GPU that isn't there, or one too old, as one sentence.
+    /// A sentence that says which library or GPU is missing or too old.
     pub fn open(ordinal: usize, cache: Option<&Path>) -> Result<Arc<Self>, String> {
         DRIVER.open(u32::MAX)?;
         let context = context(ordinal)?;
@@ -117,18 +117,18 @@ impl Gpu {
         Ok(Self::with(Some(engine)))
     }
 
-    /// The GPUs of this machine that the driver shows this process.
+    /// The number of this machine's GPUs that the driver shows to this process.
     pub fn count() -> usize {
         let is_there = DRIVER.open(u32::MAX).is_ok() && result::init().is_ok();
         if is_there { CudaContext::device_count().unwrap_or(0) as usize } else { 0 }
     }
 
-    /// Whether there is a driver to ask for GPUs.
+    /// Whether there is a driver that can list GPUs.
     pub fn has_driver() -> bool {
         DRIVER.open(u32::MAX).is_ok()
     }
 
-    /// A GPU without an engine.
+    /// A meta GPU, which has no engine and computes nothing.
     pub fn meta() -> Arc<Self> {
         Self::with(None)
     }
@@ -138,18 +138,18 @@ impl Gpu {
         Arc::new(Self { engine, used, most_used, counter: Counter::default() })
     }
 
-    /// Starts counting what kernels do; on a GPU that computes their time is taken, which slows it a little.
+    /// Starts counting what kernels do. A GPU that computes also measures their time, which slows it down a little.
     pub fn start_counting(&self) {
         self.counter.start();
     }
 
-    /// Ends counting, once all work is done: equal launches together, those that took longest first.
+    /// Stops counting once all work is done. Equal launches are grouped, and those that took longest come first.
     pub fn stop_counting(&self) -> Vec<Launches> {
         self.finish();
         self.counter.stop()
     }
 
-    /// Counts a launch: `start` starts it where this is a GPU that computes.
+    /// Counts a launch; on a GPU that computes, `start` launches it.
     pub(super) fn counted<E>(
         &self,
         kernel: &str,
@@ -175,65 +175,65 @@ impl Gpu {
         self.engine.as_ref().map_or("a meta GPU", |engine| &engine.name)
     }
 
-    /// Bytes that a run could have: those that are free, and what this process has already.
+    /// Bytes that a run can use: those that are free, and those that this process has already.
     pub fn available_bytes(&self) -> usize {
         self.memory()[0].saturating_add(self.used_bytes()).saturating_add(WORKSPACE)
     }
 
-    /// Bytes of its memory: free ones and all.
+    /// Bytes of the GPU's memory: free and total.
     pub fn memory(&self) -> [usize; 2] {
         let Some(engine) = &self.engine else { return [usize::MAX; 2] };
         let (free, all) = engine.stream().context().mem_get_info().unwrap_or((0, 0));
         [free, all]
     }
 
-    /// Bytes in use now, the workspace of matmuls aside.
+    /// Bytes in use now, without the workspace of matmuls.
     pub fn used_bytes(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The most bytes in use at once so far.
+    /// The most bytes that have been in use at once so far.
     pub fn most_used_bytes(&self) -> usize {
         self.most_used.load(Ordering::Relaxed)
     }
 
-    /// Starts counting the most from what is in use now.
+    /// Resets the peak to what is in use now.
     pub fn forget_most_used(&self) {
         self.most_used.store(self.used.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Gives the memory that nobody uses back to the driver, once all work is done.
+    /// Returns unused memory to the driver, once all work is done.
     pub(super) fn give_back_spare(&self) {
         let Some(engine) = &self.engine else { return };
         let _ = engine.streams.synchronize();
-        // SAFETY: the pool is the device's own.
+        // SAFETY: the pool belongs to the device.
         let _ = unsafe {
             result::device::get_default_mem_pool(engine.stream().context().cu_device())
                 .and_then(|pool| cuMemPoolTrimTo(pool, 0).result())
         };
     }
 
-    /// Returns when everything asked for is done.
+    /// Returns when all work asked for is done.
     pub fn finish(&self) {
         if let Some(engine) = &self.engine {
             engine.stream().synchronize().unwrap_or_else(|e| self.fail("finish its work", e));
         }
     }
 
-    /// The moment at which everything asked for so far is done.
+    /// The point at which everything asked for so far is done.
     pub fn mark(&self) -> Mark {
         let record = |engine: &Engine| engine.stream().record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
         Mark(self.engine.as_ref().map(|engine| record(engine).unwrap_or_else(|e| self.fail("mark its work", e))))
     }
 
-    /// Makes what this thread asks for from now on wait for a mark.
+    /// Makes the work that this thread asks for from now on wait for a mark.
     pub fn wait_for(&self, mark: &Mark) {
         if let (Some(engine), Some(event)) = (&self.engine, &mark.0) {
             engine.stream().wait(event).unwrap_or_else(|e| self.fail("wait for its other stream", e));
         }
     }
 
-    /// Makes the GPU's context this thread's.
+    /// Makes the GPU's context current on this thread.
     pub(super) fn bind(&self) {
         if let Some(engine) = &self.engine {
             engine.stream().context().bind_to_thread().unwrap_or_else(|e| self.fail("be asked from this thread", e));
@@ -253,10 +253,10 @@ impl Gpu {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Starts a kernel.
+    /// Launches a kernel.
     ///
     /// # Safety
-    /// The arguments are the kernel's, and what they point to is as long as it reads and writes.
+    /// The arguments match the kernel's parameters, and what they point to lives while the kernel reads and writes it.
     pub(super) unsafe fn launch(&self, kernel: &str, grid: Grid, args: &[Arg]) {
         if grid.blocks.contains(&0) {
             return;
@@ -269,7 +269,7 @@ impl Gpu {
         started.unwrap_or_else(|e| self.fail(&format!("run {kernel}"), e));
     }
 
-    /// Starts a kernel on an engine.
+    /// Launches a kernel on an engine.
     ///
     /// # Safety
     /// As for [`Gpu::launch`].
@@ -297,14 +297,14 @@ impl Gpu {
         unsafe { launch.launch(config) }.map(|_| ())
     }
 
-    /// Unwinds with what the GPU couldn't do.
+    /// Unwinds with a sentence that says what the GPU couldn't do.
     pub(super) fn fail(&self, what: &str, error: impl std::fmt::Display) -> ! {
         fail(format!("the GPU {} could not {what}: {error}", self.name()))
     }
 }
 
 impl Engine {
-    /// The stream of this thread's work.
+    /// The stream for this thread's work.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         self.streams.current()
     }
@@ -316,27 +316,27 @@ impl Mark {
         self.0.as_ref().is_none_or(CudaEvent::is_complete)
     }
 
-    /// Seconds from an earlier one.
+    /// Seconds since an earlier mark.
     pub fn seconds_since(&self, earlier: &Self) -> f64 {
         let (Some(this), Some(earlier)) = (&self.0, &earlier.0) else { return 0.0 };
         earlier.elapsed_ms(this).map_or(0.0, |ms| f64::from(ms) * 1e-3)
     }
 }
 
-/// What the driver says of an error, without its number.
+/// The driver's text for an error, without its number.
 fn in_words(error: &DriverError) -> String {
     error.error_string().map_or_else(|_| error.to_string(), |words| words.to_string_lossy().into_owned())
 }
 
-/// The CUDA that the driver speaks, 13020 for 13.2.
+/// The CUDA version that the driver supports, 13020 for 13.2.
 fn driver_version() -> i32 {
     let mut version = 0;
-    // SAFETY: a place for a number.
+    // SAFETY: the pointer is valid for a number.
     let _ = unsafe { cuDriverGetVersion(&mut version) };
     version
 }
 
-/// The context of a GPU of the machine's.
+/// The context of one of the machine's GPUs.
 fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
     result::init().map_err(|e| format!("no GPU computes here ({}); use --device cpu", in_words(&e)))?;
     let version = driver_version();
@@ -353,7 +353,7 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
     CudaContext::new(ordinal).map_err(|e| format!("GPU {ordinal} can't be opened: {e}"))
 }
 
-/// Keeps memory that was given back for the next to ask, as an allocator does.
+/// Makes the pool keep freed memory for later requests, as an allocator does.
 fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
     let pools = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)?;
     if pools == 0 {
@@ -361,14 +361,14 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
     }
     let mut all = u64::MAX;
     let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the pool is the device's own, and the attribute a 64-bit number.
+    // SAFETY: the pool belongs to the device, and the attribute is a 64-bit number.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device())?;
         cuMemPoolSetAttribute(pool, threshold, (&raw mut all).cast()).result()
     }
 }
 
-/// Every kernel by its name.
+/// All kernels by name.
 fn functions(
     context: &Arc<CudaContext>,
     (capability, newest): (u32, u32),

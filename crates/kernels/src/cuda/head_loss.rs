@@ -1,4 +1,5 @@
-//! The LM head on a GPU: logits of a chunk of rows at a time, their statistics, and the gradient.
+//! The LM head on a GPU (a fused linear cross-entropy): logits of a chunk of rows at a time, their statistics, and the
+//! gradient.
 
 use super::array::{Array, Memory};
 use super::elementwise::{int, suffix};
@@ -8,17 +9,17 @@ use crate::head_loss::Head;
 use crate::tensor::Into;
 use crate::weight::Dtype;
 
-/// Most logits held at once: 256 MB of them.
+/// The most logits that are held at once: 256 MB of them.
 const CHUNK_LOGITS: usize = 1 << 26;
 /// Rows of a matmul's tile.
 const TILE: usize = 128;
-/// Columns of a block of the gradient.
+/// Columns that one block of the gradient kernel computes.
 const COLUMNS: usize = 1024;
 
-/// Rows whose logits are held at once.
+/// How many rows have their logits held at once.
 pub(super) fn rows_at_once(vocab: usize) -> usize {
     let rows = (CHUNK_LOGITS / vocab).clamp(16, 4096);
-    // Whole tiles of a matmul.
+    // Use whole tiles of a matmul.
     if rows > TILE { rows / TILE * TILE } else { rows }
 }
 
@@ -26,12 +27,12 @@ pub(super) fn rows_at_once(vocab: usize) -> usize {
 struct Chunk<'a> {
     first: usize,
     rows: usize,
-    /// Their inputs.
+    /// The inputs of the rows.
     x: Array,
     logits: &'a mut Array,
 }
 
-/// Calls `f` with chunk after chunk of the logits.
+/// Calls `f` with each chunk of the logits, in order.
 fn for_each(head: &Head, x: &Array, mut f: impl FnMut(Chunk)) {
     let (vocab, width) = (head.weight.rows(), head.weight.cols());
     let (all, at_once) = (x.len() / width, rows_at_once(vocab));
@@ -55,13 +56,13 @@ pub(super) fn logits_of(head: &Head, x: &Array, (first, rows): (usize, usize), l
     own
 }
 
-/// Calls `f(first row, logits [rows, V])` with chunk after chunk of the logits, in the machine's memory.
+/// Calls `f(first row, logits [rows, V])` with each chunk of the logits, copied to the machine's memory.
 pub(crate) fn for_each_chunk(head: &Head, x: &Array, mut f: impl FnMut(usize, &mut [f32])) {
     let vocab = head.weight.rows();
     for_each(head, x, |chunk| f(chunk.first, &mut chunk.logits.stretch_to_f32(0..chunk.rows * vocab)));
 }
 
-/// Each row's entropy in nats.
+/// The entropy of each row, in nats.
 pub(crate) fn entropy(head: &Head, x: &Array) -> Vec<f32> {
     let entropies = Array::unset(x.gpu(), x.len() / head.weight.cols(), Dtype::F32);
     for_each(head, x, |chunk| {
@@ -71,7 +72,7 @@ pub(crate) fn entropy(head: &Head, x: &Array) -> Vec<f32> {
     entropies.to_f32()
 }
 
-/// Each target's negative log-likelihood in nats.
+/// The negative log-likelihood of each target, in nats.
 pub(crate) fn nll(head: &Head, x: &Array, targets: &[u32]) -> Vec<f32> {
     let nll = Array::unset(x.gpu(), targets.len(), Dtype::F32);
     let targets = checked(head, x, targets);
@@ -82,7 +83,7 @@ pub(crate) fn nll(head: &Head, x: &Array, targets: &[u32]) -> Vec<f32> {
     nll.to_f32()
 }
 
-/// Each target's negative log-likelihood, and the gradients of their weighted sum.
+/// The negative log-likelihood of each target, and the gradients of their weighted sum.
 pub(crate) fn loss(
     head: &Head,
     x: &Array,
@@ -114,7 +115,7 @@ pub(crate) fn loss(
             others.arg(),
             int(vocab),
         ];
-        // SAFETY: the chunk's rows are those of logits, gradient and statistics; every target is a column.
+        // SAFETY: logits, gradient and statistics hold the chunk's rows; every target is a column.
         unsafe { gpu.launch(&format!("head_gradient_{}", suffix(gradient.dtype())), grid, &args) };
         if let Some(dweight) = dweight.as_deref_mut() {
             linear::backward_weight(dweight, &gradient, &chunk.x, chunk.rows, head.precision);
@@ -132,7 +133,7 @@ pub(crate) fn loss(
     nll
 }
 
-/// Where the statistics of a chunk's rows go.
+/// Where the statistics of a chunk's rows are written.
 #[derive(Default)]
 struct Results {
     entropy: Option<u64>,
@@ -152,11 +153,11 @@ fn statistics(gpu: &Gpu, head: &Head, chunk: &Chunk, targets: Option<&Memory>, t
         or_null(to.others),
         int(head.weight.rows()),
     ];
-    // SAFETY: a row of logits and a place in each result for every block; what is null isn't touched.
+    // SAFETY: every block has a row of logits and a place in each result; the kernel doesn't touch null results.
     unsafe { gpu.launch("head_statistics", Grid::rows(chunk.rows, 512), &args) };
 }
 
-/// Targets on the GPU, one a row, each a row of the head's.
+/// Uploads the targets, after checking that there is one per row and that each is a row of the head.
 fn checked(head: &Head, x: &Array, targets: &[u32]) -> Memory {
     let is_row = |target: &u32| (*target as usize) < head.weight.rows();
     assert!(targets.len() * head.weight.cols() == x.len() && targets.iter().all(is_row), "a target for each row");

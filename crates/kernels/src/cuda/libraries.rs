@@ -1,5 +1,6 @@
-//! NVIDIA's libraries: looked for by name where the system looks, then in the folders where a CUDA toolkit or Python's
-//! packages put them. What is found elsewhere is opened by its path, and stays open: its name is then known to the process.
+//! Opens NVIDIA's libraries: by name where the system looks, then in the folders of a CUDA toolkit or of Python's
+//! packages. A library found in such a folder is opened by its path and stays open, so that the process then knows its
+//! name.
 
 use std::cell::LazyCell;
 use std::env;
@@ -8,40 +9,40 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// A library that a GPU's work needs.
+/// A library that work on a GPU needs.
 pub(super) struct Needed {
-    /// Its file's name, any version of it.
+    /// The stem of its file name, without a version.
     stem: &'static str,
-    /// What it is, and how one comes by it.
+    /// What it is, and how to get it.
     what: &'static str,
-    /// Major versions that serve, the best first; the driver has no other name than 1.
+    /// The major versions that work, the best first; the driver's only version is 1.
     versions: &'static [u32],
-    /// Whether it comes with the driver alone.
+    /// Whether it comes only with the driver.
     is_drivers: bool,
 }
 
-/// The driver.
+/// The CUDA driver.
 pub(super) const DRIVER: Needed = Needed {
     stem: "libcuda.so",
     what: "NVIDIA's driver; install it, or use --device cpu",
     versions: &[1],
     is_drivers: true,
 };
-/// The compiler of kernels.
+/// The compiler of CUDA kernels.
 pub(super) const NVRTC: Needed = Needed {
     stem: "libnvrtc.so",
     what: "the compiler of CUDA kernels; `pip install nvidia-cuda-nvrtc` or a CUDA toolkit brings it",
     versions: &[13, 12],
     is_drivers: false,
 };
-/// Matmuls.
+/// The library of matmuls.
 pub(super) const CUBLASLT: Needed = Needed {
     stem: "libcublasLt.so",
     what: "NVIDIA's matmuls; `pip install nvidia-cublas` or a CUDA toolkit brings it",
     versions: &[13, 12],
     is_drivers: false,
 };
-/// Several GPUs.
+/// The library of communication between GPUs.
 pub(super) const NCCL: Needed = Needed {
     stem: "libnccl.so",
     what: "NVIDIA's communication between GPUs; `pip install nvidia-nccl-cu13` brings it",
@@ -50,11 +51,11 @@ pub(super) const NCCL: Needed = Needed {
 };
 
 impl Needed {
-    /// Makes sure that the library is open: by its name where the system looks, then in the other folders; the newest
-    /// version that serves, up to the `newest` CUDA that the driver speaks.
+    /// Makes sure that the library is open: by its name where the system looks, then in the other folders. It takes the
+    /// newest version that works, up to the `newest` CUDA version that the driver supports.
     ///
     /// # Errors
-    /// Which it is and where it was looked for, as one sentence.
+    /// One sentence that names the library and says where it was looked for.
     pub(super) fn open(&self, newest: u32) -> Result<(), String> {
         let folders = LazyCell::new(|| if self.is_drivers { vec![] } else { folders() });
         let versions = self.versions.iter().filter(|version| **version <= newest);
@@ -77,8 +78,8 @@ impl Needed {
         ))
     }
 
-    /// Opens the library at a path. NVRTC asks for its own second library by name alone, and not every package says where
-    /// that is: it goes first.
+    /// Opens the library at a path. NVRTC looks for its second library by name alone, and not every package tells the
+    /// loader where that is, so the second library is opened first.
     fn is_opened_at(&self, path: &Path) -> bool {
         let prefix = format!("{}-builtins.so.", self.stem.trim_end_matches(".so"));
         let is_second = |path: &PathBuf| name_of(path).starts_with(&prefix);
@@ -90,17 +91,17 @@ impl Needed {
     }
 }
 
-/// Opens a library for good.
+/// Opens a library and never closes it.
 fn is_opened(path: &Path) -> bool {
-    // SAFETY: NVIDIA's libraries run initialisers of their own, as for every program that links them.
+    // SAFETY: NVIDIA's libraries run their own initialisers, as in every program that links them.
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map(std::mem::forget).is_ok()
 }
 
-/// Where toolkits and Python's packages put libraries, as far as the folders are there.
+/// The existing folders in which toolkits and Python's packages put libraries.
 fn folders() -> Vec<PathBuf> {
     let of_variables = |names: &[&str]| names.iter().filter_map(env::var_os).map(PathBuf::from).collect::<Vec<_>>();
     let toolkits = [of_variables(&["CUDA_HOME", "CUDA_PATH"]), vec![PathBuf::from("/usr/local/cuda")]].concat();
-    // An installation of Python's: that of an environment, of a program on the path, the user's, the system's.
+    // Python's prefixes: of an environment, of a program on PATH, of the user, and of the system.
     let mut prefixes = of_variables(&["VIRTUAL_ENV", "CONDA_PREFIX"]);
     let programs = env::var_os("PATH").unwrap_or_default();
     prefixes.extend(env::split_paths(&programs).filter_map(|folder| folder.parent().map(Path::to_owned)));

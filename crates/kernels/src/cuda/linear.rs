@@ -8,10 +8,10 @@ use crate::precision::Precision;
 use crate::tensor::Into;
 use crate::weight::{Dtype, Weight};
 
-/// Rows whose bias gradients are summed into one partial.
+/// How many rows' bias gradients are added into one partial sum.
 pub(super) const PARTIAL_ROWS: usize = 64;
 
-/// `y = x W^T`, and what is to be added where there is something.
+/// `y = x W^T`, plus `before` if there is one.
 pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, before: Option<&Array>, precision: Precision) {
     let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
     let x = in_format(x, precision);
@@ -45,7 +45,7 @@ pub(crate) fn add_bias(y: &mut Array, bias: &Weight) {
     let b = bias.array();
     assert!(b.dtype() == Dtype::F32 && y.len().is_multiple_of(b.len().max(1)), "whole rows, and a bias in f32");
     let kernel = format!("add_bias_{}", suffix(y.dtype()));
-    // SAFETY: the rows are as wide as the bias is long.
+    // SAFETY: each row is as wide as the bias.
     unsafe { y.gpu().launch(&kernel, Grid::over(y.len()), &[y.arg(), b.arg(), int(b.len()), long(y.len())]) };
 }
 
@@ -54,17 +54,18 @@ pub(crate) fn backward_bias(dbias: &mut Array, dy: &Array) {
     let (width, rows) = (dbias.len(), dy.len() / dbias.len());
     sum_partials(dbias, rows, |partials, grid| {
         let kernel = format!("bias_partials_{}", suffix(dy.dtype()));
-        // SAFETY: a partial for each column and each block of rows.
+        // SAFETY: there is a partial sum for each column and each block of rows.
         unsafe { dy.gpu().launch(&kernel, grid, &[partials.arg(), dy.arg(), int(width), int(rows)]) };
     });
 }
 
-/// Adds to `to` the sum over rows, by way of partials that `write(partials, grid)` fills block by block.
+/// Adds a sum over rows to `to`, through partial sums that `write(partials, grid)` computes, one for each block of
+/// rows.
 pub(super) fn sum_partials(to: &mut Array, rows: usize, write: impl FnOnce(&Memory, Grid)) {
     let (width, count) = (to.len(), rows.div_ceil(PARTIAL_ROWS));
     let partials = Memory::unset(to.gpu(), 4 * width * count);
     write(&partials, Grid { blocks: [width.div_ceil(256), count, 1], threads: 256, shared: 0, operations: (0, false) });
     let args = [to.arg(), partials.arg(), int(width), int(count)];
-    // SAFETY: the partials hold `count` rows of the width.
+    // SAFETY: `partials` holds `count` rows of that width.
     unsafe { to.gpu().launch("add_partials", Grid::over(width), &args) };
 }

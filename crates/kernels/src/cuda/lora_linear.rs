@@ -1,5 +1,5 @@
-//! A linear layer with an adapter on a GPU. The adapter's matmuls add to the layer's result, so that no sum is a pass of
-//! its own but where a dropout lies between.
+//! A linear layer with an adapter on a GPU. The adapter's matmuls add to the layer's result directly, so that a
+//! separate pass to add them is needed only when there is dropout in between.
 
 use super::array::Array;
 use super::elementwise::{InFormat, in_format, int, suffix};
@@ -10,7 +10,7 @@ use crate::lora_linear::{Dropout, Lora};
 use crate::tensor::Into;
 use crate::weight::{Dtype, Weight};
 
-/// `y = x W^T + s (drop(x) A^T) B^T`, and what is to be added where there is something.
+/// `y = x W^T + s (drop(x) A^T) B^T`, plus `before` if there is one.
 pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora, before: Option<&Array>) {
     let x = in_format(x, lora.precision);
     linear::forward(y, &x, weight, before, lora.precision);
@@ -20,7 +20,7 @@ pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, lora: &Lora, be
     matmul(y, operands, lora.scale, Into::Add);
 }
 
-/// `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and the gradients of A and B.
+/// Computes `dx = dy W + s drop'((dy B) A)` (or `+=`) where `dx` is wanted, and adds the gradients of A and B.
 pub(crate) fn backward(
     dx: Option<(&mut Array, Into)>,
     [da, db]: [&mut Array; 2],
@@ -55,7 +55,7 @@ pub(crate) fn backward(
     }
 }
 
-/// `u = x A^T` of an input after dropout.
+/// `u = x A^T`, where `x` is the input after dropout.
 fn project_down(x: &Array, lora: &Lora) -> Array {
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     let (a, n) = (in_format(lora.a.array(), lora.precision), x.len() / inputs);
@@ -64,7 +64,7 @@ fn project_down(x: &Array, lora: &Lora) -> Array {
     u
 }
 
-/// The adapter's input.
+/// The adapter's input, after dropout if there is any.
 fn dropped<'x>(x: &'x Array, lora: &Lora) -> InFormat<'x> {
     match &lora.dropout {
         None => InFormat::Borrowed(x),
@@ -76,7 +76,7 @@ fn dropped<'x>(x: &'x Array, lora: &Lora) -> InFormat<'x> {
     }
 }
 
-/// Each feature times 0 or `1 / (1 - p)`, written or added to `to`.
+/// Multiplies each feature by 0 or `1 / (1 - p)`; the result is written or added to `to`.
 fn launch_dropout(kernel: &str, to: &Array, x: &Array, width: usize, dropout: &Dropout) {
     let rows = x.len() / width;
     assert_eq!(to.len(), x.len(), "as many numbers as the input");
@@ -89,6 +89,6 @@ fn launch_dropout(kernel: &str, to: &Array, x: &Array, width: usize, dropout: &D
         int(width),
         int(rows),
     ];
-    // SAFETY: the arrays hold `rows` rows of `width` numbers.
+    // SAFETY: both arrays hold `rows` rows of `width` numbers.
     unsafe { x.gpu().launch(kernel, Grid::over(rows * width.div_ceil(4)), &args) };
 }

@@ -1,6 +1,6 @@
-//! Matmuls on a GPU, by cuBLASLt: operands in f32 or bf16, sums in f32. An f32 matmul is one of f32 numbers, not
-//! of TF32. Algorithms that add in no fixed order are left out, so that a matmul has the same bits in every run on one
-//! GPU; those that are taken depend on its shape.
+//! Matmuls on a GPU, by cuBLASLt: operands in f32 or bf16, sums in f32. An f32 matmul multiplies f32 numbers, not TF32.
+//! Algorithms that add in no fixed order are excluded, so that a matmul has the same bits in every run on one GPU. The
+//! chosen algorithm depends on the shape.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -16,14 +16,14 @@ use super::work::Work;
 use crate::tensor::Into;
 use crate::weight::Dtype;
 
-/// Bytes that an algorithm may work in: what NVIDIA advises for Hopper.
+/// The size of the workspace in bytes: what NVIDIA recommends for Hopper.
 pub const WORKSPACE: usize = 32 << 20;
 
-/// cuBLASLt with its workspace, and how matmuls of the shapes met so far are computed.
+/// cuBLASLt with its workspace, and the algorithms for the shapes met so far.
 #[derive(Debug)]
 pub(super) struct Matmuls {
     handle: Handle,
-    /// Whoever computes has it: what one matmul leaves there another's must not overwrite.
+    /// Locked during a matmul, because another matmul must not overwrite what the first one keeps there.
     workspace: Mutex<CudaSlice<u8>>,
     prepared: Mutex<HashMap<Shape, Arc<Prepared>>>,
 }
@@ -31,20 +31,20 @@ pub(super) struct Matmuls {
 #[derive(Debug)]
 struct Handle(sys::cublasLtHandle_t);
 
-/// What the choice of an algorithm depends on, in cuBLASLt's words: matrices by columns.
+/// What the choice of an algorithm depends on, in cuBLASLt's terms: matrices are column-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
-    /// Rows and columns of the result, and the sum's terms.
+    /// Rows and columns of the result, and the inner size.
     sizes: [usize; 3],
     /// Whether each operand is transposed.
     transposed: [bool; 2],
-    /// Of the operands and of the result.
+    /// The formats of the operands and of the result.
     dtypes: [Dtype; 2],
-    /// What the pointers are multiples of: operands, what is added, result.
+    /// Powers of two that the pointers are multiples of: the operands', the added matrix's, the result's.
     alignments: [u32; 4],
 }
 
-/// A shape's descriptors and its algorithm.
+/// The descriptors and the algorithm for a shape.
 #[derive(Debug)]
 struct Prepared {
     description: sys::cublasLtMatmulDesc_t,
@@ -52,7 +52,7 @@ struct Prepared {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-// SAFETY: cuBLASLt's handle may be used by several threads, and descriptors aren't changed once they are made.
+// SAFETY: several threads may use cuBLASLt's handle, and descriptors don't change once they are made.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -61,7 +61,7 @@ unsafe impl Send for Prepared {}
 // SAFETY: as above.
 unsafe impl Sync for Prepared {}
 
-/// A matrix by rows, or its transpose.
+/// A row-major matrix, or its transpose.
 #[derive(Clone, Copy)]
 pub(super) struct Operand<'a> {
     array: &'a Array,
@@ -71,13 +71,13 @@ pub(super) struct Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    /// A matrix by rows; the array may be longer.
+    /// A row-major matrix; the array may be longer.
     pub(super) fn new(array: &'a Array, rows: usize, cols: usize) -> Self {
         assert!(rows * cols <= array.len(), "a matrix of [{rows}, {cols}]");
         Self { array, rows, cols, is_transposed: false }
     }
 
-    /// The transpose.
+    /// The transpose of the operand.
     pub(super) fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, is_transposed: !self.is_transposed, ..self }
     }
@@ -89,13 +89,13 @@ pub(super) fn matmul(out: &mut Array, operands: [Operand; 2], scale: f32, into: 
     compute(out, operands, scale, before);
 }
 
-/// `out [M, N] = a b + before`, a matrix of the same size and format.
+/// `out [M, N] = a b + before`, where `before` has the size and format of `out`.
 pub(super) fn matmul_onto(out: &mut Array, operands: [Operand; 2], before: &Array) {
     assert_eq!((out.len(), out.dtype()), (before.len(), before.dtype()), "matrices of one size and format");
     compute(out, operands, 1.0, Some(before.at(0)));
 }
 
-/// `out = scale * a b`, and what lies at `before` where it is to be added.
+/// `out = scale * a b`, plus the matrix at `before` if there is one.
 fn compute(out: &mut Array, [a, b]: [Operand; 2], scale: f32, before: Option<u64>) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert_eq!(k, b.rows, "inner sizes of a matmul");
@@ -105,7 +105,7 @@ fn compute(out: &mut Array, [a, b]: [Operand; 2], scale: f32, before: Option<u64
     if m * n == 0 {
         return;
     }
-    // By columns, a matrix by rows is its transpose, and the matmul's transpose is that of the operands' in the other order.
+    // A row-major matrix is the transpose of a column-major one, and (a b)^T = b^T a^T: the operands swap places.
     let pointers = [b.array.at(0), a.array.at(0), before.unwrap_or_else(|| out.at(0)), out.at(0)];
     let shape = Shape {
         sizes: [n, m, k],
@@ -144,7 +144,7 @@ impl Matmuls {
         gpu.bind();
         let workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let (workspace, [of_a, of_b, of_out]) = (workspace.device_ptr(stream).0, prepared.layouts);
-        // SAFETY: the layouts are those of the matrices, which are as large as the caller checked.
+        // SAFETY: the layouts describe the matrices, whose sizes the caller has checked.
         unsafe {
             result::matmul(
                 self.handle.0,
@@ -167,7 +167,7 @@ impl Matmuls {
         }
     }
 
-    /// How a matmul of a shape is computed.
+    /// The descriptors and the algorithm for a shape.
     fn prepared(&self, shape: Shape) -> Result<Arc<Prepared>, CublasError> {
         let mut all = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = all.get(&shape) {
@@ -187,7 +187,7 @@ impl Prepared {
         let description = result::create_matmul_desc(f32_sums, sys::cudaDataType_t::CUDA_R_32F)?;
         for (attribute, is_transposed) in [(CUBLASLT_MATMUL_DESC_TRANSA, a), (CUBLASLT_MATMUL_DESC_TRANSB, b)] {
             let operation = i32::from(is_transposed);
-            // SAFETY: the attribute is a number of 32 bits, 0 for none and 1 for the transpose.
+            // SAFETY: the attribute is a 32-bit number, 0 for no transpose and 1 for the transpose.
             unsafe {
                 result::set_matmul_desc_attribute(description, attribute, (&raw const operation).cast(), 4)?;
             }
@@ -203,11 +203,11 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// The fastest algorithm by cuBLASLt's own judgement, among those that add in a fixed order.
+    /// The algorithm that cuBLASLt expects to be fastest, among those that add in a fixed order.
     fn choose(&self, handle: &Handle, alignments: [u32; 4]) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         use sys::cublasLtReductionScheme_t as Reduction;
-        // Not those that round parts of a sum to the result's format either.
+        // Algorithms that round partial sums to the result's format are excluded too.
         let ordered = Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let [a, b, before, out] = alignments;
         let numbers = [
@@ -220,7 +220,7 @@ impl Prepared {
         let preference = result::create_matmul_pref()?;
         let bytes = (Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE as u64);
         let [of_a, of_b, of_out] = self.layouts;
-        // SAFETY: the attributes have these sizes; everything that is passed was created and not destroyed.
+        // SAFETY: the attributes have these sizes; every handle passed was created and not yet destroyed.
         unsafe {
             let mut set = result::set_matmul_pref_attribute(preference, bytes.0, (&raw const bytes.1).cast(), 8);
             for (attribute, number) in numbers {
@@ -247,7 +247,7 @@ fn data_type(dtype: Dtype) -> sys::cudaDataType_t {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        // SAFETY: each was created once and is destroyed once; a library that refuses leaks them.
+        // SAFETY: each was created once and is destroyed once; if the library refuses, they leak.
         unsafe {
             let _ = result::destroy_matmul_desc(self.description);
             for layout in self.layouts {
@@ -259,7 +259,7 @@ impl Drop for Prepared {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: it was created once and is destroyed once.
+        // SAFETY: the handle was created once and is destroyed once.
         let _ = unsafe { result::destroy_handle(self.0) };
     }
 }

@@ -1,10 +1,11 @@
-//! The operations on an NVIDIA GPU. The driver and NVIDIA's libraries are loaded when a GPU is asked for, so that the
-//! program needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the GPU that
-//! is found and kept on disk; matmuls are cuBLASLt's. Computation goes to one stream, in the order in which it was
-//! asked for, and what ranks send each other to another beside it; only numbers that come back to the machine are waited for.
+//! The operations on an NVIDIA GPU. The driver and NVIDIA's libraries are loaded when a GPU is opened, so the program
+//! needs none of them to be built or to run on a CPU. Kernels are CUDA C (`kernels/`), compiled for the GPU at hand and
+//! cached on disk; matmuls are cuBLASLt's. Computation goes to one stream, in the order in which it was asked for, and
+//! communication between ranks goes to a second stream beside it; the host waits only for numbers that are copied back
+//! to it.
 //!
-//! An operation has no way to return an error, and a GPU has few that anybody could go on after: [`Failure`] unwinds with
-//! one sentence to whoever began the work.
+//! An operation has no way to return an error, and a caller could continue after hardly any of a GPU's errors:
+//! [`Failure`] unwinds with one sentence to whatever began the work.
 
 pub mod adamw;
 mod array;
@@ -31,7 +32,7 @@ pub use matmul::WORKSPACE;
 pub use streams::Beside;
 pub use work::{Launches, Work};
 
-/// The kernels' names.
+/// The names of the kernels.
 const KERNELS: &[&str] = &[
     "add_f32",
     "cast_f32_bf16",
@@ -93,11 +94,11 @@ const KERNELS: &[&str] = &[
     "attention_backward_queries_bf16_128",
 ];
 
-/// What went wrong on a GPU, as one sentence: the payload of an unwinding.
+/// A GPU's error as one sentence: the payload of an unwinding.
 #[derive(Debug)]
 pub struct Failure(pub String);
 
-/// Unwinds with what went wrong.
+/// Unwinds with a sentence about what went wrong.
 fn fail(sentence: String) -> ! {
     std::panic::resume_unwind(Box::new(Failure(sentence)))
 }

@@ -1,5 +1,5 @@
-//! Several GPUs, a rank each, over NVIDIA's NCCL. The library is asked for by its own name, which the driver's bindings
-//! don't look for; types are theirs.
+//! Several GPUs, one per rank, over NVIDIA's NCCL. The library is opened by its own name, which the bindings of the
+//! driver don't look for; only the types are theirs.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::gpu::{Engine, Gpu};
 use super::libraries::NCCL;
 use crate::tensor::Tensor;
 
-/// What names a group of ranks: rank 0 makes it, the others are told.
+/// The id of a group of ranks: rank 0 creates it and passes it to the others.
 pub type Id = [u8; 128];
 
 type Send = unsafe extern "C" fn(*const c_void, usize, ncclDataType_t, i32, ncclComm_t, *mut c_void) -> ncclResult_t;
@@ -42,7 +42,7 @@ struct Functions {
     broadcast: Broadcast,
 }
 
-/// One rank among those that share their work.
+/// This process's membership in a group of ranks.
 #[derive(Debug)]
 pub struct Group {
     functions: Functions,
@@ -53,7 +53,8 @@ pub struct Group {
     has_left: AtomicBool,
 }
 
-// SAFETY: its calls are made one thread at a time (the collective's rule), and the library asks for no certain thread.
+// SAFETY: one thread at a time makes the calls, as collectives require, and the library doesn't require a particular
+// thread.
 unsafe impl std::marker::Send for Group {}
 // SAFETY: as above.
 unsafe impl Sync for Group {}
@@ -87,39 +88,39 @@ impl Functions {
     }
 }
 
-/// A group's name for ranks that all know an address of rank 0's, `host:port`: NCCL makes it of that.
+/// The id of a group whose ranks all know an address of rank 0, `host:port`; NCCL derives it from that address.
 ///
 /// # Errors
-/// A library that isn't there or fails.
+/// The library is missing or fails.
 pub fn id_at(address: &str) -> Result<Id, String> {
-    // SAFETY: processes join before they start threads of their own.
+    // SAFETY: processes join before they start other threads.
     unsafe { std::env::set_var("NCCL_COMM_ID", address) };
     new_id()
 }
 
-/// A new group's name.
+/// The id of a new group.
 ///
 /// # Errors
-/// A library that isn't there or fails.
+/// The library is missing or fails.
 pub fn new_id() -> Result<Id, String> {
     let functions = Functions::open()?;
     let mut id = ncclUniqueId { internal: [0; 128] };
-    // SAFETY: a place for an id.
+    // SAFETY: the pointer is valid for an id.
     checked(unsafe { (functions.get_unique_id)(&mut id) }, "make a group's id")?;
     Ok(id.internal.map(|byte| byte as u8))
 }
 
 impl Group {
-    /// Joins the others, who wait for each other.
+    /// Joins a group; returns once every rank has joined.
     ///
     /// # Errors
-    /// A library that isn't there or fails.
+    /// The library is missing or fails.
     pub fn join(gpu: &Arc<Gpu>, (rank, size): (usize, usize), id: Id) -> Result<Self, String> {
         let functions = Functions::open()?;
         let mut communicator: ncclComm_t = std::ptr::null_mut();
         let id = ncclUniqueId { internal: id.map(|byte| byte as std::ffi::c_char) };
         gpu.bind();
-        // SAFETY: a place for a communicator; the GPU's context is this thread's.
+        // SAFETY: the pointer is valid for a communicator, and the GPU's context is current on this thread.
         checked(unsafe { (functions.join)(&mut communicator, size as i32, id, rank as i32) }, "join the ranks")?;
         Ok(Self { functions, communicator, gpu: gpu.clone(), rank, size, has_left: AtomicBool::new(false) })
     }
@@ -129,7 +130,7 @@ impl Group {
         self.rank
     }
 
-    /// How many there are.
+    /// The number of ranks in the group.
     pub fn size(&self) -> usize {
         self.size
     }
@@ -139,7 +140,8 @@ impl Group {
         &self.gpu
     }
 
-    /// Sends each rank its block, the next `counts[rank]` numbers; `received` gets this rank's block of every rank.
+    /// Sends every rank its block, the next `counts[rank]` numbers of `send`; `received` gets this rank's block from
+    /// every rank.
     pub fn exchange(&self, send: &Tensor, counts: &[usize], received: &mut Tensor) {
         let (own, starts) = (counts[self.rank], starts(counts));
         let (send, received) = (send.array(), received.array_mut());
@@ -147,21 +149,21 @@ impl Group {
         self.with_others(|rank| (send.at(starts[rank]), counts[rank], received.at(rank * own), own));
     }
 
-    /// Every rank's numbers at every rank.
+    /// All-gather: `all` gets the numbers of every rank.
     pub fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor) {
         let (own, all, starts) = (own.array(), all.array_mut(), starts(counts));
         all.copy(starts[self.rank], own, 0..counts[self.rank]);
         self.with_others(|rank| (own.at(0), counts[self.rank], all.at(starts[rank]), counts[rank]));
     }
 
-    /// Rank 0's numbers at every rank.
+    /// Overwrites `numbers` with rank 0's on every rank.
     pub fn broadcast(&self, numbers: &mut [f32]) {
         let on_gpu = Memory::of(&self.gpu, numbers);
         self.broadcast_from(0, on_gpu.pointer(), numbers.len());
         on_gpu.read(0, bytemuck::cast_slice_mut(numbers));
     }
 
-    /// Every rank's bytes at every rank; they may differ in length.
+    /// All-gather of bytes: returns the bytes of every rank, whose lengths may differ.
     pub fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
         let lens = Memory::unset(&self.gpu, 8 * self.size);
         lens.write(8 * self.rank, &(own.len() as u64).to_le_bytes());
@@ -170,7 +172,7 @@ impl Group {
         lens.read(0, bytemuck::cast_slice_mut(&mut of_ranks));
         let of_ranks: Vec<usize> = of_ranks.into_iter().map(|len| len as usize).collect();
         let gather = |rank: usize| {
-            // Whole words travel.
+            // Bytes are sent as whole words.
             let words = of_ranks[rank].div_ceil(4);
             let memory = Memory::unset(&self.gpu, 4 * words);
             if rank == self.rank {
@@ -185,13 +187,13 @@ impl Group {
         (0..self.size).map(gather).collect()
     }
 
-    /// A rank's words in place at every rank.
+    /// Broadcasts words of `rank` to every rank, in place.
     fn broadcast_from(&self, rank: usize, words: u64, count: usize) {
         let Some(engine) = self.gpu.engine().filter(|_| count > 0) else { return };
         self.gpu.bind();
         let pointer = words as *mut c_void;
         self.on_stream(engine, |stream| {
-            // SAFETY: the pointer is to so many words, at every rank.
+            // SAFETY: on every rank, the pointer is valid for `count` words.
             self.check(unsafe {
                 (self.functions.broadcast)(
                     pointer,
@@ -206,12 +208,13 @@ impl Group {
         });
     }
 
-    /// Sends to and receives from every other rank at once: `pieces(rank)` is what goes to it and where what comes goes.
+    /// Sends to and receives from every other rank at once. `pieces(rank)` is the address and length of what is sent to
+    /// `rank` and of where its data are received.
     fn with_others(&self, pieces: impl Fn(usize) -> (u64, usize, u64, usize)) {
         let Some(engine) = self.gpu.engine() else { return };
         self.gpu.bind();
         let (words, communicator) = (ncclDataType_t::ncclFloat32, self.communicator);
-        // SAFETY: the pieces lie within the arrays of the caller's, which checked them.
+        // SAFETY: the pieces lie within the caller's arrays, and the caller has checked that.
         self.on_stream(engine, |stream| unsafe {
             self.check((self.functions.group_start)());
             for rank in (0..self.size).filter(|rank| *rank != self.rank) {
@@ -229,17 +232,17 @@ impl Group {
         });
     }
 
-    /// Calls `f` with the stream between ranks, in its order.
+    /// Calls `f` with the stream between ranks, in the order of this thread's work.
     fn on_stream(&self, engine: &Engine, f: impl FnOnce(*mut c_void)) {
         let ordered = engine.streams.transfer(|stream| f(stream.cu_stream().cast()));
         ordered.unwrap_or_else(|e| self.gpu.fail("order its streams", e));
     }
 
-    /// Leaves the others at a good end, once what was sent has arrived; nothing is sent after it.
+    /// Leaves the group after success, once everything sent has arrived; nothing may be sent after this.
     pub fn leave(&self) {
         if !self.has_left.swap(true, Ordering::Relaxed) {
             self.gpu.finish();
-            // SAFETY: it was joined once and is left once.
+            // SAFETY: the communicator was joined once and is left once.
             let _ = unsafe { (self.functions.leave)(self.communicator) };
         }
     }
@@ -252,8 +255,8 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if !self.has_left.load(Ordering::Relaxed) {
-            // Something went wrong, and others may have failed: nobody is waited for.
-            // SAFETY: it was joined once and is left once.
+            // Something went wrong, and other ranks may have failed too, so this doesn't wait for any of them.
+            // SAFETY: the communicator was joined once and is left once.
             let _ = unsafe { (self.functions.abort)(self.communicator) };
         }
     }

@@ -1,4 +1,5 @@
-//! A sampler's predictions on a GPU: the logits of a chunk of rows stay there, a token and its confidence come back.
+//! A sampler's predictions on a GPU: the logits of a chunk of rows stay on the GPU, and tokens and confidences are
+//! copied back.
 
 use super::array::{Array, Memory};
 use super::elementwise::int;
@@ -8,7 +9,7 @@ use crate::head_loss::Head;
 use crate::predict::{Confidence, Prediction, RowDraw, Rule};
 use crate::weight::Dtype;
 
-/// Threads of a row's block.
+/// Threads per block; a block takes one row.
 const THREADS: u32 = 512;
 
 /// A prediction for each row of `x`.
@@ -55,8 +56,8 @@ pub(crate) fn predict(
             Arg::I32(number_of(rule.confidence)),
             int(vocab),
         ];
-        // SAFETY: a row of logits and a place in each result for every block; forbidden tokens are of the vocabulary, and
-        // an array without numbers is null.
+        // SAFETY: every block has a row of logits and a place in each result; forbidden tokens are in the vocabulary,
+        // and an empty array is null.
         unsafe { gpu.launch("predict", Grid::rows(rows, THREADS), &args) };
     }
     let (mut ids, mut rated) = (vec![0u32; count], vec![0f64; count]);
@@ -65,7 +66,7 @@ pub(crate) fn predict(
     ids.into_iter().zip(rated).map(|(token, confidence)| Prediction { token, confidence }).collect()
 }
 
-/// The kernel's number for a way to rate a choice.
+/// The kernel's number for a measure of confidence.
 fn number_of(confidence: Confidence) -> i32 {
     match confidence {
         Confidence::Probability => 0,

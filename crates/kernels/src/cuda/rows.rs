@@ -1,4 +1,4 @@
-//! Rows of matrices on a GPU: embedded, gathered, replaced, added.
+//! Rows of matrices on a GPU: embedding, gather, replace and scatter-add.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub(crate) fn embed_backward(dweight: &mut Array, ids: &[u32], dx: &Array) {
     scatter_add(dweight, &ids.iter().map(|id| *id as usize).collect::<Vec<_>>(), dx, width);
 }
 
-/// Rows `index` of a matrix, in its format.
+/// Rows `index` of a matrix, in the matrix's format.
 pub(crate) fn gather(x: &Array, index: &[usize], width: usize) -> Array {
     let (rows, at) = (Array::unset(x.gpu(), index.len() * width, x.dtype()), checked(x, index, width));
     let kernel = format!("gather_{}", suffix(x.dtype()));
@@ -56,7 +56,7 @@ pub(crate) fn replace(to: &mut Array, index: &[usize], rows: &Array, width: usiz
     }
 }
 
-/// `to[index_i] += rows_i`, those of one row in their order.
+/// `to[index_i] += rows_i`; rows added to the same row are added in order.
 pub(crate) fn scatter_add(to: &mut Array, index: &[usize], rows: &Array, width: usize) {
     assert!(rows.len() == index.len() * width, "a row for each index");
     assert!(to.dtype() == Dtype::F32 && rows.dtype() == Dtype::F32, "sums in f32");
@@ -70,11 +70,11 @@ pub(crate) fn scatter_add(to: &mut Array, index: &[usize], rows: &Array, width: 
     let starts: Vec<i32> = [0].into_iter().chain(groups.values().scan(0, end)).collect();
     let [starts, order] = [starts, groups.values().flatten().copied().collect()].map(|x| Memory::of(to.gpu(), &x));
     let args = [to.part(0, groups.len() * width), rows.arg(), group_rows.arg(), starts.arg(), order.arg(), int(width)];
-    // SAFETY: every group's row is the matrix's, every member a row of those that are added.
+    // SAFETY: every group's row is a row of the matrix, and every member is one of the rows to add.
     unsafe { to.gpu().launch("scatter_add", Grid::rows(groups.len(), 256), &args) };
 }
 
-/// Row numbers on the GPU, which are the matrix's.
+/// Uploads row indices, after checking that each is a row of the matrix.
 fn checked(matrix: &Array, index: &[usize], width: usize) -> Memory {
     let rows = matrix.len() / width.max(1);
     assert!(index.iter().all(|row| *row < rows), "rows of the matrix");

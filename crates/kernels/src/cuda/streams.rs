@@ -1,5 +1,5 @@
-//! A GPU's two streams: one computes, and one moves numbers between ranks beside it. A thread's work goes to the first
-//! unless it is within [`Beside`]; who uses what the other stream wrote waits for its mark first.
+//! A GPU's two streams: one computes, and the other moves numbers between ranks beside it. A thread's work goes to the
+//! first stream unless a [`Beside`] is alive; work that uses what the other stream wrote must wait for its mark first.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -11,23 +11,23 @@ thread_local! {
     static IS_BESIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The streams.
+/// The two streams of a GPU.
 #[derive(Debug)]
 pub(super) struct Streams {
     compute: Arc<CudaStream>,
     transfer: Arc<CudaStream>,
 }
 
-/// While it lives, this thread's work goes to the stream that moves numbers between ranks.
+/// While this guard lives, this thread's work goes to the stream that moves numbers between ranks.
 #[derive(Debug)]
 pub struct Beside {
     was_beside: bool,
-    /// It speaks of one thread.
+    /// The guard is valid on one thread only.
     _thread: PhantomData<*const ()>,
 }
 
 impl Beside {
-    /// Begins it.
+    /// Redirects this thread's work until the guard is dropped.
     pub fn begin() -> Self {
         Self { was_beside: IS_BESIDE.replace(true), _thread: PhantomData }
     }
@@ -44,7 +44,7 @@ impl Streams {
         Ok(Self { compute: context.new_stream()?, transfer: context.new_stream()? })
     }
 
-    /// The stream of this thread's work.
+    /// The stream for this thread's work.
     pub(super) fn current(&self) -> &Arc<CudaStream> {
         if IS_BESIDE.get() { &self.transfer } else { &self.compute }
     }
@@ -54,8 +54,9 @@ impl Streams {
         &self.compute
     }
 
-    /// Calls `f` with the stream between ranks, where it runs behind all that this thread has asked for; what this thread
-    /// asks for from then on runs behind it. Every rank's calls reach the communicator in one stream's order so.
+    /// Calls `f` with the stream between ranks. What `f` starts runs after everything this thread has asked for so far
+    /// and before everything it asks for later. So every rank's calls reach the communicator in the order of one
+    /// stream.
     pub(super) fn transfer<R>(&self, f: impl FnOnce(&Arc<CudaStream>) -> R) -> Result<R, DriverError> {
         let is_other = !IS_BESIDE.get();
         if is_other {
@@ -68,13 +69,14 @@ impl Streams {
         Ok(result)
     }
 
-    /// Makes memory that was taken on `owner` safe to give back there: all that this thread has asked for is done first.
+    /// Makes it safe to free memory on `owner`, the stream that allocated it: everything this thread has asked for is
+    /// done first.
     pub(super) fn release(&self, owner: &Arc<CudaStream>) -> Result<(), DriverError> {
         let current = self.current();
         if Arc::ptr_eq(owner, current) { Ok(()) } else { owner.join(current) }
     }
 
-    /// Returns when both have done everything.
+    /// Returns when both streams are idle.
     pub(super) fn synchronize(&self) -> Result<(), DriverError> {
         self.compute.synchronize()?;
         self.transfer.synchronize()

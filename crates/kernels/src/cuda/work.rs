@@ -1,19 +1,19 @@
-//! What a GPU's kernels do: launches, operations and bytes, counted where they are launched; on a GPU that computes, their
-//! seconds too. The engine-less GPU of a plan counts the same launches.
+//! What a GPU's kernels do: launches, operations and bytes, counted at each launch; on a GPU that computes, also their
+//! seconds. A plan's meta GPU counts the same launches.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::CudaEvent;
 
-/// What one launch of a kernel does at least.
+/// A lower bound on the work of one launch of a kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Work {
-    /// Multiplications and additions of a matmul or of attention.
+    /// The multiplications and additions of a matmul or of attention.
     pub operations: u64,
-    /// Bytes read or written in the GPU's memory, each number once.
+    /// Bytes read or written in the GPU's memory, with each number counted once.
     pub bytes: u64,
-    /// Whether the operands are bf16; else f32.
+    /// Whether the operands are bf16; else they are f32.
     pub is_bf16: bool,
 }
 
@@ -22,15 +22,15 @@ pub struct Work {
 pub struct Launches {
     /// The kernel's name.
     pub kernel: String,
-    /// What each of them does.
+    /// The work of each launch.
     pub work: Work,
-    /// How many there were.
+    /// The number of launches.
     pub count: u64,
-    /// Seconds of all of them; 0 where nothing computed.
+    /// Total seconds of all of them; 0 on a GPU that doesn't compute.
     pub seconds: f64,
 }
 
-/// Launches since counting began; off unless somebody asks.
+/// The launches since counting began; `None` when counting is off.
 #[derive(Debug, Default)]
 pub(super) struct Counter(Mutex<Option<Counts>>);
 
@@ -41,7 +41,7 @@ impl Counter {
         *self.counts() = Some(Counts::new());
     }
 
-    /// What was counted, most seconds first, then by name.
+    /// The launches that were counted, those with most seconds first, then by name.
     pub(super) fn stop(&self) -> Vec<Launches> {
         let counts = self.counts().take().unwrap_or_default();
         let seconds = |[from, to]: &[CudaEvent; 2]| from.elapsed_ms(to).map_or(0.0, |ms| f64::from(ms) * 1e-3);
@@ -61,7 +61,7 @@ impl Counter {
         self.counts().is_some()
     }
 
-    /// Counts a launch, with the marks before and behind it where it computed.
+    /// Counts a launch, with the marks before and after it if it was computed.
     pub(super) fn add(&self, kernel: &str, work: Work, marks: Option<[CudaEvent; 2]>) {
         if let Some(counts) = &mut *self.counts() {
             let (count, all) = counts.entry((kernel.to_owned(), work)).or_default();

@@ -1,4 +1,4 @@
-//! The device that the tests' operations run on: the processor, or the GPU that `WEFT_DEVICE=cuda` asks for.
+//! The device that the tests' operations run on: the CPU, or the GPU if `WEFT_DEVICE=cuda` is set.
 #![allow(dead_code)] // each test binary uses a part
 
 use std::io::Write;
@@ -15,24 +15,24 @@ static DEVICE: LazyLock<Result<Device, String>> = LazyLock::new(|| match std::en
     _ => Ok(Device::Cpu),
 });
 
-/// The device; where the one that is asked for isn't there, the test is told to have been skipped.
+/// The device; if the GPU asked for is missing, reports the test as skipped and returns `None`.
 pub fn device() -> Option<On> {
     let device = DEVICE.as_ref().map_err(|reason| {
         let is_absent = ["is not to be had", "no GPU computes here"].iter().any(|what| reason.contains(what));
         assert!(is_absent, "{reason}");
-        // Past the test runner, which keeps what a passing test prints.
+        // This bypasses the test runner, which captures what a passing test prints.
         let test = std::thread::current().name().unwrap_or_default().to_owned();
         let _ = writeln!(std::io::stderr(), "SKIPPED: {test} on a GPU: {reason}");
     });
     device.ok().cloned().map(On)
 }
 
-/// Whether numbers are as exact as the processor's: a GPU's matmuls add in another order.
+/// Whether results are as exact as the CPU's; a GPU's matmuls add in another order.
 pub fn is_cpu() -> bool {
     matches!(*DEVICE, Ok(Device::Cpu))
 }
 
-/// Makes tensors there.
+/// Makes tensors on the device.
 pub struct On(pub Device);
 
 impl On {
@@ -44,7 +44,7 @@ impl On {
         self.0.zeros(len)
     }
 
-    /// Numbers in the format of the matmuls' operands.
+    /// A tensor in the format of the matmuls' operands.
     pub fn operands(&self, numbers: &[f32], precision: Precision) -> Tensor {
         self.put(numbers).rounded(precision)
     }

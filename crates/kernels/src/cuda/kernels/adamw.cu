@@ -1,6 +1,6 @@
 // AdamW's update, and the sums of squares that clip its gradient.
 
-// Numbers of a sum of squares: a block's.
+// How many numbers a block adds the squares of.
 constexpr int SQUARES = 1 << 14;
 
 // sums[block] = the sum of the squares of its numbers, in f64.

@@ -1,4 +1,4 @@
-// What attention in f32 and on tensor cores have in common.
+// What the attention kernels in f32 and on tensor cores have in common.
 
 namespace attention {
 
@@ -6,14 +6,14 @@ struct Shape {
     int heads;
     int kv_heads;
     int head_dim;
-    // Of the queries: M.
+    // The number of rows of the queries: M.
     int rows;
 
     __device__ int kv_head(int head) const { return head / (heads / kv_heads); }
     __device__ float scale() const { return 1.0f / sqrtf((float)head_dim); }
 };
 
-// What backward reads.
+// The inputs of backward.
 template <class T>
 struct Saved {
     const T* q;
@@ -26,7 +26,7 @@ struct Saved {
 
 }  // namespace attention
 
-// delta = rowsum(dout out) [H, M]; a warp for each row and head.
+// delta = rowsum(dout out) [H, M]; one warp for each row and head.
 template <class T>
 __device__ inline void attention_delta(float* delta, const T* dout, const T* out, int heads, int head_dim, int rows) {
     long long row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;

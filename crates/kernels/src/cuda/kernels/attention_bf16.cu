@@ -1,13 +1,13 @@
 // Attention in bf16 on tensor cores: the parts that forward and backward share, and forward. Backward is in
-// attention_bf16_backward.cu; shapes are as in attention_f32.cu. DIM is the head_dim of a kernel; a smaller one, in
-// multiples of 8, is padded with zeros in shared memory.
-// A warp has 16 or 32 rows of a block's tile for itself, and all warps read the rows that are streamed past them. So
-// scores never leave the registers: a matmul's sums, rounded to bf16, are the next matmul's left factor.
+// attention_bf16_backward.cu; shapes are as in attention_f32.cu. DIM is the head_dim that a kernel is compiled for; a
+// smaller multiple of 8 is padded with zeros in shared memory. Each warp owns 16 or 32 rows of its block's tile, and
+// all warps read the rows that are streamed past the tile. So scores never leave the registers: the sums of one matmul,
+// rounded to bf16, are the left operand of the next.
 
 namespace attention_bf16 {
 
 constexpr int THREADS = 128;
-// Queries of a tile, and keys that are streamed at once.
+// The queries of a tile, and the keys that are streamed at once.
 constexpr int QUERIES = 128;
 constexpr int KEYS = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -15,7 +15,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 using Shape = attention::Shape;
 using Saved = attention::Saved<bf16>;
 
-// A head's columns of the rows up to `rows_end`.
+// The columns of one head in the rows up to `rows_end`.
 struct Matrix {
     const bf16* start;
     int width;
@@ -26,11 +26,11 @@ __device__ inline Matrix head_of(const bf16* x, int heads, int head, int head_di
     return {x + (long long)head * head_dim, heads * head_dim, rows_end};
 }
 
-// Eight rows of 16 bytes, this far apart, meet all 32 banks.
+// The distance between rows in shared memory: 16 bytes from each of eight rows fall into all 32 banks.
 template <int DIM>
 constexpr int STRIDE = DIM + 8;
 
-// Begins the copy of `ROWS` rows into shared memory; what is outside the head's rows and columns is zero.
+// Starts the copy of `ROWS` rows into shared memory; elements outside the head's rows and columns become zero.
 template <int DIM, int ROWS>
 __device__ inline void load_rows(bf16* tile, const Matrix& x, int row, int head_dim) {
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ inline void set_zero(float (&sums)[TILES][COLUMNS][4]) {
             for (int i = 0; i < 4; i++) sums[t][n][i] = 0.0f;
 }
 
-// sums = a b^T: 16 TILES rows of `a`, the warp's own, and 8 COLUMNS rows of `b`, both in shared memory.
+// sums = a b^T for the warp's own 16 TILES rows of `a` and 8 COLUMNS rows of `b`, both in shared memory.
 template <int DIM, int TILES, int COLUMNS>
 __device__ inline void row_matmuls(float (&sums)[TILES][COLUMNS][4], const bf16* a, const bf16* b) {
     int lane = threadIdx.x % 32;
@@ -78,7 +78,7 @@ __device__ inline void row_matmuls(float (&sums)[TILES][COLUMNS][4], const bf16*
     }
 }
 
-// sums += p x: `p` from the warp's registers, 8 STEPS rows of `x` from shared memory.
+// sums += p x, with `p` in the warp's registers and 8 STEPS rows of `x` in shared memory.
 template <int DIM, int TILES, int STEPS>
 __device__ inline void add_weighted_rows(float (&sums)[TILES][DIM / 8][4], const float (&p)[TILES][STEPS][4],
                                          const bf16* x) {
@@ -106,8 +106,8 @@ __device__ inline void add_weighted_rows(float (&sums)[TILES][DIM / 8][4], const
     }
 }
 
-// out = factors sums for the warp's rows, from `row` on; `out` starts at the head. factors[t][h] is of row
-// 16 t + 8 h + lane / 4.
+// out = factors sums for the warp's rows, from `row` on; `out` points to the head's first column. factors[t][h] belongs
+// to row 16 t + 8 h + lane / 4.
 template <int DIM, int TILES>
 __device__ inline void store(bf16* out, const Matrix& shape, int row, int head_dim,
                              const float (&sums)[TILES][DIM / 8][4], const float (&factors)[TILES][2]) {
@@ -128,8 +128,8 @@ __device__ inline void store(bf16* out, const Matrix& shape, int row, int head_d
         }
 }
 
-// Raw scores to exponentials of their scaled distance to the largest. `max` is of the keys so far, `sum` this thread's
-// part of their sum. `sums` are brought to the new maximum.
+// Overwrites raw scores with the exponentials of their scaled differences from the largest. `max` covers the keys so
+// far, `sum` is this thread's part of their sum, and `sums` are rescaled to the new maximum.
 template <int DIM, int TILES, int COLUMNS>
 __device__ inline void online_softmax(float (&scores)[TILES][COLUMNS][4], float (&max)[TILES][2],
                                       float (&sum)[TILES][2], float (&sums)[TILES][DIM / 8][4], float scale) {
@@ -141,7 +141,7 @@ __device__ inline void online_softmax(float (&scores)[TILES][COLUMNS][4], float 
 #pragma unroll
             for (int n = 0; n < COLUMNS; n++)
                 largest = fmaxf(largest, fmaxf(scores[t][n][half * 2], scores[t][n][half * 2 + 1]));
-            // Four threads have a row.
+            // Four threads share a row.
             largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
             float factor = exp2_approx((max[t][half] - largest) * scale), shift = largest * scale, added = 0.0f;
@@ -198,7 +198,7 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
     copy_async_wait<0>();
     __syncthreads();
     for (int row = tile.z; row < tile.w; row += KEYS) {
-        // Values arrive during the first matmul, the next keys during the second.
+        // Values are loaded during the first matmul, the next keys during the second.
         load_rows<DIM, KEYS>(value_rows, values, row, dim);
         float scores[TILES][KEYS / 8][4];
         row_matmuls<DIM>(scores, query_rows + warp_row * STRIDE<DIM>, key_rows);

@@ -1,30 +1,30 @@
-// Backward of attention_bf16.cu, in two kernels, each with 7/5 of the matmuls of one but without atomics, so that
-// every run gives the same bits: one has a tile of keys for itself and streams queries past it, the other the reverse.
-// Both recompute the scores from the saved log-sum-exp, and take delta = rowsum(dout out).
+// Backward of attention_bf16.cu, in two kernels. In one, each block owns a tile of keys and streams queries past it; in
+// the other, the reverse. Together they compute 7/5 of the matmuls of a single kernel, but need no atomics, so every
+// run gives the same bits. Both recompute the scores from the saved log-sum-exp and use delta = rowsum(dout out).
 
 namespace attention_bf16 {
 
-// Rows that are streamed at once.
+// The rows that are streamed at once.
 constexpr int STREAMED = 32;
-// Rows of a block's own tile: its gradients fill the registers.
+// The rows of a block's own tile; its gradients fill the registers.
 template <int DIM>
 constexpr int OWN = DIM <= 64 ? 128 : 64;
 
-// The block's own rows, and two buffers for those that are streamed. With keys as the block's own, `left` has k and
-// streams q, `right` has v and streams dout; with queries as its own, the reverse.
+// The block's own rows, and two buffers for streamed rows. When the block owns keys, `left` has k and streams q, and
+// `right` has v and streams dout; when it owns queries, the reverse.
 template <int DIM>
 struct Buffers {
     bf16 left[OWN<DIM> * STRIDE<DIM>];
     bf16 right[OWN<DIM> * STRIDE<DIM>];
     bf16 streamed_left[2][STREAMED * STRIDE<DIM>];
     bf16 streamed_right[2][STREAMED * STRIDE<DIM>];
-    // Of the streamed queries: log-sum-exp in powers of two, and delta.
+    // Log-sum-exp of the streamed queries, in powers of two, and their delta.
     float lse[2][STREAMED];
     float delta[2][STREAMED];
 };
 
-// What a thread brings to shared memory of the streamed queries: lse the first 32 threads, delta the next. Queries
-// beyond the end get zeros; their rows of q and dout are zero too, so that they add nothing.
+// The value that a thread loads for the streamed queries: lse for the first 32 threads, delta for the next 32. Queries
+// beyond the end get zeros; their rows of q and dout are zero too, so they contribute nothing.
 __device__ inline float load_statistic(const Saved& saved, long long first, int row, int rows_end) {
     row += threadIdx.x % STREAMED;
     if (threadIdx.x >= 2 * STREAMED || row >= rows_end) return 0.0f;
@@ -37,7 +37,7 @@ __device__ inline void store_statistic(Buffers<DIM>& s, int buffer, float statis
     else if (threadIdx.x < 2 * STREAMED) s.delta[buffer][threadIdx.x - STREAMED] = statistic;
 }
 
-// A tile is {first key, keys' end, first query, queries' end}. A block has all query heads that read its keys.
+// A tile is {first key, keys' end, first query, queries' end}. A block loops over all query heads that read its keys.
 template <int DIM>
 __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int4 tile, Shape shape) {
     constexpr int TILES = OWN<DIM> / (THREADS / 32) / 16;
@@ -51,7 +51,7 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int
     set_zero(key_sums);
     set_zero(value_sums);
 
-    // Step i is block i % blocks of the queries of head i / blocks of the group.
+    // Step i works on block i % blocks of the queries of head i / blocks of the group.
     int blocks = (tile.w - tile.z + STREAMED - 1) / STREAMED, steps = blocks * group;
     int next_head = kv_head * group, next_row = tile.z;
     auto load_next = [&](int buffer) {
@@ -100,7 +100,7 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int
     store<DIM>(dv + (long long)kv_head * dim, keys, tile.x + warp_row, dim, value_sums, ones);
 }
 
-// A tile as in `forward`, of which a block has the part `blockIdx.z`.
+// A tile is as in `forward`; each block computes part `blockIdx.z` of it.
 template <int DIM>
 __device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile, Shape shape) {
     constexpr int TILES = OWN<DIM> / (THREADS / 32) / 16;
@@ -137,7 +137,7 @@ __device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile,
         float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
         row_matmuls<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
         row_matmuls<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
-        // Without this, exp2 could overflow at a key that is not there.
+        // Without this, exp2 could overflow at a key that does not exist.
         mask_columns(p, tile.w - row);
 #pragma unroll
         for (int t = 0; t < TILES; t++)

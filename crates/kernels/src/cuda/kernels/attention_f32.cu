@@ -1,7 +1,7 @@
-// Attention in f32, for any head_dim up to 256: forward, and backward for keys and values and for queries.
-// Sequences are packed: a block works within one of them. Shapes: q, out [M, H * head_dim]; k, v [N, K * head_dim];
-// lse, delta [H, M]. A block of 16 x 16 threads multiplies 64 x 64 tiles, 4 x 4 numbers a thread, 32 steps at a time.
-// attention_bf16.cu has the same kernels for the tensor cores.
+// Attention in f32, for any head_dim up to 256: forward, and backward for keys and values and for queries. Sequences
+// are packed, and a block works within one of them. Shapes: q, out [M, H * head_dim]; k, v [N, K * head_dim]; lse,
+// delta [H, M]. A block of 16 x 16 threads multiplies 64 x 64 tiles, with 4 x 4 numbers per thread and 32 steps at a
+// time. attention_bf16.cu has the same kernels for tensor cores.
 
 namespace attention_f32 {
 
@@ -9,11 +9,12 @@ using Shape = attention::Shape;
 using Saved = attention::Saved<float>;
 
 constexpr int THREADS = 256;
-// Rows of a block's tile of queries, and of keys.
+// The rows of a block's tile of queries, and of keys.
 constexpr int TILE = 64;
-// Steps of a matmul that are in shared memory at once.
+// The steps of a matmul that are in shared memory at once.
 constexpr int STEPS = 32;
-// A row of 64 numbers in shared memory: a multiple of 4, so that four are read at once, but not of 32 banks.
+// The stride of a row of 64 numbers in shared memory: a multiple of 4, so that four are read at once, but not of the 32
+// banks.
 constexpr int STRIDE = TILE + 4;
 
 struct Matrix {
@@ -26,11 +27,11 @@ struct Matrix {
 struct Shared {
     float a[STEPS * STRIDE];
     float b[STEPS * STRIDE];
-    // Scores or their gradients, with the index that the next matmul sums over first.
+    // Scores or their gradients; the first index is the one that the next matmul sums over.
     float scores[TILE * STRIDE];
 };
 
-// A head's columns of a matrix of `heads` of them, from `row` on.
+// One head's columns of a matrix with `heads` of them, from `row` on.
 __device__ inline Matrix head_of(const float* x, int heads, int head, int head_dim, int row, int rows_end) {
     return {x + (long long)head * head_dim, heads * head_dim, row, rows_end};
 }
@@ -40,7 +41,7 @@ __device__ inline float at(const Matrix& x, int row, int column, int columns) {
     return row < x.rows_end && column < columns ? x.start[(long long)row * x.width + column] : 0.0f;
 }
 
-// panel[step][row] = x[row][first + step], for 64 rows. A warp reads 8 columns of 4 rows and meets 32 banks.
+// panel[step][row] = x[row][first + step], for 64 rows. A warp reads 8 columns of 4 rows and writes to all 32 banks.
 __device__ inline void load_columns(float* panel, const Matrix& x, int first, int columns) {
 #pragma unroll
     for (int i = 0; i < TILE * STEPS / THREADS; i++) {
@@ -87,7 +88,7 @@ __device__ inline void row_matmuls(float (&sums)[4][4], const Matrix& a, const M
     }
 }
 
-// sums[c] += scores^T x[:, 64 c ..], where scores[step][row] are in shared memory and x has their steps as rows.
+// sums[c] += scores^T x[:, 64 c ..]; scores[step][row] are in shared memory, and the rows of x are the steps.
 template <int CHUNKS>
 __device__ inline void add_weighted_rows(float (&sums)[CHUNKS][4][4], const Matrix& x, int head_dim, Shared& s) {
     int steps = min(TILE, x.rows_end - x.row);
@@ -136,13 +137,13 @@ __device__ inline void set_zero(float (&sums)[CHUNKS][4][4]) {
             for (int j = 0; j < 4; j++) sums[chunk][i][j] = 0.0f;
 }
 
-// Scores to exponentials of their distance to the largest, for 4 queries a thread; `max` and `sum` are of the keys so
-// far. Leaves in `factors` what earlier sums are multiplied by.
+// Overwrites scores with the exponentials of their differences from the largest, for 4 queries per thread. `max` and
+// `sum` cover the keys so far; `factors` receives what earlier sums must be multiplied by.
 __device__ inline void online_softmax(float (&scores)[4][4], float (&max)[4], float (&sum)[4], float (&factors)[4]) {
     for (int i = 0; i < 4; i++) {
         float largest = max[i];
         for (int j = 0; j < 4; j++) largest = fmaxf(largest, scores[i][j]);
-        // The 16 threads of a row of the tile.
+        // The reduction covers the 16 threads that share a row of the tile.
         for (int d = 8; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
         factors[i] = expf(max[i] - largest);
         max[i] = largest;
@@ -189,7 +190,7 @@ __device__ inline void forward(float* out, float* lse, const float* q, const flo
     store(out + (long long)head * dim, queries, dim, sums, factors);
 }
 
-// A tile is {first key, keys' end, first query, queries' end}. A block has all query heads that read its keys.
+// A tile is {first key, keys' end, first query, queries' end}. A block loops over all query heads that read its keys.
 template <int CHUNKS>
 __device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 tile, Shape shape) {
     __shared__ Shared s;
@@ -227,7 +228,7 @@ __device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 til
     store(dv + (long long)kv_head * dim, values, dim, value_sums, ones);
 }
 
-// A tile as in `forward`.
+// A tile is as in `forward`.
 template <int CHUNKS>
 __device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Shape shape) {
     __shared__ Shared s;
@@ -265,7 +266,7 @@ extern "C" __global__ void attention_delta_f32(float* delta, const float* dout, 
     attention_delta(delta, dout, out, heads, head_dim, rows);
 }
 
-// The kernels for each largest head_dim: its 64-column chunks are sums in registers.
+// The kernels for each largest head_dim; the sums of its 64-column chunks are in registers.
 #define ATTENTION_F32_KERNELS(DIM)                                                                                    \
     extern "C" __global__ void __launch_bounds__(256) attention_forward_f32_##DIM(                                    \
         float* out, float* lse, const float* q, const float* k, const float* v, const int4* tiles, int heads,         \

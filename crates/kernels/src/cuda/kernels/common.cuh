@@ -1,6 +1,6 @@
-// What all kernels share: numbers in bf16 and sums over a warp or a block.
-// A bf16 is the upper half of an f32; conversions round to nearest even, and any NaN becomes 0x7fff.
-// The parts in PTX have a plain equivalent for the emulator, which gives the same bits.
+// What all kernels share: numbers in bf16, and sums over a warp or a block. A bf16 is the upper half of an f32;
+// conversions round to nearest even, and any NaN becomes 0x7fff. Each part in PTX has a plain equivalent for the
+// emulator, with the same bits.
 
 typedef unsigned short bf16;
 
@@ -28,7 +28,7 @@ __device__ inline bf16 from_float<bf16>(float x) {
 #endif
 }
 
-// Two numbers in one word, as the tensor cores take them.
+// Packs two numbers into one word, as tensor cores expect them.
 __device__ inline unsigned pack_bf16(float low, float high) {
 #ifdef __CUDA_ARCH__
     unsigned word;
@@ -39,19 +39,19 @@ __device__ inline unsigned pack_bf16(float low, float high) {
 #endif
 }
 
-// Sums over all 32 threads of a warp; each thread gets the result, always added in the same order.
+// Sums over all 32 threads of a warp; every thread gets the result, which is always added in the same order.
 template <class T>
 __device__ inline T warp_sum(T x) {
     for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
     return x;
 }
 
-// The same over a one-dimensional block of whole warps, at most 1024 threads. All threads must call.
+// Sums over a one-dimensional block of whole warps, at most 1024 threads. All threads must call it.
 template <class T>
 __device__ inline T block_sum(T x) {
     __shared__ T sums[32];
     x = warp_sum(x);
-    // An earlier call's results may still be being read.
+    // Other threads may still be reading an earlier call's results.
     __syncthreads();
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
     __syncthreads();

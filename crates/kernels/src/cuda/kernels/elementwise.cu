@@ -1,10 +1,10 @@
-// Operations that work on each number by itself. A thread takes four neighbours, in one access where they are aligned.
+// Element-wise operations. A thread takes four neighbouring numbers, in one access if they are aligned.
 
 struct Four {
     float x[4];
 };
 
-// Numbers i to i + 3 of n; those that aren't there are 0.
+// Numbers i to i + 3 of n; numbers beyond the end are 0.
 __device__ inline Four load_four(const float* x, long long i, long long n) {
     Four four = {{0, 0, 0, 0}};
     if (i + 4 <= n && ((size_t)(x + i) & 15) == 0) {
@@ -73,7 +73,7 @@ __device__ inline void swiglu(T* h, const T* gate, const T* up, long long n) {
     store_four(h, i, n, g);
 }
 
-// Turns gate and up into their gradients.
+// Overwrites gate and up with their gradients.
 template <class T>
 __device__ inline void swiglu_backward(T* gate, T* up, const T* dh, long long n) {
     long long i = first_of_thread();
@@ -88,7 +88,8 @@ __device__ inline void swiglu_backward(T* gate, T* up, const T* dh, long long n)
     store_four(up, i, n, u);
 }
 
-// Turns features i and i + half of every head; x [rows, heads * 2 * half], cos and sin [rows, half]. A block a row.
+// Rotates features i and i + half of every head; x [rows, heads * 2 * half], cos and sin [rows, half]. One block per
+// row.
 template <class T>
 __device__ inline void rope(T* x, const float* cos, const float* sin, int heads, int half, float sign) {
     x += (long long)blockIdx.x * heads * 2 * half;

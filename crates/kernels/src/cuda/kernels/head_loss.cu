@@ -1,6 +1,6 @@
 // The softmax statistics of rows of logits, and the gradient of a weighted sum of their negative log-likelihoods.
 
-// The distance from the largest logit below which a token is as good as impossible.
+// The difference from the largest logit below which a token counts as impossible.
 constexpr float LOWEST = -1e4f;
 
 #define INFINITE __int_as_float(0x7f800000)
@@ -16,7 +16,7 @@ __device__ inline Softmax merged(const Softmax& a, const Softmax& b) {
     Softmax sum = {b.max > a.max ? b.max : a.max, 0, 0};
     const Softmax* parts[2] = {&a, &b};
     for (int i = 0; i < 2; i++) {
-        // Equal ones may be infinite, and their difference no number.
+        // Equal maxima may be infinite, and their difference would be NaN.
         double shift = 0;
         if (parts[i]->max != sum.max) shift = parts[i]->max - sum.max < LOWEST ? LOWEST : parts[i]->max - sum.max;
         double factor = exp(shift);
@@ -26,7 +26,7 @@ __device__ inline Softmax merged(const Softmax& a, const Softmax& b) {
     return sum;
 }
 
-// All threads' values merged in a fixed order; every thread gets the result. Blocks have at most 512 threads.
+// Merges all threads' values in a fixed order; every thread gets the result. Blocks have at most 512 threads.
 template <class T, T (*MERGE)(const T&, const T&)>
 __device__ inline T of_block(const T& own) {
     __shared__ T parts[512];
@@ -40,8 +40,8 @@ __device__ inline T of_block(const T& own) {
     return parts[0];
 }
 
-// A row a block of 512. Without targets z is the sum over all tokens; with them it is the sum over the others, in which a
-// token that is nearly certain doesn't drown the rest. What isn't asked for is null.
+// One block of 512 threads per row. Without targets, z is the sum over all tokens; with targets, it is the sum over the
+// other tokens, so that a nearly certain target doesn't drown the rest. Results that aren't wanted are null.
 extern "C" __global__ void __launch_bounds__(512)
     head_statistics(const float* logits, const int* targets, float* entropy, float* nll, float* max, double* others,
                     int vocab) {
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(512)
             z *= factor;
             largest = logit;
         }
-        // Impossible tokens alone: their distance to each other is no number.
+        // All tokens are impossible: -inf - -inf would be NaN.
         float from = largest == -INFINITE ? 0.0f : largest;
         float distance = logit - from < LOWEST ? LOWEST : logit - from, e = expf(distance);
         z += e;
@@ -67,13 +67,13 @@ extern "C" __global__ void __launch_bounds__(512)
     if (threadIdx.x != 0) return;
     if (entropy) {
         double h = log(all.z) - all.dot / all.z;
-        // Written so that a number gone wrong stays visible.
+        // This form keeps a NaN visible.
         entropy[row] = h < 0 ? 0.0f : (float)h;
     }
     if (!targets) return;
     float of_target = logits[target], top = of_target > all.max ? of_target : all.max;
     double shift = all.max == top ? 0 : (double)all.max - top;
-    // No other token, or only impossible ones: nothing is left beside the target.
+    // There is no other token, or only impossible ones: nothing is left beside the target.
     double left = all.z == 0 ? 0 : exp(shift) * all.z;
     double sum = left + exp((double)of_target - top);
     nll[row] = (float)(top + log(sum) - of_target);
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(512)
     if (others) others[row] = left;
 }
 
-// g = weight (softmax(logits) - one at the target); grid (rows, columns / 1024 of them).
+// g = weight (softmax(logits) - one at the target); grid (rows, blocks of 1024 columns).
 template <class T>
 __device__ inline void head_gradient(T* g, const float* logits, const int* targets, const float* weights,
                                      const float* max, const double* others, int vocab) {

@@ -1,7 +1,7 @@
-// Random numbers: the dropout of an adapter's input, each feature times 0 or 1 / (1 - p), drawn by token, module and
-// feature; and weights for measurements.
+// Random numbers: the dropout of an adapter's input, which multiplies each feature by 0 or 1 / (1 - p), drawn by token,
+// module and feature; and random weights for measurements.
 
-// Philox 4x32-10 (Salmon et al., SC 2011), as philox.rs.
+// Philox 4x32-10 (Salmon et al., SC 2011), as in philox.rs.
 __device__ inline uint4 philox(unsigned long long key, uint4 c) {
     unsigned k0 = (unsigned)key, k1 = (unsigned)(key >> 32);
     for (int round = 0; round < 10; round++) {
@@ -14,7 +14,7 @@ __device__ inline uint4 philox(unsigned long long key, uint4 c) {
     return c;
 }
 
-// A thread's four features of a row, times what is drawn for them.
+// A thread's four features of a row, each multiplied by its drawn factor.
 template <class T>
 __device__ inline bool dropped(Four& four, long long& first, const T* x, const unsigned long long* keys, int module,
                                float p, int width, int rows) {
@@ -68,7 +68,7 @@ __device__ inline void dropout_add(T* to, const float* x, const unsigned long lo
 DROPOUT_KERNELS(float, f32)
 DROPOUT_KERNELS(bf16, bf16)
 
-// Normal numbers of a deviation, four a thread (Box and Muller).
+// Normally distributed numbers with the given deviation, four per thread (Box and Muller).
 extern "C" __global__ void fill_normal_bf16(bf16* to, unsigned long long seed, float deviation, long long n) {
     long long i = first_of_thread();
     if (i >= n) return;
@@ -76,7 +76,7 @@ extern "C" __global__ void fill_normal_bf16(bf16* to, unsigned long long seed, f
     unsigned word[4] = {words.x, words.y, words.z, words.w};
     Four four;
     for (int k = 0; k < 4; k += 2) {
-        // Within (0, 1].
+        // u is within (0, 1].
         float u = ((word[k] >> 8) + 1) * (1.0f / (1 << 24)), angle = 6.2831853f * (word[k + 1] >> 8) / (1 << 24);
         float radius = deviation * sqrtf(-2.0f * logf(u));
         four.x[k] = radius * cosf(angle), four.x[k + 1] = radius * sinf(angle);

@@ -1,12 +1,13 @@
-// A sampler's predictions: a row of logits is a block of 512, which guides, forbids, scales and cuts it in place, chooses a
-// token by Gumbel noise and rates the choice. Exponentials and sums are f64, as on the CPU.
+// A sampler's predictions: a block of 512 threads takes a row of logits; it applies guidance, forbids tokens, scales
+// and filters the logits in place, chooses a token by Gumbel noise and measures its confidence. Exponentials and sums
+// are f64, as on the CPU.
 
 struct Choice {
     double score;
     int token;
 };
 
-// The better choice; the earlier among equals.
+// The better choice; among equals, the earlier one.
 __device__ inline Choice better_of(const Choice& a, const Choice& b) {
     bool is_b = b.score > a.score || (b.score == a.score && b.token < a.token);
     return is_b ? b : a;
@@ -27,7 +28,7 @@ __device__ inline Two two_of(const Two& a, const Two& b) {
 
 __device__ inline double block_sum(double own) { return of_block<double, summed>(own); }
 
-// A number that grows with z, and z of it.
+// An integer that grows with z, and the inverse function.
 __device__ inline unsigned order_of(float z) {
     unsigned bits = __float_as_uint(z);
     return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
@@ -45,7 +46,7 @@ __device__ inline double log_sum_exp(const float* row, int vocab) {
     return max + log(block_sum(sum));
 }
 
-// The probability of the tokens whose order lies above a limit.
+// The total probability of the tokens whose order is above a limit.
 __device__ inline double held_above(const float* row, int vocab, double lse, unsigned limit) {
     double held = 0;
     for (int v = threadIdx.x; v < vocab; v += blockDim.x)
@@ -59,7 +60,7 @@ __device__ inline int count_from(const float* row, int vocab, unsigned limit) {
     return (int)block_sum(count);
 }
 
-// Keeps the most likely tokens until they hold more than top_p; of equal ones the earlier are kept.
+// Keeps the most likely tokens until together they hold more than top_p; among equals, the earlier ones are kept.
 __device__ inline void keep_top_p(float* row, int vocab, double top_p) {
     double lse = log_sum_exp(row, vocab);
     unsigned low = 0, high = 0xffffffffu;
@@ -99,7 +100,7 @@ __device__ inline void keep_top_k(float* row, int vocab, int k) {
     __syncthreads();
 }
 
-// z - noise ln(-ln u), u drawn as predict.rs says.
+// z - noise ln(-ln u), with u drawn as predict.rs says.
 __device__ inline double noisy(float z, double noise, unsigned long long key, int position, int v) {
     if (noise == 0) return z;
     uint4 words = philox(key, make_uint4(v, position + 1, 0, 2));
@@ -108,7 +109,7 @@ __device__ inline double noisy(float z, double noise, unsigned long long key, in
     return z - noise * log(-log(u));
 }
 
-// How a choice is rated: its probability, the margin to the second, or the negative entropy.
+// The confidence in a choice: its probability, the margin to the second largest, or the negative entropy.
 __device__ inline double rated(const float* row, int vocab, int token, int confidence) {
     double lse = log_sum_exp(row, vocab);
     if (confidence == 0) return exp(row[token] - lse);
@@ -126,7 +127,7 @@ __device__ inline double rated(const float* row, int vocab, int token, int confi
     return block_sum(sum);
 }
 
-// `unguided` is null without guidance, `excluded` -1 where every token may be chosen.
+// `unguided` is null without guidance; `excluded` is -1 if every token may be chosen.
 extern "C" __global__ void __launch_bounds__(512)
     predict(float* logits, const float* unguided, const int* forbidden, const unsigned long long* keys,
             const int* positions, int* tokens, double* confidences, double top_p, double noise, float scale,
@@ -135,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(512)
     const float* other = unguided ? unguided + (long long)blockIdx.x * vocab : nullptr;
     for (int v = threadIdx.x; v < vocab; v += blockDim.x) {
         float z = row[v];
-        // Each step rounded, as on the CPU.
+        // Each step is rounded, as on the CPU.
         if (other) z = __fadd_rn(other[v], __fmul_rn(scale + 1.0f, z - other[v]));
         row[v] = z / divisor;
     }

@@ -1,4 +1,5 @@
-// RMSNorm, y = g x / sqrt(mean(x^2) + eps), a block a row; and sums over rows, which a trained gain or bias asks for.
+// RMSNorm, y = g x / sqrt(mean(x^2) + eps), one block per row; and sums over rows, which the gradient of a gain or bias
+// needs.
 
 __device__ inline float inverse_rms(const float* x, int width, float eps) {
     float sum = 0;
@@ -24,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256)
     rms_norm(y, x, gain, eps, width);
 }
 
-// dx += the gradient of the row's input; its 1 / rms is left in `scales` for the gain's gradient.
+// dx += the gradient of the row's input; `scales` receives the row's 1 / rms for the gradient of the gain.
 extern "C" __global__ void __launch_bounds__(256)
     rms_norm_backward(float* dx, float* scales, const float* dy, const float* x, const float* gain, float eps,
                       int width) {
@@ -37,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) scales[row] = scale;
 }
 
-// Rows that are summed into one partial, in order.
+// How many rows are added into one partial sum, in order.
 constexpr int PARTIAL_ROWS = 64;
 
 // partials[block of rows][column] = sum of dy x / rms; grid (columns / 256, blocks of rows).
@@ -72,7 +73,7 @@ extern "C" __global__ void bias_partials_bf16(float* partials, const bf16* dy, i
     bias_partials(partials, dy, width, rows);
 }
 
-// to[column] += the partials' sum, in order.
+// to[column] += the sum of the partial sums, in order.
 extern "C" __global__ void add_partials(float* to, const float* partials, int width, int count) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= width) return;

@@ -1,4 +1,4 @@
-// Rows of matrices: gathered, replaced, added. A block a row.
+// Rows of matrices: gathered, replaced, added. One block per row.
 
 // to[i] = from[index[i]].
 template <class T, class U>
@@ -16,7 +16,7 @@ extern "C" __global__ void gather_bf16(bf16* to, const bf16* from, const int* in
     gather(to, from, index, width);
 }
 
-// An embedding's rows, which become f32.
+// Gathers the rows of an embedding and converts them to f32.
 extern "C" __global__ void embed_bf16(float* to, const bf16* from, const int* index, int width) {
     gather(to, from, index, width);
 }
@@ -37,8 +37,8 @@ extern "C" __global__ void replace_bf16(bf16* to, const bf16* from, const int* i
     replace(to, from, index, width);
 }
 
-// to[row of group g] += from[members of g], in their order; a group's members are order[starts[g]] to
-// order[starts[g + 1] - 1], and no two groups have one row.
+// to[row of group g] += from[members of g], in their order; a group's members are order[starts[g]] to order[starts[g +
+// 1] - 1], and no two groups share a row.
 extern "C" __global__ void scatter_add(float* to, const float* from, const int* group_rows, const int* starts,
                                        const int* order, int width) {
     int group = blockIdx.x;
