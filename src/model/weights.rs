@@ -223,8 +223,8 @@ pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
     })
 }
 
-/// Makes and drops the numbers that are otherwise made while they are written. All ranks whose parts go into the
-/// tensors call this while one of them writes.
+/// Makes and drops the numbers that are otherwise made while they are written. The other ranks that
+/// hold parts of the tensors call this while one rank writes them.
 pub fn make_in_order(mut tensors: Vec<Tensor>) {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     for tensor in tensors {
