@@ -1,4 +1,5 @@
-//! Where this process computes: what `--device`, or the environment's `WEFT_DEVICE` where no command line says, names.
+//! Where this process computes: the device that `--device` names or, without a command line, the environment's
+//! `WEFT_DEVICE`.
 
 pub(crate) mod rate;
 
@@ -11,7 +12,7 @@ use weft_kernels::device::Device;
 use crate::error::{Error, Result};
 use crate::files::user_cache;
 
-/// The environment's name of a device.
+/// The environment variable that names a device.
 pub const VARIABLE: &str = "WEFT_DEVICE";
 
 static CURRENT: OnceLock<Device> = OnceLock::new();
@@ -21,17 +22,17 @@ static CURRENT: OnceLock<Device> = OnceLock::new();
 pub enum Name {
     /// `cpu`.
     Cpu,
-    /// `cuda:n`, or `cuda`: the GPU of the process's rank on its machine, of one rank the first.
+    /// `cuda:n`, or `cuda`: the GPU of this process's local rank; the first one for a single rank.
     Cuda(Option<usize>),
-    /// `auto`: the same GPU where there is one, else the processor.
+    /// `auto`: the same GPU as `cuda` if there is one, else the CPU.
     Auto,
 }
 
 impl Name {
-    /// Reads a name.
+    /// Parses a device's name.
     ///
     /// # Errors
-    /// Another one, with those that there are.
+    /// An unknown name, with those that are known.
     pub fn parse(name: &str) -> Result<Self> {
         let number =
             |n: &str| n.parse::<usize>().ok().filter(|number| number.to_string() == n).map(|n| Self::Cuda(Some(n)));
@@ -44,10 +45,10 @@ impl Name {
         read.ok_or_else(|| Error::Usage(format!("--device {name}: the known ones are cpu, cuda, cuda:N and auto")))
     }
 
-    /// The environment's, or `auto`.
+    /// The device that the environment names, or `auto`.
     ///
     /// # Errors
-    /// As [`Name::parse`].
+    /// Those of [`Name::parse`].
     pub fn of_environment() -> Result<Self> {
         match env::var(VARIABLE).unwrap_or_default() {
             name if name.is_empty() => Ok(Self::Auto),
@@ -59,13 +60,13 @@ impl Name {
         }
     }
 
-    /// Opens the device; `local_rank` is the process's number among those of its machine.
+    /// Opens the device; `local_rank` is the process's number on its machine.
     ///
     /// # Errors
-    /// A GPU that isn't there, with what is missing. Under `auto` a machine whose GPU can't be used computes on the
-    /// processor, and is told why.
+    /// A GPU that isn't there, with what is missing. Under `auto`, a machine whose GPU can't be used computes on the
+    /// CPU and says why.
     pub fn open(self, local_rank: usize) -> Result<Device> {
-        // Some launchers show each process its own GPU alone.
+        // Some launchers show each process only its own GPU.
         let own = || if Gpu::count() == 1 { 0 } else { local_rank };
         let gpu = |n: usize| Gpu::open(n, user_cache().map(|cache| cache.join("kernels")).as_deref());
         match self {
@@ -89,12 +90,12 @@ impl Name {
     }
 }
 
-/// Makes a device the process's; the first one that is named stays.
+/// Sets the process's device; the first call wins.
 pub fn set(device: Device) {
     let _ = CURRENT.set(device);
 }
 
-/// The process's device: the processor where none was set.
+/// The process's device: the CPU unless one was set.
 pub fn current() -> Device {
     CURRENT.get().cloned().unwrap_or_default()
 }

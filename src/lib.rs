@@ -2,15 +2,15 @@
 //! (WeFT, arXiv 2509.20863, later named GIFT).
 //!
 //! From the command down: [`train`] and [`eval`] run; [`objective`] and [`sampler`] decide; [`noising`] and [`model`]
-//! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and explicit
-//! random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] what they bring,
-//! [`hub`] what is fetched for them, [`plan`] what a run will take, [`parity`] the comparison with PyTorch, [`merge`] what
-//! of a run transformers loads. A model computes where its weights are: [`device`] opens a GPU,
-//! [`model::block::Transformer::put_on`] brings them there.
+//! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and
+//! explicit random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] reads the
+//! user's rows, [`hub`] fetches models and rows, [`plan`] predicts what a run will take, [`parity`] compares with
+//! PyTorch, and [`merge`] turns a run into a checkpoint that transformers loads. A model computes where its weights
+//! are: [`device`] opens a GPU, and [`model::block::Transformer::put_on`] moves them there.
 //!
 //! # The library by example
 //!
-//! The method alone, on entropies from anywhere:
+//! The method alone, on entropies from any source:
 //!
 //! ```
 //! use weft::noising::entropy::AnswerEntropy;
@@ -30,7 +30,7 @@
 //! assert!((weights[0][1] - 1.0 / noised[0].p_mask[1]).abs() < 1e-6, "and weighs 1 / its rate, over one masked token");
 //! ```
 //!
-//! An answer of a base, the embedded one here; a folder or an id of the hub goes the same way:
+//! An answer from a base, here the embedded one; a folder or an id of the hub works the same way:
 //!
 //! ```
 //! use weft::base::Base;
@@ -45,7 +45,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A recipe's run, step by step; [`train::run::train`] is the whole of it, with checkpoints and files:
+//! A recipe's run, step by step; [`train::run::train`] does all of it, with checkpoints and files:
 //!
 //! ```
 //! use weft::experiment::Experiment;
@@ -64,7 +64,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/` has whole programs.
+//! `examples/` holds complete programs.
 #![forbid(unsafe_code)]
 
 pub mod base;

@@ -1,9 +1,9 @@
-//! What the system says of memory: what it would give, and what this process takes.
+//! What the system says about memory: how much it can give, and how much this process uses.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
-/// Memory that the system would give; `None` where it doesn't say. A control group's limit counts where it is lower.
+/// Memory that the system can give; `None` where it doesn't say. A control group's limit counts where it is lower.
 pub fn available_bytes() -> Option<u64> {
     let of_system = field("/proc/meminfo", "MemAvailable:");
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -21,15 +21,15 @@ pub fn peak_rss_bytes() -> u64 {
     field("/proc/self/status", "VmHWM:").unwrap_or(0)
 }
 
-/// A line `name N kB` of one of the system's files, in bytes.
+/// The value of a line `name N kB` in one of the system's files, in bytes.
 fn field(file: &str, name: &str) -> Option<u64> {
     let text = read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-/// The files that may limit the memory of a line of /proc/self/cgroup, `number:controllers:path`: its group's and those
-/// of the groups around it, in the second version of control groups or the first.
+/// The files that may limit memory according to a line of /proc/self/cgroup, `number:controllers:path`: those of its
+/// group and of the groups around it, in version 2 or 1 of control groups.
 fn limit_files(line: &str) -> Vec<PathBuf> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return vec![] };
@@ -42,7 +42,7 @@ fn limit_files(line: &str) -> Vec<PathBuf> {
     group.ancestors().map(|group| Path::new(root).join(group).join(file)).collect()
 }
 
-/// A limit in bytes; none where there is no file or it says `max`.
+/// A limit in bytes; `None` if there is no file or the file says `max`.
 fn limit(file: &Path) -> Option<u64> {
     read_to_string(file).ok()?.trim().parse().ok()
 }

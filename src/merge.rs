@@ -1,4 +1,4 @@
-//! A base and its adapter as one checkpoint: the adapter's matmuls are added to the weights, whose number formats stay.
+//! A base and its adapter as one checkpoint: each `scale B A` is added to its weight, and every weight keeps its dtype.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::model::block::Transformer;
 use crate::model::family::ModelConfig;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
-/// Refuses a folder that holds something, before any work is done.
+/// Refuses a folder that isn't empty, before any work is done.
 ///
 /// # Errors
-/// The folder, and what to do.
+/// A folder that isn't empty, with what to do about it.
 pub fn check_out(out: &Path) -> Result<()> {
     let is_free = match fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_none(),
@@ -27,11 +27,11 @@ pub fn check_out(out: &Path) -> Result<()> {
     }
 }
 
-/// Writes the base's checkpoint with its adapter merged: `model.safetensors` with every tensor of the base's, and the
-/// files beside it as they are. The folder appears whole under its name or not at all.
+/// Writes the base's checkpoint with its adapter merged: `model.safetensors` with every tensor of the base, and the
+/// files beside it unchanged. The folder appears under its name complete or not at all.
 ///
 /// # Errors
-/// A folder that holds something; a file that can't be read or written.
+/// A folder that isn't empty; a file that can't be read or written.
 pub fn write(base: &Base, out: &Path) -> Result<()> {
     check_out(out)?;
     let checkpoint = base.checkpoint()?;
@@ -47,19 +47,19 @@ pub fn write(base: &Base, out: &Path) -> Result<()> {
         write_whole(&partial.join("config.json"), config.as_bytes())?;
         let tensors = tensors(&base.model, &checkpoint, head.as_deref());
         write_tensors(&partial.join("model.safetensors"), tensors)?;
-        // Something may have come meanwhile.
+        // Another process may have written to the folder in the meantime.
         check_out(out)
     })
 }
 
-/// The name of a head that was the embedding and, once its adapter is merged, is another matrix.
+/// The name of a head that shared the embedding's weight and differs from it once its adapter is merged.
 fn untied_head(model: &Transformer) -> Option<String> {
     let is_untied = model.has_tied_head() && model.head.lora.is_some();
     model.config.family.tied_head().filter(|_| is_untied).map(|head| format!("{head}.weight"))
 }
 
-/// Every tensor of the base's checkpoint with what is merged into it, those included that the network doesn't read; and
-/// the head that is tied no longer.
+/// Every tensor of the base's checkpoint, including those that the network doesn't read, with the adapter merged; and
+/// the head if it is no longer tied.
 fn tensors<'a>(model: &'a Transformer, checkpoint: &'a Checkpoint, head: Option<&'a str>) -> Vec<Tensor<'a>> {
     let (stored, embedding) = (checkpoint.tensors(), &model.params[model.embedding]);
     let layer_of = |name: &str| {

@@ -1,5 +1,5 @@
-//! Recomputes a reference file made by PyTorch and says how far off every quantity is: logits, entropies, rates,
-//! masks, nll, losses, gradients, and sampled tokens. The file brings its own draws, so nothing here is random.
+//! Recomputes a reference file made by PyTorch and reports how far off every quantity is: logits, entropies, rates,
+//! masks, nll, losses, gradients, and sampled tokens. The file contains its own draws, so nothing here is random.
 
 use std::path::Path;
 
@@ -16,33 +16,34 @@ use crate::objective::{DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, W
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::sampler::remasking::{Remasking, T_END};
 
-/// One quantity's agreement.
+/// How well one quantity agrees.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// Its name in the reference file.
+    /// The quantity's name in the reference file.
     pub name: String,
     /// How many numbers were compared.
     pub count: usize,
-    /// The largest difference, divided by the largest magnitude of the reference; for masks and tokens the share
-    /// that differs.
+    /// The largest difference, divided by the largest magnitude of the reference; for masks and tokens, the share of
+    /// places that differ.
     pub error: f64,
 }
 
 /// The largest relative differences from PyTorch's f32 numbers that a comparison allows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Tolerances {
-    /// Of rates and masks, and of sampled tokens.
+    /// The tolerance of rates, masks and sampled tokens.
     pub exact: f64,
-    /// Of logits, entropies, nll and losses.
+    /// The tolerance of logits, entropies, nll and losses.
     pub forward: f64,
-    /// Of gradients and their norm.
+    /// The tolerance of gradients and their norm.
     pub gradients: f64,
 }
 
 impl Tolerances {
-    /// Those of a comparison whose matmuls have operands in this precision. A bf16 operand is off by up to 2^-9, and the
-    /// reference models are some 64 numbers wide, so that few roundings cancel: on the CPU and the GPU the worst were
-    /// 5e-2 of the largest logit and 2e-1 of the largest number in a gradient. A flipped sign is off by about 1.
+    /// The tolerances of a comparison whose matmuls have operands in this precision. A bf16 operand is off by up to
+    /// 2^-9, and the reference models are only some 64 numbers wide, so few rounding errors cancel: on the CPU and the
+    /// GPU the worst errors were 5e-2 of the largest logit and 2e-1 of the largest number in a gradient. A flipped sign
+    /// is off by about 1.
     pub fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::all(1e-4),
@@ -50,12 +51,12 @@ impl Tolerances {
         }
     }
 
-    /// One tolerance for every quantity.
+    /// The same tolerance for every quantity.
     pub fn all(tolerance: f64) -> Self {
         Self { exact: tolerance, forward: tolerance, gradients: tolerance }
     }
 
-    /// Whether a quantity lies within its tolerance.
+    /// Whether a quantity is within its tolerance.
     pub fn pass(&self, row: &Row) -> bool {
         let is = |part: &str| row.name.split('.').nth(1) == Some(part);
         row.error
@@ -67,7 +68,7 @@ impl Tolerances {
     }
 }
 
-/// The objectives a reference may hold, with how their relative uncertainties come about.
+/// The objectives that a reference may contain, with the transform and reference of their relative uncertainties.
 const OBJECTIVES: [(&str, Kind, Transform, Reference); 6] = [
     ("sft", Kind::Sft, Transform::Sqrt, Reference::Sequence),
     ("weft_sqrt", Kind::Weft, Transform::Sqrt, Reference::Sequence),
@@ -77,7 +78,7 @@ const OBJECTIVES: [(&str, Kind, Transform, Reference); 6] = [
     ("weft_batch_ref", Kind::Weft, Transform::Sqrt, Reference::Batch),
 ];
 
-/// The four losses: their name, schedule factor and divisor.
+/// The four losses: name, weighting and divisor.
 const LOSSES: [(&str, Weighting, Normalizer); 4] = [
     ("loss_token", Weighting::Inverse, Normalizer::Answer),
     ("loss_sequence", Weighting::Inverse, Normalizer::Sequence),
@@ -85,7 +86,7 @@ const LOSSES: [(&str, Weighting, Normalizer); 4] = [
     ("loss_elbo", Weighting::Elbo, Normalizer::Answer),
 ];
 
-/// A sampling case's settings, in LLaDA's words or in Dream's.
+/// The settings of a sampling case, in LLaDA's words or in Dream's.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum SamplingCase {
@@ -142,7 +143,7 @@ struct Tensors<'a> {
     file: SafeTensors<'a>,
 }
 
-/// The batch that a reference is about.
+/// The batch of a reference file.
 struct Case<'a> {
     model: &'a Transformer,
     ids: Vec<u32>,
@@ -150,10 +151,11 @@ struct Case<'a> {
     length: usize,
 }
 
-/// Recomputes everything in a reference file whose every parameter gradient belongs to a trainable parameter.
+/// Recomputes every quantity in a reference file. Every gradient in the file must belong to a trainable parameter.
 ///
 /// In f32 the rates come from the entropies that the model computes here. In bf16 they come from the reference's
-/// entropies: a rounded one could flip the mask of a token, and then every later quantity would belong to another batch.
+/// entropies: a rounded entropy could flip the mask of a token, and then all later quantities would belong to another
+/// batch.
 ///
 /// # Errors
 /// A file that is missing, damaged, or not about this model.
@@ -226,7 +228,7 @@ impl Case<'_> {
         n % self.length >= self.starts[n / self.length]
     }
 
-    /// The ids with the answer tokens that `masked` names replaced.
+    /// The ids, with the mask token at the answer tokens for which `masked` is true.
     fn noised(&self, masked: impl Fn(usize) -> bool) -> Vec<u32> {
         let mask = self.model.config.mask_token_id;
         self.ids.iter().enumerate().map(|(n, id)| if self.is_answer(n) && masked(n) { mask } else { *id }).collect()
@@ -240,7 +242,7 @@ impl Case<'_> {
         all
     }
 
-    /// Numbers of some tokens as `[B, L]`, 0 elsewhere.
+    /// The values of some tokens as `[B, L]`, with 0 elsewhere.
     fn spread(&self, tokens: &[usize], values: &[f32]) -> Vec<f32> {
         let mut all = vec![0.0; self.ids.len()];
         tokens.iter().zip(values).for_each(|(n, value)| all[*n] = *value);
@@ -270,7 +272,7 @@ impl Case<'_> {
         let mut masks = vec![0u8; self.ids.len()];
         rows.iter().for_each(|n| masks[*n] = 1);
         result.push(tensors.compare_masks(&format!("{name}.masked"), &masks)?);
-        // The gradient is of the loss over all answer tokens; the other losses weigh the same nll.
+        // The gradient is that of the loss over all answer tokens; the other losses weight the same nll differently.
         let batch_ids = self.noised(|n| masks[n] != 0);
         let batch = Batch::pack(batch_ids.chunks(self.length));
         let ids: Vec<u32> = rows.iter().map(|n| self.ids[*n]).collect();
@@ -300,7 +302,7 @@ impl Case<'_> {
         Ok(result)
     }
 
-    /// Refuses a reference with the gradient of a parameter that the model doesn't train: it would go unchecked.
+    /// Refuses a reference with the gradient of a parameter that the model doesn't train, which would go unchecked.
     fn no_gradient_left(&self, name: &str, tensors: &Tensors) -> Result<()> {
         let prefix = format!("{name}.grad.");
         let is_trained = |p: &str| self.model.params.iter().any(|param| param.trainable && param.name == p);
@@ -366,7 +368,7 @@ impl<'a> Tensors<'a> {
         let mut worst = 0.0f64;
         for (g, e) in got.iter().zip(&expected) {
             let difference = (f64::from(*g) - f64::from(*e)).abs();
-            // NaN compares with nothing; it is as far off as can be.
+            // NaN compares false with everything, so it counts as infinitely far off.
             worst = if difference.is_nan() { f64::INFINITY } else { worst.max(difference) };
         }
         let error = if largest > 0.0 { worst / largest } else { worst };
@@ -380,7 +382,7 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// The share of places that differ; all of them where the lengths do.
+/// The share of places that differ; 1 if the lengths differ.
 fn share_differing<T: PartialEq>(got: &[T], expected: &[T]) -> f64 {
     if got.len() != expected.len() {
         return 1.0;

@@ -3,7 +3,7 @@
 
 use weft_kernels::philox::{philox, unit_f32, unit_f64};
 
-/// What a draw is for; streams never share a number.
+/// What a draw is for; no two streams share a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// The diffusion time of an example.
@@ -18,7 +18,7 @@ pub enum Stream {
     Init = 5,
     /// Generated text.
     Text = 7,
-    /// The rows of a source that come once more.
+    /// The rows of a source that occur once more than its others in an epoch.
     Mixing = 8,
     /// Gumbel noise of the sampler.
     Sampling = 6,
@@ -33,7 +33,7 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// Names the draws.
+    /// The draws of an example in an epoch, for the purpose that `stream` names.
     pub fn new(seed: u64, stream: Stream, epoch: u64, example: u64) -> Self {
         // Two Philox calls hash (seed, stream, epoch, example) into one key; the counter is left to the position.
         let words = philox(seed, [stream as u32, epoch as u32, (epoch >> 32) as u32, 0]);
@@ -53,21 +53,21 @@ impl Draws {
         unit_f32(self.words(position)[0])
     }
 
-    /// A standard normal number for a position, by Box and Muller.
+    /// A standard normal number for a position, by the Box-Muller method.
     pub fn normal(&self, position: u64) -> f64 {
         let words = self.words(position);
         let radius = (-2.0 * (1.0 - unit_f64(words[0], words[1])).ln()).sqrt();
         radius * (std::f64::consts::TAU * unit_f64(words[2], words[3])).cos()
     }
 
-    /// 64 random bits for a position: a key for draws further down, such as a token's dropout.
+    /// 64 random bits for a position: a key for further draws, such as a token's dropout.
     pub fn key(&self, position: u64) -> u64 {
         let words = self.words(position);
         u64::from(words[2]) << 32 | u64::from(words[3])
     }
 
-    /// The key of a row's Gumbel noise (`weft_kernels::predict::RowDraw`), whose uniform number of a position and a token
-    /// is [`Draws::unit_f64`] at `(position + 1) << 32 | token`.
+    /// The key of a row's Gumbel noise (`weft_kernels::predict::RowDraw`). The uniform number for a position and a
+    /// token is [`Draws::unit_f64`] at `(position + 1) << 32 | token`.
     pub fn row_key(&self) -> u64 {
         self.key
     }

@@ -1,5 +1,6 @@
-//! Reading settings of any type: TOML and `--set` over the type's defaults. Every key is read on its own, so that each
-//! problem is told with the key's name, in a recipe's words. The settings themselves stand in the folders that read them.
+//! Reads settings of any type: TOML and `--set` over the type's defaults. Every key is read on its own, so that each
+//! problem is reported with the key's name, in a recipe's words. The settings themselves are defined in the folders
+//! that read them.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// What other programs call a setting; docs/from-pytorch.md says whose names these are.
+/// Other programs' names for settings; docs/from-pytorch.md says which program uses which name.
 pub(crate) const SYNONYMS: [(&str, &str); 38] = [
     ("model_name_or_path", "model.path"),
     ("model_name", "model.path"),
@@ -51,7 +52,7 @@ pub(crate) const SYNONYMS: [(&str, &str); 38] = [
     ("alg", "sampler.remasking"),
 ];
 
-/// Settings of other programs that have no twin, and why.
+/// Settings of other programs that have no counterpart, and why.
 const WITHOUT_TWIN: [(&str, &str); 9] = [
     ("fp16", "matmuls are of f32 or bf16 factors (model.precision)"),
     ("optim", "the optimizer is AdamW"),
@@ -64,10 +65,10 @@ const WITHOUT_TWIN: [(&str, &str); 9] = [
     ("load_in_8bit", "bases are f32 or bf16 as they are stored"),
 ];
 
-/// Reads a recipe over its type's defaults. `check` says what is wrong with values that could be read.
+/// Reads a recipe over its type's defaults. `check` returns what is wrong with the values that could be read.
 ///
 /// # Errors
-/// Every problem at once; of a text that isn't TOML, the first alone.
+/// Every problem at once; if the text isn't TOML, only the first.
 pub fn parse<R: Serialize + DeserializeOwned + Default>(
     text: &str,
     path: &Path,
@@ -80,7 +81,7 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
         let hint = if e.message().contains("invalid") { " (a text stands in quotes)" } else { "" };
         refuse(vec![format!("line {line} is not TOML: {}{hint}", e.message().replace('\n', " "))])
     })?;
-    // serde_json writes `None` as null, so the default knows every key.
+    // serde_json writes `None` as null, so the default contains every key.
     let mut resolved = serde_json::to_value(R::default()).expect("a recipe is JSON");
     let known = resolved.as_object().expect("a recipe is a table").clone();
     let mut problems: Vec<String> =
@@ -116,9 +117,9 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
     if problems.is_empty() { Ok(recipe) } else { Err(refuse(problems)) }
 }
 
-/// The key's value where the recipe type takes it.
+/// Reads a key's value as the recipe's type.
 fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> std::result::Result<Value, String> {
-    // JSON has no such numbers; they would become null.
+    // JSON has no infinities or NaN; they would become null.
     if let Some(number) = value.as_float().filter(|x| !x.is_finite()) {
         return Err(format!("{table}.{key} = {number}: give a finite number"));
     }
@@ -131,7 +132,7 @@ fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> 
     }
 }
 
-/// What serde says of a value, in words of a recipe.
+/// Puts serde's message about a value into a recipe's words.
 pub(crate) fn in_plain_words(error: &str) -> String {
     if let Some((_, known)) = error.split_once("unknown variant").and_then(|(_, rest)| rest.split_once("expected ")) {
         let known = known.trim_start_matches("one of ").replace('`', "").replace(" or ", ", ");
@@ -149,7 +150,7 @@ pub(crate) fn in_plain_words(error: &str) -> String {
     format!("give {wanted}")
 }
 
-/// Puts `table.key=value` into the recipe; a value that isn't TOML is text.
+/// Puts `table.key=value` into the recipe; a value that isn't TOML is taken as text.
 fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> std::result::Result<(), String> {
     let wrong = || format!("--set {setting:?} is not table.key=value");
     let Some((name, value)) = setting.split_once('=') else {
@@ -167,7 +168,7 @@ fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> 
     Ok(())
 }
 
-/// Where a key belongs, `table.key`: a key of one table only, or another program's name for it.
+/// The place `table.key` where a key belongs: a key that only one table has, or another program's name for a setting.
 pub(crate) fn own_place(key: &str, known: &Map<String, Value>) -> Option<String> {
     let has = |table: &str, key: &str| known.get(table).is_some_and(|keys| keys.get(key).is_some());
     let tables: Vec<&String> = known.keys().filter(|table| has(table, key)).collect();
@@ -181,7 +182,7 @@ pub(crate) fn own_place(key: &str, known: &Map<String, Value>) -> Option<String>
     }
 }
 
-/// The sentence on a table or key that isn't known.
+/// The error for a table or key that isn't known.
 pub(crate) fn unknown<K: AsRef<str>>(
     what: &str,
     name: &str,

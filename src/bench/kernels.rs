@@ -1,4 +1,5 @@
-//! The kernels of a step on a GPU: how long each took, at which rates, and what the GPU's own rates would allow.
+//! The kernels of a step on a GPU: how long each took, which rates it reached, and what the GPU's own rates would
+//! allow.
 
 use std::collections::BTreeMap;
 
@@ -7,31 +8,31 @@ use weft_kernels::cuda::Launches;
 
 use crate::plan::GpuRates;
 
-/// A kernel's launches in one step, those of all shapes together.
+/// All launches of one kernel in a step, whatever their shapes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Kernel {
-    /// Its name.
+    /// The kernel's name.
     pub kernel: String,
     /// How often it was launched.
     pub launches: u64,
-    /// Seconds of all launches.
+    /// Seconds of all launches together.
     pub seconds: f64,
     /// Its arithmetic, in 10^12 operations per second.
     pub tflops: f64,
-    /// Its bandwidth, in 10^9 bytes per second, each number counted once.
+    /// Its bandwidth, in 10^9 bytes per second; each number is counted once.
     pub gbps: f64,
     /// Seconds that the measured rate of matmuls and the measured bandwidth would allow.
     pub bound_seconds: f64,
 }
 
 impl Kernel {
-    /// Seconds beyond what the GPU's rates allow.
+    /// The seconds beyond what the GPU's rates allow.
     pub fn lost_seconds(&self) -> f64 {
         self.seconds - self.bound_seconds
     }
 }
 
-/// A step's kernels, most time first.
+/// A step's kernels; those that take most time come first.
 pub fn of_launches(launches: &[Launches], rates: &GpuRates) -> Vec<Kernel> {
     let mut kernels: BTreeMap<&str, (Kernel, f64, f64)> = BTreeMap::new();
     for l in launches {
@@ -55,7 +56,7 @@ pub fn of_launches(launches: &[Launches], rates: &GpuRates) -> Vec<Kernel> {
     all
 }
 
-/// The three kernels that lose most time to something other than the GPU's rates.
+/// The three kernels that lose the most time to something other than the GPU's rates.
 pub fn slowest(kernels: &[Kernel]) -> Vec<&Kernel> {
     let mut all: Vec<&Kernel> = kernels.iter().collect();
     all.sort_by(|a, b| b.lost_seconds().total_cmp(&a.lost_seconds()));

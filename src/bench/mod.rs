@@ -1,5 +1,5 @@
 //! Measures training steps of a shape: seconds by phase, tokens/s, peak memory, and the share of the machine's own
-//! matrix rate that a step's arithmetic reached. Times are medians; nothing here is a test.
+//! matmul rate that a step's arithmetic reaches. Times are medians; nothing here is a test.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -32,81 +32,81 @@ pub(crate) mod shapes;
 /// More than any GPU has.
 const EVERYTHING_GB: f64 = 1e6;
 
-/// What is measured.
+/// What to measure.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// `P`, `llada-8b`, or a checkpoint's folder.
+    /// The shape: `P`, `llada-8b`, or a checkpoint's folder.
     pub shape: String,
-    /// What matmuls round their operands to, and how a named shape's weights are stored.
+    /// The format of matmuls' operands, and of a named shape's stored weights.
     pub precision: Precision,
-    /// The same for the pass for entropies.
+    /// The format of matmuls' operands in the pass for entropies.
     pub entropy_precision: Precision,
-    /// Whether everything is trained; else LoRA on queries, keys and values, of rank 32 (`llada-8b`: 128).
+    /// Whether every weight is trained; otherwise LoRA of rank 32 (`llada-8b`: 128) on queries, keys and values.
     pub full: bool,
-    /// Sequences of a step.
+    /// Sequences per step.
     pub sequences: usize,
-    /// Tokens of a sequence; a quarter is prompt.
+    /// Tokens per sequence; a quarter of them is the prompt.
     pub tokens: usize,
-    /// Steps, each an epoch of its own, between computations of the entropies.
+    /// Steps between computations of the entropies; each step is an epoch of its own.
     pub entropy_every: u64,
     /// Steps before the measured ones.
     pub warm_up: usize,
     /// Measured steps.
     pub steps: usize,
-    /// Memory granted to results of matmuls that backward needs, in GB; the others are computed again. Where absent what a
-    /// recipe's is on a CPU, and everything on a GPU.
+    /// Memory in GB for matmul results that are saved for backward; the others are recomputed. `None` takes the
+    /// recipe's default on a CPU, and saves everything on a GPU.
     pub activation_memory_gb: Option<f64>,
-    /// Whether one step more is taken, on a GPU, in which each kernel's time is measured.
+    /// Whether to take one more step on a GPU that measures each kernel's time.
     pub profile: bool,
 }
 
-/// One objective's measurement.
+/// The measurement of one objective.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
-    /// Sequences of a step.
+    /// Sequences per step.
     pub sequences: usize,
-    /// Tokens of a sequence.
+    /// Tokens per sequence.
     pub tokens: usize,
-    /// What matmuls round their operands to.
+    /// The format of matmuls' operands.
     pub dtype: Precision,
-    /// The same for the pass for entropies.
+    /// The format of matmuls' operands in the pass for entropies.
     pub entropy_dtype: Precision,
-    /// How this processor computes such matmuls.
+    /// The instructions with which this processor computes such matmuls.
     pub instructions: &'static str,
-    /// `lora` or `full`.
+    /// What is trained: `lora` or `full`.
     pub trainable: &'static str,
-    /// Its name in recipes.
+    /// The objective's name in recipes.
     pub objective: &'static str,
-    /// The median step; the mean where entropies are reused.
+    /// Seconds of the median step, or of the mean step where entropies are reused.
     pub step_seconds: f64,
-    /// Tokens of a step over that.
+    /// Tokens of a step divided by `step_seconds`.
     pub tokens_per_second: f64,
-    /// What the plan of such a step says (docs/memory.md): on a GPU a prediction from its measured rates.
+    /// Seconds that the plan gives for such a step (docs/memory.md): on a GPU a prediction from its measured rates.
     pub planned_step_seconds: f64,
-    /// Where it was measured.
+    /// The device it was measured on.
     pub device: String,
     /// The largest resident size of the process so far.
     pub peak_rss_bytes: u64,
-    /// That size as it was planned before the first step.
+    /// The largest resident size as planned before the first step.
     pub planned_rss_bytes: u64,
-    /// The most of the GPU's memory in use at once so far; `None` on the CPU.
+    /// The most GPU memory in use at once so far; `None` on the CPU.
     pub peak_gpu_bytes: Option<u64>,
-    /// The same as it was planned before the first step.
+    /// The most GPU memory in use at once, as planned before the first step; `None` on the CPU.
     pub planned_gpu_bytes: Option<u64>,
     /// The step's seconds by phase.
     pub phases: Phases,
-    /// The machine's rate of such matmuls, in 10^9 operations per second, measured beside.
+    /// The machine's rate of such matmuls, in 10^9 operations per second, measured in the same run.
     pub gemm_gflops: f64,
-    /// The step's arithmetic, recomputation left out, at that rate.
+    /// Seconds of the step's arithmetic, without recomputation, at that rate.
     pub floor_seconds: f64,
-    /// The part that this is of the step.
+    /// `floor_seconds` as a share of the step.
     pub gemm_share: f64,
-    /// The kernels of one step, where they were asked for.
+    /// The kernels of one step, if they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<Kernel>,
 }
 
-/// Measures some objectives one after the other.
+/// Measures the objectives one after the other.
 ///
 /// # Errors
 /// A shape that is neither known nor a checkpoint's folder; a step that fails.
@@ -121,7 +121,7 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
         match device::gpu() {
             Some(_) => measurement.planned_gpu_bytes = Some(planned_bytes),
             None => {
-                // The process has had the largest objective's memory so far.
+                // The process already holds the memory of the largest objective so far.
                 let earlier = measurements.iter().map(|m| m.planned_rss_bytes).max().unwrap_or(0);
                 measurement.planned_rss_bytes = earlier.max(planned_bytes);
             }
@@ -132,7 +132,7 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// The training of random tokens that is measured.
+/// The training job on random tokens that is measured.
 fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
     let prompt = plan.tokens / 4;
     let vocab = model.params[model.embedding].weight.rows() as f64;
@@ -141,7 +141,7 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
         // The last ids are special tokens.
         tokens.map(|p| (draws.unit_f64(p as u64) * (vocab - 10.0)) as u32).collect()
     };
-    // Where entropies are reused, every step is an epoch of the same examples.
+    // Where entropies are reused, every step is an epoch over the same examples.
     let all_steps = plan.steps + plan.warm_up + usize::from(plan.profile);
     let (epochs, steps_per_epoch) = if plan.entropy_every > 1 { (all_steps, 1) } else { (1, all_steps) };
     let count = (plan.sequences * steps_per_epoch) as u64;
@@ -167,7 +167,7 @@ fn job(plan: &Plan, model: &Transformer, kind: Kind) -> Job {
     }
 }
 
-/// The largest resident size that the job is planned to have, or the most of a GPU's memory, and its steps.
+/// The planned largest resident size of the job, or the planned most of a GPU's memory, and its steps.
 fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usize)) -> (u64, Batches) {
     let mut model = model.to_meta();
     model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
@@ -188,7 +188,7 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
     (bytes, batches)
 }
 
-/// A measurement, and the model for the next one.
+/// Measures one objective and returns the model for the next one.
 fn measure_objective(
     plan: &Plan,
     model: Transformer,
@@ -205,7 +205,7 @@ fn measure_objective(
         let mut report = trainer.step()?;
         device::current().finish();
         gpu_bytes = device::gpu().map_or(0, |gpu| gpu.most_used_bytes().max(gpu_bytes));
-        // What a GPU does after it was asked is the last phase's.
+        // A GPU may still be working when the call returns; that time counts as the last phase's.
         let rest = started.elapsed().as_secs_f64() - report.phases.total();
         report.phases.optimizer += if device::gpu().is_some() { rest } else { 0.0 };
         if i >= plan.warm_up {
@@ -215,7 +215,7 @@ fn measure_objective(
             steps.push((report.phases, report.masked_share));
         }
     }
-    // A median would not see the few steps that compute entropies.
+    // A median would miss the few steps that compute entropies.
     let middle = if plan.entropy_every > 1 { mean } else { median };
     let of = |f: &dyn Fn(&Phases) -> f64| middle(steps.iter().map(|(p, _)| f(p)).collect());
     let step_seconds = of(&Phases::total);
@@ -266,13 +266,13 @@ fn measure_objective(
     Ok((measurement, trainer.model))
 }
 
-/// What a step's arithmetic alone takes at the machine's rates of training and of pass 1.
+/// Seconds that a step's arithmetic alone takes at the machine's rates for training and for pass 1.
 fn floor_seconds(plan: &Plan, model: &Transformer, kind: Kind, (masked_share, rates): (f64, [f64; 2])) -> f64 {
     let tokens = (plan.sequences * plan.tokens) as f64;
     let answers = (plan.sequences * (plan.tokens - plan.tokens / 4)) as f64;
     let squares = tokens * plan.tokens as f64;
     let a = MultiplyAdds::of(model, arithmetic::Work { tokens, squares, answers, masked: answers * masked_share });
-    // A backward to the inputs costs as much as a forward, and to the weights once more.
+    // A backward to the inputs costs as much as a forward, and one to the weights costs as much again.
     let layers = a.matrices + a.attention;
     let passes = if plan.full { 3.0 } else { 2.0 };
     let pass_1 = if kind.needs_entropy() { (layers + a.head_of_answers) / plan.entropy_every as f64 } else { 0.0 };

@@ -22,9 +22,9 @@ use crate::model::lora::{self, LoraConfig};
 use crate::plan::Stored;
 use crate::train::optimizer::train_everything;
 
-/// The deviation of random weights.
+/// The standard deviation of random weights.
 const DEVIATION: f32 = 0.02;
-/// Numbers per task of drawing.
+/// How many numbers one task draws.
 const CHUNK: usize = 1 << 20;
 
 /// A named shape, and the LoRA rank that it is measured with.
@@ -58,14 +58,14 @@ const SHAPES: [Shape; 2] = [
     Shape { name: "llada-8b", sizes: LLADA_8B, lora_rank: 128 },
 ];
 
-/// The model of a plan, with what it trains, and where its weights are.
+/// A plan's model with its trainable parameters, and where its weights are.
 pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
     let stored = if named.is_some() && plan.precision == Precision::F32 { Stored::Owned } else { Stored::Mapped };
     let mut model = match named {
         Some(shape) if let (Precision::Bf16, Some(gpu)) = (plan.precision, device::gpu()) => on_gpu(shape, &gpu)?,
         Some(shape) if plan.precision == Precision::Bf16 => {
-            // By way of a file, as checkpoints come; what is mapped stays readable when the file has gone.
+            // The weights go through a file, as a checkpoint's do; the mapping stays readable after the file is gone.
             let folder = Scratch::new()?;
             write_random(&folder.0, &shape.config())?;
             family::load(&folder.0)?
@@ -104,7 +104,7 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     Ok((model, stored))
 }
 
-/// A named shape's model of random bf16 weights that are made on a GPU.
+/// A named shape's model with random bf16 weights that are made on a GPU.
 fn on_gpu(shape: &Shape, gpu: &Arc<Gpu>) -> Result<Transformer> {
     let mut seed = 0;
     family::build(&shape.config(), |_, shape| {
@@ -116,7 +116,7 @@ fn on_gpu(shape: &Shape, gpu: &Arc<Gpu>) -> Result<Transformer> {
     })
 }
 
-/// Writes a checkpoint of random bf16 weights, tensor after tensor: it may be larger than the memory.
+/// Writes a checkpoint of random bf16 weights tensor by tensor, because it may be larger than memory.
 fn write_random(folder: &Path, config: &ModelConfig) -> Result<()> {
     let path = folder.join("model.safetensors");
     safetensors::serialize_to_file(tensors(config)?, None, &path)
@@ -135,7 +135,7 @@ fn tensors(config: &ModelConfig) -> Result<Vec<(String, Random)>> {
     Ok(tensors)
 }
 
-/// A tensor that is drawn when it is written.
+/// A tensor that is drawn while it is written.
 struct Random {
     shape: Vec<usize>,
     seed: u64,
@@ -167,7 +167,8 @@ impl View for Random {
     }
 }
 
-/// A number with mean 0 and deviation 1 for each index: the finaliser of SplitMix64, cheap enough for 8 billion.
+/// A number with mean 0 and standard deviation 1 for each index: the finalizer of SplitMix64, cheap enough for 8
+/// billion.
 fn uniform(index: u64) -> f32 {
     let x = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -175,7 +176,7 @@ fn uniform(index: u64) -> f32 {
     ((x >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3f32.sqrt()
 }
 
-/// A temporary folder that goes when it is dropped.
+/// A temporary folder that is removed when it is dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -188,7 +189,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A folder that stays behind in the system's temporary one harms nothing.
+        // A folder that is left behind among the system's temporary files harms nothing.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

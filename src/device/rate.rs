@@ -1,4 +1,4 @@
-//! The rate of matmuls that the process's device reaches, measured: what plans of time and benchmarks compare with.
+//! The matmul rate that the process's device reaches, as measured: time plans and benchmarks compare with it.
 
 use std::time::Instant;
 
@@ -9,15 +9,15 @@ use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
 use super::{current, gpu};
 
-/// The side of the matrices that a processor's rate is measured with.
+/// The side of the matrices with which a CPU's rate is measured.
 const GEMM_SIDE: usize = 1024;
-/// The largest that a GPU's is measured with.
+/// The largest side with which a GPU's rate is measured.
 const GPU_GEMM_SIDE: usize = 8192;
 
-/// The device's rate of matmuls, in 10^9 operations per second: the best of nine, or of as many as fill some seconds.
+/// The device's matmul rate, in 10^9 operations per second: the best of nine matmuls, or of more until `secs` have passed.
 pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
     let mut matmul = Matmul::new(GEMM_SIDE, precision);
-    // A GPU's are larger, until one takes long enough to be measured.
+    // On a GPU the matrices grow until one matmul takes long enough to be measured.
     while gpu().is_some() && matmul.side < GPU_GEMM_SIDE && matmul.seconds().min(matmul.seconds()) < 1e-3 {
         matmul = Matmul::new(2 * matmul.side, precision);
     }
@@ -30,13 +30,13 @@ pub(crate) fn gemm_gflops(precision: Precision, secs: f64) -> f64 {
     }
 }
 
-/// Numbers of an addition that a GPU's bandwidth is measured with: 1.6 GB are read and written.
+/// Length of the addition that measures a GPU's bandwidth: it reads and writes 1.6 GB.
 const BANDWIDTH_NUMBERS: usize = 1 << 27;
 
 /// The bandwidth of the device's memory, in 10^9 bytes per second: the best of five additions of long tensors.
 pub(crate) fn bandwidth_gb_per_second() -> f64 {
     let device = current();
-    // An emulated GPU is no faster with more.
+    // An emulated GPU is no faster with longer tensors.
     let len = gpu().map_or(BANDWIDTH_NUMBERS, |gpu| BANDWIDTH_NUMBERS.min(gpu.memory()[0] / 64));
     let (mut to, from) = (device.zeros(len), device.zeros(len));
     let mut seconds = || {
@@ -48,7 +48,7 @@ pub(crate) fn bandwidth_gb_per_second() -> f64 {
     3e-9 * (size_of::<f32>() * len) as f64 / fastest
 }
 
-/// A matmul of two square matrices, of numbers that differ: a GPU is faster with equal ones.
+/// A matmul of two square matrices whose numbers differ, because a GPU is faster with equal ones.
 struct Matmul {
     side: usize,
     precision: Precision,

@@ -1,27 +1,27 @@
-//! What a step computes, in multiply-adds: the measure of its time on any machine.
+//! What a step computes, in multiply-adds: from these its time on any machine is estimated.
 
 use super::block::{Block, Transformer};
 
-/// What a step is made of.
+/// The size of a step's work.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// Tokens, prompts included.
     pub tokens: f64,
     /// The sum of the sequences' squared lengths.
     pub squares: f64,
-    /// Tokens of the answers, which pass 1 takes through the head.
+    /// Tokens of the answers, whose rows pass through the head in pass 1.
     pub answers: f64,
-    /// Masked tokens, which pass 2 takes through it.
+    /// Masked tokens, whose rows pass through the head in pass 2.
     pub masked: f64,
 }
 
-/// Multiply-adds of one forward, part by part. A backward to the inputs costs as much again, and one to the weights once
-/// more; attention's costs twice its forward.
+/// Multiply-adds of one forward by part. A backward to the inputs costs as much as the forward, and one to the weights
+/// costs the same again; attention's backward costs twice its forward.
 #[derive(Clone, Copy, Debug)]
 pub struct MultiplyAdds {
     /// The layers' matrices: `tokens * weights`.
     pub matrices: f64,
-    /// Scores and their sums: `2 * layers * width * sum of L^2`.
+    /// Attention's scores and weighted sums: `2 * layers * width * sum of L^2`.
     pub attention: f64,
     /// The head at the answers' rows: `answers * V * D`.
     pub head_of_answers: f64,
@@ -30,7 +30,7 @@ pub struct MultiplyAdds {
 }
 
 impl MultiplyAdds {
-    /// Those of a forward of some work.
+    /// The multiply-adds of one forward over `work`.
     pub fn of(model: &Transformer, work: Work) -> Self {
         let [matrices, head] = matmuls(model).map(|n| n as f64);
         Self {
@@ -42,7 +42,7 @@ impl MultiplyAdds {
     }
 }
 
-/// Weights of the layers' matrices, and of the head.
+/// The numbers of weights in the layers' matrices and in the head.
 fn matmuls(model: &Transformer) -> [usize; 2] {
     let of = |id: usize| model.params[id].weight.rows() * model.params[id].weight.cols();
     let block = |b: &Block| {

@@ -1,5 +1,5 @@
-//! The bidirectional transformer that every supported family is: parameters in one table, a forward through its layers,
-//! and the backward. Names and configurations are the families' own business.
+//! The bidirectional transformer that all supported families share: one table of parameters, the forward through the
+//! layers, and the backward. Names and configurations belong to the families.
 
 use std::borrow::Cow;
 
@@ -23,18 +23,18 @@ pub type ParamId = usize;
 /// A named tensor.
 #[derive(Clone, Debug)]
 pub struct Param {
-    /// The name it has on disk.
+    /// The tensor's name on disk.
     pub name: String,
-    /// The shape it has on disk: one or two sizes.
+    /// The tensor's shape on disk: one or two sizes.
     pub shape: Vec<usize>,
-    /// Its numbers.
+    /// The tensor's numbers.
     pub weight: Weight,
-    /// Whether a gradient is wanted.
+    /// Whether it is trained and so has a gradient.
     pub trainable: bool,
 }
 
 impl Param {
-    /// Whether it is an adapter's, not the base's.
+    /// Whether the parameter belongs to an adapter rather than to the base.
     pub fn is_adapters(&self) -> bool {
         self.name.starts_with("base_model.")
     }
@@ -68,10 +68,10 @@ pub struct Block {
     pub down: Linear,
 }
 
-/// The sizes and constants that change the numbers.
+/// The sizes and constants on which the results depend.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Whose checkpoint it is.
+    /// The family of the checkpoint.
     pub family: Family,
     /// Width.
     pub width: usize,
@@ -85,19 +85,19 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// The id of the mask token.
     pub mask_token_id: u32,
-    /// The adapters' scale.
+    /// The adapters' scale: `lora_alpha / R`, or `lora_alpha / sqrt(R)` with RSLoRA.
     pub lora_scale: f32,
     /// The adapters' dropout in training.
     pub lora_dropout: f32,
-    /// Memory for activations saved between forward and backward beyond each layer's input and attention.
+    /// Bytes for activations saved for backward beyond each layer's input and attention.
     pub activation_bytes: usize,
     /// The format of matmuls' operands.
     pub precision: Precision,
-    /// The same, in the pass for entropies.
+    /// The format of matmuls' operands in the pass for entropies.
     pub entropy_precision: Precision,
 }
 
-/// What a backward pass gives beside the gradients.
+/// What a backward pass returns besides the gradients.
 #[derive(Clone, Debug)]
 pub struct Pass {
     /// Each target's `nll` in nats.
@@ -116,7 +116,7 @@ pub struct Transformer {
     pub config: Config,
     /// Where its weights are and where it computes.
     pub device: Device,
-    /// Every tensor.
+    /// The table of all parameters.
     pub params: Vec<Param>,
     /// The token embedding.
     pub embedding: ParamId,
@@ -136,7 +136,7 @@ impl Transformer {
         blocks.chain([&self.head])
     }
 
-    /// The same, to be changed.
+    /// Like [`Transformer::linears`], but mutable.
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.blocks.iter_mut();
         let blocks =
@@ -144,40 +144,40 @@ impl Transformer {
         blocks.chain([&mut self.head])
     }
 
-    /// A layer's adapter as it computes outside training.
+    /// A layer's adapter without dropout, as it computes outside training.
     pub fn adapter(&self, layer: &Linear) -> Option<Lora<'_>> {
         self.lora(layer, Mode { dropout_keys: None, precision: Precision::F32 })
     }
 
-    /// Whether the embedding is the head's weight too.
+    /// Whether the head shares the embedding's weight.
     pub fn has_tied_head(&self) -> bool {
         self.head.weight == self.embedding
     }
 
-    /// Zero gradients of everything that is trained.
+    /// Zero gradients for every trainable parameter.
     pub fn zero_gradients(&self) -> Gradients {
         let zeros = |p: &Param| p.trainable.then(|| self.device.zeros(p.weight.rows() * p.weight.cols()));
         self.params.iter().map(zeros).collect()
     }
 
-    /// Token entropies in nats at some rows, without gradients or dropout.
+    /// Token entropies in nats for some tokens, without gradients or dropout.
     pub fn entropy(&self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
         let precision = self.config.entropy_precision;
         self.head(Mode { dropout_keys: None, precision }).entropy(&self.head_inputs(batch, rows, precision))
     }
 
-    /// The `nll` in nats of `ids` at some rows, without gradients or dropout.
+    /// The `nll` in nats of `ids` at some tokens, without gradients or dropout.
     pub fn nll(&self, batch: &Batch, rows: &[usize], ids: &[u32]) -> Vec<f32> {
         let mode = Mode { dropout_keys: None, precision: self.config.precision };
         self.head(mode).nll(&self.head_inputs(batch, rows, mode.precision), ids)
     }
 
-    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits at some rows.
+    /// Calls `f(first row, logits [rows, V])` for each chunk of the logits at some rows.
     pub fn for_each_logits(&self, batch: &Batch, rows: &[usize], f: impl FnMut(usize, &mut [f32])) {
         self.for_each_logits_of(&self.predicting_inputs(batch, rows), f);
     }
 
-    /// Calls `f(first row, logits [rows, V])` for chunk after chunk of the logits of the head's inputs `[N, D]`.
+    /// Calls `f(first row, logits [rows, V])` for each chunk of the logits of the head's inputs `[N, D]`.
     pub fn for_each_logits_of(&self, x: &Tensor, f: impl FnMut(usize, &mut [f32])) {
         self.head(Mode { dropout_keys: None, precision: self.config.precision }).for_each_chunk(x, f);
     }
@@ -187,7 +187,7 @@ impl Transformer {
         self.head_inputs(batch, rows, self.config.precision)
     }
 
-    /// A prediction of each row of the head's inputs `[N, D]`, chosen by `rule`; the logits stay on the device.
+    /// Predicts a token for each row of the head's inputs `[N, D]` by `rule`; the logits stay on the device.
     pub fn predict(&self, x: &Tensor, guidance: Option<Guidance>, draws: &[RowDraw], rule: &Rule) -> Vec<Prediction> {
         let mode = Mode { dropout_keys: None, precision: self.config.precision };
         self.head(mode).predict(x, guidance, draws, rule)
@@ -198,8 +198,8 @@ impl Transformer {
         self.loss_and_finished_gradients(batch, targets, grads, &mut |_, _| {})
     }
 
-    /// The same, which calls `finished(bucket, grads)` when nothing is added any more to a bucket's gradients, where every
-    /// weight is trained: they may be taken.
+    /// Like [`Transformer::loss_and_gradients`], and calls `finished(bucket, grads)` once a bucket's gradients are
+    /// final, if every weight is trained; the callback may take them.
     pub fn loss_and_finished_gradients(
         &self,
         batch: &Batch,
@@ -211,7 +211,7 @@ impl Transformer {
         let (eps, precision) = (self.config.rms_norm_eps, self.config.precision);
         let predicting = self.predicting(batch, targets.rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
-        // 1. Forward, saving each layer's input and attention, and the last ones' matmuls.
+        // 1. Forward: save each layer's input and attention, and the matmuls of the last layers.
         let (mut x, save_from) = (self.embed(batch), self.first_saved_layer(all.count(), wanted.count()));
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
@@ -235,7 +235,7 @@ impl Transformer {
         rms_norm::backward(&mut dx, grads[self.final_norm].as_mut(), &dnormed, &x, gain, eps);
         drop((x, normed, dnormed));
         finished(0, grads);
-        // 3. Backward, layer by layer; below the first nothing but the embedding is left to train.
+        // 3. Backward, layer by layer; below the first layer only the embedding is left to train.
         let head_end = self.device.mark();
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let saved = layers.pop().expect("something was saved of each layer");
@@ -247,14 +247,14 @@ impl Transformer {
             embedding::backward(dweight, &batch.ids, &dx);
         }
         finished(self.blocks.len() + 1, grads);
-        // A GPU is waited for here alone.
+        // This is the only place that waits for a GPU.
         let (end, nll) = (self.device.mark(), nll.to_host().into_owned());
         let seconds = [(&started, &forward_end), (&forward_end, &head_end), (&head_end, &end)];
         Pass { nll, seconds: seconds.map(|(from, to)| to.seconds_since(from)) }
     }
 
-    /// The first of the last layers whose matmuls fit into the memory granted, for a batch of so many tokens of which
-    /// so many rows are predicted: of what is saved last, least is idle.
+    /// The first of the last layers whose matmuls fit into the granted memory, for a batch of `tokens` of which
+    /// `predicted` are predicted. The last layers' activations are held for the shortest time.
     pub(crate) fn first_saved_layer(&self, tokens: usize, predicted: usize) -> usize {
         let mut left = self.config.activation_bytes;
         let fits = |index: &usize| {
@@ -292,8 +292,8 @@ impl Transformer {
         }
     }
 
-    /// The rows whose outputs predict some tokens: their own, or with shifted logits the ones before. A sequence's first
-    /// token has none before it, so its own row predicts it as well as the second.
+    /// The rows whose outputs predict some tokens: the tokens' own rows, or the rows before them if logits are shifted.
+    /// No row comes before a sequence's first token, so its own row predicts it as well as the second token.
     pub(super) fn predicting<'a>(&self, batch: &Batch, tokens: &'a [usize]) -> Cow<'a, [usize]> {
         assert!(tokens.is_sorted_by(|a, b| a < b), "the rows rise");
         match self.config.family.logits_shifted() {
@@ -302,7 +302,7 @@ impl Transformer {
         }
     }
 
-    /// The rows of which the last layer's output is needed; one may come twice.
+    /// The rows at which the last layer's output is needed; a row may occur twice.
     pub(super) fn some_rows<'a>(&self, batch: &Batch, rows: &'a [usize]) -> Rows<'a> {
         let before = |token: usize| rows.partition_point(|row| *row < token);
         let positions: Vec<u32> = rows.iter().map(|row| batch.positions[*row]).collect();
@@ -347,7 +347,7 @@ impl Transformer {
         Head { weight, lora, precision: mode.precision }
     }
 
-    /// A linear layer's output, its adapter's included, as what matmuls read.
+    /// A linear layer's output with its adapter's, in the format of matmuls' operands.
     pub(super) fn apply(&self, layer: &Linear, x: &Tensor, mode: Mode) -> Tensor {
         let weight = &self.params[layer.weight].weight;
         let mut y = self.device.operands(x.len() / weight.cols() * weight.rows(), mode.precision);
@@ -371,7 +371,7 @@ impl Transformer {
         y
     }
 
-    /// The gradient of a linear layer's input where it is wanted; adds its parameters'.
+    /// Returns the gradient of a linear layer's input if it is wanted, and adds the gradients of its parameters.
     pub(super) fn apply_backward(
         &self,
         layer: &Linear,
@@ -404,7 +404,7 @@ impl Transformer {
     }
 }
 
-/// Takes an adapter's two gradients out of the table, so that both can be written at once.
+/// Takes an adapter's two gradients out of the table so that both can be written at once.
 fn take_pair(grads: &mut Gradients, ids: [ParamId; 2]) -> [Tensor; 2] {
     ids.map(|id| grads[id].take().expect("an adapter is trainable wherever gradients are asked for"))
 }

@@ -1,18 +1,18 @@
-//! Parameters in groups whose gradients backward finishes together: what travels between ranks at a time. And which of
-//! them are read rounded, so that only who updates them needs more.
+//! Parameters in groups whose gradients backward finishes together, the unit that ranks exchange; and which parameters
+//! are only ever read as bf16, so that only the rank that updates them needs f32.
 
 use weft_kernels::precision::Precision;
 
 use super::block::{Block, Linear, ParamId, Transformer};
 
 impl Transformer {
-    /// Whether every weight is trained, and not an adapter's alone.
+    /// Whether every weight is trained, rather than only an adapter.
     pub fn is_trained_whole(&self) -> bool {
         self.params.iter().all(|p| p.trainable)
     }
 
-    /// What is trained, in groups whose gradients travel together: the head, then each layer, the last one first, then
-    /// the embedding, as backward finishes them; adapters alone are one group.
+    /// The trainable parameters in groups whose gradients travel together, in the order in which backward finishes
+    /// them: the head, the layers from the last to the first, the embedding. Adapters are a single group.
     pub fn buckets(&self) -> Vec<Vec<ParamId>> {
         let trained = |ids: Vec<ParamId>| ids.into_iter().filter(|id| self.params[*id].trainable).collect::<Vec<_>>();
         let of_linear = |l: &Linear| [l.weight].into_iter().chain(l.bias).chain(l.lora.into_iter().flatten());
@@ -30,16 +30,16 @@ impl Transformer {
         }
     }
 
-    /// Whether so many ranks each have a trained parameter in bf16, and only their part of it in f32: a linear layer's weight,
-    /// unless it is the embedding too, where neither pass of a step computes in another precision. Nothing but matmuls in
-    /// bf16 read it then, and rounded it gives the same bits.
+    /// Whether each of `ranks` ranks holds a trained parameter in bf16 and only its own part of it in f32. This applies
+    /// to a linear layer's weight that isn't the embedding too, if both passes of a step compute in bf16: then only
+    /// matmuls in bf16 read it, and the rounded weight gives the same bits.
     pub fn is_split(&self, id: ParamId, ranks: usize) -> bool {
         let rounds = [self.config.precision, self.config.entropy_precision] == [Precision::Bf16; 2];
         let is_matrix = id != self.embedding && self.linears().any(|layer| layer.weight == id);
         ranks > 1 && rounds && is_matrix && self.params[id].trainable
     }
 
-    /// The bucket of a layer where every weight is trained; that of the head is 0, that of the embedding the last.
+    /// The bucket of a layer where every weight is trained; the head's bucket is 0, and the embedding's is the last.
     pub(super) fn bucket_of_layer(&self, index: usize) -> usize {
         self.blocks.len() - index
     }

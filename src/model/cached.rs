@@ -1,5 +1,5 @@
-//! A forward that computes some rows of a batch only: of the others it takes the keys and values that earlier forwards
-//! left. When those are left and how stale they may get is the sampler's business.
+//! A forward that computes only some rows of a batch and takes the keys and values of the others from earlier forwards.
+//! The sampler decides when these are stored and how stale they may get.
 
 use weft_kernels::attention::{self, Qkv, Shape};
 use weft_kernels::rows;
@@ -8,14 +8,14 @@ use weft_kernels::tensor::Tensor;
 use super::batch::Batch;
 use super::block::{Block, Linear, Transformer};
 
-/// Keys, turned to their positions, and values of every row of a batch, layer by layer, in f32.
+/// Keys (with RoPE applied) and values of every row of a batch, for each layer, in f32.
 #[derive(Debug)]
 pub struct KeysValues {
     layers: Vec<[Tensor; 2]>,
 }
 
 impl KeysValues {
-    /// Room for those of a batch; a sequence's first forward must compute all of its rows.
+    /// Allocates room for a batch's keys and values; a sequence's first forward must compute all of its rows.
     pub fn new(model: &Transformer, batch: &Batch) -> Self {
         let features = |of: &Linear| model.params[of.weight].weight.rows();
         let room = |block: &Block| {
@@ -29,16 +29,16 @@ impl KeysValues {
 /// What a forward with [`KeysValues`] computes.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    /// The rows that are computed, rising.
+    /// The rows that are computed, ascending.
     pub computed: &'a [usize],
-    /// The tokens that are predicted, rising; the rows that predict them are among the computed ones.
+    /// The tokens that are predicted, ascending; the rows that predict them must be among the computed ones.
     pub predicted: &'a [usize],
 }
 
 impl Transformer {
-    /// The head's inputs `[N, D]` at the rows that predict some tokens. Only the computed rows pass through the network.
-    /// Their keys and values replace those in `cache`, and they attend to all of their sequence's. Where no other row's keys
-    /// and values would have changed, the result is [`Transformer::predicting_inputs`]'s.
+    /// The head's inputs `[N, D]` at the rows that predict some tokens. Only the computed rows pass through the
+    /// network. Their keys and values replace those in `cache`, and they attend to all rows of their sequence. If no
+    /// other row's keys and values would have changed, the result equals that of [`Transformer::predicting_inputs`].
     ///
     /// # Source
     /// Fast-dLLM, arXiv 2505.22618, section 3.

@@ -1,4 +1,4 @@
-//! Dream: its configuration and its modules' names. The layout is Qwen2.5's: biases on queries, keys and values,
+//! Dream: its configuration and the names of its modules. The layout is Qwen2.5's: biases on queries, keys and values,
 //! grouped heads, and logits that predict the next position.
 
 use serde::Deserialize;
@@ -22,7 +22,7 @@ pub(super) const NAMES: Names = Names {
     head: "lm_head",
 };
 
-/// The fields of config.json that change the numbers.
+/// The fields of config.json on which the results depend.
 #[derive(Deserialize)]
 struct DreamConfig {
     hidden_size: usize,
@@ -47,7 +47,7 @@ fn default_eps() -> f32 {
     1e-6
 }
 
-/// Fields that Weft computes for one value only; an absent field has that value.
+/// Fields for which Weft supports one value only; an absent field has that value.
 const REQUIRED: [(&str, &str); 5] = [
     ("hidden_act", "\"silu\""),
     ("use_sliding_window", "false"),
@@ -56,7 +56,7 @@ const REQUIRED: [(&str, &str); 5] = [
     ("rope_parameters", "null"),
 ];
 
-/// What a config.json of `model_type` Dream means.
+/// The layout that a config.json of `model_type` Dream describes.
 pub(super) fn layout(fields: &Map<String, Value>) -> Result<Layout, String> {
     let c: DreamConfig = serde_json::from_value(fields.clone().into()).map_err(|e| e.to_string())?;
     check_fields(fields, &REQUIRED, &["attention_dropout"])?;

@@ -1,4 +1,4 @@
-//! The families of checkpoints: which one a config.json describes, what each differs in, and whole models as folders.
+//! The families of checkpoints: which one a config.json describes, how they differ, and whole models as folders.
 
 use std::path::Path;
 
@@ -22,12 +22,13 @@ pub enum Family {
 }
 
 impl Family {
-    /// Whether the logits that predict position i sit at position i-1. Those of position 0 then predict both 0 and 1.
+    /// Whether the logits that predict position i sit at position i-1. The logits of position 0 then predict both 0 and
+    /// 1.
     pub fn logits_shifted(self) -> bool {
         self == Self::Dream
     }
 
-    /// The head's module where its weight is the embedding's; LLaDA's network has none then.
+    /// The head's module name if its weight is the embedding's; LLaDA's network then has no such module.
     pub(crate) fn tied_head(self) -> Option<&'static str> {
         (self == Self::Dream).then_some(self.names().head)
     }
@@ -44,7 +45,7 @@ impl Family {
     }
 }
 
-/// A config.json: its fields as they stand, and what they mean.
+/// A config.json: its raw fields and the layout that they describe.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
     fields: Map<String, Value>,
@@ -52,10 +53,10 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads config.json's text; `path` is named in errors.
+    /// Parses the text of config.json; `path` is named in errors.
     ///
     /// # Errors
-    /// A family or a field that Weft doesn't compute, by its name.
+    /// The name of a family or a field that Weft doesn't support.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
         let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
@@ -76,19 +77,19 @@ impl ModelConfig {
         Ok(Self { fields, layout })
     }
 
-    /// The same configuration with a head of its own.
+    /// The same configuration, but with an untied head.
     pub(crate) fn untied(mut self) -> Self {
         self.fields.insert("tie_word_embeddings".to_owned(), Value::from(false));
         self.layout.tied = false;
         self
     }
 
-    /// The token that masks.
+    /// The id of the mask token.
     pub fn mask_token_id(&self) -> u32 {
         self.layout.config.mask_token_id
     }
 
-    /// Rows of the embedding: tokens that the network knows, and perhaps more.
+    /// Rows of the embedding, of which there may be more than tokens.
     pub fn num_rows(&self) -> usize {
         self.layout.rows
     }
@@ -102,18 +103,18 @@ impl ModelConfig {
 /// Opens a checkpoint's folder.
 ///
 /// # Errors
-/// A config field that Weft doesn't compute, by its name; a file or tensor that is missing or damaged.
+/// The name of a config field that Weft doesn't support; a file or tensor that is missing or damaged.
 pub fn load(folder: &Path) -> Result<Transformer> {
     let path = folder.join("config.json");
     let config = ModelConfig::parse(&read_text(&path)?, &path)?;
     assemble(&config, Checkpoint::open(folder)?)
 }
 
-/// A checkpoint's model on the meta device: its shapes and number formats, for which no tensor is read. Where the weights
-/// aren't there yet, their format is what config.json says, or bf16.
+/// A checkpoint's model on the meta device: its shapes and dtypes, without reading a tensor. If the weights aren't
+/// there yet, the dtype is what config.json says, or bf16.
 ///
 /// # Errors
-/// As [`load`].
+/// Those of [`load`].
 pub fn load_meta(folder: &Path) -> Result<Transformer> {
     let path = folder.join("config.json");
     let config = ModelConfig::parse(&read_text(&path)?, &path)?;
@@ -123,7 +124,7 @@ pub fn load_meta(folder: &Path) -> Result<Transformer> {
     Ok(meta_of(&config))
 }
 
-/// A configuration's model on the meta device, in the format that it names.
+/// A configuration's model on the meta device, in the dtype that the configuration names.
 pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
     let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.fields.get(key)?.as_str());
     let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
@@ -134,7 +135,7 @@ pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
     meta.expect("a shape can't fail")
 }
 
-/// The model that a configuration and its tensors are.
+/// Builds the model from a configuration and its tensors.
 ///
 /// # Errors
 /// A tensor that is missing or has another shape.
@@ -142,17 +143,17 @@ pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Tran
     build(config, |name, shape| checkpoint.take(name, shape))
 }
 
-/// The model whose tensors are `take(name, shape)`.
+/// Builds the model whose tensors are `take(name, shape)`.
 pub(crate) fn build(config: &ModelConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
     layout::build(&config.layout, take)
 }
 
-/// A model to train from scratch.
+/// A model with random weights, to be trained from scratch.
 pub fn fresh(config: &ModelConfig, seed: u64) -> Transformer {
     layout::fresh(&config.layout, seed)
 }
 
-/// Writes a whole model as a Hugging Face folder, without tokenizer.
+/// Writes a whole model as a Hugging Face folder, without a tokenizer.
 ///
 /// # Errors
 /// A file that can't be written.

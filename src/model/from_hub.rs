@@ -1,4 +1,5 @@
-//! The folder of a checkpoint or an adapter, which may be an id of the hub: which files of a repository are a model's.
+//! The folder of a checkpoint or an adapter, which may be an id of the hub: this file says which files of a repository
+//! a model needs.
 
 use std::path::{Path, PathBuf};
 
@@ -6,48 +7,48 @@ use super::weights::{INDEX, SINGLE, files};
 use crate::error::Result;
 use crate::hub::{self, Needs};
 
-/// What belongs to a checkpoint beside config.json and its weights, by the end of its name: tokenizer, chat template,
+/// The endings of files that belong to a checkpoint besides config.json and its weights: tokenizer, chat template,
 /// generation settings, and the modelling code that `trust_remote_code` runs.
 const COMPANIONS: [&str; 5] = [".json", ".jinja", ".py", ".txt", ".model"];
 
-/// What else than a folder or an id a checkpoint may be.
+/// What a checkpoint may be besides a folder or an id.
 const OR_EMBEDDED: &str = ", or tiny-base";
 
-/// What is wrong with a model that has its weights in another format.
+/// The error for a model whose weights are in another format.
 const NO_WEIGHTS: &str =
     "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
 
-/// A checkpoint's folder: the path itself, or that of the hub's files once they are all there.
+/// A checkpoint's folder: the path itself, or that of the hub's files once they have all been fetched.
 ///
 /// # Errors
-/// An id of the hub whose files can't be had.
+/// An id of the hub whose files can't be fetched.
 pub fn checkpoint(path: &Path) -> Result<PathBuf> {
     hub::model(path, Needs { files: &text_files, behind: Some(&weights), alternative: OR_EMBEDDED })
 }
 
-/// As [`checkpoint`], for which no weights have to be there.
+/// Like [`checkpoint`], but the weights need not be there.
 ///
 /// # Errors
-/// As [`checkpoint`].
+/// Those of [`checkpoint`].
 pub fn without_weights(path: &Path) -> Result<PathBuf> {
     hub::model(path, Needs { files: &text_files, behind: None, alternative: OR_EMBEDDED })
 }
 
-/// An adapter's folder, as [`checkpoint`].
+/// An adapter's folder, found like that of [`checkpoint`].
 ///
 /// # Errors
-/// As [`checkpoint`].
+/// Those of [`checkpoint`].
 pub fn adapter(path: &Path) -> Result<PathBuf> {
     let files = |names: &[String]| all_of(names, &["adapter_config.json", "adapter_model.safetensors"]);
     hub::model(path, Needs { files: &files, behind: None, alternative: "" })
 }
 
-/// Whether a file of such a name belongs to a checkpoint beside its weights.
+/// Whether a file of this name belongs to a checkpoint besides its weights.
 pub(crate) fn is_companion(name: &str) -> bool {
     COMPANIONS.iter().any(|end| name.ends_with(end))
 }
 
-/// A model's files but for its weights; else what the repository lacks.
+/// A model's files other than its weights, or what the repository lacks.
 fn text_files(names: &[String]) -> std::result::Result<Vec<String>, String> {
     all_of(names, &["config.json"])?;
     all_of(names, &["tokenizer.json"])
@@ -57,7 +58,7 @@ fn text_files(names: &[String]) -> std::result::Result<Vec<String>, String> {
     Ok(names.iter().filter(is_own).cloned().collect())
 }
 
-/// The files of a model's weights, by the index in `folder` where the repository has one; else what it lacks.
+/// The files of a model's weights, listed by the index in `folder` if the repository has one; or what it lacks.
 fn weights(names: &[String], folder: &Path) -> Result<std::result::Result<Vec<String>, String>> {
     let has = |file: &str| names.iter().any(|name| name == file);
     match has(INDEX) || has(SINGLE) {
@@ -66,7 +67,7 @@ fn weights(names: &[String], folder: &Path) -> Result<std::result::Result<Vec<St
     }
 }
 
-/// These files; else the first of them that the repository lacks.
+/// The needed files, or the first of them that the repository lacks.
 fn all_of(names: &[String], needed: &[&str]) -> std::result::Result<Vec<String>, String> {
     match needed.iter().find(|needed| names.iter().all(|name| name != *needed)) {
         Some(lacking) => Err(format!("it has no {lacking}")),

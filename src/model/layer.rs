@@ -11,13 +11,14 @@ use weft_kernels::{rms_norm, rows, swiglu};
 
 use super::block::{Block, Config, Gradients, Linear, ParamId, Transformer};
 
-/// Some rows of a batch, with what depends on them: all rows, or in the last layer those whose output is needed.
+/// Some rows of a batch and the values that depend on them: all rows, or in the last layer those whose output is
+/// needed.
 pub(super) struct Rows<'a> {
     /// Their indices; `None` for all.
     pub(super) index: Option<&'a [usize]>,
-    /// Each sequence's part of them.
+    /// The range of each sequence within these rows.
     pub(super) sequences: Vec<Range<usize>>,
-    /// Cosines and sines of their positions.
+    /// Cosines and sines of the rows' positions.
     pub(super) rope: Rope,
     /// Keys of the adapters' dropout.
     pub(super) dropout_keys: Option<DropoutKeys>,
@@ -28,7 +29,7 @@ impl Rows<'_> {
         self.sequences.last().map_or(0, |s| s.end)
     }
 
-    /// These rows of a matrix that has all of them.
+    /// Selects these rows of a matrix that has all of them.
     pub(super) fn of<'x>(&self, x: &'x Tensor, width: usize) -> Selected<'x> {
         match self.index {
             None => Selected::All(x),
@@ -37,7 +38,7 @@ impl Rows<'_> {
     }
 }
 
-/// All rows of a matrix, or a copy of some.
+/// All rows of a matrix, or a copy of some of them.
 pub(super) enum Selected<'x> {
     All(&'x Tensor),
     Some(Tensor),
@@ -62,12 +63,12 @@ pub(super) struct Span<'a> {
     pub(super) precision: Precision,
 }
 
-/// How a linear layer computes some rows.
+/// How a linear layer processes some rows.
 #[derive(Clone, Copy)]
 pub(super) struct Mode<'a> {
     /// Keys of its adapter's dropout.
     pub(super) dropout_keys: Option<&'a DropoutKeys>,
-    /// Of its matmuls.
+    /// The format of its matmuls' operands.
     pub(super) precision: Precision,
 }
 
@@ -81,8 +82,8 @@ impl<'a> Span<'a> {
     }
 }
 
-/// What is saved of a layer's forward until its backward. Attention costs more to compute again than to save; the
-/// matmuls are saved as far as memory is granted.
+/// What is saved of a layer's forward for its backward. Attention costs more to recompute than to save; the matmuls'
+/// results are saved as far as memory is granted.
 pub(super) struct SavedLayer {
     input: Tensor,
     attention: [Tensor; 2],
@@ -107,13 +108,13 @@ struct Activations {
 }
 
 impl Transformer {
-    /// A layer's output, without saving anything.
+    /// A layer's output, with nothing saved for backward.
     pub(super) fn layer_output(&self, block: &Block, x: &Tensor, span: Span) -> Tensor {
         let Activations { middle, gate_up, .. } = self.activations(block, x, span, None, None);
         self.output(block, &middle, &gate_up, span)
     }
 
-    /// A layer's output, and what is saved of it: with the matmuls' results if `save_matmuls`.
+    /// A layer's output and what is saved of it; this includes the matmuls' results if `save_matmuls`.
     pub(super) fn layer_forward(
         &self,
         block: &Block,
@@ -129,7 +130,7 @@ impl Transformer {
         (output, SavedLayer { input: x, attention, matmuls })
     }
 
-    /// Bytes that saving a layer's matmuls takes, of so many rows that it reads and that it writes.
+    /// Bytes that saving a layer's matmuls takes if it reads and writes so many rows.
     pub(super) fn matmul_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
@@ -137,14 +138,16 @@ impl Transformer {
         Saved::bytes(numbers, precision) + Saved::bytes(written * self.config.width, Precision::F32)
     }
 
-    /// Bytes of all matmuls that the forward of so many tokens saves for backward, of which so many rows are predicted.
+    /// Bytes of all matmul results that a forward of `tokens` tokens, `predicted` of which are predicted, saves for
+    /// backward.
     pub(crate) fn saved_matmul_bytes(&self, tokens: usize, predicted: usize) -> usize {
         let written = |index: usize| if index + 1 == self.blocks.len() { predicted } else { tokens };
         let of = |index| self.matmul_bytes(&self.blocks[index], [tokens, written(index)], self.config.precision);
         (self.first_saved_layer(tokens, predicted)..self.blocks.len()).map(of).sum()
     }
 
-    /// Turns the gradient of a layer's output into that of its input, where `wants_input`; adds the parameters' gradients.
+    /// Turns the gradient of a layer's output into that of its input if `wants_input`, and adds the parameters'
+    /// gradients.
     pub(super) fn layer_backward(
         &self,
         block: &Block,
@@ -160,7 +163,7 @@ impl Transformer {
             self.activations(block, &input, span, Some(attention), matmuls);
         let (from, to) = (span.reads(), span.writes());
         // 1. The MLP.
-        // Only a trained projection's gradient needs its input.
+        // The projection's input is needed for the gradient of a trained projection only.
         let trains_down = block.down.lora.is_some() || grads[block.down.weight].is_some();
         let hidden = if trains_down { self.hidden(&gate_up, span) } else { self.device.unset(0) };
         let [mut gate, mut up] = gate_up;
@@ -183,7 +186,7 @@ impl Transformer {
         drop((dattended, attended, qkv));
         span.to.rope.apply(&mut d.q, heads, Rotation::Inverse);
         span.from.rope.apply(&mut d.k, kv_heads, Rotation::Inverse);
-        // 3. Keys and values read every row, queries the written ones only.
+        // 3. Every row contributes keys and values, but only the written rows have queries.
         let normed = self.norm(&input, block.attn_norm, span.precision);
         let mut dnormed = self.device.unset(if wants_input { normed.len() } else { 0 });
         let [q, k, v] = &block.qkv;
@@ -207,7 +210,7 @@ impl Transformer {
         self.norm_backward(block, dx_of_all, &dnormed, &input, grads)
     }
 
-    /// Through the norm before attention; an input whose gradient nobody wants has an empty one.
+    /// The backward of the norm before attention; the gradient is empty if the input needs none.
     fn norm_backward(
         &self,
         block: &Block,
@@ -223,7 +226,7 @@ impl Transformer {
         dx
     }
 
-    /// The layer's output, of the sum after attention and the MLP's gate and up.
+    /// The layer's output, from the sum after attention and the MLP's gate and up projections.
     pub(super) fn output(&self, block: &Block, middle: &Tensor, gate_up: &[Tensor; 2], span: Span) -> Tensor {
         self.apply_onto(middle, &block.down, &self.hidden(gate_up, span), span.writes())
     }
@@ -235,7 +238,7 @@ impl Transformer {
         hidden
     }
 
-    /// The activations of a layer with input `x`; what was saved of them isn't computed again.
+    /// The activations of a layer with input `x`; those that were saved aren't recomputed.
     fn activations(
         &self,
         block: &Block,
@@ -263,7 +266,7 @@ impl Transformer {
         Activations { qkv, attention, middle, ff_normed, gate_up }
     }
 
-    /// Queries of the rows that are written, keys and values of those that are read, turned to their positions.
+    /// Queries of the written rows, and keys and values of the read rows, with RoPE applied.
     pub(super) fn qkv(&self, block: &Block, x: &Tensor, span: Span) -> [Tensor; 3] {
         let Span { from, to, .. } = span;
         let Config { width, heads, kv_heads, .. } = self.config;
@@ -276,7 +279,8 @@ impl Transformer {
         [q, k, v]
     }
 
-    /// The sum of a layer's input and its attention, that normed, and the MLP's gate and up of it.
+    /// The sum of a layer's input and its attention, the norm of that sum, and the MLP's gate and up projections of the
+    /// norm.
     pub(super) fn mlp_inputs(
         &self,
         block: &Block,

@@ -1,5 +1,5 @@
-//! From a family's names and sizes to the transformer: every tensor is asked for by name and shape. What a family's
-//! config.json says, the family reads.
+//! From a family's names and sizes to the transformer: every tensor is requested by name and shape. The families read
+//! their own config.json.
 
 use serde_json::{Map, Value};
 use weft_kernels::device::Device;
@@ -11,7 +11,7 @@ use super::family::Family;
 use crate::error::Result;
 use crate::rng::{Draws, Stream};
 
-/// What a family calls its modules; those of a block follow the blocks' name and number.
+/// A family's module names; those within a block follow the name of the blocks and a number.
 pub(super) struct Names {
     pub embedding: &'static str,
     pub blocks: &'static str,
@@ -25,16 +25,16 @@ pub(super) struct Names {
     pub head: &'static str,
 }
 
-/// The most blocks that are read.
+/// The largest number of layers that is accepted.
 const MAX_LAYERS: usize = 1 << 10;
-/// The largest width, MLP and number of heads.
+/// The largest width, MLP size and number of heads.
 const MAX_WIDTH: usize = 1 << 20;
-/// The most rows of an embedding.
+/// The largest number of rows of an embedding.
 const MAX_ROWS: usize = 1 << 24;
-/// The most parameters, for which any count of bytes is far from the end of 64 bits.
+/// The largest number of parameters, at which any count of bytes is far below 2^64.
 const MAX_PARAMS: usize = 1 << 44;
 
-/// What a family calls the sizes in config.json.
+/// A family's names for the sizes in config.json.
 pub(super) struct SizeFields {
     pub layers: &'static str,
     pub width: &'static str,
@@ -44,21 +44,22 @@ pub(super) struct SizeFields {
     pub rows: &'static str,
 }
 
-/// What a configuration means.
+/// What a configuration describes.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub layers: usize,
     pub mlp_hidden_size: usize,
     /// Rows of the embedding and the head.
     pub rows: usize,
-    /// Whether the embedding is the head's weight too.
+    /// Whether the head shares the embedding's weight.
     pub tied: bool,
     pub config: Config,
 }
 
 impl Layout {
-    /// Refuses sizes that are no model's, heads that don't divide the width, and a mask token without a row. The fields
-    /// are named as the family names them. Nothing has been allocated by sizes before, and their matmuls fit afterwards.
+    /// Refuses sizes that no model has, heads that don't divide the width, and a mask token without a row, naming the
+    /// fields as the family does. Call this before anything is allocated; afterwards products of the sizes can't
+    /// overflow.
     pub(super) fn check(&self, fields: &SizeFields) -> std::result::Result<(), String> {
         let Config { width: d, heads: h, kv_heads: k, mask_token_id: id, rope_theta, rms_norm_eps, .. } = self.config;
         let bounded = [
@@ -97,7 +98,7 @@ impl Layout {
         Ok(())
     }
 
-    /// The constants of a network that isn't trained yet.
+    /// The constants of a network that hasn't been trained yet.
     pub(super) fn config(family: Family, [width, heads, kv_heads]: [usize; 3], mask_token_id: u32) -> Config {
         Config {
             family,
@@ -116,7 +117,7 @@ impl Layout {
     }
 }
 
-/// Refuses fields with a value other than the one that Weft computes; an absent or null field has that value.
+/// Refuses fields whose value isn't the one that Weft supports; an absent or null field has that value.
 pub(super) fn check_fields(
     fields: &Map<String, Value>,
     required: &[(&str, &str)],
@@ -165,8 +166,8 @@ pub(crate) fn build(layout: &Layout, take: impl FnMut(&str, &[usize]) -> Result<
     Ok(Transformer { config, device: Device::Cpu, params: table.params, embedding, blocks, final_norm, head })
 }
 
-/// A model to train from scratch: matrices normal with deviation 0.02, those that write to the residual stream
-/// divided by `sqrt(2 layers)`, gains 1, biases 0; everything trainable.
+/// A model with random weights: matrices are normal with standard deviation 0.02, divided by `sqrt(2 layers)` for those
+/// that write to the residual stream; gains are 1 and biases 0; everything is trainable.
 ///
 /// # Source
 /// GPT-2's initialisation (Radford et al., 2019), which LLaDA's `init_std` 0.02 follows.
@@ -198,7 +199,7 @@ pub(super) fn fresh(layout: &Layout, seed: u64) -> Transformer {
     model
 }
 
-/// The parameter table while it fills.
+/// The parameter table while it is being filled.
 struct Table<F> {
     source: F,
     params: Vec<Param>,

@@ -1,4 +1,4 @@
-//! LLaDA: its configuration and its modules' names.
+//! LLaDA: its configuration and the names of its modules.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -21,7 +21,7 @@ pub(super) const NAMES: Names = Names {
     head: "model.transformer.ff_out",
 };
 
-/// The fields of config.json that change the numbers.
+/// The fields of config.json on which the results depend.
 #[derive(Deserialize)]
 struct LladaConfig {
     d_model: usize,
@@ -52,7 +52,7 @@ fn default_eps() -> f32 {
     1e-5
 }
 
-/// Fields that Weft computes for one value only; an absent field has that value.
+/// Fields for which Weft supports one value only; an absent field has that value.
 const REQUIRED: [(&str, &str); 15] = [
     ("include_bias", "false"),
     ("include_qkv_bias", "false"),
@@ -71,7 +71,7 @@ const REQUIRED: [(&str, &str); 15] = [
     ("layer_norm_type", "\"rms\""),
 ];
 
-/// Dropouts of the base, which Weft doesn't draw.
+/// Dropout settings of the base, which Weft doesn't support.
 const DROPOUTS: [&str; 3] = ["attention_dropout", "residual_dropout", "embedding_dropout"];
 
 /// The sizes of a new model.
@@ -83,19 +83,19 @@ pub struct Sizes {
     pub layers: usize,
     /// Heads.
     pub heads: usize,
-    /// Features within the MLP.
+    /// Width of the MLP's hidden layer.
     pub mlp_hidden_size: usize,
-    /// Tokens of the vocabulary.
+    /// Size of the vocabulary.
     pub vocab_size: usize,
-    /// Longest sequence it is trained on.
+    /// The longest sequence that it is trained on.
     pub max_seq_len: usize,
-    /// The mask token.
+    /// The id of the mask token.
     pub mask_token_id: u32,
-    /// The end token.
+    /// The id of the end-of-sequence token.
     pub eos_token_id: u32,
 }
 
-/// LLaDA-8B-Instruct's, of its config.json.
+/// The sizes of LLaDA-8B-Instruct, from its config.json.
 pub(crate) const LLADA_8B: Sizes = Sizes {
     width: 4096,
     layers: 32,
@@ -107,10 +107,10 @@ pub(crate) const LLADA_8B: Sizes = Sizes {
     eos_token_id: 126_081,
 };
 
-/// The configuration of a new LLaDA model, with every field that LLaDA's own code asks for.
+/// The configuration of a new LLaDA model, with every field that LLaDA's own code reads.
 ///
 /// # Errors
-/// Sizes that aren't a model's, as one sentence.
+/// Sizes that no model can have, as one sentence.
 pub fn new_config(sizes: Sizes) -> Result<ModelConfig, String> {
     let Sizes { width, layers, heads, mlp_hidden_size, vocab_size, max_seq_len, mask_token_id, eos_token_id } = sizes;
     let sized = json!({
@@ -143,7 +143,7 @@ pub fn new_config(sizes: Sizes) -> Result<ModelConfig, String> {
     ModelConfig::from_fields(fields)
 }
 
-/// What a config.json of `model_type` llada means.
+/// The layout that a config.json of `model_type` llada describes.
 pub(super) fn layout(fields: &Map<String, Value>) -> Result<Layout, String> {
     let c: LladaConfig = serde_json::from_value(fields.clone().into()).map_err(|e| e.to_string())?;
     check_fields(fields, &REQUIRED, &DROPOUTS)?;

@@ -1,5 +1,5 @@
-//! LoRA adapters by PEFT's semantics and in PEFT's format: which layers `target_modules` names, fresh adapters,
-//! loading and saving. The matmul itself is `weft_kernels::lora_linear`.
+//! LoRA adapters with PEFT's semantics and in PEFT's format: which layers `target_modules` names, fresh adapters,
+//! loading and saving. The arithmetic is `weft_kernels::lora_linear`'s.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use crate::files::{make_folder, read_text, write_whole};
 use crate::hub;
 use crate::rng::{Draws, Stream};
 
-/// The tensors' file in an adapter's folder.
+/// The file of the tensors in an adapter's folder.
 const TENSORS: &str = "adapter_model.safetensors";
 
-/// Fields of adapter_config.json that don't change the numbers of a saved adapter; every other field that Weft
-/// doesn't know must be null, false or empty.
+/// Fields of adapter_config.json on which a saved adapter's results don't depend; any other field that Weft doesn't
+/// know must be null, false or empty.
 const NEUTRAL: [&str; 12] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -35,37 +35,37 @@ const NEUTRAL: [&str; 12] = [
     "runtime_config",
 ];
 
-/// What of adapter_config.json changes the numbers.
+/// The fields of adapter_config.json on which the results depend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoraConfig {
     /// Rank.
     pub r: usize,
-    /// Numerator of the scale.
+    /// Numerator of the adapter's scale.
     pub lora_alpha: f64,
-    /// Dropout of the adapter's input in training.
+    /// Dropout probability of the adapter's input in training.
     #[serde(default)]
     pub lora_dropout: f64,
-    /// The layers' names.
+    /// The layers that are adapted.
     pub target_modules: TargetModules,
-    /// `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
+    /// Whether the scale is `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
     #[serde(default)]
     pub use_rslora: bool,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
 
-/// PEFT's two ways to name layers.
+/// PEFT's two ways of naming layers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TargetModules {
-    /// Names, or ends of names after a dot.
+    /// Names, or suffixes of names that follow a dot.
     Names(Vec<String>),
-    /// `"all-linear"` (every linear layer but the LM head), or a regular expression of a whole name.
+    /// `"all-linear"` (every linear layer except the LM head), or a regular expression that matches a whole name.
     Pattern(String),
 }
 
 impl LoraConfig {
-    /// A configuration for a new adapter.
+    /// The configuration of a new adapter.
     pub fn new(r: usize, lora_alpha: f64, lora_dropout: f64, targets: Vec<String>, use_rslora: bool) -> Self {
         let target_modules = match &targets[..] {
             [all] if all == "all-linear" => TargetModules::Pattern(all.clone()),
@@ -74,7 +74,7 @@ impl LoraConfig {
         Self { r, lora_alpha, lora_dropout, target_modules, use_rslora, others: Map::new() }
     }
 
-    /// The factor of `B A x`.
+    /// The scale of `B A x`.
     pub fn scale(&self) -> f32 {
         let r = self.r as f64;
         (self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
@@ -94,7 +94,7 @@ impl LoraConfig {
             let supported = match field.as_str() {
                 "peft_type" => value == "LORA",
                 "bias" => value == "none",
-                // Other ways of initialising change the base's weights too.
+                // Other initializations change the base's weights too.
                 "init_lora_weights" => value.is_boolean() || value == "gaussian" || value == "orthogonal",
                 _ => NEUTRAL.contains(&field.as_str()) || is_off(value),
             };
@@ -116,7 +116,7 @@ fn is_off(value: &Value) -> bool {
 }
 
 impl TargetModules {
-    /// Decides for each module as PEFT does; `head` is the LM head's name.
+    /// A function that decides for each module as PEFT does; `head` is the LM head's name.
     fn matcher(&self, head: &str) -> std::result::Result<impl Fn(&str) -> bool, String> {
         let pattern = match self {
             Self::Pattern(pattern) if pattern != "all-linear" => Some(
@@ -136,11 +136,11 @@ impl TargetModules {
     }
 }
 
-/// Attaches a PEFT adapter, a folder's or the hub's, to its base; its tensors become the trainable parameters.
+/// Attaches a PEFT adapter from a folder or the hub to its base; its tensors become the trainable parameters.
 ///
 /// # Errors
-/// A file or tensor that is missing, damaged or left over, a field that Weft doesn't compute, or targets that name
-/// no layer.
+/// A file or tensor that is missing, damaged or left over, a field that Weft doesn't support, or targets that match no
+/// layer.
 pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let folder = &*from_hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
@@ -168,7 +168,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     Ok(config)
 }
 
-/// The base that an adapter's folder names, where it names one.
+/// The base that an adapter's folder names, if any.
 pub fn named_base(folder: &Path) -> Option<String> {
     let text = read_text(&from_hub::adapter(folder).ok()?.join("adapter_config.json")).ok()?;
     let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -179,7 +179,7 @@ pub fn named_base(folder: &Path) -> Option<String> {
 /// so that the model computes what its base computes.
 ///
 /// # Errors
-/// Settings without sense, or targets that name no layer, as one sentence.
+/// Settings that make no sense, or targets that match no layer, as one sentence.
 pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> std::result::Result<(), String> {
     attach_new(model, config, |index, [[r, inputs], [outputs, _]]| {
         let draws = Draws::new(seed, Stream::Init, 0, index as u64);
@@ -193,12 +193,12 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
 /// Attaches an adapter without storage to a model on the meta device.
 ///
 /// # Errors
-/// As [`attach_fresh`].
+/// Those of [`attach_fresh`].
 pub(crate) fn attach_meta(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
     attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::meta(rows, cols, Dtype::F32)))
 }
 
-/// Attaches an adapter of `make(index, [[R, in], [out, R]])` for each linear layer that is a target.
+/// Attaches `make(index, [[R, in], [out, R]])` as the adapter of each target layer.
 fn attach_new(
     model: &mut Transformer,
     config: &LoraConfig,
@@ -244,7 +244,7 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
     write_whole(&folder.join("adapter_config.json"), text.as_bytes())
 }
 
-/// The linear layers' names in their order; a head without a module of its own has none.
+/// The linear layers' names in order; a head without a module of its own has none.
 fn modules(model: &Transformer) -> Vec<String> {
     let name = |layer: &Linear| model.params[layer.weight].name.trim_end_matches(".weight").to_owned();
     let mut names: Vec<String> = model.linears().map(name).collect();
@@ -255,13 +255,13 @@ fn modules(model: &Transformer) -> Vec<String> {
     names
 }
 
-/// The index among the linear layers and the name of every layer that gets an adapter.
+/// The index among the linear layers and the name of each layer that gets an adapter.
 fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<(usize, String)>, String> {
     let modules = modules(model);
     let embedding = model.params[model.embedding].name.trim_end_matches(".weight");
     let head = modules.get(model.linears().count() - 1).cloned().unwrap_or_default();
     let matches = config.target_modules.matcher(&head)?;
-    // PEFT adapts an embedding in another way (lora_embedding_A), which Weft doesn't compute.
+    // PEFT adapts an embedding in another way (lora_embedding_A), which Weft doesn't support.
     if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(embedding) {
         return Err(format!("target_modules name the embedding {embedding}; Weft adapts linear layers only"));
     }
@@ -278,7 +278,7 @@ fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<
     }
 }
 
-/// `lora_A` `[R, in]` and `lora_B` `[out, R]` of a layer.
+/// The shapes of `lora_A` `[R, in]` and `lora_B` `[out, R]` of a layer.
 fn shapes(model: &Transformer, index: usize, r: usize) -> [[usize; 2]; 2] {
     let id = model.linears().nth(index).expect("the index comes from the same list").weight;
     let weight = &model.params[id].weight;

@@ -1,5 +1,5 @@
-//! A model on the meta device: its shapes, number formats and what of it is trained, without storage. What a run would take is
-//! told from it (`plan`) before any weight is read.
+//! A model on the meta device: its shapes, dtypes and which parameters are trained, without storage. From it `plan`
+//! predicts what a run will take before any weight is read.
 
 use weft_kernels::device::Device;
 use weft_kernels::weight::{Dtype, Weight};
@@ -7,7 +7,7 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::block::{Param, Transformer};
 
 impl Transformer {
-    /// The same model without its numbers.
+    /// The same model on the meta device, without its numbers.
     pub fn to_meta(&self) -> Self {
         let meta = |p: &Param| {
             let weight = Weight::meta(p.weight.rows(), p.weight.cols(), p.weight.dtype());
@@ -17,8 +17,8 @@ impl Transformer {
         Self { params, blocks, device: Device::Cpu, ..*self }
     }
 
-    /// Brings the weights to a device, on which the network computes from then on. They go one by one, in the format they
-    /// are stored in.
+    /// Moves the weights to a device, where the network computes from then on. They move one by one, in the dtype that
+    /// they are stored in.
     pub fn put_on(&mut self, device: &Device) {
         self.params.iter_mut().for_each(|param| param.weight.put_on(device));
         self.device = device.clone();

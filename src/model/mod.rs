@@ -1,4 +1,4 @@
-//! The network and how checkpoints become it.
+//! The network, and how checkpoints are loaded into it.
 
 pub mod arithmetic;
 pub mod batch;

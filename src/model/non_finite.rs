@@ -1,4 +1,5 @@
-//! Where a pass's numbers stop being finite: looked for when they have, by a forward of its own and in its gradients.
+//! Where a pass's numbers first stop being finite. Only after that has happened, a separate forward and the gradients
+//! are searched for the place.
 
 use weft_kernels::precision::Precision;
 
@@ -7,9 +8,9 @@ use super::block::{Block, Gradients, Linear, ParamId, Transformer};
 use super::layer::Mode;
 
 impl Transformer {
-    /// From where on a forward, in its order, holds a number that isn't finite, with that part's first such weight if it
-    /// has one; `None` where every row's distribution is whole. A number gone wrong spoils everything
-    /// after it, so the first place is where it came from.
+    /// The first part of a forward whose output isn't finite, with the first such weight of that part if there is one;
+    /// `None` if every row has a proper distribution. A number that isn't finite spoils everything after it, so the
+    /// first place is the origin.
     pub fn first_non_finite(&self, batch: &Batch, rows: &[usize], precision: Precision) -> Option<String> {
         let predicting = self.predicting(batch, rows);
         let (all, wanted) = (self.all_rows(batch), self.some_rows(batch, &predicting));
@@ -28,13 +29,13 @@ impl Transformer {
             return Some(self.place("the norm before the head", &[self.final_norm]));
         }
         let head = self.head(Mode { dropout_keys: wanted.dropout_keys.as_ref(), precision });
-        // A token without probability is no fault; a distribution that is none has no entropy.
+        // A token of probability 0 is no fault: the entropy is finite unless the row is no distribution.
         let is_whole = is_finite(&head.entropy(&normed));
         (!is_whole).then(|| self.place("the head", &of_linear(&self.head)))
     }
 
-    /// The parameter whose gradient is the first that isn't finite in the order of the backward, from the head down: what
-    /// the others have is what came down from it.
+    /// The first parameter whose gradient isn't finite, in the order of the backward from the head down: later
+    /// gradients inherit it from there.
     pub fn first_non_finite_gradient(&self, grads: &Gradients) -> Option<&str> {
         let blocks = self.blocks.iter().rev().flat_map(params_backwards);
         let mut order =
@@ -52,7 +53,7 @@ impl Transformer {
     }
 }
 
-/// A layer's parameters in the order in which the backward meets them.
+/// A layer's parameters in the order in which the backward reaches them.
 fn params_backwards(block: &Block) -> Vec<ParamId> {
     let [q, k, v] = &block.qkv;
     let [gate, up] = &block.gate_up;

@@ -1,4 +1,4 @@
-//! `[model]` of a recipe: which base, in what precision, and what of it is trained.
+//! `[model]` of a recipe: which base, in which precision, and what of it is trained.
 
 use std::path::PathBuf;
 
@@ -16,17 +16,17 @@ pub struct ModelTable {
     pub precision: Precision,
     /// What is trained: `lora`, an adapter on the frozen base, or `full`, every weight, in f32.
     pub trainable: Trainable,
-    /// The format of the checkpoint that a full run ends with; the base's own where absent.
+    /// The dtype of the checkpoint that a full run saves at its end; the base's own if absent.
     pub save_dtype: Option<SaveDtype>,
     /// Rank of the adapter.
     pub lora_rank: usize,
-    /// Numerator of the adapter's scale.
+    /// Numerator of the adapter's scale `lora_alpha / lora_rank`.
     pub lora_alpha: f64,
-    /// Dropout of the adapter's input.
+    /// Dropout probability of the adapter's input.
     pub lora_dropout: f64,
     /// The layers that are adapted, named as PEFT's `target_modules`.
     pub lora_targets: Vec<String>,
-    /// Scale by `lora_alpha / sqrt(lora_rank)`.
+    /// Whether the scale is `lora_alpha / sqrt(lora_rank)`.
     pub use_rslora: bool,
 }
 
@@ -41,13 +41,13 @@ pub enum Trainable {
     Full,
 }
 
-/// A format that checkpoints are saved in.
+/// A dtype that checkpoints are saved in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SaveDtype {
-    /// The trained weights as they are.
+    /// f32: the trained weights unchanged.
     F32,
-    /// Half the size, rounded to nearest.
+    /// bf16: half the size, rounded to nearest.
     Bf16,
 }
 
@@ -77,7 +77,7 @@ impl Default for ModelTable {
 }
 
 impl ModelTable {
-    /// What is wrong with the values, a sentence each.
+    /// What is wrong with the values, one sentence per problem.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));

@@ -1,4 +1,5 @@
-//! A checkpoint folder's tensors by name: single or sharded safetensors, memory-mapped; and writing such files.
+//! A checkpoint folder's tensors by name, memory-mapped from a single or sharded safetensors file; and writing such
+//! files.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,9 +21,9 @@ pub struct Checkpoint {
     tensors: HashMap<String, (Vec<usize>, Weight)>,
 }
 
-/// The file of all tensors.
+/// The file that holds all tensors if there is only one.
 pub(crate) const SINGLE: &str = "model.safetensors";
-/// The file that names the shards, where there are several.
+/// The file that lists the shards if there are several.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
@@ -30,7 +31,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Which file the index says holds a tensor, by the tensor's name; `None` where there is no index.
+/// The file that holds each tensor according to the index, by the tensor's name; `None` if there is no index.
 fn index(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
     let index = folder.join(INDEX);
     if !index.exists() {
@@ -45,22 +46,22 @@ fn index(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
     }
 }
 
-/// The names of a checkpoint's files of tensors, which may not be there.
+/// The names of the files of a checkpoint's tensors; the files themselves may be missing.
 pub(crate) fn files(folder: &Path) -> Result<BTreeSet<String>> {
     Ok(index(folder)?.map_or_else(|| BTreeSet::from([SINGLE.to_owned()]), |map| map.into_values().collect()))
 }
 
 impl Checkpoint {
-    /// Whether a folder has all its weights.
+    /// Whether a folder has all of its weights.
     pub fn is_in(folder: &Path) -> bool {
         files(folder).is_ok_and(|files| files.iter().all(|file| folder.join(file).exists()))
     }
 
-    /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+    /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two files, or
-    /// in another than the index says.
+    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two
+    /// files, or in a file other than the one that the index names.
     pub fn open(folder: &Path) -> Result<Self> {
         let Some(index) = index(folder)? else { return Self::open_file(folder, SINGLE) };
         let mut tensors = HashMap::new();
@@ -83,17 +84,17 @@ impl Checkpoint {
     /// Maps one file of a folder.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// Those of [`Checkpoint::open`].
     pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
         let mut tensors = HashMap::new();
         map_file(&folder.join(file), &mut tensors)?;
         Ok(Self { folder: folder.to_owned(), tensors })
     }
 
-    /// Copies the tensors of a file that is part of the program.
+    /// Copies the tensors of a file that is embedded in the program.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// Those of [`Checkpoint::open`].
     pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self> {
         let path = Path::new(name);
         let mut tensors = HashMap::new();
@@ -103,12 +104,12 @@ impl Checkpoint {
         Ok(Self { folder: path.to_owned(), tensors })
     }
 
-    /// The names nobody has taken.
+    /// The names of the tensors that haven't been taken.
     pub fn rest(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Every tensor that nobody has taken, in the names' order, with its shape.
+    /// Every tensor that hasn't been taken, ordered by name, with its shape.
     pub fn tensors(&self) -> Vec<(&str, &[usize], &Weight)> {
         let mut tensors: Vec<_> =
             self.tensors.iter().map(|(n, (shape, w))| (n.as_str(), shape.as_slice(), w)).collect();
@@ -116,10 +117,10 @@ impl Checkpoint {
         tensors
     }
 
-    /// Takes a tensor of a known shape; a vector becomes a matrix of one row.
+    /// Takes a tensor of a given shape; a vector becomes a matrix of one row.
     ///
     /// # Errors
-    /// A name that isn't there, or another shape.
+    /// A name that isn't there, or a tensor of another shape.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
         let error = |reason: String| Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason };
         match self.tensors.remove(name) {
@@ -130,7 +131,7 @@ impl Checkpoint {
     }
 }
 
-/// A tensor to be written; its bytes are made when they are, one tensor after the other.
+/// A tensor to be written; its bytes are made at that moment, one tensor after the other.
 pub struct Tensor<'a> {
     name: Cow<'a, str>,
     shape: Vec<usize>,
@@ -145,7 +146,7 @@ enum Numbers<'a> {
     Made(Make<'a>),
 }
 
-/// Makes a tensor's numbers when they are written.
+/// Makes a tensor's numbers when it is written.
 pub type Make<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
 
 impl<'a> Tensor<'a> {
@@ -159,18 +160,18 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// A weight in the format it is stored in or another, an adapter merged into it where there is one.
+    /// A weight, merged with its adapter if it has one, in the given dtype.
     pub fn merged(name: &'a str, shape: &[usize], weight: &'a Weight, lora: Option<Lora<'a>>, dtype: Dtype) -> Self {
         let numbers = lora.map_or(Numbers::Weight(weight), |lora| Numbers::Merged(weight, lora));
         Self { name: name.into(), shape: shape.to_vec(), dtype, numbers }
     }
 
-    /// Numbers that are made when they are written: once, in the order of the tensors' names.
+    /// Numbers that `make` produces when they are written: once, in the order of the tensors' names.
     pub fn made(name: Cow<'a, str>, shape: &[usize], dtype: Dtype, make: Make<'a>) -> Self {
         Self { name, shape: shape.to_vec(), dtype, numbers: Numbers::Made(make) }
     }
 
-    /// Some numbers.
+    /// A tensor of f32 numbers.
     pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &'a [f32]) -> Self {
         Self { name: name.into(), shape, dtype: Dtype::F32, numbers: Numbers::Plain(numbers) }
     }
@@ -206,7 +207,7 @@ impl View for Tensor<'_> {
     }
 }
 
-/// Writes a safetensors file, whole or not at all.
+/// Writes a safetensors file, complete or not at all.
 ///
 /// # Errors
 /// A file that can't be written.
@@ -222,8 +223,8 @@ pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
     })
 }
 
-/// Makes those numbers that are made when they are written, and drops them: what ranks do while one writes tensors of one
-/// format that each has parts of.
+/// Makes and drops the numbers that are otherwise made while they are written. The other ranks that
+/// hold parts of the tensors call this while one rank writes them.
 pub fn make_in_order(mut tensors: Vec<Tensor>) {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     for tensor in tensors {

@@ -21,10 +21,10 @@ pub enum Transform {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reference {
-    /// Those of the token's own sequence.
+    /// The tokens of the token's own sequence.
     #[default]
     Sequence,
-    /// Those of the whole micro-batch.
+    /// The tokens of the whole micro-batch.
     Batch,
 }
 
@@ -40,17 +40,17 @@ impl Transform {
     }
 }
 
-/// One answer's token entropies.
+/// The token entropies of one answer.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerEntropy<'a> {
     /// `H_i` of each token, in nats.
     pub token_entropy: &'a [f32],
-    /// How many of them are the answer's own; what follows is padding and stays out of `beta_ref`.
+    /// How many of the tokens are the answer's own; the rest is padding and doesn't count in `beta_ref`.
     pub num_supervised: usize,
 }
 
-/// `r_i` for every answer token of every sequence of a batch.
-/// Where `beta_ref` is 0 (or there is no token) every `r_i` is 1: WeFT falls back to SFT's uniform rate.
+/// `r_i` for every answer token of every sequence of a batch. If `beta_ref` is 0 or there is no token, every `r_i` is
+/// 1: WeFT falls back to SFT's uniform rate.
 pub fn relative_uncertainty(answers: &[AnswerEntropy], transform: Transform, reference: Reference) -> Vec<Vec<f32>> {
     let beta = |a: &AnswerEntropy| a.token_entropy.iter().map(|h| transform.beta(*h)).collect();
     let betas: Vec<Vec<f32>> = answers.iter().map(beta).collect();

@@ -1,11 +1,11 @@
-//! The forward process: relative uncertainties, diffusion time, and which answer tokens are masked. Pure functions of
-//! entropies and draws; at what rate a token is masked and what its loss then weighs is `objective`'s.
+//! The forward process: relative uncertainties, diffusion time, and which answer tokens are masked. These are pure
+//! functions of entropies and draws; the rate at which a token is masked and the weight of its loss are `objective`'s.
 
 pub mod entropy;
 pub mod schedule;
 
-/// Masks answer token `i` where its draw `u_i` in `[0, 1)` lies below its rate: `P(masked) = p_mask_i`.
-/// Prompt tokens are not passed here and so never masked.
+/// Masks answer token `i` if its draw `u_i` in `[0, 1)` is below its rate: `P(masked) = p_mask_i`. Prompt tokens aren't
+/// passed here, so they are never masked.
 pub fn forward_process(p_mask: &[f32], u: &[f32]) -> Vec<bool> {
     assert_eq!(p_mask.len(), u.len(), "one draw for each answer token");
     p_mask.iter().zip(u).map(|(p, u)| u < p).collect()

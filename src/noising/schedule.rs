@@ -1,4 +1,4 @@
-//! Diffusion time. The rates that follow from it are the objectives' own.
+//! Diffusion time. The rates that follow from it belong to the objectives.
 
 /// The lower cut of `t` in training.
 pub const T_MIN: f64 = 1e-3;

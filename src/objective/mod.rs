@@ -1,6 +1,6 @@
-//! What is trained: each objective says how often a token is masked (its rate) and what its loss then weighs. A page
-//! per objective holds the two formulas; here they meet the draws and the normaliser. Everything is a pure function of
-//! entropies and draws: no model, nothing random.
+//! What is trained: each objective defines how often a token is masked (its rate) and the weight of its loss. One file
+//! per objective holds the two formulas; here they are combined with the draws and the normaliser. Everything is a pure
+//! function of entropies and draws, with no model and no randomness.
 
 use serde::{Deserialize, Serialize};
 use weft_kernels::precision::Precision;
@@ -22,15 +22,15 @@ pub use weft::Weighting;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Rates from entropies: [`weft`].
+    /// WeFT: rates from entropies ([`weft`]).
     #[default]
     #[serde(alias = "gift")]
     Weft,
-    /// One rate for a whole answer, LLaDA's loss: [`sft`].
+    /// SFT: one rate for a whole answer, as in LLaDA's loss ([`sft`]).
     Sft,
-    /// SFT's rates, weights from the clean context, Dream's loss: [`cart`].
+    /// CART: SFT's rates, and weights from the clean context, as in Dream's loss ([`cart`]).
     Cart,
-    /// SFT's rates, weights from entropies: [`token_weight`].
+    /// Token weights: SFT's rates, and weights from entropies ([`token_weight`]).
     TokenWeight,
 }
 
@@ -38,7 +38,7 @@ impl Kind {
     /// Every objective.
     pub const ALL: [Self; 4] = [Self::Weft, Self::Sft, Self::Cart, Self::TokenWeight];
 
-    /// Its name in recipes.
+    /// The objective's name in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Weft => "weft",
@@ -48,14 +48,14 @@ impl Kind {
         }
     }
 
-    /// Whether it asks for token entropies, and so for pass 1.
+    /// Whether the objective needs token entropies, and so pass 1.
     pub fn needs_entropy(self) -> bool {
         matches!(self, Self::Weft | Self::TokenWeight)
     }
 
-    /// The divisor unless one is chosen: the masked tokens for WeFT, as its paper's algorithm has it, for token weights,
-    /// which are there to be compared with it, and for CART, as Dream's code; the answer tokens for SFT, whose sum over
-    /// them is a bound.
+    /// The default divisor: the masked tokens for WeFT, as in its paper's algorithm, for token weights, which are there
+    /// to be compared with it, and for CART, as in Dream's code; the answer tokens for SFT, whose sum over them is a
+    /// bound.
     pub fn normalizer(self) -> Normalizer {
         match self {
             Self::Sft => Normalizer::Answer,
@@ -68,25 +68,26 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Objective {
-    /// The rates and weights.
+    /// The objective, which sets the rates and weights.
     pub kind: Kind,
     /// How an entropy becomes `beta` (weft, token_weight).
     pub transform: Transform,
     /// The scope of `beta_ref` (weft, token_weight).
     pub reference: Reference,
-    /// The schedule factor (weft).
+    /// The factor of a masked token's loss (weft).
     pub weighting: Weighting,
-    /// The success probability of the distance's geometric distribution (cart).
+    /// The success probability of the geometric distribution of distances (cart).
     pub geo_p: f64,
-    /// The divisor; `None` is the kind's own (see [`Kind::normalizer`]).
+    /// The divisor of the loss; `None` takes the kind's own (see [`Kind::normalizer`]).
     pub normalizer: Option<Normalizer>,
-    /// A floor on `t_i`; 0 is off.
+    /// A lower bound on `t_i`; 0 turns it off.
     pub rate_floor: f64,
     /// The lower cut of `t`.
     pub t_min: f64,
-    /// Epochs between computations of an example's entropies (weft, token_weight), reused in between; 1 reuses none.
+    /// An example's entropies are computed once in so many epochs and reused in between (weft, token_weight); 1 reuses
+    /// none.
     pub entropy_every: u64,
-    /// The format of matmuls' operands in the pass for entropies; `None` is `model.precision` (weft, token_weight).
+    /// The format of matmuls' operands in the pass for entropies; `None` takes `model.precision` (weft, token_weight).
     pub entropy_precision: Option<Precision>,
 }
 
@@ -110,28 +111,28 @@ impl Default for Objective {
 /// One answer and its draws, before the forward process.
 #[derive(Clone, Copy, Debug)]
 pub struct DrawnAnswer<'a> {
-    /// Tokens of the prompt before it.
+    /// The number of prompt tokens before the answer.
     pub prompt_len: usize,
-    /// Its tokens' entropies; not read where [`Kind::needs_entropy`] is false.
+    /// The answer's token entropies; not read if [`Kind::needs_entropy`] is false.
     pub entropy: AnswerEntropy<'a>,
     /// Diffusion time in `(0, 1]`.
     pub t: f64,
-    /// A uniform number in `[0, 1)` for each token.
+    /// A uniform draw in `[0, 1)` for each token.
     pub u: &'a [f32],
 }
 
 /// One answer after the forward process.
 #[derive(Clone, Debug)]
 pub struct NoisedAnswer {
-    /// Tokens of the prompt before it, which are clean.
+    /// The number of prompt tokens before the answer, which are clean.
     pub prompt_len: usize,
     /// Diffusion time in `(0, 1]`.
     pub t: f64,
-    /// `r_i` of each token; 1 where the objective has no entropies.
+    /// `r_i` of each token; 1 if the objective uses no entropies.
     pub relative_uncertainty: Vec<f32>,
     /// `t_i` of each token.
     pub p_mask: Vec<f32>,
-    /// Which tokens were masked.
+    /// Whether each token was masked.
     pub masked: Vec<bool>,
 }
 
@@ -158,7 +159,7 @@ impl Objective {
         batch.iter().zip(relative).map(noise).collect()
     }
 
-    /// The rate of a token with relative uncertainty `r` at time `t`, raised to the floor unless it is 0.
+    /// The rate of a token with relative uncertainty `r` at time `t`, raised to `rate_floor` unless it is 0.
     pub fn rate(&self, t: f64, r: f32) -> f32 {
         let rate = match self.kind {
             Kind::Weft => weft::rate(t, f64::from(r)),
@@ -169,12 +170,13 @@ impl Objective {
         if rate == 0.0 { 0.0 } else { (rate as f32).max(self.rate_floor as f32) }
     }
 
-    /// The factor of each answer token's `nll` in the batch's loss, normaliser included; 0 where it isn't masked.
+    /// The weight of each answer token's `nll` in the batch's loss, including the normaliser; 0 if the token isn't
+    /// masked.
     pub fn loss_weights(&self, batch: &[NoisedAnswer]) -> Vec<Vec<f32>> {
         self.loss_weights_within(batch, Counts::of(batch))
     }
 
-    /// The same of some of a batch's answers.
+    /// Like [`Objective::loss_weights`], for some of a batch's answers.
     pub fn loss_weights_within(&self, answers: &[NoisedAnswer], batch: Counts) -> Vec<Vec<f32>> {
         let divided = |(answer, divisor): (&NoisedAnswer, f64)| {
             self.token_weights(answer).iter().map(|weight| (weight / divisor) as f32).collect()
@@ -182,7 +184,7 @@ impl Objective {
         answers.iter().zip(self.normalizer().divisors(answers, batch)).map(divided).collect()
     }
 
-    /// The weight of each token before the normaliser, 0 where it isn't masked.
+    /// The weight of each token before normalisation; 0 if it isn't masked.
     fn token_weights(&self, answer: &NoisedAnswer) -> Vec<f64> {
         let weft = |r: f64, p: f64| weft::weight(self.weighting, answer.t, r, p);
         match self.kind {
@@ -195,7 +197,7 @@ impl Objective {
 }
 
 impl NoisedAnswer {
-    /// `weight(r_i, t_i)` of each token, 0 where it isn't masked.
+    /// `weight(r_i, t_i)` of each token; 0 if it isn't masked.
     fn of_masked(&self, weight: impl Fn(f64, f64) -> f64) -> Vec<f64> {
         let tokens = self.masked.iter().zip(&self.relative_uncertainty).zip(&self.p_mask);
         tokens.map(|((masked, r), p)| if *masked { weight((*r).into(), (*p).into()) } else { 0.0 }).collect()

@@ -1,4 +1,5 @@
-//! What the sum of weighted losses is divided by. Never implicit: the choice moves results as much as the method.
+//! What the sum of weighted losses is divided by. It is always explicit, because the choice affects results as much as
+//! the method does.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,16 +9,16 @@ use super::NoisedAnswer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalizer {
-    /// The batch's masked tokens, as the paper's algorithm has it.
+    /// The batch's masked tokens, as in the paper's algorithm.
     Masked,
-    /// All answer tokens of the batch, as d1 divides.
+    /// All answer tokens of the batch, as in d1.
     Answer,
-    /// Each answer's own length, then the mean over answers, as LLaDA divides.
+    /// Each answer's own length, then the mean over answers, as in LLaDA.
     Sequence,
 }
 
 impl Normalizer {
-    /// What it counts, in a word for a sentence.
+    /// What the divisor counts, as words for a sentence.
     pub fn divides_by(self) -> &'static str {
         match self {
             Self::Masked => "batch's masked",
@@ -26,8 +27,8 @@ impl Normalizer {
         }
     }
 
-    /// The divisor of the losses of some answers of a batch; at least 1, so that a batch in which nothing is masked has
-    /// loss 0.
+    /// The divisors of the losses of some answers of a batch; each is at least 1, so that a batch in which nothing is
+    /// masked has loss 0.
     pub fn divisors(self, answers: &[NoisedAnswer], batch: Counts) -> Vec<f64> {
         let shared = match self {
             Self::Masked => batch.masked,
@@ -40,19 +41,19 @@ impl Normalizer {
     }
 }
 
-/// What of a batch its divisor is made of.
+/// The counts of a batch from which its divisor is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Answers.
+    /// The number of answers.
     pub answers: usize,
-    /// Their tokens.
+    /// The number of answer tokens.
     pub answer_tokens: usize,
-    /// Those that are masked.
+    /// The number of masked answer tokens.
     pub masked: usize,
 }
 
 impl Counts {
-    /// Of some answers.
+    /// Counts some answers.
     pub fn of(answers: &[NoisedAnswer]) -> Self {
         let masked = |a: &NoisedAnswer| a.masked.iter().filter(|m| **m).count();
         Self {

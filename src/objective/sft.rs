@@ -15,7 +15,7 @@ pub fn rate(t: f64) -> f64 {
     t
 }
 
-/// `1 / t_i`, with `t_i` the rate that the token was masked at.
+/// `1 / t_i`, where `t_i` is the rate at which the token was masked.
 pub fn weight(p_mask: f64) -> f64 {
     1.0 / p_mask
 }

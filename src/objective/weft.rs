@@ -1,4 +1,4 @@
-//! WeFT: a token the model is uncertain about is masked more often.
+//! WeFT: a token that the model is uncertain about is masked more often.
 //!
 //! ```text
 //! H_i = -sum_v p_iv ln p_iv       entropy of answer token i, the whole answer masked (pass 1)
@@ -8,8 +8,8 @@
 //! w_i = r_i (1 - t)^(r_i - 1) / t_i   the exact weight in continuous time, which the paper drops
 //! ```
 //!
-//! `r_i` is `noising::entropy`'s. Equal entropies make every `r_i` 1 and WeFT SFT; a token with `r_i = 0` is never
-//! masked.
+//! `r_i` comes from `noising::entropy`. If all entropies are equal, every `r_i` is 1 and WeFT is SFT; a token with `r_i
+//! = 0` is never masked.
 //!
 //! # Source
 //! WeFT, arXiv 2509.20863 (later versions: GIFT). The exact weight is `(d t_i / d t) / t_i`, by the ELBO of masked
@@ -17,7 +17,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The schedule factor of a masked token's loss.
+/// The factor of a masked token's loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
@@ -30,7 +30,7 @@ pub enum Weighting {
 
 /// `t_i = 1 - (1 - t)^r_i`; at `t = 1` every token with `r_i > 0` is masked.
 pub fn rate(t: f64, r: f64) -> f64 {
-    // ln_1p(-1) is -infinity, and 0 times that no number.
+    // ln_1p(-1) is -infinity, and 0 times that is NaN.
     if r == 0.0 { 0.0 } else { -f64::exp_m1(r * f64::ln_1p(-t)) }
 }
 
@@ -38,7 +38,7 @@ pub fn rate(t: f64, r: f64) -> f64 {
 pub fn weight(weighting: Weighting, t: f64, r: f64, p_mask: f64) -> f64 {
     match weighting {
         Weighting::Inverse => 1.0 / p_mask,
-        // At r = 1 the power is 1 for every t, 0^0 at t = 1 included.
+        // At r = 1 the power is 1 for every t, including 0^0 at t = 1.
         Weighting::Elbo => r * (1.0 - t).powf(r - 1.0) / p_mask,
     }
 }

@@ -1,80 +1,81 @@
-//! What ranks say to each other. Every rank makes the same calls in the same order; a call returns when this rank's part
-//! of it is done. Sums are the caller's, in an order of its own, so that they don't depend on an engine's algorithm.
+//! The collectives. Every rank makes the same calls in the same order; a call returns when this rank's part of it is
+//! done. Reductions are left to the caller, who adds in a fixed order, so that sums don't depend on a library's
+//! algorithm.
 
 use std::sync::Arc;
 
 use weft_kernels::tensor::Tensor;
 
-/// The ranks of a run, as one of them sees them.
+/// A handle to the ranks of a run, as one of them holds it.
 pub type Ranks = Arc<dyn Collective>;
 
-/// What was sent to other ranks so far, and the time that it took.
+/// How much this rank has sent to others so far, and how long that took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
     /// Bytes that this rank sent.
     pub sent_bytes: u64,
-    /// Seconds that this rank was within calls, waiting for slower ranks included.
+    /// Seconds that this rank spent in calls, including waiting for slower ranks.
     pub seconds: f64,
 }
 
 impl Traffic {
-    /// What came on top of an earlier state.
+    /// The traffic since an earlier state.
     pub fn since(self, earlier: Self) -> Self {
         Self { sent_bytes: self.sent_bytes - earlier.sent_bytes, seconds: self.seconds - earlier.seconds }
     }
 }
 
-/// An engine that moves numbers between ranks.
+/// A library that moves numbers between ranks.
 pub trait Collective: Send + Sync {
     /// This rank, counted from 0.
     fn rank(&self) -> usize;
 
-    /// How many there are.
+    /// The number of ranks.
     fn size(&self) -> usize;
 
-    /// Sends each rank its block of `send`, the next `counts[rank]` numbers; `received` gets this rank's block of every
-    /// rank, in their order.
+    /// Sends each rank its block of `send`, the next `counts[rank]` numbers; `received` gets the blocks that all ranks
+    /// sent to this one, in the order of ranks.
     ///
     /// # Shapes
     /// `send` `[sum of counts]`, `counts` `[size]` and the same at every rank, `received` `[size * counts[own rank]]`.
     fn exchange(&self, send: &Tensor, counts: &[usize], received: &mut Tensor);
 
-    /// Every rank's numbers at every rank, in the order of ranks.
+    /// Gathers every rank's numbers at every rank, in the order of ranks.
     ///
     /// # Shapes
     /// `own` `[counts[own rank]]`, `counts` `[size]`, `all` `[sum of counts]`.
     fn all_gather(&self, own: &Tensor, counts: &[usize], all: &mut Tensor);
 
-    /// Every rank's bytes at every rank, in the order of ranks; they may differ in length.
+    /// Gathers every rank's bytes at every rank, in the order of ranks; their lengths may differ.
     fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>>;
 
-    /// Rank 0's numbers at every rank.
+    /// Sends rank 0's numbers to every rank.
     fn broadcast(&self, numbers: &mut [f32]);
 
-    /// What was sent so far.
+    /// The traffic so far.
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }
 
-    /// Leaves the others at a good end, where an engine asks for that; nothing is said after it.
+    /// Leaves the group after a successful run, if the library requires that; no call may follow.
     fn leave(&self) {}
 
-    /// Whether this is the rank that prints and writes.
+    /// Whether this is rank 0, which prints and writes.
     fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// Whether something holds at any rank.
+    /// Whether `holds` is true at any rank.
     fn any(&self, holds: bool) -> bool {
         self.size() > 1 && self.all_gather_bytes(&[u8::from(holds)]).iter().any(|bytes| bytes[0] != 0) || holds
     }
 
-    /// Returns when every rank has come here.
+    /// Returns when every rank has called it.
     fn wait(&self) {
         self.any(false);
     }
 
-    /// Every rank's numbers at every rank; they may differ in length.
+    /// Gathers every rank's numbers at every rank; their lengths may differ.
     fn all_gather_f64(&self, own: &[f64]) -> Vec<Vec<f64>> {
         if self.size() == 1 {
             return vec![own.to_vec()];
@@ -84,25 +85,26 @@ pub trait Collective: Send + Sync {
         self.all_gather_bytes(&bytes).iter().map(|all| all.chunks(8).map(number).collect()).collect()
     }
 
-    /// Each rank's list of what it did of a row of tasks, task `i` at rank `i % size`, as one list in the tasks' order.
+    /// Gathers one number per task, of tasks dealt so that task `i` is at rank `i % size`, and returns them in the
+    /// tasks' order.
     fn all_gather_dealt(&self, own: &[f64]) -> Vec<f64> {
         let all = self.all_gather_f64(own);
         let count: usize = all.iter().map(Vec::len).sum();
         (0..count).map(|i| all[i % self.size()][i / self.size()]).collect()
     }
 
-    /// Rank 0's bytes at every rank.
+    /// Sends rank 0's bytes to every rank.
     fn bytes_of_first(&self, own: &[u8]) -> Vec<u8> {
         let own = if self.is_first() { own } else { &[] };
         self.all_gather_bytes(own).swap_remove(0)
     }
 }
 
-/// One rank alone.
+/// The only rank of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Solo;
 
-/// The ranks of a run that has one.
+/// The ranks of a run that has only one.
 pub fn solo() -> Ranks {
     Arc::new(Solo)
 }

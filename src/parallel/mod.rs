@@ -1,6 +1,6 @@
-//! Work on several ranks: processes that hold the same model and share the examples, on one machine or on many. What they
-//! say to each other goes through [`collective::Collective`], over an engine that is there already (MPI, cargo feature
-//! `mpi`; NCCL where each holds a GPU); how parameters are split among them, and which rank trains on what, is `train`'s.
+//! Data parallelism over several ranks: processes that hold the same model and share the examples, on one machine or on
+//! many. They communicate through [`collective::Collective`], over an existing library (MPI, cargo feature `mpi`; NCCL
+//! where each rank has a GPU). How parameters are split among them, and which rank trains on what, belongs to `train`.
 
 pub mod collective;
 pub mod nccl;

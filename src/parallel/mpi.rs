@@ -1,5 +1,5 @@
-//! Ranks over MPI: the installed library, called one thread at a time. Buffers go as they are, a GPU's by way of the
-//! machine's memory; what is larger than a 32-bit count of numbers is the caller's to cut (`shards` does).
+//! Ranks over MPI: the installed library, called by one thread at a time. Buffers are sent as they are, a GPU's through
+//! host memory; the caller has to split a message whose count of numbers doesn't fit into 32 bits (`shards` does).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -14,7 +14,8 @@ use weft_kernels::tensor::Tensor;
 use super::collective::{Collective, Traffic};
 use crate::error::{Error, Result};
 
-/// Every rank that `mpirun` started. The library's handles belong to no thread, so each call asks for the world's anew.
+/// All ranks that `mpirun` started. The library's handles can't move between threads, so each call gets the world's
+/// anew.
 #[derive(Debug)]
 pub struct Mpi {
     rank: usize,
@@ -23,10 +24,10 @@ pub struct Mpi {
     nanoseconds: AtomicU64,
 }
 
-/// Joins the other ranks; MPI ends when the universe is dropped, once in a process.
+/// Joins the other ranks; MPI is finalized when the universe is dropped, which may happen once in a process.
 ///
 /// # Errors
-/// A library that can't be called from another thread than the one that began it.
+/// A library that can't be called from a thread other than the one that initialized it.
 pub fn join() -> Result<(Universe, Mpi)> {
     let joined = mpi::initialize_with_threading(Threading::Serialized);
     let (universe, provided) = joined.ok_or_else(|| Error::Run("MPI was begun twice in this process".to_owned()))?;
@@ -46,7 +47,7 @@ pub fn abort(status: u8) -> ! {
 }
 
 impl Mpi {
-    /// Calls `f` with the world, and adds the time and what it sent.
+    /// Calls `f` with the world, and adds its time and what it sent to the traffic.
     fn call<R>(&self, sent_numbers: usize, f: impl FnOnce(&SimpleCommunicator) -> R) -> R {
         let started = Instant::now();
         let result = f(&SimpleCommunicator::world());
@@ -55,19 +56,19 @@ impl Mpi {
         result
     }
 
-    /// Numbers of a ring's share of a gather: what this rank passes on.
+    /// How many numbers this rank passes on in a ring all-gather.
     fn passed_on(&self, counts: &[usize]) -> usize {
         let next = (self.rank + 1) % self.size;
         counts.iter().sum::<usize>() - counts[next]
     }
 }
 
-/// Counts as MPI has them.
+/// Counts in MPI's type.
 fn as_counts(counts: &[usize]) -> Vec<i32> {
     counts.iter().map(|n| i32::try_from(*n).expect("a message is cut below 2^31 numbers")).collect()
 }
 
-/// Where each of some blocks begins.
+/// The offset at which each block begins.
 fn starts(counts: &[i32]) -> Vec<i32> {
     let start = |at: &mut i32, count: &i32| {
         let start = *at;

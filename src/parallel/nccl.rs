@@ -1,5 +1,5 @@
-//! Ranks that hold a GPU each, over NCCL: numbers go from GPU to GPU. Ranks find each other by way of those that a
-//! launcher joined already (MPI), or at an address that it told all (torchrun's variables).
+//! Ranks that each hold a GPU, over NCCL: numbers go from GPU to GPU. The ranks find each other through those that a
+//! launcher has already joined (MPI), or at an address that the launcher gave to all (torchrun's variables).
 
 use std::env;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// How long a rank waits for the others before it says so.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The ranks' group.
+/// The NCCL group of the ranks.
 #[derive(Debug)]
 pub struct Nccl {
     group: Group,
@@ -26,20 +26,21 @@ pub struct Nccl {
     nanoseconds: AtomicU64,
 }
 
-/// What a launcher such as torchrun tells each process.
+/// What a launcher such as torchrun tells each process about the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
-    /// This process, counted from 0.
+    /// This process's rank, counted from 0.
     pub rank: usize,
-    /// How many there are.
+    /// The number of processes.
     pub size: usize,
-    /// Where the first one can be reached, `host:port`.
+    /// The address of rank 0, `host:port`.
     pub address: String,
 }
 
 impl Launched {
-    /// What torchrun's variables say: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; `None` where one process was
-    /// started. The port is torchrun's own, so the group meets at the next one; `NCCL_COMM_ID` names another address.
+    /// Reads torchrun's variables `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; `None` if one process was
+    /// started alone. torchrun itself uses the port, so the group meets at the next one; `NCCL_COMM_ID` names another
+    /// address.
     ///
     /// # Errors
     /// Several processes, and a variable that is missing or makes no sense.
@@ -77,12 +78,12 @@ impl Launched {
 }
 
 impl Nccl {
-    /// Joins the ranks that a launcher joined already, each with its GPU.
+    /// Joins ranks that a launcher has already joined, each with its GPU.
     ///
     /// # Errors
     /// NCCL isn't there or fails, at any rank.
     pub fn among(ranks: &Ranks, gpu: &Arc<Gpu>) -> Result<Self> {
-        // Every rank learns whether the first has an id: none waits for one that gave up.
+        // Every rank learns whether rank 0 has an id, so that none waits for a rank that gave up.
         let id = if ranks.is_first() { new_id() } else { Ok([0; 128]) };
         let told = ranks.bytes_of_first(&id.as_ref().map_or(vec![], |id| id.to_vec()));
         let id: Id = match (id, told.try_into()) {
@@ -93,7 +94,7 @@ impl Nccl {
         Self::join(gpu, (ranks.rank(), ranks.size()), id)
     }
 
-    /// Joins the processes that a launcher started.
+    /// Joins the processes that a launcher such as torchrun started.
     ///
     /// # Errors
     /// NCCL isn't there or fails.
@@ -112,13 +113,14 @@ impl Nccl {
         group
     }
 
-    /// The ranks of a process: over NCCL where there are several with a GPU each, else those that it has.
+    /// The ranks of a process: over NCCL if there are several and each has a GPU, otherwise the given ones.
     ///
     /// # Errors
-    /// Several processes of torchrun's without GPUs; as [`Nccl::among`].
+    /// Several processes that torchrun started without GPUs; ranks of which only some have a GPU; and those of
+    /// [`Nccl::among`].
     pub fn ranks(ranks: &Ranks, device: &Device) -> Result<Ranks> {
         let launched = if ranks.size() == 1 { Launched::read()? } else { None };
-        // Every rank asks, whatever it has: they speak in turn.
+        // Every rank makes these calls, whatever its device, because collectives must match.
         let is_gpu = matches!(device, Device::Cuda(_));
         if [ranks.any(is_gpu), ranks.any(!is_gpu)] == [true; 2] {
             return Err(Error::Run("some ranks have a GPU and some have none; name one --device for all".to_owned()));
@@ -141,7 +143,7 @@ impl Nccl {
         Ok(Self { group, sent_bytes: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) })
     }
 
-    /// Calls `f`, and adds the time and what was sent. A GPU's own time isn't part of it.
+    /// Calls `f`, and adds its time and what was sent to the traffic. The GPU's own time isn't included.
     fn call<R>(&self, sent_bytes: usize, f: impl FnOnce(&Group) -> R) -> R {
         let started = Instant::now();
         let result = f(&self.group);

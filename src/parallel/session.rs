@@ -1,4 +1,4 @@
-//! A process among those that a launcher started: joining them, leaving them, and ending them all where one fails.
+//! A process among those that a launcher started: joining the others, leaving them, and ending them all if one fails.
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::interrupt;
 
-/// How long a rank other than the first waits before it tells of its error: what all meet alike, a mistake in the recipe
-/// for one, the first tells of and ends them.
+/// How long a rank other than the first waits before it reports its error: if all ranks fail alike, for example by a
+/// mistake in the recipe, the first one reports it and ends the others.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// This process's part in a run of one or more ranks. Dropped in the end, it leaves the others.
+/// This process's part in a run of one or more ranks. It leaves the others when it is dropped.
 pub struct Session {
     /// The ranks.
     pub ranks: Ranks,
@@ -22,34 +22,34 @@ pub struct Session {
     _universe: Option<mpi::environment::Universe>,
 }
 
-/// Variables in which a launcher says how many processes it started: Open MPI's and MPICH's `mpirun`, and Slurm's `srun`
-/// where it speaks to an MPI library.
+/// Variables in which a launcher says how many processes it started: `mpirun` of Open MPI and MPICH, and Slurm's `srun`
+/// when it serves an MPI library.
 const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
-/// How many processes were started together; `None` where this one was started alone.
+/// How many processes were started together; `None` if this one was started alone.
 pub fn launched() -> Option<usize> {
     let of_slurm = || env::var_os("PMIX_RANK").and_then(|_| number("SLURM_STEP_NUM_TASKS"));
     SIZES.iter().find_map(|name| number(name)).or_else(of_slurm)
 }
 
-/// Variables in which a launcher says which of its machine's processes this one is.
+/// Variables in which a launcher gives this process's number on its machine.
 const LOCAL_RANKS: [&str; 4] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "LOCAL_RANK", "SLURM_LOCALID"];
 
-/// This process's number among those of its machine: which GPU is its own.
+/// This process's number on its machine, which selects its GPU.
 pub fn local_rank() -> usize {
     LOCAL_RANKS.iter().find_map(|name| number(name)).unwrap_or(0)
 }
 
-/// A number that a launcher left in the environment.
+/// A number that a launcher set in the environment.
 fn number(name: &str) -> Option<usize> {
     env::var(name).ok()?.parse().ok()
 }
 
 impl Session {
-    /// Joins the processes that this one was started with, if any.
+    /// Joins the processes that were started together with this one, if any.
     ///
     /// # Errors
-    /// Several processes and a build without MPI; an MPI library that doesn't serve.
+    /// Several processes and a build without MPI; an MPI library that can't be used.
     #[cfg(not(feature = "mpi"))]
     pub fn join() -> Result<Self> {
         match launched() {
@@ -61,10 +61,10 @@ impl Session {
         }
     }
 
-    /// Joins the processes that this one was started with, if any.
+    /// Joins the processes that were started together with this one, if any.
     ///
     /// # Errors
-    /// An MPI library that doesn't serve.
+    /// An MPI library that can't be used.
     #[cfg(feature = "mpi")]
     pub fn join() -> Result<Self> {
         if launched().is_none() {
@@ -74,7 +74,7 @@ impl Session {
         Ok(Self { ranks: std::sync::Arc::new(ranks), _universe: Some(universe) })
     }
 
-    /// Ends the run with an error: alone it is only told; among others this rank names itself and ends all.
+    /// Ends the run with an error: a single rank only prints it; one of several prints it with its rank and ends all.
     pub fn fail(&self, reason: &str, status: u8) -> u8 {
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
         if size == 1 {
@@ -84,7 +84,7 @@ impl Session {
         }
         let failed = Instant::now();
         while rank > 0 && failed.elapsed() < PATIENCE {
-            // The launcher is ending all already.
+            // The launcher is already ending all ranks.
             if interrupt::is_asked() {
                 std::process::exit(i32::from(status));
             }
@@ -98,20 +98,20 @@ impl Session {
     }
 }
 
-/// Threads of each rank where nobody says how many: those processors that the rank may use, shared with the ranks of the
-/// same machine that may use the same ones. 0 for one rank alone, which the pool's own default is for.
+/// The default number of threads of each rank: the processors that the rank may use, divided among the ranks of the
+/// same machine that may use the same ones. One rank alone gets 0, which stands for the pool's own default.
 pub fn threads_per_rank(ranks: &Ranks) -> usize {
     if ranks.size() == 1 { 0 } else { processors_per_rank(ranks) }
 }
 
-/// Whether there is room for a thread that waits for messages beside those that compute: a processor of its own, or so
-/// many that its part of them is small. It asks again and again whether a message is there.
+/// Whether a thread that waits for messages can run beside those that compute: it polls, so it needs a processor of its
+/// own, or so many processors that its share of them is small.
 pub fn has_room_beside(ranks: &Ranks) -> bool {
     let processors = processors_per_rank(ranks);
     processors >= ROOMY || processors > rayon::current_num_threads()
 }
 
-/// Processors of a rank from which on a thread more hardly matters.
+/// The number of a rank's processors from which one more thread hardly matters.
 const ROOMY: usize = 4;
 
 fn processors_per_rank(ranks: &Ranks) -> usize {
@@ -121,17 +121,17 @@ fn processors_per_rank(ranks: &Ranks) -> usize {
     (processors / same(ranks, &format!("{}{allowed}", machine()))).max(1)
 }
 
-/// Ranks on this machine.
+/// The number of ranks on this machine.
 pub fn ranks_here(ranks: &Ranks) -> usize {
     if ranks.size() == 1 { 1 } else { same(ranks, &machine()) }
 }
 
-/// This machine, by the names that its kernel has for it.
+/// An identifier of this machine, from its kernel's boot id and host name.
 fn machine() -> String {
     ["boot_id", "../hostname"].map(|name| read(&format!("/proc/sys/kernel/random/{name}"))).concat()
 }
 
-/// How many ranks say the same.
+/// How many ranks have the same text.
 fn same(ranks: &Ranks, own: &str) -> usize {
     ranks.all_gather_bytes(own.as_bytes()).iter().filter(|other| **other == own.as_bytes()).count()
 }

@@ -1,5 +1,5 @@
-//! The micro-batches of a run, without their tokens: order and times are a function of the seed, so the largest is
-//! known before the run begins.
+//! The micro-batches of a run, without their tokens: the order of examples and the times are functions of the seed, so
+//! the largest micro-batches are known before the run begins.
 
 use crate::data::Example;
 use crate::data::mixing::{Mixture, Occurrence};
@@ -9,32 +9,32 @@ use crate::recipe::Recipe;
 use crate::rng::{Draws, Stream};
 use crate::train::settings::TrainTable;
 
-/// An example's tokens.
+/// The lengths of an example in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt: usize,
-    /// Of the answer.
+    /// Tokens of the answer.
     pub answer: usize,
 }
 
 impl Lengths {
-    /// An example's, its answer cut where both together are longer than `max_seq_len`.
+    /// The lengths of an example, whose answer is cut if prompt and answer together are longer than `max_seq_len`.
     pub fn of(example: &Example, max_seq_len: usize) -> Self {
         let (prompt, answer) = (example.prompt_ids.len(), example.answer_ids.len());
         Self { prompt, answer: answer.min(max_seq_len.saturating_sub(prompt)) }
     }
 
-    /// Of both.
+    /// Tokens of prompt and answer together.
     pub fn total(self) -> usize {
         self.prompt + self.answer
     }
 }
 
-/// Occurrences that are looked at: of a longer run the rest is taken to be like them.
+/// The most occurrences that are examined; the rest of a longer run is assumed to be like them.
 const MAX_OCCURRENCES: u64 = 1 << 17;
 
-/// A packed batch.
+/// The sizes of a packed batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MicroBatch {
     /// All tokens.
@@ -45,8 +45,8 @@ pub struct MicroBatch {
     pub squares: f64,
     /// Tokens of the answers.
     pub answers: usize,
-    /// Answer tokens that will be masked: each answer's share is its time `t`, more than which WeFT's mean rate never is
-    /// (`1 - (1 - t)^r` is concave in `r`, whose mean is 1).
+    /// Answer tokens that will be masked: each answer's share is its time `t`, which WeFT's mean rate never exceeds (`1
+    /// - (1 - t)^r` is concave in `r`, whose mean is 1).
     pub masked: usize,
 }
 
@@ -55,22 +55,23 @@ pub struct MicroBatch {
 pub struct Batches {
     /// Optimizer steps of the run.
     pub steps: u64,
-    /// The micro-batches of the first step, and of those with the longest sequence, most tokens, most masked ones, and most
-    /// tokens again.
+    /// The micro-batches of five steps: the first one, and those with the longest sequence, the most tokens, the most
+    /// masked tokens, and the most tokens again.
     pub largest_steps: Vec<Vec<MicroBatch>>,
-    /// A step's mean tokens, squares, answer and masked tokens, of a rank.
+    /// The mean per rank and step of tokens, squared lengths, answer tokens and masked tokens.
     pub mean: [f64; 4],
-    /// Tokens of the rank that has most in a step over the ranks' mean, over all steps; 1 for one rank.
+    /// Tokens of each step's most loaded rank divided by the mean over ranks, over all steps; 1 for one rank.
     pub imbalance: f64,
 }
 
 impl Batches {
-    /// The steps that a recipe makes of examples of such lengths.
+    /// The steps that a recipe makes from examples of these lengths, on one rank.
     pub fn of(recipe: &Recipe, mixture: &Mixture, lengths: &[Lengths]) -> Self {
         Self::of_ranks(recipe, mixture, lengths, 1)
     }
 
-    /// The same where so many ranks share them: steps are larger, and a rank's part of one tells.
+    /// Like [`Batches::of`], for several ranks: a step is larger, and `largest_steps` holds the largest part of one
+    /// rank.
     pub fn of_ranks(recipe: &Recipe, mixture: &Mixture, lengths: &[Lengths], ranks: usize) -> Self {
         let settings = &recipe.train;
         let global = settings.global_batch_size().saturating_mul(ranks);

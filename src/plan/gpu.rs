@@ -1,5 +1,5 @@
-//! What a run takes of a GPU's memory. The run's operations themselves are asked, on the meta GPU: no formula
-//! follows the code, and none can differ from it.
+//! What a run takes of a GPU's memory. The run's own operations are executed on the meta GPU, so no formula has to
+//! follow the code and none can differ from it.
 
 use weft_kernels::cuda::{Gpu, WORKSPACE};
 use weft_kernels::device::Device;
@@ -10,12 +10,12 @@ use super::memory::{Part, Work};
 use super::rehearsal::Rehearsal;
 use crate::model::block::Param;
 
-/// The parts at the run's largest moment: what is held from its beginning to its end, and the rest.
+/// The parts at the run's largest moment: what is held from beginning to end, and the rest.
 pub(super) fn parts(work: &Work) -> Vec<Part> {
     let gpu = Gpu::meta();
     let device = Device::Cuda(gpu.clone());
     let mut model = work.model.to_meta();
-    // What is trained is f32, or where ranks have parts of that bf16.
+    // Trained parameters are f32, or bf16 if each rank holds only its part in f32.
     let is_split = |id: &usize| work.model.is_split(*id, work.ranks);
     for (id, param) in model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable) {
         let dtype = if is_split(&id) { Dtype::Bf16 } else { Dtype::F32 };
@@ -59,7 +59,7 @@ mod tests {
     use crate::model::lora::{LoraConfig, attach_meta};
     use crate::plan::{MicroBatch, Stored};
 
-    /// LLaDA-8B with adapters of rank 128 on queries, keys and values, 4,096 tokens in bf16: planned without a GPU.
+    /// LLaDA-8B with adapters of rank 128 on queries, keys and values, and 4,096 tokens in bf16, planned without a GPU.
     #[test]
     fn an_adapter_of_llada_8b_is_trained_in_less_than_40_gb() {
         let mut model = meta_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
@@ -74,7 +74,7 @@ mod tests {
             parts(&work).iter().map(|part| part.bytes as f64 / 1e9).sum::<f64>()
         };
         let [all_again, nothing_again] = [0, usize::MAX].map(gb);
-        // Weights alone are 16.0 GB.
+        // The weights alone take 16.0 GB.
         assert!((18.0..22.0).contains(&all_again), "{all_again} GB with every layer computed again");
         assert!((28.0..40.0).contains(&nothing_again), "{nothing_again} GB with nothing computed again");
     }

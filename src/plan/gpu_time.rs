@@ -1,6 +1,6 @@
-//! How long a step takes on a GPU, as a prediction: each launch of a rehearsed step takes the longest of its arithmetic at
-//! the GPU's rate of matmuls, its bytes at the GPU's bandwidth, and what starting a kernel costs. Kernels that reach neither
-//! rate take longer; `weft bench --profile` measures which do.
+//! How long a step takes on a GPU, as a prediction: each launch of a rehearsed step takes as long as the slowest of
+//! three: its arithmetic at the GPU's matmul rate, its bytes at the GPU's bandwidth, and the start of a kernel. Kernels
+//! that reach neither rate take longer; `weft bench --profile` measures which ones do.
 
 use weft_kernels::adamw::{AdamW, chunk_sums};
 use weft_kernels::cuda::{Gpu, Launches, Work as LaunchWork};
@@ -15,23 +15,24 @@ use crate::device::rate::{bandwidth_gb_per_second, gemm_gflops};
 use crate::model::block::Transformer;
 use crate::objective::Objective;
 
-/// Seconds that a kernel takes from its start to the next one's, however little it does.
+/// Seconds from the start of a kernel to the start of the next one, however little it does.
 const LAUNCH_SECONDS: f64 = 3e-6;
 
-/// A GPU by its data sheet.
+/// A GPU as described by its data sheet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuModel {
-    /// Its name on the command line.
+    /// The GPU's name on the command line.
     pub name: &'static str,
-    /// Its memory in GB.
+    /// The GPU's memory in GB.
     pub memory_gb: f64,
-    /// Dense bf16 matmuls with f32 sums, and f32 arithmetic without tensor cores, in 10^12 operations per second.
+    /// Rates of dense bf16 matmuls with f32 sums, and of f32 arithmetic without tensor cores, in 10^12 operations per
+    /// second.
     pub tflops: [f64; 2],
-    /// Its memory's bandwidth in 10^9 bytes per second.
+    /// The memory's bandwidth in 10^9 bytes per second.
     pub bandwidth: f64,
 }
 
-/// NVIDIA GPUs that are planned for by name.
+/// NVIDIA GPUs for which a run can be planned by name.
 ///
 /// # Source
 /// NVIDIA's data sheets, as of November 2026; rates without sparsity.
@@ -48,12 +49,12 @@ pub const GPU_MODELS: [GpuModel; 10] = [
     GpuModel { name: "rtx-5090", memory_gb: 32.0, tflops: [209.5, 104.8], bandwidth: 1792.0 },
 ];
 
-/// What a GPU reaches at most, per second.
+/// The highest rates that a GPU reaches, per second.
 #[derive(Clone, Copy, Debug)]
 pub struct GpuRates {
-    /// Operations of bf16 matmuls.
+    /// Operations in bf16 matmuls.
     pub bf16: f64,
-    /// Operations of f32 matmuls.
+    /// Operations in f32 matmuls.
     pub f32: f64,
     /// Bytes read or written.
     pub bytes: f64,
@@ -67,13 +68,13 @@ impl From<GpuModel> for GpuRates {
 }
 
 impl GpuRates {
-    /// Measures those of the process's GPU, for about a second.
+    /// Measures the rates of the process's GPU, for about a second.
     pub fn measure() -> Self {
         let [bf16, f32] = [Precision::Bf16, Precision::F32].map(|precision| gemm_gflops(precision, 0.4) * 1e9);
         Self { bf16, f32, bytes: bandwidth_gb_per_second() * 1e9 }
     }
 
-    /// Seconds that a launch takes at least.
+    /// A lower bound on the seconds that a launch takes.
     pub fn bound_seconds(&self, work: &LaunchWork) -> f64 {
         let rate = if work.is_bf16 { self.bf16 } else { self.f32 };
         (work.operations as f64 / rate).max(work.bytes as f64 / self.bytes).max(LAUNCH_SECONDS)
@@ -84,7 +85,7 @@ impl GpuRates {
     }
 }
 
-/// Predicted seconds of a mean step of a model whose trained parameters are marked, on one GPU.
+/// The predicted seconds of a mean step on one GPU, for a model whose trained parameters are marked.
 pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objective, rates: GpuRates) -> f64 {
     let micro_batches = batches.largest_steps.first().map_or(0, Vec::len).max(1);
     let [tokens, squares, answers, masked] = batches.mean;
@@ -112,7 +113,7 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
     without + (seconds(true) - without) / objective.entropy_every as f64
 }
 
-/// The model on the meta GPU, what is trained in f32.
+/// The model on the meta GPU, with its trained parameters in f32.
 fn counting(model: &Transformer) -> (std::sync::Arc<Gpu>, Transformer) {
     let gpu = Gpu::meta();
     let mut model = model.to_meta();
@@ -123,7 +124,7 @@ fn counting(model: &Transformer) -> (std::sync::Arc<Gpu>, Transformer) {
     (gpu, model)
 }
 
-/// The gradient's norm and AdamW.
+/// Rehearses the gradient norm and AdamW.
 fn update(model: &mut Transformer) {
     let gradients = model.zero_gradients();
     chunk_sums(&gradients.iter().flatten().collect::<Vec<_>>());
@@ -144,7 +145,8 @@ mod tests {
     use crate::model::lora::{LoraConfig, attach_meta};
     use crate::objective::Kind;
 
-    /// The prediction of LLaDA-8B's LoRA step: no less than its matmuls at the peak, and not twice as long.
+    /// The predicted LoRA step of LLaDA-8B takes no less than its matmuls at the peak rate, and less than twice as
+    /// long.
     #[test]
     fn a_step_of_llada_8b_is_bound_by_its_matmuls() {
         let mut model = meta_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
@@ -160,7 +162,7 @@ mod tests {
             let objective = Objective { kind, entropy_every, ..Objective::default() };
             step_seconds(&model, &batches, &objective, h100)
         };
-        // 7 billion weights of the layers' matmuls, forward and to the inputs.
+        // The layers' matmuls hold 7 billion weights; they run once forward and once backward to the inputs.
         let matmuls = 2.0 * 2.0 * 4096.0 * 6.98e9 / h100.bf16;
         let [sft, weft, reused] = [of(Kind::Sft, 1), of(Kind::Weft, 1), of(Kind::Weft, 10)];
         assert!((matmuls..2.0 * matmuls).contains(&sft), "{sft} s of SFT, {matmuls} s of matmuls");

@@ -1,5 +1,5 @@
-//! A run's largest resident size, part by part. What the network computes in is counted on the meta device; what lies
-//! around it (weights, moments, logits and files of the callers) is a formula.
+//! A run's largest resident size, part by part. What the network computes with is counted on the meta device; what
+//! surrounds it (weights, moments, logits and files of the callers) follows formulas.
 
 use serde::Serialize;
 use weft_kernels::device::Device;
@@ -12,65 +12,65 @@ use super::rehearsal::{Fullest, Rehearsal};
 use crate::model::block::{Param, Transformer};
 use crate::train::shards::MESSAGE;
 
-/// Bytes around a page that is read of a mapped file, which the system maps with it.
+/// Bytes that the system maps around a page when a mapped file is read.
 const FAULT_AROUND: usize = 1 << 16;
 
-/// A part of the memory.
+/// A part of a run's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
-    /// What it is.
+    /// The part's name.
     pub name: &'static str,
-    /// Its size where the whole is largest.
+    /// The part's size at the moment when the whole is largest.
     pub bytes: usize,
 }
 
 /// Where the base's weights are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// In a mapped file: resident once read.
+    /// In a mapped file: they become resident when they are read.
     Mapped,
-    /// In memory.
+    /// In memory of their own.
     Owned,
-    /// In the program, and copied to memory.
+    /// In the program, from which they are copied to memory.
     Embedded,
-    /// Both already: they are part of the program's resident size.
+    /// Already in memory: they are part of the program's resident size.
     Resident,
 }
 
-/// What a run does that takes memory.
+/// The work of a run that takes memory.
 #[derive(Clone, Debug)]
 pub struct Work<'a> {
-    /// The model on the meta device, with what is trained.
+    /// The model on the meta device, with its trained parameters marked.
     pub model: &'a Transformer,
-    /// Where its base's weights are.
+    /// Where the base's weights are.
     pub stored: Stored,
-    /// Rows of the embedding that are ever read.
+    /// Rows of the embedding that are read at any time.
     pub distinct_ids: usize,
-    /// The resident size before any weight is read: program, tokenizer, rows.
+    /// The resident size before any weight is read: program, tokenizer and rows.
     pub program_bytes: usize,
-    /// What training has beside: its own copy of the rows, kept entropies.
+    /// What training holds besides: its own copy of the rows, and entropies kept for reuse.
     pub rows_bytes: usize,
-    /// Steps that tell the largest.
+    /// The steps that may be the largest.
     pub steps: &'a [Vec<MicroBatch>],
-    /// Whether there is a pass for entropies.
+    /// Whether steps have a pass for entropies.
     pub needs_entropy: bool,
-    /// The largest batch of an evaluation of held-out rows.
+    /// The largest batch of an evaluation on held-out rows.
     pub held_out: Option<MicroBatch>,
-    /// The largest batch of the sampler: its masked tokens are the rows whose logits are held.
+    /// The largest batch of the sampler; its masked tokens are the rows whose logits are held.
     pub generation: Option<MicroBatch>,
-    /// Networks that the sampler asks: 2 with guidance. Each has its logits.
+    /// How many times the sampler runs the network per step: 2 with guidance. Each run has its own logits.
     pub networks: usize,
-    /// Whether each of them keeps keys and values.
+    /// Whether the sampler caches keys and values, for each of these networks.
     pub has_cache: bool,
-    /// Bytes that the largest tensor takes while it is written.
+    /// Bytes that the largest tensor takes while it is being written.
     pub written_bytes: usize,
     /// Ranks that share the moments.
     pub ranks: usize,
 }
 
 impl<'a> Work<'a> {
-    /// The steps of a training alone, without evaluations, rows or what is written; `distinct_ids` and `program_bytes` are
-    /// the caller's.
+    /// The steps of training alone, without evaluations, rows or anything that is written; the caller fills in
+    /// `distinct_ids` and `program_bytes`.
     pub fn of_steps(model: &'a Transformer, stored: Stored, steps: &'a [Vec<MicroBatch>]) -> Self {
         Self {
             model,
@@ -117,12 +117,12 @@ impl<'a> Work<'a> {
         gpu::parts(self)
     }
 
-    /// The most bytes of the pool's pieces that are on loan at once, as the CPU's pool counts them.
+    /// The most bytes that the pool has lent at once, as the CPU's pool counts them.
     pub fn buffer_bytes(&self) -> usize {
         self.rehearse().0.most_lent_bytes()
     }
 
-    /// The largest steps on a meta device, with the evaluations before and after them.
+    /// Runs the largest steps on a meta device, with the evaluations before and after them.
     fn rehearse(&self) -> (Meta, Fullest) {
         let meta = Meta::default();
         let mut model = self.model.to_meta();
@@ -134,7 +134,8 @@ impl<'a> Work<'a> {
         (meta, rehearsal.fullest())
     }
 
-    /// Numbers of what a bucket's gradients are sent from, received in and summed to; none of one rank alone.
+    /// Lengths of the buffers from which a bucket's gradients are sent, into which they are received, and in which they
+    /// are summed; 0 for one rank alone.
     pub(super) fn staged_lens(&self) -> [usize; 3] {
         if self.ranks == 1 {
             return [0; 3];
@@ -147,10 +148,10 @@ impl<'a> Work<'a> {
 
     /// Weights, the adapter, and AdamW's moments.
     ///
-    /// A frozen weight takes what it is stored in, and a trained one 4 bytes a number: the file that it was mapped from is
-    /// let go before the first step. The moments of what is trained take 8. What several ranks have in bf16 takes 2, and 4
-    /// split among them. Of a mapped embedding only the rows that are read become resident, each with the 64 KiB that the
-    /// system maps at once.
+    /// A frozen weight takes its stored size, and a trained one 4 bytes per number, because the file from which it was
+    /// mapped is unmapped before the first step. Moments take 8 bytes per trained number. A weight that several ranks
+    /// hold in bf16 takes 2 bytes per number, plus 4 that are split among them. Of a mapped embedding, only the rows
+    /// that are read become resident, each with the 64 KiB that the system maps at once.
     fn stored_parts(&self) -> [usize; 3] {
         let len = |p: &Param| p.weight.rows() * p.weight.cols();
         let stored = |(id, p): (usize, &Param)| {
@@ -179,8 +180,8 @@ impl<'a> Work<'a> {
         [weights, adapter, (2 * size_of::<f32>() * trained).div_ceil(self.ranks)]
     }
 
-    /// The largest of what is held outside the pool for a while, while the pool keeps what it had at its fullest: the
-    /// operations' vectors, which the meta device counted; a copy of a tensor that is written.
+    /// The larger of two sizes that are held outside the pool for a while, while the pool keeps its largest size: the
+    /// operations' vectors, which the meta device counted, and a copy of a tensor that is being written.
     fn beside(&self, vectors: usize) -> (&'static str, usize) {
         let all = [("operations' vectors", vectors), ("a tensor being written", self.written_bytes)];
         all.into_iter().max_by_key(|(_, bytes)| *bytes).expect("the list has elements")

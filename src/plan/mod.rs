@@ -1,6 +1,6 @@
-//! What a recipe's run will take, told before any weight is read: its largest resident size part by part, the time of a
-//! step, and the settings that would make it fit where it doesn't. docs/memory.md has the parts and how far plans lay from
-//! what runs used.
+//! What a recipe's run will take, computed before any weight is read: its largest resident size part by part, the time
+//! of a step, and the settings that would make the run fit if it doesn't. docs/memory.md lists the parts and compares
+//! plans with what runs used.
 
 mod batches;
 mod communication;
@@ -38,37 +38,38 @@ pub use memory::{Part, Stored, Work};
 pub use remedy::Remedy;
 pub use time::{Rates, step_seconds as step_time};
 
-/// A run as it was planned.
+/// The plan of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// What the memory is for at the run's largest moment.
+    /// The memory at the run's largest moment, by purpose.
     pub parts: Vec<Part>,
     /// The largest resident size: the parts' sum.
     pub peak_bytes: usize,
-    /// What the run may take, of a GPU's memory without a sixteenth; `None` where the system doesn't say.
+    /// The memory that the run may use, on a GPU without a sixteenth that stays in reserve; `None` if the system
+    /// doesn't say.
     pub available_bytes: Option<usize>,
-    /// Settings that make the run fit where it doesn't.
+    /// Settings that make the run fit, if it doesn't.
     pub remedies: Vec<Remedy>,
-    /// What backward may keep of the forward.
+    /// Bytes that the forward may save for backward besides each layer's input and attention.
     pub activation_bytes: usize,
     /// Tokens of the largest micro-batch.
     pub largest_micro_batch: usize,
     /// Optimizer steps of the run.
     pub steps: u64,
-    /// What ranks send each other; of several.
+    /// What the ranks send each other; `None` for one rank.
     pub communication: Option<Communication>,
 }
 
 impl Plan {
-    /// Whether the run fits into what it may take.
+    /// Whether the run fits into the memory that it may use.
     pub fn fits(&self) -> bool {
         self.available_bytes.is_none_or(|available| self.peak_bytes <= available)
     }
 
-    /// Refuses a run that doesn't fit.
+    /// Returns an error if the run doesn't fit.
     ///
     /// # Errors
-    /// What it needs, what there is, and which settings make it fit.
+    /// What the run needs, what is available, and which settings make it fit.
     pub fn check(&self) -> Result<()> {
         let Some(available) = self.available_bytes.filter(|available| self.peak_bytes > *available) else {
             return Ok(());
@@ -95,28 +96,28 @@ impl Plan {
     }
 }
 
-/// The part of a GPU's memory that is left alone, one in so many: pieces that fit nothing.
+/// One part in so many of a GPU's memory stays in reserve, for gaps that fit no allocation.
 const RESERVE: usize = 16;
 
-/// What plans of a recipe and of changes of it have in common: rows, base, prompts.
+/// What the plans of a recipe and of its variants have in common: rows, base and prompts.
 pub struct Planner<'a> {
     experiment: &'a Experiment,
     base: Transformer,
     stored: Stored,
-    /// Tokens of the task's prompts.
+    /// Tokens of each of the task's prompts.
     prompts: Vec<usize>,
     distinct_ids: usize,
     program_bytes: usize,
     ranks: usize,
-    /// Whether the run's numbers lie on a GPU, and how many bytes that has free where it is known.
+    /// `Some` if the run uses a GPU; the inner value is the GPU's free bytes, if they are known.
     gpu: Option<Option<usize>>,
-    /// Bytes for what backward keeps where the recipe doesn't say.
+    /// Bytes for matmul results saved for backward, if the recipe doesn't set them.
     granted: Cell<usize>,
 }
 
 impl<'a> Planner<'a> {
-    /// Takes an experiment whose rows have been read, its base on the meta device, text, and where its weights are. What the
-    /// process has resident by now is what a run has too before it reads a weight.
+    /// Takes an experiment whose rows have been read, its base on the meta device, its text model, and where the
+    /// weights are. What this process has resident by now, a run has resident too before it reads a weight.
     ///
     /// # Errors
     /// A chat template that fails on a problem of the recipe's task.
@@ -143,23 +144,23 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Plans for one of so many ranks.
+    /// Plans for one rank of a group of this size.
     pub fn with_ranks(self, ranks: usize) -> Self {
         Self { ranks, ..self }
     }
 
-    /// Plans for a GPU's memory, of which so many bytes are free where that is known, instead of the machine's.
+    /// Plans for a GPU's memory instead of the machine's; `free_bytes` is what the GPU has free, if that is known.
     pub fn on_gpu(self, free_bytes: Option<usize>) -> Self {
         Self { gpu: Some(free_bytes), ..self }
     }
 
-    /// The plan of the experiment's recipe, in so many bytes or what the machine has.
+    /// Plans the experiment's recipe within `limit_bytes`, or within what the machine has.
     ///
     /// # Errors
     /// Targets that the network doesn't have.
     pub fn plan(&self, limit_bytes: Option<usize>) -> Result<Plan> {
         let recipe = &self.experiment.recipe;
-        // What this process has already is no more to be had, but part of the plan.
+        // Memory that this process already uses isn't available any more, but the plan includes it.
         let of_machine = || machine::available_bytes().map(|bytes| bytes as usize + self.program_bytes);
         let available_bytes = limit_bytes.or_else(|| self.gpu.unwrap_or_else(of_machine));
         let reserved = |bytes: usize| if self.gpu.is_some() { bytes / RESERVE } else { 0 };
@@ -191,7 +192,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// On a GPU backward keeps as much as the rest of the run leaves.
+    /// On a GPU, grants activations saved for backward all the memory that the rest of the run leaves free.
     fn grant(&self, recipe: &Recipe, batches: &Batches, available_bytes: Option<usize>) -> Result<()> {
         let is_said = recipe.train.activation_memory_gb.is_some();
         if let (Some(_), Some(available), false) = (self.gpu, available_bytes, is_said) {
@@ -202,46 +203,47 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Seconds of a mean step at the machine's rates; of several ranks the one with most tokens, without what they send.
+    /// Seconds of a mean step at the machine's rates; with several ranks, of the one with the most tokens, without
+    /// communication.
     ///
     /// # Errors
-    /// As [`Planner::plan`].
+    /// Those of [`Planner::plan`].
     pub fn step_seconds(&self, rates: Rates) -> Result<f64> {
         let recipe = &self.experiment.recipe;
         let batches = self.batches(recipe);
         Ok(batches.imbalance * step_time(&self.model(recipe)?, &batches, &recipe.objective, rates))
     }
 
-    /// Seconds of a mean step on a GPU of such rates, a prediction; of several ranks the one with most tokens, without
-    /// what they send.
+    /// Predicted seconds of a mean step on a GPU with these rates; with several ranks, of the one with the most tokens,
+    /// without communication.
     ///
     /// # Errors
-    /// As [`Planner::plan`].
+    /// Those of [`Planner::plan`].
     pub fn gpu_step_seconds(&self, rates: GpuRates) -> Result<f64> {
         let recipe = &self.experiment.recipe;
         let batches = self.batches(recipe);
         Ok(batches.imbalance * gpu_step_time(&self.model(recipe)?, &batches, &recipe.objective, rates))
     }
 
-    /// The rates of this machine at the recipe's precisions.
+    /// The machine's rates at the recipe's precisions.
     ///
     /// # Errors
-    /// As [`Planner::plan`].
+    /// Those of [`Planner::plan`].
     pub fn rates(&self) -> Result<Rates> {
         self.model(&self.experiment.recipe).map(|model| Rates::measure(&model))
     }
 
-    /// The largest resident size with a changed recipe.
+    /// The largest resident size for a changed recipe.
     fn peak_bytes(&self, recipe: &Recipe) -> Result<usize> {
         Ok(self.parts(recipe, &self.batches(recipe))?.iter().map(|part| part.bytes).sum())
     }
 
-    /// The longest prompt of the training rows and the held-out ones.
+    /// Tokens of the longest prompt among the training and held-out rows.
     fn longest_prompt(&self) -> usize {
         self.examples().map(|e| e.prompt_ids.len()).max().unwrap_or(0)
     }
 
-    /// The longest of them with its answer.
+    /// Tokens of the longest prompt and answer together among the training and held-out rows.
     fn longest(&self) -> usize {
         self.examples().map(|e| e.prompt_ids.len() + e.answer_ids.len()).max().unwrap_or(0)
     }
@@ -261,7 +263,7 @@ impl<'a> Planner<'a> {
         Batches::of_ranks(recipe, &train.mixture, &lengths, self.ranks)
     }
 
-    /// The base on the meta device with what a recipe trains of it.
+    /// The base on the meta device, with the parameters that a recipe trains.
     fn model(&self, recipe: &Recipe) -> Result<Transformer> {
         let mut model = self.base.to_meta();
         match recipe.model.trainable {
@@ -298,7 +300,8 @@ impl<'a> Planner<'a> {
         Ok(if self.gpu.is_some() { work.parts_of_gpu() } else { work.parts() })
     }
 
-    /// Training's copy of the rows, 4 bytes a token beside two vectors for each, and the entropies that are reused.
+    /// Bytes of training's copy of the rows: 4 per token besides two vectors per row, and the entropies that are
+    /// reused.
     fn rows_bytes(&self, recipe: &Recipe) -> usize {
         let of = |e: &Example| {
             let entropies = if recipe.objective.entropy_every > 1 { e.answer_ids.len() } else { 0 };
@@ -307,7 +310,7 @@ impl<'a> Planner<'a> {
         self.experiment.train.dataset.examples.iter().map(of).sum()
     }
 
-    /// The largest batch of an evaluation of the held-out rows: packed to a number of tokens, or one longer sequence.
+    /// The largest batch of an evaluation on held-out rows: packed up to a number of tokens, or one longer sequence.
     fn held_out(&self, recipe: &Recipe) -> Option<MicroBatch> {
         let lengths = self.experiment.held_out_examples().iter().map(|e| Lengths::of(e, recipe.data.max_seq_len.0));
         let longest = lengths.clone().map(Lengths::total).max()?;
@@ -318,7 +321,7 @@ impl<'a> Planner<'a> {
         Some(MicroBatch { tokens, longest, masked, ..MicroBatch::default() })
     }
 
-    /// The largest batch of the sampler, over the task's problems and the report's samples, which are one batch.
+    /// The largest batch of the sampler, over the task's problems and the report's samples, which form one batch.
     fn generation(&self, recipe: &Recipe) -> Option<MicroBatch> {
         let gen_length = recipe.sampler.gen_length;
         let of = |prompts: &[usize]| {
@@ -345,8 +348,8 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Rows of a sequence whose logits are held at once: LLaDA's loop takes a block, Dream's every masked token, but for
-    /// `origin`, which draws before it looks.
+    /// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's,
+    /// except with `origin`, which draws the tokens to keep before it predicts them.
     fn logit_rows(&self, recipe: &Recipe) -> usize {
         let sampler = recipe.sampler.for_family(self.base.config.family);
         match sampler.remasking.expect("the family has one") {

@@ -1,6 +1,5 @@
-//! A run's largest steps and its evaluations, done by the run's own code on a device that has figures in place of numbers:
-//! the meta device for the CPU, the meta GPU for a GPU. There is no second description of a step that could
-//! differ from it.
+//! A run's largest steps and its evaluations, executed by the run's own code on a device without storage: the meta
+//! device for the CPU, the meta GPU for a GPU. There is no second description of a step that could differ from it.
 
 use weft_kernels::device::Device;
 use weft_kernels::predict::{Guidance, RowDraw, Rule};
@@ -12,43 +11,43 @@ use crate::model::block::{Gradients, Transformer};
 use crate::model::cached::{KeysValues, Part as Computed};
 use crate::train::sum_in_tree;
 
-/// What is planned, on a device that counts.
+/// The planned work on a device that only counts bytes.
 pub(super) struct Rehearsal<'a> {
     work: &'a Work<'a>,
     model: &'a Transformer,
-    /// Bytes in use before anything is done.
+    /// Bytes in use before the rehearsal begins.
     held: usize,
     fullest: Fullest,
 }
 
-/// What tensors are for at the moment when they take most.
+/// How memory is divided among tensors at the moment when they take the most.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fullest {
-    /// All of their bytes.
+    /// All bytes in use.
     pub used: usize,
-    /// Gradients, and what of them is on its way to other ranks.
+    /// Gradients, including the ones on their way to other ranks.
     pub gradients: usize,
-    /// What the forward saved for backward of each layer: its input and attention.
+    /// The input and attention of each layer, saved for backward.
     pub saved_layers: usize,
-    /// What it saved of matmuls' results, so that they aren't computed again.
+    /// Matmul results saved for backward, so that they aren't recomputed.
     pub saved_matmuls: usize,
-    /// The sampler's keys and values.
+    /// The keys and values that the sampler caches.
     pub cache: usize,
 }
 
 impl<'a> Rehearsal<'a> {
-    /// Begins on the model's device.
+    /// Starts a rehearsal on the model's device.
     pub(super) fn new(work: &'a Work<'a>, model: &'a Transformer) -> Self {
         let [held, _] = counted(&model.device);
         Self { work, model, held, fullest: Fullest { used: held, ..Fullest::default() } }
     }
 
-    /// The fullest moment so far.
+    /// The division at the fullest moment so far.
     pub(super) fn fullest(&self) -> Fullest {
         self.fullest
     }
 
-    /// The sampler's largest forward and the largest of an evaluation of held-out rows.
+    /// Runs the sampler's largest forward, and the largest forward of an evaluation on held-out rows.
     pub(super) fn evaluate(&mut self) {
         if let Some(batch) = self.work.generation {
             let cache = self.generate(&batch);
@@ -61,7 +60,7 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    /// The largest steps.
+    /// Runs the largest steps.
     pub(super) fn train(&mut self) {
         let (work, model) = (self.work, self.model);
         let staged = || work.staged_lens().map(|len| model.device.unset(len));
@@ -87,7 +86,7 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    /// A micro-batch's pass 2.
+    /// Runs pass 2 of a micro-batch.
     fn backward(&mut self, batch: &MicroBatch, gradients: &mut Gradients) {
         if batch.masked == 0 {
             return;
@@ -99,7 +98,7 @@ impl<'a> Rehearsal<'a> {
         }
         let targets = Targets { rows: &rows, ids: &vec![0; rows.len()], weights: &vec![0.0; rows.len()] };
         let ([before, _], mut saved) = (counted(&model.device), 0);
-        // The head is done: what is in use beside gradients was saved for the layers' backward.
+        // The head is finished: whatever is in use besides gradients was saved for the layers' backward.
         let mut at_turn = |bucket: usize, _: &mut Gradients| {
             if bucket == 0 {
                 saved = counted(&model.device)[0] - before;
@@ -111,7 +110,8 @@ impl<'a> Rehearsal<'a> {
         self.note(Fullest { gradients, saved_layers: saved - saved_matmuls, saved_matmuls, ..Fullest::default() });
     }
 
-    /// The sampler's largest forward: of every row, which a block's first step computes. Returns the bytes of the caches.
+    /// Runs the sampler's largest forward, which is over all rows, as in a block's first step. Returns the bytes of the
+    /// caches.
     fn generate(&self, batch: &MicroBatch) -> usize {
         let (model, packed, rows) = (self.model, batch_of(batch), first(batch.masked));
         let networks = self.work.networks;
@@ -129,7 +129,7 @@ impl<'a> Rehearsal<'a> {
         cache
     }
 
-    /// Takes what tensors are for as the fullest moment's, if it came since the last note.
+    /// Records `held` as the division of the fullest moment, if that moment came since the last call.
     fn note(&mut self, held: Fullest) {
         let [_, used] = counted(&self.model.device);
         if used > self.fullest.used {
@@ -138,7 +138,7 @@ impl<'a> Rehearsal<'a> {
     }
 }
 
-/// Bytes in use on a device that counts: now, and the most so far.
+/// Bytes in use on a device that counts them: now, and the most so far.
 fn counted(device: &Device) -> [usize; 2] {
     match device {
         Device::Meta(meta) => [meta.used_bytes(), meta.most_used_bytes()],
@@ -147,7 +147,7 @@ fn counted(device: &Device) -> [usize; 2] {
     }
 }
 
-/// As many tokens in sequences that are as long as its longest.
+/// A batch with the same number of tokens, in sequences as long as the longest.
 fn batch_of(batch: &MicroBatch) -> Batch {
     let ids = vec![0u32; batch.tokens];
     Batch::pack(ids.chunks(batch.longest.max(1)))

@@ -1,4 +1,4 @@
-//! Settings that make a run fit: each is planned again, and only what suffices is named.
+//! Settings that make a run fit: each is planned again, and only those that suffice are named.
 
 use serde::Serialize;
 use weft_kernels::precision::Precision;
@@ -9,7 +9,7 @@ use crate::model::settings::Trainable;
 use crate::recipe::Recipe;
 use crate::train::settings::ACTIVATION_BYTES;
 
-/// The step of shorter sequences.
+/// Shorter sequence lengths are tried in steps of so many tokens.
 const SEQ_LEN_STEP: usize = 64;
 
 /// Settings that make a run fit together.
@@ -21,7 +21,7 @@ pub struct Remedy {
     pub peak_bytes: usize,
 }
 
-/// What may be changed, the harmless first: the first two change nothing but the order of sums.
+/// A setting that may be changed, the most harmless first: the first two change only the order of sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Knob {
     MicroBatch,
@@ -40,7 +40,7 @@ const KNOBS: [Knob; 7] =
 type Change = (Recipe, Vec<String>);
 
 impl Knob {
-    /// What it can be set to, the mildest first.
+    /// The values that the knob can be set to, the mildest first.
     fn changes(self, recipe: &Recipe, planner: &Planner) -> Vec<Change> {
         let change = |set: &dyn Fn(&mut Recipe), settings: Vec<String>| {
             let mut changed = recipe.clone();
@@ -50,7 +50,7 @@ impl Knob {
         let (train, global) = (&recipe.train, recipe.train.global_batch_size());
         match self {
             Self::MicroBatch => {
-                // A micro-batch never has more rows than there are.
+                // A micro-batch never holds more rows than there are.
                 let largest = train.micro_batch_size.min(planner.num_examples() + 1);
                 let sizes = (1..largest).rev().filter(|size| global.is_multiple_of(*size));
                 let of = |size: usize| {
@@ -73,7 +73,8 @@ impl Knob {
                 vec![change(&|r| r.model.trainable = Trainable::Lora, vec!["model.trainable=lora".to_owned()])]
             }
             Self::LoraRank if recipe.model.trainable == Trainable::Lora => {
-                // alpha / rank, the adapter's scale, stays; RSLoRA's alpha / sqrt(rank) grows with it, as it is meant to.
+                // The adapter's scale alpha / rank stays the same; RSLoRA's alpha / sqrt(rank) shrinks with the rank,
+                // as it is meant to.
                 let ranks =
                     (0..recipe.model.lora_rank.max(1).ilog2()).map(|halvings| recipe.model.lora_rank >> (halvings + 1));
                 let of = |rank: usize| {
@@ -99,7 +100,7 @@ impl Knob {
         }
     }
 
-    /// Its mildest change that fits.
+    /// The mildest change of this knob that fits.
     fn mildest(self, recipe: &Recipe, planner: &Planner, limit: usize) -> Option<(Change, usize)> {
         let changes = self.changes(recipe, planner);
         let peak = |change: &Change| planner.peak_bytes(&change.0).unwrap_or(usize::MAX);
@@ -111,8 +112,8 @@ impl Knob {
     }
 }
 
-/// The single settings that make a recipe's run fit into so many bytes; where there is none, several together; nothing
-/// where none of all does.
+/// The single settings that make a recipe's run fit into `limit` bytes; if there are none, a combination of several;
+/// empty if no combination is enough.
 pub(super) fn remedies(recipe: &Recipe, planner: &Planner, limit: usize) -> Vec<Remedy> {
     let single = |knob: &Knob| {
         let ((_, settings), peak_bytes) = knob.mildest(recipe, planner, limit)?;
@@ -122,8 +123,8 @@ pub(super) fn remedies(recipe: &Recipe, planner: &Planner, limit: usize) -> Vec<
     if singles.is_empty() { combination(recipe, planner, limit).into_iter().collect() } else { singles }
 }
 
-/// Knob after knob at its strongest until the run fits, the last no further than needed; then each that turns out to be
-/// of no need is left out again.
+/// Sets knob after knob to its strongest value until the run fits, the last one no further than needed; then leaves out
+/// every knob that turns out to be unnecessary.
 fn combination(recipe: &Recipe, planner: &Planner, limit: usize) -> Option<Remedy> {
     let mut turned: Vec<Knob> = vec![];
     let mut strongest = recipe.clone();
@@ -145,7 +146,7 @@ fn combination(recipe: &Recipe, planner: &Planner, limit: usize) -> Option<Remed
     None
 }
 
-/// All knobs but the last at their strongest, the last at its mildest that fits.
+/// Sets all knobs except the last to their strongest values, and the last to its mildest value that fits.
 fn turn(knobs: &[Knob], recipe: &Recipe, planner: &Planner, limit: usize) -> Option<Remedy> {
     let (last, others) = knobs.split_last()?;
     let (mut changed, mut settings) = (recipe.clone(), vec![]);

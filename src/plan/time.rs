@@ -1,4 +1,4 @@
-//! How long a step takes: its arithmetic at the machine's own rate of matmuls, divided by the part of that rate that
+//! How long a step takes: its arithmetic at the machine's own matmul rate, divided by the fraction of that rate that
 //! steps reach.
 
 use weft_kernels::precision::Precision;
@@ -9,8 +9,9 @@ use crate::model::arithmetic::{MultiplyAdds, Work};
 use crate::model::block::Transformer;
 use crate::objective::Objective;
 
-/// The parts of the machine's rate that the layers' and the head's matmuls reach, and attention's: fitted to the steps
-/// of docs/performance.md and docs/memory.md. In bf16 a matmul is faster while what stands between matmuls is not.
+/// The fractions of the machine's rate that the matmuls of the layers and the head reach, and that attention reaches,
+/// fitted to the steps of docs/performance.md and docs/memory.md. In bf16 matmuls are faster, but the work between them
+/// isn't.
 fn efficiency(precision: Precision) -> [f64; 2] {
     match precision {
         Precision::F32 => [0.97, 0.58],
@@ -18,17 +19,17 @@ fn efficiency(precision: Precision) -> [f64; 2] {
     }
 }
 
-/// The machine's rates of matmuls, in 10^9 operations per second: those of training and of pass 1.
+/// The machine's matmul rates, in 10^9 operations per second, for training and for pass 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
-    /// Of matmuls in `model.precision`.
+    /// The rate of matmuls in `model.precision`.
     pub training: f64,
-    /// Of matmuls in `objective.entropy_precision`.
+    /// The rate of matmuls in `objective.entropy_precision`.
     pub entropy: f64,
 }
 
 impl Rates {
-    /// Measures for about a second.
+    /// Measures the rates, for about a second.
     pub fn measure(model: &Transformer) -> Self {
         let [precision, entropy] = [model.config.precision, model.config.entropy_precision];
         let secs = if precision == entropy { 1.0 } else { 0.5 };
@@ -37,11 +38,11 @@ impl Rates {
     }
 }
 
-/// Seconds of a mean step: `2 (P / e_P + A / e_A) / rate`, of P multiply-adds of matmuls and A of attention.
+/// Seconds of a mean step: `2 (P / e_P + A / e_A) / rate`, with P multiply-adds in matmuls and A in attention.
 ///
-/// A pass forward and one backward to the inputs are two forwards of matmuls, with weights that are trained three;
-/// attention's backward is two of its forwards. The layers whose matmuls aren't kept compute them once more. Pass 1 is
-/// one forward, in every `entropy_every`-th epoch.
+/// The matmuls of a forward and of a backward to the inputs cost two forwards, or three if the weights are trained;
+/// attention's backward costs two of its forwards. Layers whose matmuls aren't saved compute them once more. Pass 1 is
+/// one forward, in one of every `entropy_every` epochs.
 pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objective, rates: Rates) -> f64 {
     let [tokens, squares, answers, masked] = batches.mean;
     let a = MultiplyAdds::of(model, Work { tokens, squares, answers, masked });

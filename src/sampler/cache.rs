@@ -1,5 +1,5 @@
-//! The network as a loop asks it: which rows of each canvas a step computes, and the keys and values that a block's first
-//! step leaves for its later ones. The forward that takes them is `model::cached`'s.
+//! The network as a sampling loop calls it: which rows of each canvas a step computes, and the keys and values that a
+//! block's first step stores for its later ones. The forward that uses them is `model::cached`'s.
 
 use std::iter::Sum;
 use std::ops::{Add, Range};
@@ -12,29 +12,29 @@ use crate::model::block::Transformer;
 use crate::model::cached::{KeysValues, Part};
 use crate::settings::in_plain_words;
 
-/// Whose keys and values the later steps of a block take from its first one.
+/// The rows whose keys and values the later steps of a block take from its first step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Caching {
-    /// Nobody's: every step computes every row.
+    /// No rows: every step computes every row.
     #[default]
     None,
-    /// Of the rows before the block.
+    /// The rows before the block.
     Prefix,
-    /// Of the rows before the block and behind it.
+    /// The rows before and after the block.
     Dual,
 }
 
 impl Caching {
-    /// The caching of a name.
+    /// Parses the name of a caching.
     ///
     /// # Errors
-    /// A name that is none, with those that are.
+    /// An unknown name, with those that are known.
     pub fn parse(name: &str) -> Result<Self, String> {
         serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
     }
 
-    /// Its name.
+    /// The caching's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -43,8 +43,8 @@ impl Caching {
         }
     }
 
-    /// The rows of a canvas of `len` tokens that a block's later steps compute. `before` are the rows before a block that
-    /// predict it too: one where the logits are shifted.
+    /// The rows of a canvas of `len` tokens that a block's later steps compute. `before` counts the rows before the
+    /// block that also predict it: one if logits are shifted.
     fn later_rows(self, block: &Range<usize>, len: usize, before: usize) -> Range<usize> {
         let start = block.start.saturating_sub(before);
         match self {
@@ -55,12 +55,12 @@ impl Caching {
     }
 }
 
-/// What a canvas took to fill.
+/// The work that filling a canvas took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Evaluations of the network; two a step under guidance.
+    /// Forwards of the network; two per step under guidance.
     pub forwards: u64,
-    /// Rows that they computed.
+    /// Rows that these forwards computed.
     pub rows: u64,
 }
 
@@ -78,13 +78,13 @@ impl Sum for Work {
     }
 }
 
-/// A network that is asked about the same canvases again and again.
+/// A network that is called on the same canvases again and again.
 pub(super) struct Network<'a> {
     pub(super) model: &'a Transformer,
     caching: Caching,
-    /// Keys and values since the block's first step.
+    /// Keys and values stored since the block's first step.
     cache: Option<KeysValues>,
-    /// What each canvas took so far.
+    /// The work that each canvas has taken so far.
     pub(super) work: Vec<Work>,
 }
 
@@ -93,13 +93,13 @@ impl<'a> Network<'a> {
         Self { model, caching, cache: None, work: vec![Work::default(); canvases] }
     }
 
-    /// Forgets what an earlier block left: the next step computes every row.
+    /// Drops what an earlier block stored, so that the next step computes every row.
     pub(super) fn start_block(&mut self) {
         self.cache = None;
     }
 
-    /// The head's inputs for some positions of each canvas, of which `blocks` are denoised. Nothing is computed of a canvas
-    /// without a position.
+    /// The head's inputs at some positions of each canvas, while its block in `blocks` is denoised. Nothing is computed
+    /// for a canvas without positions.
     ///
     /// # Shapes
     /// `[positions of all canvases, D]`.
@@ -119,7 +119,7 @@ impl<'a> Network<'a> {
         for (work, rows) in self.work.iter_mut().zip(&rows) {
             *work = *work + Work { forwards: u64::from(!rows.is_empty()), rows: rows.len() as u64 };
         }
-        // A cache names rows by their place in the batch, which every canvas keeps therefore, computed or not.
+        // A cache addresses rows by their place in the batch, so every canvas keeps its place, computed or not.
         let keeps_place = self.caching != Caching::None;
         let packed = |(ids, rows): (&'_ Vec<u32>, &Range<usize>)| match keeps_place || !rows.is_empty() {
             true => ids.len(),

@@ -1,4 +1,4 @@
-//! Dream's loop: at each time of its schedule a share of the masked tokens, anywhere in the answer, is kept.
+//! Dream's loop: at each time of its schedule it keeps a share of the masked tokens, anywhere in the answer.
 
 use weft_kernels::predict::{Confidence, Prediction, Rule};
 
@@ -6,12 +6,12 @@ use super::generate::{Canvases, Sampling};
 use super::remasking::{Remasking, most_confident, transfer_shares};
 use crate::rng::{Draws, Stream};
 
-/// Fills the masks of the answers; the mask token is a prediction like any other.
+/// Fills the masks of the answers; the mask token counts as a prediction like any other.
 pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: Remasking) {
     let (is_origin, rule) = (remasking == Remasking::Origin, rule(sampling, remasking));
     for (step, share) in transfer_shares(sampling.diffusion_steps).into_iter().enumerate() {
         let draws = |example| Draws::new(sampling.seed, Stream::Sampling, step as u64, example);
-        // 1. The masked positions; `origin` draws those to be kept before it looks at them.
+        // 1. The masked positions; `origin` draws the ones to keep before it predicts them.
         let mut wanted = canvases.masked();
         if is_origin {
             for (positions, prompt) in wanted.iter_mut().zip(canvases.prompts) {
@@ -27,7 +27,8 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
             let count = if is_origin { positions.len() } else { (positions.len() as f32 * share) as usize };
             let score = |(at, Prediction { confidence, .. }): (&usize, &Prediction)| match sampling.alg_temp {
                 0.0 => *confidence,
-                // The largest of these are draws without replacement in proportion to e^(confidence / alg_temp).
+                // The largest of these are draws without replacement, with probabilities proportional to e^(confidence
+                // / alg_temp).
                 alg_temp => confidence / alg_temp + gumbel(draws.unit_f64(*at as u64)),
             };
             let scores: Vec<f64> = positions.iter().zip(&own).map(score).collect();
@@ -39,7 +40,7 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
     }
 }
 
-/// How a position's token is chosen and rated.
+/// How a position's token is chosen and how its confidence is computed.
 fn rule(sampling: &Sampling, remasking: Remasking) -> Rule<'static> {
     let is_greedy = sampling.temperature == 0.0;
     Rule {
@@ -56,7 +57,7 @@ fn rule(sampling: &Sampling, remasking: Remasking) -> Rule<'static> {
     }
 }
 
-/// A Gumbel number of a uniform one.
+/// A Gumbel-distributed number from a uniform one.
 fn gumbel(u: f64) -> f64 {
     -(-u.max(f64::MIN_POSITIVE).ln()).ln()
 }

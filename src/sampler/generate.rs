@@ -1,5 +1,5 @@
-//! Generation: its settings, the canvas of masks behind each prompt, and what both families' loops share. The loops
-//! are `llada`'s and `dream`'s.
+//! Generation: its settings, the canvas of masks after each prompt, and what the loops of both families share. The
+//! loops themselves are in `llada` and `dream`.
 
 use std::ops::Range;
 use std::sync::mpsc::Sender;
@@ -14,7 +14,7 @@ use crate::model::block::Transformer;
 use crate::model::family::Family;
 use crate::rng::Draws;
 
-/// The longest answer, and the most steps.
+/// The largest answer length, and the largest number of steps.
 const MAX_GEN_LENGTH: usize = 1 << 20;
 
 /// The sampler's settings.
@@ -23,35 +23,35 @@ const MAX_GEN_LENGTH: usize = 1 << 20;
 pub struct Sampling {
     /// Tokens of the answer.
     pub gen_length: usize,
-    /// Tokens of a block of LLaDA's loop; a divisor of `gen_length`.
+    /// Tokens per block in LLaDA's loop; a divisor of `gen_length`.
     pub block_length: usize,
-    /// Denoising steps of the whole answer; in LLaDA's loop a multiple of the number of blocks.
+    /// Denoising steps for the whole answer; in LLaDA's loop a multiple of the number of blocks.
     pub diffusion_steps: usize,
-    /// LLaDA's loop: keep every prediction of at least this probability, and the likeliest of a step whatever its is, in
-    /// place of a number of steps; above 1 it is one token a step.
+    /// LLaDA's loop: each step keeps every prediction with at least this probability, and always the likeliest one,
+    /// instead of following a fixed number of steps; a value above 1 keeps one token per step.
     pub confidence_threshold: Option<f64>,
-    /// LLaDA's loop: whose keys and values a block's later steps take from its first one.
+    /// LLaDA's loop: the rows whose keys and values a block's later steps take from its first step.
     pub cache: Caching,
     /// Gumbel temperature of the tokens; 0 is greedy.
     pub temperature: f64,
-    /// Dream's loop: draw tokens from the likeliest that hold this probability together; 1 is off.
+    /// Dream's loop: draw tokens from the smallest set of likeliest tokens that holds this probability; 1 turns it off.
     pub top_p: f64,
-    /// Dream's loop: draw tokens from the `top_k` likeliest; 0 is off.
+    /// Dream's loop: draw tokens from the `top_k` likeliest; 0 turns it off.
     pub top_k: usize,
     /// Dream's loop: temperature of the choice of the tokens that are kept; 0 keeps the most confident.
     pub alg_temp: f64,
-    /// Classifier-free guidance; 0 is off.
+    /// Scale of classifier-free guidance; 0 turns it off.
     pub cfg_scale: f64,
-    /// Which predictions are kept, and in whose loop; the model's family's own where absent.
+    /// Which predictions are kept, and in which family's loop; the default of the model's family if absent.
     pub remasking: Option<Remasking>,
-    /// End tokens that `forbid_eos` and `defer_eos` speak of; the model's own, not a recipe's.
+    /// The end tokens to which `forbid_eos` and `defer_eos` apply; they come from the model, not from a recipe.
     #[serde(skip)]
     pub eos_token_ids: Vec<u32>,
     /// Never predict an end token (LLaDA's `logits_eos_inf`).
     pub forbid_eos: bool,
     /// Keep a predicted end token last (LLaDA's `confidence_eos_eot_inf`).
     pub defer_eos: bool,
-    /// Names the draws.
+    /// The seed of all draws.
     pub seed: u64,
 }
 
@@ -78,15 +78,15 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The settings with the family's remasking where they name none.
+    /// The settings, with the family's default remasking if they name none.
     pub fn for_family(&self, family: Family) -> Self {
         Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(family))), ..self.clone() }
     }
 
-    /// Says what is wrong with the lengths and scales; blocks count where the remasking is one of LLaDA's.
+    /// Checks the lengths and scales; blocks matter only if the remasking is one of LLaDA's.
     ///
     /// # Errors
-    /// One sentence with the values.
+    /// What is wrong, as one sentence with the values.
     pub fn check(&self) -> Result<(), String> {
         let Self { gen_length, diffusion_steps, top_p, .. } = self;
         let scales = [("temperature", self.temperature), ("cfg_scale", self.cfg_scale), ("alg_temp", self.alg_temp)];
@@ -142,7 +142,7 @@ impl Sampling {
         }
     }
 
-    /// Dream's loop has no blocks; refuses what needs them.
+    /// Refuses settings that need blocks, which Dream's loop doesn't have.
     fn check_no_blocks(&self, remasking: Remasking) -> Result<(), String> {
         let threshold = self.confidence_threshold.map(|threshold| format!("confidence_threshold {threshold}"));
         let cache = (self.cache != Caching::None).then(|| format!("cache {}", self.cache.name()));
@@ -156,7 +156,7 @@ impl Sampling {
         }
     }
 
-    /// Settings without effect under a remasking, a sentence each.
+    /// The settings that have no effect under a remasking, one sentence each.
     pub fn warnings(&self, remasking: Remasking) -> Vec<String> {
         let default = Self::default();
         let dreams = remasking.family() == Family::Dream;
@@ -178,30 +178,31 @@ impl Sampling {
     }
 }
 
-/// A prompt and the number that names its draws beside the seed.
+/// A prompt, and the number that selects its draws together with the seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompt<'a> {
     /// Token ids.
     pub ids: &'a [u32],
-    /// The example's number.
+    /// The number of the example.
     pub example: u64,
 }
 
-/// A prompt with its answer.
+/// A prompt followed by its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// Token ids, the prompt's first.
+    /// Token ids; those of the prompt come first.
     pub ids: Vec<u32>,
-    /// What it took.
+    /// The work that it took.
     pub work: Work,
 }
 
-/// Appends an answer of `gen_length` tokens to each prompt. The prompts are packed into one forward and do not see
-/// each other: each gets what it would get alone. LLaDA's loop leaves no mask; Dream's, like Dream's own, takes the mask
-/// token for a prediction like any other and leaves one where it is predicted to the last.
+/// Appends an answer of `gen_length` tokens to each prompt. The prompts are packed into one forward and don't see each
+/// other: each gets the answer that it would get alone. LLaDA's loop leaves no mask; Dream's loop, like Dream's own
+/// code, treats the mask token as a prediction like any other, and leaves one where it is still predicted at the last
+/// step.
 ///
 /// # Errors
-/// Lengths and scales without sense, as [`Sampling::check`] says them.
+/// Lengths and scales that make no sense, as reported by [`Sampling::check`].
 ///
 /// # Source
 /// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`; Dream's public `generation_utils`; threshold
@@ -210,10 +211,10 @@ pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) ->
     generate_told(model, prompts, sampling, None)
 }
 
-/// As [`generate`], telling the canvases' token ids after every step while it goes on.
+/// Like [`generate`], and sends the token ids of all canvases to `steps` after every step.
 ///
 /// # Errors
-/// As [`generate`].
+/// Those of [`generate`].
 pub fn generate_told(
     model: &Transformer,
     prompts: &[Prompt],
@@ -232,16 +233,16 @@ pub fn generate_told(
     Ok(canvases.sequences.into_iter().zip(works).map(|(ids, work)| Output { ids, work }).collect())
 }
 
-/// Prompts and their answers so far.
+/// Prompts with their answers so far.
 pub(super) struct Canvases<'a> {
     pub(super) mask_token_id: u32,
     pub(super) prompts: &'a [Prompt<'a>],
     pub(super) sequences: Vec<Vec<u32>>,
-    /// For the canvases, and under guidance for those without their prompts.
+    /// One network for the canvases, and under guidance one for the canvases without their prompts.
     networks: [Network<'a>; 2],
-    /// The answer's tokens that are denoised.
+    /// The part of the answer that is being denoised.
     block: Range<usize>,
-    /// Who is told of every step.
+    /// The channel that receives the canvases after every step.
     steps: Option<Sender<Vec<Vec<u32>>>>,
 }
 
@@ -258,16 +259,16 @@ impl<'a> Canvases<'a> {
         Self { mask_token_id, prompts, sequences, networks, block: 0..sampling.gen_length, steps: None }
     }
 
-    /// Moves on to some tokens of the answers.
+    /// Starts denoising a block of the answers.
     pub(super) fn start_block(&mut self, answer: Range<usize>) {
         self.networks.iter_mut().for_each(Network::start_block);
         self.block = answer;
     }
 
-    /// Tells of a step that is done.
+    /// Reports a finished step.
     pub(super) fn tell(&self) {
         if let Some(steps) = &self.steps {
-            // Nobody may listen any more; the answer is wanted all the same.
+            // The receiver may be gone, but the answer is still wanted.
             let _ = steps.send(self.sequences.clone());
         }
     }
@@ -283,8 +284,9 @@ impl<'a> Canvases<'a> {
         self.sequences.iter().zip(self.blocks()).map(of).collect()
     }
 
-    /// Predictions of some of the block's positions, sequence after sequence, their noise drawn by `draws(example)`; guided
-    /// away from those without the prompt where `cfg_scale` is above 0, and never an end token where these are forbidden.
+    /// Predicts tokens for some of the block's positions, sequence after sequence, with noise from `draws(example)`. If
+    /// `cfg_scale` is above 0, predictions are guided away from those without the prompt; end tokens that are forbidden
+    /// are never predicted.
     pub(super) fn predict(
         &mut self,
         positions: &[Vec<usize>],
@@ -311,7 +313,7 @@ impl<'a> Canvases<'a> {
         let guidance = without_prompts.as_ref().map(|x| Guidance { x, scale: sampling.cfg_scale as f32 });
         let forbidden = if sampling.forbid_eos { sampling.eos_token_ids.as_slice() } else { &[] };
         let mut predictions = model.predict(&x, guidance, &row_draws, &Rule { forbidden, ..*rule });
-        // An end token has no confidence where end tokens are deferred.
+        // A deferred end token gets the lowest confidence.
         let is_deferred = |p: &&mut Prediction| sampling.defer_eos && sampling.eos_token_ids.contains(&p.token);
         predictions.iter_mut().filter(is_deferred).for_each(|p| p.confidence = f64::NEG_INFINITY);
         predictions

@@ -1,5 +1,5 @@
-//! LLaDA's loop: block after block, each denoised in a number of steps that keep the most confident predictions, or in
-//! as many as it takes where every confident one is kept.
+//! LLaDA's loop: it denoises block after block, each in a fixed number of steps that keep the most confident
+//! predictions, or, with a threshold, in as many steps as it takes to keep every prediction that is confident enough.
 
 use weft_kernels::predict::{Prediction, Rule};
 
@@ -10,20 +10,21 @@ use crate::rng::{Draws, Stream};
 /// Fills every mask of the answers.
 pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: Remasking) {
     let Sampling { gen_length, block_length, diffusion_steps, confidence_threshold, .. } = *sampling;
-    // A step keeps one token at least.
+    // Each step keeps at least one token.
     let steps = confidence_threshold.map_or(diffusion_steps / (gen_length / block_length), |_| block_length);
     let counts = num_transfer_tokens(block_length, steps);
-    // A mask token predicted as an answer would stay masked for ever, but it keeps its share of the probability.
+    // A mask token predicted as an answer would stay masked forever, so it is excluded, but keeps its share of the
+    // probability.
     let rule = Rule { excluded: Some(canvases.mask_token_id), noise: sampling.temperature, ..Rule::GREEDY };
     for block in 0..gen_length / block_length {
         canvases.start_block(block * block_length..(block + 1) * block_length);
         for (step, count) in counts.iter().enumerate() {
-            // 1. The masked positions of this block, in every sequence; a sequence without one waits for the others.
+            // 1. The masked positions of this block in every sequence; a sequence without any waits for the others.
             let masked = canvases.masked();
             if masked.iter().all(Vec::is_empty) {
                 break;
             }
-            // 2. Their predictions, the most confident of which are kept.
+            // 2. Predict them, and keep the most confident predictions.
             let draws = |example| Draws::new(sampling.seed, Stream::Sampling, (block * steps + step) as u64, example);
             let mut predictions = canvases.predict(&masked, sampling, draws, &rule).into_iter();
             for ((prompt, ids), positions) in canvases.prompts.iter().zip(&mut canvases.sequences).zip(&masked) {

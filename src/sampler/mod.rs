@@ -1,4 +1,4 @@
-//! From a prompt to an answer: iterative denoising, by LLaDA's loop or by Dream's.
+//! From a prompt to an answer: iterative denoising by LLaDA's loop or by Dream's.
 
 pub mod cache;
 mod dream;

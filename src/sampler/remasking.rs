@@ -5,30 +5,30 @@ use serde::{Deserialize, Serialize};
 use crate::model::family::Family;
 use crate::settings::in_plain_words;
 
-/// The time at which Dream's schedule ends (its `eps`).
+/// The time at which Dream's schedule ends (`eps` in its code).
 pub const T_END: f32 = 1e-3;
 
-/// How confident a prediction counts. The first two are LLaDA's, the others Dream's (its `alg`); each family's names
-/// bring its own loop.
+/// How the confidence of a prediction is computed. The first two variants are LLaDA's, the others Dream's (its `alg`);
+/// each variant uses its family's sampling loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remasking {
     /// The predicted token's probability; the least confident stay masked.
     LowConfidence,
-    /// A random number.
+    /// A random number instead of a confidence; the lowest stay masked.
     Random,
-    /// Each masked token is kept with the probability that the schedule gives it, whatever its prediction.
+    /// Keeps each masked token with the probability that the schedule gives, whatever its prediction.
     Origin,
     /// The predicted token's probability.
     MaskgitPlus,
-    /// The probability of the likeliest token less that of the second.
+    /// The probability of the likeliest token minus that of the second likeliest.
     TopkMargin,
-    /// The negative entropy.
+    /// The negative entropy of the prediction.
     Entropy,
 }
 
 impl Remasking {
-    /// What a family's authors recommend.
+    /// The remasking that a family's authors recommend.
     pub fn of(family: Family) -> Self {
         match family {
             Family::Llada => Self::LowConfidence,
@@ -36,7 +36,7 @@ impl Remasking {
         }
     }
 
-    /// Whose loop it belongs to.
+    /// The family whose sampling loop uses this remasking.
     pub fn family(self) -> Family {
         match self {
             Self::LowConfidence | Self::Random => Family::Llada,
@@ -44,30 +44,30 @@ impl Remasking {
         }
     }
 
-    /// The remasking of a name.
+    /// Parses the name of a remasking.
     ///
     /// # Errors
-    /// A name that is none, with those that are.
+    /// An unknown name, with those that are known.
     pub fn parse(name: &str) -> Result<Self, String> {
         serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
     }
 
-    /// Its name.
+    /// The remasking's name.
     pub fn name(self) -> String {
         let name = serde_json::to_value(self).expect("a name is JSON");
         name.as_str().expect("a name is text").to_owned()
     }
 }
 
-/// How many tokens unmask at each of a block's steps: an even split, the remainder in the first steps.
+/// How many tokens are unmasked at each of a block's steps: an even split, with the remainder in the first steps.
 pub fn num_transfer_tokens(num_masked: usize, diffusion_steps: usize) -> Vec<usize> {
     let (base, extra) = (num_masked / diffusion_steps, num_masked % diffusion_steps);
     (0..diffusion_steps).map(|step| base + usize::from(step < extra)).collect()
 }
 
-/// The share of the masked tokens that unmasks at each of Dream's steps, `1 - t_(i+1) / t_i` for times that fall evenly
-/// from 1 to [`T_END`]; all of them at the last. In f32 and from both ends, as `torch.linspace` counts: the number of
-/// tokens is rounded down, so a bit may move one to another step.
+/// The share of the masked tokens that is unmasked at each of Dream's steps: `1 - t_(i+1) / t_i` for times spaced
+/// evenly from 1 to [`T_END`], and all of them at the last step. The times are computed in f32 from both ends, as
+/// `torch.linspace` does: the number of tokens is rounded down, so a single bit may move a token to another step.
 pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
     let stride = (T_END - 1.0) / diffusion_steps as f32;
     let time = |i: usize| match i < diffusion_steps.div_ceil(2) {
@@ -78,7 +78,7 @@ pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
     (0..diffusion_steps).map(|i| if is_last(i) { 1.0 } else { 1.0 - time(i + 1) / time(i) }).collect()
 }
 
-/// The `count` indices of highest confidence, the earlier first among equals.
+/// The `count` indices of highest confidence; of equal ones, the earlier come first.
 pub fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..confidence.len()).collect();
     order.sort_by(|a, b| confidence[*b].total_cmp(&confidence[*a]));
@@ -86,7 +86,7 @@ pub fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
-/// The indices whose confidence is at least `threshold`, and the most confident whatever its is.
+/// The indices whose confidence is at least `threshold`, and always the most confident one.
 ///
 /// # Source
 /// Fast-dLLM, arXiv 2505.22618, algorithm 1.

@@ -1,7 +1,7 @@
-//! Training checkpoints: parameters, moments and the step, from which a run goes on bit for bit. Every draw belongs
-//! to (seed, epoch, example), so there is no other state but what the guard of steps remembers. A checkpoint is a folder
-//! that appears whole by a rename, with its files' checksums, so that bytes which a disk lost or changed are never trained
-//! on.
+//! Training checkpoints: parameters, moments and the step, from which a run resumes bit for bit. Every draw belongs to
+//! (seed, epoch, example), so the only other state is reused entropies and what the guard of steps remembers. A
+//! checkpoint is a folder that appears complete by a rename, with checksums of its files, so that a run never trains on
+//! from bytes that a disk lost or changed.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -23,29 +23,29 @@ use crate::error::{Error, Result};
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, make_in_order, write_tensors};
 
-/// Checkpoints that are kept: should the newest be damaged, one is left.
+/// How many checkpoints are kept: if the newest is damaged, another one is left.
 const KEPT: usize = 2;
 
 #[derive(Serialize, Deserialize)]
 struct State {
     step: u64,
     recipe: Value,
-    /// The ranks that trained.
+    /// The number of ranks that trained.
     #[serde(default = "one")]
     ranks: usize,
-    /// Example, epoch and length of each answer's reused entropies, which lie one after the other in their tensor.
+    /// Example, epoch and length of each answer's reused entropies, which are concatenated in their tensor.
     #[serde(default)]
     entropies: Vec<(usize, u64, usize)>,
     #[serde(default)]
     guard: Guard,
 }
 
-/// An earlier version had one rank.
+/// A checkpoint of an earlier version, which had one rank.
 fn one() -> usize {
     1
 }
 
-/// What a checkpoint holds: the step, reused entropies, and each trained parameter with its moments.
+/// The contents of a checkpoint: the state, reused entropies, and each trained parameter with its moments.
 struct Whole {
     step: u64,
     guard: Guard,
@@ -53,20 +53,20 @@ struct Whole {
     tensors: Vec<[Weight; 3]>,
 }
 
-/// The file of a checkpoint's state, and that of its tensors.
+/// The name of the file that holds a checkpoint's state; its tensors are in another file.
 const STATE: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
-/// The file of their checksums, a line each.
+/// The name of the file that holds the checksums, one per line.
 const CHECKSUMS: &str = "checksums";
 
-/// The tensor of reused entropies.
+/// The name of the tensor that holds the reused entropies.
 const ENTROPIES: &str = "token_entropy";
 
-/// Saves a checkpoint below the run's folder and drops all but the newest two. Every rank calls it; the first writes what
-/// one rank would have written, so that any number of ranks resumes.
+/// Saves a checkpoint in the run's folder and deletes all but the newest two. Every rank calls it; the first writes
+/// what a single rank would have written, so that any number of ranks can resume.
 ///
 /// # Errors
-/// A file that can't be written; earlier checkpoints are untouched then.
+/// A file that can't be written; in that case earlier checkpoints are untouched.
 pub fn save(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<()> {
     let kept = &trainer.entropies.kept;
     let entropies: Vec<f32> = kept.values().flat_map(|k| &k.token_entropy).copied().collect();
@@ -94,8 +94,8 @@ pub fn save(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<()> {
     drop_old(output, trainer.step)
 }
 
-/// Drops all but the newest two of the checkpoints up to `step`. Later ones are damaged, or the run would go on from
-/// them: they aren't counted, lest the last good one be dropped for them.
+/// Deletes all but the newest two of the checkpoints up to `step`. Later ones don't count: they are damaged, or the run
+/// would have resumed from them, and the last good one must not be deleted in favour of them.
 fn drop_old(output: &Path, step: u64) -> Result<()> {
     let up_to = list(output)?.into_iter().rev().filter(|of| *of <= step).map(|of| folder_of(output, of));
     for old in up_to.filter(|folder| folder.exists()).skip(KEPT) {
@@ -104,12 +104,13 @@ fn drop_old(output: &Path, step: u64) -> Result<()> {
     Ok(())
 }
 
-/// Puts the newest whole checkpoint into the trainer; false where there is none yet. A damaged one is told of and the
-/// one before it taken: the run then only has more steps to do again. What a crash left half done is removed. Every rank
-/// calls it; the first reads.
+/// Loads the newest undamaged checkpoint into the trainer; returns false if there is none yet. A damaged one is
+/// reported and the one before it is loaded: the run then only repeats more steps. What a crash left half written is
+/// removed. Every rank calls it; the first one reads.
 ///
 /// # Errors
-/// A checkpoint of another recipe, with every setting that differs; damaged ones only; a folder that can't be read.
+/// A checkpoint of another recipe, with every setting that differs; only damaged checkpoints; a folder that can't be
+/// read.
 pub fn load_newest(output: &Path, trainer: &mut Trainer, recipe: &Resolved) -> Result<bool> {
     let newest = if trainer.ranks.is_first() { read_newest(output, trainer, recipe)? } else { None };
     let is_there = trainer.ranks.any(newest.is_some());
@@ -142,8 +143,8 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Op
     damaged.map_or(Ok(None), Err)
 }
 
-/// The step of a run's newest checkpoint, which so many ranks go on from; none where there is none yet, or where it is
-/// damaged and [`load_newest`] has to look further.
+/// The step of a run's newest checkpoint, from which this number of ranks resumes; `None` if there is none yet, or if
+/// it is damaged and [`load_newest`] has to look further.
 ///
 /// # Errors
 /// A checkpoint of another recipe; a folder that can't be read.
@@ -158,7 +159,7 @@ pub fn newest_step(output: &Path, recipe: &Resolved, ranks: usize) -> Result<Opt
     }
 }
 
-/// A checkpoint's state, of the same recipe.
+/// Reads a checkpoint's state, which must be of the same recipe.
 fn read_state(folder: &Path, recipe: &Resolved, ranks: usize) -> Result<State> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_str(&read_text(&path)?)
@@ -193,14 +194,14 @@ fn read(folder: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Whole> {
     Ok(Whole { step, guard, entropies, tensors: tensors.collect::<Result<_>>()? })
 }
 
-/// A step, kept entropies by their bits, and what the guard remembers.
+/// The step, reused entropies by their bits, and what the guard remembers.
 type Small = (u64, Vec<(usize, u64, Vec<u32>)>, Guard);
 
-/// Puts what the first rank read into the trainer of each.
+/// Puts what the first rank read into every rank's trainer.
 fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
     let Trainer { ranks, model, optimizer, entropies, .. } = trainer;
     let is_solo = ranks.size() == 1;
-    // 1. Small things, entropies by their bits.
+    // 1. Small values, with entropies by their bits.
     let bits = |k: &KeptEntropy| -> Vec<u32> { k.token_entropy.iter().map(|x| x.to_bits()).collect() };
     let small = whole.map(|whole| {
         let kept: Vec<_> = whole.entropies.iter().map(|(example, k)| (example, k.epoch, bits(k))).collect();
@@ -209,13 +210,13 @@ fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
     let small = ranks.bytes_of_first(&small.unwrap_or_default());
     let (step, kept, guard): Small = serde_json::from_slice(&small).expect("the first wrote it");
     (trainer.step, trainer.guard) = (step, guard);
-    // Those of a later epoch aren't reusable, should the trainer have been further.
+    // Entropies of a later epoch can't be reused, in case the trainer had gone further.
     entropies.kept.clear();
     for (example, epoch, bits) in kept {
         let token_entropy = bits.into_iter().map(f32::from_bits).collect();
         entropies.kept.insert(example, KeptEntropy { epoch, token_entropy });
     }
-    // 2. Parameters, and of the moments each rank's part.
+    // 2. Parameters, and each rank's part of the moments.
     let trained = model.params.iter_mut().enumerate().filter(|(_, p)| p.trainable);
     for (index, (i, param)) in trained.enumerate() {
         let len = param.weight.rows() * param.weight.cols();
@@ -233,7 +234,8 @@ fn put(trainer: &mut Trainer, whole: Option<&Whole>) {
     }
 }
 
-/// Refuses a checkpoint whose bytes aren't those that were written. One of an earlier version has no checksums.
+/// Refuses a checkpoint whose bytes aren't those that were written. A checkpoint of an earlier version has no
+/// checksums.
 fn verify(folder: &Path) -> Result<()> {
     let path = folder.join(CHECKSUMS);
     if !path.exists() {
@@ -251,7 +253,7 @@ fn verify(folder: &Path) -> Result<()> {
     Err(Error::Format { path: folder.join(file), reason })
 }
 
-/// A line per file: its hash and its name.
+/// One line per file, with its hash and its name.
 fn checksums(folder: &Path) -> Result<String> {
     let line = |file: &str| {
         let path = folder.join(file);
@@ -261,7 +263,7 @@ fn checksums(folder: &Path) -> Result<String> {
     [TENSORS, STATE].into_iter().map(line).collect()
 }
 
-/// What is wrong with a state for a run; where nothing is, how many entropies it keeps.
+/// What is wrong with a state for this run, or else how many entropies it holds.
 fn check_state(state: &State, trainer: &Trainer) -> std::result::Result<usize, String> {
     let (step, steps) = (state.step, trainer.num_steps());
     if step > steps {
@@ -287,7 +289,7 @@ fn folder_of(output: &Path, step: u64) -> PathBuf {
     folder(output).join(format!("step-{step:08}"))
 }
 
-/// The steps of the checkpoints, the first one first; those included that a crash left half written.
+/// The steps of all checkpoints in ascending order, including those that a crash left half written.
 fn list(output: &Path) -> Result<Vec<u64>> {
     let folder = folder(output);
     let read_error = |source| Error::Read { path: folder.clone(), source };

@@ -1,5 +1,6 @@
-//! Where a step's numbers went wrong: which of its examples, and in which layer. It is found out afterwards, by computing
-//! each example of the step once more by itself, which costs a step's time and nothing while all goes well.
+//! Where a step's numbers went wrong: in which of its examples, and in which layer. This is found out afterwards by
+//! computing each example of the step again by itself, which costs the time of a step, and nothing as long as all goes
+//! well.
 
 use super::Trainer;
 use super::gathered::Gathered;
@@ -13,9 +14,9 @@ use crate::objective::{Counts, NoisedAnswer};
 
 /// What a step computed before its update.
 pub(super) struct Computed<'a> {
-    /// This rank's micro-batches.
+    /// The micro-batches of this rank.
     pub(super) own: &'a [MicroBatch],
-    /// The whole step's answers.
+    /// The answers of the whole step.
     pub(super) gathered: &'a [Gathered],
     pub(super) counts: Counts,
     pub(super) loss: f64,
@@ -23,15 +24,16 @@ pub(super) struct Computed<'a> {
 }
 
 impl Trainer {
-    /// Whether the next step that is passed over is one too many in a row.
+    /// Whether one more skipped step would be too many in a row.
     fn is_last_skip(&self) -> bool {
         self.guard.in_a_row + 1 >= MOST_IN_A_ROW
     }
 
-    /// Passes over a step.
+    /// Skips a step.
     ///
     /// # Errors
-    /// Numbers that aren't finite, unless the recipe says to pass over them; the last of too many steps in a row.
+    /// Numbers that aren't finite, unless the recipe says to skip such steps; the last of too many skipped steps in a
+    /// row.
     pub(super) fn skip(&self, reason: Reason, computed: Computed, epoch: u64) -> Result<Skip> {
         let examples = computed.gathered.iter().map(|answer| answer.example).collect();
         let is_last = self.is_last_skip();
@@ -64,8 +66,8 @@ impl Trainer {
         Ok(Skip { reason, why, examples })
     }
 
-    /// Which of a step's examples go wrong by themselves, and where the first of them does. Each rank looks at its own and
-    /// tells the others.
+    /// Which of a step's examples go wrong by themselves, and where the first of them does. Each rank checks its own
+    /// examples; the results are gathered at all ranks.
     fn diagnose(&self, computed: &Computed, epoch: u64) -> Diagnosis {
         let &Computed { own, gathered, counts, loss, grad_norm } = computed;
         let mut found: Vec<(usize, f64, String)> = vec![];
@@ -99,7 +101,7 @@ impl Trainer {
         }
     }
 
-    /// Where an example by itself goes wrong; `None` where it doesn't.
+    /// Where an example goes wrong by itself; `None` if it doesn't.
     fn wrong_place(
         &self,
         (sequence, answer, weights): (&[Noised], &[NoisedAnswer], &[Vec<f32>]),
@@ -114,7 +116,7 @@ impl Trainer {
             let place = place.as_deref().unwrap_or("though its forward is");
             return Some(format!("its entropies aren't finite, {place}"));
         }
-        // 2. Pass 2, forward and backward. What isn't masked at all spoils the others of its micro-batch alone.
+        // 2. Pass 2, forward and backward. An example without masked tokens goes wrong only by way of its micro-batch.
         let (batch, mut masked) = self.noised_batch(sequence, answer, epoch);
         let is_idle = masked.is_empty();
         if is_idle {

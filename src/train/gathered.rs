@@ -1,37 +1,37 @@
-//! What ranks tell each other of a step's answers: entropies and masks, so that each knows the whole batch's normaliser and
-//! keeps the same entropies for reuse. The answers themselves stay where they are.
+//! What ranks all-gather about a step's answers: entropies and masks, so that each rank knows the whole batch's
+//! normaliser and keeps the same entropies for reuse. The answers themselves stay where they are.
 
 use super::noised::MicroBatch;
 use crate::objective::Counts;
 use crate::parallel::collective::Collective;
 
-/// What every rank gathers of an answer.
+/// What every rank gathers about an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Gathered {
-    /// The example.
+    /// The index of the example.
     pub(super) example: usize,
     /// Diffusion time.
     pub(super) t: f64,
     /// Tokens of prompt and answer.
     pub(super) tokens: usize,
-    /// Tokens of the answer.
+    /// Tokens of the answer, including padding.
     pub(super) answer_tokens: usize,
-    /// Those that aren't padding.
+    /// Answer tokens that aren't padding.
     pub(super) num_supervised: usize,
-    /// Those that are masked.
+    /// Answer tokens that are masked.
     pub(super) masked: usize,
     /// Whether the entropies were computed in this step.
     pub(super) is_fresh: bool,
-    /// `H_i` in nats; empty where the objective asks for none.
+    /// `H_i` in nats; empty if the objective needs no entropies.
     pub(super) token_entropy: Vec<f32>,
-    /// `r_i`; empty where the objective asks for no entropies.
+    /// `r_i`; empty if the objective needs no entropies.
     pub(super) relative_uncertainty: Vec<f32>,
 }
 
-/// Whole numbers and a time before an answer's entropies.
+/// How many values of 8 bytes, integers and a time, precede an answer's entropies.
 const HEADER: usize = 8;
 
-/// The whole step's answers in order, of which this rank noised every `size`-th micro-batch of `micro` answers.
+/// Gathers the whole step's answers in order. This rank noised every `size`-th micro-batch of `micro` answers.
 pub(super) fn all_gather(
     ranks: &dyn Collective,
     own: &[MicroBatch],
@@ -61,7 +61,7 @@ pub(super) fn all_gather(
     (0..answers).map(|i| Gathered::from_bytes(&mut rests[i / micro % ranks.size()])).collect()
 }
 
-/// What of some answers their divisor is made of.
+/// The counts of some answers from which their divisor is computed.
 pub(super) fn counts(gathered: &[Gathered]) -> Counts {
     Counts {
         answers: gathered.len(),
@@ -84,7 +84,7 @@ impl Gathered {
         header.chain(numbers).collect()
     }
 
-    /// The first answer of some bytes, which are left without it.
+    /// Decodes the first answer in `bytes` and removes it from them.
     fn from_bytes(bytes: &mut &[u8]) -> Self {
         let whole = "every rank tells of all its answers";
         let (header, mut rest) = bytes.split_at_checked(8 * HEADER).expect(whole);

@@ -1,18 +1,19 @@
-//! The sum of a step's micro-batches' gradients at one rank.
+//! The sum of the gradients of one rank's micro-batches in a step.
 
 use super::Trainer;
 use super::noised::MicroBatch;
 use crate::model::block::Gradients;
 
-/// Takes a bucket's gradients when they are finished.
+/// Takes a bucket's gradients when they are final.
 pub(super) type Finished<'a> = &'a mut dyn FnMut(usize, &mut Gradients);
 
 impl Trainer {
-    /// The sum of micro-batches' gradients, each of which `add` adds to those it is given.
+    /// The sum of the gradients of micro-batches, each of which `add` adds to the table that it is given.
     ///
-    /// An adapter's are summed in the tree of [`sum_in_tree`], which ranks go on with: the bits are the same however many
-    /// ranks share a step. It holds a few tables of gradients at once, which of every weight would be too many: those are
-    /// added one to the other as they are computed, and handed over bucket by bucket while the last is.
+    /// An adapter's gradients are summed in the tree of [`sum_in_tree`], which the ranks continue: the bits are the
+    /// same however many ranks share a step. The tree holds a few tables of gradients at once, too many if every weight
+    /// is trained: then each micro-batch adds to one table, and during the last one the buckets are handed over as they
+    /// are finished.
     pub(super) fn sum_gradients(
         &self,
         own: &[MicroBatch],
@@ -41,9 +42,9 @@ impl Trainer {
     }
 }
 
-/// The sum of `leaf(first)`, `leaf(first + stride)` and so on, as far as there are so `many`: those at even places and
-/// those at odd places are summed apart, and so on, down to one of `slots`. Ranks have every `size`-th micro-batch, so the
-/// first splits are between ranks and the others within one.
+/// The sum of `leaf(first)`, `leaf(first + stride)` and so on below `many`: leaves at even places and leaves at odd
+/// places are summed separately, and so on recursively, down to one of `slots`. Each rank has every `size`-th
+/// micro-batch, so the first splits are between ranks and the others within one.
 pub(crate) fn sum_in_tree(
     (first, stride): (usize, usize),
     slots: usize,

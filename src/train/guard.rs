@@ -1,7 +1,7 @@
-//! Which steps are taken. One whose numbers aren't finite never is; one whose gradient is far larger than those of the
-//! steps before it is passed over where the recipe asks for that. A step that is passed over leaves model and optimizer
-//! as they were. Everything is a function of the steps so far, and lies in each checkpoint. Where numbers went wrong is
-//! `diagnosis`'s.
+//! Which steps are taken. A step whose numbers aren't finite never is; a step whose gradient is far larger than those
+//! before it is skipped if the recipe asks for that. A skipped step leaves the model and the optimizer unchanged.
+//! Everything is a function of the steps so far and is stored in each checkpoint. Finding out where numbers went wrong
+//! is `diagnosis`'s task.
 
 use std::collections::VecDeque;
 
@@ -9,56 +9,56 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::TrainTable;
 
-/// Steps whose gradient norms a spike is measured against.
+/// How many gradient norms a spike is measured against.
 pub const WINDOW: usize = 64;
-/// The fewest of them: before, no step counts as a spike.
+/// The fewest of these norms: before that, no step counts as a spike.
 pub const LEAST: usize = 16;
-/// Steps that are passed over one after the other until the run stops all the same.
+/// After so many skipped steps in a row, the run stops anyway.
 pub const MOST_IN_A_ROW: u64 = 8;
 
-/// What a loss or gradient that isn't finite does to a run.
+/// What happens to a run whose loss or gradient isn't finite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonFinite {
-    /// It ends.
+    /// The run ends.
     #[default]
     Stop,
-    /// The step is passed over and counted.
+    /// The step is skipped and counted.
     Skip,
 }
 
-/// Why a step is passed over.
+/// Why a step is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Its loss, gradient or entropies aren't finite.
+    /// The step's loss, gradient or entropies aren't finite.
     NonFinite,
-    /// Its gradient is a spike.
+    /// The step's gradient is a spike.
     Spike,
 }
 
-/// A step that was passed over.
+/// A step that was skipped.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Skip {
-    /// Why.
+    /// Why the step was skipped.
     pub reason: Reason,
-    /// The same in words, with the values.
+    /// The reason in words, with the values.
     pub why: String,
     /// The step's examples, counted from 0 over all rows.
     pub examples: Vec<usize>,
 }
 
-/// Steps that were passed over.
+/// The number of skipped steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// Those whose numbers weren't finite.
+    /// Steps whose numbers weren't finite.
     pub non_finite: u64,
-    /// Those whose gradient was a spike.
+    /// Steps whose gradient was a spike.
     pub spikes: u64,
 }
 
 impl Skipped {
-    /// All of them.
+    /// All skipped steps.
     pub fn total(self) -> u64 {
         self.non_finite + self.spikes
     }
@@ -67,20 +67,21 @@ impl Skipped {
 /// What is remembered of a run's steps so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
-    /// Steps that were passed over.
+    /// The steps that were skipped.
     pub skipped: Skipped,
-    /// How many of them were the last ones.
+    /// How many of the latest steps were skipped in a row.
     pub in_a_row: u64,
-    /// The gradient norms of the last steps that were finite, spikes included; none where no spike is looked for.
+    /// The gradient norms of the latest finite steps, including spikes; empty if spikes aren't looked for.
     norms: VecDeque<f64>,
 }
 
 impl Guard {
-    /// The norm above which a gradient is a spike, and the median it is measured by; `None` where there are too few steps
-    /// to tell, most of them without a gradient, or `spike_factor` is 0.
+    /// The norm above which a gradient is a spike, and the median from which it is computed; `None` if there are too
+    /// few steps to tell, if most of them had no gradient, or if `spike_factor` is 0.
     ///
-    /// A median of all recent norms, spikes among them: one spike doesn't move it, and norms that are larger from some
-    /// step on are the rule after half a window. Means and deviations are moved by the spikes they are to find.
+    /// The median is over all recent norms, including spikes: a single spike doesn't move it, and norms that grow for
+    /// good become normal after half a window. Means and deviations would be moved by the spikes that they are meant to
+    /// find.
     pub fn limit(&self, spike_factor: f64) -> Option<(f64, f64)> {
         if spike_factor == 0.0 || self.norms.len() < LEAST {
             return None;
@@ -90,11 +91,11 @@ impl Guard {
         let middle = sorted.len() / 2;
         let median =
             if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] };
-        // Where nothing was masked there is no gradient, and nothing to measure by.
+        // If nothing was masked there is no gradient, and nothing to measure against.
         (median > 0.0).then_some((spike_factor * median, median))
     }
 
-    /// Whether a step is to be passed over.
+    /// Whether a step has to be skipped, and why.
     pub fn judge(&self, is_finite: bool, grad_norm: f64, settings: &TrainTable) -> Option<Reason> {
         match self.limit(settings.spike_factor) {
             _ if !is_finite => Some(Reason::NonFinite),
@@ -103,7 +104,7 @@ impl Guard {
         }
     }
 
-    /// Remembers a step: its norm, and why it was passed over if it was.
+    /// Remembers a step: its norm, and why it was skipped, if it was.
     pub fn remember(&mut self, grad_norm: f64, settings: &TrainTable, skipped: Option<Reason>) {
         if settings.spike_factor > 0.0 && skipped != Some(Reason::NonFinite) {
             self.norms.push_back(grad_norm);
@@ -141,7 +142,7 @@ mod tests {
         assert_eq!(guard.judge(false, 1.0, &settings), Some(Reason::NonFinite));
         guard.remember(100.0, &settings, Some(Reason::Spike));
         assert_eq!(guard.limit(3.0), Some((6.0, 2.0)), "a spike counts as one norm among others");
-        // Norms that are larger for good are the rule after half a window.
+        // Norms that grow for good become normal after half a window.
         (0..WINDOW / 2 + 1).for_each(|_| guard.remember(100.0, &settings, None));
         assert_eq!(guard.limit(3.0), Some((300.0, 100.0)));
         (0..WINDOW).for_each(|_| guard.remember(100.0, &settings, None));

@@ -1,14 +1,14 @@
-//! Learning rates over the steps of a run: a linear warm-up, then constant, linear to 0 or a half cosine to 0.
+//! Learning rates over the steps of a run: a linear warm-up, then constant, linear to 0, or a half cosine to 0.
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate moves after the warm-up.
+/// How the learning rate changes after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedule {
-    /// It stays.
+    /// It stays constant.
     Constant,
-    /// It falls to 0 in a line.
+    /// It falls linearly to 0.
     #[default]
     Linear,
     /// It falls to 0 along half a cosine.
@@ -16,11 +16,11 @@ pub enum LrSchedule {
 }
 
 impl LrSchedule {
-    /// The factor of the highest learning rate at a step counted from 0, of `num_steps` in all.
+    /// The factor on the highest learning rate at `step`, counted from 0, of `num_steps` in all.
     ///
     /// # Source
-    /// The schedules of transformers, `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`; unlike
-    /// theirs, the first step of a warm-up isn't lost at rate 0: it has `1 / warmup_steps`.
+    /// The schedules of transformers, `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`. Unlike
+    /// theirs, the first step of a warm-up isn't wasted on a rate of 0: its factor is `1 / warmup_steps`.
     pub fn factor(self, step: u64, warmup_steps: u64, num_steps: u64) -> f64 {
         if step < warmup_steps {
             return (step + 1) as f64 / warmup_steps as f64;

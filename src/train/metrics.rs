@@ -1,5 +1,5 @@
-//! What a run tells while it goes: metrics.jsonl, a line per step and per evaluation; the same numbers for TensorBoard;
-//! and the progress on the terminal.
+//! What a run reports while it trains: metrics.jsonl, with a line per step and per evaluation; the same numbers for
+//! TensorBoard; and the progress on the terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -14,29 +14,29 @@ use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
 
-/// Seconds between lines of progress where there is no terminal.
+/// Seconds between lines of progress if there is no terminal.
 const LINE_SECS: u64 = 15;
 
 /// Where a run shows its progress.
 pub struct Progress {
-    /// A bar of the run's steps.
+    /// The progress bar over the run's steps.
     pub bar: ProgressBar,
-    /// Whether the run prints lines: evaluations, and the progress where there is no terminal.
+    /// Whether the run prints lines: evaluations, and its progress if there is no terminal.
     pub tells: bool,
 }
 
-/// What the earlier pieces of a resumed run did, by its log.
+/// What the earlier parts of a resumed run did, according to its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Earlier {
-    /// Seconds of their steps.
+    /// Seconds of training in the earlier parts.
     pub train_secs: f64,
-    /// The first and the last held-out loss.
+    /// The first and the last held-out loss of the earlier parts.
     pub held_out: Option<[f64; 2]>,
 }
 
-/// The log's name in a run's folder.
+/// The name of the log in a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
-/// The same for TensorBoard, which is pointed at the run's folder or one above it.
+/// The event file for TensorBoard, whose `--logdir` is the run's folder or one above it.
 pub const EVENTS: &str = "tensorboard/events.out.tfevents.weft";
 
 /// The run's log.
@@ -47,13 +47,13 @@ pub struct Metrics {
     progress: Progress,
     last_line: Instant,
     tokens: usize,
-    /// Evaluations left out.
+    /// Seconds of training so far, without evaluations.
     train_secs: f64,
 }
 
 impl Metrics {
-    /// Opens metrics.jsonl of a run that has done `step` steps; lines of later steps, which a crash left, are dropped, and
-    /// of the others is said what they tell.
+    /// Opens metrics.jsonl of a run that has done `step` steps. Lines of later steps, which a crash left behind, are
+    /// dropped; the remaining lines are summarized in `Earlier`.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -79,7 +79,7 @@ impl Metrics {
         Ok((metrics, Earlier::of(&kept)))
     }
 
-    /// Tells of a step that took `step_secs` seconds.
+    /// Reports a step that took `step_secs` seconds.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -124,7 +124,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Tells of the loss on held-out rows, in nats per answer token.
+    /// Reports the loss on held-out rows, in nats per answer token.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -134,7 +134,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Makes what was told so far last, as the checkpoint will that it belongs to.
+    /// Flushes the log to disk, as the checkpoint that belongs to it will be.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -143,7 +143,7 @@ impl Metrics {
         self.events.sync().map_err(|source| Error::Write { path: self.path.with_file_name(EVENTS), source })
     }
 
-    /// Prints a line above the progress.
+    /// Prints a line above the progress bar.
     pub fn line(&self, line: &str) {
         match &self.progress {
             Progress { tells: false, .. } => {}
@@ -152,7 +152,7 @@ impl Metrics {
         }
     }
 
-    /// Takes the progress off the terminal.
+    /// Removes the progress bar from the terminal.
     pub fn finish(&self) {
         self.progress.bar.finish_and_clear();
     }
@@ -175,7 +175,7 @@ impl Earlier {
     }
 }
 
-/// Writes the event file of a run anew from the lines that are kept of it.
+/// Rewrites the event file of a run from the lines of its log that are kept.
 fn repeat_events(path: &Path, lines: &[Value]) -> Result<EventFile> {
     make_folder(path.parent().expect("the file lies in a folder"))?;
     let began = lines.first().and_then(|line| line["unix_seconds"].as_f64());
@@ -187,7 +187,7 @@ fn repeat_events(path: &Path, lines: &[Value]) -> Result<EventFile> {
     whole().map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
-/// A line's numbers as scalars, those of lists and tables under names of their own.
+/// Writes a line's numbers as scalars, with those of lists and tables under names of their own.
 fn tell_events(events: &mut EventFile, line: &Value) -> std::io::Result<()> {
     let mut scalars = vec![];
     for (key, value) in line.as_object().into_iter().flatten() {
@@ -207,8 +207,8 @@ fn tell_events(events: &mut EventFile, line: &Value) -> std::io::Result<()> {
     events.scalars(seconds, step as u64, &scalars)
 }
 
-/// Says a line on standard error. Where that can't take it, a full disk for one, the line is lost and nothing else:
-/// `eprintln` would end the program.
+/// Prints a line on standard error. If that fails, for example on a full disk, only the line is lost: `eprintln` would
+/// end the program.
 pub fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -218,6 +218,6 @@ fn unix_seconds() -> f64 {
 }
 
 fn step_of(line: &str) -> Option<u64> {
-    // A line that a crash cut is no JSON; it counts as later than every step.
+    // A line that a crash cut short isn't JSON; it counts as later than every step.
     Some(serde_json::from_str::<Value>(line).ok().and_then(|v| v["step"].as_u64()).unwrap_or(u64::MAX))
 }

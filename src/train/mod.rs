@@ -1,6 +1,6 @@
-//! The training loop. A step noises a global batch (after a pass for entropies where wanted), weighs its losses,
-//! goes backward micro-batch by micro-batch and updates; what it masks depends on seed, epoch and example alone.
-//! The formulas are `noising`'s and `objective`'s; runs, files and progress are `run`'s.
+//! The training loop. A step noises a global batch (after a pass for entropies if the objective needs one), weights its
+//! losses, runs backward micro-batch by micro-batch, and updates. Which tokens are masked depends on seed, epoch and
+//! example alone. The formulas are in `noising` and `objective`; folders, files and progress are `run`'s.
 
 pub mod checkpoint;
 mod diagnosis;
@@ -52,54 +52,55 @@ pub struct Trainer {
     pub model: Transformer,
     /// Its optimizer.
     pub optimizer: Optimizer,
-    /// Steps that are done, those that were passed over included.
+    /// How many steps are done, including skipped ones.
     pub step: u64,
-    /// What is remembered of them, for steps that are passed over.
+    /// What is remembered of the steps so far, to decide which steps are skipped.
     pub guard: Guard,
     job: Job,
     ranks: Ranks,
-    /// Where this rank tells of its own part, if anywhere.
+    /// This rank's own log, if it has one.
     pub rank_log: Option<RankLog>,
-    /// Entropies of earlier epochs.
+    /// Entropies of earlier epochs that are kept for reuse.
     entropies: EntropyReuse,
-    /// The occurrences of an epoch, once that has begun.
+    /// The current epoch and its occurrences, once an epoch has begun.
     order: Option<(u64, Vec<Occurrence>)>,
 }
 
-/// What a trainer is made of beside its model.
+/// What a trainer needs besides its model.
 pub struct Job {
     /// The training examples.
     pub examples: Vec<Example>,
-    /// How often each of them comes in an epoch.
+    /// How often each example occurs in an epoch.
     pub mixture: Mixture,
-    /// What is trained.
+    /// The objective that is trained.
     pub objective: Objective,
-    /// How sequences of different lengths meet.
+    /// How sequences of different lengths form a batch.
     pub padding: Padding,
-    /// The token that pads answers where `padding` is `eos`.
+    /// The token that pads answers if `padding` is `eos`.
     pub eos_token_id: u32,
     /// The loop's settings.
     pub settings: TrainTable,
 }
 
 impl Trainer {
-    /// A model's training from its beginning; its trainable parameters are what is trained.
+    /// Begins to train a model on one rank; the model's trainable parameters are trained.
     pub fn new(model: Transformer, job: Job) -> Self {
         Self::on(solo(), model, job)
     }
 
-    /// The same at one of several ranks, each of which has the same model and the same examples.
+    /// Like [`Trainer::new`], for one rank of a data-parallel group, in which every rank passes the same model and
+    /// examples.
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
         model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
-        // An adapter that was attached since comes to the others.
+        // An adapter may have been attached since the weights were moved; it moves to their device here.
         model.put_on(&model.device.clone());
         let optimizer = Optimizer::on(ranks.clone(), &mut model);
         let (guard, entropies) = (Guard::default(), EntropyReuse::new(job.objective.entropy_every));
         Self { optimizer, model, step: 0, guard, job, ranks, rank_log: None, entropies, order: None }
     }
 
-    /// Trains something else from here on; entropies kept for reuse are dropped.
+    /// Trains another objective from here on; entropies kept for reuse are dropped.
     pub fn set_objective(&mut self, objective: Objective) {
         let config = &mut self.model.config;
         config.entropy_precision = objective.entropy_precision.unwrap_or(config.precision);
@@ -119,12 +120,12 @@ impl Trainer {
         &self.ranks
     }
 
-    /// Examples per optimizer step, of all ranks.
+    /// Examples per optimizer step, over all ranks.
     pub fn global_batch_size(&self) -> usize {
         self.job.settings.global_batch_size().saturating_mul(self.ranks.size())
     }
 
-    /// Optimizer steps per pass over the examples; the last one may be smaller.
+    /// Optimizer steps per epoch; the last one may have fewer examples.
     pub fn steps_per_epoch(&self) -> u64 {
         let occurrences = self.job.mixture.epoch_len(self.job.examples.len());
         occurrences.div_ceil(self.global_batch_size()) as u64
@@ -136,18 +137,18 @@ impl Trainer {
         self.job.settings.max_steps.map_or(all, |max| max.min(all))
     }
 
-    /// One optimizer step.
+    /// Does one optimizer step.
     ///
     /// # Errors
-    /// A loss, gradient or entropy that isn't finite, unless such steps are passed over; too many steps in a row that
-    /// were. Everything is as before the step then.
+    /// A loss, gradient or entropy that isn't finite, unless such steps are skipped; too many skipped steps in a row.
+    /// In either case everything is as it was before the step.
     pub fn step(&mut self) -> Result<StepReport> {
         // 1. The examples of this step.
         let (epoch, index) = (self.step / self.steps_per_epoch(), self.step % self.steps_per_epoch());
         let chosen = self.occurrences_of(epoch, index as usize);
         let (started, mut phases, sent) = (Instant::now(), Phases::default(), self.ranks.traffic());
-        // 2. Masks: entropies where the objective asks for them, rates, draws. The normaliser is the whole batch's, whatever
-        // the micro-batch and whoever has it.
+        // 2. Masks: entropies if the objective needs them, rates, draws. The normaliser is that of the whole batch,
+        // however it is split into micro-batches and ranks.
         let own = self.own_micro_batches(&chosen, epoch);
         let gathered = gathered::all_gather(&*self.ranks, &own, (chosen.len(), self.job.settings.micro_batch_size));
         let (drifts, counts) = (self.keep_entropies(&gathered, epoch), gathered::counts(&gathered));
@@ -208,7 +209,7 @@ impl Trainer {
         Ok(report)
     }
 
-    /// The occurrences of a step of an epoch.
+    /// The occurrences of one step of an epoch.
     fn occurrences_of(&mut self, epoch: u64, index: usize) -> Vec<Occurrence> {
         let order = match self.order.take() {
             Some((of, order)) if of == epoch => order,
@@ -221,7 +222,7 @@ impl Trainer {
         chosen
     }
 
-    /// Pass 2 of a micro-batch: its part of the loss, and seconds as [`Pass`] has them; adds its gradients.
+    /// Runs pass 2 of a micro-batch and adds its gradients. Returns its part of the loss, and the seconds of [`Pass`].
     fn backward(
         &self,
         (sequences, answers): (&[Noised], &[NoisedAnswer]),
@@ -242,7 +243,7 @@ impl Trainer {
         (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
     }
 
-    /// A micro-batch as pass 2 reads it, and its masked rows.
+    /// A micro-batch as pass 2 reads it, with its masked rows.
     fn noised_batch(&self, sequences: &[Noised], answers: &[NoisedAnswer], epoch: u64) -> (Batch, Vec<usize>) {
         let mask = self.model.config.mask_token_id;
         let noised: Vec<Vec<u32>> =

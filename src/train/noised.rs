@@ -1,5 +1,5 @@
-//! A step's answers before its backward: sequences laid out, entropies computed or reused, times and masks drawn. What is
-//! masked depends on seed, epoch and example alone. The formulas are `noising`'s and `objective`'s.
+//! A step's answers before the backward: sequences are laid out, entropies computed or reused, times and masks drawn.
+//! Which tokens are masked depends on seed, epoch and example alone. The formulas are in `noising` and `objective`.
 
 use std::borrow::Borrow;
 
@@ -15,38 +15,38 @@ use crate::noising::schedule::diffusion_time;
 use crate::objective::{DrawnAnswer, NoisedAnswer};
 use crate::rng::{Draws, Stream};
 
-/// Examples whose drift of entropies is measured at the end of a run.
+/// How many examples the drift of entropies is measured on at the end of a run.
 const DRIFT_EXAMPLES: usize = 32;
 
-/// The examples of a forward, after the forward process.
+/// The examples of one forward, after the forward process.
 pub(super) struct MicroBatch {
     pub(super) sequences: Vec<Noised>,
     pub(super) answers: Vec<NoisedAnswer>,
 }
 
 impl MicroBatch {
-    /// Its sequences and their answers.
+    /// The micro-batch's sequences and their answers.
     pub(super) fn parts(&self) -> (&[Noised], &[NoisedAnswer]) {
         (&self.sequences, &self.answers)
     }
 }
 
-/// An example of a batch.
+/// An example in a batch.
 pub(super) struct Noised {
     pub(super) occurrence: Occurrence,
-    /// Prompt and clean answer, padding included.
+    /// Prompt and clean answer, including padding.
     pub(super) ids: Vec<u32>,
     pub(super) answer_start: usize,
     pub(super) num_supervised: usize,
-    /// `H_i` in nats; empty where the objective asks for none.
+    /// `H_i` in nats; empty if the objective needs no entropies.
     pub(super) token_entropy: Vec<f32>,
-    /// Whether they were computed in this step.
+    /// Whether the entropies were computed in this step.
     pub(super) is_fresh: bool,
 }
 
 impl Trainer {
-    /// The micro-batches of a step that are this rank's: every `size`-th, so that each rank has as many as the others or
-    /// one less.
+    /// This rank's micro-batches of a step: every `size`-th one, so that each rank has as many as the others or one
+    /// fewer.
     pub(super) fn own_micro_batches(&self, occurrences: &[Occurrence], epoch: u64) -> Vec<MicroBatch> {
         let own =
             occurrences.chunks(self.job.settings.micro_batch_size).skip(self.ranks.rank()).step_by(self.ranks.size());
@@ -78,7 +78,7 @@ impl Trainer {
         padded.into_iter().zip(occurrences).zip(&chosen).map(noised).collect()
     }
 
-    /// The answers' entropies: reused ones, and pass 1 for the others.
+    /// Sets the answers' entropies: reused ones, and pass 1 for the others.
     fn find_entropies(&self, micro_batch: &mut [Noised], epoch: u64) {
         for sequence in micro_batch.iter_mut() {
             sequence.token_entropy =
@@ -91,13 +91,13 @@ impl Trainer {
         }
     }
 
-    /// Keeps the whole step's fresh entropies, whichever rank computed them; their drift is returned.
+    /// Keeps the whole step's fresh entropies, whichever rank computed them; returns their drift.
     pub(super) fn keep_entropies(&mut self, gathered: &[Gathered], epoch: u64) -> Vec<Drift> {
         let fresh = gathered.iter().filter(|answer| answer.is_fresh);
         fresh.filter_map(|answer| self.entropies.keep(answer.example, epoch, &answer.token_entropy)).collect()
     }
 
-    /// Pass 1: each answer's token entropies in nats where it is masked as a whole.
+    /// Pass 1: each answer's token entropies in nats, with the whole answer masked.
     fn fresh_entropies<'a>(&self, sequences: impl IntoIterator<Item = &'a Noised>) -> Vec<Vec<f32>> {
         let sequences: Vec<&Noised> = sequences.into_iter().collect();
         let all_masked = |s: &&Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
@@ -113,7 +113,7 @@ impl Trainer {
         sequences.iter().map(own).collect()
     }
 
-    /// How far the kept entropies of a few examples have drifted by now; none where none are reused.
+    /// How far the kept entropies of a few examples have drifted by now; `None` if none are reused.
     pub fn entropy_drift(&self) -> Option<Drift> {
         let some: Vec<usize> = self.entropies.kept.keys().copied().take(DRIFT_EXAMPLES).collect();
         let micro_batches = some.chunks(self.job.settings.micro_batch_size);
@@ -126,7 +126,7 @@ impl Trainer {
         Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
     }
 
-    /// Times, rates and masks of a micro-batch.
+    /// Draws the times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
         let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.occurrence.draw);
         let of_tokens = |s: &Noised| -> Vec<f32> {
@@ -158,7 +158,7 @@ impl Noised {
         self.token_entropy.iter().all(|h| h.is_finite())
     }
 
-    /// The ids with some answer tokens masked.
+    /// The ids, with the mask token at the answer tokens for which `masked` is true.
     pub(super) fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
         let mut ids = self.ids.clone();
         for (i, id) in ids[self.answer_start..].iter_mut().enumerate() {
@@ -170,7 +170,7 @@ impl Noised {
     }
 }
 
-/// The batch's rows of the answer tokens that `wanted(sequence, token)` names.
+/// The batch's rows of the answer tokens for which `wanted(sequence, token)` is true.
 pub(super) fn rows<S: Borrow<Noised>>(sequences: &[S], wanted: impl Fn(usize, usize) -> bool) -> Vec<usize> {
     let (mut rows, mut start) = (vec![], 0);
     for (s, sequence) in sequences.iter().map(Borrow::borrow).enumerate() {

@@ -1,6 +1,6 @@
-//! AdamW over the model's trainable parameters, with the gradient's norm clipped. Each rank keeps the moments of its part
-//! and updates that (ZeRO-1); one rank alone has everything. The update of one tensor is `weft_kernels::adamw`, the
-//! parts are `shards`'.
+//! AdamW over the model's trainable parameters, with gradient-norm clipping. Each rank keeps the moments of its part of
+//! the parameters and updates that part (ZeRO-1); a single rank has everything. The update of one tensor is in
+//! `weft_kernels::adamw`, and the parts are defined by `shards`.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -18,39 +18,39 @@ use crate::model::block::{Gradients, Param, ParamId, Transformer};
 use crate::model::weights;
 use crate::parallel::collective::{Ranks, solo};
 
-/// First and second moments of this rank's part of each parameter, empty for a frozen one, and its part of those f32
-/// numbers that the model has in bf16.
+/// The first and second moments of this rank's part of each parameter (empty for a frozen one), and this rank's part of
+/// the f32 numbers that the model holds in bf16.
 pub struct Optimizer {
     /// First moments.
     pub m: Vec<Tensor>,
     /// Second moments.
     pub v: Vec<Tensor>,
-    /// This rank's part of each parameter that several ranks have in bf16; empty for the others, whose f32 numbers are the
-    /// model's.
+    /// This rank's part of the f32 numbers of each parameter that several ranks hold in bf16; empty for the others,
+    /// whose f32 numbers are in the model.
     masters: Vec<Tensor>,
-    /// Whether finished buckets travel while the rest is computed; not a bit depends on it.
+    /// Whether finished buckets travel while the rest is computed; the results are the same bit for bit.
     pub overlaps: bool,
     shards: Shards,
     ranks: Ranks,
 }
 
-/// This rank's part of every rank's gradients, summed.
+/// The sums of all ranks' gradients over this rank's part.
 struct Summed {
     sums: Table,
     /// Gradients that may still be read until `end`.
     sent: Vec<(Mark, Table)>,
-    /// The moment from which the sums are there.
+    /// The moment at which the sums are ready.
     end: Mark,
 }
 
 impl Optimizer {
-    /// Moments of zero, of one rank alone.
+    /// Zero moments, for a single rank.
     pub fn new(model: &mut Transformer) -> Self {
         Self::on(solo(), model)
     }
 
-    /// Moments of zero at one of several ranks. What is trained becomes f32 in the model, or bf16 where that is all that
-    /// its matmuls read: its f32 numbers are then split among the ranks.
+    /// Like [`Optimizer::new`], for one of several ranks. Trained parameters become f32 in the model, or bf16 if
+    /// matmuls read them as bf16 only: their f32 numbers are then split among the ranks.
     pub fn on(ranks: Ranks, model: &mut Transformer) -> Self {
         let shards = Shards::new(model, ranks.size());
         let device = model.device.clone();
@@ -70,8 +70,8 @@ impl Optimizer {
         Self { m, v, masters, overlaps: true, shards, ranks }
     }
 
-    /// Sums every rank's gradients, those that `work` returns, and leaves this rank its part of them. Buckets that `work`
-    /// hands over when they are finished travel while it goes on; a thread of its own waits for them.
+    /// Sums the gradients that `work` returns over all ranks, and returns this rank's part of the sums. Buckets that
+    /// `work` hands over when they are finished travel while it continues; a thread of its own waits for them.
     pub fn reduce_beside(&self, work: &mut dyn FnMut(Finished) -> Gradients) -> Gradients {
         let buckets = self.shards.buckets();
         if self.ranks.size() == 1 {
@@ -88,7 +88,7 @@ impl Optimizer {
             let mut hand_over = |bucket: usize, grads: &mut Gradients| {
                 assert_eq!(bucket, handed.replace(bucket + 1), "every rank hands over in the same order");
                 let take = |id: &ParamId| (*id, grads[*id].take().expect("what is trained has a gradient"));
-                // A thread that panicked is found below.
+                // If the thread has panicked, that is reported below.
                 let _ = sender.send((device.mark(), buckets[bucket].iter().map(take).collect()));
             };
             let mut grads = match self.overlaps {
@@ -105,8 +105,8 @@ impl Optimizer {
         })
     }
 
-    /// Sums the tables of every rank that `finished` brings, each with the mark at which this rank's is computed, beside
-    /// what other threads compute.
+    /// Sums over all ranks the tables that `finished` receives, each with the mark at which this rank's gradients are
+    /// computed, while other threads compute.
     fn sum_tables(&self, device: &Device, finished: mpsc::Receiver<(Mark, Table)>) -> Summed {
         let mut sent: Vec<(Mark, Table)> = vec![];
         let mut sums = vec![];
@@ -117,7 +117,7 @@ impl Optimizer {
                 sums.extend(self.shards.reduce(&*self.ranks, bucket, &table));
                 device.mark()
             };
-            // A GPU may be reading what was handed over for some time yet.
+            // A GPU may still be reading what was handed over.
             sent.push((read, table));
             sent.retain(|(read, _)| !read.has_passed());
         }
@@ -125,7 +125,8 @@ impl Optimizer {
         Summed { sums, sent, end: device.mark() }
     }
 
-    /// The norm of all gradients together, of which this rank has its part; the same bits for any number of ranks.
+    /// The norm of all gradients together, of which this rank has its part; the bits are the same for any number of
+    /// ranks.
     pub fn gradient_norm(&self, grads: &Gradients) -> f64 {
         if self.ranks.size() == 1 {
             return gradient_norm(grads);
@@ -140,8 +141,8 @@ impl Optimizer {
         (0..grads.len()).filter(|id| grads[*id].is_some()).map(whole).sum::<f64>().sqrt()
     }
 
-    /// One update at a step counted from 0, of gradients that [`Optimizer::reduce_beside`] left, scaled down to `max_grad_norm`
-    /// where their norm is larger.
+    /// Does one update at `step`, counted from 0, with the gradients that [`Optimizer::reduce_beside`] left, scaled
+    /// down to `max_grad_norm` if their norm is larger.
     pub fn update(
         &mut self,
         model: &mut Transformer,
@@ -159,7 +160,7 @@ impl Optimizer {
                 beta1: settings.adam_beta1 as f32,
                 beta2: settings.adam_beta2 as f32,
                 eps: settings.adam_eps as f32,
-                // Decay would pull the gains of norms towards 0.
+                // Weight decay would pull the gains of norms towards 0.
                 weight_decay: if param.shape.len() == 1 { 0.0 } else { settings.weight_decay as f32 },
                 step: step + 1,
             };
@@ -175,8 +176,8 @@ impl Optimizer {
         self.shards.spread(&*self.ranks, model);
     }
 
-    /// A parameter as it is saved. Where ranks have parts of its f32 numbers, these are gathered when they are written: every
-    /// rank calls it, and the others of those who write `make_in_order`.
+    /// A parameter as it is saved. If its f32 numbers are split among ranks, they are gathered while they are written,
+    /// so every rank takes part: those that don't write call `make_in_order`.
     pub fn saved<'a>(&'a self, id: ParamId, param: &'a Param, dtype: Dtype) -> weights::Tensor<'a> {
         if !self.shards.is_rounded(id) {
             return weights::Tensor::of(param, dtype);
@@ -185,7 +186,7 @@ impl Optimizer {
         weights::Tensor::made(Cow::from(&param.name), &param.shape, dtype, Box::new(gather))
     }
 
-    /// Its first and second moments, as they are saved in the same way.
+    /// A parameter's first and second moments, saved like [`Optimizer::saved`].
     pub fn saved_moments<'a>(&'a self, id: ParamId, param: &'a Param) -> [weights::Tensor<'a>; 2] {
         let [m, v] = moment_names(param);
         [(m, &self.m[id]), (v, &self.v[id])].map(|(name, own)| {
@@ -194,7 +195,7 @@ impl Optimizer {
         })
     }
 
-    /// Takes a parameter's numbers: into the model, and this rank's part where they are in bf16 there.
+    /// Sets a parameter's numbers in the model, and this rank's f32 part if the model holds them in bf16.
     pub fn put_weight(&mut self, id: ParamId, weight: &mut Weight, numbers: &[f32]) {
         weight.write(0, numbers);
         if self.shards.is_rounded(id) {
@@ -202,25 +203,25 @@ impl Optimizer {
         }
     }
 
-    /// Takes this rank's part of a parameter's whole moments.
+    /// Sets this rank's part of a parameter's moments, given whole.
     pub fn put_moments(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
         let own = self.shards.part(id, self.ranks.rank());
         self.m[id].write(0, &m[own.clone()]);
         self.v[id].write(0, &v[own]);
     }
 
-    /// Whether ranks have parts of f32 numbers that the model has in bf16.
+    /// Whether the ranks hold parts of f32 numbers that the model has in bf16.
     pub fn has_masters(&self) -> bool {
         (0..self.masters.len()).any(|id| self.shards.is_rounded(id))
     }
 }
 
-/// The names of a parameter's moments where they are saved.
+/// The names under which a parameter's moments are saved.
 pub fn moment_names(param: &Param) -> [String; 2] {
     ["m.", "v."].map(|prefix| format!("{prefix}{}", param.name))
 }
 
-/// Makes every weight of a model trainable. Each gets its f32 master copy when its optimizer is made.
+/// Makes every weight of a model trainable. Each gets its f32 master copy when the optimizer is created.
 pub fn train_everything(model: &mut Transformer) {
     model.params.iter_mut().for_each(|param| param.trainable = true);
 }

@@ -1,4 +1,4 @@
-//! Pretraining of a small model on generated text: texts, tokenizer, a fresh network, the same loop as fine-tuning.
+//! Pretraining of a small model on generated text: texts, tokenizer, a new network, and the same loop as fine-tuning.
 
 use std::path::{Path, PathBuf};
 
@@ -22,9 +22,9 @@ use crate::model::llada::{Sizes, new_config};
 use crate::objective::Objective;
 use crate::settings;
 
-/// Texts that the tokenizer is trained on.
+/// The number of texts that the tokenizer is trained on.
 const TOKENIZER_TEXTS: u64 = 20_000;
-/// The number of the first held-out text; training texts lie below.
+/// The index of the first held-out text; training texts have lower ones.
 const FIRST_HELD_OUT: u64 = 1 << 40;
 
 /// A pretraining recipe.
@@ -33,15 +33,15 @@ const FIRST_HELD_OUT: u64 = 1 << 40;
 pub struct PretrainRecipe {
     /// The model's sizes.
     pub model: ModelTable,
-    /// The generated text.
+    /// The amount and kinds of generated text.
     pub data: DataTable,
-    /// What is trained.
+    /// The objective that is trained.
     pub objective: Objective,
     /// How it is trained.
     pub train: TrainTable,
 }
 
-/// `[model]`: the model's sizes, and where it goes.
+/// `[model]`: the model's sizes, and where it is saved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelTable {
@@ -53,29 +53,30 @@ pub struct ModelTable {
     pub layers: usize,
     /// Heads.
     pub heads: usize,
-    /// Features within the MLP.
+    /// Width of the MLP's hidden layer.
     pub mlp_hidden_size: usize,
-    /// Tokens of the vocabulary, special ones included.
+    /// Size of the vocabulary, including special tokens.
     pub vocab_size: usize,
-    /// The longest sequence that config.json names.
+    /// The longest sequence, as stated in config.json.
     pub max_seq_len: usize,
 }
 
-/// `[data]`: how much text, and of what.
+/// `[data]`: how much text of which kinds is generated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataTable {
-    /// Training texts.
+    /// The number of training texts.
     pub texts: u64,
-    /// Held-out texts.
+    /// The number of held-out texts.
     pub held_out_texts: u64,
-    /// Percent of the texts that are bare Sudoku grids.
+    /// Percentage of the texts that are bare Sudoku grids.
     pub sudoku: usize,
-    /// Percent that are lines of arithmetic.
+    /// Percentage of the texts that are lines of arithmetic.
     pub arithmetic: usize,
-    /// Percent that are word problems and number puzzles; the rest are turns of a chat about arithmetic.
+    /// Percentage of the texts that are word problems and number puzzles; the rest are turns of a chat about
+    /// arithmetic.
     pub puzzles: usize,
-    /// Percent of the texts whose question is never masked.
+    /// Percentage of the texts whose question is never masked.
     pub questions_clear: usize,
 }
 
@@ -99,7 +100,7 @@ impl Default for DataTable {
     }
 }
 
-/// A generated text: what is asked and what follows.
+/// A generated text: a question and what follows it.
 struct Text {
     question: String,
     answer: String,
@@ -107,7 +108,7 @@ struct Text {
 }
 
 impl PretrainRecipe {
-    /// Reads a recipe and the settings that replace some of it.
+    /// Reads a recipe, and the settings that override it.
     ///
     /// # Errors
     /// Every problem at once.
@@ -138,11 +139,11 @@ impl PretrainRecipe {
 /// Trains the tokenizer and the model, and saves both to `model.output`.
 ///
 /// # Errors
-/// As [`train`]; files that can't be written.
+/// Those of [`train`]; files that can't be written.
 pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
     let seed = recipe.train.seed;
     let text_of = |index| text(&recipe.data, seed, index);
-    // 1. The tokenizer. Its folder is the run's until the model is finished.
+    // 1. The tokenizer. Its folder lies within the run's until the model is finished.
     let folder = recipe.train.output.join("tokenizer");
     let texts: Vec<String> = (0..TOKENIZER_TEXTS.min(recipe.data.texts))
         .map(text_of)
@@ -213,7 +214,7 @@ fn example(data: &DataTable, model: &TextModel, seed: u64, index: u64) -> Result
     }
 }
 
-/// Text `index` of a seed.
+/// The text number `index` for a seed.
 fn text(data: &DataTable, seed: u64, index: u64) -> Text {
     let mut choices = Choices::new(seed, index);
     let kind = choices.below(100);

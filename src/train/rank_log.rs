@@ -1,4 +1,4 @@
-//! A rank's own log, where it is asked for: what each of its steps took, so that a slow rank or wire is found.
+//! A rank's own log, if one is asked for: what each of its steps took, so that a slow rank or link can be found.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::make_folder;
 use crate::parallel::collective::Collective;
 
-/// A file that grows by a line a step.
+/// A file to which each step adds a line.
 pub struct RankLog {
     path: PathBuf,
     file: File,
@@ -19,7 +19,7 @@ pub struct RankLog {
 }
 
 impl RankLog {
-    /// Opens `rank-R.jsonl` in a folder, behind what an earlier run wrote into it.
+    /// Opens `rank-R.jsonl` in a folder and appends to what an earlier run wrote into it.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -31,7 +31,7 @@ impl RankLog {
         Ok(Self { path, file, rank: ranks.rank() })
     }
 
-    /// Tells of a step, in which this rank had so many micro-batches.
+    /// Logs a step, in which this rank had `micro_batches` micro-batches.
     ///
     /// # Errors
     /// A file that can't be written.

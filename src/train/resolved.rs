@@ -1,5 +1,5 @@
-//! The settings that a run is made by, and whether a run that goes on is the one that began: its recipe, its rows and its
-//! global batch, on however many ranks.
+//! The settings by which a run is made, and whether a resumed run is the one that began: the same recipe, rows and
+//! global batch, on any number of ranks.
 
 use std::path::{Path, PathBuf};
 
@@ -8,30 +8,31 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
-/// Where a resolved recipe has the names of its sources and their examples' keys.
+/// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
 const ROWS: &str = "rows";
 
-/// The settings of a run with every default filled in, as its folder and its checkpoints hold them.
+/// The settings of a run with every default filled in, as its folder and its checkpoints store them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resolved {
     /// The settings by table and key, and the names and keys of the rows under `rows`.
     pub recipe: Value,
-    /// The default of each setting: its value in a run of an earlier version, which didn't know it.
+    /// The default of each setting: its value in a run of an earlier version that didn't have it.
     pub defaults: Value,
 }
 
 impl From<Value> for Resolved {
-    /// Settings without defaults.
+    /// Settings whose defaults aren't known.
     fn from(recipe: Value) -> Self {
         Self { recipe, defaults: Value::Null }
     }
 }
 
-/// Settings that change what is trained, and may change all the same when a run goes on.
-/// A run that stopped over a step's numbers goes on by saying how.
+/// Settings that change what is trained, and still may be changed when a run resumes: a run that stopped because of a
+/// step's numbers resumes by changing them.
 const CHANGEABLE: [(&str, &str); 2] = [("train", "on_non_finite"), ("train", "spike_factor")];
 
-/// Refuses to go on, by this recipe and on so many ranks, with a run that began otherwise. `path` is the file that says how.
+/// Returns an error if this recipe on these ranks can't resume the run that began. `path` is the file that describes
+/// that run.
 ///
 /// # Errors
 /// Every setting that differs; rows that have changed; a global batch of another size.
@@ -49,9 +50,9 @@ pub(super) fn same_run(path: PathBuf, began: (&Value, usize), now: (&Resolved, u
     same_recipe(path, &was, resolved)
 }
 
-/// Refuses to go on with a run that has no checkpoint yet by another recipe than it began with.
+/// Returns an error if a run without checkpoints is resumed with a recipe other than the one it began with.
 pub(super) fn began_with(path: &Path, resolved: &Resolved) -> Result<()> {
-    // What a crash left of the file says nothing.
+    // A file that a crash left half written says nothing.
     match read_text(path).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
         Some(saved) => same_recipe(path.to_owned(), &saved["recipe"], resolved),
         None => Ok(()),
@@ -74,11 +75,11 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
     Ok(())
 }
 
-/// The settings that make a global batch, together with the number of ranks.
+/// The settings that determine the global batch, together with the number of ranks.
 const BATCH: [&str; 2] = ["micro_batch_size", "grad_accum_steps"];
 
-/// What is wrong with the global batch of a run that other ranks began: it has to be as large, and to be cut into
-/// micro-batches alike where these mean something.
+/// What is wrong with the global batch if a run resumes on another number of ranks: it must have the same size, and be
+/// split into the same micro-batches if the objective depends on them.
 fn other_batch((began, began_ranks): (&Value, usize), (recipe, ranks): (&Value, usize)) -> Option<String> {
     let sizes = |of: &Value| BATCH.map(|key| of["train"][key].as_u64().unwrap_or(1));
     let [micro, accum] = sizes(began);
@@ -100,24 +101,24 @@ fn other_batch((began, began_ranks): (&Value, usize), (recipe, ranks): (&Value, 
     ))
 }
 
-/// The source whose rows have other tokens. A recipe without its rows' keys says nothing.
+/// The source whose rows have changed. A recipe without keys of its rows has nothing to compare.
 fn changed_rows(was: &Value, is: &Value) -> Option<String> {
     let keys = |recipe: &Value| recipe[ROWS].as_array().cloned().unwrap_or_default();
     let changed = keys(was).into_iter().zip(keys(is)).find(|(was, is)| was[1] != is[1]);
     changed.map(|(_, is)| is[0].as_str().unwrap_or_default().to_owned())
 }
 
-/// Settings that change no bit of what is trained, and may be others when a run goes on.
+/// Settings that don't change a bit of what is trained, and may be changed when a run resumes.
 const FREE: [(&str, &str); 3] =
     [("train", "eval_every"), ("train", "checkpoint_every"), ("train", "activation_memory_gb")];
 
 impl Resolved {
-    /// The settings that another run had differently, `table.key was X and is Y`, but for those that change nothing.
+    /// The settings that another run had differently, as `table.key was X and is Y`, except those that may be changed.
     pub(crate) fn differences(&self, was: &Value) -> Vec<String> {
         self.differing(was, &FREE)
     }
 
-    /// What this rank doesn't have as the first: settings, but for where they write, and rows.
+    /// What this rank has that differs from the first rank: settings, except those that say where it writes, and rows.
     pub(crate) fn differs_from_first(&self, first: &Value) -> Option<String> {
         let settings = self.differing(first, &[("train", "output")]);
         let rows = |recipe: &Value| -> Vec<Value> {
@@ -129,7 +130,7 @@ impl Resolved {
         }
     }
 
-    /// The settings that differ and may not. One that an earlier version didn't know was at its default.
+    /// The settings that differ and may not. A setting that an earlier version didn't have counts as its default.
     fn differing(&self, was: &Value, may_differ: &[(&str, &str)]) -> Vec<String> {
         let empty = serde_json::Map::new();
         let of_table = |(table, keys): (&String, &Value)| -> Vec<String> {

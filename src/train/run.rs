@@ -1,5 +1,5 @@
-//! A run from its folder's point of view: start or resume, steps, evaluations, checkpoints. What a step does is the
-//! parent module's; what is saved at the end is the caller's.
+//! A run as its folder sees it: start or resume, steps, evaluations, checkpoints. A step is defined by the parent
+//! module; what is saved at the end is up to the caller.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -23,28 +23,28 @@ use crate::interrupt;
 /// What a finished run did.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// The step that the run started at: 0, or that of the checkpoint it resumed from.
+    /// The step at which the run started: 0, or that of the checkpoint from which it resumed.
     pub first_step: u64,
-    /// The last step's report; none where nothing was left to do.
+    /// The last step's report; `None` if nothing was left to do.
     pub last: Option<StepReport>,
-    /// The held-out loss before the first step and after the last, in nats per answer token; a resumed run has them of its
-    /// earlier pieces.
+    /// The held-out loss before the first step and after the last, in nats per answer token; a resumed run includes its
+    /// earlier parts.
     pub held_out: Option<[f64; 2]>,
-    /// How far the reused entropies lay from fresh ones at the end.
+    /// How far the reused entropies were from fresh ones at the end.
     pub entropy_drift: Option<Drift>,
-    /// Steps that were passed over, those before it was resumed included.
+    /// Steps that were skipped, including those before the run was resumed.
     pub skipped: Skipped,
-    /// Seconds of training, evaluations left out and a resumed run's earlier pieces included.
+    /// Seconds of training without evaluations, including the earlier parts of a resumed run.
     pub train_secs: f64,
 }
 
-/// The resolved recipe in a run's folder; it is there from the run's first moment on.
+/// The resolved recipe in a run's folder; it is written as soon as the run begins.
 pub const RECIPE: &str = "recipe.json";
 
-/// Refuses a folder that holds another run, or none to resume, and a file, before any work is done.
+/// Refuses, before any work is done, a folder that holds another run, a folder without a run to resume, and a file.
 ///
 /// # Errors
-/// The folder, and how to go on.
+/// The folder, and what to do about it.
 pub fn check_output(output: &Path, resume: bool) -> Result<()> {
     if output.exists() && !output.is_dir() {
         return Err(Error::Usage(format!("train.output = {} is a file; name a folder", output.display())));
@@ -60,14 +60,14 @@ pub fn check_output(output: &Path, resume: bool) -> Result<()> {
     }
 }
 
-/// The file that a run holds while it is at work.
+/// The file that a run locks while it is at work.
 const LOCK: &str = "lock";
 
-/// Makes a folder one process's own until what is returned is dropped; a crash leaves nothing that has to be removed.
-/// Where the file system has no locks there is none.
+/// Locks a folder for this process until the returned file is dropped; after a crash nothing has to be removed. On a
+/// file system without locks there is no protection.
 ///
 /// # Errors
-/// A folder in which another run is at work, or that can't be made.
+/// A folder in which another run is at work, or that can't be created.
 pub fn lock(output: &Path) -> Result<File> {
     make_folder(output)?;
     let path = output.join(LOCK);
@@ -84,16 +84,16 @@ pub fn lock(output: &Path) -> Result<File> {
 /// How [`train`] begins and what it shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Goes on with the run in the folder, instead of beginning one.
+    /// Whether to resume the run in the folder instead of starting one.
     pub resume: bool,
-    /// Shows no progress.
+    /// Whether to hide the progress.
     pub quiet: bool,
 }
 
-/// Trains to the last step. A resumed run must share the `recipe`.
+/// Trains to the last step. A resumed run must have the same `recipe`.
 ///
 /// # Errors
-/// As [`Run::open`] and [`Run::advance`].
+/// Those of [`Run::open`] and [`Run::advance`].
 pub fn train(
     trainer: &mut Trainer,
     (held_out, output): (&[Example], &Path),
@@ -112,22 +112,22 @@ pub fn train(
     run.finish(trainer)
 }
 
-/// A run in its folder, which goes on as far as it is asked to. Every rank has one; the first writes and tells.
+/// A run in its folder, which advances as far as it is asked to. Every rank has one; the first one writes and reports.
 pub struct Run<'a> {
     held_out: &'a [Example],
     output: &'a Path,
     recipe: Resolved,
-    /// Of the first rank.
+    /// The log, which only the first rank has.
     metrics: Option<Metrics>,
     summary: Summary,
 }
 
 impl<'a> Run<'a> {
-    /// Opens a folder: the run in it goes on from its newest checkpoint, which is put into the trainer, and in an
-    /// empty one begins.
+    /// Opens a folder. A run in it resumes from its newest checkpoint, which is loaded into the trainer; in an empty
+    /// folder a run begins.
     ///
     /// # Errors
-    /// A checkpoint of another recipe, or damaged ones only; a file that can't be written.
+    /// A checkpoint of another recipe, or only damaged ones; a file that can't be written.
     pub fn open(
         trainer: &mut Trainer,
         held_out: &'a [Example],
@@ -162,10 +162,10 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Trains to a step, with the evaluations and checkpoints that fall due.
+    /// Trains up to step `to`, with the evaluations and checkpoints that are due.
     ///
     /// # Errors
-    /// As [`Trainer::step`]; a file that can't be written; a wish to stop ([`interrupt`]).
+    /// Those of [`Trainer::step`]; a file that can't be written; a request to stop ([`interrupt`]).
     pub fn advance(&mut self, trainer: &mut Trainer, to: u64) -> Result<()> {
         let num_steps = trainer.num_steps();
         let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
             if is_due(report.step, eval_every) {
                 self.evaluate(trainer)?;
             }
-            // A signal reaches ranks at different moments: they stop after the same step.
+            // A signal reaches the ranks at different moments, but they must all stop after the same step.
             let stops = trainer.ranks.any(interrupt::is_asked()) && report.step < num_steps;
             if stops || is_due(report.step, checkpoint_every) {
                 self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Ends the run: what it did. Its logs are on the disk then.
+    /// Ends the run and returns what it did. Its logs are on disk by then.
     ///
     /// # Errors
     /// A file that can't be written.

@@ -1,4 +1,4 @@
-//! `[train]` of a recipe: the loop's settings, and what is wrong with their values.
+//! `[train]` of a recipe: the settings of the loop, and what is wrong with their values.
 
 use std::path::PathBuf;
 
@@ -7,52 +7,52 @@ use serde::{Deserialize, Serialize};
 use super::guard::OnNonFinite;
 use super::lr_schedule::LrSchedule;
 
-/// What backward may keep of the forward where a recipe doesn't say: on a CPU with its caches it hardly pays to keep more.
+/// The default of `activation_memory_gb` on a CPU, in bytes: with a CPU's caches it hardly pays to save more.
 pub const ACTIVATION_BYTES: usize = 350_000_000;
 
-/// `[train]`: the loop.
+/// `[train]`: the settings of the loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainTable {
     /// The folder that holds everything the run writes.
     pub output: PathBuf,
-    /// Names every draw.
+    /// The seed of all draws.
     pub seed: u64,
     /// Passes over the examples.
     pub epochs: u64,
-    /// Optimizer steps, if fewer than the epochs have.
+    /// The most optimizer steps, if the epochs have more.
     pub max_steps: Option<u64>,
     /// Examples per forward.
     pub micro_batch_size: usize,
-    /// Forwards per optimizer step.
+    /// Micro-batches per optimizer step.
     pub grad_accum_steps: usize,
-    /// Memory in GB for what the last layers computed, kept until backward; the others are recomputed (gradient
-    /// checkpointing). It changes time and memory, not a bit of the result; 0 recomputes all. Where absent 0.35 on a CPU,
-    /// and on a GPU what the rest of the run leaves free.
+    /// Memory in GB for matmul results of the last layers that are saved for backward; the other layers are recomputed
+    /// (activation checkpointing). It affects time and memory, but not a bit of the result; 0 recomputes all layers. If
+    /// absent, it is 0.35 on a CPU, and on a GPU what the rest of the run leaves free.
     pub activation_memory_gb: Option<f64>,
-    /// Highest learning rate.
+    /// The highest learning rate.
     pub lr: f64,
-    /// How it moves after the warm-up.
+    /// How the learning rate changes after the warm-up.
     pub lr_schedule: LrSchedule,
-    /// Steps from 0 to the highest learning rate.
+    /// Steps in which the learning rate rises from 0 to its highest value.
     pub warmup_steps: u64,
-    /// Decoupled weight decay; vectors are never decayed.
+    /// Decoupled weight decay; vectors aren't decayed.
     pub weight_decay: f64,
     /// Decay of the first moment.
     pub adam_beta1: f64,
     /// Decay of the second moment.
     pub adam_beta2: f64,
-    /// Added to the root of the second moment.
+    /// A constant added to the root of the second moment.
     pub adam_eps: f64,
-    /// Largest gradient norm; 0 is off.
+    /// The largest gradient norm, to which larger ones are clipped; 0 turns clipping off.
     pub max_grad_norm: f64,
-    /// What a loss or gradient that isn't finite does: `stop` ends the run, `skip` passes over the step and counts it.
+    /// What a loss or gradient that isn't finite does: `stop` ends the run, `skip` skips the step and counts it.
     pub on_non_finite: OnNonFinite,
-    /// A step whose gradient norm is more than so many times the median of the last 64 is passed over; 0 is off.
+    /// A step is skipped if its gradient norm is more than so many times the median of the last 64; 0 turns this off.
     pub spike_factor: f64,
-    /// Steps between evaluations on held-out rows; 0 leaves the last only.
+    /// Steps between evaluations on held-out rows; 0 evaluates only at the end.
     pub eval_every: u64,
-    /// Steps between checkpoints; 0 leaves the last only.
+    /// Steps between checkpoints; 0 saves only the last one.
     pub checkpoint_every: u64,
 }
 
@@ -83,7 +83,7 @@ impl Default for TrainTable {
 }
 
 impl TrainTable {
-    /// What is wrong with the values, a sentence each.
+    /// What is wrong with the values, one sentence per problem.
     pub fn problems(&self) -> Vec<String> {
         let counts = [
             ("epochs", self.epochs),
@@ -129,12 +129,12 @@ impl TrainTable {
             .collect()
     }
 
-    /// Examples per optimizer step.
+    /// Examples per optimizer step of one rank.
     pub fn global_batch_size(&self) -> usize {
         self.micro_batch_size.saturating_mul(self.grad_accum_steps)
     }
 
-    /// `activation_memory_gb` in bytes, or `otherwise`.
+    /// `activation_memory_gb` in bytes, or `otherwise` if it is absent.
     pub fn activation_bytes(&self, otherwise: usize) -> usize {
         self.activation_memory_gb.map_or(otherwise, |gb| (gb * 1e9) as usize)
     }

@@ -1,7 +1,8 @@
-//! How the numbers of a model's parameters are split among ranks: of every bucket, some parameters whose gradients travel
-//! together, each rank has a contiguous part, as large as the others'. A part's gradient is summed, its moments are kept
-//! and its update is made at its rank alone (ZeRO-1); gradients go there, updated numbers come back. Of what matmuls in
-//! bf16 alone read, the f32 numbers are that rank's too, and the others have it in bf16.
+//! How the numbers of a model's parameters are split among ranks. A bucket is a group of parameters whose gradients
+//! travel together; each rank has a contiguous part of every bucket, as large as the others'. A part's gradients are
+//! summed, its moments kept and its update made by its rank alone (ZeRO-1): gradients are sent there, and updated
+//! numbers come back. If only matmuls in bf16 read a parameter, its f32 numbers belong to that rank too, and the other
+//! ranks have it in bf16.
 //!
 //! # Source
 //! Rajbhandari, Rasley, Ruwase and He, ZeRO, arXiv 1910.02054, section 5.
@@ -15,28 +16,28 @@ use weft_kernels::tensor::Tensor;
 use crate::model::block::{ParamId, Transformer};
 use crate::parallel::collective::Collective;
 
-/// Most numbers of a message, of all ranks' parts together: what is staged beside the parameters.
+/// The most numbers in a message, over the parts of all ranks: what is staged besides the parameters.
 pub const MESSAGE: usize = 1 << 24;
 
-/// The parts of every rank.
+/// The parts of all ranks.
 #[derive(Clone, Debug)]
 pub struct Shards {
     buckets: Vec<Vec<ParamId>>,
-    /// Where the part of each rank ends, for every parameter; nothing for a frozen one.
+    /// The end of each rank's part of every parameter; empty for a frozen one.
     ends: Vec<Vec<usize>>,
-    /// Whether a parameter is in bf16 everywhere, and in f32 only where its part is.
+    /// Whether every rank has a parameter in bf16, and in f32 only its own part.
     rounded: Vec<bool>,
     size: usize,
 }
 
-/// Some parameters' gradients.
+/// The gradients of some parameters.
 pub type Table = Vec<(ParamId, Tensor)>;
 
-/// A stretch of a parameter.
+/// A contiguous range of a parameter's numbers.
 type Stretch = (ParamId, Range<usize>);
 
 impl Shards {
-    /// Splits what is trained of a model among so many ranks.
+    /// Splits a model's trained parameters among `size` ranks.
     pub fn new(model: &Transformer, size: usize) -> Self {
         let len = |id: ParamId| model.params[id].weight.rows() * model.params[id].weight.cols();
         let buckets = model.buckets();
@@ -45,7 +46,8 @@ impl Shards {
             let total: usize = bucket.iter().map(|id| len(*id)).sum();
             let mut start = 0;
             for &id in bucket {
-                // Cut at the chunks of sums of squares, so that these are the same for any number of ranks.
+                // Parts end at the chunks of the sums of squares, so that those sums are the same for any number of
+                // ranks.
                 let end = |rank: usize| match (total * rank / size).saturating_sub(start) {
                     end if end >= len(id) => len(id),
                     end => end / CHUNK * CHUNK,
@@ -63,7 +65,7 @@ impl Shards {
         &self.buckets
     }
 
-    /// Whether ranks have a parameter in bf16, and each only its part in f32.
+    /// Whether the ranks hold a parameter in bf16, and each only its own part in f32.
     pub fn is_rounded(&self, id: ParamId) -> bool {
         self.rounded[id]
     }
@@ -75,7 +77,7 @@ impl Shards {
         start..ends.get(rank).copied().unwrap_or(0)
     }
 
-    /// Sums every rank's gradients of a bucket: this rank's part of each.
+    /// Sums a bucket's gradients over all ranks, and returns this rank's part of each sum.
     pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: &Table) -> Table {
         let rank = ranks.rank();
         let part = |(id, grad): &(ParamId, Tensor)| (*id, grad.device().unset(self.part(*id, rank).len()));
@@ -101,7 +103,8 @@ impl Shards {
         sums
     }
 
-    /// Puts every rank's part of the trained parameters into all; what is in bf16 travels so, two numbers in the place of one.
+    /// Sends every rank's part of the trained parameters to all ranks; bf16 numbers travel in pairs, each in the place
+    /// of one f32.
     pub fn spread(&self, ranks: &dyn Collective, model: &mut Transformer) {
         let buckets = if self.size == 1 { 0 } else { self.buckets.len() };
         let len = |(id, stretch): &Stretch| stretch.len().div_ceil(if self.rounded[*id] { 2 } else { 1 });
@@ -127,7 +130,7 @@ impl Shards {
         }
     }
 
-    /// A whole of every rank's part of a parameter-shaped tensor.
+    /// Gathers a parameter-shaped tensor from every rank's part.
     pub fn gather<'a>(&self, ranks: &dyn Collective, id: ParamId, own: &'a Tensor) -> Cow<'a, [f32]> {
         if self.size == 1 {
             return own.to_host();
@@ -138,7 +141,7 @@ impl Shards {
         all.to_host().into_owned().into()
     }
 
-    /// The stretches of each rank's part that travel in one message, message after message.
+    /// The stretches of each rank's part that travel in each message.
     fn messages(&self, bucket: usize) -> Vec<Vec<Vec<Stretch>>> {
         let limit = (MESSAGE / self.size).max(1);
         let cut = |rank: usize| {
@@ -164,8 +167,9 @@ impl Shards {
     }
 }
 
-/// Adds blocks of so many numbers to the first: even ones and odd ones apart, and so on, the last splits first; the tree
-/// that a rank's own micro-batches are summed in goes on with it.
+/// Sums `count` blocks of `len` numbers into the first: blocks at even places and blocks at odd places are summed
+/// separately, and so on recursively, with the last splits summed first. It continues the tree in which a rank sums its
+/// own micro-batches.
 fn sum_blocks(blocks: &mut Tensor, len: usize, count: usize) {
     let mut stride = count.next_power_of_two() / 2;
     while stride > 0 {
@@ -174,12 +178,12 @@ fn sum_blocks(blocks: &mut Tensor, len: usize, count: usize) {
     }
 }
 
-/// Numbers of a stretch.
+/// The length of a stretch.
 fn numbers((_, stretch): &Stretch) -> usize {
     stretch.len()
 }
 
-/// Where stretches begin that stand one after the other in a message, in which each takes so many numbers.
+/// The offset of each stretch in a message that concatenates them, where each takes `len(stretch)` numbers.
 fn places<'a>(
     stretches: impl IntoIterator<Item = &'a Stretch>,
     len: impl Fn(&Stretch) -> usize,
@@ -197,7 +201,7 @@ mod tests {
 
     #[test]
     fn blocks_are_summed_even_and_odd_apart() {
-        // Numbers whose sum depends on the order.
+        // The sum of these numbers depends on the order.
         let x = [1e8f32, 1.0, -1e8, 3.0, 0.25];
         let sum = |count: usize| {
             let mut blocks = Tensor::from(x[..count].iter().flat_map(|x| [*x, 2.0 * x]).collect::<Vec<f32>>());

@@ -1,4 +1,4 @@
-//! What a step tells of itself: loss, gradient, masks, entropies, times.
+//! What a step reports: loss, gradient, masks, entropies and times.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use super::entropy_reuse::Drift;
 use super::guard::Skip;
 use crate::parallel::collective::Traffic;
 
-/// The shares of a step's answer tokens that lie below [`EntropySummary::quantiles`].
+/// The levels of [`EntropySummary::quantiles`]: the shares of a step's answer tokens that lie below them.
 pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 
 /// What a step did.
@@ -14,7 +14,7 @@ pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 pub struct StepReport {
     /// The step, counted from 1.
     pub step: u64,
-    /// Passes over the data that are done, in parts.
+    /// How many passes over the data are done, as a fraction.
     pub epoch: f64,
     /// The loss, in nats.
     pub loss: f64,
@@ -24,25 +24,25 @@ pub struct StepReport {
     pub lr: f64,
     /// Tokens of the batch, prompts included.
     pub tokens: usize,
-    /// The share of answer tokens that was masked.
+    /// The share of answer tokens that were masked.
     pub masked_share: f64,
-    /// Which answer tokens were, example for example; of several ranks this one's.
+    /// Which answer tokens of each example were masked; with several ranks, this rank's only.
     pub masked: Vec<Vec<bool>>,
-    /// The answer tokens' entropies, where the objective asks for them.
+    /// A summary of the answer tokens' entropies, if the objective needs them.
     pub entropy: Option<EntropySummary>,
-    /// How far the entropies that this step computed lie from the reused ones they replace.
+    /// How far the entropies that this step computed are from the reused ones that they replace.
     pub entropy_drift: Option<Drift>,
-    /// Why the step was passed over, where it was: model and optimizer are as before it.
+    /// Why the step was skipped, if it was: the model and the optimizer are then unchanged.
     pub skipped: Option<Skip>,
-    /// The run's steps so far that were passed over.
+    /// How many of the run's steps so far were skipped.
     pub skipped_steps: u64,
     /// Where the time went.
     pub phases: Phases,
-    /// What this rank sent to others, and the part of that time that it took.
+    /// What this rank sent to others, and how much of the step's time that took.
     pub traffic: Traffic,
 }
 
-/// Seconds of a step's parts.
+/// Seconds of the parts of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Phases {
     /// Pass 1 and the masks.
@@ -53,23 +53,23 @@ pub struct Phases {
     pub head: f64,
     /// The layers' backward, recomputation included.
     pub backward: f64,
-    /// Gradient norm and update.
+    /// Gradient norm, clipping and update.
     pub optimizer: f64,
 }
 
-/// How a step's answer tokens' entropies are spread.
+/// How the entropies of a step's answer tokens are distributed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EntropySummary {
-    /// Their mean, in nats.
+    /// The mean entropy, in nats.
     pub mean: f64,
-    /// Their [`QUANTILES`], in nats.
+    /// The entropies at [`QUANTILES`], in nats.
     pub quantiles: [f64; 5],
-    /// The standard deviation of the `r_i`, whose mean is 1: 0 is SFT's one rate.
+    /// The standard deviation of `r_i`, whose mean is 1; at 0 all tokens have SFT's one rate.
     pub uncertainty_spread: f64,
 }
 
 impl EntropySummary {
-    /// The summary of some entropies and of the relative uncertainties they came to; `None` where there are none.
+    /// Summarizes entropies and the relative uncertainties that follow from them; `None` if there are none.
     pub fn of(mut token_entropy: Vec<f32>, relative_uncertainty: impl Iterator<Item = f32>) -> Option<Self> {
         let last = token_entropy.len().checked_sub(1)?;
         let mean = token_entropy.iter().map(|h| f64::from(*h)).sum::<f64>() / token_entropy.len() as f64;

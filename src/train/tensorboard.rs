@@ -1,20 +1,20 @@
-//! A run's numbers as a TensorBoard event file: records of length and bytes, each with its checksum; a record is a
-//! protocol buffer `Event`. Of its fields only time, step and scalars are written.
+//! A run's numbers as a TensorBoard event file: records of a length and bytes, each with its checksum. A record is a
+//! protocol buffer `Event`, of whose fields only time, step and scalars are written.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// An event file that grows by a record per step.
+/// An event file to which each step adds a record.
 pub struct EventFile {
     file: File,
 }
 
 impl EventFile {
-    /// Makes an empty file; one of the same name is replaced.
+    /// Creates an empty file and replaces one of the same name.
     ///
     /// # Errors
-    /// What the operating system answers.
+    /// An error of the operating system.
     pub fn create(path: &Path, unix_seconds: f64) -> io::Result<Self> {
         let mut events = Self { file: File::create(path)? };
         let version = bytes_field(3, b"brain.Event:2");
@@ -25,7 +25,7 @@ impl EventFile {
     /// Adds a step's scalars.
     ///
     /// # Errors
-    /// What the operating system answers.
+    /// An error of the operating system.
     pub fn scalars(&mut self, unix_seconds: f64, step: u64, scalars: &[(String, f64)]) -> io::Result<()> {
         // Summary { repeated Value value = 1 }, Value { string tag = 1; float simple_value = 2 }
         let value = |(tag, value): &(String, f64)| {
@@ -37,15 +37,16 @@ impl EventFile {
         self.record(&[time_field(unix_seconds), step, bytes_field(5, &summary)].concat())
     }
 
-    /// Makes what was told so far last.
+    /// Flushes the file to disk.
     ///
     /// # Errors
-    /// What the operating system answers.
+    /// An error of the operating system.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 
-    /// Length, its checksum, the bytes, theirs: in one write, so that a crash cuts at most the last record.
+    /// Writes the length, its checksum, the bytes and their checksum at once, so that a crash cuts off at most the last
+    /// record.
     fn record(&mut self, bytes: &[u8]) -> io::Result<()> {
         let length = (bytes.len() as u64).to_le_bytes();
         let [of_length, of_bytes] = [&length[..], bytes].map(|b| masked_crc32c(b).to_le_bytes());
@@ -58,12 +59,12 @@ fn time_field(unix_seconds: f64) -> Vec<u8> {
     [&[(1 << 3) | 1], &unix_seconds.to_le_bytes()[..]].concat()
 }
 
-/// A field of bytes, text or a message.
+/// A field that holds bytes, text or a message.
 fn bytes_field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2], &varint(bytes.len() as u64)[..], bytes].concat()
 }
 
-/// Seven bits a byte, the lowest first.
+/// A varint: seven bits per byte, the lowest first.
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = vec![];
     while value > 0x7f {
