@@ -8,6 +8,7 @@ pub mod cached;
 mod dream;
 pub mod family;
 pub mod from_hub;
+mod inference;
 mod layer;
 mod layout;
 pub mod llada;
