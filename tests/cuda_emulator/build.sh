@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds libraries that stand for CUDA's driver, NVRTC, cublasLt and NCCL on a machine without a GPU,
-# into a folder which LD_LIBRARY_PATH then names. Everything runs on the CPU, at the call. A mistake
-# that a real gpu would punish or, worse, forgive aborts with a sentence. The environment:
+# Builds libraries that stand in for CUDA's driver, NVRTC, cuBLASLt and NCCL on a machine without a GPU, into a folder
+# that LD_LIBRARY_PATH then names. Every call runs on the CPU before it returns. A mistake that a real GPU would punish
+# or, worse, forgive aborts with a sentence. The environment:
 #   EMULATED_CUDA_DEVICES     how many devices there are (1); with 0, cuInit finds none
 #   EMULATED_CUDA_MEMORY      bytes of each device (4 GiB)
 #   EMULATED_CUDA_CAPABILITY  the devices' compute capability (9.0)

@@ -1,4 +1,4 @@
-// cublasLt's matrix product on the CPU: f32 or bf16 inputs, sums in f32 in the order of k.
+// cuBLASLt's matmul on the CPU: f32 or bf16 operands, sums in f32 in the order of k.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +29,7 @@ enum ComputeType {
 enum Epilogue { EPILOGUE_DEFAULT = 1 };
 enum MatrixOrder { ORDER_COL = 0, ORDER_ROW = 1 };
 
-// Attributes lie at the index of their number; one of 4 bytes leaves the upper half zero.
+// Attributes are stored at the index of their number; a 4-byte attribute leaves the upper half zero.
 struct Attributes {
     int64_t values[64] = {};
 
@@ -70,7 +70,7 @@ struct Layout : Attributes {
 struct MatmulDesc : Attributes {
     int compute_type() const { return values[0]; }
     int scale_type() const { return values[1]; }
-    bool is_on_host() const { return values[2] == 0; }  // alpha and beta
+    bool is_on_host() const { return values[2] == 0; }  // for alpha and beta
     bool is_transposed_a() const { return values[3] != 0; }
     bool is_transposed_b() const { return values[4] != 0; }
     bool is_transposed_c() const { return values[5] != 0; }
@@ -79,10 +79,10 @@ struct MatmulDesc : Attributes {
 
 struct Preference : Attributes {
     size_t max_workspace() const { return values[1]; }
-    unsigned alignment(int matrix) const { return uint32_t(values[5 + matrix]); }  // of a, b, c, d
+    unsigned alignment(int matrix) const { return uint32_t(values[5 + matrix]); }  // for a, b, c, d
 };
 
-// What cublasLtMatmulAlgo_t's 64 bytes hold.
+// The contents of cublasLtMatmulAlgo_t's 64 bytes.
 struct Algorithm {
     uint64_t workspace_bytes;
     uint32_t alignment[4];
@@ -116,7 +116,7 @@ Status check_shapes(const Operation& op) {
     return fits ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 
-// The combinations of types that the real library has for f32 scales.
+// The combinations of types that the real library supports with f32 scales.
 Status check_types(const Operation& op) {
     bool f32 = op.a.type() == CUDA_R_32F && op.b.type() == CUDA_R_32F && op.d.type() == CUDA_R_32F;
     bool bf16 = op.a.type() == CUDA_R_16BF && op.b.type() == CUDA_R_16BF &&
@@ -228,7 +228,7 @@ Status cublasLtMatmulAlgoGetHeuristic(void* handle, MatmulDesc* desc, Layout* a,
     if (Status status = check(Operation{*desc, *a, *b, *c, *d})) return status;
     HeuristicResult result = {};
     result.algorithm.workspace_bytes = std::min<size_t>(preference->max_workspace(), 64 << 10);
-    // Kernels load 16 bytes at most.
+    // Kernels load at most 16 bytes at once.
     for (int i = 0; i < 4; i++) result.algorithm.alignment[i] = std::clamp(preference->alignment(i), 1u, 16u);
     result.workspace_bytes = result.algorithm.workspace_bytes;
     result.waves = 1;
@@ -247,7 +247,7 @@ Status cublasLtMatmul(void* handle, MatmulDesc* desc, const float* alpha, const 
         const void* pointers[] = {a, b, c, d};
         for (int i = 0; i < 4; i++) check_alignment(pointers[i], algorithm->alignment[i], "ABCD"[i]);
         if (workspace_bytes < algorithm->workspace_bytes) return CUBLAS_STATUS_INVALID_VALUE;
-        // Whatever the program keeps there is lost.
+        // Overwrite the workspace, so that a program that keeps anything there is noticed.
         emulated_cuda_check(workspace, workspace_bytes, "cublasLtMatmul's workspace");
         memset(workspace, 0xff, algorithm->workspace_bytes);
     }

@@ -4,7 +4,7 @@
 // - `extern __shared__ T name[];` must become `T* const name = (T*)emulated::dynamic_shared;`.
 //   The emulated NVRTC does that; a plain C++ test does it by sed.
 // - The source must lie in an anonymous namespace if a template has a static shared array.
-// - __CUDA_ARCH__ is not defined. Products and sums are not contracted to fused operations.
+// - __CUDA_ARCH__ is not defined. Multiplications and additions are not contracted to fused operations.
 // - Matrix instructions and asynchronous copies are the functions of matrix.h, not inline PTX.
 #pragma once
 
@@ -42,7 +42,7 @@
     static inline name##2 make_##name##2(T x, T y) { return {x, y}; }       \
     static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-#define uint3 emulated_uint3  // fibers.h has it
+#define uint3 emulated_uint3  // fibers.h defines its own
 EMULATED_VECTOR(char, char, 2)
 EMULATED_VECTOR(unsigned char, uchar, 2)
 EMULATED_VECTOR(short, short, 4)
@@ -93,7 +93,7 @@ T shuffle(unsigned mask, T value, int source, int lowest, int highest) {
     return own.result;
 }
 
-// The first lane of the running lane's segment.
+// The first lane of the segment that the running lane is in.
 static int segment(int width) { return int(now.lane) & -width; }
 
 struct Vote {
@@ -168,7 +168,7 @@ static T atomicCAS(T* address, std::common_type_t<T> compare, std::common_type_t
 
 // Arithmetic.
 
-// Mixed types meet in the type of their sum, as nvcc's overloads do; a NaN yields to a number.
+// Operands of mixed types are converted to the type of their sum, as in nvcc's overloads; a number wins over a NaN.
 template <class A, class B>
 static auto min(A a, B b) {
     using T = decltype(a + b);
@@ -184,7 +184,7 @@ static auto max(A a, B b) {
 
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
-// Macros, because the C library has these names.
+// These are macros, because the C library has functions of these names.
 #define __expf expf
 #define __logf logf
 #define __log2f log2f
@@ -247,7 +247,7 @@ static void __stcg(T* address, T value) { *address = value; }
 
 namespace emulated {
 
-// Calls a kernel with the arguments that cuLaunchKernel got.
+// Calls a kernel with the arguments that were passed to cuLaunchKernel.
 template <class... A, size_t... I>
 static void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cv_t<A>*>(arguments[I])...);

@@ -1,4 +1,4 @@
-// The CUDA driver's devices, contexts, streams and events. Everything happens at the call.
+// The CUDA driver's devices, contexts, streams and events. Every call does its work before it returns.
 #include "driver.h"
 
 #include <stdio.h>
@@ -35,9 +35,9 @@ std::mutex handles_lock;
 std::set<const void*> streams, events;
 Stream default_stream = {};
 int stream_count = 1;
-Clock seen_by_host = {};  // what a thread has waited for, and so whatever it asks for next
+Clock seen_by_host = {};  // the work that a thread has waited for: whatever it asks for next comes after it
 
-// Null, and 1 and 2, are the default streams.
+// The handles null, 1 and 2 are the default streams.
 Stream& stream_at(const void* stream) {
     if (reinterpret_cast<uintptr_t>(stream) <= 2) return default_stream;
     return *static_cast<Stream*>(const_cast<void*>(stream));
@@ -53,7 +53,7 @@ bool has(const std::set<const void*>& handles, const void* handle) {
     return handles.count(handle);
 }
 
-// The machine's devices that this process sees, as EMULATED_CUDA_DEVICES and CUDA_VISIBLE_DEVICES say.
+// The machine's devices that this process sees, according to EMULATED_CUDA_DEVICES and CUDA_VISIBLE_DEVICES.
 std::vector<int> visible_devices() {
     const char* number = getenv("EMULATED_CUDA_DEVICES");
     const char* list = getenv("CUDA_VISIBLE_DEVICES");
@@ -63,7 +63,7 @@ std::vector<int> visible_devices() {
     while (list && *list) {
         char* end;
         int device = strtol(list, &end, 10);
-        if (end == list || device < 0 || device >= count) break;  // as the real driver ends its list
+        if (end == list || device < 0 || device >= count) break;  // the real driver ends its list here, too
         visible.push_back(device);
         list = *end == ',' ? end + 1 : end;
     }
@@ -239,7 +239,7 @@ CUresult cuDeviceTotalMem_v2(size_t* bytes, int device) {
 
 CUresult cuDeviceCanAccessPeer(int* can, int, int) { return *can = 1, CUDA_SUCCESS; }
 
-// Contexts: each device has its primary one; others share its memory.
+// Contexts: each device has a primary one, and other contexts share the device's memory.
 
 CUresult cuDevicePrimaryCtxRetain(Context** context, int device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;

@@ -1,16 +1,17 @@
-// What the emulator's libraries and compiled modules know of each other.
+// The interfaces between the emulator's libraries and compiled modules.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
-// How a module's kernel is launched; the module's source includes this header too.
+// How a kernel of a module is launched; the module's source includes this header too.
 struct EmulatedShape {
     unsigned grid[3], block[3];
     size_t shared_bytes;
-    // Writes a sentence about the address, such as the allocation that it lies next to.
+    // Writes a sentence about the address, such as which allocation it lies next to.
     void (*describe)(const void* address, char* text, size_t bytes);
-    // The stream of the launch, and who is told of each pointer that the kernel gets; null in plain C++ tests.
+    // The stream of the launch, and the function that is called with each pointer passed to the kernel; null in plain
+    // C++ tests.
     const void* stream;
     void (*use)(const void* address, const void* stream, const char* user);
 };
@@ -18,15 +19,15 @@ struct EmulatedShape {
 extern "C" {
 // Aborts with a sentence unless the bytes lie inside one live device allocation.
 void emulated_cuda_check(const void* device, size_t bytes, const char* caller);
-// Aborts where a stream uses an allocation that another one used, without having waited for that.
+// Aborts if a stream uses an allocation that another stream used, without having waited for that use.
 void emulated_cuda_use(const void* device, const void* stream, const char* user);
-// Aborts if bytes next to an allocation were overwritten; `writer` is who ran last.
+// Aborts if bytes next to an allocation were overwritten; `writer` names what ran last.
 void emulated_cuda_verify(const char* writer);
 // Appends a line to EMULATED_CUDA_LOG.
 void emulated_cuda_log(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // The device of the calling thread's context, or -1.
 int emulated_cuda_device();
-// Its number among the machine's devices, which CUDA_VISIBLE_DEVICES chooses from.
+// The index of that device among the machine's devices, from which CUDA_VISIBLE_DEVICES selects.
 int emulated_cuda_physical_device();
 }
 
@@ -51,7 +52,7 @@ struct Memory {
     size_t total, used, used_high;
 };
 
-// What is known to be done of each stream's work: a number of its uses.
+// How much of each stream's work is known to be done, as a count of the stream's uses.
 constexpr int max_streams = 16;
 struct Clock {
     uint64_t done[max_streams];
@@ -62,7 +63,7 @@ struct Clock {
     }
 };
 
-// Part of memory.cc:
+// Defined in memory.cc:
 CUresult allocate(int device, size_t bytes, void** pointer, const void* stream);
 CUresult release(void* pointer, const char* caller);
 Memory& memory_of(int device);
@@ -70,10 +71,10 @@ void add_global(void* data, size_t bytes);
 void remove_global(void* data);
 void describe_address(const void* address, char* text, size_t bytes);
 
-// Part of driver.cc:
+// Defined in driver.cc:
 int compute_capability();  // 90 for 9.0
 int max_optin_shared();
-// The number of a stream, whose next use this is, and what it has waited for, itself included.
+// Returns a stream's number and counts its next use; `known` gets what the stream has waited for, itself included.
 int next_use(const void* stream, Clock* known);
 // Whether the calling thread may use this stream.
 CUresult check_stream(const void* stream);

@@ -1,8 +1,8 @@
 // Runs the threads of a CUDA grid on one CPU thread: a block's threads are fibers that switch at
 // barriers and warp functions, and blocks run one after another.
 //
-// The order of threads between barriers, and of blocks, is EMULATED_CUDA_ORDER: forward (default),
-// reverse or shuffled. A result that depends on it shows a race or a missing barrier.
+// EMULATED_CUDA_ORDER sets the order of threads between barriers, and of blocks: forward (default), reverse or
+// shuffled. A result that depends on it reveals a race or a missing barrier.
 #pragma once
 
 #include <stdint.h>
@@ -35,7 +35,7 @@ static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 static constexpr int warpSize = 32;
 
-// Static shared arrays lie in a section of their own, so that a block finds NaNs in them.
+// Static shared arrays lie in a section of their own, so that they can be filled with NaNs before each block.
 extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_emulated_shared[];
 extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __stop_emulated_shared[];
 
@@ -57,7 +57,7 @@ struct Lane {
     void* context;  // where the fiber continues; null before its first instruction
     char* stack;
     uint3 index;
-    unsigned mask;  // of the warp function that it waits at
+    unsigned mask;  // of the warp function that the thread waits at
     WarpFunction function;
     void* arguments;
     unsigned copy_group;
@@ -81,10 +81,10 @@ static struct {
     std::vector<Lane> lanes;
     std::vector<Warp> warps;
     std::vector<char*> free_stacks;
-    char* left_stack = nullptr;  // of the last thread that ended, on which it may still run
-    unsigned warp, lane;  // the thread that runs
+    char* left_stack = nullptr;  // of the last thread that ended; it may still be in use
+    unsigned warp, lane;  // the thread that is running
     void* scheduler;      // where run_block continues
-    void* left_context;   // of an ended thread; never continued
+    void* left_context;   // of a thread that ended; it is never continued
     int barrier_count, barrier_result;
 } now;
 
@@ -109,7 +109,7 @@ static uint32_t next_random() {
 static void fiber_main();
 
 #ifndef EMULATED_UCONTEXT
-// Saves the callee-saved registers on the stack, stores its pointer and continues another fiber.
+// Saves the callee-saved registers on the stack, stores the stack pointer and continues another fiber.
 extern "C" void emulated_switch(void** from, void* to) __attribute__((visibility("hidden")));
 asm(R"(
 .text
@@ -183,7 +183,7 @@ static void switch_to(void** from, unsigned lane) {
     emulated_switch(from, next.context);
 }
 
-// Leaves the running thread, which is not ready, for another of its warp or the scheduler.
+// Switches from the running thread, which is not ready, to another thread of its warp or to the scheduler.
 static __attribute__((noinline)) void yield() {
     void** from = &running().context;
     unsigned ready = now.warps[now.warp].ready;
@@ -191,7 +191,7 @@ static __attribute__((noinline)) void yield() {
     else emulated_switch(from, now.scheduler);
 }
 
-// Runs the warp function that `lane` waits at once all lanes of its mask have come or exited.
+// Runs the warp function that `lane` waits at, once every lane of its mask has arrived or exited.
 static bool complete(Warp& warp, unsigned lane) {
     Lane* lanes = &now.lanes[now.warp * 32];
     const Lane& caller = lanes[lane];
@@ -209,7 +209,7 @@ static bool complete(Warp& warp, unsigned lane) {
     return true;
 }
 
-// Meets the lanes of `mask`; the last one to come runs `function` over all their arguments.
+// Waits for the lanes of `mask`; the last one to arrive runs `function` over the arguments of all.
 static __attribute__((noinline)) void meet(unsigned mask, WarpFunction function, void* arguments) {
     Warp& warp = now.warps[now.warp];
     unsigned bit = 1u << now.lane;
@@ -297,11 +297,11 @@ static void end_block() {
             fail("a write %zu bytes past the %zu bytes of dynamic shared memory", i, now.shared_bytes);
 }
 
-// Which of `count` warps or blocks runs in this turn.
+// The index of the warp or block, out of `count`, that runs in this turn.
 static size_t in_order(size_t turn, size_t count, size_t shift) {
     if (now.order == Order::forward) return turn;
     if (now.order == Order::reverse) return count - 1 - turn;
-    size_t stride = count % 7919 ? 7919 : 7907;  // primes, so that every index comes once
+    size_t stride = count % 7919 ? 7919 : 7907;  // primes, so that every index occurs once
     return (turn * stride + shift) % count;
 }
 

@@ -1,4 +1,4 @@
-// A product of f32 panels: 16 rows by 6 columns at a time, over the whole of k.
+// A matmul of f32 panels: 16 rows by 6 columns at a time, over all of k.
 #include "gemm.h"
 
 #include <string.h>
@@ -25,7 +25,7 @@ uint32_t word_of(float value) {
     return word;
 }
 
-// To the nearest bf16, ties to even; any NaN becomes 0x7fff, as on a GPU.
+// Rounds to the nearest bf16, ties to even; any NaN becomes 0x7fff, as on a GPU.
 uint16_t bf16(float value) {
     uint32_t word = word_of(value);
     if (value != value) return 0x7fff;
@@ -46,7 +46,7 @@ float round_away(float value, int bits) {
     return value;
 }
 
-// Panels of `width` rows: [panel][k][width], zero past the last row.
+// Packs panels of `width` rows: [panel][k][width], with zeros past the last row.
 std::vector<float> pack(const Strided& matrix, int64_t rows, int64_t k, int64_t width, int rounding) {
     int64_t panels = (rows + width - 1) / width;
     std::vector<float> packed(panels * k * width + 8);
@@ -57,7 +57,7 @@ std::vector<float> pack(const Strided& matrix, int64_t rows, int64_t k, int64_t 
     return packed;
 }
 
-// Inlined into functions of other targets, so that its vectors take their instructions.
+// This is inlined into functions for other targets, so that its vectors use their instructions.
 inline __attribute__((always_inline)) void multiply_panels_inline(const float* a, const float* b, int64_t k,
                                                                   float* sums) {
     Eight total[panel_cols][2] = {};

@@ -6,13 +6,13 @@
 struct Strided {
     const void* data;
     int64_t row_stride, col_stride;  // in elements
-    bool is_bf16;                    // else f32
+    bool is_bf16;                    // otherwise f32
 };
 
 struct Product {
     int64_t m, n, k;
     float alpha, beta;
-    int rounding;  // how many low bits of the inputs' f32 words are rounded away
+    int rounding;  // how many low bits of the operands' f32 words are rounded away
     Strided a, b, c, d;
 };
 

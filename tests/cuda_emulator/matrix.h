@@ -1,5 +1,5 @@
-// The matrix instructions of tensor cores and asynchronous copies, in the fragment layouts that
-// the PTX ISA gives for mma.m16n8k16 and ldmatrix. bf16 values are the upper 16 bits of an f32.
+// The matrix instructions and asynchronous copies of tensor-core kernels, with the fragment layouts that the PTX ISA
+// gives for mma.m16n8k16 and ldmatrix. bf16 values are the upper 16 bits of an f32.
 #pragma once
 
 #include "fibers.h"
@@ -109,7 +109,7 @@ static void finish_copies(unsigned pending_groups) {
 
 }  // namespace emulated
 
-// d += a b for the warp's 16 x 16 matrix a and 16 x 8 matrix b of bf16.
+// d += a b for the warp's 16 x 16 matrix a and 16 x 8 matrix b in bf16.
 static inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     emulated::MmaArguments arguments = {d, a, b};
     emulated::meet(~0u, emulated::mma, &arguments);
@@ -138,7 +138,7 @@ static inline void copy_async_16_or_zero(void* shared, const void* global, bool 
     emulated::begin_copy(shared, is_there ? global : nullptr);
 }
 static inline void copy_async_commit() { emulated::running().copy_group++; }
-// Waits until at most the last N committed groups are on their way.
+// Waits until at most the last N committed groups are still in flight.
 template <int N>
 static inline void copy_async_wait() {
     emulated::finish_copies(N);

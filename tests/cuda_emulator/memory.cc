@@ -1,5 +1,5 @@
-// Device memory: allocations between pages without access, filled with NaNs, and the checks that
-// every copy and launch makes. Freed memory loses its access and keeps its address for long.
+// Device memory: allocations between inaccessible pages, filled with NaNs, and the checks that every copy and launch
+// makes. Freed memory becomes inaccessible and keeps its address for a long time.
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@
 namespace {
 
 constexpr size_t page = 4096, fence_bytes = 64 * 1024, alignment = 256, front_guard = 256;
-constexpr size_t max_quarantine = size_t(64) << 30;  // of addresses; they hold no memory
+constexpr size_t max_quarantine = size_t(64) << 30;  // bytes of addresses, which hold no memory
 constexpr uint16_t guard_word = 0xffc5;              // a NaN as bf16, f32 and f64
 
 struct Allocation {
@@ -32,7 +32,7 @@ struct Allocation {
 };
 
 std::recursive_mutex lock;
-using Allocations = std::map<uintptr_t, Allocation>;  // by the start of their region
+using Allocations = std::map<uintptr_t, Allocation>;  // keyed by the start of their region
 Allocations live, freed;
 std::map<const char*, size_t> globals;  // the modules' constants, which copies may write
 std::deque<uintptr_t> quarantine;
@@ -50,7 +50,7 @@ size_t quarantine_bytes = 0;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// The allocation in whose region the address lies, its fences included.
+// The allocation whose region contains the address, fences included.
 const Allocation* find(const Allocations& allocations, const void* address) {
     auto next = allocations.upper_bound(reinterpret_cast<uintptr_t>(address));
     if (next == allocations.begin()) return nullptr;
@@ -74,7 +74,7 @@ void describe(const void* address, char* text, size_t bytes) {
     else snprintf(text, bytes, "at byte %zu of an allocation of %zu bytes", size_t(p - near->data), near->bytes);
 }
 
-// What the guard that begins at this address holds.
+// What the guard that begins at this address contains.
 const char* guard_bytes(const char* address) {
     static const auto words = [] {
         std::array<uint16_t, 256> all;
@@ -123,7 +123,7 @@ Memory& memory_of(int device) {
     return memories[device];
 }
 
-// The data end where a fence begins, but for their alignment.
+// The data end at the start of a fence, except for padding to their alignment.
 CUresult allocate(int device, size_t bytes, void** pointer, const void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     Memory& memory = memory_of(device);
@@ -187,7 +187,7 @@ void remove_global(void* data) {
     globals.erase(static_cast<char*>(data));
 }
 
-// Takes no lock, as the thread that crashed may hold it.
+// This takes no lock, because the thread that crashed may hold it.
 void describe_address(const void* address, char* text, size_t bytes) { describe(address, text, bytes); }
 
 extern "C" {

@@ -30,9 +30,9 @@ struct Module {
     std::vector<void*> globals;
 };
 
-std::recursive_mutex launches;  // a module's kernels share their state
+std::recursive_mutex launches;  // held by calls on a module, because a module's kernels share their state
 
-// The bytes of an ELF file, whose section headers come last.
+// The size in bytes of an ELF file, whose section headers come last.
 size_t image_bytes(const void* image) {
     const auto* header = static_cast<const Elf64_Ehdr*>(image);
     return header->e_shoff + size_t(header->e_shentsize) * header->e_shnum;
@@ -58,7 +58,8 @@ void* open_image(const void* image) {
     return library;
 }
 
-// A cubin runs on its own major version from its own minor version up; PTX also on later ones.
+// A cubin runs on devices of its own major version, from its own minor version up; PTX also runs on later major
+// versions.
 bool runs_here(void* library) {
     const int* architecture = static_cast<const int*>(dlsym(library, "emulated_architecture"));
     const int* is_virtual = static_cast<const int*>(dlsym(library, "emulated_is_virtual"));

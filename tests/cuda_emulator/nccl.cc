@@ -1,8 +1,8 @@
-// NCCL between processes or threads of one machine. Collectives reduce in the order of ranks, so
-// that all ranks have the same result; a bf16 sum is rounded after each addition.
+// NCCL between processes or threads of one machine. Collectives reduce in the order of ranks, so that all ranks get the
+// same result; a bf16 sum is rounded after each addition.
 //
-// As with the real library, NCCL_COMM_ID gives all ranks one id, and two ranks of one host (or one
-// NCCL_HOSTID) on the same device are refused.
+// As with the real library, all ranks get one id from NCCL_COMM_ID, and two ranks of one host (or one NCCL_HOSTID) on
+// the same device are refused.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,13 +41,13 @@ struct Comm {
     Peers peers;
     int device;
     std::atomic<ncclResult_t> async_error{ncclSuccess};
-    std::vector<Message> sends, receives;        // of the open group
+    std::vector<Message> sends, receives;        // in the open group
     std::vector<std::function<void()>> pending;  // the group's other work, in order
 };
 
 thread_local std::string last_error;
 thread_local int group_depth = 0;
-thread_local std::vector<Comm*> group;  // those with work in the open group
+thread_local std::vector<Comm*> group;  // the communicators with work in the open group
 
 ncclResult_t fail(ncclResult_t code, const std::string& text) {
     last_error = text;
@@ -55,7 +55,7 @@ ncclResult_t fail(ncclResult_t code, const std::string& text) {
     return code;
 }
 
-// All sends and receives of a group move at once, after its collectives.
+// Runs a group: its collectives, and after them all of its sends and receives at once.
 void run(Comm* comm) {
     try {
         for (auto& work : comm->pending) work();
@@ -89,7 +89,7 @@ ncclResult_t add_to_group(Comm* comm) {
     return group_depth > 0 ? ncclSuccess : run_group();
 }
 
-// Host and device, which no two ranks of a communicator share.
+// Identifies host and device; no two ranks of a communicator may have the same.
 std::string device_name() {
     char host[128] = "";
     gethostname(host, sizeof host - 1);
@@ -119,11 +119,11 @@ struct Reduction {
     void* to;
     size_t count;
     int type, op;
-    int root = -1;            // who alone receives, or -1 for all ranks
+    int root = -1;            // the only rank that receives, or -1 for all ranks
     bool is_scatter = false;  // rank r receives chunk r of `from`
 };
 
-// Sends each receiver its part and reduces what comes in the order of ranks.
+// Sends each receiver its part and reduces what is received in the order of ranks.
 void reduce_parts(Comm* comm, const Reduction& reduction) {
     const auto& [name, from, to, count, type, op, root, is_scatter] = reduction;
     size_t bytes = count * element_bytes(type);
@@ -208,7 +208,7 @@ ncclResult_t ncclCommDestroy(Comm* comm) {
     comm->peers.close();
     return delete comm, ncclSuccess;
 }
-// Leaves the communicator's memory, which another thread may be using.
+// The communicator's memory is not freed, because another thread may be using it.
 ncclResult_t ncclCommAbort(Comm* comm) { return comm->peers.abort(), ncclSuccess; }
 ncclResult_t ncclCommCount(const Comm* comm, int* count) { return *count = comm->peers.count(), ncclSuccess; }
 ncclResult_t ncclCommCuDevice(const Comm* comm, int* device) { return *device = comm->device, ncclSuccess; }

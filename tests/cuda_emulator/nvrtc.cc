@@ -1,4 +1,4 @@
-// NVRTC by g++: compiles CUDA C++ against device.h to a shared object, which stands for the cubin.
+// NVRTC on top of g++: compiles CUDA C++ against device.h to a shared object, which stands in for the cubin.
 //
 // Results are kept in the folder EMULATED_CUDA_CACHE, by default `compiled` beside this library, unless
 // EMULATED_CUDA_REPLACE damages the source.
@@ -39,7 +39,7 @@ struct Program {
     std::string source, name;
     std::vector<std::pair<std::string, std::string>> headers;  // name, text
     std::string log, image;
-    bool is_virtual = true;  // compiled for compute_XX, which has no cubin
+    bool is_virtual = true;  // compiled for compute_XX, which gives no cubin
 };
 
 struct Options {
@@ -93,7 +93,7 @@ int run_compiler(const std::vector<std::string>& arguments, const fs::path& mess
 
 bool begins(const std::string& text, const char* with) { return text.rfind(with, 0) == 0; }
 
-// The value of `--name=value`, `--name value` (which moves i on) or nothing.
+// The value of `--name=value` or `--name value` (which advances i), or nothing.
 bool take(const std::vector<std::string>& options, size_t& i, const char* name, std::string& value) {
     if (begins(options[i], (std::string(name) + "=").c_str())) return value = options[i].substr(strlen(name) + 1), true;
     if (options[i] == name && i + 1 < options.size()) return value = options[++i], true;
@@ -108,7 +108,7 @@ bool parse_architecture(const std::string& text, Options& parsed) {
     return found >= 1 && parsed.architecture >= 75;
 }
 
-// Options that change nothing here; the rest of the line may follow.
+// Options that have no effect here; anything may follow these prefixes.
 const char* const ignored[] = {"--std=", "-std=", "--fmad", "-fmad", "--ftz", "-ftz", "--prec-", "-prec-",
                                "--use_fast_math", "-use_fast_math", "--restrict", "-restrict", "-lineinfo",
                                "--generate-line-info", "--device-debug", "-G", "--maxrregcount", "-maxrregcount",
@@ -136,7 +136,7 @@ bool parse_options(const std::vector<std::string>& options, Options& parsed, std
     return true;
 }
 
-// As nvcc compiles: types may be punned and integers wrap. A misaligned access traps, as on a GPU.
+// Compile as nvcc does: type punning is allowed and integers wrap. A misaligned access traps, as on a GPU.
 const std::vector<std::string> compile_flags = {
     "-O2", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-gnu-unique", "-fno-strict-aliasing", "-fwrapv",
     "-ffp-contract=off", "-fno-math-errno", "-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"};
@@ -149,7 +149,7 @@ std::string fnv(const std::string& text) {
     return digits;
 }
 
-// The source with the one place replaced that EMULATED_CUDA_REPLACE=OLD=>NEW names: a test of the tests.
+// Replaces the one occurrence of OLD in the source as EMULATED_CUDA_REPLACE=OLD=>NEW says, to test the tests.
 std::string with_replacement(const std::string& source, const char* wish) {
     const std::string text = wish;
     size_t arrow = text.find("=>");
@@ -175,7 +175,7 @@ fs::path cached_path(const std::string& text) {
     return (folder ? fs::path(folder) : library_folder() / "compiled") / (fnv(all) + fnv(fnv(all) + all) + ".so");
 }
 
-// Puts a finished file into the cache in one step; failing to changes nothing.
+// Moves a finished file into the cache in one step; a failure has no effect.
 void keep(const std::string& image, const fs::path& path) {
     std::error_code ignored_error;
     fs::create_directories(path.parent_path(), ignored_error);

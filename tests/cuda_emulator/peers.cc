@@ -22,14 +22,14 @@ struct Header {
     char operation[24];
 };
 
-// The state of one direction with one peer.
+// The state of one direction of the exchange with one peer.
 struct Lane {
     std::deque<Message> messages;
     Header header;
-    size_t done = 0;  // of the header and the first message
+    size_t done = 0;  // bytes of the header and the first message
 };
 
-// An abstract address: it ends with its process.
+// An address in the abstract namespace, which disappears with its process.
 socklen_t address_of(const std::string& name, int rank, sockaddr_un& address) {
     std::string path = "emulated-nccl-" + name + "-" + std::to_string(rank);
     address = {};
@@ -59,7 +59,7 @@ Header header_of(const Message& message, const char* operation) {
     return header;
 }
 
-// Moves what the socket takes or gives now; true when a message is complete.
+// Transfers what the socket accepts or has now; returns true when a message is complete.
 bool step(int socket, Lane& lane, bool is_send, int peer) {
     Message& message = lane.messages.front();
     bool in_header = lane.done < sizeof(Header);
@@ -93,7 +93,7 @@ int Peers::accept_peer(int listener) {
     throw PeerError{nccl_system_error, "a rank did not come"};
 }
 
-// Exchanges the devices, of which no two ranks may have the same.
+// Exchanges the devices' names; no two ranks may have the same device.
 void Peers::greet(int peer, int socket, const std::string& device) {
     char own[256] = {}, others[256] = {};
     device.copy(own, sizeof own - 1);
@@ -126,14 +126,14 @@ void Peers::connect(const std::string& name, const std::string& device) {
         read_all(own, &peer, sizeof peer);
         sockets[peer] = own;
     }
-    // Before anyone goes on, so that a next communicator of this name meets none of these sockets.
+    // Close before any rank continues, so that the next communicator of this name meets none of these sockets.
     ::close(listener);
     for (int peer = 0; peer < count(); peer++)
         if (peer != rank) greet(peer, sockets[peer], device);
 }
 
 void Peers::exchange(std::vector<Message> sends, std::vector<Message> receives, const char* operation) {
-    std::vector<Lane> lanes(2 * count());  // sends to each rank, then receives
+    std::vector<Lane> lanes(2 * count());  // the sends to each rank, then the receives
     size_t left = sends.size() + receives.size();
     for (Message& message : sends) lanes[message.peer].messages.push_back(message);
     for (Message& message : receives) lanes[count() + message.peer].messages.push_back(message);

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-// One direction of an exchange with a peer. Both sides must agree on the bytes.
+// One direction of an exchange with a peer. Both sides must agree on the size.
 struct Message {
     int peer;
     char* data;
@@ -19,12 +19,12 @@ class Peers {
    public:
     Peers(int rank, int count) : rank(rank), sockets(count, -1) {}
 
-    // Meets the other ranks of the same name; throws PeerError.
+    // Connects to the other ranks of the same name; throws PeerError.
     void connect(const std::string& name, const std::string& device);
     void use(int peer, int socket) { sockets[peer] = socket; }
-    // Sends and receives all messages at once; those with one peer keep their order.
+    // Sends and receives all messages at once; messages with one peer keep their order.
     void exchange(std::vector<Message> sends, std::vector<Message> receives, const char* operation);
-    // Makes a running exchange fail; any thread may call it.
+    // Makes an exchange in progress fail; any thread may call it.
     void abort();
     void close();
 

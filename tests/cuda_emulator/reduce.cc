@@ -24,7 +24,7 @@ struct Bf16 {
     }
 };
 
-// Calls `use` with a null pointer of the type's kind.
+// Calls `use` with a null pointer to the type's C++ equivalent.
 template <class Use>
 void with_type(int type, Use use) {
     switch (type) {

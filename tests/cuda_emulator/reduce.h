@@ -1,4 +1,4 @@
-// The reductions of collectives, by NCCL's numbers of types and operations.
+// The reductions of collectives, with NCCL's numbers for types and operations.
 #pragma once
 
 #include <stddef.h>

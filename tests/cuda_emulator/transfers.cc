@@ -1,4 +1,4 @@
-// The CUDA driver's calls that allocate, copy and fill memory. Everything happens at the call.
+// The CUDA driver's calls that allocate, copy and fill memory. Every call does its work before it returns.
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-// Finds the kernels and constants of a source and writes what launches and exports them.
+// Finds the kernels and constants of a source and generates the code that launches and exports them.
 #include "translate.h"
 
 #include <ctype.h>
@@ -11,7 +11,7 @@ namespace {
 
 bool is_word(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
-// Words and single other characters, without literals' contents or line markers.
+// Splits source into words, literals and single other characters, without white space and line markers.
 std::vector<std::string> tokens_of(const std::string& text) {
     std::vector<std::string> tokens;
     for (size_t i = 0; i < text.size();) {
@@ -70,7 +70,7 @@ std::string launcher(const std::string& kernel, const std::string& bound) {
            "extern \"C\" { int emulated_threads_" + kernel + " = " + bound + "; }\n";
 }
 
-// Launchers of all kernels that are no templates.
+// Generates launchers for all kernels that are not templates.
 std::string launchers(const std::vector<std::string>& tokens) {
     std::string text;
     std::set<std::string> seen;
@@ -91,7 +91,7 @@ std::string launchers(const std::vector<std::string>& tokens) {
     return text;
 }
 
-// `T* const name = ...` for the tokens of `extern __shared__ T name[]`; nothing for others.
+// Returns `T* const name = ...` for the tokens of `extern __shared__ T name[]`, and nothing for other tokens.
 std::string pointer_to_shared(const std::vector<std::string>& tokens) {
     size_t size = tokens.size();
     bool is_extern = std::count(tokens.begin(), tokens.end(), "extern") > 0;
@@ -136,7 +136,7 @@ std::string globals(const std::vector<std::string>& tokens) {
 
 std::string translate(const std::string& preprocessed, int architecture, bool is_virtual) {
     std::vector<std::string> tokens = tokens_of(preprocessed);
-    // Unnamed, so that the shared arrays of templates have one linkage with all others.
+    // The namespace is unnamed, so that shared arrays of templates have the same linkage as all others.
     return "#include \"device.h\"\nnamespace {\n" + place_dynamic_shared(preprocessed) + "\n}\n# 1 \"launchers\"\n" +
            launchers(tokens) + globals(tokens) +
            "extern \"C\" { int emulated_architecture = " + std::to_string(architecture) +

@@ -3,5 +3,5 @@
 
 #include <string>
 
-// `architecture` is 90 for sm_90 and, virtual, for compute_90.
+// `architecture` is 90 for sm_90, and for compute_90 if `is_virtual`.
 std::string translate(const std::string& preprocessed, int architecture, bool is_virtual);
