@@ -35,7 +35,7 @@ pub struct GpuModel {
 /// NVIDIA GPUs for which a run can be planned by name.
 ///
 /// # Source
-/// NVIDIA's data sheets, as of November 2026; rates without sparsity.
+/// NVIDIA's published data sheets; rates without sparsity.
 pub const GPU_MODELS: [GpuModel; 10] = [
     GpuModel { name: "a100-40gb", memory_gb: 40.0, tflops: [312.0, 19.5], bandwidth: 1555.0 },
     GpuModel { name: "a100-80gb", memory_gb: 80.0, tflops: [312.0, 19.5], bandwidth: 2039.0 },
