@@ -113,11 +113,12 @@ pub struct Measurement {
 pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
     let program_bytes = machine::resident_bytes() as usize;
     let (mut model, stored) = shapes::model(plan)?;
+    let gpu_rates = device::gpu().map(|_| GpuRates::measure());
     let mut measurements: Vec<Measurement> = vec![];
     for kind in objectives {
         let job = job(plan, &model, *kind);
         let (planned_bytes, batches) = planned(&model, &job, (stored, program_bytes));
-        let (mut measurement, trained) = measure_objective(plan, model, job, &batches)?;
+        let (mut measurement, trained) = measure_objective(plan, model, job, (&batches, gpu_rates))?;
         match device::gpu() {
             Some(_) => measurement.planned_gpu_bytes = Some(planned_bytes),
             None => {
@@ -193,7 +194,7 @@ fn measure_objective(
     plan: &Plan,
     model: Transformer,
     job: Job,
-    batches: &Batches,
+    (batches, gpu_rates): (&Batches, Option<GpuRates>),
 ) -> Result<(Measurement, Transformer)> {
     let objective = job.objective;
     let mut trainer = Trainer::new(model, job);
@@ -223,7 +224,6 @@ fn measure_objective(
     let [training, entropy] = [0, 1].map(|i| median(rates.iter().map(|r| r[i]).collect()));
     let masked_share = median(steps.iter().map(|(_, share)| *share).collect());
     let floor_seconds = floor_seconds(plan, &trainer.model, objective.kind, (masked_share, [training, entropy]));
-    let gpu_rates = device::gpu().map(|_| GpuRates::measure());
     let kernels = match device::gpu().zip(gpu_rates).filter(|_| plan.profile) {
         Some((gpu, rates)) => {
             gpu.start_counting();
