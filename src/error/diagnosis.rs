@@ -19,7 +19,7 @@ pub struct Diagnosis {
     pub examples: usize,
     /// The examples whose numbers aren't finite even when each is computed alone.
     pub wrong: Vec<WrongExample>,
-    /// Where the first of the wrong examples stops being finite; if `wrong` is empty, that only their sum does.
+    /// Where the first of the wrong examples stops being finite; if `wrong` is empty, a note that only their sum is not finite.
     pub place: String,
     /// The number of steps in a row that were skipped just before this one, if that many skips end the run; 0 otherwise.
     pub skipped_before: u64,
