@@ -214,7 +214,7 @@ fn a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_the_row() {
         let output = ends_within(30, child);
         let told = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{told}");
-        let place = format!("of its 2 examples example {wrong} (rows.jsonl:{}, t 0.", wrong + 1);
+        let place = format!("; 1 of its 2 examples is at fault, example {wrong} (rows.jsonl:{}, t 0.", wrong + 1);
         assert!(told.contains("rank 0: error: step 1: loss ") && told.contains(&place), "{told}");
         assert_eq!(told.matches("error: step 1").count(), 1, "one rank tells: {told}");
         assert!(!folder.join("run/adapter").exists());

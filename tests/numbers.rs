@@ -97,8 +97,9 @@ fn the_example_that_goes_wrong_is_named_with_its_time() {
             }
         };
         // The first epoch has it once, alone among four.
-        assert!(trainer.step < 3 && message.contains("; of its "), "{message}");
-        let (_, told) = message.split_once(" examples example 5 (t 0.").unwrap_or_else(|| panic!("{message}"));
+        assert!(trainer.step < 3 && message.contains("; 1 of its "), "{message}");
+        let (_, told) =
+            message.split_once(" examples is at fault, example 5 (t 0.").unwrap_or_else(|| panic!("{message}"));
         assert!(told.contains("from the token embedding"), "{message}");
         assert!(message.ends_with("an objective.rate_floor above 0 avoids them in a new run"), "{message}");
     }
@@ -264,7 +265,7 @@ fn a_run_names_file_and_row_and_goes_on_without_them() {
     let stopped = weft(&folder, &["--quiet"]);
     let told = String::from_utf8_lossy(&stopped.stderr).into_owned();
     assert_eq!(stopped.status.code(), Some(1), "{told}");
-    assert!(told.contains("of its 4 examples example 6 (rows.jsonl:8, t 0."), "{told}");
+    assert!(told.contains("; 1 of its 4 examples is at fault, example 6 (rows.jsonl:8, t 0."), "{told}");
     assert!(told.contains("--resume --set train.on_non_finite=skip passes over such steps"), "{told}");
     let resumed = weft(&folder, &["--resume", "--set", "train.on_non_finite=skip"]);
     let (told, shown) = (String::from_utf8_lossy(&resumed.stderr), String::from_utf8_lossy(&resumed.stdout));

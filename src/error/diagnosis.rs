@@ -1,38 +1,38 @@
-//! What an error says of a step whose numbers aren't finite: plain values and their sentence. `train::diagnosis` finds
-//! them out.
+//! The report of a step whose numbers aren't finite: plain values, and the sentence that an error prints. The values are
+//! found by `train::diagnosis`.
 
 use std::fmt::{self, Display, Formatter};
 
-/// Examples that are told one by one.
+/// The largest number of examples that the sentence lists; it sums up the rest as "others".
 const MOST_TOLD: usize = 4;
 
-/// A step's numbers gone wrong.
+/// A step whose loss, gradient or entropies aren't finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Diagnosis {
-    /// The step, counted from 1.
+    /// The step's number, counted from 1.
     pub step: u64,
-    /// Its loss.
+    /// The step's loss.
     pub loss: f64,
-    /// Its gradient's norm.
+    /// The norm of the step's gradient.
     pub grad_norm: f64,
-    /// How many examples it has.
+    /// The number of examples in the step.
     pub examples: usize,
-    /// Those of them that go wrong by themselves.
+    /// The examples whose numbers aren't finite even when each is computed alone.
     pub wrong: Vec<WrongExample>,
-    /// Where the first of these goes wrong.
+    /// Where the first of the wrong examples stops being finite; if `wrong` is empty, a note that only their sum is not finite.
     pub place: String,
-    /// Steps in a row that were passed over before it, where they are why the run ends; else 0.
+    /// The number of steps in a row that were skipped just before this one, if that many skips end the run; 0 otherwise.
     pub skipped_before: u64,
 }
 
-/// An example that goes wrong by itself.
+/// An example whose numbers aren't finite even when it is computed alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WrongExample {
-    /// Counted from 0 over all rows.
+    /// The example's index, counted from 0 over all rows.
     pub example: usize,
-    /// Its diffusion time.
+    /// The diffusion time t of its draw.
     pub t: f64,
-    /// Its file and row, where that is known.
+    /// The example's file and line or row; `None` if they are not known.
     pub row: Option<String>,
 }
 
@@ -43,10 +43,14 @@ impl Display for Diagnosis {
         let told: Vec<String> = wrong.iter().take(MOST_TOLD).map(WrongExample::to_string).collect();
         match wrong.len() {
             0 => write!(f, "{place}")?,
-            1 => write!(f, "of its {examples} examples {}: {place}", told[0])?,
+            1 => write!(f, "1 of its {examples} examples is at fault, {}: {place}", told[0])?,
             count => {
                 let more = if count > MOST_TOLD { " and others" } else { "" };
-                write!(f, "{count} of its {examples} examples ({}{more}): {place}", told.join("; "))?;
+                write!(
+                    f,
+                    "{count} of its {examples} examples ({}{more}) are at fault; in the first, {place}",
+                    told.join("; ")
+                )?;
             }
         }
         match skipped_before {
