@@ -1,164 +1,186 @@
-//! The families of checkpoints: which one a config.json describes, how they differ, and whole models as folders.
+//! The families of checkpoints, as a table: which switches of the shared layout each sets, what its files call things,
+//! and what is known of its checkpoints beyond their config.json. A new family is a new row of [`FAMILIES`].
 
-use std::path::Path;
-
-use serde_json::{Map, Value};
-use weft_kernels::weight::{Dtype, Weight};
-
-use super::block::Transformer;
-use super::layout::{self, Layout, Names};
-use super::weights::{Checkpoint, Tensor, write_tensors};
-use super::{dream, llada};
-use crate::error::{Error, Result};
-use crate::files::{make_folder, read_text, write_whole};
-
-/// A family of masked diffusion language models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// LLaDA (arXiv 2502.09992), `model_type: llada`.
-    Llada,
-    /// Dream (arXiv 2508.15487), `model_type: Dream`.
-    Dream,
+/// A family of checkpoints.
+#[derive(Debug)]
+pub struct Family {
+    /// Its name, as its authors write it.
+    pub name: &'static str,
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// The entry of `architectures` in config.json by which it is known whatever its `model_type` says.
+    pub(super) class: Option<&'static str>,
+    /// Whether the projections to queries, keys and values have biases.
+    pub(super) qkv_bias: bool,
+    /// Whether each head of queries and keys passes through an RMSNorm before RoPE.
+    pub(super) qk_norm: bool,
+    /// Features per head where config.json doesn't say; `None` for width / heads.
+    pub(super) head_dim: Option<usize>,
+    /// Whether the logits that predict position i sit at position i-1.
+    pub(super) logits_shifted: bool,
+    /// The mask token's id, where its authors write it in none of a checkpoint's files.
+    pub(super) mask_token_id: Option<u32>,
+    /// What its tensors are called.
+    pub(super) names: &'static Names,
+    /// What config.json calls its sizes and constants.
+    pub(super) keys: &'static Keys,
 }
 
-impl Family {
-    /// Whether the logits that predict position i sit at position i-1. The logits of position 0 then predict both 0 and
-    /// 1.
-    pub fn logits_shifted(self) -> bool {
-        self == Self::Dream
-    }
-
-    /// The head's module name if its weight is the embedding's; LLaDA's network then has no such module.
-    pub(crate) fn tied_head(self) -> Option<&'static str> {
-        (self == Self::Dream).then_some(self.names().head)
-    }
-
-    pub(super) fn has_qkv_bias(self) -> bool {
-        self == Self::Dream
-    }
-
-    pub(super) fn names(self) -> &'static Names {
-        match self {
-            Self::Llada => &llada::NAMES,
-            Self::Dream => &dream::NAMES,
-        }
-    }
-}
-
-/// A config.json: its raw fields and the layout that they describe.
-#[derive(Clone, Debug)]
-pub struct ModelConfig {
-    fields: Map<String, Value>,
-    layout: Layout,
-}
-
-impl ModelConfig {
-    /// Parses the text of config.json; `path` is named in errors.
-    ///
-    /// # Errors
-    /// The name of a family or a field that Weft doesn't support.
-    pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
-        let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
-        Self::from_fields(serde_json::from_str(text).map_err(format)?).map_err(refuse)
-    }
-
-    pub(super) fn from_fields(fields: Map<String, Value>) -> std::result::Result<Self, String> {
-        let layout = match fields.get("model_type").and_then(Value::as_str) {
-            Some("llada") => llada::layout(&fields)?,
-            Some("Dream") => dream::layout(&fields)?,
-            _ => {
-                let family = fields.get("model_type").unwrap_or(&Value::Null);
-                return Err(format!(
-                    "model_type {family} is not supported; give a checkpoint of model_type llada or Dream"
-                ));
-            }
-        };
-        Ok(Self { fields, layout })
-    }
-
-    /// The same configuration, but with an untied head.
-    pub(crate) fn untied(mut self) -> Self {
-        self.fields.insert("tie_word_embeddings".to_owned(), Value::from(false));
-        self.layout.tied = false;
-        self
-    }
-
-    /// The id of the mask token.
-    pub fn mask_token_id(&self) -> u32 {
-        self.layout.config.mask_token_id
-    }
-
-    /// Rows of the embedding, of which there may be more than tokens.
-    pub fn num_rows(&self) -> usize {
-        self.layout.rows
-    }
-
-    /// The text of config.json.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(&self.fields).expect("JSON values print")
-    }
-}
-
-/// Opens a checkpoint's folder.
+/// Every family that Weft loads.
 ///
-/// # Errors
-/// The name of a config field that Weft doesn't support; a file or tensor that is missing or damaged.
-pub fn load(folder: &Path) -> Result<Transformer> {
-    let path = folder.join("config.json");
-    let config = ModelConfig::parse(&read_text(&path)?, &path)?;
-    assemble(&config, Checkpoint::open(folder)?)
+/// # Source
+/// The modelling code beside LLaDA-8B (arXiv 2502.09992), Dream-7B (arXiv 2508.15487) and iLLaDA-8B; dLLM's A2D models;
+/// transformers' Qwen2, Qwen3 and Llama. The last three are read as checkpoints of autoregressive models that were
+/// trained on to see both sides: as in Open-dLLM, the logits stay shifted.
+pub static FAMILIES: [Family; 9] = [
+    Family { name: "LLaDA", model_type: "llada", keys: &LLADA_KEYS, names: &LLADA_NAMES, ..LLAMA },
+    Family { name: "Dream", model_type: "Dream", logits_shifted: true, ..QWEN2 },
+    Family { name: "iLLaDA", model_type: "illada", class: Some("ILLaDAForCausalLM"), mask_token_id: Some(5), ..LLAMA },
+    Family { name: "A2D Qwen2", model_type: "a2d-qwen2", class: Some("A2DQwen2LMHeadModel"), ..QWEN2 },
+    Family { name: "A2D Qwen3", model_type: "a2d-qwen3", class: Some("A2DQwen3LMHeadModel"), ..QWEN3 },
+    Family { name: "A2D Llama", model_type: "a2d-llama", class: Some("A2DLlamaLMHeadModel"), ..LLAMA },
+    Family { logits_shifted: true, ..QWEN2 },
+    Family { logits_shifted: true, ..QWEN3 },
+    Family { logits_shifted: true, ..LLAMA },
+];
+
+/// Llama's layout: none of the switches.
+const LLAMA: Family = Family {
+    name: "Llama",
+    model_type: "llama",
+    class: None,
+    qkv_bias: false,
+    qk_norm: false,
+    head_dim: None,
+    logits_shifted: false,
+    mask_token_id: None,
+    names: &QWEN_NAMES,
+    keys: &QWEN_KEYS,
+};
+
+/// Qwen2's layout: biases on queries, keys and values.
+const QWEN2: Family = Family { name: "Qwen2", model_type: "qwen2", qkv_bias: true, ..LLAMA };
+
+/// Qwen3's layout: norms of queries and keys, and heads of 128 features unless config.json says otherwise.
+const QWEN3: Family = Family { name: "Qwen3", model_type: "qwen3", qk_norm: true, head_dim: Some(128), ..LLAMA };
+
+/// A family's module names; those within a block follow the name of the blocks and a number.
+#[derive(Debug)]
+pub(super) struct Names {
+    pub embedding: &'static str,
+    pub blocks: &'static str,
+    pub attn_norm: &'static str,
+    pub qkv: [&'static str; 3],
+    pub qk_norm: [&'static str; 2],
+    pub attn_out: &'static str,
+    pub ff_norm: &'static str,
+    pub gate_up: [&'static str; 2],
+    pub down: &'static str,
+    pub final_norm: &'static str,
+    pub head: &'static str,
+    /// Whether the network has a module for the head even where its weight is the embedding's.
+    pub has_tied_module: bool,
 }
 
-/// A checkpoint's model on the meta device: its shapes and dtypes, without reading a tensor. If the weights aren't
-/// there yet, the dtype is what config.json says, or bf16.
-///
-/// # Errors
-/// Those of [`load`].
-pub fn load_meta(folder: &Path) -> Result<Transformer> {
-    let path = folder.join("config.json");
-    let config = ModelConfig::parse(&read_text(&path)?, &path)?;
-    if Checkpoint::is_in(folder) {
-        return assemble(&config, Checkpoint::open(folder)?).map(|model| model.to_meta());
-    }
-    Ok(meta_of(&config))
+const LLADA_NAMES: Names = Names {
+    embedding: "model.transformer.wte",
+    blocks: "model.transformer.blocks",
+    attn_norm: "attn_norm",
+    qkv: ["q_proj", "k_proj", "v_proj"],
+    qk_norm: ["q_norm", "k_norm"],
+    attn_out: "attn_out",
+    ff_norm: "ff_norm",
+    gate_up: ["ff_proj", "up_proj"],
+    down: "ff_out",
+    final_norm: "model.transformer.ln_f",
+    head: "model.transformer.ff_out",
+    has_tied_module: false,
+};
+
+const QWEN_NAMES: Names = Names {
+    embedding: "model.embed_tokens",
+    blocks: "model.layers",
+    attn_norm: "input_layernorm",
+    qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    qk_norm: ["self_attn.q_norm", "self_attn.k_norm"],
+    attn_out: "self_attn.o_proj",
+    ff_norm: "post_attention_layernorm",
+    gate_up: ["mlp.gate_proj", "mlp.up_proj"],
+    down: "mlp.down_proj",
+    final_norm: "model.norm",
+    head: "lm_head",
+    has_tied_module: true,
+};
+
+/// What a family's config.json calls its sizes and constants.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub layers: &'static str,
+    pub width: &'static str,
+    pub heads: &'static str,
+    pub kv_heads: &'static str,
+    pub mlp_hidden_size: &'static str,
+    /// The factor of the width that is the MLP's size where [`Keys::mlp_hidden_size`] is absent, and its default.
+    pub mlp_ratio: Option<(&'static str, usize)>,
+    /// The rows of the embedding, where there may be more than tokens.
+    pub rows: Option<&'static str>,
+    pub tied: &'static str,
+    /// RMSNorm's epsilon where config.json doesn't say.
+    pub rms_norm_eps: f32,
+    /// Fields for which Weft supports one value only; an absent field has that value.
+    pub required: &'static [(&'static str, &'static str)],
+    /// Dropout settings of the base, which Weft supports at 0 only.
+    pub dropouts: &'static [&'static str],
 }
 
-/// A configuration's model on the meta device, in the dtype that the configuration names.
-pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
-    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.fields.get(key)?.as_str());
-    let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
-    let meta = build(config, |_, shape| {
-        let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
-        Ok(Weight::meta(rows, cols, dtype))
-    });
-    meta.expect("a shape can't fail")
-}
+const LLADA_KEYS: Keys = Keys {
+    layers: "n_layers",
+    width: "d_model",
+    heads: "n_heads",
+    kv_heads: "n_kv_heads",
+    mlp_hidden_size: "mlp_hidden_size",
+    mlp_ratio: Some(("mlp_ratio", 4)),
+    rows: Some("embedding_size"),
+    tied: "weight_tying",
+    rms_norm_eps: 1e-5,
+    required: &[
+        ("include_bias", "false"),
+        ("include_qkv_bias", "false"),
+        ("bias_for_layer_norm", "false"),
+        ("alibi", "false"),
+        ("input_emb_norm", "false"),
+        ("attention_layer_norm", "false"),
+        ("scale_logits", "false"),
+        ("multi_query_attention", "false"),
+        ("rope", "true"),
+        ("rope_full_precision", "true"),
+        ("layer_norm_with_affine", "true"),
+        ("activation_type", "\"silu\""),
+        ("block_type", "\"llama\""),
+        ("block_group_size", "1"),
+        ("layer_norm_type", "\"rms\""),
+    ],
+    dropouts: &["attention_dropout", "residual_dropout", "embedding_dropout"],
+};
 
-/// Builds the model from a configuration and its tensors.
-///
-/// # Errors
-/// A tensor that is missing or has another shape.
-pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Transformer> {
-    build(config, |name, shape| checkpoint.take(name, shape))
-}
-
-/// Builds the model whose tensors are `take(name, shape)`.
-pub(crate) fn build(config: &ModelConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
-    layout::build(&config.layout, take)
-}
-
-/// A model with random weights, to be trained from scratch.
-pub fn fresh(config: &ModelConfig, seed: u64) -> Transformer {
-    layout::fresh(&config.layout, seed)
-}
-
-/// Writes a whole model as a Hugging Face folder, without a tokenizer.
-///
-/// # Errors
-/// A file that can't be written.
-pub fn save(folder: &Path, model: &Transformer, config: &ModelConfig, dtype: Dtype) -> Result<()> {
-    make_folder(folder)?;
-    write_tensors(&folder.join("model.safetensors"), model.params.iter().map(|p| Tensor::of(p, dtype)).collect())?;
-    write_whole(&folder.join("config.json"), config.to_json().as_bytes())
-}
+const QWEN_KEYS: Keys = Keys {
+    layers: "num_hidden_layers",
+    width: "hidden_size",
+    heads: "num_attention_heads",
+    kv_heads: "num_key_value_heads",
+    mlp_hidden_size: "intermediate_size",
+    mlp_ratio: None,
+    rows: None,
+    tied: "tie_word_embeddings",
+    rms_norm_eps: 1e-6,
+    required: &[
+        ("hidden_act", "\"silu\""),
+        ("use_sliding_window", "false"),
+        ("use_mrope", "false"),
+        ("attention_bias", "false"),
+        ("mlp_bias", "false"),
+        // iLLaDA's code replaces its RMSNorm by a LayerNorm where this is set.
+        ("layer_norm_eps", "null"),
+    ],
+    dropouts: &["attention_dropout", "resid_dropout", "embd_dropout"],
+};
