@@ -141,7 +141,7 @@ mod tests {
             ("model.use_rslora=1", "model.use_rslora = 1: give true or false"),
             ("model.lora_targets=q_proj", "model.lora_targets = \"q_proj\": give a list in [ ]"),
             ("train.output=1", "train.output = 1: give a text in quotes"),
-            ("model.trainable=all", "model.trainable = \"all\": the known ones are lora, full"),
+            ("model.trainable=all", "model.trainable = \"all\": the known values are lora, full"),
             ("model.trainable=1", "model.trainable = 1: give one of its names, in quotes"),
             ("lr=1e-4", "--set \"lr=1e-4\" is not table.key=value; write train.lr=1e-4"),
             ("learning_rate=1e-4", "--set \"learning_rate=1e-4\" is not table.key=value; write train.lr=1e-4"),

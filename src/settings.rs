@@ -136,7 +136,7 @@ fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> 
 pub(crate) fn in_plain_words(error: &str) -> String {
     if let Some((_, known)) = error.split_once("unknown variant").and_then(|(_, rest)| rest.split_once("expected ")) {
         let known = known.trim_start_matches("one of ").replace('`', "").replace(" or ", ", ");
-        return format!("the known ones are {known}");
+        return format!("the known values are {known}");
     }
     let wanted = match error.rsplit_once("expected ") {
         Some((_, "f64" | "f32")) => "a number",

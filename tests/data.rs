@@ -104,7 +104,7 @@ fn a_list_of_templates_needs_a_default() {
     let error = open(r#"[{"name": "tool", "template": "t"}]"#).err().expect("no default").to_string();
     assert!(error.ends_with("chat_template is neither a text nor a list with a template named default"), "{error}");
     let error = open("\"{% if %}\"").err().expect("no template").to_string();
-    assert!(error.contains("tokenizer_config.json is damaged or of another format: the chat template"), "{error}");
+    assert!(error.contains("tokenizer_config.json is damaged or in another format: the chat template"), "{error}");
 }
 
 #[test]

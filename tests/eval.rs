@@ -63,11 +63,11 @@ fn every_form_of_generations_scores_the_same() {
                     {\"extracted\":null,\"correct\":0,\"total\":1}\n{\"extracted\":-10.0,\"correct\":0,\"total\":1}\n";
     for file in ["rows.jsonl", "crlf.jsonl", "pretty.json", "compact.json"] {
         let text = printed(&folder, &["score", "--task", "gsm8k", file, "--out", "scores.jsonl"]);
-        assert_eq!(text, "gsm8k on 4 generations: 25.0 % +- 25.0 (1 of 4)\nscores lie in scores.jsonl\n", "{file}");
+        assert_eq!(text, "gsm8k on 4 generations: 25.0 % +- 25.0 (1 of 4)\nscores are in scores.jsonl\n", "{file}");
         assert_eq!(fs::read_to_string(folder.join("scores.jsonl")).expect("the scores lie there"), expected, "{file}");
         assert_eq!(
             printed(&folder, &["score", "--task", "gsm8k", file]),
-            text.replace("scores lie in scores.jsonl\n", "")
+            text.replace("scores are in scores.jsonl\n", "")
         );
     }
 }
@@ -202,6 +202,6 @@ fn a_recipe_scores_base_and_adapter_on_gsm8k() {
         assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generations: "));
     }
     let error = refused(&folder, &["train", "recipe.toml", "--set", "data.generate=gsm8k"]);
-    let reason = "data.generate = \"gsm8k\": the known ones are sudoku, countdown, countdown_in_order";
+    let reason = "data.generate = \"gsm8k\": the known values are sudoku, countdown, countdown_in_order";
     assert!(error.contains(reason), "{error}");
 }

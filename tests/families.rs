@@ -150,6 +150,6 @@ fn a_samplers_settings_reach_it_and_idle_ones_are_told() {
     assert!(llada.status.success());
     let none = ask(&["--remasking", "maskgit"]);
     assert_eq!(none.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&none.stderr).contains("the known ones are low_confidence, random, origin"));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("the known values are low_confidence, random, origin"));
     assert_eq!(ask(&["--top-p", "1.5"]).status.code(), Some(2));
 }

@@ -189,7 +189,7 @@ fn pages_that_lie_are_errors() {
     ];
     for (lying, expected) in cases {
         let told = lying.read().expect_err(expected);
-        assert!(told.starts_with("DIR/rows.parquet is damaged or of another format: "), "{told}");
+        assert!(told.starts_with("DIR/rows.parquet is damaged or in another format: "), "{told}");
         assert!(told.contains(expected) && !told.contains('\n'), "{told}");
     }
 }

@@ -38,7 +38,7 @@ fn tokenizers_that_lie_are_errors() {
         fs::write(folder.join("tokenizer.json"), text).expect("it is written");
         TextModel::open(&folder)
     };
-    let damaged = "DIR/tokenizer.json is damaged or of another format: ";
+    let damaged = "DIR/tokenizer.json is damaged or in another format: ";
     for text in ["", "{}", "3", &"[".repeat(100_000), &"{\"model\":".repeat(100_000), "{\"version\": \"1.0\"}"] {
         assert!(told(open(text), &folder).starts_with(damaged), "{text:.20}");
     }
@@ -326,6 +326,6 @@ fn training_states_that_lie_are_errors() {
     checkpoint::load_newest(&folder, &mut own, &recipe).expect("it is whole");
     own.step().expect("it goes on from the beginning");
     for text in ["", "{}", "[", &"[".repeat(100_000)] {
-        assert!(told(load(text), &folder).contains("state.json is damaged or of another format: "), "{text:.20}");
+        assert!(told(load(text), &folder).contains("state.json is damaged or in another format: "), "{text:.20}");
     }
 }

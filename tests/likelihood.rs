@@ -197,7 +197,7 @@ fn the_command_prints_means_and_writes_a_row_for_each_line() {
         text,
         format!(
             "2 answers, {tokens} tokens, 16 masks each\nat most {:.4} +- {:.4} nats per answer\n\
-             at most {:.4} +- {:.4} nats per token\nperplexity at most {:.4} per token\nbounds lie in bounds.jsonl\n",
+             at most {:.4} +- {:.4} nats per token\nperplexity at most {:.4} per token\nbounds are in bounds.jsonl\n",
             nats / 2.0,
             error / 2.0,
             nats / tokens,

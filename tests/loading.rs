@@ -329,7 +329,7 @@ fn damaged_safetensors_are_errors() {
     ] {
         fs::write(folder.join("model.safetensors"), bytes).expect("the file is written");
         let message = error(&folder);
-        assert!(message.starts_with("DIR/model.safetensors is damaged or of another format: "), "{what}: {message}");
+        assert!(message.starts_with("DIR/model.safetensors is damaged or in another format: "), "{what}: {message}");
     }
 }
 

@@ -228,7 +228,7 @@ fn a_step_that_is_not_finite_on_one_rank_is_passed_over_by_all() {
         let folder = start(&format!("passed-over-{ranks}"), RECIPE);
         poisoned(&folder, 8, 6);
         let output = trained(ranks, &folder, &["train.on_non_finite=skip", accum]);
-        assert!(stderr(&output).contains("passed over step ") && stderr(&output).contains("example 6 (t 0."));
+        assert!(stderr(&output).contains("skipped step ") && stderr(&output).contains("example 6 (t 0."));
         folder
     };
     let one = run(1, "train.grad_accum_steps=2");

@@ -265,14 +265,14 @@ fn a_run_names_file_and_row_and_goes_on_without_them() {
     let told = String::from_utf8_lossy(&stopped.stderr).into_owned();
     assert_eq!(stopped.status.code(), Some(1), "{told}");
     assert!(told.contains("of its 4 examples example 6 (rows.jsonl:8, t 0."), "{told}");
-    assert!(told.contains("--resume --set train.on_non_finite=skip passes over such steps"), "{told}");
+    assert!(told.contains("--resume --set train.on_non_finite=skip skips such steps"), "{told}");
     let resumed = weft(&folder, &["--resume", "--set", "train.on_non_finite=skip"]);
     let (told, shown) = (String::from_utf8_lossy(&resumed.stderr), String::from_utf8_lossy(&resumed.stdout));
     assert!(resumed.status.success(), "{told}");
-    assert!(told.contains("passed over step ") && told.contains("example 6 (t 0."), "{told}");
+    assert!(told.contains("skipped step ") && told.contains("example 6 (t 0."), "{told}");
     assert!(shown.contains("; 2 of 4 steps skipped, not finite\n"), "{shown}");
     let report = fs::read_to_string(folder.join("run/report.html")).expect("there is a report");
-    assert!(report.contains("passed over") && report.contains("2 of 4 steps skipped"), "the report tells of them");
+    assert!(report.contains("Skipped steps") && report.contains("2 of 4 steps skipped"), "the report tells of them");
     let events = fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
     let tag = b"skipped_steps";
     assert_eq!(events.windows(tag.len()).filter(|bytes| bytes == tag).count(), 4, "one a step");

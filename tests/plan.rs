@@ -267,7 +267,7 @@ fn a_step_on_a_gpu_that_is_not_here_is_predicted_from_its_data_sheet() {
     let planned = json(&plan(&["--gpu", "l40s"]));
     assert_eq!(bytes(&planned["available_bytes"]), 45e9);
     for (args, words) in [
-        (&["--gpu", "h300"][..], "the known ones are a100-40gb"),
+        (&["--gpu", "h300"][..], "the known GPUs are a100-40gb"),
         (&["--gpu", "h200", "--device", "cpu"], "leave one out"),
     ] {
         let output = plan(args);

@@ -147,7 +147,7 @@ fn a_damaged_file_is_told_in_a_sentence() {
     let long = [b"{}\n{\"a\": \"".as_slice(), &vec![b'x'; MAX_LINE_BYTES]].concat();
     assert_eq!(error("rows.jsonl", long), line("the line is longer than 64 MiB, the most that is read; cut the row"));
 
-    let file = |reason: &str| format!("rows.json is damaged or of another format: {reason}; fetch or write it again");
+    let file = |reason: &str| format!("rows.json is damaged or in another format: {reason}; fetch or write it again");
     let shape = "not an array of rows or an object with one array";
     assert_eq!(error("rows.json", "3"), file(&format!("it holds a single value, {shape}")));
     assert_eq!(error("rows.json", "{\"a\": 1}"), file(&format!("it holds an object without an array, {shape}")));
@@ -176,7 +176,7 @@ fn a_damaged_file_is_told_in_a_sentence() {
 
 #[test]
 fn hostile_parquet_is_an_error_and_never_a_panic() {
-    assert!(error("rows.parquet", "").starts_with("rows.parquet is damaged or of another format: "));
+    assert!(error("rows.parquet", "").starts_with("rows.parquet is damaged or in another format: "));
     assert!(error("rows.parquet", "PAR1 and more bytes PAR1").starts_with("rows.parquet is damaged"));
     let gzip = read(&Source::at(&fixture("gzip.parquet"), "train")).expect_err("gzip isn't read");
     assert!(gzip.contains("gzip.parquet row 1: the parquet file can't be read here ("), "{gzip}");

@@ -156,7 +156,9 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
         let reason = match (passed, source.rows) {
             (0, None) => "no row; give a row per example".to_owned(),
             (0, Some(rows)) => format!("no row within {rows}; it has fewer, or the slice is empty"),
-            _ => format!("the checks of all its {passed} rows call no answer right; set the format to use others"),
+            _ => format!(
+                "the checks of all its {passed} rows mark no answer as correct; set its format to train on other answers"
+            ),
         };
         return Err(Error::Config { path, reason });
     }

@@ -145,7 +145,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let folder = &*from_hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
     if !path.exists() && folder.join("adapter/adapter_config.json").exists() {
-        let reason = format!("it is a run's folder; its adapter lies in {}", folder.join("adapter").display());
+        let reason = format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display());
         return Err(Error::Config { path: folder.to_owned(), reason });
     }
     let config: LoraConfig = serde_json::from_str(&read_text(&path)?)

@@ -112,7 +112,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
             vec![curve("standard deviation of r", "uncertainty_spread")],
         ),
         // There is no such curve if no step was skipped.
-        one("Steps passed over", "steps so far", vec![of_any("steps passed over", "skipped_steps")]),
+        one("Skipped steps", "steps so far", vec![of_any("skipped steps", "skipped_steps")]),
         one("Speed", "tokens per second", vec![curve("tokens per second", "tokens_per_second")]),
     ]
     .into_iter()
