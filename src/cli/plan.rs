@@ -183,7 +183,9 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     }
     line("together", plan.peak_bytes);
     match plan.available_bytes {
-        Some(available) if !matches!(time, Some(Time { on: On::Cpu, .. })) => line("15/16 of available memory", available),
+        Some(available) if !matches!(time, Some(Time { on: On::Cpu, .. })) => {
+            line("15/16 of available memory", available)
+        }
         Some(available) => line("available", available),
         None => say!("  this system doesn't report how much memory is available"),
     }
