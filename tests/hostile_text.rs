@@ -166,7 +166,7 @@ fn templates_without_end_are_ended() {
         format!("{{{{ '{{}}'.format([{text}] * 100000) }}}}"),
     ] {
         let error = render(&template).err().unwrap_or_else(|| panic!("{template} has an end")).to_string();
-        assert!(error.contains("chat_template.jinja: the chat template refuses the messages: "), "{template}: {error}");
+        assert!(error.contains("chat_template.jinja: the chat template rejects the messages: "), "{template}: {error}");
         assert!(!error.contains('\n') && error.len() < 1000, "{error}");
     }
 }
@@ -197,7 +197,7 @@ fn templates_that_compare_without_end_are_given_up() {
     let template = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
                     {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
     let error = render(template).expect_err("it has no end").to_string();
-    assert!(error.contains("the chat template refuses the messages: it takes more than 10 seconds"), "{error}");
+    assert!(error.contains("the chat template rejects the messages: it takes more than 10 seconds"), "{error}");
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn too_few_samples_and_empty_answers_are_refused() {
             .to_string()
     };
     assert_eq!(refused(example(&[1], &[2]), 1), "mc_samples 1 gives no standard error; give at least 2");
-    assert_eq!(refused(example(&[1], &[]), 8), "example 0 has an empty answer; give it a token");
+    assert_eq!(refused(example(&[1], &[]), 8), "example 0 has an empty answer; give it at least one token");
 }
 
 fn weft(folder: &Path, args: &[&str]) -> Output {

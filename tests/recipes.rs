@@ -241,7 +241,7 @@ fn sources_are_tables_whose_keys_are_checked() {
     );
     for part in [
         "the recipe names training rows in 2 ways; set data.train to a file or folder of rows, data.sources to several, ",
-        "data.train_rows is of data.train; give each of data.sources its rows",
+        "data.train_rows belongs to data.train; set the rows of each of data.sources instead",
         "unknown key data.sources[0].wieght; the nearest known one is data.sources[0].weight",
         "data.sources[0].weight = 0 lies outside (0, 1000]",
         "data.sources[1].path is missing; name a file or folder of rows",
@@ -251,9 +251,12 @@ fn sources_are_tables_whose_keys_are_checked() {
     }
     let wrong = error("[data]\ntrain = \"a.jsonl\"\nformat = \"s1\"\ntrain_rows = \"9:x\"\n");
     assert!(wrong.contains("data.format = \"s1\": the known values are messages, sharegpt"), "{wrong}");
-    assert!(wrong.contains("data.train_rows = \"9:x\": \"9:x\" names no rows; give a number of first rows"), "{wrong}");
+    assert!(
+        wrong.contains("data.train_rows = \"9:x\": \"9:x\" is not a range of rows; give the number of first rows"),
+        "{wrong}"
+    );
     let wrong = error("[data]\ngenerate = \"sudoku\"\nheld_out_rows = \"10%:\"\n");
-    assert!(wrong.contains("data.held_out_rows is a slice; rows to generate are a number"), "{wrong}");
+    assert!(wrong.contains("data.held_out_rows is a slice; give the number of rows to generate"), "{wrong}");
     let set = ["data.sources=[{ path = \"a.jsonl\" }]".to_owned()];
     assert_eq!(Recipe::parse("", Path::new("r.toml"), &set).expect("it is whole").data.training().len(), 1);
 }
