@@ -60,7 +60,7 @@ fn an_adapter_is_trained_merged_and_asked() {
         let again = weft(&folder, &["merge", "--model", ".", "--adapter", "run/adapter", "--out", "merged"]);
         assert_eq!(again.status.code(), Some(2));
         let error = String::from_utf8_lossy(&again.stderr).into_owned();
-        assert_eq!(error, "error: merged already holds something; name a new folder\n");
+        assert_eq!(error, "error: merged is not empty; name a new folder\n");
     }
 }
 

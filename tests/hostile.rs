@@ -176,12 +176,13 @@ fn shards_that_lie_are_errors() {
         (json!({ "weight_map": { "x": "" } }), "cannot read DIR/: "),
         (
             json!({ "weight_map": { "x": "b.safetensors" } }),
-            "DIR/model.safetensors.index.json is damaged or in another format: x isn't in b.safetensors, as it says; ",
+            "DIR/model.safetensors.index.json is damaged or in another format: x isn't in b.safetensors, \
+             although the index says so; ",
         ),
         (json!({ "weight_map": { name: "b.safetensors" } }), " in DIR: missing; "),
         (
             json!({ "weight_map": { name: "b.safetensors", other: "b.safetensors" } }),
-            "isn't in b.safetensors, as it says; ",
+            "isn't in b.safetensors, although the index says so; ",
         ),
         (
             json!({ "weight_map": { name: "b.safetensors", other: "a.safetensors" } }),
@@ -212,7 +213,7 @@ fn adapters_that_lie_are_errors() {
     let nested = format!("{}{}", "(".repeat(5000), ")".repeat(5000));
     let large = "(?:(?:x{1000}){1000}){1000}";
     for (field, value, expected) in [
-        ("r", json!(0), "DIR/adapter_config.json: r = 0 is no rank; give at least 1"),
+        ("r", json!(0), "DIR/adapter_config.json: r = 0 is not a valid rank; give at least 1"),
         ("r", json!(u64::MAX), "expected [18446744073709551615, 64], got [8, 64]"),
         ("r", json!(-1), "DIR/adapter_config.json is damaged or in another format: invalid value"),
         ("lora_alpha", json!(1e300), "lora_alpha = 1"),
@@ -227,8 +228,8 @@ fn adapters_that_lie_are_errors() {
         ("alpha_pattern", json!({ "q_proj": 0 }), "alpha_pattern = {\"q_proj\":0} is not supported"),
         ("target_modules", json!([]), "the targets [] (lora_targets, target_modules) name no layer of the model"),
         ("target_modules", json!([""]), "target_modules"),
-        ("target_modules", json!(nested), "is no regular expression that Weft can read"),
-        ("target_modules", json!(large), "is no regular expression that Weft can read"),
+        ("target_modules", json!(nested), "is not a regular expression that Weft can parse"),
+        ("target_modules", json!(large), "is not a regular expression that Weft can parse"),
         // The pattern that takes exponential time where patterns are tried by backtracking.
         ("target_modules", json!("(x+x+)+y|(a|a)*b|(.*)*q"), "name no layer of the model"),
         ("target_modules", json!({ "q_proj": true }), "DIR/adapter_config.json is damaged or in another format: "),

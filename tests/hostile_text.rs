@@ -301,7 +301,7 @@ fn training_states_that_lie_are_errors() {
     let mut resumed = load(&whole.to_string()).expect("it is whole");
     assert_eq!(resumed.step().expect("it goes on").loss, own.step().expect("it goes on").loss);
     let half = usize::MAX / 2 + 1;
-    let none = "are none of the run's";
+    let none = "don't belong to the run";
     for (field, value, expected) in [
         ("step", json!(9), "its step 9 lies past the run's last, 8"),
         ("step", json!(u64::MAX), "its step 18446744073709551615 lies past the run's last, 8"),

@@ -51,7 +51,8 @@ fn ranks_that_would_train_something_else_each_are_refused() {
         ]);
         let output = mpirun.args([program, "train", "recipe.toml", "--set", setting]).current_dir(&folder).output();
         let output = output.expect("it starts");
-        let line = format!("rank 0: error: rank 1 was started otherwise than rank 0: {told}; give every rank the same");
+        let line =
+            format!("rank 0: error: rank 1 was started differently from rank 0: {told}; give every rank the same");
         assert!(stderr(&output).contains(&line), "{}", stderr(&output));
         assert!(output.status.code() == Some(2) && !folder.join("run").exists(), "{}", stderr(&output));
     }

@@ -237,7 +237,7 @@ fn spikes_one_after_the_other_end_the_run() {
     trainer.model.params[head].weight.make_trainable().iter_mut().for_each(|x| *x *= 1024.0);
     let told = (0..MOST_IN_A_ROW).find_map(|_| trainer.step().err()).expect("the run ends").to_string();
     assert!(told.starts_with(&format!("step {}: the gradient norm ", LEAST as u64 + MOST_IN_A_ROW)), "{told}");
-    assert!(told.ends_with("raise train.spike_factor and add --resume, or start anew with a lower train.lr"), "{told}");
+    assert!(told.ends_with("raise train.spike_factor and add --resume, or start over with a lower train.lr"), "{told}");
 }
 
 fn weft(folder: &Path, arguments: &[&str]) -> Output {

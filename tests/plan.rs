@@ -162,7 +162,11 @@ fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
     assert!(output.status.success(), "{}", stderr(&output));
 
     let output = weft(&folder, &["plan", "recipe.toml", "--memory-gb", "0.001"]);
-    assert!(stderr(&output).contains("nor fewer samples make it fit; take a smaller model"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("and fewer samples don't make it fit; take a smaller model"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn settings_without_effect_are_told() {
     }
     assert_eq!(
         warnings(&["objective.kind=cart", "objective.transform=identity", "objective.geo_p=0.3"]),
-        ["objective.transform has no effect: objective.kind is cart, which asks for no entropy"]
+        ["objective.transform has no effect: objective.kind is cart, which uses no entropies"]
     );
     assert_eq!(
         warnings(&["objective.kind=token_weight", "objective.weighting=elbo", "objective.geo_p=0.3"]),

@@ -105,7 +105,7 @@ fn a_run_that_never_began_is_not_begun_by_mistake() {
         fs::remove_dir_all(folder.join("run").join(left)).expect("it was there");
     }
     let other = weft(&folder, &["train", "recipe.toml", "--resume", "--set", "train.lr=1e-4"]);
-    assert!(stderr(&other).contains("train.lr was 0.001 and is 0.0001; undo that or start anew"), "{}", stderr(&other));
+    assert!(stderr(&other).contains("train.lr was 0.001 and is 0.0001; undo that or start over"), "{}", stderr(&other));
     let told = stderr(&train(&folder, &["--resume"]));
     assert!(told.contains("run has no checkpoint to resume from; the run begins at step 0\n"), "{told}");
     assert!(folder.join("run/adapter/adapter_model.safetensors").exists());

@@ -61,7 +61,7 @@ fn a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_to_the_same_bits() {
         // Nobody else goes on with it meanwhile.
         let other = weft(&folder, &["--resume"]).output().expect("weft starts");
         assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
-        let told = "error: another run is at work in run; wait for its end, or set train.output to another folder\n";
+        let told = "error: another run is using run; wait until it ends, or set train.output to another folder\n";
         assert!(stderr(&other).ends_with(told), "{}", stderr(&other));
         send(signal, &child);
         let output = child.wait_with_output().expect("the run ends");

@@ -74,7 +74,7 @@ pub fn lock(output: &Path) -> Result<File> {
     let file = File::create(&path).map_err(|source| Error::Write { path, source })?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
-            "another run is at work in {}; wait for its end, or set train.output to another folder",
+            "another run is using {}; wait until it ends, or set train.output to another folder",
             output.display()
         ))),
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),

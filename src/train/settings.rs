@@ -116,8 +116,8 @@ impl TrainTable {
         });
         let empty = self.output.as_os_str().is_empty();
         let output = empty.then(|| "train.output is empty; name a folder, or leave it out".to_owned());
-        let none =
-            (self.max_steps == Some(0)).then(|| "train.max_steps = 0 trains nothing; leave it out for all".to_owned());
+        let none = (self.max_steps == Some(0))
+            .then(|| "train.max_steps = 0 trains nothing; leave it out to train all epochs".to_owned());
         output
             .into_iter()
             .chain(none)
