@@ -197,7 +197,7 @@ fn values_without_sense_are_refused() {
     assert!(error("objective.kind=dream").contains("the known values are gift, weft, sft, cart, token_weight"));
     assert!(error("model.trainable=all").contains("the known values are lora, full"));
     assert!(error("model.save_dtype=f16").contains("the known values are f32, bf16"));
-    assert!(error("model.lora_rank=0").contains("is no rank"));
+    assert!(error("model.lora_rank=0").contains("is not a valid rank"));
     let wrong = error("train.on_non_finite=ignore");
     assert!(wrong.contains("stop") && wrong.contains("skip"), "{wrong}");
     for factor in ["1", "0.5", "-2"] {
