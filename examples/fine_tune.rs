@@ -55,6 +55,6 @@ fn main() -> Result<()> {
     println!("after: {:?}", ask(&trainer.model)?);
     let folder = std::env::temp_dir().join("weft-example-adapter");
     lora::save(&folder, &trainer.model, &config, "tiny-base")?;
-    println!("the adapter lies in {}", folder.display());
+    println!("the adapter is in {}", folder.display());
     Ok(())
 }

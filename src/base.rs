@@ -175,10 +175,10 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
         true => return Ok(path),
         false if path.is_file() => "it is a file; give a checkpoint's folder".to_owned(),
         false if has("checkpoint/config.json") => {
-            format!("it is a run's folder; its checkpoint lies in {}", path.join("checkpoint").display())
+            format!("it is a run's folder; its checkpoint is in {}", path.join("checkpoint").display())
         }
         false if has("adapter_config.json") => {
-            "it is an adapter; give its base as the model, and it by --adapter".to_owned()
+            "it is an adapter; give its base as the model and the adapter as --adapter".to_owned()
         }
         false => return Ok(path),
     };

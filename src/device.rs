@@ -42,7 +42,7 @@ impl Name {
             "cuda" => Some(Self::Cuda(None)),
             _ => name.strip_prefix("cuda:").and_then(number),
         };
-        read.ok_or_else(|| Error::Usage(format!("--device {name}: the known ones are cpu, cuda, cuda:N and auto")))
+        read.ok_or_else(|| Error::Usage(format!("--device {name}: the known devices are cpu, cuda, cuda:N and auto")))
     }
 
     /// The device that the environment names, or `auto`.
@@ -54,7 +54,7 @@ impl Name {
             name if name.is_empty() => Ok(Self::Auto),
             name => Self::parse(&name).map_err(|_| {
                 Error::Usage(format!(
-                    "the environment's {VARIABLE} is {name}: the known ones are cpu, cuda, cuda:N and auto"
+                    "the environment variable {VARIABLE} is {name}: the known devices are cpu, cuda, cuda:N and auto"
                 ))
             }),
         }

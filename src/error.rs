@@ -19,7 +19,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file whose contents aren't what its name says.
-    #[error("{} is damaged or of another format: {reason}; fetch or write it again", path.display())]
+    #[error("{} is damaged or in another format: {reason}; fetch or write it again", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum Error {
         reason: String,
     },
     /// A run that stopped because it was asked to.
-    #[error("stopped at step {step}, which is saved in {}; add --resume to go on", output.display())]
+    #[error("stopped at step {step}, which is saved in {}; add --resume to continue", output.display())]
     Stopped {
         /// The last step that was finished.
         step: u64,
@@ -104,7 +104,7 @@ pub enum Error {
     Run(String),
     /// A step with numbers that aren't finite.
     #[error(
-        "{0}; the last checkpoint is as it was: --resume --set train.on_non_finite=skip passes over such steps, a lower \
+        "{0}; the last checkpoint is unchanged: --resume --set train.on_non_finite=skip skips such steps, a lower \
          train.lr or an objective.rate_floor above 0 avoids them in a new run"
     )]
     NonFinite(Box<Diagnosis>),

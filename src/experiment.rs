@@ -98,7 +98,7 @@ impl Experiment {
         match (1..all.len()).find_map(differing) {
             None => Ok(()),
             Some((rank, what)) => Err(Error::Usage(format!(
-                "rank {rank} was started otherwise than rank 0: {what}; give every rank the same recipe and rows"
+                "rank {rank} was started differently from rank 0: {what}; give every rank the same recipe and rows"
             ))),
         }
     }

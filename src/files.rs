@@ -41,8 +41,9 @@ pub fn read_small(path: &Path) -> Result<Vec<u8>> {
     file.take(MAX_SMALL_BYTES + 1).read_to_end(&mut bytes).map_err(read_error)?;
     match bytes.len() as u64 > MAX_SMALL_BYTES {
         true => {
-            let reason =
-                format!("it has more than the {MAX_SMALL_BYTES} bytes that are read of such a file; shorten it");
+            let reason = format!(
+                "it has more than {MAX_SMALL_BYTES} bytes, the most that Weft reads of such a file; shorten it"
+            );
             Err(Error::Config { path: path.to_owned(), reason })
         }
         false => Ok(bytes),

@@ -141,7 +141,7 @@ pub fn be_quiet() {
 
 #[cfg(not(feature = "hub"))]
 fn fetch(id: &Id, _: Needs) -> Result<PathBuf> {
-    let reason = "there is no such file or folder, and this build has no hub; pass a folder or build with \
+    let reason = "there is no such file or folder, and this build has no hub support; pass a folder or build with \
                   --features hub";
     Err(id.error(reason.to_owned()))
 }
@@ -203,7 +203,9 @@ impl Id {
         };
         let refuse = || {
             let kind = kind.name();
-            Error::Usage(format!("{given} is no id of a {kind}: write {form}, then @REVISION and /FOLDER where needed"))
+            Error::Usage(format!(
+                "{given} is not the id of a {kind}: write {form}, then @REVISION and /FOLDER where needed"
+            ))
         };
         let dataset = explicit.strip_prefix(DATASETS);
         let rest = match kind {

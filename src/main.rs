@@ -37,9 +37,7 @@ fn main() -> ExitCode {
             Ok(failure) => ExitCode::from(session.fail(&format!("error: {}", failure.0), 1)),
             Err(panic) if session.ranks.size() == 1 => resume_unwind(panic),
             // The other ranks wait for this one, so it can't end without telling them.
-            Err(panic) => {
-                ExitCode::from(session.fail(&format!("error: a mistake of the program: {}", text_of(&*panic)), 101))
-            }
+            Err(panic) => ExitCode::from(session.fail(&format!("error: a bug in Weft: {}", text_of(&*panic)), 101)),
         },
     }
 }

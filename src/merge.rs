@@ -23,7 +23,7 @@ pub fn check_out(out: &Path) -> Result<()> {
     };
     match is_free {
         true => Ok(()),
-        false => Err(Error::Usage(format!("{} already holds something; name a new folder", out.display()))),
+        false => Err(Error::Usage(format!("{} is not empty; name a new folder", out.display()))),
     }
 }
 

@@ -120,7 +120,9 @@ impl SamplingCase {
                 remasking: Some(remasking),
                 ..Sampling::default()
             },
-            Self::Dream { eps, .. } if eps != T_END => return Err(format!("eps is {eps}, only {T_END} compares")),
+            Self::Dream { eps, .. } if eps != T_END => {
+                return Err(format!("eps is {eps}; only {T_END} can be compared"));
+            }
             Self::Dream { max_length, steps, temperature, alg, alg_temp, .. } => Sampling {
                 gen_length: max_length.saturating_sub(prompt_length),
                 diffusion_steps: steps,
@@ -131,7 +133,7 @@ impl SamplingCase {
             },
         };
         match sampling.temperature > 0.0 || sampling.alg_temp > 0.0 || sampling.remasking == Some(Remasking::Origin) {
-            true => Err("its tokens are drawn; only greedy cases compare".to_owned()),
+            true => Err("its tokens are drawn; only greedy cases can be compared".to_owned()),
             false => Ok(sampling),
         }
     }

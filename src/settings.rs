@@ -54,13 +54,13 @@ pub(crate) const SYNONYMS: [(&str, &str); 38] = [
 
 /// Settings of other programs that have no counterpart, and why.
 const WITHOUT_TWIN: [(&str, &str); 9] = [
-    ("fp16", "matmuls are of f32 or bf16 factors (model.precision)"),
+    ("fp16", "matmul operands are f32 or bf16 (model.precision)"),
     ("optim", "the optimizer is AdamW"),
     ("optimizer", "the optimizer is AdamW"),
     ("report_to", "metrics.jsonl, TensorBoard events and report.html are always written"),
     ("logging_steps", "every step is logged"),
     ("save_total_limit", "the newest two checkpoints are kept"),
-    ("deepspeed", "nothing of it is needed on CPUs"),
+    ("deepspeed", "none of it is needed on CPUs"),
     ("load_in_4bit", "bases are f32 or bf16 as they are stored"),
     ("load_in_8bit", "bases are f32 or bf16 as they are stored"),
 ];
@@ -78,7 +78,7 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
     let refuse = |problems| Error::Recipe { path: path.to_owned(), problems };
     let mut given: toml::Table = toml::from_str(text).map_err(|e| {
         let line = text[..e.span().map_or(0, |s| s.start).min(text.len())].lines().count().max(1);
-        let hint = if e.message().contains("invalid") { " (a text stands in quotes)" } else { "" };
+        let hint = if e.message().contains("invalid") { " (strings need quotes)" } else { "" };
         refuse(vec![format!("line {line} is not TOML: {}{hint}", e.message().replace('\n', " "))])
     })?;
     // serde_json writes `None` as null, so the default contains every key.
@@ -89,7 +89,7 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
     for (table, keys) in given {
         let Some(Value::Object(known_keys)) = known.get(&table) else {
             problems.push(match own_place(&table, &known) {
-                Some(place) if !keys.is_table() => format!("{table} stands in no table; set {place}"),
+                Some(place) if !keys.is_table() => format!("{table} is outside of every table; set {place}"),
                 _ => unknown("table", &table, "", known.keys()),
             });
             continue;
@@ -136,13 +136,13 @@ fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> 
 pub(crate) fn in_plain_words(error: &str) -> String {
     if let Some((_, known)) = error.split_once("unknown variant").and_then(|(_, rest)| rest.split_once("expected ")) {
         let known = known.trim_start_matches("one of ").replace('`', "").replace(" or ", ", ");
-        return format!("the known ones are {known}");
+        return format!("the known values are {known}");
     }
     let wanted = match error.rsplit_once("expected ") {
         Some((_, "f64" | "f32")) => "a number",
         Some((_, "u64" | "usize")) => "a whole number, 0 or above",
         Some((_, "a boolean")) => "true or false",
-        Some((_, "a string" | "path string")) => "a text in quotes",
+        Some((_, "a string" | "path string")) => "a string in quotes",
         Some((_, "a sequence")) => "a list in [ ]",
         Some((_, other)) if other.starts_with("string or") || other.contains("enum") => "one of its names, in quotes",
         _ => return error.to_owned(),

@@ -209,7 +209,7 @@ fn a_row_that_is_no_problem_is_told_with_its_line() {
         (
             Task::Gsm8k,
             "{\"question\": \"a\", \"answer\": \"#### inf\"}",
-            "the answer ends in \"#### inf\", which is no number; write it as #### 18",
+            "the answer ends in \"#### inf\", which is not a number; write it as #### 18",
         ),
         (Task::Math500, "{\"problem\": \"a\"}", "the text \"answer\" is missing; a row is {\"problem\""),
         (Task::Math500, "[1]", "not a JSON object; write one object per line"),

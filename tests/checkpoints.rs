@@ -170,7 +170,7 @@ fn a_full_run_ends_with_a_checkpoint_that_answers() {
     let (out, err) = weft(&["train", "recipe.toml"]);
     assert!(out.contains("million parameters, all trained)"), "{out}");
     assert!(out.contains("objective  token_weight, loss divided by the batch's masked tokens"), "{out}");
-    assert!(out.contains("the checkpoint lies in run/checkpoint"), "{out}");
+    assert!(out.contains("the checkpoint is in run/checkpoint"), "{out}");
     assert!(
         err.contains("warning: model.lora_rank has no effect: model.trainable is full, without an adapter"),
         "{err}"

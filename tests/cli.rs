@@ -93,7 +93,7 @@ fn a_recipes_problems_are_told_at_once_with_the_nearest_key() {
         "unknown key model.lora_rnak; the nearest known one is model.lora_rank",
         "train.epochs = 0; give at least 1",
         "train.lr = -1 is not a positive number",
-        "objective.transform = \"square\": the known ones are sqrt, identity, cbrt, log1p",
+        "objective.transform = \"square\": the known values are sqrt, identity, cbrt, log1p",
     ] {
         assert!(error.contains(part), "{error}\nlacks {part}");
     }
@@ -133,7 +133,7 @@ fn bad_input_is_one_sentence_with_its_place() {
     assert!(train(&["model.path=qwen"]).contains("model_type \"qwen2\" is not supported"));
     assert_eq!(
         refused(&folder, &["bench", "--objective", "sft,dream"]),
-        "error: --objective dream: the known ones are weft, sft, cart, token_weight"
+        "error: --objective dream: the known objectives are weft, sft, cart, token_weight"
     );
     assert!(refused(&folder, &["train", "recipe.toml", "--device", "cuda"]).contains("use --device cpu"));
     assert!(

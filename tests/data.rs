@@ -102,9 +102,9 @@ fn a_list_of_templates_needs_a_default() {
     let rendered = open(both).expect("there is a default").render(&[], false).expect("the template renders");
     assert_eq!(rendered.as_deref(), Some("False"), "jinja2 prints so, and an absent token is undefined");
     let error = open(r#"[{"name": "tool", "template": "t"}]"#).err().expect("no default").to_string();
-    assert!(error.ends_with("chat_template is neither a text nor a list with a template named default"), "{error}");
+    assert!(error.ends_with("chat_template is neither a string nor a list with a template named default"), "{error}");
     let error = open("\"{% if %}\"").err().expect("no template").to_string();
-    assert!(error.contains("tokenizer_config.json is damaged or of another format: the chat template"), "{error}");
+    assert!(error.contains("tokenizer_config.json is damaged or in another format: the chat template"), "{error}");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn templates_render_as_jinja2_renders_them() {
 fn a_template_that_refuses_or_never_ends_is_an_error() {
     let refuses = with_template("refuses", "{{ raise_exception('roles must alternate') }}");
     let message = refuses.render(&[turn("user", "a")], true).expect_err("the template raises").to_string();
-    assert!(message.ends_with("the chat template refuses the messages: roles must alternate"), "{message}");
+    assert!(message.ends_with("the chat template rejects the messages: roles must alternate"), "{message}");
     let endless =
         with_template("endless", "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}");
     endless.render(&[turn("user", "a")], true).expect_err("the fuel ends");
@@ -176,7 +176,7 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
             r#"{"prompt": "a"}"#,
             "rows.jsonl:2: the key \"response\" is missing; a row needs \"prompt\" and \"response\"",
         ),
-        ("kind", r#"{"question": "a", "answer": 3}"#, "rows.jsonl:2: answer is 3, not a text"),
+        ("kind", r#"{"question": "a", "answer": 3}"#, "rows.jsonl:2: answer is 3, not a string"),
         (
             "empty",
             r#"{"prompt": "a", "response": " "}"#,
@@ -185,18 +185,19 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
         (
             "end",
             r#"{"prompt": "a", "response": "b <|eot_id|> c"}"#,
-            "rows.jsonl:2: the answer holds an end token before its end; take it out",
+            "rows.jsonl:2: the answer contains an end token before its end; remove it",
         ),
         (
             "mask",
             r#"{"prompt": "a <|mdm_mask|>", "response": "b"}"#,
-            "rows.jsonl:2: the text holds the model's mask token; take it out",
+            "rows.jsonl:2: the text contains the model's mask token; remove it",
         ),
         (
             "form",
             r#"{"text": "a"}"#,
-            "rows.jsonl:2: the keys [\"text\"] are no known form; give messages, conversations, prompt and response (or completion), question \
-             and answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1",
+            "rows.jsonl:2: the keys [\"text\"] match no known format; give messages, conversations, prompt and response \
+             (or completion), question and answer, problem and solution, instruction and output, or the \
+             columns of s1k, s1k-1.1 or open-r1",
         ),
         (
             "last",
@@ -211,11 +212,14 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
     ] {
         assert_eq!(load_text(name, &format!("{good}\n{row}\n"), 100).expect_err(name), expected);
     }
-    assert_eq!(load_text("no-row", "\n\n", 100).expect_err("no row"), "rows.jsonl: no row; give a row per example");
+    assert_eq!(
+        load_text("no-row", "\n\n", 100).expect_err("no row"),
+        "rows.jsonl: it has no rows; give a row per example"
+    );
     let path = folder("utf8").join("rows.jsonl");
     std::fs::write(&path, b"{\"prompt\": \"\xff\"}").expect("the rows are written");
     let error = read(&path, &text_model("utf8"), 100).expect_err("no UTF-8").to_string();
-    assert!(error.ends_with("rows.jsonl:1: byte 13 is no UTF-8; convert the file to UTF-8"), "{error}");
+    assert!(error.ends_with("rows.jsonl:1: byte 13 is not UTF-8; convert the file to UTF-8"), "{error}");
     let error = read(Path::new("absent.jsonl"), &text_model("absent"), 100).expect_err("no file").to_string();
     assert!(error.starts_with("cannot read absent.jsonl: "), "{error}");
 }

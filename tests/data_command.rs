@@ -129,7 +129,7 @@ fn what_is_hardly_meant_is_remarked() {
         let shown = weft(&folder, &[&["data", "recipe.toml", "--json"][..], &settings].concat());
         serde_json::from_str(&shown).expect("one object")
     };
-    let shared = "2 held-out examples are trained on too; the held-out loss says little of them";
+    let shared = "2 held-out examples are trained on too; the held-out loss says little about them";
     assert_eq!(json(&[])["remarks"], serde_json::json!([shared]));
     let apart = ["data.sources=[{path=\"a.jsonl\",rows=\"2:\"}]", "data.held_out_rows=2"];
     assert_eq!(json(&apart)["remarks"], serde_json::json!([]));
@@ -140,7 +140,7 @@ fn what_is_hardly_meant_is_remarked() {
         "data.held_out_rows=100",
     ];
     let few = json(&few);
-    assert_eq!(few["remarks"], serde_json::json!(["data.held_out_rows = 100, and there are 1 rows"]));
+    assert_eq!(few["remarks"], serde_json::json!(["data.held_out_rows = 100, but there are only 1 rows"]));
     let cut = json(&[apart[0], apart[1], "data.max_seq_len=25"]);
     let remark =
         "6 of 6 answers are cut and have no end token; a model that is trained on them doesn't stop (data.max_seq_len)";

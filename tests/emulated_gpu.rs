@@ -290,7 +290,7 @@ fn what_is_missing_is_told_in_a_sentence() {
         (&[("LD_LIBRARY_PATH", &driver)], "cuda", &["libcuda.so.1", &driver, "--device cpu"]),
         (&[("LD_LIBRARY_PATH", &nvrtc)], "cuda", &["libnvrtc.so.13", "pip install nvidia-cuda-nvrtc", &nvrtc]),
         (&[("LD_LIBRARY_PATH", &blas)], "cuda", &["libcublasLt.so.13", "pip install nvidia-cublas", &blas]),
-        (&[("EMULATED_CUDA_DEVICES", "0")], "cuda", &["no GPU computes here", "--device cpu"]),
+        (&[("EMULATED_CUDA_DEVICES", "0")], "cuda", &["no GPU can be used here", "--device cpu"]),
         (&[], "cuda:3", &["--device cuda:3: this machine has 1 GPU"]),
         (&[("EMULATED_CUDA_CAPABILITY", "7.5")], "cuda", &["compute capability 7.5", "8.0"]),
         (&[], "gpu", &["--device gpu", "cpu, cuda, cuda:N and auto"]),

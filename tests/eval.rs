@@ -63,11 +63,11 @@ fn every_form_of_generations_scores_the_same() {
                     {\"extracted\":null,\"correct\":0,\"total\":1}\n{\"extracted\":-10.0,\"correct\":0,\"total\":1}\n";
     for file in ["rows.jsonl", "crlf.jsonl", "pretty.json", "compact.json"] {
         let text = printed(&folder, &["score", "--task", "gsm8k", file, "--out", "scores.jsonl"]);
-        assert_eq!(text, "gsm8k on 4 generations: 25.0 % +- 25.0 (1 of 4)\nscores lie in scores.jsonl\n", "{file}");
+        assert_eq!(text, "gsm8k on 4 generations: 25.0 % +- 25.0 (1 of 4)\nscores are in scores.jsonl\n", "{file}");
         assert_eq!(fs::read_to_string(folder.join("scores.jsonl")).expect("the scores lie there"), expected, "{file}");
         assert_eq!(
             printed(&folder, &["score", "--task", "gsm8k", file]),
-            text.replace("scores lie in scores.jsonl\n", "")
+            text.replace("scores are in scores.jsonl\n", "")
         );
     }
 }
@@ -89,7 +89,7 @@ fn a_row_that_is_no_generation_is_told_with_file_and_line() {
             "the key \"generation\" is missing; a row needs question, ",
         ),
         ("gsm8k", "{\"question\": \"\", \"generation\": \"\"}", "the key \"ground_truth\" is missing; a row needs "),
-        ("gsm8k", "{\"question\": \"\", \"generation\": 5, \"ground_truth\": 1}", "generation is 5, not a text"),
+        ("gsm8k", "{\"question\": \"\", \"generation\": 5, \"ground_truth\": 1}", "generation is 5, not a string"),
         (
             "gsm8k",
             "{\"question\": \"\", \"generation\": \"\", \"ground_truth\": \"18\"}",
@@ -120,7 +120,7 @@ fn a_row_that_is_no_generation_is_told_with_file_and_line() {
     }
     let row = "{\"question\": \"0000000000000000\", \"generation\": \"\", \"ground_truth\": \"12\"}";
     write(&folder, "rows.jsonl", row);
-    assert!(score("sudoku", "rows.jsonl").ends_with(":1: ground_truth is \"12\"; sudoku's is a text of 16 digits"));
+    assert!(score("sudoku", "rows.jsonl").ends_with(":1: ground_truth is \"12\"; sudoku's is a string of 16 digits"));
     assert!(!folder.join("scores.jsonl").exists(), "nothing is written for a file that is refused");
 }
 
@@ -131,17 +131,17 @@ fn a_file_that_is_none_is_told() {
     write(&folder, "cut.json", "{\n\"generations\": [\n{\"question\": \"a\",\n");
     assert!(score("cut.json").starts_with("error: cut.json:4: not JSON with a list of generations (EOF "));
     write(&folder, "entry.json", "{\n\"generations\": [\n5]}");
-    assert!(score("entry.json").starts_with("error: entry.json:3: an entry of generations is no JSON object ("));
+    assert!(score("entry.json").starts_with("error: entry.json:3: an entry of generations is not a JSON object ("));
     write(&folder, "latin.json", b"{\"generations\": [\n\"\xe9\"]}");
-    let latin = "error: latin.json:2: byte 20 of the file is no UTF-8; convert the file to UTF-8";
+    let latin = "error: latin.json:2: byte 20 of the file is not UTF-8; convert the file to UTF-8";
     assert_eq!(score("latin.json"), latin);
     let mut lines = row("generation", "", json!(1)).to_string().into_bytes();
     lines.extend(b"\n{\"\xe9\": 1}\n");
     write(&folder, "latin.jsonl", lines);
-    assert_eq!(score("latin.jsonl"), "error: latin.jsonl:2: byte 3 is no UTF-8; convert the file to UTF-8");
+    assert_eq!(score("latin.jsonl"), "error: latin.jsonl:2: byte 3 is not UTF-8; convert the file to UTF-8");
     for (file, text) in [("none.json", "{\"generations\": []}"), ("none.jsonl", "\n")] {
         write(&folder, file, text);
-        let reason = "no generation; give a row each, or d1's {\"generations\": [...]}";
+        let reason = "there are no generations; give one per row, or d1's {\"generations\": [...]}";
         assert_eq!(score(file), format!("error: {file}:1: {reason}"));
     }
     assert!(score("absent.json").starts_with("error: cannot read absent.json: No such file"));
@@ -202,6 +202,6 @@ fn a_recipe_scores_base_and_adapter_on_gsm8k() {
         assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generations: "));
     }
     let error = refused(&folder, &["train", "recipe.toml", "--set", "data.generate=gsm8k"]);
-    let reason = "data.generate = \"gsm8k\": the known ones are sudoku, countdown, countdown_in_order";
+    let reason = "data.generate = \"gsm8k\": the known values are sudoku, countdown, countdown_in_order";
     assert!(error.contains(reason), "{error}");
 }

@@ -60,7 +60,7 @@ fn an_adapter_is_trained_merged_and_asked() {
         let again = weft(&folder, &["merge", "--model", ".", "--adapter", "run/adapter", "--out", "merged"]);
         assert_eq!(again.status.code(), Some(2));
         let error = String::from_utf8_lossy(&again.stderr).into_owned();
-        assert_eq!(error, "error: merged already holds something; name a new folder\n");
+        assert_eq!(error, "error: merged is not empty; name a new folder\n");
     }
 }
 
@@ -150,6 +150,6 @@ fn a_samplers_settings_reach_it_and_idle_ones_are_told() {
     assert!(llada.status.success());
     let none = ask(&["--remasking", "maskgit"]);
     assert_eq!(none.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&none.stderr).contains("the known ones are low_confidence, random, origin"));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("the known values are low_confidence, random, origin"));
     assert_eq!(ask(&["--top-p", "1.5"]).status.code(), Some(2));
 }

@@ -190,7 +190,7 @@ fn what_has_no_blocks_or_no_confidence_is_refused() {
     let own = Sampling { remasking: None, ..block_loop(8, 4, 8) };
     assert_eq!(
         message(Sampling { confidence_threshold: Some(0.9), ..own.clone() }),
-        "confidence_threshold 0.9 needs blocks, which remasking entropy has none of; set remasking low_confidence, \
+        "confidence_threshold 0.9 needs blocks, and remasking entropy has none; set remasking low_confidence, \
          which denoises Dream's checkpoints block by block too"
     );
     assert!(message(Sampling { cache: Caching::Dual, ..own }).starts_with("cache dual needs blocks"));

@@ -132,7 +132,7 @@ fn a_checkpoint_with_any_byte_changed_is_told_of_and_passed_over() {
             // A changed checksum speaks against its file.
             let begins = "warning: run/checkpoints/step-00000006/";
             assert!(output.status.success() && told.starts_with(begins), "{told}");
-            assert!(told.contains(" is damaged or of another format: its bytes are others than those that"), "{told}");
+            assert!(told.contains(" is damaged or in another format: its bytes don't match"), "{told}");
             assert!(told.ends_with("trying the checkpoint before it\n"), "{told}");
             assert_eq!(fs::read(folder.join(PRODUCT)).expect("there is an adapter"), matmul);
         });

@@ -60,7 +60,7 @@ fn chats() {
     refused(
         &json!({ "messages": [{ "role": "user", "content": null }] }),
         None,
-        "messages[0].content is null, not a text",
+        "messages[0].content is null, not a string",
     );
     refused(&json!({ "messages": "Hi" }), None, "messages is \"Hi\", not a list of {\"role\", \"content\"}");
     refused(&json!({ "messages": [] }), None, "messages is empty; the last turn must be the assistant's");
@@ -119,7 +119,7 @@ fn pairs() {
         Some("gsm8k"),
         "the key \"question\" is missing; a row needs \"question\" and \"answer\"",
     );
-    refused(&json!({ "prompt": ["a"], "response": "b" }), None, "prompt is [\"a\"], not a text");
+    refused(&json!({ "prompt": ["a"], "response": "b" }), None, "prompt is [\"a\"], not a string");
     refused(
         &json!({ "prompt": "a", "response": " \n" }),
         None,
@@ -179,7 +179,7 @@ fn open_r1_takes_the_first_answer_that_a_check_calls_right() {
         { "role": "assistant", "content": "<think>\nFour.\n</think>\n4" }] });
     becomes(&thoughts, None, &[("system", "S"), ("user", "2 + 2?")], "<think>\nFour.\n</think>\n4");
     becomes(&thoughts, Some("open-r1"), &[("system", "S"), ask[0]], "<reasoning>Four.</reasoning>\n<answer>4</answer>");
-    refused(&json!({ "problem": "a", "generations": "b" }), None, "generations is no list of texts");
+    refused(&json!({ "problem": "a", "generations": "b" }), None, "generations is not a list of strings");
     refused(
         &json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }] }),
         Some("open-r1"),

@@ -144,7 +144,7 @@ fn headers_that_lie_are_errors() {
         for (what, bytes) in &cases {
             fs::write(folder.join("model.safetensors"), bytes).expect("it is written");
             let told = told(family::load(&folder), &folder);
-            assert!(told.starts_with("DIR/model.safetensors is damaged or of another format: "), "{what}: {told}");
+            assert!(told.starts_with("DIR/model.safetensors is damaged or in another format: "), "{what}: {told}");
         }
         // A whole file of other tensors.
         for (header, bytes) in [("{}".to_owned(), 0), (one("F32", "[0, 9223372036854775807]", 0, 0), 0)] {
@@ -176,20 +176,21 @@ fn shards_that_lie_are_errors() {
         (json!({ "weight_map": { "x": "" } }), "cannot read DIR/: "),
         (
             json!({ "weight_map": { "x": "b.safetensors" } }),
-            "DIR/model.safetensors.index.json is damaged or of another format: x isn't in b.safetensors, as it says; ",
+            "DIR/model.safetensors.index.json is damaged or in another format: x isn't in b.safetensors, \
+             although the index says so; ",
         ),
         (json!({ "weight_map": { name: "b.safetensors" } }), " in DIR: missing; "),
         (
             json!({ "weight_map": { name: "b.safetensors", other: "b.safetensors" } }),
-            "isn't in b.safetensors, as it says; ",
+            "isn't in b.safetensors, although the index says so; ",
         ),
         (
             json!({ "weight_map": { name: "b.safetensors", other: "a.safetensors" } }),
-            "DIR/b.safetensors is damaged or of another format: ",
+            "DIR/b.safetensors is damaged or in another format: ",
         ),
-        (json!({ "weight_map": [] }), "DIR/model.safetensors.index.json is damaged or of another format: "),
-        (json!({ "weight_map": { "x": 3 } }), "DIR/model.safetensors.index.json is damaged or of another format: "),
-        (json!({}), "DIR/model.safetensors.index.json is damaged or of another format: "),
+        (json!({ "weight_map": [] }), "DIR/model.safetensors.index.json is damaged or in another format: "),
+        (json!({ "weight_map": { "x": 3 } }), "DIR/model.safetensors.index.json is damaged or in another format: "),
+        (json!({}), "DIR/model.safetensors.index.json is damaged or in another format: "),
     ] {
         index(map);
         let told = told(family::load(&folder), &folder);
@@ -212,9 +213,9 @@ fn adapters_that_lie_are_errors() {
     let nested = format!("{}{}", "(".repeat(5000), ")".repeat(5000));
     let large = "(?:(?:x{1000}){1000}){1000}";
     for (field, value, expected) in [
-        ("r", json!(0), "DIR/adapter_config.json: r = 0 is no rank; give at least 1"),
+        ("r", json!(0), "DIR/adapter_config.json: r = 0 is not a valid rank; give at least 1"),
         ("r", json!(u64::MAX), "expected [18446744073709551615, 64], got [8, 64]"),
-        ("r", json!(-1), "DIR/adapter_config.json is damaged or of another format: invalid value"),
+        ("r", json!(-1), "DIR/adapter_config.json is damaged or in another format: invalid value"),
         ("lora_alpha", json!(1e300), "lora_alpha = 1"),
         ("lora_alpha", json!("x"), "invalid type: string"),
         ("lora_dropout", json!(1.0), "lora_dropout = 1 lies outside [0, 1)"),
@@ -227,11 +228,11 @@ fn adapters_that_lie_are_errors() {
         ("alpha_pattern", json!({ "q_proj": 0 }), "alpha_pattern = {\"q_proj\":0} is not supported"),
         ("target_modules", json!([]), "the targets [] (lora_targets, target_modules) name no layer of the model"),
         ("target_modules", json!([""]), "target_modules"),
-        ("target_modules", json!(nested), "is no regular expression that Weft can read"),
-        ("target_modules", json!(large), "is no regular expression that Weft can read"),
+        ("target_modules", json!(nested), "is not a regular expression that Weft can parse"),
+        ("target_modules", json!(large), "is not a regular expression that Weft can parse"),
         // The pattern that takes exponential time where patterns are tried by backtracking.
         ("target_modules", json!("(x+x+)+y|(a|a)*b|(.*)*q"), "name no layer of the model"),
-        ("target_modules", json!({ "q_proj": true }), "DIR/adapter_config.json is damaged or of another format: "),
+        ("target_modules", json!({ "q_proj": true }), "DIR/adapter_config.json is damaged or in another format: "),
     ] {
         let mut config: Value = serde_json::from_str(&text).expect("it is JSON");
         config[field] = value;
@@ -241,7 +242,7 @@ fn adapters_that_lie_are_errors() {
     for text in
         ["{\"lora_alpha\": NaN}", "{\"lora_alpha\": 1e999}", "", "[", &"[".repeat(100_000), &"{\"a\":".repeat(100_000)]
     {
-        assert!(load(text).starts_with("DIR/adapter_config.json is damaged or of another format: "));
+        assert!(load(text).starts_with("DIR/adapter_config.json is damaged or in another format: "));
     }
     fs::write(folder.join("adapter_model.safetensors"), file("{}", 0)).expect("it is written");
     assert!(load(&text).contains(" in DIR: missing; "));

@@ -159,37 +159,31 @@ fn pages_that_lie_are_errors() {
     let deep = [vec![0x19; 100], vec![0x03]].concat();
     let rows = |rows| Lying { rows, ..Lying::default() };
     let cases = [
-        (rows(1001), "it says it has 1001 rows where a column has 1000 values"),
-        (rows(1 << 60), "it says it has 1152921504606846976 rows where a column has 1000 values"),
-        (rows(-1), "it says it has -1 rows where a column has 1000 values"),
+        (rows(1001), "it declares 1001 rows where a column has 1000 values"),
+        (rows(1 << 60), "it declares 1152921504606846976 rows where a column has 1000 values"),
+        (rows(-1), "it declares -1 rows where a column has 1000 values"),
         (
             Lying { rows: 1 << 30, values: 1 << 30, ..Lying::default() },
-            "it says it has more than 1056256 values, which is too much for 120 bytes",
+            "it declares more than 1056256 values, which is too much for 120 bytes",
         ),
-        (Lying { values: -1, ..Lying::default() }, "a page's head is damaged (a count is -1), in its column \"a\""),
+        (Lying { values: -1, ..Lying::default() }, "a page header is damaged (a count is -1), in its column \"a\""),
         (
             Lying { codec: 1, uncompressed: Some(1 << 30), ..Lying::default() },
-            "a page of 7 bytes says it holds 1073741824",
+            "a page of 7 bytes declares an uncompressed size of 1073741824",
         ),
         (Lying { compressed: Some(1 << 30), ..Lying::default() }, "a page ends outside its column"),
         (Lying { shift: 1 << 40, ..Lying::default() }, "pages lie outside the file"),
         (Lying { shift: 4000, ..Lying::default() }, "pages lie outside the file"),
-        (
-            Lying { pages: 100, groups: 100, rows: 1, values: 1, ..Lying::default() },
-            "it says it has more pages than its ",
-        ),
+        (Lying { pages: 100, groups: 100, rows: 1, values: 1, ..Lying::default() }, "it declares more pages than its "),
         (Lying { in_head: many.clone(), ..Lying::default() }, "damaged (a list has more elements than bytes)"),
         (Lying { in_footer: many, ..Lying::default() }, "its footer is damaged (a list has more elements than bytes)"),
         (Lying { in_head: doubles.clone(), ..Lying::default() }, "damaged (it ends too early)"),
         (Lying { in_footer: doubles, ..Lying::default() }, "its footer is damaged (it ends too early)"),
-        (
-            Lying { in_footer: deep, ..Lying::default() },
-            "its footer is damaged (fields lie more than 32 deep in each other)",
-        ),
+        (Lying { in_footer: deep, ..Lying::default() }, "its footer is damaged (fields are nested more than 32 deep)"),
     ];
     for (lying, expected) in cases {
         let told = lying.read().expect_err(expected);
-        assert!(told.starts_with("DIR/rows.parquet is damaged or of another format: "), "{told}");
+        assert!(told.starts_with("DIR/rows.parquet is damaged or in another format: "), "{told}");
         assert!(told.contains(expected) && !told.contains('\n'), "{told}");
     }
 }

@@ -38,7 +38,7 @@ fn tokenizers_that_lie_are_errors() {
         fs::write(folder.join("tokenizer.json"), text).expect("it is written");
         TextModel::open(&folder)
     };
-    let damaged = "DIR/tokenizer.json is damaged or of another format: ";
+    let damaged = "DIR/tokenizer.json is damaged or in another format: ";
     for text in ["", "{}", "3", &"[".repeat(100_000), &"{\"model\":".repeat(100_000), "{\"version\": \"1.0\"}"] {
         assert!(told(open(text), &folder).starts_with(damaged), "{text:.20}");
     }
@@ -166,7 +166,7 @@ fn templates_without_end_are_ended() {
         format!("{{{{ '{{}}'.format([{text}] * 100000) }}}}"),
     ] {
         let error = render(&template).err().unwrap_or_else(|| panic!("{template} has an end")).to_string();
-        assert!(error.contains("chat_template.jinja: the chat template refuses the messages: "), "{template}: {error}");
+        assert!(error.contains("chat_template.jinja: the chat template rejects the messages: "), "{template}: {error}");
         assert!(!error.contains('\n') && error.len() < 1000, "{error}");
     }
 }
@@ -197,7 +197,7 @@ fn templates_that_compare_without_end_are_given_up() {
     let template = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
                     {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
     let error = render(template).expect_err("it has no end").to_string();
-    assert!(error.contains("the chat template refuses the messages: it takes more than 10 seconds"), "{error}");
+    assert!(error.contains("the chat template rejects the messages: it takes more than 10 seconds"), "{error}");
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn training_states_that_lie_are_errors() {
     let mut resumed = load(&whole.to_string()).expect("it is whole");
     assert_eq!(resumed.step().expect("it goes on").loss, own.step().expect("it goes on").loss);
     let half = usize::MAX / 2 + 1;
-    let none = "are none of the run's";
+    let none = "don't belong to the run";
     for (field, value, expected) in [
         ("step", json!(9), "its step 9 lies past the run's last, 8"),
         ("step", json!(u64::MAX), "its step 18446744073709551615 lies past the run's last, 8"),
@@ -326,6 +326,6 @@ fn training_states_that_lie_are_errors() {
     checkpoint::load_newest(&folder, &mut own, &recipe).expect("it is whole");
     own.step().expect("it goes on from the beginning");
     for text in ["", "{}", "[", &"[".repeat(100_000)] {
-        assert!(told(load(text), &folder).contains("state.json is damaged or of another format: "), "{text:.20}");
+        assert!(told(load(text), &folder).contains("state.json is damaged or in another format: "), "{text:.20}");
     }
 }

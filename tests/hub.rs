@@ -136,13 +136,16 @@ fn a_transfer_that_is_cut_goes_on() {
     // Five attempts that bring nothing are the last.
     hub.fail(weights, &[&[Fault::Cut(777)][..], &[Fault::Cut(0); 5]].concat());
     let error = refused(&run(weft(&home, &hub.endpoint, &ask("tiny/llada", &[]))));
-    assert!(error.contains("/resolve/") && error.ends_with("; try again, what has come is kept"), "{error}");
+    assert!(
+        error.contains("/resolve/") && error.ends_with("; try again; the part already downloaded is kept"),
+        "{error}"
+    );
     hub.requests();
     check(&home, &[], &[Some("bytes=777-")]);
     // A content that stays another is told.
     hub.fail(weights, &[Fault::Garbage; 2]);
     let error = refused(&run(weft(&home, &hub.endpoint, &ask("tiny/llada", &[]))));
-    assert!(error.contains("sends another content than model.safetensors's: its hash is "), "{error}");
+    assert!(error.contains("sent content other than model.safetensors's: its hash is "), "{error}");
     hub.requests();
     check(&home, &[], &[None]);
 }
@@ -235,7 +238,7 @@ fn a_full_disk_is_told_and_keeps_what_has_come() {
         "{error}"
     );
     assert!(
-        error.ends_with("; free some space or set HF_HOME to a folder with more, what has come is kept"),
+        error.ends_with("; free some space or set HF_HOME to a folder with more; the part already downloaded is kept"),
         "{error}"
     );
     hub.requests();

@@ -133,14 +133,14 @@ fn an_id_is_told_from_a_path_by_its_form() {
     );
     for wrong in ["hf://name", "hf://datasets/org/name", "hf://org/name/../x", "hf://o rg/name"] {
         let form = "write hf://ORG/NAME, then @REVISION and /FOLDER where needed";
-        assert_eq!(error(&ask(wrong, &[])), format!("error: {wrong} is no id of a model: {form}"));
+        assert_eq!(error(&ask(wrong, &[])), format!("error: {wrong} is not the id of a model: {form}"));
     }
     fs::write(home.join("r.toml"), "[data]\ntrain = \"a/b\"\n").expect("it is written");
     let rows = |path: &str| error(&["train", "r.toml", "--set", &format!("data.train={path:?}")]);
     assert!(rows("org/rows").contains("datasets--org--rows isn't enough"), "{}", rows("org/rows"));
     assert!(rows("org/rows").contains("\"hf download org/rows --repo-type dataset\""));
     assert!(rows("rows/train.jsonl").starts_with("error: cannot read rows/train.jsonl: "));
-    assert!(rows("hf://org/rows").contains("is no id of a data set: write hf://datasets/ORG/NAME, then"));
+    assert!(rows("hf://org/rows").contains("is not the id of a data set: write hf://datasets/ORG/NAME, then"));
 }
 
 /// Rows of a chat by the golden models' small vocabulary.

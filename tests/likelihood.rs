@@ -166,7 +166,7 @@ fn too_few_samples_and_empty_answers_are_refused() {
             .to_string()
     };
     assert_eq!(refused(example(&[1], &[2]), 1), "mc_samples 1 gives no standard error; give at least 2");
-    assert_eq!(refused(example(&[1], &[]), 8), "example 0 has an empty answer; give it a token");
+    assert_eq!(refused(example(&[1], &[]), 8), "example 0 has an empty answer; give it at least one token");
 }
 
 fn weft(folder: &Path, args: &[&str]) -> Output {
@@ -197,7 +197,7 @@ fn the_command_prints_means_and_writes_a_row_for_each_line() {
         text,
         format!(
             "2 answers, {tokens} tokens, 16 masks each\nat most {:.4} +- {:.4} nats per answer\n\
-             at most {:.4} +- {:.4} nats per token\nperplexity at most {:.4} per token\nbounds lie in bounds.jsonl\n",
+             at most {:.4} +- {:.4} nats per token\nperplexity at most {:.4} per token\nbounds are in bounds.jsonl\n",
             nats / 2.0,
             error / 2.0,
             nats / tokens,

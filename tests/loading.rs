@@ -329,7 +329,7 @@ fn damaged_safetensors_are_errors() {
     ] {
         fs::write(folder.join("model.safetensors"), bytes).expect("the file is written");
         let message = error(&folder);
-        assert!(message.starts_with("DIR/model.safetensors is damaged or of another format: "), "{what}: {message}");
+        assert!(message.starts_with("DIR/model.safetensors is damaged or in another format: "), "{what}: {message}");
     }
 }
 
@@ -359,9 +359,9 @@ fn adapters_that_are_no_plain_lora_are_refused() {
     }
     for (field, value, expected) in [
         ("r", json!(4), "expected [4, 64], got [8, 64]"),
-        ("target_modules", json!(["q_proj"]), "no layer takes it"),
+        ("target_modules", json!(["q_proj"]), "no layer of the model uses it"),
         ("target_modules", json!(["q_proj", "attn_out"]), "missing"),
-        ("target_modules", json!("("), "is no regular expression"),
+        ("target_modules", json!("("), "is not a regular expression"),
     ] {
         let mut config: Value = serde_json::from_str(&text).expect("the config is JSON");
         config[field] = value;

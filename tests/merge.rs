@@ -105,7 +105,7 @@ fn a_folder_that_holds_something_is_left_alone() {
     let out = folder("busy");
     fs::write(out.join("mine"), "x").expect("written");
     let message = merge::write(&base, &out).expect_err("it holds a file").to_string();
-    assert_eq!(message, format!("{} already holds something; name a new folder", out.display()));
+    assert_eq!(message, format!("{} is not empty; name a new folder", out.display()));
     assert_eq!(fs::read(out.join("mine")).expect("still there"), b"x");
     // A base that is damaged meanwhile leaves nothing behind.
     let broken = golden.with_text("base-broken", &golden.path());

@@ -120,7 +120,7 @@ fn a_run_notices_that_its_rows_have_changed() {
     let name = file.display();
     assert!(
         error.ends_with(&format!(
-            "state.json: the rows of {name} are others than when the run to resume was started; put them back or start anew"
+            "state.json: the rows of {name} have changed since the run to resume was started; put them back or start over"
         )),
         "{error}"
     );

@@ -200,7 +200,7 @@ fn the_first_rank_alone_prints_and_ranks_log_on_request() {
     let output = weft(2, &folder, &["train", "recipe.toml", "--rank-logs"]).output().expect("it starts");
     let gathered = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", stderr(&output));
-    for once in ["base       tiny-base", "ranks      2", "trained 14 steps", "the adapter lies in run/adapter"] {
+    for once in ["base       tiny-base", "ranks      2", "trained 14 steps", "the adapter is in run/adapter"] {
         assert_eq!(gathered.matches(once).count(), 1, "{once}: {gathered}");
     }
     for rank in 0..2 {

@@ -51,7 +51,8 @@ fn ranks_that_would_train_something_else_each_are_refused() {
         ]);
         let output = mpirun.args([program, "train", "recipe.toml", "--set", setting]).current_dir(&folder).output();
         let output = output.expect("it starts");
-        let line = format!("rank 0: error: rank 1 was started otherwise than rank 0: {told}; give every rank the same");
+        let line =
+            format!("rank 0: error: rank 1 was started differently from rank 0: {told}; give every rank the same");
         assert!(stderr(&output).contains(&line), "{}", stderr(&output));
         assert!(output.status.code() == Some(2) && !folder.join("run").exists(), "{}", stderr(&output));
     }
@@ -228,7 +229,7 @@ fn a_step_that_is_not_finite_on_one_rank_is_passed_over_by_all() {
         let folder = start(&format!("passed-over-{ranks}"), RECIPE);
         poisoned(&folder, 8, 6);
         let output = trained(ranks, &folder, &["train.on_non_finite=skip", accum]);
-        assert!(stderr(&output).contains("passed over step ") && stderr(&output).contains("example 6 (t 0."));
+        assert!(stderr(&output).contains("skipped step ") && stderr(&output).contains("example 6 (t 0."));
         folder
     };
     let one = run(1, "train.grad_accum_steps=2");

@@ -153,7 +153,7 @@ fn a_run_of_nothing_else_ends() {
     }
     let message = stopped(&mut trainer);
     assert!(message.starts_with("step 8: loss NaN, gradient norm NaN; 4 of its 4 examples ("), "{message}");
-    assert!(message.contains("isn't finite); the 7 steps before it were passed over too; "), "{message}");
+    assert!(message.contains("isn't finite); the 7 steps before it were skipped too; "), "{message}");
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn spikes_one_after_the_other_end_the_run() {
     trainer.model.params[head].weight.make_trainable().iter_mut().for_each(|x| *x *= 1024.0);
     let told = (0..MOST_IN_A_ROW).find_map(|_| trainer.step().err()).expect("the run ends").to_string();
     assert!(told.starts_with(&format!("step {}: the gradient norm ", LEAST as u64 + MOST_IN_A_ROW)), "{told}");
-    assert!(told.ends_with("raise train.spike_factor and add --resume, or start anew with a lower train.lr"), "{told}");
+    assert!(told.ends_with("raise train.spike_factor and add --resume, or start over with a lower train.lr"), "{told}");
 }
 
 fn weft(folder: &Path, arguments: &[&str]) -> Output {
@@ -266,14 +266,14 @@ fn a_run_names_file_and_row_and_goes_on_without_them() {
     let told = String::from_utf8_lossy(&stopped.stderr).into_owned();
     assert_eq!(stopped.status.code(), Some(1), "{told}");
     assert!(told.contains("; 1 of its 4 examples is at fault, example 6 (rows.jsonl:8, t 0."), "{told}");
-    assert!(told.contains("--resume --set train.on_non_finite=skip passes over such steps"), "{told}");
+    assert!(told.contains("--resume --set train.on_non_finite=skip skips such steps"), "{told}");
     let resumed = weft(&folder, &["--resume", "--set", "train.on_non_finite=skip"]);
     let (told, shown) = (String::from_utf8_lossy(&resumed.stderr), String::from_utf8_lossy(&resumed.stdout));
     assert!(resumed.status.success(), "{told}");
-    assert!(told.contains("passed over step ") && told.contains("example 6 (t 0."), "{told}");
+    assert!(told.contains("skipped step ") && told.contains("example 6 (t 0."), "{told}");
     assert!(shown.contains("; 2 of 4 steps skipped, not finite\n"), "{shown}");
     let report = fs::read_to_string(folder.join("run/report.html")).expect("there is a report");
-    assert!(report.contains("passed over") && report.contains("2 of 4 steps skipped"), "the report tells of them");
+    assert!(report.contains("Skipped steps") && report.contains("2 of 4 steps skipped"), "the report tells of them");
     let events = fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
     let tag = b"skipped_steps";
     assert_eq!(events.windows(tag.len()).filter(|bytes| bytes == tag).count(), 4, "one a step");

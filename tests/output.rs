@@ -111,7 +111,7 @@ fn results_that_nobody_can_take_are_told_of() {
     let told = text(&output.stderr);
     assert_eq!(
         told,
-        "error: cannot write standard output: No space left on device (os error 28); point it elsewhere\n"
+        "error: cannot write to standard output: No space left on device (os error 28); redirect it elsewhere\n"
     );
 }
 
@@ -138,7 +138,7 @@ fn a_run_whose_results_nobody_can_take_is_whole() {
         let output = run(arguments, full.into());
         assert_eq!(output.status.code(), Some(1));
         let sentence =
-            "error: cannot write standard output: No space left on device (os error 28); point it elsewhere\n";
+            "error: cannot write to standard output: No space left on device (os error 28); redirect it elsewhere\n";
         assert_eq!(text(&output.stderr), sentence, "{arguments:?}");
         for file in ["run/report.html", "run/metrics.jsonl", "run/checkpoints/step-00000001/state.json"] {
             assert!(folder.join(file).exists(), "{arguments:?}: {file} is there");

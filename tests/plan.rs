@@ -162,7 +162,11 @@ fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
     assert!(output.status.success(), "{}", stderr(&output));
 
     let output = weft(&folder, &["plan", "recipe.toml", "--memory-gb", "0.001"]);
-    assert!(stderr(&output).contains("nor fewer samples make it fit; take a smaller model"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("and fewer samples don't make it fit; take a smaller model"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -267,7 +271,7 @@ fn a_step_on_a_gpu_that_is_not_here_is_predicted_from_its_data_sheet() {
     let planned = json(&plan(&["--gpu", "l40s"]));
     assert_eq!(bytes(&planned["available_bytes"]), 45e9);
     for (args, words) in [
-        (&["--gpu", "h300"][..], "the known ones are a100-40gb"),
+        (&["--gpu", "h300"][..], "the known GPUs are a100-40gb"),
         (&["--gpu", "h200", "--device", "cpu"], "leave one out"),
     ] {
         let output = plan(args);

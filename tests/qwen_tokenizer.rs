@@ -70,6 +70,6 @@ fn damaged_files_are_errors() {
         let folder = folder("damaged", "DreamTokenizer");
         fs::write(folder.join(file), bytes).expect("written");
         let message = TextModel::open(&folder).err().expect("it is refused").to_string();
-        assert!(message.contains("is damaged or of another format"), "{file}: {message}");
+        assert!(message.contains("is damaged or in another format"), "{file}: {message}");
     }
 }

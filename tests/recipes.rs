@@ -78,7 +78,7 @@ fn every_key_of_a_recipe_is_printed_with_its_default_and_its_values() {
             }
             // A name that is none brings the names that are.
             let error = set("\"?\"").err().map(|e| e.to_string()).unwrap_or_default();
-            let names = error.split_once("the known ones are ").map_or("", |(_, names)| names);
+            let names = error.split_once("the known values are ").map_or("", |(_, names)| names);
             for name in names.split(';').next().unwrap_or_default().split(", ") {
                 assert!(words.contains(name), "{table}.{key} doesn't tell {name:?}: {words}");
             }
@@ -156,7 +156,7 @@ fn settings_without_effect_are_told() {
     }
     assert_eq!(
         warnings(&["objective.kind=cart", "objective.transform=identity", "objective.geo_p=0.3"]),
-        ["objective.transform has no effect: objective.kind is cart, which asks for no entropy"]
+        ["objective.transform has no effect: objective.kind is cart, which uses no entropies"]
     );
     assert_eq!(
         warnings(&["objective.kind=token_weight", "objective.weighting=elbo", "objective.geo_p=0.3"]),
@@ -194,15 +194,14 @@ fn values_without_sense_are_refused() {
     };
     assert_eq!(error("objective.geo_p=0"), "r.toml: objective.geo_p = 0 lies outside (0, 1]");
     assert_eq!(error("objective.geo_p=1.5"), "r.toml: objective.geo_p = 1.5 lies outside (0, 1]");
-    assert!(error("objective.kind=dream").contains("the known ones are gift, weft, sft, cart, token_weight"));
-    assert!(error("model.trainable=all").contains("the known ones are lora, full"));
-    assert!(error("model.save_dtype=f16").contains("the known ones are f32, bf16"));
-    assert!(error("model.lora_rank=0").contains("is no rank"));
+    assert!(error("objective.kind=dream").contains("the known values are gift, weft, sft, cart, token_weight"));
+    assert!(error("model.trainable=all").contains("the known values are lora, full"));
+    assert!(error("model.save_dtype=f16").contains("the known values are f32, bf16"));
+    assert!(error("model.lora_rank=0").contains("is not a valid rank"));
     let wrong = error("train.on_non_finite=ignore");
     assert!(wrong.contains("stop") && wrong.contains("skip"), "{wrong}");
     for factor in ["1", "0.5", "-2"] {
-        let told =
-            format!("train.spike_factor = {factor} would pass over ordinary steps; give more than 1, or 0 for none");
+        let told = format!("train.spike_factor = {factor} would skip ordinary steps; give more than 1, or 0 for none");
         assert_eq!(error(&format!("train.spike_factor={factor}")), format!("r.toml: {told}"));
     }
     let full = ["model.lora_rank=0".to_owned(), "model.trainable=full".to_owned()];
@@ -242,7 +241,7 @@ fn sources_are_tables_whose_keys_are_checked() {
     );
     for part in [
         "the recipe names training rows in 2 ways; set data.train to a file or folder of rows, data.sources to several, ",
-        "data.train_rows is of data.train; give each of data.sources its rows",
+        "data.train_rows belongs to data.train; set the rows of each of data.sources instead",
         "unknown key data.sources[0].wieght; the nearest known one is data.sources[0].weight",
         "data.sources[0].weight = 0 lies outside (0, 1000]",
         "data.sources[1].path is missing; name a file or folder of rows",
@@ -251,10 +250,13 @@ fn sources_are_tables_whose_keys_are_checked() {
         assert!(wrong.contains(part), "{wrong}\nlacks {part}");
     }
     let wrong = error("[data]\ntrain = \"a.jsonl\"\nformat = \"s1\"\ntrain_rows = \"9:x\"\n");
-    assert!(wrong.contains("data.format = \"s1\": the known ones are messages, sharegpt"), "{wrong}");
-    assert!(wrong.contains("data.train_rows = \"9:x\": \"9:x\" names no rows; give a number of first rows"), "{wrong}");
+    assert!(wrong.contains("data.format = \"s1\": the known values are messages, sharegpt"), "{wrong}");
+    assert!(
+        wrong.contains("data.train_rows = \"9:x\": \"9:x\" is not a range of rows; give the number of first rows"),
+        "{wrong}"
+    );
     let wrong = error("[data]\ngenerate = \"sudoku\"\nheld_out_rows = \"10%:\"\n");
-    assert!(wrong.contains("data.held_out_rows is a slice; rows to generate are a number"), "{wrong}");
+    assert!(wrong.contains("data.held_out_rows is a slice; give the number of rows to generate"), "{wrong}");
     let set = ["data.sources=[{ path = \"a.jsonl\" }]".to_owned()];
     assert_eq!(Recipe::parse("", Path::new("r.toml"), &set).expect("it is whole").data.training().len(), 1);
 }

@@ -192,5 +192,5 @@ fn one_sentence_tells_what_is_wrong() {
     std::fs::write(&outcome, older).expect("the outcome can be written");
     assert!(weft(&folder, &small).status.success());
     let text = told(&[&small[..], &["--set", "train.lr=2e-3"]].concat());
-    assert!(text.contains("the run was made by another recipe: train.lr was 0.001 and is 0.002"), "{text}");
+    assert!(text.contains("the run was made with another recipe: train.lr was 0.001 and is 0.002"), "{text}");
 }

@@ -51,7 +51,7 @@ fn a_resumed_run_tells_of_its_whole() {
     let folder = run_folder("resumed-whole");
     let whole = stdout(&train(&folder, &[]));
     assert!(whole.contains("trained 4 steps in "), "{whole}");
-    assert!(whole.contains("ask it: weft generate --model tiny-base --adapter run/adapter --gen-length 2 "), "{whole}");
+    assert!(whole.contains("try it: weft generate --model tiny-base --adapter run/adapter --gen-length 2 "), "{whole}");
     let first = results(&folder);
     let metrics = |folder: &Path| -> Vec<Value> {
         let text = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there is a log");
@@ -105,7 +105,7 @@ fn a_run_that_never_began_is_not_begun_by_mistake() {
         fs::remove_dir_all(folder.join("run").join(left)).expect("it was there");
     }
     let other = weft(&folder, &["train", "recipe.toml", "--resume", "--set", "train.lr=1e-4"]);
-    assert!(stderr(&other).contains("train.lr was 0.001 and is 0.0001; undo that or start anew"), "{}", stderr(&other));
+    assert!(stderr(&other).contains("train.lr was 0.001 and is 0.0001; undo that or start over"), "{}", stderr(&other));
     let told = stderr(&train(&folder, &["--resume"]));
     assert!(told.contains("run has no checkpoint to resume from; the run begins at step 0\n"), "{told}");
     assert!(folder.join("run/adapter/adapter_model.safetensors").exists());
@@ -156,6 +156,6 @@ fn an_adapter_on_another_base_is_warned_of() {
     };
     assert_eq!(ask("tiny-base"), "");
     let warned =
-        "warning: run/adapter was trained on tiny-base, and is put on merged; on another base it means nothing\n";
+        "warning: run/adapter was trained on tiny-base but is applied to merged; it is meaningless on another base\n";
     assert_eq!(ask("merged"), warned);
 }

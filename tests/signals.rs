@@ -61,17 +61,17 @@ fn a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_to_the_same_bits() {
         // Nobody else goes on with it meanwhile.
         let other = weft(&folder, &["--resume"]).output().expect("weft starts");
         assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
-        let told = "error: another run is at work in run; wait for its end, or set train.output to another folder\n";
+        let told = "error: another run is using run; wait until it ends, or set train.output to another folder\n";
         assert!(stderr(&other).ends_with(told), "{}", stderr(&other));
         send(signal, &child);
         let output = child.wait_with_output().expect("the run ends");
         let told = stderr(&output);
         assert_eq!(output.status.code(), Some(130), "{told}");
-        assert!(told.contains("stopping after this step, which is saved; once more stops at once\n"), "{told}");
+        assert!(told.contains("stopping after this step, which is saved; a second signal stops at once\n"), "{told}");
         let last = told.lines().last().expect("it says how to go on");
         let step = last.strip_prefix("stopped at step ").and_then(|rest| rest.split(',').next());
         let step: u64 = step.and_then(|step| step.parse().ok()).unwrap_or_else(|| panic!("{told}"));
-        assert_eq!(last, format!("stopped at step {step}, which is saved in run; add --resume to go on"));
+        assert_eq!(last, format!("stopped at step {step}, which is saved in run; add --resume to continue"));
         assert!(folder.join(format!("run/checkpoints/step-{step:08}")).is_dir() && step < 400, "{told}");
         let resumed = weft(&folder, &["--resume"]).output().expect("weft starts");
         assert!(resumed.status.success(), "{}", stderr(&resumed));
@@ -101,7 +101,7 @@ fn a_second_signal_stops_at_once() {
     send("-INT", &child);
     let output = child.wait_with_output().expect("the run ends");
     assert_eq!(output.status.code(), Some(130));
-    let told = "stopped at once; --resume goes on from the last checkpoint that is there\n";
+    let told = "stopped at once; --resume continues from the last checkpoint\n";
     assert!(stderr(&output).ends_with(told), "{}", stderr(&output));
     assert!(!folder.join("run/checkpoints").exists(), "the step isn't done");
 }

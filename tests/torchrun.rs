@@ -39,7 +39,9 @@ fn variables_without_sense_are_named() {
     assert!(!alike.contains("  "), "{alike}");
     let alone = told(&["generate", "--model", "tiny-base", "--prompt", "1"], &of_two);
     assert!(
-        alone.contains("2 processes were started together, and of the commands train, eval and reproduce"),
+        alone.contains(
+            "2 processes were started together, but only train, eval and reproduce share work among processes"
+        ),
         "{alone}"
     );
 }
@@ -56,5 +58,5 @@ fn one_process_is_none_of_several() {
 #[test]
 fn the_environments_device_is_named_as_such() {
     let told = told(&["generate", "--model", "tiny-base", "--prompt", "1"], &[("WEFT_DEVICE", "gpu")]);
-    assert!(told.contains("the environment's WEFT_DEVICE is gpu"), "{told}");
+    assert!(told.contains("the environment variable WEFT_DEVICE is gpu"), "{told}");
 }

@@ -67,7 +67,7 @@ impl Bench {
         let one_of = |option: &str, value: &str, [yes, no]: [&str; 2]| match value {
             _ if value == yes => Ok(true),
             _ if value == no => Ok(false),
-            _ => Err(Error::Usage(format!("--{option} {value}: the known ones are {yes} and {no}"))),
+            _ => Err(Error::Usage(format!("--{option} {value}: the known values are {yes} and {no}"))),
         };
         if self.profile && device::gpu().is_none() {
             let why = "--profile measures the kernels of a GPU, and this is the CPU; leave it out, or compute with --device cuda";
@@ -111,7 +111,7 @@ fn granted(text: &str) -> std::result::Result<f64, String> {
 fn kind(name: &str) -> Result<Kind> {
     let known = || Kind::ALL.map(Kind::name).join(", ");
     let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
-    found.ok_or_else(|| Error::Usage(format!("--objective {name}: the known ones are {}", known())))
+    found.ok_or_else(|| Error::Usage(format!("--objective {name}: the known objectives are {}", known())))
 }
 
 fn print(m: &Measurement) {

@@ -80,7 +80,7 @@ impl Data {
             print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
         }
         for remark in remarks(recipe, train, held_out) {
-            say!("mind: {remark}");
+            say!("note: {remark}");
         }
         let (steps, all) = num_steps(recipe, train);
         let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
@@ -171,7 +171,8 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     let trained: HashSet<Vec<u32>> = train.dataset.examples.iter().map(whole).collect();
     let shared = held_out.map_or(0, |h| h.dataset.examples.iter().filter(|e| trained.contains(&whole(e))).count());
     if shared > 0 {
-        remarks.push(format!("{shared} held-out examples are trained on too; the held-out loss says little of them"));
+        remarks
+            .push(format!("{shared} held-out examples are trained on too; the held-out loss says little about them"));
     }
     let (cut, count) = (train.dataset.truncated, train.dataset.examples.len());
     if 2 * cut > count {
@@ -187,7 +188,7 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
         let there = mixed.dataset.examples.len() + mixed.dataset.passed_over;
         if there < wanted {
-            remarks.push(format!("data.{key} = {wanted}, and there are {there} rows"));
+            remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
         }
     }
     remarks
@@ -221,7 +222,7 @@ fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
         }
         say!("  {} answers cut at {max_seq_len} tokens", part.truncated);
         if part.passed_over > 0 {
-            say!("  {} rows passed over: their checks call no answer right", part.passed_over);
+            say!("  {} rows skipped: their checks mark no answer as correct", part.passed_over);
         }
         say!();
     }

@@ -75,7 +75,7 @@ impl Eval {
             return Ok(ExitCode::SUCCESS);
         }
         say!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy));
-        say!("generations lie in {}", self.out.display());
+        say!("generations are in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }
 }

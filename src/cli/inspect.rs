@@ -79,7 +79,7 @@ impl Inspect {
         let texts: Vec<_> = examples.iter().map(inspected).collect();
         drop(computing);
         write_whole(&self.out, entropy_page(&name, &texts, transform).as_bytes())?;
-        say!("the page lies in {}: entropies of {name}", self.out.display());
+        say!("the entropies of {name} are in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }
 

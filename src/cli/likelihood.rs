@@ -90,7 +90,7 @@ impl Likelihood {
         say!("at most {:.4} +- {:.4} nats per token", nats / tokens as f64, error / tokens as f64);
         say!("perplexity at most {:.4} per token", (nats / tokens as f64).exp());
         if let Some(out) = &self.out {
-            say!("bounds lie in {}", out.display());
+            say!("bounds are in {}", out.display());
         }
     }
 }

@@ -39,7 +39,7 @@ impl Merge {
         let merging = doing(quiet, "merging");
         write(&base, &self.out)?;
         drop(merging);
-        say!("the merged checkpoint lies in {}", self.out.display());
+        say!("the merged checkpoint is in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }
 }

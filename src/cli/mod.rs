@@ -7,7 +7,7 @@ macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write;
         if let Err(error) = writeln!(std::io::stdout(), $($text)*) {
-            eprintln!("error: cannot write standard output: {error}; point it elsewhere");
+            eprintln!("error: cannot write to standard output: {error}; redirect it elsewhere");
             std::process::exit(1);
         }
     }};
@@ -143,8 +143,8 @@ impl Cli {
         let launched = Launched::read()?.map_or(1, |launched| launched.size).max(ranks.size());
         if launched > 1 && !shares && !matches!(self.command, Command::Plan(_)) {
             return Err(Error::Usage(format!(
-                "{} processes were started together, and of the commands train, eval and reproduce share their work; start \
-                 the others without a launcher",
+                "{} processes were started together, but only train, eval and reproduce share work among processes; start \
+                 other commands without a launcher",
                 launched
             )));
         }
@@ -221,7 +221,9 @@ fn warn_of_base(adapter: &Path, base: &str) {
     };
     if let Some(named) = lora::named_base(adapter).filter(|named| last(named) != last(base)) {
         let adapter = adapter.display();
-        eprintln!("warning: {adapter} was trained on {named}, and is put on {base}; on another base it means nothing");
+        eprintln!(
+            "warning: {adapter} was trained on {named} but is applied to {base}; it is meaningless on another base"
+        );
     }
 }
 
@@ -229,6 +231,6 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
     match name {
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
-        _ => Err("the known ones are f32 and bf16".to_owned()),
+        _ => Err("the known values are f32 and bf16".to_owned()),
     }
 }

@@ -177,30 +177,27 @@ const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
     let line = |name: &str, bytes: usize| say!("  {name:26}{:>9.3} GB", bytes as f64 / 1e9);
-    say!(
-        "memory at its largest moment, by what is held then; the largest micro-batch has {} tokens",
-        plan.largest_micro_batch
-    );
+    say!("peak memory by part; the largest micro-batch has {} tokens", plan.largest_micro_batch);
     for part in plan.parts.iter().filter(|part| part.bytes > 0) {
         line(part.name, part.bytes);
     }
     line("together", plan.peak_bytes);
     match plan.available_bytes {
         Some(available) if !matches!(time, Some(Time { on: On::Cpu, .. })) => {
-            line("available, 15 of 16 parts", available)
+            line("15/16 of available memory", available)
         }
         Some(available) => line("available", available),
-        None => say!("  this system doesn't say what is available"),
+        None => say!("  this system doesn't report how much memory is available"),
     }
     if let Some(c) = &plan.communication {
-        say!("each of {} ranks sends in a step, of {} examples", c.ranks, c.ranks * recipe.train.global_batch_size());
+        say!("each of {} ranks sends in a step of {} examples", c.ranks, c.ranks * recipe.train.global_batch_size());
         let parts = [
             ("gradients", c.gradient_bytes),
-            ("updated numbers", c.update_bytes),
-            ("gathered of answers", c.gathered_bytes),
+            ("updated parameters", c.update_bytes),
+            ("gathered from answers", c.gathered_bytes),
         ];
         parts.iter().for_each(|(name, bytes)| say!("  {name:26}{:>9.3} MB", bytes / 1e6));
-        say!("the rank with most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
+        say!("the rank with the most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }
     let (precision, steps) = (recipe.model.precision, plan.steps);
     let Some(time) = time else {
@@ -216,10 +213,10 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         _ => format!("{hours:.1} hours"),
     };
     if is_narrow && matches!(on, On::Cpu) {
-        say!("  a model as narrow as this takes up to 1.5 times that: what lies between its matmuls weighs more");
+        say!("  a model this narrow takes up to 1.5 times that, because the work between its matmuls weighs more");
     }
     if let Some(seconds) = sending {
-        say!("  of a step {} s for what is sent, nothing of it meanwhile", significant(seconds));
+        say!("  sending takes {} s of each step, none of it overlapped", significant(seconds));
     }
     say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
 }
@@ -233,7 +230,7 @@ fn significant(value: f64) -> String {
 /// Parses the name of a GPU.
 fn gpu(name: &str) -> std::result::Result<GpuModel, String> {
     let known = || GPU_MODELS.map(|gpu| gpu.name).join(", ");
-    GPU_MODELS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("the known ones are {}", known()))
+    GPU_MODELS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("the known GPUs are {}", known()))
 }
 
 /// Parses a number of ranks.

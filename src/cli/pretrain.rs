@@ -32,7 +32,7 @@ impl Pretrain {
         if let Some([before, after]) = summary.held_out {
             say!("held-out loss {before:.4} -> {after:.4} nats per token");
         }
-        say!("the model lies in {}", recipe.model.output.display());
+        say!("the model is in {}", recipe.model.output.display());
         Ok(ExitCode::SUCCESS)
     }
 }

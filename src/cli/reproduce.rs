@@ -42,7 +42,7 @@ impl Reproduce {
             return Ok(ExitCode::SUCCESS);
         }
         write(&study, &outcomes, &self.recipe)?;
-        say!("the report lies in {}", study.output.join("report.md").display());
+        say!("the report is in {}", study.output.join("report.md").display());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -51,9 +51,9 @@ impl Results<'_> {
         let [peak, planned] = self.memory_bytes.map(|bytes| bytes as f64 / 1e9);
         say!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
         for (name, path) in &self.files {
-            say!("the {name} lies in {path}");
+            say!("the {name} is in {path}");
         }
-        say!("ask it: {}", self.question);
+        say!("try it: {}", self.question);
         match self.summary.held_out.map(|[before, after]| 1.0 - after / before) {
             Some(fall) if fall < -HARDLY => say!("the held-out loss rose: try a lower train.lr (docs/settings.md)"),
             Some(fall) if fall < HARDLY => {
@@ -74,7 +74,7 @@ impl Results<'_> {
             let task = self.scores.as_ref().map_or("", |(task, ..)| task.name());
             rows.push((format!("{task}, {name}"), in_percent(accuracy)));
         }
-        rows.extend(self.skipped().map(|skipped| row("passed over", skipped)));
+        rows.extend(self.skipped().map(|skipped| row("skipped", skipped)));
         rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
         rows.push(row("peak memory", format!("{:.2} GB", self.memory_bytes[0] as f64 / 1e9)));
         rows

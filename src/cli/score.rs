@@ -43,7 +43,7 @@ impl Score {
         }
         say!("{} on {} generations: {}", self.task, scores.len(), in_percent(&accuracy));
         if let Some(out) = &self.out {
-            say!("scores lie in {}", out.display());
+            say!("scores are in {}", out.display());
         }
         Ok(ExitCode::SUCCESS)
     }

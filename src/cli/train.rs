@@ -62,8 +62,8 @@ pub struct Train {
     /// Let each rank of an mpirun write the time of its steps to ranks/rank-R.jsonl in the output folder
     #[arg(long)]
     rank_logs: bool,
-    /// Whether gradients of full fine-tuning travel during backward under mpirun: on, off, or auto, which is on where a
-    /// rank has 4 processors or one that doesn't compute
+    /// Send gradients of full fine-tuning during backward under mpirun: on, off, or auto, which is on where a rank has at
+    /// least 4 processors or an idle one
     #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = overlap)]
     overlap: Overlap,
     /// Start the run even if its plan doesn't fit
@@ -87,7 +87,7 @@ fn overlap(text: &str) -> std::result::Result<Overlap, String> {
         "auto" => Ok(None),
         "on" => Ok(Some(true)),
         "off" => Ok(Some(false)),
-        _ => Err("the known ones are on, off and auto".to_owned()),
+        _ => Err("the known values are on, off and auto".to_owned()),
     }
 }
 
@@ -202,7 +202,7 @@ impl Train {
             .map(|bytes| bytes as usize / here + resident_bytes() as usize);
         let plan = planner.plan(self.memory_gb.map(as_bytes).or(shared))?;
         if !self.skip_plan && experiment.ranks.is_first() {
-            plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan begins it all the same")))?;
+            plan.check().map_err(|e| Error::Usage(format!("{e}; --skip-plan starts it anyway")))?;
         }
         Ok(plan)
     }
@@ -245,7 +245,9 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     // A run that stops after a few steps is a trial.
     if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
         let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
-        eprintln!("warning: train.warmup_steps = {warmup} in a run of {steps} steps: it never comes to train.lr");
+        eprintln!(
+            "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
+        );
     }
     tell_idle(&recipe.sampler.for_family(base.model.config.family));
     if quiet {
@@ -254,7 +256,7 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     describe(experiment, base);
     say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
     if recipe.train.checkpoint_every == 0 {
-        say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves on the way");
+        say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way");
     }
 }
 
@@ -279,7 +281,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
     say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens");
     if *passed_over > 0 {
-        say!("           {passed_over} rows passed over: their checks call no answer right");
+        say!("           {passed_over} rows skipped: their checks mark no answer as correct");
     }
     for part in parts.iter().filter(|_| parts.len() > 1) {
         say!("           {}: {} examples, each {} in an epoch", part.name, part.examples, part.how_often());

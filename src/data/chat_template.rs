@@ -81,7 +81,8 @@ impl TextModel {
         let token = |key: &str| text_of(&config[key]).unwrap_or_default();
         let eos_token = token("eos_token");
         let Some(eos_token_id) = tokenizer.token_to_id(&eos_token) else {
-            let reason = format!("eos_token {eos_token:?} is no token of tokenizer.json; name its end token");
+            let reason =
+                format!("eos_token {eos_token:?} is not a token of tokenizer.json; name the model's end token");
             return Err(Error::Config { path: config_path, reason });
         };
         let (template, template_path) = match template {
@@ -125,7 +126,7 @@ impl TextModel {
         let variables = context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token };
         template_environment::render(&self.environment, TEMPLATE, variables).map_err(|reason| Error::Config {
             path: self.template_path.clone(),
-            reason: format!("the chat template refuses the messages: {reason}"),
+            reason: format!("the chat template rejects the messages: {reason}"),
         })
     }
 
@@ -156,8 +157,8 @@ impl TextModel {
                     return Err(Error::Config {
                         path: self.path.with_file_name("tokenizer_config.json"),
                         reason:
-                            "the chat template renders the prompt otherwise once an answer follows; give a template \
-                                 whose rendering of the prompt is the beginning of the whole"
+                            "the chat template renders the prompt differently once an answer follows; give a template that \
+                             renders the prompt as a prefix of the whole"
                                 .to_owned(),
                     });
                 }
@@ -184,7 +185,7 @@ impl TextModel {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoded = guarded(|| self.tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
         let ids = encoded.map(|e| e.get_ids().to_vec());
-        ids.map_err(|e| Error::Format { path: self.path.clone(), reason: format!("it can't encode a text: {e}") })
+        ids.map_err(|e| Error::Format { path: self.path.clone(), reason: format!("it can't encode the text: {e}") })
     }
 
     /// The text of a generated answer: up to its first end token, without special tokens.
@@ -263,7 +264,7 @@ fn template_of(field: &Value) -> std::result::Result<Option<String>, &'static st
         list => {
             let named = list.as_array().into_iter().flatten().find(|t| t["name"] == "default");
             let template = named.and_then(|t| t["template"].as_str()).map(str::to_owned);
-            template.map(Some).ok_or("chat_template is neither a text nor a list with a template named default")
+            template.map(Some).ok_or("chat_template is neither a string nor a list with a template named default")
         }
     }
 }

@@ -118,7 +118,7 @@ fn detect(row: &Fields) -> Result<Form, String> {
     found.map(|(form, _)| *form).ok_or_else(|| {
         let keys: Vec<&str> = row.keys().map(String::as_str).collect();
         format!(
-            "the keys {keys:?} are no known form; give messages, conversations, prompt and response (or completion), \
+            "the keys {keys:?} match no known format; give messages, conversations, prompt and response (or completion), \
              question and answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1"
         )
     })
@@ -148,7 +148,7 @@ fn value<'a>(row: &'a Fields, form: Form, key: &str) -> Result<&'a Value, String
 fn text<'a>(row: &'a Fields, form: Form, key: &str) -> Result<&'a str, String> {
     match value(row, form, key)? {
         Value::String(text) => Ok(text),
-        other => Err(format!("{key} is {:.40}, not a text", other.to_string())),
+        other => Err(format!("{key} is {:.40}, not a string", other.to_string())),
     }
 }
 
@@ -227,7 +227,7 @@ fn turns(list: &Value, of: &str, [speaker, text]: [&str; 2]) -> Result<Vec<Messa
     let turn = |(i, item): (usize, &Value)| {
         let field = |key: &str| match item.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => Err(format!("{of}[{i}].{key} is {:.40}, not a text", other.to_string())),
+            Some(other) => Err(format!("{of}[{i}].{key} is {:.40}, not a string", other.to_string())),
             None => Err(format!("{of}[{i}] has no {key:?}; a turn is {{{speaker:?}, {text:?}}}")),
         };
         Ok(Message { role: field(speaker)?, content: field(text)? })
@@ -250,7 +250,7 @@ fn from_open_r1(row: &Fields) -> Result<Option<Conversation>, String> {
     }
     let (question, form) = (text(row, Form::OpenR1, "problem")?, Form::OpenR1);
     let Value::Array(generations) = value(row, form, "generations")? else {
-        return Err("generations is no list of texts".to_owned());
+        return Err("generations is not a list of strings".to_owned());
     };
     let flag = |key: &str, i: usize| row.get(key).and_then(|flags| flags.get(i)).and_then(Value::as_bool);
     let complete: Vec<(usize, [&str; 2])> = generations

@@ -154,9 +154,11 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     if dataset.examples.is_empty() {
         let (path, passed) = (source.path.clone(), dataset.passed_over);
         let reason = match (passed, source.rows) {
-            (0, None) => "no row; give a row per example".to_owned(),
-            (0, Some(rows)) => format!("no row within {rows}; it has fewer, or the slice is empty"),
-            _ => format!("the checks of all its {passed} rows call no answer right; set the format to use others"),
+            (0, None) => "it has no rows; give a row per example".to_owned(),
+            (0, Some(rows)) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
+            _ => format!(
+                "the checks of all its {passed} rows mark no answer as correct; set its format to train on other answers"
+            ),
         };
         return Err(Error::Config { path, reason });
     }
@@ -193,12 +195,12 @@ fn example(row: &Row, source: &Source, reading: &Reading) -> Result<Option<(Exam
     let Some(conversation) = conversation else { return Ok(None) };
     let mut example = text.example(&conversation)?;
     if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == reading.mask_token_id) {
-        return Err(wrong("the text holds the model's mask token; take it out"));
+        return Err(wrong("the text contains the model's mask token; remove it"));
     }
     let (ends, (_, before_end)) =
         (text.end_token_ids(), example.answer_ids.split_last().expect("it has its end token"));
     if before_end.iter().any(|id| ends.contains(id)) {
-        return Err(wrong("the answer holds an end token before its end; take it out"));
+        return Err(wrong("the answer contains an end token before its end; remove it"));
     }
     let prompt = example.prompt_ids.len();
     if prompt >= max_seq_len {

@@ -60,7 +60,7 @@ fn fields(row: &Row) -> std::result::Result<Fields, String> {
     let mut fields = Map::new();
     for (name, field) in row.get_column_iter() {
         if fields.insert(name.clone(), value(field)?).is_some() {
-            return Err(format!("the column {name:?} is there twice"));
+            return Err(format!("the column {name:?} appears twice"));
         }
     }
     Ok(fields)

@@ -63,7 +63,7 @@ impl Pages<'_> {
         }
         match u64::try_from(group.num_rows()) {
             Ok(rows) if rows <= fewest => Ok(()),
-            _ => Err(format!("it says it has {} rows where a column has {fewest} values", group.num_rows())),
+            _ => Err(format!("it declares {} rows where a column has {fewest} values", group.num_rows())),
         }
     }
 
@@ -75,7 +75,7 @@ impl Pages<'_> {
         while at < end {
             self.file.seek(SeekFrom::Start(at)).map_err(|e| e.to_string())?;
             let mut thrift = Thrift::new(&mut self.file, end - at);
-            let head = Head::read(&mut thrift).map_err(|e| format!("a page's head is damaged ({e})"))?;
+            let head = Head::read(&mut thrift).map_err(|e| format!("a page header is damaged ({e})"))?;
             at = end - thrift.left;
             at = at.checked_add(head.compressed).filter(|at| *at <= end).ok_or("a page ends outside its column")?;
             self.check(&head, column.compression() == Compression::UNCOMPRESSED)?;
@@ -89,17 +89,17 @@ impl Pages<'_> {
         self.values += values;
         let most = MIN_VALUES + VALUES_PER_BYTE * self.bytes;
         if self.pages > self.bytes / MIN_HEAD_BYTES {
-            return Err(format!("it says it has more pages than its {} bytes can hold", self.bytes));
+            return Err(format!("it declares more pages than its {} bytes can hold", self.bytes));
         }
         if uncompressed / MAX_RATIO > compressed {
-            return Err(format!("a page of {compressed} bytes says it holds {uncompressed}"));
+            return Err(format!("a page of {compressed} bytes declares an uncompressed size of {uncompressed}"));
         }
         let bytes = if is_plain { compressed } else { uncompressed };
         if in_dictionary > bytes {
-            return Err(format!("a dictionary of {bytes} bytes says it has {in_dictionary} values"));
+            return Err(format!("a dictionary of {bytes} bytes declares {in_dictionary} values"));
         }
         if self.values > most {
-            return Err(format!("it says it has more than {most} values, which is too much for {} bytes", self.bytes));
+            return Err(format!("it declares more than {most} values, which is too much for {} bytes", self.bytes));
         }
         Ok(())
     }
@@ -214,7 +214,7 @@ impl<R: BufRead> Thrift<R> {
 
     fn skip(&mut self, kind: u8, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
-            return Err(format!("fields lie more than {MAX_DEPTH} deep in each other"));
+            return Err(format!("fields are nested more than {MAX_DEPTH} deep"));
         }
         match kind {
             1 | 2 => Ok(()),
@@ -240,7 +240,7 @@ impl<R: BufRead> Thrift<R> {
                 Ok(())
             }
             13 => self.pass(16),
-            _ => Err(format!("{kind} is no type")),
+            _ => Err(format!("{kind} is not a type")),
         }
     }
 

@@ -68,8 +68,9 @@ impl TryFrom<Value> for RowRange {
             Value::String(text) => Self::parse(text),
             number => number.as_u64().and_then(|n| usize::try_from(n).ok()).map(Self::first),
         };
-        let wrong =
-            || format!("{value} names no rows; give a number of first rows, or a slice: \"100:5000\", \"10%:\"");
+        let wrong = || {
+            format!("{value} is not a range of rows; give the number of first rows, or a slice: \"100:5000\", \"10%:\"")
+        };
         range.ok_or_else(wrong)
     }
 }

@@ -93,17 +93,20 @@ impl DataTable {
         for (key, path) in [("train", &self.train), ("held_out", &self.held_out)] {
             refuse(is_empty(path), format!("data.{key} is empty; name a file or folder of rows, or leave it out"));
         }
-        refuse(self.max_seq_len.0 < 2, format!("data.max_seq_len = {} leaves no answer", self.max_seq_len.0));
+        refuse(
+            self.max_seq_len.0 < 2,
+            format!("data.max_seq_len = {} leaves no room for an answer", self.max_seq_len.0),
+        );
         let slices = [("train_rows", self.train_rows), ("held_out_rows", self.held_out_rows)];
         for (key, rows) in slices {
             let is_slice = rows.is_some_and(|rows| rows.as_first().is_none());
             refuse(
                 self.generate.is_some() && is_slice,
-                format!("data.{key} is a slice; rows to generate are a number"),
+                format!("data.{key} is a slice; give the number of rows to generate"),
             );
         }
         let idle = self.train_rows.is_some() && !sources.is_empty();
-        refuse(idle, "data.train_rows is of data.train; give each of data.sources its rows".to_owned());
+        refuse(idle, "data.train_rows belongs to data.train; set the rows of each of data.sources instead".to_owned());
         problems.extend(sources.iter().enumerate().flat_map(|(i, source)| problems_of(i, source)));
         problems
     }

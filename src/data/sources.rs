@@ -201,7 +201,7 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
             }
             let text = String::from_utf8(bytes).map_err(|e| {
                 let at = e.utf8_error().valid_up_to() + 1;
-                wrong(format!("byte {at} is no UTF-8; convert the file to UTF-8"))
+                wrong(format!("byte {at} is not UTF-8; convert the file to UTF-8"))
             })?;
             let text = text.trim_end_matches(['\r', '\n']);
             // Some editors begin a file with a byte order mark.
@@ -238,11 +238,12 @@ fn read_json(path: &Path) -> Result<Vec<Value>> {
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
     let bytes = fs::metadata(path).map_err(read_error)?.len();
     if bytes > MAX_JSON_BYTES {
-        let reason = format!("its {bytes} bytes are more than the {MAX_JSON_BYTES} that are read of JSON; write JSONL");
+        let reason =
+            format!("its {bytes} bytes are more than the {MAX_JSON_BYTES} that Weft reads of a JSON file; write JSONL");
         return Err(Error::Config { path: path.to_owned(), reason });
     }
     let text = String::from_utf8(fs::read(path).map_err(read_error)?)
-        .map_err(|e| format(format!("byte {} is no UTF-8", e.utf8_error().valid_up_to() + 1)))?;
+        .map_err(|e| format(format!("byte {} is not UTF-8", e.utf8_error().valid_up_to() + 1)))?;
     let other = |found: &str| format(format!("it holds {found}, not an array of rows or an object with one array"));
     let parsed = strict_json::parse(text.trim_start_matches('\u{feff}'));
     match parsed.map_err(|e| format(if e.is_data() { e.to_string() } else { format!("not JSON ({e})") }))? {
@@ -342,7 +343,7 @@ fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<Stri
         if let Some(shards) = found.iter().find_map(|(stem, ..)| num_shards(stem, split)).filter(|n| *n != found.len())
         {
             let are = found.len();
-            return Err(format!("{are} of the {shards} files of the split {split:?} are there; fetch the rest"));
+            return Err(format!("{are} of the {shards} files of the split {split:?} are present; fetch the rest"));
         }
         if !found.is_empty() {
             return Ok(found.into_iter().map(|(.., name)| name.clone()).collect());

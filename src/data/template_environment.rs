@@ -168,7 +168,7 @@ fn check_depth(state: &State, value: &Value, left: usize) -> Result<(), Error> {
     state.consume_fuel(1)?;
     let Some(object) = value.as_object() else { return Ok(()) };
     if left == 0 {
-        let reason = format!("lists within each other more than {MAX_DEPTH} deep have no text");
+        let reason = format!("lists nested more than {MAX_DEPTH} deep can't be rendered");
         return Err(Error::new(ErrorKind::InvalidOperation, reason));
     }
     let check = |item: &Value| check_depth(state, item, left - 1);

@@ -55,7 +55,7 @@ impl TokenCache {
         }
         let written = make_folder(&self.folder).and_then(|()| write_whole(&self.path(key), &encode(key, dataset)));
         if let Err(error) = written {
-            eprintln!("warning: the tokens aren't kept for the next run: {error}");
+            eprintln!("warning: the tokens can't be cached for the next run: {error}");
             return;
         }
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());

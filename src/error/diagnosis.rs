@@ -55,7 +55,7 @@ impl Display for Diagnosis {
         }
         match skipped_before {
             0 => Ok(()),
-            count => write!(f, "; the {count} steps before it were passed over too"),
+            count => write!(f, "; the {count} steps before it were skipped too"),
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn problem(row: &Fields) -> Result<Problem, String> {
     let last = solution.rsplit_once("####").map(|(_, last)| last.trim());
     let truth = last.and_then(|last| last.replace(['$', ','], "").parse::<f64>().ok()).filter(|x| x.is_finite());
     let truth = truth.ok_or_else(|| match last {
-        Some(last) => format!("the answer ends in \"#### {last:.40}\", which is no number; write it as #### 18"),
+        Some(last) => format!("the answer ends in \"#### {last:.40}\", which is not a number; write it as #### 18"),
         None => "the answer has no \"####\" before its number; end it in #### 18".to_owned(),
     })?;
     Ok(by_protocol(Task::Gsm8k, question.to_owned(), json!(truth)))

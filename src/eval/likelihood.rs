@@ -70,7 +70,7 @@ pub fn nll_bounds(
         return Err(Error::Usage(format!("mc_samples {mc_samples} gives no standard error; give at least 2")));
     }
     if let Some(index) = examples.iter().position(|e| e.answer_ids.is_empty()) {
-        return Err(Error::Usage(format!("example {index} has an empty answer; give it a token")));
+        return Err(Error::Usage(format!("example {index} has an empty answer; give it at least one token")));
     }
     bar.set_length(examples.len() as u64);
     let style =

@@ -117,7 +117,10 @@ impl Task {
                 if sudoku::puzzle(question).is_none() {
                     return Err(format!("the question {question:.40?} holds no puzzle; write 16 digits, 0 for empty"));
                 }
-                (ground_truth.as_str().is_some_and(|text| text.chars().count() == sudoku::CELLS), "a text of 16 digits")
+                (
+                    ground_truth.as_str().is_some_and(|text| text.chars().count() == sudoku::CELLS),
+                    "a string of 16 digits",
+                )
             }
             Self::Countdown => (countdown::truth(ground_truth).is_some(), "[[30, 100, 93], 23], numbers and target"),
             // d1 writes null for negative answers, which it doesn't read.
@@ -157,7 +160,11 @@ pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
             .collect::<Result<_>>()?,
     };
     match problems.is_empty() {
-        true => Err(Error::Row { path: path.to_owned(), line: 1, reason: "no problem; give one per line".to_owned() }),
+        true => Err(Error::Row {
+            path: path.to_owned(),
+            line: 1,
+            reason: "there are no problems; give one per line".to_owned(),
+        }),
         false => Ok(problems),
     }
 }
@@ -166,7 +173,7 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
     if row.contains_key("messages") {
         let conversation = formats::conversation(row, Some(Form::Messages))?;
         let Some(Value::String(question)) = row.get("question") else {
-            return Err("the key \"question\" is missing; give the text that is scored against".to_owned());
+            return Err("the key \"question\" is missing; give the problem's text, which scoring needs".to_owned());
         };
         let ground_truth = row.get("ground_truth").ok_or("the key \"ground_truth\" is missing; give the answer")?;
         task.check(question, ground_truth)?;

@@ -42,7 +42,9 @@ pub fn load(task: Task, path: &Path) -> Result<Vec<Score>> {
             .collect::<Result<_>>()?,
     };
     match scores.is_empty() {
-        true => Err(wrong(1, "no generation; give a row each, or d1's {\"generations\": [...]}".to_owned())),
+        true => {
+            Err(wrong(1, "there are no generations; give one per row, or d1's {\"generations\": [...]}".to_owned()))
+        }
         false => Ok(scores),
     }
 }
@@ -63,14 +65,14 @@ fn from_json(task: Task, bytes: &[u8]) -> std::result::Result<Vec<Score>, (usize
     let line_of = |offset: usize| 1 + bytes[..offset].iter().filter(|b| **b == b'\n').count();
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let at = e.valid_up_to();
-        (line_of(at), format!("byte {} of the file is no UTF-8; convert the file to UTF-8", at + 1))
+        (line_of(at), format!("byte {} of the file is not UTF-8; convert the file to UTF-8", at + 1))
     })?;
     let stored: Stored = serde_json::from_str(text)
         .map_err(|e| (e.line().max(1), format!("not JSON with a list of generations ({e}); write the file again")))?;
     let score = |raw: &&RawValue| {
         let wrong = |reason: String| (line_of(raw.get().as_ptr() as usize - text.as_ptr() as usize), reason);
         let fields = serde_json::from_str(raw.get())
-            .map_err(|e| wrong(format!("an entry of generations is no JSON object ({e}); make it one")))?;
+            .map_err(|e| wrong(format!("an entry of generations is not a JSON object ({e}); make it one")))?;
         from_row(task, &fields).map_err(wrong)
     };
     stored.generations.iter().map(score).collect()
@@ -83,7 +85,7 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Score, String> {
     };
     let text = |key: &str, value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
-        other => Err(format!("{key} is {:.40}, not a text", other.to_string())),
+        other => Err(format!("{key} is {:.40}, not a string", other.to_string())),
     };
     let question = text("question", get("question")?)?;
     // d1 writes `generations` even for a single one.

@@ -26,7 +26,7 @@ pub fn read_csv(text: &str) -> impl Iterator<Item = Result<Problem, (usize, Stri
                 let question = format!("Solve the following Sudoku puzzle: {puzzle}\n");
                 Ok(by_protocol(Task::Sudoku, question, json!(solution)))
             }
-            _ => Err((i + 1, format!("{line:?} is no Sudoku; write 16 digits, a comma and 16 digits"))),
+            _ => Err((i + 1, format!("{line:?} is not a Sudoku; write 16 digits, a comma and 16 digits"))),
         }
     })
 }

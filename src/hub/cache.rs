@@ -73,7 +73,7 @@ impl<'a> Repository<'a> {
                 own.commit = commit;
                 own.files = files_below(&own.folder(), "");
                 if !is_offline() {
-                    eprintln!("warning: {}; going on with what lies in {}", own.reason(), own.root.display());
+                    eprintln!("warning: {}; continuing with the files in {}", own.reason(), own.root.display());
                 }
                 Ok(own)
             }
@@ -262,9 +262,9 @@ impl<'a> Repository<'a> {
                 use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
                 let fix = match source.kind() {
                     StorageFull | QuotaExceeded | FileTooLarge => {
-                        "free some space or set HF_HOME to a folder with more, what has come is kept"
+                        "free some space or set HF_HOME to a folder with more; the part already downloaded is kept"
                     }
-                    _ => "set HF_HOME to a folder that you can write",
+                    _ => "set HF_HOME to a folder that you can write to",
                 };
                 self.id.error(format!("cannot write {}: {source}; {fix}", path.display()))
             }

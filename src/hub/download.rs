@@ -86,7 +86,7 @@ impl Client {
         }
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(
-                "the token (HF_TOKEN, or the token's file) has characters that no token has; log in anew".to_owned()
+                "the token (HF_TOKEN, or the token's file) has characters that no token has; log in again".to_owned()
             );
         }
         let config = ureq::Agent::config_builder()
@@ -120,17 +120,17 @@ impl Client {
         };
         let text = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_string();
         let text = text.map_err(|e| unreachable(&url, &e.to_string()))?;
-        let wrong = |reason: String| Failure::Wrong(format!("{url} is no list of files: {reason}; is it a hub?"));
+        let wrong = |reason: String| Failure::Wrong(format!("{url} is not a list of files: {reason}; is it a hub?"));
         let Listing { sha, siblings } = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
         if !is_hash(&sha, 40) {
-            return Err(wrong(format!("the commit {sha:?} is none")));
+            return Err(wrong(format!("the commit {sha:?} is not a hash")));
         }
         let file = |sibling: Sibling| -> Result<RemoteFile, Failure> {
             let Sibling { rfilename: name, size, blob_id, lfs } = sibling;
             let blob = lfs.as_ref().map(|lfs| lfs.sha256.clone()).or(blob_id).unwrap_or_default();
             let size = lfs.map(|lfs| lfs.size).or(size);
             let file = size.map(|size| RemoteFile { name: name.clone(), size, blob }).filter(RemoteFile::is_valid);
-            file.ok_or_else(|| wrong(format!("size or hash of {name:?} are missing or none")))
+            file.ok_or_else(|| wrong(format!("the size or hash of {name:?} is missing or invalid")))
         };
         // Files whose names lead elsewhere are left out; Weft needs none of them.
         let inside = siblings.into_iter().filter(|sibling| is_inside(&sibling.rfilename));
@@ -210,7 +210,7 @@ impl Client {
             out.set_len(0).map_err(io)?;
             let name = &file.name;
             return Err(Failure::Wrong(format!(
-                "{url} sends another content than {name}'s: its hash is {found}, not {}",
+                "{url} sent content other than {name}'s: its hash is {found}, not {}",
                 file.blob
             )));
         }
@@ -240,7 +240,7 @@ impl Client {
                 416 if from > 0 => return Ok(response),
                 301 | 302 | 303 | 307 | 308 => {
                     let to = header("location").unwrap_or_default();
-                    let nowhere = || Failure::Wrong(format!("{at} redirects to {to:?}, which is nowhere"));
+                    let nowhere = || Failure::Wrong(format!("{at} redirects to {to:?}, which is not a URL"));
                     at = match to.starts_with('/') {
                         true => format!("{}{to}", origin(&at)),
                         false if to.starts_with("https://") || to.starts_with("http://") => to.to_owned(),
@@ -268,7 +268,9 @@ impl Client {
         id.error(match failure {
             Failure::Wrong(reason) => reason,
             Failure::Unwritable(source) => source.to_string(),
-            Failure::Unreachable(reason) | Failure::Busy(reason) => format!("{reason}; try again, what has come is kept"),
+            Failure::Unreachable(reason) | Failure::Busy(reason) => {
+                format!("{reason}; try again; the part already downloaded is kept")
+            }
             Failure::Refused(status, code, url) => match (code.as_str(), status, &self.token) {
                 ("GatedRepo", _, None) | ("", 403, None) => {
                     format!("the {kind} is gated: ask for access on {page}, then {log_in}")
@@ -280,13 +282,13 @@ impl Client {
                     format!("the {kind} has no branch, tag or commit {:?}; {page} lists them", id.revision)
                 }
                 ("EntryNotFound", ..) | ("", 404, _) if url.contains("/resolve/") => {
-                    format!("{url} isn't there, although the {kind}'s list names it; try again later, or see {page}")
+                    format!("{url} doesn't exist, although the {kind}'s list names it; try again later, or see {page}")
                 }
                 ("RepoNotFound", ..) | ("", 404, _) | (_, 401, None) => format!(
                     "there is no such file or folder, and {endpoint} shows no {kind} of that name; check the spelling, or \
                      {log_in} if it is private"
                 ),
-                (_, 401, Some(_)) => format!("{endpoint} refuses your token; {log_in} anew"),
+                (_, 401, Some(_)) => format!("{endpoint} rejects your token; {log_in} again"),
                 _ => format!("{url} answers {status} {code}; see {page}"),
             },
         })

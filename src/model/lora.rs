@@ -82,13 +82,16 @@ impl LoraConfig {
 
     fn check(&self) -> std::result::Result<(), String> {
         if self.r == 0 {
-            return Err("r = 0 is no rank; give at least 1".to_owned());
+            return Err("r = 0 is not a valid rank; give at least 1".to_owned());
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(format!("lora_dropout = {} lies outside [0, 1)", self.lora_dropout));
         }
         if !self.scale().is_finite() {
-            return Err(format!("lora_alpha = {} makes no finite scale; give the adapter's own", self.lora_alpha));
+            return Err(format!(
+                "lora_alpha = {} gives no finite scale; give the value that the adapter was trained with",
+                self.lora_alpha
+            ));
         }
         for (field, value) in &self.others {
             let supported = match field.as_str() {
@@ -119,10 +122,11 @@ impl TargetModules {
     /// A function that decides for each module as PEFT does; `head` is the LM head's name.
     fn matcher(&self, head: &str) -> std::result::Result<impl Fn(&str) -> bool, String> {
         let pattern = match self {
-            Self::Pattern(pattern) if pattern != "all-linear" => Some(
-                regex::Regex::new(&format!("^(?:{pattern})$"))
-                    .map_err(|_| format!("target_modules {pattern:?} is no regular expression that Weft can read"))?,
-            ),
+            Self::Pattern(pattern) if pattern != "all-linear" => {
+                Some(regex::Regex::new(&format!("^(?:{pattern})$")).map_err(|_| {
+                    format!("target_modules {pattern:?} is not a regular expression that Weft can parse")
+                })?)
+            }
             _ => None,
         };
         let head = head.to_owned();
@@ -145,7 +149,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let folder = &*from_hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
     if !path.exists() && folder.join("adapter/adapter_config.json").exists() {
-        let reason = format!("it is a run's folder; its adapter lies in {}", folder.join("adapter").display());
+        let reason = format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display());
         return Err(Error::Config { path: folder.to_owned(), reason });
     }
     let config: LoraConfig = serde_json::from_str(&read_text(&path)?)
@@ -160,7 +164,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
         attach(model, index, &module, [a, b].map(trainable));
     }
     if let Some(name) = tensors.rest().next() {
-        let reason = "no layer takes it".to_owned();
+        let reason = "no layer of the model uses it".to_owned();
         return Err(Error::Tensor { name: name.to_owned(), folder: folder.to_owned(), reason });
     }
     model.config.lora_scale = config.scale();

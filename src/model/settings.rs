@@ -83,7 +83,7 @@ impl ModelTable {
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         refuse(self.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
         let is_lora = self.trainable == Trainable::Lora;
-        refuse(is_lora && self.lora_rank == 0, "model.lora_rank = 0 is no rank; give at least 1".to_owned());
+        refuse(is_lora && self.lora_rank == 0, "model.lora_rank = 0 is not a valid rank; give at least 1".to_owned());
         let alpha = self.lora_alpha;
         refuse(
             is_lora && (alpha <= 0.0 || alpha.is_nan()),

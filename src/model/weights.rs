@@ -70,7 +70,7 @@ impl Checkpoint {
             let mut shard = HashMap::new();
             map_file(&path, &mut shard)?;
             if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.contains_key(*name)) {
-                let reason = format!("{name} isn't in {file}, as it says");
+                let reason = format!("{name} isn't in {file}, although the index says so");
                 return Err(Error::Format { path: folder.join(INDEX), reason });
             }
             if let Some(name) = shard.keys().filter(|name| tensors.contains_key(*name)).min() {

@@ -30,10 +30,12 @@ pub struct Mpi {
 /// A library that can't be called from a thread other than the one that initialized it.
 pub fn join() -> Result<(Universe, Mpi)> {
     let joined = mpi::initialize_with_threading(Threading::Serialized);
-    let (universe, provided) = joined.ok_or_else(|| Error::Run("MPI was begun twice in this process".to_owned()))?;
+    let (universe, provided) =
+        joined.ok_or_else(|| Error::Run("MPI was initialized twice in this process".to_owned()))?;
     if provided < Threading::Serialized {
         return Err(Error::Run(format!(
-            "this MPI library gives {provided:?} threads and Weft needs Serialized; use one built with threads"
+            "this MPI library provides the thread level {provided:?}, and Weft needs Serialized; \
+             use one built with thread support"
         )));
     }
     let world = universe.world();

@@ -130,7 +130,7 @@ impl Nccl {
             (Device::Cuda(gpu), None) if ranks.size() > 1 => Arc::new(Self::among(ranks, gpu)?),
             (Device::Cpu, Some(Launched { size, .. })) => {
                 return Err(Error::Usage(format!(
-                    "{size} processes were started together (WORLD_SIZE), each would do the same on its CPU; give them GPUs \
+                    "{size} processes were started together (WORLD_SIZE), and each would do the same on its CPU; give them GPUs \
                      (--device cuda), or start them by mpirun (docs/scaling.md)"
                 )));
             }

@@ -79,11 +79,9 @@ impl Plan {
         let remedy = |r: &Remedy| format!("{} ({})", r.settings.join(" "), gb(r.peak_bytes));
         let ways: Vec<String> = self.remedies.iter().map(remedy).collect();
         let ways = match ways.is_empty() {
-            true => {
-                "neither smaller micro-batches, nothing kept for backward, bf16, a lower rank, an adapter, shorter \
-                     sequences nor fewer samples make it fit; take a smaller model or a machine with more memory"
-                    .to_owned()
-            }
+            true => "smaller micro-batches, gradient checkpointing, bf16, a lower rank, an adapter, shorter \
+                 sequences and fewer samples don't make it fit; take a smaller model or a machine with more memory"
+                .to_owned(),
             false => format!("it fits with {}", ways.join(", or with ")),
         };
         Err(Error::Usage(format!(

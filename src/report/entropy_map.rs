@@ -49,7 +49,7 @@ pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) 
     let name = serde_json::to_value(transform).expect("a name is JSON");
     let mut body = format!(
         "<h1>{}</h1>\n<p class=\"note\">Each answer token's entropy where the whole answer is masked (pass 1), and the \
-         rate t_i = 1 - (1 - t)^r_i at which WeFT ({}) masks it at time t. Rest the pointer on a token.</p>\n\
+         rate t_i = 1 - (1 - t)^r_i at which WeFT ({}) masks it at time t. Hover over a token.</p>\n\
          <p><label>t <input id=\"t\" type=\"range\" min=\"0.01\" max=\"0.99\" step=\"0.01\" value=\"0.5\">\
          <output id=\"t-shown\">0.50</output></label></p>\n<div class=\"scale\" style=\"background:linear-gradient(90deg,\
          {},{})\"></div><p class=\"note\">0 to {largest:.2} nats</p>\n",

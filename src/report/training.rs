@@ -55,8 +55,8 @@ pub fn write(output: &Path, results: &[(String, String)], samples: &[Sample]) ->
     body.push_str("<div class=\"tiles\">\n");
     results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
     body.push_str(
-        "</div>\n<h2>Curves</h2>\n<p class=\"note\">Of more than 100 steps a point is the mean of several, its band their \
-                   range; rest the pointer on it for its numbers.</p>\n<div class=\"charts\">\n",
+        "</div>\n<h2>Curves</h2>\n<p class=\"note\">With more than 100 steps, each point is the mean of several steps and its band \
+                   their range; hover over a point for its numbers.</p>\n<div class=\"charts\">\n",
     );
     charts(&lines).iter().for_each(|svg| body.push_str(svg));
     body.push_str("</div>\n");
@@ -112,7 +112,7 @@ fn charts(lines: &[Value]) -> Vec<String> {
             vec![curve("standard deviation of r", "uncertainty_spread")],
         ),
         // There is no such curve if no step was skipped.
-        one("Steps passed over", "steps so far", vec![of_any("steps passed over", "skipped_steps")]),
+        one("Skipped steps", "steps so far", vec![of_any("skipped steps", "skipped_steps")]),
         one("Speed", "tokens per second", vec![curve("tokens per second", "tokens_per_second")]),
     ]
     .into_iter()

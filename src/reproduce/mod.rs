@@ -98,7 +98,7 @@ fn work_on(
         worked => worked?,
     }
     match ranks.any(false) {
-        true => Err(Error::Run("another rank was asked to stop; start again to go on".to_owned())),
+        true => Err(Error::Run("another rank was asked to stop; start again to continue".to_owned())),
         false => Ok(runs.into_inner().expect("no worker panicked")),
     }
 }

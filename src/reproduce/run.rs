@@ -76,7 +76,7 @@ pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
     let differing = recipe.resolved().differences(&saved["recipe"]);
     if !differing.is_empty() {
         let reason = format!(
-            "the run was made by another recipe: {}; undo that, or choose another train.output",
+            "the run was made with another recipe: {}; undo that, or choose another train.output",
             differing.join("; ")
         );
         return Err(Error::Config { path, reason });

@@ -189,7 +189,7 @@ impl ReproduceTable {
         let steps = recipe.train.max_steps.unwrap_or(u64::MAX);
         refuse(
             self.evaluations > steps,
-            format!("reproduce.evaluations = {} are more than train.max_steps = {steps}", self.evaluations),
+            format!("reproduce.evaluations = {} is more than train.max_steps = {steps}", self.evaluations),
         );
         problems
     }

@@ -149,7 +149,7 @@ impl Sampling {
         match threshold.or(cache) {
             None => Ok(()),
             Some(setting) => Err(format!(
-                "{setting} needs blocks, which remasking {} has none of; set remasking low_confidence, which denoises \
+                "{setting} needs blocks, and remasking {} has none; set remasking low_confidence, which denoises \
                  Dream's checkpoints block by block too",
                 remasking.name()
             )),

@@ -249,7 +249,7 @@ fn verify(folder: &Path) -> Result<()> {
     }
     let changed = now.lines().find(|line| !written.lines().any(|other| other == *line));
     let file = changed.and_then(|line| line.split_whitespace().last()).unwrap_or(CHECKSUMS);
-    let reason = format!("its bytes are others than those that {CHECKSUMS} was made of");
+    let reason = format!("its bytes don't match {CHECKSUMS}");
     Err(Error::Format { path: folder.join(file), reason })
 }
 
@@ -274,7 +274,7 @@ fn check_state(state: &State, trainer: &Trainer) -> std::result::Result<usize, S
     for &(example, of, len) in &state.entropies {
         let answer = examples.get(example).map(|e| e.answer_ids.len());
         if answer != Some(len) || of > epoch {
-            return Err(format!("the entropies of example {example}, {len} of epoch {of}, are none of the run's"));
+            return Err(format!("the entropies of example {example}, {len} of epoch {of}, don't belong to the run"));
         }
         total += len;
     }

@@ -55,8 +55,8 @@ impl Trainer {
                 );
                 if is_last {
                     return Err(Error::Run(format!(
-                        "{why}; the {} steps before it were passed over too: raise train.spike_factor and add --resume, \
-                         or start anew with a lower train.lr",
+                        "{why}; the {} steps before it were skipped too: raise train.spike_factor and add --resume, \
+                         or start over with a lower train.lr",
                         MOST_IN_A_ROW - 1
                     )));
                 }
@@ -96,7 +96,7 @@ impl Trainer {
             grad_norm,
             examples: gathered.len(),
             wrong: wrong.collect(),
-            place: place.unwrap_or_else(|| "each of its examples is finite by itself, their sum is not".to_owned()),
+            place: place.unwrap_or_else(|| "each of its examples is finite by itself, but their sum is not".to_owned()),
             skipped_before: if self.is_last_skip() { MOST_IN_A_ROW - 1 } else { 0 },
         }
     }
@@ -134,12 +134,14 @@ impl Trainer {
             return None;
         }
         if let Some(weight) = weights[0].iter().find(|weight| !weight.is_finite()) {
-            return Some(format!("a token's loss is weighed by {weight}"));
+            return Some(format!("a token's loss is weighted by {weight}"));
         }
         Some(match self.model.first_non_finite_gradient(&grads) {
             Some(name) => format!("its forward is finite; in the backward {name} is the first whose gradient is not"),
-            None if loss.is_finite() => "each of its gradients is finite, the sum of their squares is not".to_owned(),
-            None => "its forward and its gradients are finite, its loss is not".to_owned(),
+            None if loss.is_finite() => {
+                "each of its gradients is finite, but the sum of their squares is not".to_owned()
+            }
+            None => "its forward and its gradients are finite, but its loss is not".to_owned(),
         })
     }
 }

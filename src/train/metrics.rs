@@ -108,7 +108,7 @@ impl Metrics {
             "communication_seconds": is_parallel.then_some(report.traffic.seconds),
         }))?;
         if let Some(skip) = &report.skipped {
-            self.line(&format!("passed over {}", skip.why));
+            self.line(&format!("skipped {}", skip.why));
         }
         let message =
             format!("loss {:.4}  gradient {:.3}  {tokens_per_second:.0} tokens/s", report.loss, report.grad_norm);

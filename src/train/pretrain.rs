@@ -127,7 +127,7 @@ impl PretrainRecipe {
         }
         let DataTable { sudoku, arithmetic, puzzles, texts, .. } = self.data;
         if sudoku + arithmetic + puzzles > 100 {
-            problems.push(format!("data: {sudoku} + {arithmetic} + {puzzles} percent are more than 100"));
+            problems.push(format!("data: {sudoku} + {arithmetic} + {puzzles} percent add up to more than 100"));
         }
         if texts == 0 {
             problems.push("data.texts = 0; give at least 1".to_owned());

@@ -63,13 +63,12 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
     let differing = resolved.differing(was, &[FREE.as_slice(), &CHANGEABLE].concat());
     if !differing.is_empty() {
         let list = differing.join("; ");
-        let reason = format!("the run to resume was started with another recipe: {list}; undo that or start anew");
+        let reason = format!("the run to resume was started with another recipe: {list}; undo that or start over");
         return Err(Error::Config { path, reason });
     }
     if let Some(name) = changed_rows(was, &resolved.recipe) {
-        let reason = format!(
-            "the rows of {name} are others than when the run to resume was started; put them back or start anew"
-        );
+        let reason =
+            format!("the rows of {name} have changed since the run to resume was started; put them back or start over");
         return Err(Error::Config { path, reason });
     }
     Ok(())
@@ -92,7 +91,7 @@ fn other_batch((began, began_ranks): (&Value, usize), (recipe, ranks): (&Value, 
     let fits = [micro, new_micro, 1].into_iter().find(|m| was.is_multiple_of(m * ranks as u64));
     let fix = match fits.filter(|m| !by_micro_batch || *m == micro) {
         Some(m) => format!("set train.micro_batch_size={m} and train.grad_accum_steps={}", was / (m * ranks as u64)),
-        None => format!("start a number of ranks of which {was} examples are a multiple"),
+        None => format!("choose a number of ranks that divides {was}"),
     };
     Some(format!(
         "the run to resume has {was} examples in a step (train.micro_batch_size {micro}, train.grad_accum_steps {accum}, \

@@ -53,7 +53,7 @@ pub fn check_output(output: &Path, resume: bool) -> Result<()> {
     let has_run = [RECIPE, "checkpoints"].iter().any(|name| output.join(name).exists());
     match (resume, has_run) {
         (false, true) => Err(Error::Usage(format!(
-            "{path} already holds a run; add --resume to go on with it, or set train.output to another folder"
+            "{path} already holds a run; add --resume to continue it, or set train.output to another folder"
         ))),
         (true, false) => Err(Error::Usage(format!("{path} holds no run to resume; leave out --resume to begin one"))),
         _ => Ok(()),
@@ -74,7 +74,7 @@ pub fn lock(output: &Path) -> Result<File> {
     let file = File::create(&path).map_err(|source| Error::Write { path, source })?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
-            "another run is at work in {}; wait for its end, or set train.output to another folder",
+            "another run is using {}; wait until it ends, or set train.output to another folder",
             output.display()
         ))),
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),

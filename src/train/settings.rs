@@ -112,12 +112,12 @@ impl TrainTable {
             .map(|(k, x)| format!("train.{k} = {x} is negative or not a number"));
         let factor = self.spike_factor;
         let low = (factor != 0.0 && !(factor > 1.0 && factor.is_finite())).then(|| {
-            format!("train.spike_factor = {factor} would pass over ordinary steps; give more than 1, or 0 for none")
+            format!("train.spike_factor = {factor} would skip ordinary steps; give more than 1, or 0 for none")
         });
         let empty = self.output.as_os_str().is_empty();
         let output = empty.then(|| "train.output is empty; name a folder, or leave it out".to_owned());
-        let none =
-            (self.max_steps == Some(0)).then(|| "train.max_steps = 0 trains nothing; leave it out for all".to_owned());
+        let none = (self.max_steps == Some(0))
+            .then(|| "train.max_steps = 0 trains nothing; leave it out to train all epochs".to_owned());
         output
             .into_iter()
             .chain(none)

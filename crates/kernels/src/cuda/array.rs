@@ -95,7 +95,7 @@ impl Memory {
         // SAFETY: the range lies within the memory; pageable bytes are staged before the call returns.
         let written =
             unsafe { result::memcpy_htod_async(self.pointer + start as u64, bytes, engine.stream().cu_stream()) };
-        written.unwrap_or_else(|e| self.gpu.fail("take numbers", e));
+        written.unwrap_or_else(|e| self.gpu.fail("copy numbers to its memory", e));
     }
 
     /// Copies the bytes from `start` on to the machine's memory, once all work before is done.
@@ -107,7 +107,7 @@ impl Memory {
         let read =
             unsafe { result::memcpy_dtoh_async(bytes, self.pointer + start as u64, engine.stream().cu_stream()) };
         let read = read.and_then(|()| engine.stream().synchronize());
-        read.unwrap_or_else(|e| self.gpu.fail("give its numbers", e));
+        read.unwrap_or_else(|e| self.gpu.fail("copy its numbers back", e));
     }
 
     /// Fills the memory with zeros.
@@ -133,13 +133,13 @@ impl Drop for Memory {
 
 fn no_room(gpu: &Gpu, bytes: usize, error: DriverError) -> ! {
     if error.0 != cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY {
-        gpu.fail("take memory", error);
+        gpu.fail("allocate memory", error);
     }
     let mb = |bytes: usize| bytes as f64 / 1e6;
     let [free, all] = gpu.memory().map(mb);
     fail(format!(
-        "the GPU {} has no room for {:.1} MB more: {free:.0} of its {all:.0} MB are free, and this process has {:.0}; lower \
-         train.micro_batch_size, data.max_seq_len or --gen-length, or end what else is on the GPU",
+        "GPU {} has no room for {:.1} MB more: {free:.0} of its {all:.0} MB are free, and this process uses {:.0}; lower \
+         train.micro_batch_size, data.max_seq_len or --gen-length, or end other programs on the GPU",
         gpu.name(),
         mb(bytes),
         mb(gpu.used_bytes() + WORKSPACE),

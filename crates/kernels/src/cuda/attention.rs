@@ -60,7 +60,9 @@ impl Kernels {
             };
         }
         let largest = IN_F32.into_iter().find(|largest| dim <= *largest).unwrap_or_else(|| {
-            fail(format!("heads of {dim} features are more than the 256 that a GPU computes; use --device cpu"))
+            fail(format!(
+                "heads of {dim} features are wider than the 256 that the GPU kernels support; use --device cpu"
+            ))
         });
         let suffix = format!("f32_{largest}");
         Self { suffix, dtype: Dtype::F32, threads: 256, queries: 64, own: 64, shared: [0, 0] }

@@ -299,7 +299,7 @@ impl Gpu {
 
     /// Unwinds with a sentence that says what the GPU couldn't do.
     pub(super) fn fail(&self, what: &str, error: impl std::fmt::Display) -> ! {
-        fail(format!("the GPU {} could not {what}: {error}", self.name()))
+        fail(format!("GPU {} could not {what}: {error}", self.name()))
     }
 }
 
@@ -338,12 +338,12 @@ fn driver_version() -> i32 {
 
 /// The context of one of the machine's GPUs.
 fn context(ordinal: usize) -> Result<Arc<CudaContext>, String> {
-    result::init().map_err(|e| format!("no GPU computes here ({}); use --device cpu", in_words(&e)))?;
+    result::init().map_err(|e| format!("no GPU can be used here ({}); use --device cpu", in_words(&e)))?;
     let version = driver_version();
     if version < DRIVER_VERSION {
         let told = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
         let (has, wants) = (told(version), told(DRIVER_VERSION));
-        return Err(format!("NVIDIA's driver here speaks CUDA {has}, and Weft wants {wants}; install a newer driver"));
+        return Err(format!("NVIDIA's driver supports CUDA {has}, but Weft needs {wants}; install a newer driver"));
     }
     let count = CudaContext::device_count().unwrap_or(0) as usize;
     if ordinal >= count {

@@ -31,21 +31,21 @@ pub(super) const DRIVER: Needed = Needed {
 /// The compiler of CUDA kernels.
 pub(super) const NVRTC: Needed = Needed {
     stem: "libnvrtc.so",
-    what: "the compiler of CUDA kernels; `pip install nvidia-cuda-nvrtc` or a CUDA toolkit brings it",
+    what: "the compiler of CUDA kernels; `pip install nvidia-cuda-nvrtc` or a CUDA toolkit installs it",
     versions: &[13, 12],
     is_drivers: false,
 };
 /// The library of matmuls.
 pub(super) const CUBLASLT: Needed = Needed {
     stem: "libcublasLt.so",
-    what: "NVIDIA's matmuls; `pip install nvidia-cublas` or a CUDA toolkit brings it",
+    what: "NVIDIA's matmul library; `pip install nvidia-cublas` or a CUDA toolkit installs it",
     versions: &[13, 12],
     is_drivers: false,
 };
 /// The library of communication between GPUs.
 pub(super) const NCCL: Needed = Needed {
     stem: "libnccl.so",
-    what: "NVIDIA's communication between GPUs; `pip install nvidia-nccl-cu13` brings it",
+    what: "NVIDIA's library for communication between GPUs; `pip install nvidia-nccl-cu13` installs it",
     versions: &[2],
     is_drivers: false,
 };
@@ -72,7 +72,7 @@ impl Needed {
         let others: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         let others = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
         Err(format!(
-            "{} is not to be had: looked for in the system's folders, LD_LIBRARY_PATH {path}{others}; it is {}",
+            "{} was not found in the system's folders, LD_LIBRARY_PATH {path}{others}; it is {}",
             names.join(" or "),
             self.what
         ))

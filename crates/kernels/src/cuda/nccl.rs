@@ -106,7 +106,7 @@ pub fn new_id() -> Result<Id, String> {
     let functions = Functions::open()?;
     let mut id = ncclUniqueId { internal: [0; 128] };
     // SAFETY: the pointer is valid for an id.
-    checked(unsafe { (functions.get_unique_id)(&mut id) }, "make a group's id")?;
+    checked(unsafe { (functions.get_unique_id)(&mut id) }, "create a group's id")?;
     Ok(id.internal.map(|byte| byte as u8))
 }
 
@@ -266,7 +266,7 @@ fn checked(told: ncclResult_t, what: &str) -> Result<(), String> {
     match told {
         ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
         ncclResult_t::ncclInvalidUsage => Err(format!(
-            "NCCL could not {what}: do two of them have one GPU? --device cuda gives each its own; NCCL_DEBUG=WARN says more"
+            "NCCL could not {what}: do two ranks share a GPU? --device cuda gives each its own; NCCL_DEBUG=WARN says more"
         )),
         error => Err(format!("NCCL could not {what}: {error:?}; NCCL_DEBUG=WARN says more")),
     }

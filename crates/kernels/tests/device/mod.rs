@@ -18,7 +18,7 @@ static DEVICE: LazyLock<Result<Device, String>> = LazyLock::new(|| match std::en
 /// The device; if the GPU asked for is missing, reports the test as skipped and returns `None`.
 pub fn device() -> Option<On> {
     let device = DEVICE.as_ref().map_err(|reason| {
-        let is_absent = ["is not to be had", "no GPU computes here"].iter().any(|what| reason.contains(what));
+        let is_absent = ["was not found", "no GPU can be used here"].iter().any(|what| reason.contains(what));
         assert!(is_absent, "{reason}");
         // This bypasses the test runner, which captures what a passing test prints.
         let test = std::thread::current().name().unwrap_or_default().to_owned();
