@@ -21,7 +21,7 @@ pub struct Work {
 pub struct MultiplyAdds {
     /// The layers' matrices: `tokens * weights`.
     pub matrices: f64,
-    /// Attention's scores and weighted sums: `2 * layers * width * sum of L^2`.
+    /// Attention's scores and weighted sums: `2 * layers * heads * head_dim * sum of L^2`.
     pub attention: f64,
     /// The head at the answers' rows: `answers * V * D`.
     pub head_of_answers: f64,
@@ -35,7 +35,7 @@ impl MultiplyAdds {
         let [matrices, head] = matmuls(model).map(|n| n as f64);
         Self {
             matrices: work.tokens * matrices,
-            attention: 2.0 * (model.blocks.len() * model.config.width) as f64 * work.squares,
+            attention: 2.0 * (model.blocks.len() * model.config.heads * model.config.head_dim) as f64 * work.squares,
             head_of_answers: work.answers * head,
             head_of_masked: work.masked * head,
         }

@@ -57,6 +57,8 @@ pub struct Block {
     pub attn_norm: ParamId,
     /// Queries, keys, values.
     pub qkv: [Linear; 3],
+    /// RMSNorm of each head of queries and of keys, in families that have it.
+    pub qk_norm: Option<[ParamId; 2]>,
     /// Attention's output projection.
     pub attn_out: Linear,
     /// RMSNorm before the MLP.
@@ -71,19 +73,24 @@ pub struct Block {
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// The family of the checkpoint.
-    pub family: Family,
+    pub family: &'static Family,
     /// Width.
     pub width: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads.
     pub kv_heads: usize,
+    /// Features per head.
+    pub head_dim: usize,
     /// RoPE's base.
     pub rope_theta: f64,
     /// RMSNorm's epsilon.
     pub rms_norm_eps: f32,
     /// The id of the mask token.
     pub mask_token_id: u32,
+    /// Whether the logits that predict position i sit at position i-1. The logits of position 0 then predict both 0 and
+    /// 1.
+    pub logits_shifted: bool,
     /// The adapters' scale: `lora_alpha / R`, or `lora_alpha / sqrt(R)` with RSLoRA.
     pub lora_scale: f32,
     /// The adapters' dropout in training.
@@ -251,7 +258,7 @@ impl Transformer {
     /// No row comes before a sequence's first token, so its own row predicts it as well as the second token.
     pub(super) fn predicting<'a>(&self, batch: &Batch, tokens: &'a [usize]) -> Cow<'a, [usize]> {
         assert!(tokens.is_sorted_by(|a, b| a < b), "the rows rise");
-        match self.config.family.logits_shifted() {
+        match self.config.logits_shifted {
             false => tokens.into(),
             true => tokens.iter().map(|n| n - usize::from(batch.positions[*n] > 0)).collect(),
         }
@@ -282,7 +289,7 @@ impl Transformer {
     }
 
     fn rope(&self, positions: &[u32]) -> Rope {
-        Rope::new(&self.device, positions, self.config.width / self.config.heads, self.config.rope_theta)
+        Rope::new(&self.device, positions, self.config.head_dim, self.config.rope_theta)
     }
 
     fn lora<'a>(&'a self, layer: &Linear, mode: Mode<'a>) -> Option<Lora<'a>> {

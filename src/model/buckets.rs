@@ -18,7 +18,8 @@ impl Transformer {
         let of_linear = |l: &Linear| [l.weight].into_iter().chain(l.bias).chain(l.lora.into_iter().flatten());
         let of_block = |b: &Block| -> Vec<ParamId> {
             let linears = b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]);
-            [b.attn_norm, b.ff_norm].into_iter().chain(linears.flat_map(of_linear)).collect()
+            let norms = [b.attn_norm, b.ff_norm].into_iter().chain(b.qk_norm.into_iter().flatten());
+            norms.chain(linears.flat_map(of_linear)).collect()
         };
         let is_tied = self.has_tied_head();
         let head = of_linear(&self.head).filter(|id| !is_tied || *id != self.embedding).chain([self.final_norm]);

@@ -133,7 +133,7 @@ pub(super) struct Keys {
     pub dropouts: &'static [&'static str],
 }
 
-const LLADA_KEYS: Keys = Keys {
+pub(super) const LLADA_KEYS: Keys = Keys {
     layers: "n_layers",
     width: "d_model",
     heads: "n_heads",

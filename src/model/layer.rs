@@ -92,6 +92,7 @@ pub(super) struct SavedLayer {
 
 /// The results of a layer's matmuls that its backward needs.
 struct Matmuls {
+    /// Queries and keys after RoPE, or before their norm in families that have one.
     qkv: [Saved; 3],
     middle: Tensor,
     gate_up: [Saved; 2],
@@ -100,6 +101,8 @@ struct Matmuls {
 /// What a layer's backward needs of its forward.
 struct Activations {
     qkv: [Tensor; 3],
+    /// Queries and keys before their norm, if they have one and backward follows.
+    unnormed: Option<[Tensor; 2]>,
     /// Attention's output and log-sum-exp.
     attention: [Tensor; 2],
     middle: Tensor,
@@ -107,10 +110,20 @@ struct Activations {
     gate_up: [Tensor; 2],
 }
 
+/// What of a layer's activations is there already, and what is wanted beside them.
+#[derive(Default)]
+struct Given {
+    /// Attention's output and log-sum-exp.
+    attention: Option<[Tensor; 2]>,
+    matmuls: Option<Matmuls>,
+    /// Whether queries and keys are wanted before their norm, too.
+    wants_unnormed: bool,
+}
+
 impl Transformer {
     /// A layer's output, with nothing saved for backward.
     pub(super) fn layer_output(&self, block: &Block, x: &Tensor, span: Span) -> Tensor {
-        let Activations { middle, gate_up, .. } = self.activations(block, x, span, None, None);
+        let Activations { middle, gate_up, .. } = self.activations(block, x, span, Given::default());
         self.output(block, &middle, &gate_up, span)
     }
 
@@ -122,11 +135,15 @@ impl Transformer {
         span: Span,
         save_matmuls: bool,
     ) -> (Tensor, SavedLayer) {
-        let a = self.activations(block, &x, span, None, None);
-        let Activations { qkv, attention, middle, gate_up, .. } = a;
+        let a = self.activations(block, &x, span, Given { wants_unnormed: save_matmuls, ..Given::default() });
+        let Activations { qkv: [q, k, v], unnormed, attention, middle, gate_up, .. } = a;
         let output = self.output(block, &middle, &gate_up, span);
-        let save = |numbers| Saved::new(numbers, span.precision);
-        let matmuls = save_matmuls.then(|| Matmuls { qkv: qkv.map(save), middle, gate_up: gate_up.map(save) });
+        let matmuls = save_matmuls.then(|| {
+            let save = |numbers| Saved::new(numbers, span.precision);
+            let of_qk = self.precision_of_saved_qk(block, span.precision);
+            let [q, k] = unnormed.unwrap_or([q, k]).map(|numbers| Saved::new(numbers, of_qk));
+            Matmuls { qkv: [q, k, save(v)], middle, gate_up: gate_up.map(save) }
+        });
         (output, SavedLayer { input: x, attention, matmuls })
     }
 
@@ -159,8 +176,9 @@ impl Transformer {
     ) -> Tensor {
         let Config { width, heads, kv_heads, rms_norm_eps: eps, .. } = self.config;
         let SavedLayer { input, attention, matmuls } = saved;
-        let Activations { qkv, attention: [attended, lse], middle, ff_normed, gate_up } =
-            self.activations(block, &input, span, Some(attention), matmuls);
+        let given = Given { attention: Some(attention), matmuls, wants_unnormed: true };
+        let Activations { qkv, unnormed, attention: [attended, lse], middle, ff_normed, gate_up } =
+            self.activations(block, &input, span, given);
         let (from, to) = (span.reads(), span.writes());
         // 1. The MLP.
         // The projection's input is needed for the gradient of a trained projection only.
@@ -186,6 +204,11 @@ impl Transformer {
         drop((dattended, attended, qkv));
         span.to.rope.apply(&mut d.q, heads, Rotation::Inverse);
         span.from.rope.apply(&mut d.k, kv_heads, Rotation::Inverse);
+        for ((gain, x), dy) in block.qk_norm.iter().flatten().zip(unnormed.iter().flatten()).zip([&mut d.q, &mut d.k]) {
+            let (weight, dgain) = (&self.params[*gain].weight, grads[*gain].as_mut());
+            rms_norm::backward_in_place(dy, dgain, x, weight, eps);
+        }
+        drop(unnormed);
         // 3. Every row contributes keys and values, but only the written rows have queries.
         let normed = self.norm(&input, block.attn_norm, span.precision);
         let mut dnormed = self.device.unset(if wants_input { normed.len() } else { 0 });
@@ -238,20 +261,18 @@ impl Transformer {
         hidden
     }
 
-    /// The activations of a layer with input `x`; those that were saved aren't recomputed.
-    fn activations(
-        &self,
-        block: &Block,
-        x: &Tensor,
-        span: Span,
-        attention: Option<[Tensor; 2]>,
-        matmuls: Option<Matmuls>,
-    ) -> Activations {
-        let (qkv, mlp) = match matmuls {
+    /// The activations of a layer with input `x`; those that are given aren't recomputed.
+    fn activations(&self, block: &Block, x: &Tensor, span: Span, given: Given) -> Activations {
+        let (projected, mlp) = match given.matmuls {
             Some(Matmuls { qkv, middle, gate_up }) => (qkv.map(Saved::take), Some((middle, gate_up.map(Saved::take)))),
-            None => (self.qkv(block, x, span), None),
+            None => (self.projections(block, x, span), None),
         };
-        let attention = attention.unwrap_or_else(|| {
+        // What was saved of queries and keys without a norm is rotated already.
+        let (qkv, unnormed) = match mlp.is_some() && block.qk_norm.is_none() {
+            true => (projected, None),
+            false => self.rotated(block, projected, span, given.wants_unnormed),
+        };
+        let attention = given.attention.unwrap_or_else(|| {
             let mut attended = self.device.operands(qkv[0].len(), span.precision);
             let lse = attention::forward(&mut attended, as_qkv(&qkv), &self.shape(span));
             [attended, lse]
@@ -263,20 +284,49 @@ impl Transformer {
             }
             None => self.mlp_inputs(block, x, &attention[0], span),
         };
-        Activations { qkv, attention, middle, ff_normed, gate_up }
+        Activations { qkv, unnormed, attention, middle, ff_normed, gate_up }
     }
 
-    /// Queries of the written rows, and keys and values of the read rows, with RoPE applied.
+    /// Queries of the written rows, and keys and values of the read rows, as attention reads them.
     pub(super) fn qkv(&self, block: &Block, x: &Tensor, span: Span) -> [Tensor; 3] {
-        let Span { from, to, .. } = span;
-        let Config { width, heads, kv_heads, .. } = self.config;
+        self.rotated(block, self.projections(block, x, span), span, false).0
+    }
+
+    /// The projections to queries of the written rows, and to keys and values of the read rows.
+    fn projections(&self, block: &Block, x: &Tensor, span: Span) -> [Tensor; 3] {
+        let Span { to, .. } = span;
         let normed = self.norm(x, block.attn_norm, span.precision);
         let [q, k, v] = &block.qkv;
-        let mut q = self.apply(q, &to.of(&normed, width), span.writes());
-        let [mut k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
-        to.rope.apply(&mut q, heads, Rotation::Forward);
-        from.rope.apply(&mut k, kv_heads, Rotation::Forward);
+        let q = self.apply(q, &to.of(&normed, self.config.width), span.writes());
+        let [k, v] = [k, v].map(|layer| self.apply(layer, &normed, span.reads()));
         [q, k, v]
+    }
+
+    /// Applies the norm of each head, in families that have one, and RoPE to queries and keys. Also returns queries and
+    /// keys before the norm, if they are wanted.
+    fn rotated(
+        &self,
+        block: &Block,
+        [q, k, v]: [Tensor; 3],
+        Span { from, to, precision }: Span,
+        wants_unnormed: bool,
+    ) -> ([Tensor; 3], Option<[Tensor; 2]>) {
+        let ([mut q, mut k], unnormed) = match block.qk_norm {
+            None => ([q, k], None),
+            Some([q_gain, k_gain]) => {
+                let [normed_q, normed_k] = [(&q, q_gain), (&k, k_gain)].map(|(x, gain)| self.norm(x, gain, precision));
+                ([normed_q, normed_k], wants_unnormed.then_some([q, k]))
+            }
+        };
+        to.rope.apply(&mut q, self.config.heads, Rotation::Forward);
+        from.rope.apply(&mut k, self.config.kv_heads, Rotation::Forward);
+        ([q, k, v], unnormed)
+    }
+
+    /// The format in which queries and keys are saved for backward. A norm would carry the rounding into the numbers that
+    /// attention reads, so those before a norm are saved as they are.
+    fn precision_of_saved_qk(&self, block: &Block, precision: Precision) -> Precision {
+        if block.qk_norm.is_some() { Precision::F32 } else { precision }
     }
 
     /// The sum of a layer's input and its attention, the norm of that sum, and the MLP's gate and up projections of the
@@ -295,9 +345,9 @@ impl Transformer {
     }
 
     pub(super) fn shape<'a>(&self, span: Span<'a>) -> Shape<'a> {
-        let Config { width, heads, kv_heads, .. } = self.config;
+        let Config { heads, kv_heads, head_dim, .. } = self.config;
         let (sequences, queries) = (&span.from.sequences, &span.to.sequences);
-        Shape { heads, kv_heads, head_dim: width / heads, sequences, queries, precision: span.precision }
+        Shape { heads, kv_heads, head_dim, sequences, queries, precision: span.precision }
     }
 
     pub(super) fn norm(&self, x: &Tensor, gain: ParamId, precision: Precision) -> Tensor {

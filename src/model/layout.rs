@@ -1,29 +1,13 @@
-//! From a family's names and sizes to the transformer: every tensor is requested by name and shape. The families read
-//! their own config.json.
+//! From a family's names and sizes to the transformer: every tensor is requested by name and shape.
 
-use serde_json::{Map, Value};
 use weft_kernels::device::Device;
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Weight;
 
 use super::block::{Block, Config, Linear, Param, ParamId, Transformer};
-use super::family::Family;
+use super::family::{Family, Keys};
 use crate::error::Result;
 use crate::rng::{Draws, Stream};
-
-/// A family's module names; those within a block follow the name of the blocks and a number.
-pub(super) struct Names {
-    pub embedding: &'static str,
-    pub blocks: &'static str,
-    pub attn_norm: &'static str,
-    pub qkv: [&'static str; 3],
-    pub attn_out: &'static str,
-    pub ff_norm: &'static str,
-    pub gate_up: [&'static str; 2],
-    pub down: &'static str,
-    pub final_norm: &'static str,
-    pub head: &'static str,
-}
 
 /// The largest number of layers that is accepted.
 const MAX_LAYERS: usize = 1 << 10;
@@ -34,14 +18,13 @@ const MAX_ROWS: usize = 1 << 24;
 /// The largest number of parameters, at which any count of bytes is far below 2^64.
 const MAX_PARAMS: usize = 1 << 44;
 
-/// A family's names for the sizes in config.json.
-pub(super) struct SizeFields {
-    pub layers: &'static str,
-    pub width: &'static str,
-    pub heads: &'static str,
-    pub kv_heads: &'static str,
-    pub mlp_hidden_size: &'static str,
-    pub rows: &'static str,
+/// What config.json calls the sizes, for errors.
+pub(super) struct SizeFields<'a> {
+    pub keys: &'static Keys,
+    pub mlp_hidden_size: &'a str,
+    pub rows: &'a str,
+    /// Whether the features per head have a value of their own.
+    pub has_head_dim: bool,
 }
 
 /// What a configuration describes.
@@ -61,26 +44,34 @@ impl Layout {
     /// fields as the family does. Call this before anything is allocated; afterwards products of the sizes can't
     /// overflow.
     pub(super) fn check(&self, fields: &SizeFields) -> std::result::Result<(), String> {
-        let Config { width: d, heads: h, kv_heads: k, mask_token_id: id, rope_theta, rms_norm_eps, .. } = self.config;
+        let Config { width: d, heads: h, kv_heads: k, head_dim, mask_token_id: id, .. } = self.config;
+        let Config { rope_theta, rms_norm_eps, .. } = self.config;
+        let keys = fields.keys;
         let bounded = [
-            (fields.layers, self.layers, MAX_LAYERS),
-            (fields.width, d, MAX_WIDTH),
-            (fields.heads, h, MAX_WIDTH),
-            (fields.kv_heads, k, MAX_WIDTH),
+            (keys.layers, self.layers, MAX_LAYERS),
+            (keys.width, d, MAX_WIDTH),
+            (keys.heads, h, MAX_WIDTH),
+            (keys.kv_heads, k, MAX_WIDTH),
             (fields.mlp_hidden_size, self.mlp_hidden_size, MAX_WIDTH),
             (fields.rows, self.rows, MAX_ROWS),
         ];
         if let Some((field, size, most)) = bounded.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
             return Err(format!("{field} {size} lies outside 1 to {most}; give the model's own config.json"));
         }
-        if d % (2 * h) != 0 || h % k != 0 {
-            let SizeFields { width, heads, kv_heads, .. } = fields;
+        let divides = if fields.has_head_dim { true } else { d % (2 * h) == 0 };
+        if !divides || h % k != 0 {
+            let Keys { width, heads, kv_heads, .. } = keys;
             return Err(format!("{width} {d}, {heads} {h} and {kv_heads} {k} do not divide into even heads"));
         }
-        let of_layer = 2 * d * d + 2 * d * (d / h * k) + 3 * d * self.mlp_hidden_size;
+        if head_dim == 0 || head_dim % 2 != 0 || head_dim.saturating_mul(h) > MAX_WIDTH {
+            let (heads, most) = (keys.heads, MAX_WIDTH / h);
+            return Err(format!("head_dim {head_dim} with {heads} {h} is not an even number from 2 to {most}"));
+        }
+        let q = h * head_dim;
+        let of_layer = 2 * d * q + 2 * d * (head_dim * k) + 3 * d * self.mlp_hidden_size;
         let params = 2 * self.rows * d + self.layers * of_layer;
         if params > MAX_PARAMS {
-            let (layers, width) = (fields.layers, fields.width);
+            let (layers, width) = (keys.layers, keys.width);
             return Err(format!(
                 "{layers} {} and {width} {d} with the other sizes make {params} parameters, more than the {MAX_PARAMS} \
                  that are read; give the model's own config.json",
@@ -89,7 +80,7 @@ impl Layout {
         }
         for (field, value) in [("rope_theta", rope_theta), ("rms_norm_eps", f64::from(rms_norm_eps))] {
             if !(value > 0.0 && value.is_finite()) {
-                return Err(format!("{field} = {value} is no positive number; give the model's own config.json"));
+                return Err(format!("{field} = {value} is not a positive number; give the model's own config.json"));
             }
         }
         if id as usize >= self.rows {
@@ -99,15 +90,17 @@ impl Layout {
     }
 
     /// The constants of a network that hasn't been trained yet.
-    pub(super) fn config(family: Family, [width, heads, kv_heads]: [usize; 3], mask_token_id: u32) -> Config {
+    pub(super) fn config(family: &'static Family, [width, heads]: [usize; 2], mask_token_id: u32) -> Config {
         Config {
             family,
             width,
             heads,
-            kv_heads,
+            kv_heads: heads,
+            head_dim: width / heads.max(1),
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
             mask_token_id,
+            logits_shifted: family.logits_shifted,
             lora_scale: 1.0,
             lora_dropout: 0.0,
             activation_bytes: 0,
@@ -117,46 +110,29 @@ impl Layout {
     }
 }
 
-/// Refuses fields whose value isn't the one that Weft supports; an absent or null field has that value.
-pub(super) fn check_fields(
-    fields: &Map<String, Value>,
-    required: &[(&str, &str)],
-    dropouts: &[&str],
-) -> std::result::Result<(), String> {
-    for (field, only) in required {
-        let found = fields.get(*field).filter(|v| !v.is_null()).map(ToString::to_string);
-        if let Some(value) = found.filter(|value| value != only) {
-            return Err(format!("{field} = {value} is not supported; only {only} is"));
-        }
-    }
-    for field in dropouts {
-        if let Some(value) = fields.get(*field).filter(|v| v.as_f64() != Some(0.0) && !v.is_null()) {
-            return Err(format!("{field} = {value} is not supported; set it to 0"));
-        }
-    }
-    Ok(())
-}
-
 /// Names each tensor and takes it from `take(name, shape)`.
 pub(crate) fn build(layout: &Layout, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
     let Layout { layers, mlp_hidden_size: mlp, rows, tied, config } = *layout;
-    let Config { family, width: d, heads, kv_heads, .. } = config;
-    let (names, bias) = (family.names(), family.has_qkv_bias());
+    let Config { family, width: d, heads, kv_heads, head_dim, .. } = config;
+    let (names, bias) = (family.names, family.qkv_bias);
     let mut table = Table { source: take, params: vec![] };
-    let kv = d / heads * kv_heads;
+    let [q_width, kv_width] = [heads, kv_heads].map(|heads| heads * head_dim);
     let embedding = table.take(names.embedding, "weight", &[rows, d])?;
     let mut blocks = vec![];
     for i in 0..layers {
         let name = |part: &str| format!("{}.{i}.{part}", names.blocks);
         let ([q, k, v], [gate, up]) = (names.qkv, names.gate_up);
         let mut linear = |part: &str, outputs, inputs, bias| table.linear(&name(part), outputs, inputs, bias);
-        let qkv = [linear(q, d, d, bias)?, linear(k, kv, d, bias)?, linear(v, kv, d, bias)?];
+        let qkv = [linear(q, q_width, d, bias)?, linear(k, kv_width, d, bias)?, linear(v, kv_width, d, bias)?];
         let gate_up = [linear(gate, mlp, d, false)?, linear(up, mlp, d, false)?];
-        let attn_out = linear(names.attn_out, d, d, false)?;
+        let attn_out = linear(names.attn_out, d, q_width, false)?;
         let down = linear(names.down, d, mlp, false)?;
         let attn_norm = table.take(&name(names.attn_norm), "weight", &[d])?;
         let ff_norm = table.take(&name(names.ff_norm), "weight", &[d])?;
-        blocks.push(Block { attn_norm, qkv, attn_out, ff_norm, gate_up, down });
+        let mut gain = |part: &str| table.take(&name(part), "weight", &[head_dim]);
+        let [q_norm, k_norm] = names.qk_norm;
+        let qk_norm = if family.qk_norm { Some([gain(q_norm)?, gain(k_norm)?]) } else { None };
+        blocks.push(Block { attn_norm, qkv, qk_norm, attn_out, ff_norm, gate_up, down });
     }
     let final_norm = table.take(names.final_norm, "weight", &[d])?;
     let head = match tied {
@@ -173,7 +149,7 @@ pub(crate) fn build(layout: &Layout, take: impl FnMut(&str, &[usize]) -> Result<
 /// GPT-2's initialisation (Radford et al., 2019), which LLaDA's `init_std` 0.02 follows.
 pub(super) fn fresh(layout: &Layout, seed: u64) -> Transformer {
     let residual = 1.0 / (2.0 * layout.layers as f64).sqrt();
-    let names = layout.config.family.names();
+    let names = layout.config.family.names;
     let is_residual = |name: &str| {
         let of_block = |part: &str| name.ends_with(&format!(".{part}.weight"));
         name.starts_with(names.blocks) && (of_block(names.attn_out) || of_block(names.down))

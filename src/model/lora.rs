@@ -254,7 +254,8 @@ fn modules(model: &Transformer) -> Vec<String> {
     let mut names: Vec<String> = model.linears().map(name).collect();
     if model.has_tied_head() {
         names.pop();
-        names.extend(model.config.family.tied_head().map(str::to_owned));
+        let names_of = model.config.family.names;
+        names.extend(names_of.has_tied_module.then(|| names_of.head.to_owned()));
     }
     names
 }

@@ -1,0 +1,89 @@
+//! Whole models as folders: config.json and safetensors files become a network, on a device or on the meta device, and
+//! a network becomes such a folder.
+
+use std::path::Path;
+
+use weft_kernels::weight::{Dtype, Weight};
+
+use super::block::Transformer;
+use super::config::ModelConfig;
+use super::facts::Overrides;
+use super::layout::{self, Layout};
+use super::weights::{Checkpoint, Tensor, write_tensors};
+use crate::error::Result;
+use crate::files::{make_folder, write_whole};
+
+/// Opens a checkpoint's folder.
+///
+/// # Errors
+/// The name of a config field that Weft doesn't support; a file or tensor that is missing or damaged.
+pub fn load(folder: &Path) -> Result<Transformer> {
+    load_with(folder, Overrides::default()).map(|(model, _)| model)
+}
+
+/// Opens a checkpoint's folder, with what the user says of it.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, ModelConfig)> {
+    let config = ModelConfig::open(folder, overrides)?;
+    Ok((assemble(&config, Checkpoint::open(folder)?)?, config))
+}
+
+/// A checkpoint's model on the meta device: its shapes and dtypes, without reading a tensor but to see whether the head is
+/// the embedding. If the weights aren't there yet, the dtype is what config.json says, or bf16.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, ModelConfig)> {
+    let config = ModelConfig::open(folder, overrides)?;
+    let model = match Checkpoint::is_in(folder) {
+        true => assemble(&config, Checkpoint::open(folder)?)?.to_meta(),
+        false => meta_of(&config),
+    };
+    Ok((model, config))
+}
+
+/// A configuration's model on the meta device, in the dtype that the configuration names.
+pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
+    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.text(key));
+    let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
+    let meta = build(config, |_, shape| {
+        let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
+        Ok(Weight::meta(rows, cols, dtype))
+    });
+    meta.expect("a shape can't fail")
+}
+
+/// Builds the model from a configuration and its tensors. Where the configuration ties the head to the embedding but the
+/// tensors hold a head of other numbers, the tensors count: the head is untied.
+///
+/// # Errors
+/// A tensor that is missing or has another shape.
+pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Transformer> {
+    let names = config.layout.config.family.names;
+    let [embedding, head] = [names.embedding, names.head].map(|module| format!("{module}.weight"));
+    let tied = config.layout.tied && checkpoint.are_equal(&embedding, &head).unwrap_or(true);
+    let layout = Layout { tied, ..config.layout.clone() };
+    layout::build(&layout, |name, shape| checkpoint.take(name, shape))
+}
+
+/// Builds the model whose tensors are `take(name, shape)`.
+pub(crate) fn build(config: &ModelConfig, take: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Transformer> {
+    layout::build(&config.layout, take)
+}
+
+/// A model with random weights, to be trained from scratch.
+pub fn fresh(config: &ModelConfig, seed: u64) -> Transformer {
+    layout::fresh(&config.layout, seed)
+}
+
+/// Writes a whole model as a Hugging Face folder, without a tokenizer.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn save(folder: &Path, model: &Transformer, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+    make_folder(folder)?;
+    write_tensors(&folder.join("model.safetensors"), model.params.iter().map(|p| Tensor::of(p, dtype)).collect())?;
+    write_whole(&folder.join("config.json"), config.to_json().as_bytes())
+}
