@@ -11,7 +11,9 @@ use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
-use crate::model::family::{self, ModelConfig};
+use crate::model::checkpoint;
+use crate::model::config::ModelConfig;
+use crate::model::facts::{Facts, Overrides};
 use crate::model::from_hub::{self, is_companion};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
@@ -28,6 +30,10 @@ pub struct Base {
     pub name: String,
     /// The format that the weights are stored in, taken from the embedding.
     pub dtype: Dtype,
+    /// The mask token and the shift of the logits, each with where it was found.
+    pub facts: Facts,
+    /// What the user said of the checkpoint, against its files.
+    overrides: Overrides,
     /// The folder with its other files; `None` for the embedded base.
     folder: Option<PathBuf>,
 }
@@ -39,31 +45,39 @@ impl Base {
     /// A file that is missing, damaged or of a family that Weft doesn't support; a mask token that the tokenizer lacks;
     /// an id whose files can't be downloaded.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, Overrides::default())
+    }
+
+    /// Opens a base like [`Base::open`], with what the user says of it.
+    ///
+    /// # Errors
+    /// Those of [`Base::open`].
+    pub fn open_with(path: &Path, overrides: Overrides) -> Result<Self> {
         let name = path.display().to_string();
         let is_embedded = is_embedded(path);
         let path = &*if is_embedded { path.to_owned() } else { checkpoint_folder(from_hub::checkpoint(path)?)? };
-        let (model, text) = match is_embedded {
-            true => embedded()?,
-            false => (family::load(path)?, TextModel::open(path)?),
+        let ((model, config), text) = match is_embedded {
+            true => embedded(overrides)?,
+            false => (checkpoint::load_with(path, overrides)?, TextModel::open(path)?),
         };
         let embedding = &model.params[model.embedding].weight;
         let dtype = embedding.dtype();
         check_tokens(&text, embedding.rows(), path)?;
-        Ok(Self { model, text, name, dtype, folder: (!is_embedded).then(|| path.to_owned()) })
+        let (facts, folder) = (config.facts().clone(), (!is_embedded).then(|| path.to_owned()));
+        Ok(Self { model, text, name, dtype, facts, overrides, folder })
     }
 
     /// Opens only the text side and the id of the mask token, for which no weights are needed.
     ///
     /// # Errors
     /// The errors of [`Base::open`], except those of the weights.
-    pub fn open_text(path: &Path) -> Result<(TextModel, u32)> {
+    pub fn open_text(path: &Path, overrides: Overrides) -> Result<(TextModel, u32)> {
         if is_embedded(path) {
-            let (config, text) = embedded_text()?;
+            let (config, text) = embedded_text(overrides)?;
             return Ok((text, config.mask_token_id()));
         }
         let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
-        let config = path.join("config.json");
-        let (text, config) = (TextModel::open(path)?, ModelConfig::parse(&read_text(&config)?, &config)?);
+        let (text, config) = (TextModel::open(path)?, ModelConfig::open(path, overrides)?);
         check_tokens(&text, config.num_rows(), path)?;
         Ok((text, config.mask_token_id()))
     }
@@ -72,15 +86,15 @@ impl Base {
     ///
     /// # Errors
     /// The errors of [`Base::open`], except those of missing weights.
-    pub fn open_meta(path: &Path) -> Result<(TextModel, Transformer)> {
+    pub fn open_meta(path: &Path, overrides: Overrides) -> Result<(TextModel, Transformer)> {
         match is_embedded(path) {
             true => {
-                let (config, text) = embedded_text()?;
-                Ok((text, family::meta_of(&config)))
+                let (config, text) = embedded_text(overrides)?;
+                Ok((text, checkpoint::meta_of(&config)))
             }
             false => {
                 let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
-                let (text, meta) = (TextModel::open(path)?, family::load_meta(path)?);
+                let (text, (meta, _)) = (TextModel::open(path)?, checkpoint::load_meta(path, overrides)?);
                 check_tokens(&text, meta.params[meta.embedding].weight.rows(), path)?;
                 Ok((text, meta))
             }
@@ -107,7 +121,7 @@ impl Base {
                 write_whole(&partial.join(name), &bytes)?;
             }
             write_tensors(&partial.join("model.safetensors"), tensors)?;
-            write_whole(&partial.join("config.json"), self.config(dtype)?.as_bytes())
+            write_whole(&partial.join("config.json"), self.config(Some(dtype), self.model.has_tied_head())?.as_bytes())
         })
     }
 
@@ -123,28 +137,58 @@ impl Base {
     }
 
     /// The path and the text of config.json.
-    pub(crate) fn config_text(&self) -> Result<(PathBuf, String)> {
+    fn config_text(&self) -> Result<(PathBuf, String)> {
         Ok(match &self.folder {
             Some(folder) => (folder.join("config.json"), read_text(&folder.join("config.json"))?),
             None => (PathBuf::from(EMBEDDED[0].0), String::from_utf8_lossy(EMBEDDED[0].1).into_owned()),
         })
     }
 
-    /// The base's config.json with another dtype.
-    fn config(&self, dtype: Dtype) -> Result<String> {
+    /// The base's config.json for a checkpoint that is saved: with another dtype if one is given, with the head as it is now,
+    /// and with what the user said against it. The text stays as it is if nothing changes.
+    pub(crate) fn config(&self, dtype: Option<Dtype>, is_tied: bool) -> Result<String> {
         let (path, text) = self.config_text()?;
         let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
         let mut fields: Value = serde_json::from_str(&text).map_err(format)?;
-        let name = match dtype {
-            Dtype::F32 => "float32",
-            Dtype::Bf16 => "bfloat16",
-        };
-        // transformers 5 writes `dtype`, older versions `torch_dtype`; every version reads the second.
-        let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| fields.get(key).is_some()).collect::<Vec<_>>();
-        for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
-            fields[key] = Value::from(name);
+        let original = fields.clone();
+        if let Some(dtype) = dtype {
+            let name = match dtype {
+                Dtype::F32 => "float32",
+                Dtype::Bf16 => "bfloat16",
+            };
+            // transformers 5 writes `dtype`, older versions `torch_dtype`; every version reads the second.
+            let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| fields.get(key).is_some()).collect::<Vec<_>>();
+            for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
+                fields[key] = Value::from(name);
+            }
         }
-        Ok(serde_json::to_string_pretty(&fields).expect("JSON values print"))
+        let tie_key = self.model.config.family.keys.tied;
+        if fields.get(tie_key).and_then(Value::as_bool).unwrap_or(false) != is_tied {
+            fields[tie_key] = Value::from(is_tied);
+        }
+        if let Some(id) = self.overrides.mask_token_id {
+            fields["mask_token_id"] = Value::from(id);
+        }
+        if let Some(shifted) = self.overrides.logits_shifted {
+            fields["logits_shifted"] = Value::from(shifted);
+        }
+        let is_changed = dtype.is_some() || fields != original;
+        Ok(if is_changed { serde_json::to_string_pretty(&fields).expect("JSON values print") } else { text })
+    }
+
+    /// What the first lines of a run say of the base: the mask token, the shift and the attention, and a head that isn't
+    /// what config.json says.
+    pub fn told(&self) -> String {
+        let config = &self.model.config;
+        let says_tied = self.config_text().ok().and_then(|(_, text)| {
+            let fields: Value = serde_json::from_str(&text).ok()?;
+            fields.get(config.family.keys.tied)?.as_bool()
+        });
+        let head = match says_tied == Some(true) && !self.model.has_tied_head() {
+            true => "; head untied: the file's differs from the embedding, though config.json ties them",
+            false => "",
+        };
+        format!("{}: {}; every token attends to all of its sequence{head}", config.family.name, self.facts)
     }
 
     /// The other files of the base, as names and contents.
@@ -212,15 +256,15 @@ macro_rules! asset {
 /// The embedded base's files except its weights, config.json first.
 const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.json"), asset!("tokenizer_config.json")];
 
-fn embedded() -> Result<(Transformer, TextModel)> {
-    let (config, text) = embedded_text()?;
-    Ok((family::assemble(&config, embedded_tensors()?)?, text))
+fn embedded(overrides: Overrides) -> Result<((Transformer, ModelConfig), TextModel)> {
+    let (config, text) = embedded_text(overrides)?;
+    Ok(((checkpoint::assemble(&config, embedded_tensors()?)?, config), text))
 }
 
-fn embedded_text() -> Result<(ModelConfig, TextModel)> {
+fn embedded_text(overrides: Overrides) -> Result<(ModelConfig, TextModel)> {
     let utf8 = |bytes: &'static [u8]| std::str::from_utf8(bytes).expect("the embedded texts are UTF-8");
     let [(_, config), (_, tokenizer), (_, tokenizer_config)] = EMBEDDED;
-    let config = ModelConfig::parse(utf8(config), Path::new("tiny-base/config.json"))?;
+    let config = ModelConfig::parse_with(utf8(config), Path::new("tiny-base/config.json"), overrides)?;
     Ok((config, TextModel::from_bytes(tokenizer, utf8(tokenizer_config))?))
 }
 

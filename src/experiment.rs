@@ -104,7 +104,7 @@ impl Experiment {
     }
 
     fn open_with(recipe: Recipe, folder: &Path) -> Result<(Self, Base)> {
-        let mut base = Base::open(&recipe.model.path)?;
+        let mut base = Base::open_with(&recipe.model.path, recipe.model.overrides())?;
         base.model.config.precision = recipe.model.precision;
         Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
     }
@@ -116,7 +116,7 @@ impl Experiment {
     /// The errors of [`Experiment::open`].
     pub fn read(recipe: Recipe, (text, config): (&TextModel, &Config), folder: &Path) -> Result<Self> {
         if recipe.eval.generates() {
-            let sampling = recipe.sampler.for_family(config.family);
+            let sampling = recipe.sampler.for_logits(config.logits_shifted);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
         let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;

@@ -9,7 +9,6 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::files::{write_folder_whole, write_whole};
 use crate::model::block::Transformer;
-use crate::model::family::ModelConfig;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// Refuses a folder that isn't empty, before any work is done.
@@ -39,11 +38,8 @@ pub fn write(base: &Base, out: &Path) -> Result<()> {
         for (name, bytes) in base.companions()? {
             write_whole(&partial.join(name), &bytes)?;
         }
-        let (path, mut config) = base.config_text()?;
         let head = untied_head(&base.model);
-        if head.is_some() {
-            config = ModelConfig::parse(&config, &path)?.untied().to_json();
-        }
+        let config = base.config(None, base.model.has_tied_head() && head.is_none())?;
         write_whole(&partial.join("config.json"), config.as_bytes())?;
         let tensors = tensors(&base.model, &checkpoint, head.as_deref());
         write_tensors(&partial.join("model.safetensors"), tensors)?;
@@ -55,7 +51,7 @@ pub fn write(base: &Base, out: &Path) -> Result<()> {
 /// The name of a head that shared the embedding's weight and differs from it once its adapter is merged.
 fn untied_head(model: &Transformer) -> Option<String> {
     let is_untied = model.has_tied_head() && model.head.lora.is_some();
-    model.config.family.tied_head().filter(|_| is_untied).map(|head| format!("{head}.weight"))
+    is_untied.then(|| format!("{}.weight", model.config.family.names.head))
 }
 
 /// Every tensor of the base's checkpoint, including those that the network doesn't read, with the adapter merged; and

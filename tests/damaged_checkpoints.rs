@@ -12,7 +12,7 @@ use serde_json::json;
 use weft::data::Example;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
-use weft::model::family;
+use weft::model::checkpoint::load;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
 use weft::train::resolved::Resolved;
@@ -21,7 +21,7 @@ use weft::train::{Job, Trainer, checkpoint};
 
 fn trainer() -> Trainer {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = family::load(&golden).expect("the golden checkpoint loads");
+    let mut model = load(&golden).expect("the golden checkpoint loads");
     let config = LoraConfig::new(1, 2.0, 0.0, vec!["q_proj".to_owned()], false);
     lora::attach_fresh(&mut model, &config, 3).expect("there are layers");
     let example = |i: u32| Example { prompt_ids: vec![i, i + 1], answer_ids: vec![i + 2, i + 3, i + 4] };

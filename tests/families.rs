@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use fixtures::{FAMILIES, Golden, logits};
-use weft::model::{family, lora};
+use weft::model::{checkpoint, lora};
 
 fn weft(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
@@ -50,7 +50,7 @@ fn an_adapter_is_trained_merged_and_asked() {
         stdout(&folder, &["merge", "--model", ".", "--adapter", "run/adapter", "--out", "merged"]);
         let mut adapted = golden.load();
         lora::load(&folder.join("run/adapter"), &mut adapted).expect("the adapter loads");
-        let merged = family::load(&folder.join("merged")).expect("the merged checkpoint loads");
+        let merged = checkpoint::load(&folder.join("merged")).expect("the merged checkpoint loads");
         fixtures::assert_close(&logits(&merged), &logits(&adapted), 1e-5);
         let ask = |model: &[&str]| {
             let asked = ["--prompt", "What is 3 + 1?", "--gen-length", "8", "--block-length", "8"];
@@ -78,7 +78,7 @@ fn every_weight_is_trained_and_saved() {
             assert_eq!(&new[name].0, shape, "{name}");
             assert_ne!(&new[name].1, numbers, "{name} is trained");
         }
-        let trained = family::load(&folder.join("run/checkpoint")).expect("the checkpoint loads");
+        let trained = checkpoint::load(&folder.join("run/checkpoint")).expect("the checkpoint loads");
         assert_ne!(logits(&trained), logits(&golden.load()));
     }
 }

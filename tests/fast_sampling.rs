@@ -14,7 +14,7 @@ use weft::data::generated::{self, Puzzle};
 use weft::model::batch::Batch;
 use weft::model::block::Transformer;
 use weft::model::cached::{KeysValues, Part};
-use weft::model::{family, lora};
+use weft::model::{checkpoint, lora};
 use weft::rng::{Draws, Stream};
 use weft::sampler::cache::{Caching, Work};
 use weft::sampler::generate::{Output, Prompt, Sampling, generate};
@@ -22,11 +22,11 @@ use weft::sampler::remasking::{Remasking, confident};
 
 const CACHES: [Caching; 3] = [Caching::None, Caching::Prefix, Caching::Dual];
 
-/// Both families' golden checkpoints with their adapters, the head scaled so that some predictions are confident.
-fn models() -> [Transformer; 2] {
-    ["llada", "dream"].map(|family| {
+/// Golden checkpoints of every layout with their adapters, the head scaled so that some predictions are confident.
+fn models() -> [Transformer; 4] {
+    ["llada", "dream", "a2d-qwen3", "a2d-qwen2"].map(|family| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(family);
-        let mut model = family::load(&folder).expect("the golden checkpoint loads");
+        let mut model = checkpoint::load(&folder).expect("the golden checkpoint loads");
         lora::load(&folder.join("lora/adapter"), &mut model).expect("the golden adapter loads");
         let head = model.head.weight;
         model.params[head].weight.make_trainable().iter_mut().for_each(|x| *x *= 6.0);
@@ -69,7 +69,7 @@ fn distance<T: Copy + Into<f64>>(got: &[Vec<T>], expected: &[Vec<f64>]) -> f64 {
 fn a_cached_forward_is_a_plain_one_with_stale_keys_and_values() {
     for model in models() {
         let mask = model.config.mask_token_id;
-        let before = usize::from(model.config.family.logits_shifted());
+        let before = usize::from(model.config.logits_shifted);
         let mut canvases: Vec<Vec<u32>> =
             [5, 9, 2].iter().map(|prompt| [tokens(*prompt, *prompt as usize), vec![mask; 8]].concat()).collect();
         let batch = Batch::pack(canvases.iter().map(Vec::as_slice));
@@ -252,7 +252,7 @@ proptest! {
         cache in prop::sample::select(CACHES.to_vec()),
         threshold in prop::sample::select(vec![None, Some(0.0), Some(0.1), Some(0.25), Some(0.6), Some(2.0)]),
         cfg_scale in prop::sample::select(vec![0.0, 0.8]),
-        family in 0usize..2,
+        family in 0usize..4,
     ) {
         let model = &models()[family];
         let gen_length = blocks * block_length;

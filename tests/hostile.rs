@@ -12,7 +12,9 @@ use scratch::folder;
 use serde_json::{Value, json};
 use weft::base::Base;
 use weft::error::Result;
-use weft::model::family::{self, ModelConfig};
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
+use weft::model::facts::Overrides;
 use weft::model::lora;
 
 /// An error with its folder as DIR; it has to be one line.
@@ -76,7 +78,7 @@ fn sizes_that_no_model_has_are_refused_by_field_value_and_bound() {
             [("rope_theta", 0.0), ("rope_theta", -1.0), ("rms_norm_eps", 1e300), ("rms_norm_eps", -1e-5)]
         {
             let told = config_error(golden, json!({ field: value }));
-            assert!(told.contains(&format!("{field} = ")) && told.contains(" is no positive number; "), "{told}");
+            assert!(told.contains(&format!("{field} = ")) && told.contains(" is not a positive number; "), "{told}");
         }
     }
     let ratio = config_error(LLADA, json!({ "mlp_hidden_size": null, "mlp_ratio": u64::MAX }));
@@ -92,7 +94,8 @@ fn the_largest_sizes_have_a_meta_model() {
         let [layers, width, _, _, mlp, rows] = sizes(golden);
         let large = json!({ layers: 1024, width: 1 << 15, mlp: 1 << 16, rows: 1 << 24 });
         fs::write(folder.join("config.json"), golden.config(large)).expect("it is written");
-        let meta = family::load_meta(&folder).expect("nothing is allocated by its sizes");
+        let (meta, _) =
+            checkpoint::load_meta(&folder, Overrides::default()).expect("nothing is allocated by its sizes");
         assert_eq!(meta.blocks.len(), 1024);
     }
 }
@@ -143,13 +146,13 @@ fn headers_that_lie_are_errors() {
         fs::copy(golden.path().join("config.json"), folder.join("config.json")).expect("it is copied");
         for (what, bytes) in &cases {
             fs::write(folder.join("model.safetensors"), bytes).expect("it is written");
-            let told = told(family::load(&folder), &folder);
+            let told = told(checkpoint::load(&folder), &folder);
             assert!(told.starts_with("DIR/model.safetensors is damaged or in another format: "), "{what}: {told}");
         }
         // A whole file of other tensors.
         for (header, bytes) in [("{}".to_owned(), 0), (one("F32", "[0, 9223372036854775807]", 0, 0), 0)] {
             fs::write(folder.join("model.safetensors"), file(&header, bytes)).expect("it is written");
-            let told = told(family::load(&folder), &folder);
+            let told = told(checkpoint::load(&folder), &folder);
             assert!(told.starts_with("tensor model.") && told.contains(" in DIR: missing; "), "{told}");
         }
     }
@@ -168,7 +171,7 @@ fn shards_that_lie_are_errors() {
     let outside = ["/etc/passwd", "../a.safetensors", "x/../../a.safetensors", "./a.safetensors"];
     for shard in outside {
         index(json!({ "weight_map": { "x": shard } }));
-        let told = told(family::load(&folder), &folder);
+        let told = told(checkpoint::load(&folder), &folder);
         assert!(told.contains(&format!("the shard {shard:?} lies outside the folder")), "{told}");
     }
     for (map, expected) in [
@@ -193,7 +196,7 @@ fn shards_that_lie_are_errors() {
         (json!({}), "DIR/model.safetensors.index.json is damaged or in another format: "),
     ] {
         index(map);
-        let told = told(family::load(&folder), &folder);
+        let told = told(checkpoint::load(&folder), &folder);
         assert!(told.contains(expected), "{told}");
     }
     index(json!({ "weight_map": { name: "a.safetensors" } }));
@@ -272,8 +275,8 @@ fn a_tokenizer_of_more_tokens_than_the_models_rows_is_refused_by_everyone() {
             fs::write(&tokenizer, json.to_string()).expect("it is written");
             let expected = format!("DIR/tokenizer.json: {expected}");
             assert_eq!(told(Base::open(&whole), &whole), expected);
-            assert_eq!(told(Base::open_text(&whole), &whole), expected);
-            assert_eq!(told(Base::open_meta(&whole), &whole), expected);
+            assert_eq!(told(Base::open_text(&whole, Overrides::default()), &whole), expected);
+            assert_eq!(told(Base::open_meta(&whole, Overrides::default()), &whole), expected);
         }
     }
 }

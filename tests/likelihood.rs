@@ -12,13 +12,13 @@ use weft::data::Example;
 use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds};
 use weft::model::batch::Batch;
 use weft::model::block::Transformer;
-use weft::model::family;
+use weft::model::checkpoint;
 
-/// Both families' golden checkpoints, the head scaled so that the context matters.
-fn models() -> [Transformer; 2] {
-    ["llada", "dream"].map(|family| {
+/// Golden checkpoints of three layouts, the head scaled so that the context matters.
+fn models() -> [Transformer; 3] {
+    ["llada", "dream", "a2d-qwen3"].map(|family| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(family);
-        let mut model = family::load(&folder).expect("the golden checkpoint loads");
+        let mut model = checkpoint::load(&folder).expect("the golden checkpoint loads");
         let head = model.head.weight;
         model.params[head].weight.make_trainable().iter_mut().for_each(|x| *x *= 6.0);
         model
@@ -159,7 +159,7 @@ fn batches_and_other_examples_change_nothing() {
 
 #[test]
 fn too_few_samples_and_empty_answers_are_refused() {
-    let [model, _] = models();
+    let [model, ..] = models();
     let refused = |example: Example, mc_samples| {
         nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() }, &ProgressBar::hidden())
             .expect_err("refused")

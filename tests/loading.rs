@@ -13,9 +13,10 @@ use scratch::folder;
 use serde_json::{Value, json};
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
-use weft::model::family::{self, ModelConfig};
-use weft::model::llada::{Sizes, new_config};
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
 use weft::model::lora::{self, LoraConfig};
+use weft::model::new_config::{Sizes, new_llada};
 use weft_kernels::weight::Dtype;
 
 #[test]
@@ -49,13 +50,13 @@ fn grouped_heads_equal_repeated_ones() {
             if !golden.kv.iter().any(|kv| part.ends_with(kv)) {
                 continue;
             }
-            // Two key/value heads of 16 rows; each serves 2 of the 4 query heads.
-            let cols = shape.get(1).copied().unwrap_or(1);
-            let half = numbers[..2 * 16 * cols].to_vec();
-            let heads: Vec<f32> = half.chunks(16 * cols).flat_map(|head| [head, head].concat()).collect();
+            // Two key/value heads, each of which serves 2 of the 4 query heads.
+            let (dim, cols) = (golden.head_dim, shape.get(1).copied().unwrap_or(1));
+            let half = numbers[..2 * dim * cols].to_vec();
+            let heads: Vec<f32> = half.chunks(dim * cols).flat_map(|head| [head, head].concat()).collect();
             let sized = |rows: usize| [&[rows], &shape[1..]].concat();
-            grouped.insert(name.clone(), (sized(32), half));
-            repeated.insert(name, (sized(64), heads));
+            grouped.insert(name.clone(), (sized(2 * dim), half));
+            repeated.insert(name, (sized(4 * dim), heads));
         }
         let [grouped, repeated] = [("grouped", 2, grouped), ("repeated", 4, repeated)]
             .map(|(name, heads, tensors)| golden.checkpoint(name, json!({ golden.kv_heads_field: heads }), &tensors));
@@ -88,7 +89,7 @@ fn bf16_is_f32_rounded() {
     for golden in FAMILIES {
         let config = ModelConfig::parse(&golden.config(json!({})), Path::new("config.json")).expect("it is a config");
         let folder = folder(&format!("{}-bf16", golden.name));
-        family::save(&folder, &golden.load(), &config, Dtype::Bf16).expect("the checkpoint is saved");
+        checkpoint::save(&folder, &golden.load(), &config, Dtype::Bf16).expect("the checkpoint is saved");
         let mut rounded = golden.tensors();
         for (_, numbers) in rounded.values_mut() {
             numbers.iter_mut().for_each(|x| *x = half_rounded(*x));
@@ -212,15 +213,15 @@ fn a_new_models_config_is_one_that_loads() {
         mask_token_id: 159,
         eos_token_id: 157,
     };
-    let (config, folder) = (new_config(sizes).expect("the sizes are a model's"), folder("new"));
-    family::save(&folder, &family::fresh(&config, 3), &config, Dtype::Bf16).expect("the model is saved");
+    let (config, folder) = (new_llada(sizes).expect("the sizes are a model's"), folder("new"));
+    checkpoint::save(&folder, &checkpoint::fresh(&config, 3), &config, Dtype::Bf16).expect("the model is saved");
     assert_eq!(logits(&load(&folder)).len(), 4 * 160);
     let sizes = Sizes { heads: 3, ..sizes };
-    assert!(new_config(sizes).is_err_and(|e| e.contains("n_heads 3")), "16 is no multiple of 6");
+    assert!(new_llada(sizes).is_err_and(|e| e.contains("n_heads 3")), "16 is no multiple of 6");
 }
 
 fn error(folder: &Path) -> String {
-    family::load(folder)
+    checkpoint::load(folder)
         .expect_err("the checkpoint is refused")
         .to_string()
         .replace(&folder.display().to_string(), "DIR")
@@ -235,8 +236,9 @@ fn what_weft_does_not_compute_is_refused_by_its_name() {
     let both = |golden: Golden| {
         vec![
             (
-                json!({"model_type": "qwen2"}),
-                "DIR/config.json: model_type \"qwen2\" is not supported; give a checkpoint of model_type llada or Dream"
+                json!({"model_type": "gpt2"}),
+                "DIR/config.json: model_type \"gpt2\" is not supported; give a checkpoint of model_type llada, Dream, illada, \
+                 a2d-qwen2, a2d-qwen3, a2d-llama, qwen2, qwen3 or llama"
                     .to_owned(),
             ),
             (
@@ -249,7 +251,7 @@ fn what_weft_does_not_compute_is_refused_by_its_name() {
             ),
             (
                 json!({ golden.tie_field: "no" }),
-                "DIR/config.json: invalid type: string \"no\", expected a boolean".to_owned(),
+                format!("DIR/config.json: invalid type: string \"no\", expected a boolean, in {}", golden.tie_field),
             ),
         ]
     };
@@ -276,7 +278,7 @@ fn what_weft_does_not_compute_is_refused_by_its_name() {
     let dream = [
         (json!({"hidden_act": "gelu"}), only("hidden_act", "\"gelu\"", "\"silu\"")),
         (json!({"use_sliding_window": true}), only("use_sliding_window", "true", "false")),
-        (json!({"rope_scaling": yarn}), only("rope_scaling", &yarn.to_string(), "null")),
+        (json!({"rope_scaling": yarn}), only("rope_scaling", &yarn.to_string(), "RoPE of type \"default\"")),
         (
             json!({"num_key_value_heads": 3}),
             "DIR/config.json: hidden_size 64, num_attention_heads 4 and num_key_value_heads 3 do not divide into even heads"

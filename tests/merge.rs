@@ -13,7 +13,8 @@ use scratch::folder;
 use serde_json::json;
 use weft::base::Base;
 use weft::merge;
-use weft::model::family::{self, ModelConfig};
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
 use weft::model::lora::{self, LoraConfig};
 
 /// A base with a disturbed adapter on some layers.
@@ -59,7 +60,7 @@ fn bf16_stays_bf16_and_what_the_model_does_not_read_stays() {
     for golden in FAMILIES {
         let config = ModelConfig::parse(&golden.config(json!({})), Path::new("config.json")).expect("it is a config");
         let stored = folder(&format!("{}-stored", golden.name));
-        family::save(&stored, &golden.load(), &config, weft_kernels::weight::Dtype::Bf16).expect("saved");
+        checkpoint::save(&stored, &golden.load(), &config, weft_kernels::weight::Dtype::Bf16).expect("saved");
         let base = adapted(&golden.with_text("base-bf16", &stored), &["all-linear"]);
         let out = folder(&format!("{}-merged-bf16", golden.name)).join("deep/new");
         merge::write(&base, &out).expect("a new folder is free");

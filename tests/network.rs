@@ -1,4 +1,4 @@
-//! Both families' networks against PyTorch's numbers: logits, entropies, and every parameter's gradient.
+//! Every family's network against PyTorch's numbers: logits, entropies, and every parameter's gradient.
 
 mod device;
 
@@ -9,9 +9,10 @@ use device::on_device;
 use safetensors::SafeTensors;
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::{Gradients, Transformer};
-use weft::model::{family, lora};
+use weft::model::{checkpoint, lora};
 
 const TOLERANCE: f32 = 1e-4;
+const FAMILIES: [&str; 5] = ["llada", "dream", "a2d-qwen3", "a2d-qwen2", "illada"];
 
 fn numbers(file: &SafeTensors, name: &str) -> Vec<f32> {
     let tensor = file.tensor(name).expect("the golden file has the tensor");
@@ -40,13 +41,13 @@ fn logits(model: &Transformer, batch: &Batch) -> Vec<f32> {
 
 fn golden(name: &str) -> (PathBuf, Transformer) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    let model = family::load(&folder).expect("the golden checkpoint loads");
+    let model = checkpoint::load(&folder).expect("the golden checkpoint loads");
     (folder, on_device(model))
 }
 
 #[test]
 fn the_whole_model_matches_pytorch() {
-    for name in ["llada", "dream"] {
+    for name in FAMILIES {
         let (folder, mut model) = golden(name);
         model.params.iter_mut().for_each(|p| p.trainable = true);
         assert_matches(&model, &folder);
@@ -55,7 +56,7 @@ fn the_whole_model_matches_pytorch() {
 
 #[test]
 fn a_peft_adapter_matches_pytorch() {
-    for (name, count) in [("llada", 12), ("dream", 28)] {
+    for (name, count) in FAMILIES.into_iter().zip([12, 28, 28, 8, 12]) {
         let (folder, mut model) = golden(name);
         lora::load(&folder.join("lora/adapter"), &mut model).expect("the golden adapter loads");
         model = on_device(model);
@@ -69,7 +70,7 @@ fn a_batch_is_the_sum_of_its_sequences() {
     // The first and the second token of a sequence are among the targets: with shifted logits one row predicts both.
     let sequences: [&[u32]; 3] = [&[5, 9, 3, 77], &[40], &[11, 2, 8, 8, 6]];
     let targets: [&[usize]; 3] = [&[0, 1, 3], &[0], &[1, 4]];
-    for name in ["llada", "dream"] {
+    for name in FAMILIES {
         let (_, mut model) = golden(name);
         model.params.iter_mut().for_each(|p| p.trainable = true);
         let loss = |sequences: &[&[u32]], targets: &[&[usize]], grads: &mut Gradients| -> Vec<f32> {

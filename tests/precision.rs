@@ -12,7 +12,8 @@ use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
-use weft::model::family::{self, ModelConfig};
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::{Kind, Objective};
 use weft::train::settings::TrainTable;
@@ -23,7 +24,7 @@ use weft_kernels::weight::Dtype;
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
 fn adapted(folder: &Path, precision: Precision) -> Transformer {
-    let mut model = family::load(folder).expect("the checkpoint loads");
+    let mut model = checkpoint::load(folder).expect("the checkpoint loads");
     let targets = ["q_proj", "k_proj", "v_proj", "ff_proj"].map(str::to_owned).to_vec();
     lora::attach_fresh(&mut model, &LoraConfig::new(4, 8.0, 0.1, targets, false), 3).expect("there are such layers");
     model.config.precision = precision;
@@ -70,7 +71,7 @@ fn gradients_lie_within_five_hundredths_of_f32s() {
     let text = std::fs::read_to_string(&config).expect("the golden configuration");
     let config = ModelConfig::parse(&text, &config).expect("it is one");
     let rounded = scratch::folder("rounded");
-    family::save(&rounded, &family::load(golden()).expect("the golden checkpoint loads"), &config, Dtype::Bf16)
+    checkpoint::save(&rounded, &checkpoint::load(golden()).expect("the golden checkpoint loads"), &config, Dtype::Bf16)
         .expect("it is saved");
     let gradient = |folder: &Path, precision| {
         let model = adapted(folder, precision);

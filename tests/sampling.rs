@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use device::on_device;
 use safetensors::SafeTensors;
 use weft::model::block::Transformer;
-use weft::model::family;
+use weft::model::checkpoint;
 use weft::parity::check_sampling;
 use weft::sampler::generate::{Prompt, Sampling, generate};
 use weft::sampler::remasking::{Remasking, transfer_shares};
 
-const FAMILIES: [&str; 2] = ["llada", "dream"];
+const FAMILIES: [&str; 5] = ["llada", "dream", "a2d-qwen3", "a2d-qwen2", "illada"];
 const DREAMS: [Remasking; 4] = [Remasking::Origin, Remasking::MaskgitPlus, Remasking::TopkMargin, Remasking::Entropy];
 
 fn folder(family: &str) -> PathBuf {
@@ -21,7 +21,7 @@ fn folder(family: &str) -> PathBuf {
 }
 
 fn model(family: &str) -> Transformer {
-    on_device(family::load(&folder(family)).expect("the golden checkpoint loads"))
+    on_device(checkpoint::load(&folder(family)).expect("the golden checkpoint loads"))
 }
 
 fn sampling(gen_length: usize, block_length: usize, diffusion_steps: usize) -> Sampling {
@@ -57,7 +57,7 @@ fn settings(mask: u32) -> Vec<Sampling> {
 
 #[test]
 fn greedy_outputs_match_each_familys_own_sampler() {
-    for (family, count) in [("llada", 5), ("dream", 4)] {
+    for (family, count) in FAMILIES.into_iter().zip([5, 4, 5, 5, 5]) {
         let (model, folder) = (model(family), folder(family));
         let tensors = folder.join("sampling.safetensors");
         let rows = check_sampling(&model, &tensors, &folder.join("sampling.json")).expect("the cases are settings");
@@ -106,7 +106,8 @@ fn a_batch_gives_what_single_prompts_give() {
 
 #[test]
 fn the_familys_own_remasking_is_taken_where_none_is_named() {
-    for (family, own) in [("llada", Remasking::LowConfidence), ("dream", Remasking::Entropy)] {
+    let [llada, dream] = [Remasking::LowConfidence, Remasking::Entropy];
+    for (family, own) in FAMILIES.into_iter().zip([llada, dream, llada, llada, llada]) {
         let model = model(family);
         let named = Sampling { remasking: Some(own), ..sampling(12, 4, 6) };
         assert_eq!(one(&model, &[1, 2], &sampling(12, 4, 6)), one(&model, &[1, 2], &named));

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use small_run::{BEGIN, RESUME, examples};
 use weft::data::packing::Padding;
 use weft::model::block::Transformer;
-use weft::model::family;
+use weft::model::checkpoint;
 use weft::objective::{Kind, Objective};
 use weft::train::lr_schedule::LrSchedule;
 use weft::train::optimizer::train_everything;
@@ -25,7 +25,7 @@ use weft_kernels::weight::{Dtype, Weight, to_bf16_bytes};
 
 fn model(lora_dropout: f64) -> Transformer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = family::load(&folder).expect("the golden checkpoint loads");
+    let mut model = checkpoint::load(&folder).expect("the golden checkpoint loads");
     small_run::adapt(&mut model, lora_dropout);
     on_device(model)
 }
@@ -47,7 +47,7 @@ fn full_trainer(settings: TrainTable, objective: Objective) -> Trainer {
 
 fn bf16_base() -> Transformer {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
-    let mut model = family::load(&golden).expect("the golden checkpoint loads");
+    let mut model = checkpoint::load(&golden).expect("the golden checkpoint loads");
     for weight in model.params.iter_mut().map(|p| &mut p.weight) {
         let bytes = to_bf16_bytes(&weight.to_f32());
         *weight = Weight::from_bytes(weight.rows(), weight.cols(), Dtype::Bf16, &bytes);

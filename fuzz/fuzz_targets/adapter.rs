@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use weft::model::batch::Batch;
 use weft::model::block::Transformer;
-use weft::model::family::{ModelConfig, fresh};
+use weft::model::checkpoint::fresh;
+use weft::model::config::ModelConfig;
 use weft::model::lora;
 use weft_fuzz::{check, cut, folder, write};
 

@@ -12,6 +12,7 @@ use weft::data::chat_template::TextModel;
 use weft::data::sources::Source;
 use weft::data::token_cache::TokenCache;
 use weft::data::{Reading, load};
+use weft::model::facts::Overrides;
 use weft_fuzz::{folder, write};
 
 /// Bytes before the counts: the magic and the key.
@@ -30,7 +31,7 @@ static KEPT: LazyLock<Saved> = LazyLock::new(|| {
     let folder = folder("token_cache");
     let rows = folder.join("rows.jsonl");
     write(&rows, b"{\"prompt\": \"a\", \"response\": \"b\"}\n");
-    let (text, mask_token_id) = Base::open_text(Path::new("tiny-base")).expect("the embedded base opens");
+    let (text, mask_token_id) = Base::open_text(Path::new("tiny-base"), Overrides::default()).expect("the embedded base opens");
     let (source, cache) = (Source::at(&rows, "train"), TokenCache::new(&folder.join("tokens"), 0));
     let reading = Reading { text: &text, mask_token_id, max_seq_len: 64, cache: Some(cache.clone()) };
     load(&source, &reading).expect("the row is read");

@@ -10,7 +10,8 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
-use weft::model::family::{ModelConfig, fresh};
+use weft::model::checkpoint::fresh;
+use weft::model::config::ModelConfig;
 use weft::train::resolved::Resolved;
 use weft::train::{Trainer, checkpoint};
 use weft_fuzz::{check, cut, folder, write};

@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::machine;
 use crate::model::arithmetic::{self, MultiplyAdds};
 use crate::model::block::Transformer;
+use crate::model::facts::Overrides;
 use crate::objective::{Kind, Objective};
 use crate::plan::{Batches, GpuRates, Lengths, Rates, Stored, Work, gpu_step_time, step_time};
 use crate::recipe::Recipe;
@@ -35,8 +36,10 @@ const EVERYTHING_GB: f64 = 1e6;
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The shape: `P`, `llada-8b`, or a checkpoint's folder.
+    /// The shape: `P`, `llada-8b`, `qwen3-0.6b`, or a checkpoint's folder.
     pub shape: String,
+    /// What the user says of a checkpoint, against its files.
+    pub overrides: Overrides,
     /// The format of matmuls' operands, and of a named shape's stored weights.
     pub precision: Precision,
     /// The format of matmuls' operands in the pass for entropies.

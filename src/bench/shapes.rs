@@ -16,9 +16,10 @@ use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
 use crate::machine::available_bytes;
 use crate::model::block::Transformer;
-use crate::model::family::{self, ModelConfig};
-use crate::model::llada::{LLADA_8B, Sizes, new_config};
+use crate::model::checkpoint;
+use crate::model::config::ModelConfig;
 use crate::model::lora::{self, LoraConfig};
+use crate::model::new_config::{LLADA_8B, Sizes, new_llada, qwen3_0_6b};
 use crate::plan::Stored;
 use crate::train::optimizer::train_everything;
 
@@ -30,33 +31,31 @@ const CHUNK: usize = 1 << 20;
 /// A named shape, and the LoRA rank that it is measured with.
 struct Shape {
     name: &'static str,
-    sizes: Sizes,
+    config: fn() -> ModelConfig,
     lora_rank: usize,
 }
 
-impl Shape {
-    fn config(&self) -> ModelConfig {
-        new_config(self.sizes).expect("the shapes below are models")
-    }
-}
-
-const SHAPES: [Shape; 2] = [
-    Shape {
-        name: "P",
-        sizes: Sizes {
-            width: 512,
-            layers: 8,
-            heads: 8,
-            mlp_hidden_size: 1536,
-            vocab_size: 32_000,
-            max_seq_len: 512,
-            mask_token_id: 31_999,
-            eos_token_id: 31_998,
-        },
-        lora_rank: 32,
-    },
-    Shape { name: "llada-8b", sizes: LLADA_8B, lora_rank: 128 },
+const SHAPES: [Shape; 3] = [
+    Shape { name: "P", config: || llada(P), lora_rank: 32 },
+    Shape { name: "qwen3-0.6b", config: qwen3_0_6b, lora_rank: 32 },
+    Shape { name: "llada-8b", config: || llada(LLADA_8B), lora_rank: 128 },
 ];
+
+/// The sizes of shape P.
+const P: Sizes = Sizes {
+    width: 512,
+    layers: 8,
+    heads: 8,
+    mlp_hidden_size: 1536,
+    vocab_size: 32_000,
+    max_seq_len: 512,
+    mask_token_id: 31_999,
+    eos_token_id: 31_998,
+};
+
+fn llada(sizes: Sizes) -> ModelConfig {
+    new_llada(sizes).expect("the shapes above are models")
+}
 
 /// A plan's model with its trainable parameters, and where its weights are.
 pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
@@ -67,11 +66,11 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
         Some(shape) if plan.precision == Precision::Bf16 => {
             // The weights go through a file, as a checkpoint's do; the mapping stays readable after the file is gone.
             let folder = Scratch::new()?;
-            write_random(&folder.0, &shape.config())?;
-            family::load(&folder.0)?
+            write_random(&folder.0, &(shape.config)())?;
+            checkpoint::load(&folder.0)?
         }
         Some(shape) => {
-            let config = shape.config();
+            let config = (shape.config)();
             let needed = 2 * tensors(&config)?.iter().map(|(_, tensor)| tensor.data_len() as u64).sum::<u64>();
             if let Some(free) = available_bytes().filter(|free| needed > *free) {
                 let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
@@ -81,12 +80,14 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
                     shape.name
                 )));
             }
-            family::fresh(&config, 1)
+            checkpoint::fresh(&config, 1)
         }
-        None if Path::new(&plan.shape).is_dir() => family::load(Path::new(&plan.shape))?,
+        None if Path::new(&plan.shape).is_dir() => checkpoint::load_with(Path::new(&plan.shape), plan.overrides)?.0,
         None => {
             let shape = &plan.shape;
-            return Err(Error::Usage(format!("--shape {shape} is neither P, llada-8b nor a checkpoint's folder")));
+            return Err(Error::Usage(format!(
+                "--shape {shape} is neither P, qwen3-0.6b, llada-8b nor a checkpoint's folder"
+            )));
         }
     };
     model.config.precision = plan.precision;
@@ -107,7 +108,7 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
 /// A named shape's model with random bf16 weights that are made on a GPU.
 fn on_gpu(shape: &Shape, gpu: &Arc<Gpu>) -> Result<Transformer> {
     let mut seed = 0;
-    family::build(&shape.config(), |_, shape| {
+    checkpoint::build(&(shape.config)(), |_, shape| {
         seed += 1;
         Ok(match *shape {
             [rows, cols] => Weight::normal_on(gpu, rows, cols, seed, DEVIATION),
@@ -131,7 +132,7 @@ fn tensors(config: &ModelConfig) -> Result<Vec<(String, Random)>> {
         tensors.push((name.to_owned(), Random { shape: shape.to_vec(), seed: tensors.len() as u64 }));
         Ok(Weight::from_f32(0, 0, vec![]))
     };
-    family::build(config, &mut note)?;
+    checkpoint::build(config, &mut note)?;
     Ok(tensors)
 }
 

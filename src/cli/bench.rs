@@ -20,9 +20,12 @@ use super::progress::doing;
 #[command(after_help = "Example:\n  weft bench --shape P --objective sft,weft --trainable lora --json\n  \
 weft bench --shape llada-8b --dtype bf16 --objective weft --sequences 1 --warm-up 1 --steps 1")]
 pub struct Bench {
-    /// P (width 512, 8 layers, vocabulary 32,000), llada-8b (with bf16: 16 GB on disk), or a checkpoint's folder
+    /// P (width 512, 8 layers, vocabulary 32,000), qwen3-0.6b (a2d-qwen3 of dLLM's sizes), llada-8b (with bf16: 16 GB on
+    /// disk), or a checkpoint's folder
     #[arg(long, default_value = "P", value_name = "SHAPE")]
     shape: String,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// The format that matmuls round their operands to, and that a named shape's weights are stored in: f32 or bf16
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
@@ -84,6 +87,7 @@ impl Bench {
             steps: self.steps.max(1).next_multiple_of(self.entropy_every.max(1) as usize),
             activation_memory_gb: self.activation_memory_gb,
             profile: self.profile,
+            overrides: self.facts.overrides(),
             shape: self.shape,
         };
         let kinds = self.objective.iter().map(|name| kind(name)).collect::<Result<Vec<_>>>()?;

@@ -33,6 +33,8 @@ pub struct Data {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// The number of examples shown of each source
     #[arg(long, default_value_t = 3, value_name = "N")]
     examples: usize,
@@ -55,8 +57,8 @@ pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) 
 
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, true)?;
-        let (text, mask_token_id) = Base::open_text(&recipe.model.path)?;
+        let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
+        let (text, mask_token_id) = Base::open_text(&recipe.model.path, recipe.model.overrides())?;
         let (mut train, mut held_out) = read_aside(quiet, |scratch| {
             let Sources { train, held_out } = Sources::of(&recipe, scratch)?;
             let reading = reading(&recipe, &text, mask_token_id);

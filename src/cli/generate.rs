@@ -9,10 +9,9 @@ use clap::Args;
 use weft::base::Base;
 use weft::data::Message;
 use weft::error::{Error, Result};
-use weft::model::family::Family;
 use weft::sampler::cache::Caching;
 use weft::sampler::generate::{Prompt, Sampling, generate_told};
-use weft::sampler::remasking::Remasking;
+use weft::sampler::remasking::{Loop, Remasking};
 
 use super::progress::{bar, count_unmasked};
 use super::trace::Trace;
@@ -96,8 +95,8 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
-        let mut sampling = self.over(Sampling::default()).for_family(base.model.config.family);
-        let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.family() == Family::Llada);
+        let mut sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
+        let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Llada);
         if has_blocks && self.block_length.is_none() && sampling.gen_length > 0 {
             sampling.block_length = sampling.block_length.min(sampling.gen_length);
         }

@@ -35,6 +35,8 @@ pub struct Inspect {
     /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// The file whose text is the answer
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -58,7 +60,7 @@ impl Inspect {
         let (mut base, examples, transform) = match (&self.recipe, &self.model, &self.text) {
             (Some(recipe), ..) => self.of_recipe(recipe)?,
             (None, Some(model), Some(text)) => {
-                let base = Base::open(model)?;
+                let base = Base::open_with(model, self.facts.overrides())?;
                 let example = self.of_text(&base, text)?;
                 (base, vec![example], Transform::default())
             }
@@ -84,7 +86,7 @@ impl Inspect {
     }
 
     fn of_recipe(&self, path: &Path) -> Result<(Base, Vec<Example>, Transform)> {
-        let recipe = Recipe::read(path, &self.settings)?;
+        let recipe = Recipe::read(path, &self.facts.after(&self.settings))?;
         let transform = recipe.objective.transform;
         let (experiment, base) = Experiment::open(recipe)?;
         let held_out = experiment.held_out_examples();

@@ -29,12 +29,14 @@ pub struct Merge {
     /// The folder for the merged checkpoint, new or empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    facts: super::FactArgs,
 }
 
 impl Merge {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         check_out(&self.out)?;
-        let mut base = Base::open(&self.model)?;
+        let mut base = Base::open_with(&self.model, self.facts.overrides())?;
         lora::load(&self.adapter, &mut base.model)?;
         let merging = doing(quiet, "merging");
         write(&base, &self.out)?;

@@ -41,6 +41,7 @@ use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
 use weft::device::Name;
 use weft::error::{Error, Result};
+use weft::model::facts::Overrides;
 use weft::model::lora;
 use weft::parallel::Ranks;
 use weft::parallel::nccl::{Launched, Nccl};
@@ -185,6 +186,31 @@ impl Cli {
     }
 }
 
+/// What the user says of a checkpoint, against its files.
+#[derive(Args, Clone, Default)]
+struct FactArgs {
+    /// The id of the mask token; default: as config.json, the tokenizer or the model's family says
+    #[arg(long, value_name = "N")]
+    mask_token_id: Option<u32>,
+    /// Whether the logits that predict a position sit one position before it (true or false); default: as is known of the
+    /// model's family
+    #[arg(long, value_name = "BOOL")]
+    logits_shifted: Option<bool>,
+}
+
+impl FactArgs {
+    fn overrides(&self) -> Overrides {
+        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted }
+    }
+
+    /// A recipe's settings, followed by these options as settings.
+    fn after(&self, settings: &[String]) -> Vec<String> {
+        let mask = self.mask_token_id.map(|id| format!("model.mask_token_id={id}"));
+        let shift = self.logits_shifted.map(|shifted| format!("model.logits_shifted={shifted}"));
+        settings.iter().cloned().chain(mask).chain(shift).collect()
+    }
+}
+
 /// The options that choose a command's model.
 #[derive(Args)]
 struct ModelArgs {
@@ -197,12 +223,14 @@ struct ModelArgs {
     /// The format that matmuls round their operands to: f32 (no rounding) or bf16 (faster on some processors)
     #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
     precision: Precision,
+    #[command(flatten)]
+    facts: FactArgs,
 }
 
 impl ModelArgs {
     /// Opens the base on the process's device, with its adapter if one is given.
     fn open(&self) -> Result<Base> {
-        let mut base = Base::open(&self.model)?;
+        let mut base = Base::open_with(&self.model, self.facts.overrides())?;
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::error::{Error, Result};
-use weft::model::{family, from_hub, lora};
+use weft::model::{checkpoint, from_hub, lora};
 use weft::parity::{Row, Tolerances, check, check_sampling};
 use weft_kernels::precision::Precision;
 
@@ -23,6 +23,8 @@ pub struct Parity {
     /// The checkpoint's folder, or a model of the hub (ORG/NAME or ORG/NAME@REVISION)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// A PEFT adapter's folder, or one of the hub; its tensors are then the trained ones
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -56,7 +58,7 @@ impl Parity {
             let why = "--sampling compares greedy tokens, and rounding to bf16 may change them; leave --dtype out";
             return Err(Error::Usage(why.to_owned()));
         }
-        let mut model = family::load(&from_hub::checkpoint(&self.model)?)?;
+        let (mut model, _) = checkpoint::load_with(&from_hub::checkpoint(&self.model)?, self.facts.overrides())?;
         match &self.adapter {
             Some(adapter) => drop(lora::load(adapter, &mut model)?),
             None => model.params.iter_mut().for_each(|p| p.trainable = true),

@@ -33,6 +33,8 @@ pub struct Plan {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// Plan for this much memory, for example of another machine; default: what this one has free
     #[arg(long, value_name = "GB", value_parser = positive)]
     memory_gb: Option<f64>,
@@ -53,8 +55,8 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, true)?;
-        let (text, model) = Base::open_meta(&recipe.model.path)?;
+        let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
+        let (text, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let is_narrow = model.config.width < NARROW;
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };

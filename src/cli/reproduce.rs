@@ -25,6 +25,8 @@ pub struct Reproduce {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// Write the report from the finished runs only, and start no others
     #[arg(long)]
     report_only: bool,
@@ -32,7 +34,7 @@ pub struct Reproduce {
 
 impl Reproduce {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
-        let study = Study::read(&self.recipe, &self.settings)?;
+        let study = Study::read(&self.recipe, &self.facts.after(&self.settings))?;
         let outcomes = go(&**ranks, &study, !self.report_only, &|line| {
             if !quiet && ranks.is_first() {
                 eprintln!("{line}")

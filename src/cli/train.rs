@@ -53,6 +53,8 @@ pub struct Train {
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
     settings: Vec<String>,
+    #[command(flatten)]
+    facts: super::FactArgs,
     /// Resume the run in the recipe's train.output
     #[arg(long)]
     resume: bool,
@@ -168,7 +170,7 @@ impl Train {
     /// Opens base and rows and plans the run. A run that doesn't fit leaves nothing behind.
     fn open(&self, ranks: &Ranks, quiet: bool) -> Result<(Experiment, Base, Plan)> {
         let is_first = ranks.is_first();
-        let recipe = read_recipe(self.recipe.as_deref(), &self.settings, is_first)?;
+        let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), is_first)?;
         let output = recipe.train.output.clone();
         if is_first {
             run::check_output(&output, self.resume)?;
@@ -249,7 +251,7 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
             "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
         );
     }
-    tell_idle(&recipe.sampler.for_family(base.model.config.family));
+    tell_idle(&recipe.sampler.for_logits(base.model.config.logits_shifted));
     if quiet {
         return;
     }

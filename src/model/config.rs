@@ -34,7 +34,15 @@ impl ModelConfig {
     /// # Errors
     /// The name of a family or a field that Weft doesn't support, or a mask token that the text doesn't name.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        Self::parse_with(text, path, &TokenizerFiles::default(), Overrides::default())
+        Self::parse_with(text, path, Overrides::default())
+    }
+
+    /// Parses the text of config.json, with what the user says against it.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::parse`].
+    pub(crate) fn parse_with(text: &str, path: &Path, overrides: Overrides) -> Result<Self> {
+        Self::from_files(text, path, &TokenizerFiles::default(), overrides)
     }
 
     /// Reads config.json of a checkpoint's folder, and the facts that `overrides` and the tokenizer's files add.
@@ -43,10 +51,10 @@ impl ModelConfig {
     /// The errors of [`ModelConfig::parse`]; a mask token that no file names, or that is an ordinary token.
     pub fn open(folder: &Path, overrides: Overrides) -> Result<Self> {
         let path = folder.join("config.json");
-        Self::parse_with(&read_text(&path)?, &path, &TokenizerFiles::read(folder)?, overrides)
+        Self::from_files(&read_text(&path)?, &path, &TokenizerFiles::read(folder)?, overrides)
     }
 
-    fn parse_with(text: &str, path: &Path, tokenizer: &TokenizerFiles, overrides: Overrides) -> Result<Self> {
+    fn from_files(text: &str, path: &Path, tokenizer: &TokenizerFiles, overrides: Overrides) -> Result<Self> {
         let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
         let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
         Self::from_fields(serde_json::from_str(text).map_err(format)?, tokenizer, overrides).map_err(refuse)
@@ -94,11 +102,6 @@ impl ModelConfig {
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(&self.fields).expect("JSON values print")
     }
-}
-
-/// The key under which the fields of config.json say whether the head is tied.
-pub(crate) fn tie_key(family: &Family) -> &'static str {
-    family.keys.tied
 }
 
 /// The family that a config.json names, by its class or its `model_type`.

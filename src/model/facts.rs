@@ -186,10 +186,12 @@ pub(super) fn find(
     let given = overrides.mask_token_id.map(|value| Found { value, source: by_user() });
     let known = family.mask_token_id.map(|value| Found { value, source: by_family() });
     let Some(mut mask_token_id) = given.or(in_config).or(in_tokenizer).or(known) else {
-        return Err("no mask token: neither config.json has mask_token_id nor does the tokenizer name one; give its id by \
+        return Err(
+            "no mask token: neither config.json has mask_token_id nor does the tokenizer name one; give its id by \
                     --mask-token-id N, or model.mask_token_id in a recipe, or turn an autoregressive checkpoint into a \
                     diffusion one by weft convert"
-            .to_owned());
+                .to_owned(),
+        );
     };
     if let Some((id, source)) = other.filter(|(id, _)| *id != mask_token_id.value) {
         mask_token_id.source = format!("{}, against {id}, {source}", mask_token_id.source);

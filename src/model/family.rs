@@ -21,9 +21,9 @@ pub struct Family {
     /// The mask token's id, where its authors write it in none of a checkpoint's files.
     pub(super) mask_token_id: Option<u32>,
     /// What its tensors are called.
-    pub(super) names: &'static Names,
+    pub(crate) names: &'static Names,
     /// What config.json calls its sizes and constants.
-    pub(super) keys: &'static Keys,
+    pub(crate) keys: &'static Keys,
 }
 
 /// Every family that Weft loads.
@@ -66,7 +66,7 @@ const QWEN3: Family = Family { name: "Qwen3", model_type: "qwen3", qk_norm: true
 
 /// A family's module names; those within a block follow the name of the blocks and a number.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(crate) struct Names {
     pub embedding: &'static str,
     pub blocks: &'static str,
     pub attn_norm: &'static str,
@@ -114,7 +114,7 @@ const QWEN_NAMES: Names = Names {
 
 /// What a family's config.json calls its sizes and constants.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     pub layers: &'static str,
     pub width: &'static str,
     pub heads: &'static str,

@@ -3,6 +3,7 @@
 use std::ops::{Deref, Range};
 
 use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::device::Device;
 use weft_kernels::lora_linear::DropoutKeys;
 use weft_kernels::precision::{Precision, Saved};
 use weft_kernels::rope::{Rope, Rotation};
@@ -151,8 +152,10 @@ impl Transformer {
     pub(super) fn matmul_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);
-        let numbers = read * (outputs(k) + outputs(v)) + written * (outputs(q) + outputs(gate) + outputs(up));
-        Saved::bytes(numbers, precision) + Saved::bytes(written * self.config.width, Precision::F32)
+        let of_qk =
+            Saved::bytes(read * outputs(k) + written * outputs(q), self.precision_of_saved_qk(block, precision));
+        let numbers = read * outputs(v) + written * (outputs(gate) + outputs(up));
+        of_qk + Saved::bytes(numbers, precision) + Saved::bytes(written * self.config.width, Precision::F32)
     }
 
     /// Bytes of all matmul results that a forward of `tokens` tokens, `predicted` of which are predicted, saves for
@@ -323,10 +326,13 @@ impl Transformer {
         ([q, k, v], unnormed)
     }
 
-    /// The format in which queries and keys are saved for backward. A norm would carry the rounding into the numbers that
-    /// attention reads, so those before a norm are saved as they are.
+    /// The format in which queries and keys are saved for backward. A norm would carry the CPU's rounding into the numbers
+    /// that attention reads, so the CPU saves those before a norm in f32. On a GPU they are in the operands' format anyway.
     fn precision_of_saved_qk(&self, block: &Block, precision: Precision) -> Precision {
-        if block.qk_norm.is_some() { Precision::F32 } else { precision }
+        match self.device {
+            Device::Cpu | Device::Meta(_) if block.qk_norm.is_some() => Precision::F32,
+            _ => precision,
+        }
     }
 
     /// The sum of a layer's input and its attention, the norm of that sum, and the MLP's gate and up projections of the

@@ -66,9 +66,8 @@ pub fn new_llada(sizes: Sizes) -> Result<ModelConfig, String> {
         "torch_dtype": "bfloat16",
     });
     let mut fields = as_object(sized);
-    let only = |(field, only): &(&str, &str)| {
-        ((*field).to_owned(), serde_json::from_str(only).expect("the table holds JSON"))
-    };
+    let only =
+        |(field, only): &(&str, &str)| ((*field).to_owned(), serde_json::from_str(only).expect("the table holds JSON"));
     fields.extend(LLADA_KEYS.required.iter().map(only));
     fields.extend(LLADA_KEYS.dropouts.iter().map(|field| ((*field).to_owned(), Value::from(0.0))));
     ModelConfig::from_fields(fields, &TokenizerFiles::default(), Overrides::default())

@@ -59,7 +59,9 @@ fn params_backwards(block: &Block) -> Vec<ParamId> {
     let [gate, up] = &block.gate_up;
     let mut order = [&block.down, gate, up].into_iter().flat_map(of_linear).collect::<Vec<_>>();
     order.push(block.ff_norm);
-    order.extend([&block.attn_out, k, v, q].into_iter().flat_map(of_linear));
+    order.extend(of_linear(&block.attn_out));
+    order.extend(block.qk_norm.into_iter().flatten());
+    order.extend([k, v, q].into_iter().flat_map(of_linear));
     order.push(block.attn_norm);
     order
 }

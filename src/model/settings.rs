@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
+use super::facts::Overrides;
+
 /// `[model]`: the base and its adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -14,6 +16,10 @@ pub struct ModelTable {
     pub path: PathBuf,
     /// The format of matmuls' operands, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
     pub precision: Precision,
+    /// The id of the mask token, where neither config.json nor the tokenizer names it, or against what they name.
+    pub mask_token_id: Option<u32>,
+    /// Whether the logits that predict position i sit at position i-1, against what is known of the model's family.
+    pub logits_shifted: Option<bool>,
     /// What is trained: `lora`, an adapter on the frozen base, or `full`, every weight, in f32.
     pub trainable: Trainable,
     /// The dtype of the checkpoint that a full run saves at its end; the base's own if absent.
@@ -65,6 +71,8 @@ impl Default for ModelTable {
         Self {
             path: PathBuf::from("tiny-base"),
             precision: Precision::F32,
+            mask_token_id: None,
+            logits_shifted: None,
             trainable: Trainable::default(),
             save_dtype: None,
             lora_rank: 32,
@@ -77,6 +85,11 @@ impl Default for ModelTable {
 }
 
 impl ModelTable {
+    /// What the recipe says of the base against its files.
+    pub fn overrides(&self) -> Overrides {
+        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted }
+    }
+
     /// What is wrong with the values, one sentence per problem.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = vec![];

@@ -109,6 +109,13 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Whether two tensors hold the same numbers; `None` if either isn't there.
+    pub(crate) fn are_equal(&self, a: &str, b: &str) -> Option<bool> {
+        let [(a_shape, a), (b_shape, b)] = [self.tensors.get(a)?, self.tensors.get(b)?];
+        let mut rows = 0..a.rows();
+        Some(a_shape == b_shape && rows.all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1)))
+    }
+
     /// Every tensor that hasn't been taken, ordered by name, with its shape.
     pub fn tensors(&self) -> Vec<(&str, &[usize], &Weight)> {
         let mut tensors: Vec<_> =

@@ -53,16 +53,16 @@ mod tests {
     use weft_kernels::precision::Precision;
 
     use super::*;
-    use crate::model::family::meta_of;
-    use crate::model::llada::LLADA_8B;
-    use crate::model::llada::new_config;
+    use crate::model::checkpoint::meta_of;
     use crate::model::lora::{LoraConfig, attach_meta};
+    use crate::model::new_config::LLADA_8B;
+    use crate::model::new_config::new_llada;
     use crate::plan::{MicroBatch, Stored};
 
     /// LLaDA-8B with adapters of rank 128 on queries, keys and values, and 4,096 tokens in bf16, planned without a GPU.
     #[test]
     fn an_adapter_of_llada_8b_is_trained_in_less_than_40_gb() {
-        let mut model = meta_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
+        let mut model = meta_of(&new_llada(LLADA_8B).expect("LLaDA-8B's sizes"));
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
         attach_meta(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
         (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);

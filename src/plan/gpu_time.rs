@@ -140,16 +140,16 @@ fn update(model: &mut Transformer) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::family::meta_of;
-    use crate::model::llada::{LLADA_8B, new_config};
+    use crate::model::checkpoint::meta_of;
     use crate::model::lora::{LoraConfig, attach_meta};
+    use crate::model::new_config::{LLADA_8B, new_llada};
     use crate::objective::Kind;
 
     /// The predicted LoRA step of LLaDA-8B takes no less than its matmuls at the peak rate, and less than twice as
     /// long.
     #[test]
     fn a_step_of_llada_8b_is_bound_by_its_matmuls() {
-        let mut model = meta_of(&new_config(LLADA_8B).expect("LLaDA-8B's sizes"));
+        let mut model = meta_of(&new_llada(LLADA_8B).expect("LLaDA-8B's sizes"));
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
         attach_meta(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
         (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);

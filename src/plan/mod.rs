@@ -22,12 +22,11 @@ use crate::eval::generations::{batch_sizes, prompt_ids};
 use crate::experiment::{Experiment, lora_config};
 use crate::machine;
 use crate::model::block::Transformer;
-use crate::model::family::Family;
 use crate::model::lora;
 use crate::model::settings::Trainable;
 use crate::recipe::Recipe;
 use crate::sampler::cache::Caching;
-use crate::sampler::remasking::Remasking;
+use crate::sampler::remasking::{Loop, Remasking};
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
 use crate::train::settings::ACTIVATION_BYTES;
 
@@ -349,10 +348,10 @@ impl<'a> Planner<'a> {
     /// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's,
     /// except with `origin`, which draws the tokens to keep before it predicts them.
     fn logit_rows(&self, recipe: &Recipe) -> usize {
-        let sampler = recipe.sampler.for_family(self.base.config.family);
-        match sampler.remasking.expect("the family has one") {
+        let sampler = recipe.sampler.for_logits(self.base.config.logits_shifted);
+        match sampler.remasking.expect("a default was chosen") {
             Remasking::Origin => (2 * sampler.gen_length).div_ceil(sampler.diffusion_steps).min(sampler.gen_length),
-            remasking if remasking.family() == Family::Llada => sampler.block_length,
+            remasking if remasking.sampling_loop() == Loop::Llada => sampler.block_length,
             _ => sampler.gen_length,
         }
     }

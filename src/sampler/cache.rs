@@ -109,7 +109,7 @@ impl<'a> Network<'a> {
         positions: &[Vec<usize>],
         blocks: &[Range<usize>],
     ) -> Tensor {
-        let before = usize::from(self.model.config.family.logits_shifted());
+        let before = usize::from(self.model.config.logits_shifted);
         let caching = if self.cache.is_some() { self.caching } else { Caching::None };
         let rows_of = |((ids, positions), block): ((&Vec<u32>, &Vec<usize>), _)| match positions.is_empty() {
             true => 0..0,

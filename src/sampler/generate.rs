@@ -8,10 +8,9 @@ use serde::{Deserialize, Serialize};
 use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
 
 use super::cache::{Caching, Network, Work};
-use super::remasking::Remasking;
+use super::remasking::{Loop, Remasking};
 use super::{dream, llada};
 use crate::model::block::Transformer;
-use crate::model::family::Family;
 use crate::rng::Draws;
 
 /// The largest answer length, and the largest number of steps.
@@ -42,7 +41,7 @@ pub struct Sampling {
     pub alg_temp: f64,
     /// Scale of classifier-free guidance; 0 turns it off.
     pub cfg_scale: f64,
-    /// Which predictions are kept, and in which family's loop; the default of the model's family if absent.
+    /// Which predictions are kept, and in which family's loop; by default the one that the model's authors recommend.
     pub remasking: Option<Remasking>,
     /// The end tokens to which `forbid_eos` and `defer_eos` apply; they come from the model, not from a recipe.
     #[serde(skip)]
@@ -78,9 +77,9 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The settings, with the family's default remasking if they name none.
-    pub fn for_family(&self, family: Family) -> Self {
-        Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(family))), ..self.clone() }
+    /// The settings, with the default remasking of models with these logits if they name none.
+    pub fn for_logits(&self, shifted: bool) -> Self {
+        Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(shifted))), ..self.clone() }
     }
 
     /// Checks the lengths and scales; blocks matter only if the remasking is one of LLaDA's.
@@ -107,9 +106,9 @@ impl Sampling {
                 "gen_length {gen_length} or diffusion_steps {diffusion_steps} is more than {MAX_GEN_LENGTH}; lower it"
             ));
         }
-        self.remasking.map_or(Ok(()), |remasking| match remasking.family() {
-            Family::Llada => self.check_blocks(remasking),
-            Family::Dream => self.check_no_blocks(remasking),
+        self.remasking.map_or(Ok(()), |remasking| match remasking.sampling_loop() {
+            Loop::Llada => self.check_blocks(remasking),
+            Loop::Dream => self.check_no_blocks(remasking),
         })
     }
 
@@ -159,7 +158,7 @@ impl Sampling {
     /// The settings that have no effect under a remasking, one sentence each.
     pub fn warnings(&self, remasking: Remasking) -> Vec<String> {
         let default = Self::default();
-        let dreams = remasking.family() == Family::Dream;
+        let dreams = remasking.sampling_loop() == Loop::Dream;
         let is_origin = remasking == Remasking::Origin;
         let settings = [
             ("block_length", dreams && self.block_length != default.block_length),
@@ -221,11 +220,11 @@ pub fn generate_told(
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
 ) -> Result<Vec<Output>, String> {
-    let sampling = sampling.for_family(model.config.family);
+    let sampling = sampling.for_logits(model.config.logits_shifted);
     sampling.check()?;
     let mut canvases = Canvases { steps, ..Canvases::new(model, prompts, &sampling) };
-    match sampling.remasking.expect("the family has one") {
-        remasking if remasking.family() == Family::Llada => llada::denoise(&mut canvases, &sampling, remasking),
+    match sampling.remasking.expect("a default was chosen") {
+        remasking if remasking.sampling_loop() == Loop::Llada => llada::denoise(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),
     }
     let [conditional, unconditional] = canvases.networks.map(|network| network.work);

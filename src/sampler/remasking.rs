@@ -2,14 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::family::Family;
 use crate::settings::in_plain_words;
 
 /// The time at which Dream's schedule ends (`eps` in its code).
 pub const T_END: f32 = 1e-3;
 
+/// A sampling loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loop {
+    /// LLaDA's: block by block, with a fixed number of tokens unmasked at each step.
+    Llada,
+    /// Dream's: the whole answer at once, with the tokens at each step given by a schedule of times.
+    Dream,
+}
+
 /// How the confidence of a prediction is computed. The first two variants are LLaDA's, the others Dream's (its `alg`);
-/// each variant uses its family's sampling loop.
+/// each variant uses the loop that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remasking {
@@ -28,19 +36,17 @@ pub enum Remasking {
 }
 
 impl Remasking {
-    /// The remasking that a family's authors recommend.
-    pub fn of(family: Family) -> Self {
-        match family {
-            Family::Llada => Self::LowConfidence,
-            Family::Dream => Self::Entropy,
-        }
+    /// The remasking that a model's authors recommend: Dream's where logits are shifted, as in Dream, DiffuCoder and
+    /// Open-dLLM, else LLaDA's, as in LLaDA, iLLaDA and dLLM's A2D models.
+    pub fn of(logits_shifted: bool) -> Self {
+        if logits_shifted { Self::Entropy } else { Self::LowConfidence }
     }
 
-    /// The family whose sampling loop uses this remasking.
-    pub fn family(self) -> Family {
+    /// The sampling loop that uses this remasking.
+    pub fn sampling_loop(self) -> Loop {
         match self {
-            Self::LowConfidence | Self::Random => Family::Llada,
-            Self::Origin | Self::MaskgitPlus | Self::TopkMargin | Self::Entropy => Family::Dream,
+            Self::LowConfidence | Self::Random => Loop::Llada,
+            Self::Origin | Self::MaskgitPlus | Self::TopkMargin | Self::Entropy => Loop::Dream,
         }
     }
 

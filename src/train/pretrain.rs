@@ -17,8 +17,8 @@ use crate::data::{Conversation, Example, Message, tokenizer};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::files::read_text;
-use crate::model::family;
-use crate::model::llada::{Sizes, new_config};
+use crate::model::checkpoint;
+use crate::model::new_config::{Sizes, new_llada};
 use crate::objective::Objective;
 use crate::settings;
 
@@ -160,7 +160,7 @@ pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
     // 3. The model.
     let token = |name: &str| text_model.token_id(name).expect("the tokenizer was trained with its special tokens");
     let ModelTable { width, layers, heads, mlp_hidden_size, max_seq_len, .. } = recipe.model;
-    let config = new_config(Sizes {
+    let config = new_llada(Sizes {
         width,
         layers,
         heads,
@@ -179,7 +179,7 @@ pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
         eos_token_id: token(tokenizer::END_OF_TEXT),
         settings: recipe.train.clone(),
     };
-    let mut fresh = family::fresh(&config, seed);
+    let mut fresh = checkpoint::fresh(&config, seed);
     fresh.put_on(&device::current());
     let mut trainer = Trainer::new(fresh, job);
     let [own, defaults] =
@@ -187,7 +187,7 @@ pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
     let resolved = Resolved { recipe: own, defaults };
     let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, options)?;
     // 4. The finished model.
-    family::save(&recipe.model.output, &trainer.model, &config, Dtype::Bf16)?;
+    checkpoint::save(&recipe.model.output, &trainer.model, &config, Dtype::Bf16)?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {
         crate::files::write_whole(&recipe.model.output.join(file), read_text(&folder.join(file))?.as_bytes())?;
     }

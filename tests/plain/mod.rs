@@ -20,13 +20,19 @@ pub struct Pass {
 /// A pass over `fresh` rows of a sequence; the others are those of an `earlier` one, which a first pass has none of.
 pub fn forward(model: &Transformer, ids: &[u32], fresh: Range<usize>, earlier: Option<&Pass>) -> Pass {
     let c = &model.config;
-    let (dim, group) = (c.width / c.heads, c.heads / c.kv_heads);
+    let (dim, group) = (c.head_dim, c.heads / c.kv_heads);
     let embedding = matrix(model, model.embedding);
     let mut x: Matrix = fresh.clone().map(|i| embedding[ids[i] as usize].clone()).collect();
     let mut kept = vec![];
     for (layer, block) in model.blocks.iter().enumerate() {
         let normed: Matrix = x.iter().map(|row| norm(model, row, block.attn_norm)).collect();
         let [mut q, mut k, v] = block.qkv.each_ref().map(|of| apply(model, of, &normed));
+        if let Some([q_gain, k_gain]) = block.qk_norm {
+            for (rows, gain) in [(&mut q, q_gain), (&mut k, k_gain)] {
+                let of_heads = |row: &Vec<f64>| row.chunks(dim).flat_map(|head| norm(model, head, gain)).collect();
+                *rows = rows.iter().map(of_heads).collect();
+            }
+        }
         for (i, position) in fresh.clone().enumerate() {
             turn(&mut q[i], position, dim, c.rope_theta);
             turn(&mut k[i], position, dim, c.rope_theta);
@@ -53,7 +59,7 @@ pub fn forward(model: &Transformer, ids: &[u32], fresh: Range<usize>, earlier: O
     let mut own = vec![vec![]; ids.len()];
     own.splice(fresh.clone(), apply(model, &model.head, &normed));
     // Where logits are shifted, those of a row predict the next token; the first row's predict the first one too.
-    let shift = usize::from(c.family.logits_shifted());
+    let shift = usize::from(c.logits_shifted);
     let logits = (0..ids.len()).map(|i| own[i.saturating_sub(shift)].clone()).collect();
     Pass { logits, kept }
 }
@@ -66,7 +72,7 @@ pub fn denoise(model: &Transformer, prompt: &[u32], sampling: &Sampling) -> (Vec
     let (mut passes, mut rows) = (0, 0);
     for block in 0..sampling.gen_length / block_length {
         let block = start + block * block_length..start + (block + 1) * block_length;
-        let before = block.start.saturating_sub(usize::from(model.config.family.logits_shifted()));
+        let before = block.start.saturating_sub(usize::from(model.config.logits_shifted));
         let steps = sampling.diffusion_steps / (sampling.gen_length / block_length);
         let mut first: [Option<Pass>; 2] = [None, None];
         let mut step = 0;
