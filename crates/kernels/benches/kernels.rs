@@ -81,6 +81,12 @@ fn bytes(numbers: usize) -> BytesCount {
     BytesCount::new(4 * numbers)
 }
 
+/// Bytes of numbers in the format that matmuls read; on the CPU, they are f32 until a matmul rounds them.
+fn operand_bytes(numbers: usize, precision: Precision) -> BytesCount {
+    let is_bf16 = precision == Precision::Bf16 && !matches!(*DEVICE, Device::Cpu);
+    BytesCount::new(if is_bf16 { 2 } else { 4 } * numbers)
+}
+
 mod machine {
     use super::*;
 
@@ -262,6 +268,29 @@ fn rms_norm_backward(bencher: Bencher) {
     bencher
         .counter(bytes(4 * x.len()))
         .bench_local(|| done(|| rms_norm::backward(&mut dx, None, &dy, &x, &gain, 1e-5)));
+}
+
+/// The norm of each token's query heads in Qwen3: one gain for all of them.
+const NORMED: [usize; 2] = [16, 128];
+
+#[divan::bench(args = PRECISIONS)]
+fn head_norm_forward(bencher: Bencher, precision: Precision) {
+    let (len, gain) = (TOKENS * NORMED[0] * NORMED[1], weight(1, NORMED[1], Precision::F32));
+    let (x, mut y) = (operands(len, precision), operands(len, precision));
+    bencher
+        .counter(operand_bytes(2 * len, precision))
+        .bench_local(|| done(|| rms_norm::forward(&mut y, &x, &gain, 1e-6)));
+}
+
+#[divan::bench(args = PRECISIONS)]
+fn head_norm_backward(bencher: Bencher, precision: Precision) {
+    // The gradient overwrites its input, so every run needs its own.
+    let (len, gain) = (TOKENS * NORMED[0] * NORMED[1], weight(1, NORMED[1], Precision::F32));
+    let (x, mut dgain) = (operands(len, precision), numbers(NORMED[1]));
+    bencher
+        .counter(operand_bytes(3 * len, precision))
+        .with_inputs(|| operands(len, precision))
+        .bench_local_refs(|dy| done(|| rms_norm::backward_in_place(dy, Some(&mut dgain), &x, &gain, 1e-6)));
 }
 
 #[divan::bench]

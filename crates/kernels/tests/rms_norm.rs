@@ -6,7 +6,10 @@ mod differences;
 
 use device::device;
 use differences::{assert_close, assert_gradient, dot, random, wide};
+use half::bf16;
+use weft_kernels::precision::Precision;
 use weft_kernels::rms_norm;
+use weft_kernels::tensor::Tensor;
 
 const EPS: f32 = 1e-2;
 
@@ -52,6 +55,55 @@ fn a_norm_in_place_has_the_gradients_of_the_oracle() {
         dgain.change_on_host(|dgain| dgain.iter_mut().for_each(|d| *d -= 0.5));
         assert_gradient("dgain", &dgain, &gain, |gain| dot(&rms_norm64(&wide(&x), gain), &dy));
     }
+}
+
+/// Asserts that `got` is `expected` rounded to bf16, with room for f32's own error.
+fn assert_rounded(what: &str, got: &Tensor, expected: &[f64]) {
+    let got = got.to_host();
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    let largest = expected.iter().fold(0f64, |m, e| m.max(e.abs()));
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        // bf16 has 8 significant bits, so that rounding is off by at most 2^-9 of the number.
+        let allowed = e.abs() / 256.0 + 1e-5 * largest;
+        assert!((f64::from(*g) - e).abs() <= allowed, "{what}[{i}]: got {g}, expected {e}");
+    }
+}
+
+#[test]
+fn a_norm_of_operands_in_bf16_reads_and_writes_rounded_numbers() {
+    let Some(on) = device() else { return };
+    for (rows, width) in SHAPES {
+        let rounded =
+            |seed: u64| random(seed, rows * width).iter().map(|x| bf16::from_f32(*x).to_f32()).collect::<Vec<_>>();
+        let (x, gain, dy) = (rounded(1), random(2, width), rounded(3));
+        let (on_x, weight) = (on.operands(&x, Precision::Bf16), on.f32_weight(1, width, &gain));
+        let expected = rms_norm64(&wide(&x), &wide(&gain));
+        let (mut y, mut y_f32) = (on.operands(&vec![0.0; x.len()], Precision::Bf16), on.zeros(x.len()));
+        rms_norm::forward(&mut y, &on_x, &weight, EPS);
+        assert_rounded("y", &y, &expected);
+        rms_norm::forward(&mut y_f32, &on_x, &weight, EPS);
+        assert_close("y in f32", &y_f32, &expected);
+        // The same gradients in f32, which the test above compares with the oracle's.
+        let (mut dx, mut dgain) = (on.operands(&dy, Precision::Bf16), on.zeros(width));
+        let (mut dx_f32, mut dgain_f32) = (on.put(&dy), on.zeros(width));
+        rms_norm::backward_in_place(&mut dx, Some(&mut dgain), &on_x, &weight, EPS);
+        rms_norm::backward_in_place(&mut dx_f32, Some(&mut dgain_f32), &on.put(&x), &weight, EPS);
+        assert_rounded("dx", &dx, &wide(&dx_f32.to_host()));
+        assert_close("dgain", &dgain, &wide(&dgain_f32.to_host()));
+    }
+}
+
+#[test]
+fn many_rows_have_more_rows_in_each_partial_sum() {
+    let Some(on) = device() else { return };
+    let (rows, width) = (70_003, 3);
+    let (x, gain, dy) = (random(1, rows * width), random(2, width), random(3, rows * width));
+    let (mut dx, mut dgain) = (on.put(&dy), on.zeros(width));
+    rms_norm::backward_in_place(&mut dx, Some(&mut dgain), &on.put(&x), &on.f32_weight(1, width, &gain), EPS);
+    // The norm is linear in its gain.
+    let y = rms_norm64(&wide(&x), &vec![1.0; width]);
+    let sum = |i: usize| (0..rows).map(|row| f64::from(dy[row * width + i]) * y[row * width + i]).sum();
+    assert_close("dgain", &dgain, &(0..width).map(sum).collect::<Vec<_>>());
 }
 
 #[test]

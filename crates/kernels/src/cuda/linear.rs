@@ -64,7 +64,7 @@ pub(crate) fn backward_bias(dbias: &mut Array, dy: &Array) {
 pub(super) fn sum_partials(to: &mut Array, rows: usize, write: impl FnOnce(&Memory, Grid)) {
     let (width, count) = (to.len(), rows.div_ceil(PARTIAL_ROWS));
     let partials = Memory::unset(to.gpu(), 4 * width * count);
-    write(&partials, Grid { blocks: [width.div_ceil(256), count, 1], threads: 256, shared: 0, operations: (0, false) });
+    write(&partials, Grid { blocks: [count, width.div_ceil(256), 1], threads: 256, shared: 0, operations: (0, false) });
     let args = [to.arg(), partials.arg(), int(width), int(count)];
     // SAFETY: `partials` holds `count` rows of that width.
     unsafe { to.gpu().launch("add_partials", Grid::over(width), &args) };
