@@ -118,6 +118,7 @@ impl SamplingCase {
                 temperature,
                 cfg_scale,
                 remasking: Some(remasking),
+                predicts_mask: true,
                 ..Sampling::default()
             },
             Self::Dream { eps, .. } if eps != T_END => {

@@ -152,6 +152,6 @@ mod tests {
             assert_eq!(problems(setting), expected);
         }
         let error = Recipe::parse("lr = 1e-4", Path::new("r.toml"), &["data.train=a.jsonl".to_owned()]);
-        assert_eq!(error.expect_err("no table").to_string(), "r.toml: lr stands in no table; set train.lr");
+        assert_eq!(error.expect_err("no table").to_string(), "r.toml: lr is outside of every table; set train.lr");
     }
 }

@@ -121,6 +121,7 @@ impl SamplingArgs {
             cfg_scale: self.cfg_scale.unwrap_or(base.cfg_scale),
             remasking: self.remasking.or(base.remasking),
             eos_token_ids: base.eos_token_ids,
+            predicts_mask: base.predicts_mask,
             forbid_eos: self.forbid_eos || base.forbid_eos,
             defer_eos: self.defer_eos || base.defer_eos,
             seed: self.seed.unwrap_or(base.seed),

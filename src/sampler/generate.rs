@@ -46,6 +46,10 @@ pub struct Sampling {
     /// The end tokens to which `forbid_eos` and `defer_eos` apply; they come from the model, not from a recipe.
     #[serde(skip)]
     pub eos_token_ids: Vec<u32>,
+    /// LLaDA's loop: let the mask token be predicted like any other token, as LLaDA's own code does. A token where it is
+    /// predicted stays masked, perhaps to the end, so only a comparison with that code sets this.
+    #[serde(skip)]
+    pub predicts_mask: bool,
     /// Never predict an end token (LLaDA's `logits_eos_inf`).
     pub forbid_eos: bool,
     /// Keep a predicted end token last (LLaDA's `confidence_eos_eot_inf`).
@@ -69,6 +73,7 @@ impl Default for Sampling {
             cfg_scale: 0.0,
             remasking: None,
             eos_token_ids: vec![],
+            predicts_mask: false,
             forbid_eos: false,
             defer_eos: false,
             seed: 1,
@@ -241,6 +246,8 @@ pub(super) struct Canvases<'a> {
     networks: [Network<'a>; 2],
     /// The part of the answer that is being denoised.
     block: Range<usize>,
+    /// Whether the masks that earlier blocks left are denoised too.
+    denoises_earlier: bool,
     /// The channel that receives the canvases after every step.
     steps: Option<Sender<Vec<Vec<u32>>>>,
 }
@@ -255,7 +262,15 @@ impl<'a> Canvases<'a> {
         };
         let networks = [(); 2].map(|()| Network::new(model, sampling.cache, prompts.len()));
         let sequences = prompts.iter().map(canvas).collect();
-        Self { mask_token_id, prompts, sequences, networks, block: 0..sampling.gen_length, steps: None }
+        Self {
+            mask_token_id,
+            prompts,
+            sequences,
+            networks,
+            block: 0..sampling.gen_length,
+            denoises_earlier: sampling.predicts_mask,
+            steps: None,
+        }
     }
 
     /// Starts denoising a block of the answers.
@@ -277,9 +292,12 @@ impl<'a> Canvases<'a> {
         self.prompts.iter().map(|prompt| prompt.ids.len() + self.block.start..prompt.ids.len() + self.block.end)
     }
 
-    /// The block's positions in each sequence that are masked.
+    /// The positions to denoise in each sequence: those of the block that are masked, and perhaps of earlier blocks.
     pub(super) fn masked(&self) -> Vec<Vec<usize>> {
-        let of = |(ids, block): (&Vec<u32>, Range<usize>)| block.filter(|at| ids[*at] == self.mask_token_id).collect();
+        let before = if self.denoises_earlier { self.block.start } else { 0 };
+        let of = |(ids, block): (&Vec<u32>, Range<usize>)| {
+            (block.start - before..block.end).filter(|at| ids[*at] == self.mask_token_id).collect()
+        };
         self.sequences.iter().zip(self.blocks()).map(of).collect()
     }
 

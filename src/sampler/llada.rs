@@ -13,9 +13,9 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
     // Each step keeps at least one token.
     let steps = confidence_threshold.map_or(diffusion_steps / (gen_length / block_length), |_| block_length);
     let counts = num_transfer_tokens(block_length, steps);
-    // A mask token predicted as an answer would stay masked forever, so it is excluded, but keeps its share of the
-    // probability.
-    let rule = Rule { excluded: Some(canvases.mask_token_id), noise: sampling.temperature, ..Rule::GREEDY };
+    // A mask token predicted as an answer would stay masked, so it is excluded, but keeps its share of the probability.
+    let excluded = Some(canvases.mask_token_id).filter(|_| !sampling.predicts_mask);
+    let rule = Rule { excluded, noise: sampling.temperature, ..Rule::GREEDY };
     for block in 0..gen_length / block_length {
         canvases.start_block(block * block_length..(block + 1) * block_length);
         for (step, count) in counts.iter().enumerate() {
