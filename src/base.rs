@@ -13,7 +13,7 @@ use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
 use crate::model::checkpoint;
 use crate::model::config::ModelConfig;
-use crate::model::facts::{Facts, Overrides};
+use crate::model::facts::Overrides;
 use crate::model::from_hub::{self, is_companion};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
@@ -30,8 +30,8 @@ pub struct Base {
     pub name: String,
     /// The format that the weights are stored in, taken from the embedding.
     pub dtype: Dtype,
-    /// The mask token and the shift of the logits, each with where it was found.
-    pub facts: Facts,
+    /// The configuration, with the facts that other files or the user add.
+    config: ModelConfig,
     /// What the user said of the checkpoint, against its files.
     overrides: Overrides,
     /// The folder with its other files; `None` for the embedded base.
@@ -63,40 +63,41 @@ impl Base {
         let embedding = &model.params[model.embedding].weight;
         let dtype = embedding.dtype();
         check_tokens(&text, embedding.rows(), path)?;
-        let (facts, folder) = (config.facts().clone(), (!is_embedded).then(|| path.to_owned()));
-        Ok(Self { model, text, name, dtype, facts, overrides, folder })
+        let folder = (!is_embedded).then(|| path.to_owned());
+        Ok(Self { model, text, name, dtype, config, overrides, folder })
     }
 
-    /// Opens only the text side and the id of the mask token, for which no weights are needed.
+    /// Opens only the text side and the configuration, for which no weights are needed.
     ///
     /// # Errors
     /// The errors of [`Base::open`], except those of the weights.
-    pub fn open_text(path: &Path, overrides: Overrides) -> Result<(TextModel, u32)> {
+    pub fn open_text(path: &Path, overrides: Overrides) -> Result<(TextModel, ModelConfig)> {
         if is_embedded(path) {
             let (config, text) = embedded_text(overrides)?;
-            return Ok((text, config.mask_token_id()));
+            return Ok((text, config));
         }
         let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
         let (text, config) = (TextModel::open(path)?, ModelConfig::open(path, overrides)?);
         check_tokens(&text, config.num_rows(), path)?;
-        Ok((text, config.mask_token_id()))
+        Ok((text, config))
     }
 
-    /// Opens the text side, and the network on the meta device, for which no weight is read.
+    /// Opens the text side and the configuration, and the network on the meta device, for which no weight is read.
     ///
     /// # Errors
     /// The errors of [`Base::open`], except those of missing weights.
-    pub fn open_meta(path: &Path, overrides: Overrides) -> Result<(TextModel, Transformer)> {
+    pub fn open_meta(path: &Path, overrides: Overrides) -> Result<(TextModel, ModelConfig, Transformer)> {
         match is_embedded(path) {
             true => {
                 let (config, text) = embedded_text(overrides)?;
-                Ok((text, checkpoint::meta_of(&config)))
+                let meta = checkpoint::meta_of(&config);
+                Ok((text, config, meta))
             }
             false => {
                 let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
-                let (text, (meta, _)) = (TextModel::open(path)?, checkpoint::load_meta(path, overrides)?);
+                let (text, (meta, config)) = (TextModel::open(path)?, checkpoint::load_meta(path, overrides)?);
                 check_tokens(&text, meta.params[meta.embedding].weight.rows(), path)?;
-                Ok((text, meta))
+                Ok((text, config, meta))
             }
         }
     }
@@ -121,7 +122,10 @@ impl Base {
                 write_whole(&partial.join(name), &bytes)?;
             }
             write_tensors(&partial.join("model.safetensors"), tensors)?;
-            write_whole(&partial.join("config.json"), self.config(Some(dtype), self.model.has_tied_head())?.as_bytes())
+            write_whole(
+                &partial.join("config.json"),
+                self.config_json(Some(dtype), self.model.has_tied_head())?.as_bytes(),
+            )
         })
     }
 
@@ -146,7 +150,7 @@ impl Base {
 
     /// The base's config.json for a checkpoint that is saved: with another dtype if one is given, with the head as it is now,
     /// and with what the user said against it. The text stays as it is if nothing changes.
-    pub(crate) fn config(&self, dtype: Option<Dtype>, is_tied: bool) -> Result<String> {
+    pub(crate) fn config_json(&self, dtype: Option<Dtype>, is_tied: bool) -> Result<String> {
         let (path, text) = self.config_text()?;
         let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
         let mut fields: Value = serde_json::from_str(&text).map_err(format)?;
@@ -176,19 +180,9 @@ impl Base {
         Ok(if is_changed { serde_json::to_string_pretty(&fields).expect("JSON values print") } else { text })
     }
 
-    /// What the first lines of a run say of the base: the mask token, the shift and the attention, and a head that isn't
-    /// what config.json says.
+    /// What the first lines of a run say of the base.
     pub fn told(&self) -> String {
-        let config = &self.model.config;
-        let says_tied = self.config_text().ok().and_then(|(_, text)| {
-            let fields: Value = serde_json::from_str(&text).ok()?;
-            fields.get(config.family.keys.tied)?.as_bool()
-        });
-        let head = match says_tied == Some(true) && !self.model.has_tied_head() {
-            true => "; head untied: the file's differs from the embedding, though config.json ties them",
-            false => "",
-        };
-        format!("{}: {}; every token attends to all of its sequence{head}", config.family.name, self.facts)
+        self.config.told(self.model.has_tied_head())
     }
 
     /// The other files of the base, as names and contents.

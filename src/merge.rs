@@ -39,7 +39,7 @@ pub fn write(base: &Base, out: &Path) -> Result<()> {
             write_whole(&partial.join(name), &bytes)?;
         }
         let head = untied_head(&base.model);
-        let config = base.config(None, base.model.has_tied_head() && head.is_none())?;
+        let config = base.config_json(None, base.model.has_tied_head() && head.is_none())?;
         write_whole(&partial.join("config.json"), config.as_bytes())?;
         let tensors = tensors(&base.model, &checkpoint, head.as_deref());
         write_tensors(&partial.join("model.safetensors"), tensors)?;

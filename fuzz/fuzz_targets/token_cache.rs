@@ -31,7 +31,8 @@ static KEPT: LazyLock<Saved> = LazyLock::new(|| {
     let folder = folder("token_cache");
     let rows = folder.join("rows.jsonl");
     write(&rows, b"{\"prompt\": \"a\", \"response\": \"b\"}\n");
-    let (text, mask_token_id) = Base::open_text(Path::new("tiny-base"), Overrides::default()).expect("the embedded base opens");
+    let (text, config) = Base::open_text(Path::new("tiny-base"), Overrides::default()).expect("the embedded base opens");
+    let mask_token_id = config.mask_token_id();
     let (source, cache) = (Source::at(&rows, "train"), TokenCache::new(&folder.join("tokens"), 0));
     let reading = Reading { text: &text, mask_token_id, max_seq_len: 64, cache: Some(cache.clone()) };
     load(&source, &reading).expect("the row is read");

@@ -58,10 +58,10 @@ pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) 
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
-        let (text, mask_token_id) = Base::open_text(&recipe.model.path, recipe.model.overrides())?;
+        let (text, config) = Base::open_text(&recipe.model.path, recipe.model.overrides())?;
         let (mut train, mut held_out) = read_aside(quiet, |scratch| {
             let Sources { train, held_out } = Sources::of(&recipe, scratch)?;
-            let reading = reading(&recipe, &text, mask_token_id);
+            let reading = reading(&recipe, &text, config.mask_token_id());
             let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
             Ok((data::load_mixed(&train, &reading)?, held_out))
         })?;
@@ -71,7 +71,10 @@ impl Data {
         }
         match self.json {
             true => say!("{}", self.as_json(&recipe, &text, &train, held_out.as_ref())),
-            false => self.print(&recipe, &text, &train, held_out.as_ref()),
+            false => {
+                say!("model: {}", config.facts());
+                self.print(&recipe, &text, &train, held_out.as_ref());
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -43,6 +43,7 @@ use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::facts::Overrides;
 use weft::model::lora;
+use weft::model::settings::ModelTable;
 use weft::parallel::Ranks;
 use weft::parallel::nccl::{Launched, Nccl};
 use weft::parallel::session::{local_rank, threads_per_rank};
@@ -199,6 +200,17 @@ struct FactArgs {
 }
 
 impl FactArgs {
+    fn of(model: &ModelTable) -> Self {
+        Self { mask_token_id: model.mask_token_id, logits_shifted: model.logits_shifted }
+    }
+
+    /// The options as a command line has them, each after a space.
+    fn as_options(&self) -> String {
+        let mask = self.mask_token_id.map(|id| format!(" --mask-token-id {id}"));
+        let shift = self.logits_shifted.map(|shifted| format!(" --logits-shifted {shifted}"));
+        [mask, shift].into_iter().flatten().collect()
+    }
+
     fn overrides(&self) -> Overrides {
         Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted }
     }

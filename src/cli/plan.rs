@@ -56,9 +56,9 @@ pub struct Plan {
 impl Plan {
     pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
-        let (text, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
+        let (text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
-        let is_narrow = model.config.width < NARROW;
+        let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
         let on = On::of(device, self.gpu, self.memory_gb)?;
@@ -72,6 +72,7 @@ impl Plan {
         match self.json {
             true => {
                 let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
+                object["facts"] = json!(config.facts());
                 object["fits"] = json!(plan.fits());
                 object["step_seconds"] = json!(time.map(|time| time.step_seconds));
                 object["communication_seconds"] = json!(sending);
@@ -80,7 +81,10 @@ impl Plan {
                 object["is_prediction"] = json!(time.map(|time| !matches!(time.on, On::Cpu)));
                 say!("{object}");
             }
-            false => print(&plan, (&experiment.recipe, is_narrow), time, sending),
+            false => {
+                say!("model: {}", config.told(is_tied));
+                print(&plan, (&experiment.recipe, is_narrow), time, sending);
+            }
         }
         plan.check()?;
         Ok(ExitCode::SUCCESS)

@@ -267,6 +267,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
     say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    say!("model      {}", base.told());
     if let Some(gpu) = weft::device::gpu() {
         say!("device     {}", gpu.name());
     }
@@ -322,8 +323,11 @@ fn question(experiment: &Experiment, matmul: &Path) -> String {
     };
     let model = match recipe.model.trainable {
         Trainable::Lora => format!("--model {} --adapter {}", quoted(&recipe.model.path), quoted(matmul)),
+        // The saved config.json has what the recipe says of the base.
         Trainable::Full => format!("--model {}", quoted(matmul)),
     };
+    let facts = super::FactArgs::of(&recipe.model).as_options();
+    let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}") } else { model };
     format!("weft generate {model} --gen-length {gen_length} --prompt '...'")
 }
 

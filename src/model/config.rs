@@ -88,6 +88,15 @@ impl ModelConfig {
         &self.facts
     }
 
+    /// What the first lines of a run say of the model, given whether its head turned out to be tied.
+    pub fn told(&self, is_tied: bool) -> String {
+        let head = match self.layout.tied && !is_tied {
+            true => "; the head is its own: it differs from the embedding, though config.json ties them",
+            false => "",
+        };
+        format!("{}; {}; every token attends to its whole sequence{head}", self.family().name, self.facts)
+    }
+
     /// Rows of the embedding, of which there may be more than tokens.
     pub fn num_rows(&self) -> usize {
         self.layout.rows
