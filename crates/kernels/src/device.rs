@@ -37,8 +37,8 @@ impl Device {
         self.operands(len, Precision::F32)
     }
 
-    /// Like [`Device::unset`], for a tensor that only matmuls, attention and SwiGLU read. They round it to `precision`
-    /// anyway, so a GPU stores it in that format.
+    /// Like [`Device::unset`], for a tensor that only matmuls, attention, the norm of heads and SwiGLU read. Matmuls round
+    /// it to `precision` anyway, so a GPU stores it in that format.
     pub fn operands(&self, len: usize, precision: Precision) -> Tensor {
         match self {
             Self::Cpu | Self::Meta(_) => Tensor::Host(Buffer::unset(self.meta(), len)),

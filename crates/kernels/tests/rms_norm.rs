@@ -37,7 +37,7 @@ fn the_norm_and_its_gradients() {
 
 /// Rows and widths: a single number, the heads of seven tokens, several tasks or partial sums, and rows that are wider
 /// than a head.
-const SHAPES: [(usize, usize); 7] = [(1, 1), (300, 1), (7 * 3, 24), (5, 40), (201, 7), (3, 128), (3, 261)];
+const SHAPES: [(usize, usize); 8] = [(1, 1), (300, 1), (7 * 3, 24), (5, 40), (201, 7), (3, 128), (3, 200), (3, 261)];
 
 #[test]
 fn a_norm_in_place_has_the_gradients_of_the_oracle() {
@@ -94,16 +94,17 @@ fn a_norm_of_operands_in_bf16_reads_and_writes_rounded_numbers() {
 }
 
 #[test]
-fn many_rows_have_more_rows_in_each_partial_sum() {
+fn partial_sums_of_many_rows_add_up_to_the_gains_gradient() {
     let Some(on) = device() else { return };
-    let (rows, width) = (70_003, 3);
-    let (x, gain, dy) = (random(1, rows * width), random(2, width), random(3, rows * width));
-    let (mut dx, mut dgain) = (on.put(&dy), on.zeros(width));
-    rms_norm::backward_in_place(&mut dx, Some(&mut dgain), &on.put(&x), &on.f32_weight(1, width, &gain), EPS);
-    // The norm is linear in its gain.
-    let y = rms_norm64(&wide(&x), &vec![1.0; width]);
-    let sum = |i: usize| (0..rows).map(|row| f64::from(dy[row * width + i]) * y[row * width + i]).sum();
-    assert_close("dgain", &dgain, &(0..width).map(sum).collect::<Vec<_>>());
+    for (rows, width) in [(70_003, 3), (1301, 30), (130, 300)] {
+        let (x, gain, dy) = (random(1, rows * width), random(2, width), random(3, rows * width));
+        let (mut dx, mut dgain) = (on.put(&dy), on.zeros(width));
+        rms_norm::backward_in_place(&mut dx, Some(&mut dgain), &on.put(&x), &on.f32_weight(1, width, &gain), EPS);
+        // The norm is linear in its gain.
+        let y = rms_norm64(&wide(&x), &vec![1.0; width]);
+        let sum = |i: usize| (0..rows).map(|row| f64::from(dy[row * width + i]) * y[row * width + i]).sum();
+        assert_close("dgain", &dgain, &(0..width).map(sum).collect::<Vec<_>>());
+    }
 }
 
 #[test]
