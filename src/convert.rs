@@ -1,6 +1,7 @@
-//! An autoregressive checkpoint of Llama's, Qwen2's or Qwen3's layout as a masked diffusion checkpoint: the same weights
-//! under dLLM's `model_type`, with a mask token. [`config`] says which checkpoints can be converted, [`mask_token`]
-//! edits the tokenizer's files, [`rows`] makes room for the token where the embedding has none.
+//! An autoregressive checkpoint of Llama's, Qwen2's or Qwen3's layout as a masked diffusion checkpoint: the same
+//! weights under dLLM's `model_type`, with a mask token. `config` says which checkpoints can be converted, `mask_token` edits
+//! the tokenizer's files, `rows` makes room for the token where the embedding has none, and `json_edit` keeps the rest
+//! of each JSON file as it was.
 
 mod config;
 mod json_edit;
@@ -126,7 +127,8 @@ impl Source {
         let missing = (mask.id as usize + 1).saturating_sub(rows);
         if missing > 1 {
             let reason = format!(
-                "the mask token's id {} lies past the model's {rows} rows by more than one; use the model's own tokenizer",
+                "the mask token's id {} lies past the model's {rows} rows by more than one; use the model's own \
+                 tokenizer",
                 mask.id
             );
             return Err(Error::Config { path: folder.join("tokenizer.json"), reason });
