@@ -16,6 +16,7 @@ use config::Config;
 use json_edit::{edit, get, set};
 use mask_token::MaskToken;
 use serde_json::json;
+use weft_kernels::weight::Weight;
 
 use crate::base::is_embedded;
 use crate::data::chat_template::TextModel;
@@ -65,8 +66,22 @@ struct Source {
     mask: MaskToken,
     /// Rows of the embedding.
     rows: usize,
-    /// The matrices that get a row, with the bytes and numbers of such a row.
-    extended: Vec<(&'static str, usize, usize)>,
+    /// The matrices that get a row.
+    extended: Vec<TokenMatrix>,
+}
+
+/// A matrix with a row per token.
+struct TokenMatrix {
+    name: &'static str,
+    /// Numbers and bytes of a row.
+    cols: usize,
+    row_bytes: usize,
+}
+
+impl TokenMatrix {
+    fn of(name: &'static str, weight: &Weight) -> Self {
+        Self { name, cols: weight.cols(), row_bytes: weight.cols() * weight.dtype().size() }
+    }
 }
 
 /// Writes the checkpoint `model`, a folder or an id of the hub, as a diffusion checkpoint into the folder `out`, which
@@ -84,7 +99,7 @@ pub fn convert(model: &Path, out: &Path) -> Result<Converted> {
         mask_token_id: source.mask.id,
         is_mask_new: source.mask.is_new,
         rows: source.new_rows(),
-        extended: source.extended.iter().map(|(name, ..)| *name).collect(),
+        extended: source.extended.iter().map(|matrix| matrix.name).collect(),
         edited: BTreeSet::new(),
         num_copied: 0,
         copied_bytes: 0,
@@ -163,7 +178,7 @@ impl Source {
         let mut texts = self.mask.edits(&self.folder)?;
         texts.push(("config.json", self.config.converted(self.mask.id, self.new_rows())?));
         if !self.extended.is_empty() {
-            let names: Vec<&str> = self.extended.iter().map(|(name, ..)| *name).collect();
+            let names: Vec<&str> = self.extended.iter().map(|matrix| matrix.name).collect();
             for file in files(&self.folder)? {
                 let (from, to) = (self.folder.join(&file), partial.join(&file));
                 if rows::holds(&from, &names)? {
@@ -186,8 +201,8 @@ impl Source {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes: usize = self.extended.iter().map(|(_, bytes, _)| bytes).sum();
-        let numbers: usize = self.extended.iter().map(|(.., numbers)| numbers).sum();
+        let bytes: usize = self.extended.iter().map(|matrix| matrix.row_bytes).sum();
+        let numbers: usize = self.extended.iter().map(|matrix| matrix.cols).sum();
         let metadata = |text: &str| {
             let mut text = text.to_owned();
             for (key, more) in [("total_size", bytes), ("total_parameters", numbers)] {
@@ -203,8 +218,8 @@ impl Source {
 }
 
 /// The rows of the embedding, and the matrices that have a row per token: the embedding, and the head if the checkpoint
-/// has one, each with the bytes and numbers of a row. Every file of the weights is opened.
-fn matrices(folder: &Path, config: &Config) -> Result<(usize, Vec<(&'static str, usize, usize)>)> {
+/// has one. Every file of the weights is opened, so that a damaged one is found before anything is written.
+fn matrices(folder: &Path, config: &Config) -> Result<(usize, Vec<TokenMatrix>)> {
     if let Some(file) = files(folder)?.iter().find(|file| file.contains('/')) {
         let reason = format!("the shard {file:?} lies in a folder of its own; put all files into one folder");
         return Err(Error::Config { path: folder.join(INDEX), reason });
@@ -218,13 +233,13 @@ fn matrices(folder: &Path, config: &Config) -> Result<(usize, Vec<(&'static str,
         let expected = config.number("vocab_size").map_or("none".to_owned(), |rows| rows.to_string());
         return Err(error(EMBEDDING, format!("it has {} rows, and vocab_size is {expected}", embedding.rows())));
     }
-    let mut matrices = vec![(EMBEDDING, embedding.cols() * embedding.dtype().size(), embedding.cols())];
+    let mut matrices = vec![TokenMatrix::of(EMBEDDING, embedding)];
     match find(HEAD) {
         Some((_, _, head)) if (head.rows(), head.cols()) != (embedding.rows(), embedding.cols()) => {
             let expected = [embedding.rows(), embedding.cols()];
             return Err(error(HEAD, format!("expected {expected:?}, got {:?}", [head.rows(), head.cols()])));
         }
-        Some((_, _, head)) => matrices.push((HEAD, head.cols() * head.dtype().size(), head.cols())),
+        Some((_, _, head)) => matrices.push(TokenMatrix::of(HEAD, head)),
         None if config.is_tied() => {}
         None => return Err(error(HEAD, "missing, and tie_word_embeddings isn't true".to_owned())),
     }
