@@ -5,8 +5,9 @@
 //! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and
 //! explicit random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] reads the
 //! user's rows, [`hub`] fetches models and rows, [`plan`] predicts what a run will take, [`parity`] compares with
-//! PyTorch, and [`merge`] turns a run into a checkpoint that transformers loads. A model computes where its weights
-//! are: [`device`] opens a GPU, and [`model::block::Transformer::put_on`] moves them there.
+//! PyTorch, [`merge`] turns a run into a checkpoint that transformers loads, and [`convert`] an autoregressive
+//! checkpoint into one to be trained. A model computes where its weights are: [`device`] opens a GPU, and
+//! [`model::block::Transformer::put_on`] moves them there.
 //!
 //! # The library by example
 //!
@@ -69,6 +70,7 @@
 
 pub mod base;
 pub mod bench;
+pub mod convert;
 pub mod data;
 pub mod device;
 pub mod error;

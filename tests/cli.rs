@@ -68,9 +68,20 @@ fn processes_that_were_started_together_need_the_feature_mpi() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in
-        ["train", "data", "plan", "eval", "score", "generate", "likelihood", "merge", "parity", "pretrain", "bench"]
-    {
+    for command in [
+        "train",
+        "data",
+        "plan",
+        "eval",
+        "score",
+        "generate",
+        "likelihood",
+        "merge",
+        "convert",
+        "parity",
+        "pretrain",
+        "bench",
+    ] {
         let output = output(Path::new("."), &[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains(&format!("\n  weft {command}")) && text.contains("Example"), "{text}");

@@ -15,6 +15,7 @@ macro_rules! say {
 
 mod bench;
 mod completions;
+mod convert;
 mod data;
 mod eval;
 mod generate;
@@ -108,6 +109,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Likelihood(likelihood::Likelihood),
     Merge(merge::Merge),
+    Convert(convert::Convert),
     Parity(parity::Parity),
     Plan(plan::Plan),
     Pretrain(pretrain::Pretrain),
@@ -123,7 +125,7 @@ impl Command {
             Self::Train(_) | Self::Eval(_) | Self::Generate(_) | Self::Inspect(_) | Self::Likelihood(_) => true,
             Self::Parity(_) | Self::Pretrain(_) | Self::Reproduce(_) | Self::Bench(_) => true,
             Self::Recipe(_) | Self::Data(_) | Self::Score(_) | Self::Merge(_) | Self::Plan(_) => false,
-            Self::Completions(_) => false,
+            Self::Convert(_) | Self::Completions(_) => false,
         }
     }
 }
@@ -175,6 +177,7 @@ impl Cli {
             Command::Inspect(command) => command.run(self.quiet),
             Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(self.quiet),
+            Command::Convert(command) => command.run(self.quiet),
             Command::Parity(command) => command.run(self.quiet),
             Command::Plan(command) => command.run(self.quiet, device),
             Command::Pretrain(command) => command.run(self.quiet),
