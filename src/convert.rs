@@ -94,7 +94,7 @@ pub fn convert(model: &Path, out: &Path) -> Result<Converted> {
     check_out(out)?;
     let source = Source::open(model)?;
     let mut converted = Converted {
-        model_type: source.config.conversion.to,
+        model_type: source.config.to.model_type,
         mask_token: source.mask.content.clone(),
         mask_token_id: source.mask.id,
         is_mask_new: source.mask.is_new,

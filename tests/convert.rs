@@ -13,6 +13,7 @@ use autoregressive::{EMBEDDING, HEAD, OTHERS, Source, TOKENS, WIDTH, write, writ
 use safetensors::{Dtype, SafeTensors};
 use scratch::{folder, names};
 use serde_json::{Map, Value, json};
+use weft::base::Base;
 use weft::convert::convert;
 use weft::data::chat_template::TextModel;
 
@@ -68,6 +69,10 @@ fn check_weights(source: Source, model: &Path, out: &Path, is_extended: bool) {
         };
         assert_eq!(decoded(added, source.dtype()), (0..WIDTH).map(mean).collect::<Vec<_>>(), "{source:?} {name}");
     }
+    let loaded = Base::open(out).unwrap_or_else(|e| panic!("{source:?}: {e}"));
+    let config = &loaded.model.config;
+    assert_eq!((config.mask_token_id as usize, config.logits_shifted), (TOKENS, false), "{source:?}");
+    assert_eq!(loaded.model.has_tied_head(), source.is_tied, "{source:?}");
 }
 
 /// Checks that config.json changed in the expected places alone, in the text too.
@@ -210,13 +215,22 @@ fn a_checkpoint_that_could_not_be_trained_is_refused_by_its_field() {
         ("model_type", json!("Dream"), "model_type \"Dream\": it is already a diffusion checkpoint"),
         ("model_type", json!("gpt2"), "model_type \"gpt2\" can't be converted; give a checkpoint of model_type llama"),
         ("model_type", Value::Null, "model_type null can't be converted"),
-        ("num_experts", json!(128), "num_experts 128: mixtures of experts can't be converted; give a dense checkpoint"),
-        ("num_local_experts", json!(8), "num_local_experts 8: mixtures of experts"),
-        ("use_sliding_window", json!(true), "use_sliding_window true: the converted model sees the whole sequence"),
-        ("layer_types", json!(["sliding_attention"]), "layer_types has \"sliding_attention\": the converted model"),
-        ("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }), "rope_scaling \"llama3\": Weft scales no"),
-        ("rope_scaling", json!({ "factor": 8.0 }), "rope_scaling {\"factor\":8.0}: Weft scales no"),
-        ("rope_parameters", json!({ "rope_type": "yarn" }), "rope_parameters \"yarn\": Weft scales no"),
+        ("num_experts", json!(128), "num_experts = 128 makes model_type \"qwen3\" a mixture of experts"),
+        ("num_local_experts", json!(8), "num_local_experts = 8 makes"),
+        ("use_sliding_window", json!(true), "use_sliding_window = true is not supported"),
+        ("layer_types", json!(["sliding_attention"]), "layer_types with \"sliding_attention\" is not supported"),
+        (
+            "rope_scaling",
+            json!({ "rope_type": "llama3", "factor": 8.0 }),
+            "rope_scaling = {\"rope_type\":\"llama3\",\"factor\":8.0} is not supported",
+        ),
+        ("rope_scaling", json!({ "factor": 8.0 }), "rope_scaling.factor = 8.0 is not supported"),
+        (
+            "rope_parameters",
+            json!({ "rope_type": "yarn" }),
+            "rope_parameters = {\"rope_type\":\"yarn\"} is not supported",
+        ),
+        ("attention_bias", json!(true), "attention_bias = true is not supported; only false is"),
         ("quantization_config", json!({ "bits": 4 }), "quantization_config: quantized weights can't be converted"),
         ("mask_token_id", json!(3), "mask_token_id 3 is not the tokenizer's mask token \"<|mask|>\", which is 64"),
         ("vocab_size", json!(70), "it has 66 rows, and vocab_size is 70"),
@@ -284,7 +298,7 @@ fn a_conversion_that_fails_leaves_nothing_behind() {
     let out = folder("busy");
     write(&out, "mine", "x");
     let model = Source::QWEN3.write("free");
-    assert_eq!(error(&model, &out), format!("{} already holds something; name a new folder", out.display()));
+    assert_eq!(error(&model, &out), format!("{} is not empty; name a new folder", out.display()));
     assert_eq!(names(&out), ["mine"]);
     // The text of the mask token is an ordinary word here, which is seen once every file has been written.
     write_tokenizer(&model, &["<|endoftext|>", "<|im_end|>"], "<|mask|>");

@@ -7,37 +7,22 @@ use serde_json::{Map, Value, json};
 use super::json_edit::{remove, set};
 use crate::error::{Error, Result};
 use crate::files::read_text;
+use crate::model::config::{ModelConfig, listed};
+use crate::model::facts::Overrides;
+use crate::model::family::{FAMILIES, Family};
 
-/// A kind of checkpoint that can be converted, and the names that dLLM gives the result.
-#[derive(Debug)]
-pub(super) struct Conversion {
-    /// `model_type` of the autoregressive checkpoint.
-    from: &'static str,
-    /// `model_type` of the diffusion checkpoint.
-    pub to: &'static str,
-    /// Its entry in `architectures`.
-    architecture: &'static str,
-}
-
-const CONVERSIONS: [Conversion; 3] = [
-    Conversion { from: "llama", to: "a2d-llama", architecture: "A2DLlamaLMHeadModel" },
-    Conversion { from: "qwen2", to: "a2d-qwen2", architecture: "A2DQwen2LMHeadModel" },
-    Conversion { from: "qwen3", to: "a2d-qwen3", architecture: "A2DQwen3LMHeadModel" },
-];
-
-/// `model_type` of diffusion checkpoints besides the converted ones.
-const DIFFUSION: [&str; 3] = ["llada", "Dream", "illada"];
-
-/// The fields by which a configuration says that its MLPs are experts.
-const EXPERTS: [&str; 5] =
-    ["num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok"];
+/// `model_type` of the checkpoints that can be converted; that of the result begins with [`PREFIX`].
+const AUTOREGRESSIVE: [&str; 3] = ["llama", "qwen2", "qwen3"];
+/// The beginning of `model_type` in dLLM's converted checkpoints.
+const PREFIX: &str = "a2d-";
 
 /// A config.json that can be converted.
 pub(super) struct Config {
     path: PathBuf,
     text: String,
     fields: Map<String, Value>,
-    pub conversion: &'static Conversion,
+    /// The family of the result.
+    pub to: &'static Family,
 }
 
 impl Config {
@@ -50,10 +35,10 @@ impl Config {
         let text = read_text(&path)?;
         let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
         let fields: Map<String, Value> = serde_json::from_str(&text).map_err(format)?;
-        match check(&fields) {
-            Ok(conversion) => Ok(Self { path, text, fields, conversion }),
-            Err(reason) => Err(Error::Config { path, reason }),
-        }
+        let to = check(&fields).map_err(|reason| Error::Config { path: path.clone(), reason })?;
+        // What Weft couldn't load afterwards is refused now. The mask token is still to come, so that any id will do.
+        ModelConfig::parse_with(&text, &path, Overrides { mask_token_id: Some(0), logits_shifted: None })?;
+        Ok(Self { path, text, fields, to })
     }
 
     /// The path, for errors.
@@ -77,8 +62,8 @@ impl Config {
     /// A text that is damaged.
     pub fn converted(&self, mask_token_id: u32, rows: usize) -> Result<String> {
         let edited = || {
-            let mut text = set(&self.text, "model_type", &json!(self.conversion.to))?;
-            text = set(&text, "architectures", &json!([self.conversion.architecture]))?;
+            let mut text = set(&self.text, "model_type", &json!(self.to.model_type))?;
+            text = set(&text, "architectures", &json!([self.to.class]))?;
             // It names the classes of the autoregressive model.
             text = remove(&text, "auto_map")?;
             if self.number("vocab_size") != Some(rows as u64) {
@@ -90,49 +75,22 @@ impl Config {
     }
 }
 
-/// How a checkpoint is converted, or why it can't be.
-fn check(fields: &Map<String, Value>) -> std::result::Result<&'static Conversion, String> {
+/// The family that a checkpoint becomes one of, or why it can't.
+fn check(fields: &Map<String, Value>) -> std::result::Result<&'static Family, String> {
     let model_type = fields.get("model_type").unwrap_or(&Value::Null);
     let name = model_type.as_str().unwrap_or_default();
-    if DIFFUSION.contains(&name) || CONVERSIONS.iter().any(|c| c.to == name) {
+    let is_known = |family: &&Family| family.model_type == name;
+    if !AUTOREGRESSIVE.contains(&name) && FAMILIES.iter().any(|family| is_known(&family)) {
         return Err(format!("model_type {model_type}: it is already a diffusion checkpoint; give it to weft train"));
     }
-    let is_set = |key: &&str| fields.get(*key).is_some_and(|value| !value.is_null() && value != &json!(0));
-    if let Some(key) = EXPERTS.into_iter().find(|key| is_set(key)) {
-        return Err(format!("{key} {}: mixtures of experts can't be converted; give a dense checkpoint", fields[key]));
-    }
-    let Some(conversion) = CONVERSIONS.iter().find(|c| c.from == name) else {
-        return Err(format!(
-            "model_type {model_type} can't be converted; give a checkpoint of model_type llama, qwen2 or qwen3"
-        ));
-    };
-    if is_set(&"quantization_config") {
+    if fields.get("quantization_config").is_some_and(|value| !value.is_null()) {
         return Err("quantization_config: quantized weights can't be converted; give the checkpoint in bf16".to_owned());
     }
-    check_attention(fields)?;
-    Ok(conversion)
-}
-
-/// Refuses attention that a diffusion model of Weft doesn't have.
-fn check_attention(fields: &Map<String, Value>) -> std::result::Result<(), String> {
-    let whole = "the converted model sees the whole sequence in every layer; give a checkpoint that does so too";
-    if fields.get("use_sliding_window") == Some(&Value::Bool(true)) {
-        return Err(format!("use_sliding_window true: {whole}"));
-    }
-    let kinds = fields.get("layer_types").and_then(Value::as_array).into_iter().flatten();
-    if let Some(kind) = kinds.into_iter().find(|kind| *kind != "full_attention") {
-        return Err(format!("layer_types has {kind}: {whole}"));
-    }
-    let absent = Value::Null;
-    for (key, is_optional) in [("rope_scaling", false), ("rope_parameters", true)] {
-        let field = fields.get(key).unwrap_or(&absent);
-        let kind = ["rope_type", "type"].into_iter().find_map(|kind| field.get(kind));
-        // transformers 5 writes rope_parameters of every model; an object without a type is of the default one.
-        let is_default = kind.map_or(field.is_null() || is_optional, |kind| kind == "default");
-        if !is_default {
-            let kind = kind.unwrap_or(field);
-            return Err(format!("{key} {kind}: Weft scales no rotary positions; give a checkpoint without scaling"));
-        }
-    }
-    Ok(())
+    let to = FAMILIES.iter().filter(|_| AUTOREGRESSIVE.contains(&name));
+    to.into_iter().find(|family| family.model_type.strip_prefix(PREFIX) == Some(name)).ok_or_else(|| {
+        format!(
+            "model_type {model_type} can't be converted; give a checkpoint of model_type {}",
+            listed(&AUTOREGRESSIVE)
+        )
+    })
 }

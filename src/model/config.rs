@@ -138,7 +138,7 @@ fn family_of(fields: &Map<String, Value>) -> std::result::Result<&'static Family
 }
 
 /// Words as a list with "or" before the last.
-fn listed(words: &[&str]) -> String {
+pub(crate) fn listed(words: &[&str]) -> String {
     let (last, first) = words.split_last().expect("there are words");
     format!("{} or {last}", first.join(", "))
 }
@@ -228,8 +228,9 @@ impl Reader<'_> {
             return Err(format!("layer_types with {other} is not supported; only \"full_attention\" is"));
         }
         // Qwen's code looks at the window only where `use_sliding_window` is true, which is refused by itself.
-        let has_switch = self.family.names.has_tied_module && self.family.qkv_bias || self.family.qk_norm;
-        match self.fields.get("sliding_window").filter(|v| !v.is_null() && !has_switch) {
+        let is_off = self.fields.get("use_sliding_window").is_some_and(|value| *value == false);
+        let is_ignored = is_off || self.family.qkv_bias || self.family.qk_norm;
+        match self.fields.get("sliding_window").filter(|v| !v.is_null() && !is_ignored) {
             Some(window) => Err(format!("sliding_window = {window} is not supported; only null is")),
             None => Ok(()),
         }

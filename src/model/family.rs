@@ -9,7 +9,7 @@ pub struct Family {
     /// `model_type` in config.json.
     pub model_type: &'static str,
     /// The entry of `architectures` in config.json by which it is known whatever its `model_type` says.
-    pub(super) class: Option<&'static str>,
+    pub(crate) class: Option<&'static str>,
     /// Whether the projections to queries, keys and values have biases.
     pub(super) qkv_bias: bool,
     /// Whether each head of queries and keys passes through an RMSNorm before RoPE.

@@ -99,6 +99,7 @@ impl Source {
         json!({
             "architectures": ["SomethingForCausalLM"],
             "attention_dropout": 0.0,
+            "head_dim": WIDTH / 2,
             "hidden_act": "silu",
             "hidden_size": WIDTH,
             "initializer_range": 0.02,
