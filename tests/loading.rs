@@ -376,3 +376,22 @@ fn adapters_that_are_no_plain_lora_are_refused() {
     fs::write(folder.join("adapter_config.json"), config.to_string()).expect("the config is written");
     lora::load(&folder, &mut LLADA.load()).expect("PEFT reads a text as a pattern of the whole name");
 }
+
+#[test]
+fn targets_of_another_family_are_refused_with_the_layers_own_names() {
+    let attach = |golden: Golden, targets: &[&str]| {
+        let config = LoraConfig::new(2, 4.0, 0.0, targets.iter().map(|t| (*t).to_owned()).collect(), false);
+        lora::attach_fresh(&mut golden.load(), &config, 1).expect_err("they are refused")
+    };
+    let qwens = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    assert_eq!(
+        attach(LLADA, &qwens),
+        "the targets \"o_proj\", \"gate_proj\", \"down_proj\" (lora_targets, target_modules) name no layer of the model; \
+         here o_proj is attn_out, gate_proj is ff_proj, down_proj is ff_out"
+    );
+    let told = attach(DREAM, &["q_proj", "attn_out", "ff_proj", "c_attn"]);
+    assert!(told.contains("\"attn_out\", \"ff_proj\", \"c_attn\""), "{told}");
+    assert!(told.ends_with("here attn_out is o_proj, ff_proj is gate_proj"), "{told}");
+    let told = attach(DREAM, &["all-linear", "lm_head"]);
+    assert!(told.contains("give it alone, or list the layers, the head lm_head among them"), "{told}");
+}

@@ -26,6 +26,21 @@ pub struct Family {
     pub(crate) keys: &'static Keys,
 }
 
+impl Family {
+    /// What this family calls a linear layer that another family calls `name`.
+    pub(super) fn own_name(&self, name: &str) -> Option<&'static str> {
+        let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
+        let of = |names: &'static Names| {
+            let Names { attn_out, gate_up: [gate, up], down, head, .. } = *names;
+            [attn_out, gate, up, down, head].map(last)
+        };
+        FAMILIES.iter().find_map(|other| {
+            let place = of(other.names).into_iter().position(|part| part == name)?;
+            Some(of(self.names)[place]).filter(|own| *own != name)
+        })
+    }
+}
+
 /// Every family that Weft loads.
 ///
 /// # Source

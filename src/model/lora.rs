@@ -132,9 +132,7 @@ impl TargetModules {
         let head = head.to_owned();
         Ok(move |module: &str| match (self, &pattern) {
             (_, Some(pattern)) => pattern.is_match(module),
-            (Self::Names(names), _) => names
-                .iter()
-                .any(|t| module.strip_suffix(t.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))),
+            (Self::Names(names), _) => names.iter().any(|name| ends_with_name(module, name)),
             (Self::Pattern(_), None) => module != head,
         })
     }
@@ -209,7 +207,9 @@ fn attach_new(
     make: impl Fn(usize, [[usize; 2]; 2]) -> [Weight; 2],
 ) -> std::result::Result<(), String> {
     config.check()?;
-    for (index, module) in targets(model, config)? {
+    let targets = targets(model, config)?;
+    check_names(model, &config.target_modules)?;
+    for (index, module) in targets {
         let shapes @ [[r, inputs], [outputs, _]] = shapes(model, index, config.r);
         if r > inputs.min(outputs) {
             return Err(format!("rank {r} is larger than {module} of [{outputs}, {inputs}]; lower it"));
@@ -281,6 +281,34 @@ fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<
         }
         false => Ok(found),
     }
+}
+
+/// Refuses names of which PEFT would silently use a part, such as those of another family, and says what this family calls
+/// the layers.
+fn check_names(model: &Transformer, targets: &TargetModules) -> std::result::Result<(), String> {
+    let TargetModules::Names(names) = targets else { return Ok(()) };
+    if names.iter().any(|name| name == "all-linear") {
+        let head = model.config.family.names.head;
+        return Err(format!(
+            "all-linear among other targets names no layer; give it alone, or list the layers, the head {head} among them"
+        ));
+    }
+    let modules = modules(model);
+    let is_unused = |name: &&String| modules.iter().all(|module| !ends_with_name(module, name));
+    let unused: Vec<&String> = names.iter().filter(is_unused).collect();
+    if unused.is_empty() {
+        return Ok(());
+    }
+    let own = |name: &&String| model.config.family.own_name(name).map(|own| format!("{name} is {own}"));
+    let known: Vec<String> = unused.iter().filter_map(own).collect();
+    let names = unused.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+    let fix = if known.is_empty() { "remove them".to_owned() } else { format!("here {}", known.join(", ")) };
+    Err(format!("the targets {names} (lora_targets, target_modules) name no layer of the model; {fix}"))
+}
+
+/// Whether a module has a name, or a name that ends with it after a dot.
+fn ends_with_name(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// The shapes of `lora_A` `[R, in]` and `lora_B` `[out, R]` of a layer.
