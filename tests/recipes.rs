@@ -29,7 +29,7 @@ fn every_recipe_is_whole() {
         }
         count += 1;
     }
-    assert!(count >= 8, "{count} recipes");
+    assert!(count >= 14, "{count} recipes");
 }
 
 /// The lines of recipes/every-key.toml: table, key, value, what stands behind it, and whether the value is a default.
@@ -129,15 +129,57 @@ fn the_papers_recipes_have_its_settings() {
 }
 
 #[test]
+fn illadas_recipe_is_lladas_for_another_base() {
+    let [mut illada, llada] = ["illada", "llada"].map(|family| recipe(&format!("{family}-8b-s1k-weft-lora")));
+    assert_eq!(illada.model.path, Path::new("GSAI-ML/iLLaDA-8B-Instruct"));
+    assert_ne!(illada.train.output, llada.train.output);
+    illada.model.path = llada.model.path.clone();
+    illada.train.output = llada.train.output.clone();
+    assert_eq!(illada, llada);
+}
+
+#[test]
+fn the_small_models_recipes_have_dllms_settings() {
+    for (name, path, kind) in [
+        ("qwen3-0.6b-gsm8k-sft-lora", "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", Kind::Sft),
+        ("qwen3-0.6b-gsm8k-weft-lora", "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", Kind::Weft),
+        ("qwen2.5-coder-0.5b-own-rows", "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1", Kind::Weft),
+    ] {
+        let Recipe { model, data, objective, train, .. } = recipe(name);
+        assert_eq!(model.path, Path::new(path), "{name}");
+        // Both facts are found in the checkpoint's files.
+        assert_eq!((model.mask_token_id, model.logits_shifted), (None, None), "{name}");
+        assert_eq!(model.trainable, Trainable::Lora, "{name}");
+        assert_eq!((model.lora_rank, model.lora_alpha, model.lora_dropout), (32, 64.0, 0.05), "{name}");
+        assert_eq!(model.lora_targets, ["all-linear"], "{name}");
+        let default = Objective::default();
+        assert_eq!(objective, Objective { kind, normalizer: Some(Normalizer::Answer), ..default }, "{name}");
+        assert_eq!(train.lr, 1e-4, "{name}");
+        let is_own = name.ends_with("-own-rows");
+        let rows = if is_own { "rows.jsonl" } else { "hf://datasets/openai/gsm8k/main" };
+        assert_eq!((data.train.as_deref(), data.held_out.as_deref()), (Some(Path::new(rows)), Some(Path::new(rows))));
+        let sizes = (data.max_seq_len.0, train.global_batch_size());
+        assert_eq!(sizes, if is_own { (1024, 8) } else { (512, 16) }, "{name}");
+        // Rows of one file are split between training and the held-out loss; GSM8K's splits are files of their own.
+        assert_eq!(data.train_rows.is_some(), is_own, "{name}");
+    }
+}
+
+#[test]
 fn the_comparisons_recipes_differ_in_the_objective_alone() {
-    for family in ["llada-8b", "dream-7b"] {
-        let [sft, mut weft] = ["sft", "weft"].map(|kind| recipe(&format!("{family}-s1k-{kind}-lora")));
+    // Said in each recipe: the kinds' own divisors would differ.
+    for (run, normalizer) in [
+        ("llada-8b-s1k", Normalizer::Masked),
+        ("dream-7b-s1k", Normalizer::Masked),
+        ("qwen3-0.6b-gsm8k", Normalizer::Answer),
+    ] {
+        let [sft, mut weft] = ["sft", "weft"].map(|kind| recipe(&format!("{run}-{kind}-lora")));
         assert_ne!(sft.train.output, weft.train.output);
         weft.train.output = sft.train.output.clone();
+        assert_eq!((sft.objective.kind, weft.objective.kind), (Kind::Sft, Kind::Weft), "{run}");
         weft.objective.kind = Kind::Sft;
         assert_eq!(sft, weft);
-        // Said in the recipe: the kinds' own would differ.
-        assert_eq!(sft.objective.normalizer, Some(Normalizer::Masked));
+        assert_eq!(sft.objective.normalizer, Some(normalizer), "{run}");
     }
 }
 
