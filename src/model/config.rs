@@ -69,7 +69,7 @@ impl ModelConfig {
         let reader = Reader { fields: &fields, family };
         let facts = facts::find(family, &fields, tokenizer, overrides)?;
         let layout = reader.layout(&facts)?;
-        facts.check(tokenizer)?;
+        facts.check(family, tokenizer)?;
         Ok(Self { fields, layout, facts })
     }
 

@@ -209,9 +209,9 @@ pub(super) fn find(
 
 impl Facts {
     /// Refuses a mask token that stands for text; iLLaDA's, which its authors chose so, is known by its family.
-    pub(super) fn check(&self, tokenizer: &TokenizerFiles) -> std::result::Result<(), String> {
+    pub(super) fn check(&self, family: &Family, tokenizer: &TokenizerFiles) -> std::result::Result<(), String> {
         let Found { value: id, source } = &self.mask_token_id;
-        match tokenizer.ordinary(*id).filter(|_| !source.starts_with("its family")) {
+        match tokenizer.ordinary(*id).filter(|_| family.mask_token_id != Some(*id)) {
             None => Ok(()),
             Some(token) => {
                 let own = tokenizer.mask().filter(|own| own.value != *id);
