@@ -197,7 +197,13 @@ struct ModelArgs {
     /// The format that matmuls round their operands to: f32 (no rounding) or bf16 (faster on some processors)
     #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
     precision: Precision,
+    /// Variables for the chat template, as a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    chat_template_kwargs: Option<Object>,
 }
+
+/// The fields of an object of JSON.
+type Object = serde_json::Map<String, serde_json::Value>;
 
 impl ModelArgs {
     /// Opens the base on the process's device, with its adapter if one is given.
@@ -206,6 +212,9 @@ impl ModelArgs {
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
+        }
+        if let Some(kwargs) = &self.chat_template_kwargs {
+            base.text.set_template_kwargs(kwargs, "--chat-template-kwargs: ")?;
         }
         base.model.config.precision = self.precision;
         base.model.put_on(&weft::device::current());
@@ -223,6 +232,10 @@ fn warn_of_base(adapter: &Path, base: &str) {
         let adapter = adapter.display();
         eprintln!("warning: {adapter} was trained on {named}, and is put on {base}; on another base it means nothing");
     }
+}
+
+fn object(json: &str) -> std::result::Result<Object, String> {
+    serde_json::from_str(json).map_err(|_| "give an object of JSON, such as '{\"enable_thinking\": false}'".to_owned())
 }
 
 fn precision(name: &str) -> std::result::Result<Precision, String> {
