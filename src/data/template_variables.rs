@@ -38,9 +38,10 @@ pub(super) fn check(kwargs: &Map<String, Value>, (environment, name): (&Environm
 fn is_default_of(source: &str, name: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let statements = source.split("{%").skip(1).filter_map(|rest| rest.split("%}").next());
-    let mut set = statements.filter_map(|statement| {
+    let mut values = statements.filter_map(|statement| {
         let (target, value) = statement.trim_start_matches(['-', '+', ' ']).strip_prefix("set ")?.split_once('=')?;
         (target.trim() == name).then_some(value)
     });
-    set.any(|value| value.split(|c: char| !is_word(c)).any(|word| word == name))
+    // Later ones may change what the first one made of something else.
+    values.next().is_some_and(|first| first.split(|c: char| !is_word(c)).any(|word| word == name))
 }
