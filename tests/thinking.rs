@@ -112,7 +112,8 @@ fn an_answer_that_the_template_words_otherwise_ends_once() {
 
 #[test]
 fn values_reach_the_template_as_they_are() {
-    let template = "{{ a }} {{ b.c[1] }} {{ d is none }} {{ e is defined }} {{ tools is none }} {{ documents is none }}";
+    let template =
+        "{{ a }} {{ b.c[1] }} {{ d is none }} {{ e is defined }} {{ tools is none }} {{ documents is none }}";
     let values = json!({ "a": "x", "b": { "c": [1, 2.5] }, "d": null });
     let text = with_template("values", template, &values).expect("all are read");
     assert_eq!(text.render(&[], true).expect("it renders").as_deref(), Some("x 2.5 True False True True"));

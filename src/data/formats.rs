@@ -129,7 +129,8 @@ fn detect(row: &Fields) -> Result<Form, String> {
         is_alone && keys.iter().all(|key| is_given(row, key))
     };
     let whole = KEYS.iter().find(is_told);
-    let found = whole.or_else(|| KEYS.iter().find(|(_, keys)| keys.iter().all(|key| row.contains_key(*key))));
+    let has_all = |(form, keys): &&(Form, &[&str])| !is_text(form) && keys.iter().all(|key| row.contains_key(*key));
+    let found = whole.or_else(|| KEYS.iter().find(has_all));
     let found = found.or_else(|| {
         // `question` alone hardly suggests a thinking set, so the error names the plainer forms.
         plain_forms().find(|(_, keys)| keys.iter().any(|key| row.contains_key(*key)))

@@ -173,7 +173,7 @@ fn read_document(path: &Path) -> Result<Row> {
     }
     let text = String::from_utf8(bytes).map_err(|e| {
         let reason = format!("byte {} is no UTF-8; convert the file to UTF-8", e.utf8_error().valid_up_to() + 1);
-        Error::Format { path: path.to_owned(), reason }
+        Error::Config { path: path.to_owned(), reason }
     })?;
     // Some editors begin a file with a byte order mark.
     let fields = Fields::from_iter([("text".to_owned(), Value::from(text.trim_start_matches('\u{feff}')))]);

@@ -130,7 +130,8 @@ pub fn llama3(folder: &Path, template: &str) {
 /// Llama 2's layout: sentencepiece's BPE with a token for each byte.
 pub fn llama2(folder: &Path) {
     let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
-    let pieces = ["\u{2581}", "h", "e", "l", "o", "w", "r", "d", "\u{e9}", "he", "ll", "hell", "hello", "\u{2581}hello"];
+    let pieces =
+        ["\u{2581}", "h", "e", "l", "o", "w", "r", "d", "\u{e9}", "he", "ll", "hell", "hello", "\u{2581}hello"];
     let merges = ["h e", "l l", "he ll", "hell o", "\u{2581} hello"];
     let specials = ["<unk>", "<s>", "</s>"];
     let tokens = specials.map(str::to_owned).into_iter().chain(bytes).chain(pieces.map(str::to_owned));
