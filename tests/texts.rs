@@ -70,7 +70,7 @@ fn texts_are_packed_and_nothing_is_lost() {
         let starts: Vec<u32> = (0..chunks.len()).map(|i| holds(i * max_seq_len)).collect();
         assert_eq!(dataset.starts, starts, "{max_seq_len}");
     }
-    let mixed = load_mixed(&[source.clone()], &reading(&text, 7)).expect("the texts are read");
+    let mixed = load_mixed(std::slice::from_ref(&source), &reading(&text, 7)).expect("the texts are read");
     let [part] = &mixed.parts[..] else { panic!("one source") };
     assert_eq!((part.documents, part.examples), (4, expected.len().div_ceil(7)));
     let last = place(&source, part.row_of(part.examples - 1)).expect("the file is as it was");
