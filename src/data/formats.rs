@@ -66,9 +66,9 @@ const KEYS: [(Form, &[&str]); 13] = [
     (Form::Text, &["text"]),
 ];
 
-/// Reads a row as a conversation, in the given form or else in the form that its keys tell. Returns `None` if the row's
-/// own checks call none of its answers right, or if it is a text of white space. A text has an empty prompt. GSM8K's answers keep their calculator annotations (`<<3*4=12>>`), as in
-/// LLaDA's and d1's training.
+/// Reads a row as a conversation, in the given form or else in the form that its keys tell. A text has an empty prompt.
+/// Returns `None` if the row's own checks call none of its answers right, or if it is a text of white space. GSM8K's
+/// answers keep their calculator annotations (`<<3*4=12>>`), as in LLaDA's and d1's training.
 ///
 /// # Errors
 /// A key that is missing or has the wrong type, as one sentence.

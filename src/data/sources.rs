@@ -1,5 +1,5 @@
-//! Where rows come from: files (JSONL, JSON, parquet, plain text), recognized by their extensions, and folders of files laid out as
-//! on the hub. `formats` interprets the rows.
+//! Where rows come from: files (JSONL, JSON, parquet, plain text), recognized by their extensions, and folders of files
+//! laid out as on the hub. `formats` interprets the rows.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
