@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use crate::base::Base;
 use crate::data::chat_template::TextModel;
+use crate::data::packing::Padding;
+use crate::data::settings::PADDED_TEXT;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading, generated};
@@ -105,6 +107,7 @@ impl Experiment {
 
     fn open_with(recipe: Recipe, folder: &Path) -> Result<(Self, Base)> {
         let mut base = Base::open_with(&recipe.model.path, recipe.model.overrides())?;
+        set_template_kwargs(&recipe, &mut base.text)?;
         base.model.config.precision = recipe.model.precision;
         Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
     }
@@ -131,6 +134,7 @@ impl Experiment {
         let reading = reading(&recipe, text, config.mask_token_id);
         let train = data::load_mixed(&sources, &reading)?;
         let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+        check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
     }
 
@@ -180,7 +184,7 @@ impl Experiment {
         for (source, part) in self.sources.iter().zip(&self.train.parts) {
             match example.checked_sub(part.examples) {
                 Some(of_rest) => example = of_rest,
-                None => return data::place(source, example),
+                None => return data::place(source, part.row_of(example)),
             }
         }
         None
@@ -272,6 +276,26 @@ impl Sources {
         let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
         Ok(Self { train: vec![Source::at(&train, "train")], held_out: Some(Source::at(&held_out, "test")) })
+    }
+}
+
+/// Hands the recipe's `data.chat_template_kwargs` to the chat template.
+///
+/// # Errors
+/// A variable that the template doesn't read.
+pub fn set_template_kwargs(recipe: &Recipe, text: &mut TextModel) -> Result<()> {
+    text.set_template_kwargs(&recipe.data.chat_template_kwargs, "data.chat_template_kwargs.")
+}
+
+/// Refuses padding for packed texts, whose format may be known only once they have been read.
+///
+/// # Errors
+/// Texts in a recipe that pads answers.
+pub fn check_padding(recipe: &Recipe, rows: [Option<&Mixed>; 2]) -> Result<()> {
+    let has_texts = rows.into_iter().flatten().any(|mixed| mixed.dataset.documents > 0);
+    match has_texts && recipe.data.padding == Padding::Eos {
+        true => Err(Error::Usage(PADDED_TEXT.to_owned())),
+        false => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 const MAX_SMALL_BYTES: u64 = 1 << 28;
 
 /// The extensions of files with rows.
-pub(crate) const ROWS: [&str; 3] = ["jsonl", "json", "parquet"];
+pub(crate) const ROWS: [&str; 4] = ["jsonl", "json", "parquet", "txt"];
 
 /// Whether a path has the extension of a file with rows.
 pub fn is_named_as_rows(path: &Path) -> bool {

@@ -194,10 +194,10 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
         ),
         (
             "form",
-            r#"{"text": "a"}"#,
-            "rows.jsonl:2: the keys [\"text\"] match no known format; give messages, conversations, prompt and response \
-             (or completion), question and answer, problem and solution, instruction and output, or the \
-             columns of s1k, s1k-1.1 or open-r1",
+            r#"{"body": "a"}"#,
+            "rows.jsonl:2: the keys [\"body\"] match no known format; give messages, conversations, prompt and response \
+             (or completion), question and answer, problem and solution, instruction and output, text, or the columns of \
+             s1k, s1k-1.1 or open-r1",
         ),
         (
             "last",

@@ -128,6 +128,22 @@ fn pairs() {
 }
 
 #[test]
+fn a_text_alone_has_no_prompt() {
+    becomes(&json!({ "text": " a\n" }), None, &[], " a\n");
+    becomes(&json!({ "text": "a", "url": "b", "prompt": null }), None, &[], "a");
+    becomes(&json!({ "text": "a", "prompt": "b", "response": "c" }), Some("text"), &[], "a");
+    becomes(&json!({ "text": "a", "prompt": "b", "response": "c" }), None, &[("user", "b")], "c");
+    // Half of a conversation is a mistake, and no text.
+    refused(
+        &json!({ "text": "a", "prompt": "b" }),
+        None,
+        "the key \"response\" is missing; a row needs \"prompt\" and \"response\"",
+    );
+    assert_eq!(read(&json!({ "text": " \n" }), None), Ok(None));
+    refused(&json!({ "text": null }), None, "text is null; give it a value or drop the row");
+}
+
+#[test]
 fn thinking_sets() {
     let s1k = json!({ "question": "2 + 2?", "solution": "4", "answer": null, "cot_type": "math",
         "thinking_trajectories": ["Two and two."], "attempt": "It is 4." });

@@ -172,8 +172,8 @@ fn a_damaged_file_is_told_in_a_sentence() {
         told.ends_with("its 1073741825 bytes are more than the 1073741824 that Weft reads of a JSON file; write JSONL")
     );
 
-    let wanted = "aren't read; give the rows as .jsonl, .json or .parquet, an object for each";
-    assert_eq!(error("rows.txt", "{}"), format!("rows.txt: files named .txt {wanted}"));
+    let wanted = "aren't read; give the rows as .jsonl, .json or .parquet, an object for each, or a text as .txt";
+    assert_eq!(error("rows.csv", "{}"), format!("rows.csv: files named .csv {wanted}"));
     assert_eq!(error("rows", "{}"), format!("rows: files without an ending {wanted}"));
     let absent = read(&Source::at(Path::new("absent.txt"), "train")).expect_err("there is none");
     assert!(absent.starts_with("cannot read absent.txt: No such file"), "{absent}");

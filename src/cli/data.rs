@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use weft::base::Base;
 use weft::data::chat_template::TextModel;
 use weft::data::lengths::Lengths;
-use weft::data::{self, Example, Mixed};
+use weft::data::{self, Example, Mixed, Part};
 use weft::error::Result;
-use weft::experiment::{Sources, reading};
+use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
 use weft::recipe::Recipe;
 
 use super::progress::doing;
@@ -20,6 +20,11 @@ use super::train::read_recipe;
 
 /// The number of characters shown at the beginning and at the end of a prompt or answer.
 const SHOWN: [usize; 2] = [800, 300];
+
+/// Why rows are passed over, given the number of texts among those that are not.
+pub(super) fn why_passed_over(documents: usize) -> &'static str {
+    if documents > 0 { "they are empty" } else { "their checks mark no answer as correct" }
+}
 
 /// Show what the model will see of a recipe's rows
 ///
@@ -58,12 +63,15 @@ pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) 
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
-        let (text, config) = Base::open_text(&recipe.model.path, recipe.model.overrides())?;
+        let (mut text, config) = Base::open_text(&recipe.model.path, recipe.model.overrides())?;
+        set_template_kwargs(&recipe, &mut text)?;
         let (mut train, mut held_out) = read_aside(quiet, |scratch| {
             let Sources { train, held_out } = Sources::of(&recipe, scratch)?;
             let reading = reading(&recipe, &text, config.mask_token_id());
             let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
-            Ok((data::load_mixed(&train, &reading)?, held_out))
+            let train = data::load_mixed(&train, &reading)?;
+            check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
+            Ok((train, held_out))
         })?;
         if let Some(puzzle) = recipe.data.generate {
             let parts = train.parts.iter_mut().chain(held_out.iter_mut().flat_map(|held_out| &mut held_out.parts));
@@ -95,18 +103,22 @@ impl Data {
         for (part, examples) in train.by_source() {
             for (i, example) in examples.iter().take(self.examples).enumerate() {
                 say!("\n== {}, example {} of {}", part.name, i + 1, part.examples);
-                self.print_example(text, example, is_coloured);
+                self.print_example(text, (part, example), is_coloured);
             }
         }
     }
 
-    fn print_example(&self, text: &TextModel, example: &Example, is_coloured: bool) {
-        let [prompt, answer, end] = parts(text, example);
+    fn print_example(&self, text: &TextModel, (part, example): (&Part, &Example), is_coloured: bool) {
+        let [prompt, answer, end] = parts(text, (part, example));
         // Dim, green, reverse video.
         let paint = |code: u8, text: &str| match is_coloured {
             true => format!("\x1b[{code}m{text}\x1b[0m"),
             false => text.to_owned(),
         };
+        if part.documents > 0 {
+            say!("-- text, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
+            return;
+        }
         say!("-- prompt, {} tokens\n{}", example.prompt_ids.len(), paint(2, &self.shown(&prompt)));
         say!("-- answer, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
         match end.is_empty() {
@@ -137,20 +149,20 @@ impl Data {
     }
 
     fn as_json(&self, recipe: &Recipe, text: &TextModel, train: &Mixed, held_out: Option<&Mixed>) -> Value {
-        let example = |example: &Example| {
-            let [prompt, answer, end] = parts(text, example);
+        let example = |part: &Part, example: &Example| {
+            let [prompt, answer, end] = parts(text, (part, example));
             let (prompt_tokens, answer_tokens) = (example.prompt_ids.len(), example.answer_ids.len());
             json!({ "prompt": prompt, "answer": answer, "end": end,
                     "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens })
         };
         let sources = |mixed: &Mixed, shown: usize| -> Vec<Value> {
-            let source = |(part, examples): (&data::Part, &[Example])| {
+            let source = |(part, examples): (&Part, &[Example])| {
                 let [prompt, answer, total] = Lengths::of_examples(examples);
                 json!({
                     "name": part.name, "weight": part.weight, "key": part.key, "examples": part.examples,
-                    "truncated": part.truncated, "passed_over": part.passed_over,
+                    "truncated": part.truncated, "passed_over": part.passed_over, "documents": part.documents,
                     "prompt_tokens": prompt, "answer_tokens": answer, "total_tokens": total,
-                    "shown": examples.iter().take(shown).map(example).collect::<Vec<_>>(),
+                    "shown": examples.iter().take(shown).map(|one| example(part, one)).collect::<Vec<_>>(),
                 })
             };
             mixed.by_source().map(source).collect()
@@ -191,7 +203,8 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        let there = mixed.dataset.examples.len() + mixed.dataset.passed_over;
+        let data::Dataset { examples, documents, passed_over, .. } = &mixed.dataset;
+        let there = passed_over + if *documents > 0 { *documents } else { examples.len() };
         if there < wanted {
             remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
         }
@@ -199,11 +212,12 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     remarks
 }
 
-/// Prompt, answer and end token as text; the end token is empty for an answer that was cut.
-fn parts(text: &TextModel, example: &Example) -> [String; 3] {
+/// Prompt, answer and end token as text; the end token is empty for an answer that was cut, and for packed texts, whose
+/// end tokens stand in their places.
+fn parts(text: &TextModel, (part, example): (&Part, &Example)) -> [String; 3] {
     let ends = text.end_token_ids();
     let answer = match example.answer_ids.split_last() {
-        Some((last, answer)) if ends.contains(last) => answer,
+        Some((last, answer)) if part.documents == 0 && ends.contains(last) => answer,
         _ => &example.answer_ids,
     };
     let end = &example.answer_ids[answer.len()..];
@@ -219,15 +233,21 @@ fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
 
 fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
     for (part, examples) in mixed.by_source() {
-        say!("{what}{}: {} examples, each {} in an epoch", part.name, part.examples, part.how_often());
+        say!("{what}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
         say!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
-        for (name, lengths) in ["prompt", "answer", "total"].iter().zip(Lengths::of_examples(examples)) {
+        // A text is neither prompt nor answer.
+        let hidden = if part.documents > 0 { 2 } else { 0 };
+        let lengths = ["prompt", "answer", "total"].into_iter().zip(Lengths::of_examples(examples));
+        for (name, lengths) in lengths.skip(hidden) {
             let Lengths { min, median, mean, p95, max } = lengths;
             say!("  {name:8}{min:>8}{median:>8}{mean:>10.1}{p95:>8}{max:>8}");
         }
-        say!("  {} answers cut at {max_seq_len} tokens", part.truncated);
+        match part.documents {
+            0 => say!("  {} answers cut at {max_seq_len} tokens", part.truncated),
+            _ => say!("  nothing cut: texts are packed into sequences of {max_seq_len} tokens"),
+        }
         if part.passed_over > 0 {
-            say!("  {} rows skipped: their checks mark no answer as correct", part.passed_over);
+            say!("  {} rows skipped: {}", part.passed_over, why_passed_over(part.documents));
         }
         say!();
     }

@@ -240,7 +240,13 @@ struct ModelArgs {
     precision: Precision,
     #[command(flatten)]
     facts: FactArgs,
+    /// Variables for the chat template, as a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    chat_template_kwargs: Option<Object>,
 }
+
+/// The fields of an object of JSON.
+type Object = serde_json::Map<String, serde_json::Value>;
 
 impl ModelArgs {
     /// Opens the base on the process's device, with its adapter if one is given.
@@ -249,6 +255,9 @@ impl ModelArgs {
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
+        }
+        if let Some(kwargs) = &self.chat_template_kwargs {
+            base.text.set_template_kwargs(kwargs, "--chat-template-kwargs: ")?;
         }
         base.model.config.precision = self.precision;
         base.model.put_on(&weft::device::current());
@@ -268,6 +277,10 @@ fn warn_of_base(adapter: &Path, base: &str) {
             "warning: {adapter} was trained on {named} but is applied to {base}; it is meaningless on another base"
         );
     }
+}
+
+fn object(json: &str) -> std::result::Result<Object, String> {
+    serde_json::from_str(json).map_err(|_| "give an object of JSON, such as '{\"enable_thinking\": false}'".to_owned())
 }
 
 fn precision(name: &str) -> std::result::Result<Precision, String> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use weft::base::{Base, is_embedded};
 use weft::device::Name;
 use weft::error::{Error, Result};
-use weft::experiment::Experiment;
+use weft::experiment::{Experiment, set_template_kwargs};
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
@@ -56,7 +56,8 @@ pub struct Plan {
 impl Plan {
     pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
-        let (text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
+        let (mut text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
+        set_template_kwargs(&recipe, &mut text)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };

@@ -27,6 +27,7 @@ use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
+use super::data::why_passed_over;
 use super::generate::tell_idle;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
@@ -279,21 +280,31 @@ fn describe(experiment: &Experiment, base: &Base) {
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    let Mixed { dataset: Dataset { examples, truncated, passed_over }, mixture, parts } = &experiment.train;
+    let Mixed { dataset: Dataset { examples, truncated, passed_over, documents, .. }, mixture, parts } =
+        &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
     let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
-    say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens");
+    match parts.iter().all(|part| part.documents > 0) {
+        true => {
+            say!("data       {documents} texts, {tokens} tokens, packed into {count} sequences of at most {longest}")
+        }
+        false => say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens"),
+    }
     if *passed_over > 0 {
-        say!("           {passed_over} rows skipped: their checks mark no answer as correct");
+        say!("           {passed_over} rows skipped: {}", why_passed_over(*documents));
     }
     for part in parts.iter().filter(|_| parts.len() > 1) {
-        say!("           {}: {} examples, each {} in an epoch", part.name, part.examples, part.how_often());
+        say!("           {}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
     }
     if parts.len() > 1 {
         say!("           an epoch has {} examples", mixture.epoch_len(count));
     }
     if let Some(Mixed { dataset, .. }) = &experiment.held_out {
-        say!("held out   {} examples; {} answers cut", dataset.examples.len(), dataset.truncated);
+        let count = dataset.examples.len();
+        match dataset.documents {
+            0 => say!("held out   {count} examples; {} answers cut", dataset.truncated),
+            documents => say!("held out   {documents} texts in {count} sequences"),
+        }
     }
 }
 
@@ -309,7 +320,8 @@ fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folde
     base.save_tensors(folder, dtype, tensors)
 }
 
-/// The command that asks the trained model, with room for the longest answer it was trained on.
+/// The command that asks the trained model, with room for the longest answer it was trained on. A model that was trained
+/// on texts continues a text.
 fn question(experiment: &Experiment, matmul: &Path) -> String {
     let recipe = &experiment.recipe;
     let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
@@ -328,7 +340,10 @@ fn question(experiment: &Experiment, matmul: &Path) -> String {
     };
     let facts = super::FactArgs::of(&recipe.model).as_options();
     let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}") } else { model };
-    format!("weft generate {model} --gen-length {gen_length} --prompt '...'")
+    match experiment.train.dataset.documents {
+        0 => format!("weft generate {model} --gen-length {gen_length} --prompt '...'"),
+        _ => format!("weft generate {model} --raw --prompt '...'"),
+    }
 }
 
 /// The base's answers to the rows that the report shows.

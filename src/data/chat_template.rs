@@ -1,16 +1,18 @@
 //! The text side of a checkpoint: tokenizer, special tokens, and chat template, rendered as transformers renders it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use minijinja::Environment;
 use minijinja::value::Serde;
-use minijinja::{Environment, context};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::guarded::guarded;
 use super::token_cache::text_key;
-use super::{Conversation, Example, Message, qwen_tokenizer, template_environment};
+use super::tokenizer_files::{self, text_of};
+use super::{Conversation, Example, Message, qwen_tokenizer, template_environment, template_variables};
 use crate::error::{Error, Result};
 use crate::files::{read_small, read_text};
 
@@ -21,6 +23,9 @@ const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
 /// nest a list in another.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
+/// The special tokens that templates see by their names, as in transformers.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A tokenizer with its chat template.
 pub struct TextModel {
@@ -29,9 +34,8 @@ pub struct TextModel {
     path: PathBuf,
     /// The file that the chat template comes from, for errors.
     template_path: PathBuf,
-    /// `bos_token` and `eos_token` as templates see them; a missing one is undefined.
-    bos_token: Option<String>,
-    eos_token: String,
+    /// Special tokens by their names, and the values of [`TextModel::set_template_kwargs`], as templates see them.
+    variables: Map<String, Value>,
     eos_token_id: u32,
     last_id: u32,
     content_key: u128,
@@ -39,7 +43,8 @@ pub struct TextModel {
 
 impl TextModel {
     /// Opens `tokenizer.json`, or `vocab.json` and `merges.txt` as in Dream's checkpoints, and, where they exist,
-    /// `tokenizer_config.json` and `chat_template.jinja`.
+    /// `tokenizer_config.json` and `chat_template.jinja`. What `tokenizer_config.json` lacks is taken from
+    /// `special_tokens_map.json` and `added_tokens.json`.
     ///
     /// # Errors
     /// A file that is missing or damaged, or a template that doesn't parse.
@@ -48,7 +53,7 @@ impl TextModel {
             path if path.exists() => read_text(&path).map(Some),
             _ => Ok(None),
         };
-        let config = read("tokenizer_config.json")?.unwrap_or_else(|| "{}".to_owned());
+        let config = tokenizer_files::config(folder)?;
         let path = folder.join("tokenizer.json");
         let parts = || {
             // `build` reports a damaged configuration.
@@ -74,12 +79,11 @@ impl TextModel {
         let parts = [tokenizer, config.as_bytes(), template.as_deref().unwrap_or_default().as_bytes()];
         let content_key = text_key(&parts);
         let format = |path: &Path, reason: String| Error::Format { path: path.to_owned(), reason };
-        let tokenizer = guarded(|| tokenizer_of(tokenizer)).map_err(|reason| format(&path, reason))?;
+        let tokenizer = guarded(|| tokenizer_files::tokenizer(tokenizer)).map_err(|reason| format(&path, reason))?;
         let last_id = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         let config_path = folder.join("tokenizer_config.json");
         let config: Value = serde_json::from_str(config).map_err(|e| format(&config_path, e.to_string()))?;
-        let token = |key: &str| text_of(&config[key]).unwrap_or_default();
-        let eos_token = token("eos_token");
+        let eos_token = text_of(&config["eos_token"]).unwrap_or_default();
         let Some(eos_token_id) = tokenizer.token_to_id(&eos_token) else {
             let reason =
                 format!("eos_token {eos_token:?} is not a token of tokenizer.json; name the model's end token");
@@ -102,10 +106,9 @@ impl TextModel {
                 .add_template_owned(TEMPLATE, template)
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
-        let bos_token = text_of(&config["bos_token"]);
+        let special = SPECIAL_TOKENS.iter().filter_map(|key| Some(((*key).to_owned(), text_of(&config[key])?.into())));
         Ok(Self {
-            bos_token,
-            eos_token,
+            variables: special.collect(),
             eos_token_id,
             last_id,
             tokenizer,
@@ -116,17 +119,41 @@ impl TextModel {
         })
     }
 
+    /// Hands values to the template as variables, as the keyword arguments of transformers' `apply_chat_template`.
+    /// `named` stands before a variable's name in errors.
+    ///
+    /// # Errors
+    /// A variable that the template never reads, or one that every rendering sets itself.
+    pub fn set_template_kwargs(&mut self, kwargs: &Map<String, Value>, named: &str) -> Result<()> {
+        template_variables::check(kwargs, (&self.environment, TEMPLATE))
+            .map_err(|reason| Error::Config { path: self.template_path.clone(), reason: format!("{named}{reason}") })?;
+        if !kwargs.is_empty() {
+            // Equal values are equal in any order.
+            let sorted: BTreeMap<&String, &Value> = kwargs.iter().collect();
+            let values = serde_json::to_vec(&sorted).expect("JSON values print");
+            self.content_key = text_key(&[&self.content_key.to_le_bytes(), &values]);
+        }
+        self.variables.extend(kwargs.clone());
+        Ok(())
+    }
+
     /// Renders turns as text; `None` if there is no template.
     ///
     /// # Errors
     /// An error that the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
-        let bos_token = self.bos_token.as_ref().map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
-        let eos_token = &self.eos_token;
-        let variables = context! { messages => Serde(messages), add_generation_prompt, bos_token, eos_token };
-        template_environment::render(&self.environment, TEMPLATE, variables).map_err(|reason| Error::Config {
-            path: self.template_path.clone(),
-            reason: format!("the chat template rejects the messages: {reason}"),
+        // transformers hands these two to every template, as none if the caller gives none.
+        let mut variables: BTreeMap<&str, minijinja::Value> =
+            ["tools", "documents"].map(|name| (name, minijinja::Value::from(()))).into();
+        let own = self.variables.iter().map(|(name, value)| (name.as_str(), minijinja::Value::from(Serde(value))));
+        variables.extend(own);
+        variables.insert("messages", minijinja::Value::from(Serde(messages)));
+        variables.insert("add_generation_prompt", add_generation_prompt.into());
+        template_environment::render(&self.environment, TEMPLATE, minijinja::Value::from(variables)).map_err(|reason| {
+            Error::Config {
+                path: self.template_path.clone(),
+                reason: format!("the chat template rejects the messages: {reason}"),
+            }
         })
     }
 
@@ -153,29 +180,47 @@ impl TextModel {
         let answer = match (self.render(&all, false)?, prompt) {
             (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
                 Some(answer) => answer.to_owned(),
-                None => {
-                    return Err(Error::Config {
-                        path: self.path.with_file_name("tokenizer_config.json"),
-                        reason:
-                            "the chat template renders the prompt differently once an answer follows; give a template that \
-                             renders the prompt as a prefix of the whole"
-                                .to_owned(),
-                    });
-                }
+                None => return Err(self.no_beginning(&prompt, &conversation.answer)),
             },
             _ => conversation.answer.clone(),
         };
         let mut answer_ids = self.encode(&answer)?;
         let ends = self.end_token_ids();
-        // An end token belongs to the answer only if the template wrote it after the content.
+        // An end token ends the answer only if the template wrote it after the content.
         let content = conversation.answer.trim();
-        let tail = answer.rfind(content).map_or("", |start| &answer[start + content.len()..]);
-        let is_ended = self.encode(tail)?.iter().any(|id| ends.contains(id));
+        let is_ended = match self.holds_end_token(content) {
+            false => true,
+            true => {
+                let tail = answer.rfind(content).map_or("", |start| &answer[start + content.len()..]);
+                self.encode(tail)?.iter().any(|id| ends.contains(id))
+            }
+        };
         match answer_ids.iter().rposition(|id| ends.contains(id)).filter(|_| is_ended) {
             Some(end) => answer_ids.truncate(end + 1),
             None => answer_ids.push(self.eos_token_id),
         }
         Ok(Example { prompt_ids, answer_ids })
+    }
+
+    /// The error for a prompt that isn't the beginning of the whole.
+    fn no_beginning(&self, prompt: &str, answer: &str) -> Error {
+        let reason = match prompt.trim_end().ends_with("</think>") && answer.contains("</think>") {
+            true => {
+                "the chat template ends the prompt with an empty thinking block, but the answer has its own; turn thinking \
+                 on (data.chat_template_kwargs), or remove the thinking from the answers"
+            }
+            false => {
+                "the chat template renders the prompt differently once an answer follows; give a template that renders the \
+                 prompt as a prefix of the whole"
+            }
+        };
+        Error::Config { path: self.template_path.clone(), reason: reason.to_owned() }
+    }
+
+    /// Whether a text contains the text of an end token.
+    fn holds_end_token(&self, text: &str) -> bool {
+        let tokens = self.end_token_ids().into_iter().filter_map(|id| self.tokenizer.id_to_token(id));
+        tokens.into_iter().any(|token| text.contains(&token))
     }
 
     /// The tokens of a text, without added special tokens.
@@ -240,20 +285,6 @@ impl TextModel {
 /// Turns as text for a checkpoint without a template.
 fn plain(messages: &[Message]) -> String {
     messages.iter().map(|m| format!("{}\n", m.content)).collect()
-}
-
-/// Reads the tokenizer of a tokenizer.json. Like transformers, it neither truncates nor pads, whatever the file asks
-/// for.
-fn tokenizer_of(json: &[u8]) -> std::result::Result<Tokenizer, String> {
-    let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
-    tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
-}
-
-/// A special token is either a string or an object that contains it.
-fn text_of(token: &Value) -> Option<String> {
-    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
 /// A template is either a string or the entry named `default` in a list; `None` if it is absent.

@@ -38,6 +38,9 @@ pub enum Form {
     /// thinking is marked by `<think>`.
     #[serde(rename = "open-r1")]
     OpenR1,
+    /// `text`: plain text without a prompt, which is packed.
+    #[serde(rename = "text")]
+    Text,
 }
 
 /// The instruction before the questions of thinking sets, which d1 words differently. It asks for the form of the
@@ -47,7 +50,7 @@ pub const THINKING_INSTRUCTION: &str =
 
 /// The forms in the order in which they are tried, each with the keys that identify it. The forms of particular data
 /// sets come first, because their rows often have the keys of a plainer form as well.
-const KEYS: [(Form, &[&str]); 12] = [
+const KEYS: [(Form, &[&str]); 13] = [
     (Form::S1k11, &["question", "deepseek_thinking_trajectory", "deepseek_attempt"]),
     (Form::S1k, &["question", "thinking_trajectories", "attempt"]),
     (Form::OpenR1, &["problem", "generations"]),
@@ -60,17 +63,22 @@ const KEYS: [(Form, &[&str]); 12] = [
     (Form::ProblemSolution, &["problem", "answer"]),
     (Form::Alpaca, &["instruction", "output"]),
     (Form::Alpaca, &["instruction", "response"]),
+    (Form::Text, &["text"]),
 ];
 
-/// Reads a row as a conversation, in the given form or else in the form that its keys tell. Returns `None` if the row's
-/// own checks call none of its answers right. GSM8K's answers keep their calculator annotations (`<<3*4=12>>`), as in
-/// LLaDA's and d1's training.
+/// Reads a row as a conversation, in the given form or else in the form that its keys tell. A text has an empty prompt.
+/// Returns `None` if the row's own checks call none of its answers right, or if it is a text of white space. GSM8K's
+/// answers keep their calculator annotations (`<<3*4=12>>`), as in LLaDA's and d1's training.
 ///
 /// # Errors
 /// A key that is missing or has the wrong type, as one sentence.
 pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
     let form = form.map_or_else(|| detect(row), Ok)?;
     let conversation = match form {
+        Form::Text => match text(row, form, "text")? {
+            blank if blank.trim().is_empty() => return Ok(None),
+            text => Conversation { prompt: vec![], answer: text.to_owned() },
+        },
         Form::Messages => from_messages(row)?,
         Form::ShareGpt => from_sharegpt(row)?,
         Form::PromptResponse => {
@@ -106,22 +114,40 @@ pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversat
     }
 }
 
-/// The form that a row's keys tell: the first form whose keys all have values, else the first with one such key.
+/// Whether a row, in the given form or else in the form that its keys tell, is a text without a prompt.
+pub(super) fn is_text(row: &Fields, form: Option<Form>) -> bool {
+    form.map_or_else(|| detect(row), Ok) == Ok(Form::Text)
+}
+
+/// The form that a row's keys tell: the first form whose keys all have values, else the first with one such key. A row
+/// is a text only if it has no key of a plain conversation.
 fn detect(row: &Fields) -> Result<Form, String> {
-    let whole = KEYS.iter().find(|(_, keys)| keys.iter().all(|key| is_given(row, key)));
-    let found = whole.or_else(|| KEYS.iter().find(|(_, keys)| keys.iter().all(|key| row.contains_key(*key))));
+    let is_text = |form: &Form| *form == Form::Text;
+    let is_told = |(form, keys): &&(Form, &[&str])| {
+        let is_other = |(other, keys): &(Form, &[&str])| !is_text(other) && keys.iter().any(|key| is_given(row, key));
+        let is_alone = !is_text(form) || !plain_forms().any(is_other);
+        is_alone && keys.iter().all(|key| is_given(row, key))
+    };
+    let whole = KEYS.iter().find(is_told);
+    let has_all = |(form, keys): &&(Form, &[&str])| !is_text(form) && keys.iter().all(|key| row.contains_key(*key));
+    let found = whole.or_else(|| KEYS.iter().find(has_all));
     let found = found.or_else(|| {
         // `question` alone hardly suggests a thinking set, so the error names the plainer forms.
-        let plain = KEYS.iter().skip_while(|(form, _)| *form != Form::Messages);
-        plain.into_iter().find(|(_, keys)| keys.iter().any(|key| row.contains_key(*key)))
+        plain_forms().find(|(_, keys)| keys.iter().any(|key| row.contains_key(*key)))
     });
     found.map(|(form, _)| *form).ok_or_else(|| {
         let keys: Vec<&str> = row.keys().map(String::as_str).collect();
         format!(
             "the keys {keys:?} match no known format; give messages, conversations, prompt and response (or completion), \
-             question and answer, problem and solution, instruction and output, or the columns of s1k, s1k-1.1 or open-r1"
+             question and answer, problem and solution, instruction and output, text, or the columns of s1k, s1k-1.1 or \
+             open-r1"
         )
     })
+}
+
+/// The forms that aren't those of particular data sets.
+fn plain_forms() -> impl Iterator<Item = &'static (Form, &'static [&'static str])> {
+    KEYS.iter().skip_while(|(form, _)| *form != Form::Messages)
 }
 
 /// The key that has a value; the first one if both or neither do.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::formats::Form;
 use super::generated::Puzzle;
@@ -28,13 +29,16 @@ pub struct DataTable {
     pub held_out_split: Option<String>,
     /// The form of all rows, except of sources that name their own; by default the keys of each row tell it.
     pub format: Option<Form>,
+    /// Variables of the chat template beside its own, such as `enable_thinking`.
+    pub chat_template_kwargs: Map<String, Value>,
     /// A generated task instead of files.
     pub generate: Option<Puzzle>,
     /// The training rows that are used or generated; default: all.
     pub train_rows: Option<RowRange>,
     /// The held-out rows that are used or generated; default: all.
     pub held_out_rows: Option<RowRange>,
-    /// The longest sequence in tokens; longer answers are cut and counted.
+    /// The longest sequence in tokens; longer answers are cut and counted, and texts are packed into sequences of this
+    /// length.
     pub max_seq_len: MaxSeqLen,
     /// `none` packs sequences; `eos` pads answers to the micro-batch's longest and supervises the padding.
     pub padding: Padding,
@@ -53,6 +57,9 @@ impl Default for MaxSeqLen {
 
 /// The largest weight. To see rows more often, take more epochs.
 const MAX_WEIGHT: f64 = 1000.0;
+
+/// The error for texts with padding.
+pub(crate) const PADDED_TEXT: &str = "data.padding = \"eos\" pads answers; texts are packed, so set it to \"none\"";
 
 impl DataTable {
     /// The sources of training rows; empty if they are generated.
@@ -107,6 +114,8 @@ impl DataTable {
         }
         let idle = self.train_rows.is_some() && !sources.is_empty();
         refuse(idle, "data.train_rows belongs to data.train; set the rows of each of data.sources instead".to_owned());
+        let is_text = self.training().iter().chain(&self.held_out()).any(|source| source.format == Some(Form::Text));
+        refuse(is_text && self.padding == Padding::Eos, PADDED_TEXT.to_owned());
         problems.extend(sources.iter().enumerate().flat_map(|(i, source)| problems_of(i, source)));
         problems
     }

@@ -1,7 +1,6 @@
-//! Where rows come from: files (JSONL, JSON, parquet), recognized by their extensions, and folders of files laid out as
-//! on the hub. `formats` interprets the rows.
+//! Where rows come from: files (JSONL, JSON, parquet, plain text), recognized by their extensions, and folders of files
+//! laid out as on the hub. `formats` interprets the rows.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -12,9 +11,10 @@ use serde_json::{Map, Value};
 
 use super::formats::Form;
 use super::row_range::RowRange;
+use super::splits::{files_of_split, names_needed};
 use super::{parquet_file, strict_json};
 use crate::error::{Error, Result};
-use crate::files::{ROWS, is_named_as_rows};
+use crate::files::ROWS;
 use crate::hub;
 
 /// The fields of a row.
@@ -145,6 +145,7 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     let shared: Arc<Path> = path.into();
     Ok(match kind_within(path)? {
         "jsonl" => Box::new(read_jsonl(path)?),
+        "txt" => Box::new(std::iter::once(read_document(path))),
         "json" => {
             let rows = read_json(path)?.into_iter().enumerate();
             Box::new(rows.map(move |(i, value)| as_row(value, &shared, i + 1, false)))
@@ -157,6 +158,26 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
             }))
         }
     })
+}
+
+/// Reads a text file, the whole of which is one row with the key `text`.
+fn read_document(path: &Path) -> Result<Row> {
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read_error)?;
+    let mut bytes = vec![];
+    file.take(MAX_LINE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    if bytes.len() > MAX_LINE_BYTES {
+        let most = MAX_LINE_BYTES >> 20;
+        let reason = format!("it is longer than {most} MiB, the most that is read as one text; split it into files");
+        return Err(Error::Config { path: path.to_owned(), reason });
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let reason = format!("byte {} is no UTF-8; convert the file to UTF-8", e.utf8_error().valid_up_to() + 1);
+        Error::Config { path: path.to_owned(), reason }
+    })?;
+    // Some editors begin a file with a byte order mark.
+    let fields = Fields::from_iter([("text".to_owned(), Value::from(text.trim_start_matches('\u{feff}')))]);
+    Ok(Row { fields, path: path.into(), number: 1, is_line: false })
 }
 
 /// Reads the rows of a JSONL file; empty lines are skipped.
@@ -273,6 +294,7 @@ fn count(path: &Path) -> Result<usize> {
     match kind_within(path)? {
         "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
         "json" => Ok(read_json(path)?.len()),
+        "txt" => Ok(1),
         _ => parquet_file::count(path),
     }
 }
@@ -281,83 +303,12 @@ fn kind(path: &Path) -> Result<&'static str> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ROWS.into_iter().find(|kind| *kind == extension).ok_or_else(|| {
         let named = if extension.is_empty() { "without an ending".to_owned() } else { format!("named .{extension}") };
-        let reason =
-            format!("files {named} aren't read; give the rows as .jsonl, .json or .parquet, an object for each");
+        let reason = format!(
+            "files {named} aren't read; give the rows as .jsonl, .json or .parquet, an object for each, or a text as .txt"
+        );
         match File::open(path) {
             Ok(_) => Error::Config { path: path.to_owned(), reason },
             Err(source) => Error::Read { path: path.to_owned(), source },
         }
     })
-}
-
-/// Finds the files of a split in a folder or in its `data` folder.
-fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
-    let mut names = vec![];
-    for prefix in ["", DATA].into_iter().filter(|prefix| folder.join(prefix).is_dir()) {
-        let path = folder.join(prefix);
-        let entries = fs::read_dir(&path).map_err(|source| Error::Read { path, source })?;
-        let files = entries.flatten().filter(|entry| entry.path().is_file());
-        names.extend(files.map(|entry| format!("{prefix}{}", entry.file_name().to_string_lossy())));
-    }
-    let found = names_of_split(&names, split).map_err(|reason| Error::Config { path: folder.to_owned(), reason })?;
-    Ok(found.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// The subfolder of a data set that may contain its files.
-const DATA: &str = "data/";
-
-/// Finds the files of a split in a repository of the hub; the error says what is missing and lists other folders with
-/// rows.
-fn names_needed(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
-    names_of_split(names, split).map_err(|reason| {
-        let others = names.iter().filter(|name| is_named_as_rows(Path::new(name)));
-        let folders = others.filter_map(|name| name.rsplit_once('/')).map(|(folder, _)| folder);
-        let folders: Vec<&str> = folders.collect::<BTreeSet<_>>().into_iter().collect();
-        match folders.is_empty() {
-            true => reason,
-            false => format!("{reason}; or name a folder (hf://datasets/ORG/NAME/FOLDER): {}", folders.join(", ")),
-        }
-    })
-}
-
-/// Finds the files of a split in a folder or in its `data` folder: `train.jsonl`, or all shards such as
-/// `train-00000-of-00002.parquet`.
-fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<String>, String> {
-    let mut splits = vec![];
-    for prefix in ["", DATA] {
-        let mut found: Vec<(&str, &str, &String)> = vec![];
-        for name in names {
-            let Some(own) = name.strip_prefix(prefix).filter(|own| !own.contains('/')) else { continue };
-            let Some((stem, extension)) = own.rsplit_once('.').filter(|_| is_named_as_rows(Path::new(own))) else {
-                continue;
-            };
-            match stem == split || stem.starts_with(&format!("{split}-")) {
-                true => found.push((stem, extension, name)),
-                false => splits.push(stem.split('-').next().unwrap_or_default()),
-            }
-        }
-        found.sort();
-        if found.iter().any(|(_, extension, _)| *extension != found[0].1) {
-            return Err(format!("the split {split:?} has files of several kinds; name one of them as the path"));
-        }
-        if let Some(shards) = found.iter().find_map(|(stem, ..)| num_shards(stem, split)).filter(|n| *n != found.len())
-        {
-            let are = found.len();
-            return Err(format!("{are} of the {shards} files of the split {split:?} are present; fetch the rest"));
-        }
-        if !found.is_empty() {
-            return Ok(found.into_iter().map(|(.., name)| name.clone()).collect());
-        }
-    }
-    splits.sort();
-    splits.dedup();
-    let has = if splits.is_empty() { "no files of rows".to_owned() } else { splits.join(", ") };
-    Err(format!("it has no {split}-*.parquet, .jsonl or .json, nor has its data folder; it has {has}; set the split"))
-}
-
-/// The number of shards of a split, by the name of one: 2 in `train-00000-of-00002`.
-fn num_shards(stem: &str, split: &str) -> Option<usize> {
-    let mut parts = stem.strip_prefix(split)?.strip_prefix('-')?.split('-');
-    parts.next()?.parse::<usize>().ok()?;
-    (parts.next()? == "of").then(|| parts.next()?.parse().ok())?
 }

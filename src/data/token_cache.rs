@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{content_hash, make_folder, user_cache, write_whole};
 
 /// The magic at the start of a file. It also versions the tokenization: any change to that gets another number.
-const MAGIC: &[u8; 16] = b"weft tokens v01\n";
+const MAGIC: &[u8; 16] = b"weft tokens v02\n";
 /// The number of files that are kept, the most recently used ones.
 const KEPT: usize = 32;
 /// Sources with fewer tokens aren't cached, because tokenizing them takes no noticeable time.
@@ -117,10 +117,10 @@ fn write_part(hash: &mut XxHash3_128, part: &[u8]) {
     hash.write(part);
 }
 
-/// Encodes magic, key, counts, the lengths of prompts and answers, their ids, and a hash of all that, as little-endian
-/// numbers of 4 bytes.
+/// Encodes magic, key, counts, the lengths of prompts and answers, their ids, for texts the number of documents and in
+/// which of them each example begins, and a hash of all that, as little-endian numbers of 4 bytes.
 fn encode(key: u128, dataset: &Dataset) -> Vec<u8> {
-    let Dataset { examples, truncated, passed_over } = dataset;
+    let Dataset { examples, truncated, passed_over, documents, starts } = dataset;
     let mut bytes = [MAGIC.as_slice(), &key.to_le_bytes()].concat();
     let mut write = |number: u32| bytes.extend(number.to_le_bytes());
     [examples.len(), *truncated, *passed_over].into_iter().for_each(|count| write(count as u32));
@@ -129,6 +129,10 @@ fn encode(key: u128, dataset: &Dataset) -> Vec<u8> {
         write(answer_ids.len() as u32);
     }
     examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).for_each(|id| write(*id));
+    if *documents > 0 {
+        write(*documents as u32);
+        starts.iter().for_each(|start| write(*start));
+    }
     let hash = XxHash3_128::oneshot(&bytes).to_le_bytes();
     bytes.extend(hash);
     bytes
@@ -145,13 +149,16 @@ fn decode(bytes: &[u8], key: u128) -> Option<Dataset> {
     let mut next = || numbers.next().map(|n| n as usize);
     let (count, truncated, passed_over) = (next()?, next()?, next()?);
     let lengths: Vec<[usize; 2]> = (0..count).map(|_| Some([next()?, next()?])).collect::<Option<_>>()?;
-    if lengths.iter().flatten().sum::<usize>() != numbers.len() {
+    let behind = numbers.len().checked_sub(lengths.iter().flatten().sum())?;
+    if behind != 0 && behind != 1 + count {
         return None;
     }
     let mut take = |len: usize| numbers.by_ref().take(len).collect();
     let examples =
         lengths.into_iter().map(|[prompt, answer]| Example { prompt_ids: take(prompt), answer_ids: take(answer) });
-    Some(Dataset { examples: examples.collect(), truncated, passed_over })
+    let examples = examples.collect();
+    let documents = numbers.next().unwrap_or(0) as usize;
+    Some(Dataset { examples, truncated, passed_over, documents, starts: numbers.collect() })
 }
 
 /// Whether a reading could have made these tokens; the hash doesn't prove it, since whoever writes a file can write its
@@ -162,5 +169,6 @@ fn is_of(dataset: &Dataset, reading: &Reading) -> bool {
         let length = prompt_ids.len() + answer_ids.len();
         !answer_ids.is_empty() && length <= reading.max_seq_len && ids.all(|id| *id <= reading.text.last_id())
     };
-    !dataset.examples.is_empty() && dataset.examples.iter().all(is_of)
+    let are_starts = dataset.starts.is_sorted() && dataset.starts.iter().all(|s| (*s as usize) < dataset.documents);
+    are_starts && !dataset.examples.is_empty() && dataset.examples.iter().all(is_of)
 }
