@@ -114,7 +114,7 @@ def main():
     parser.add_argument("--rows", type=Path, required=True, help="training rows, such as GSM8K's train.jsonl")
     parser.add_argument("--out", type=Path, default=Path("qwen-round-trip"))
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--max-seq-len", type=int, default=192)
+    parser.add_argument("--max-seq-len", type=int, default=512)
     args = parser.parse_args()
     base, run, merged = args.out / "base", args.out / "run", args.out / "merged"
     if not (base / "model.safetensors").exists():

@@ -328,7 +328,7 @@ fn the_command_says_what_it_did_and_what_comes_next() {
     };
     let text = run(Source::QWEN3, "said");
     for part in [
-        "the converted checkpoint lies in mine, with model_type a2d-qwen3\n",
+        "the converted checkpoint is in mine, with model_type a2d-qwen3\n",
         "<|mask|> with id 64, added to the tokenizer\n",
         "66 rows as before; the mask token takes a free one\n",
         "8 copied unchanged (",

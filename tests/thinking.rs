@@ -93,8 +93,8 @@ fn prompts_begin_the_whole_with_thinking_and_without() {
     assert_eq!(example(&on, &chat(thought)), [PROMPT.to_owned(), format!("{thought}<|im_end|>")]);
     let off = thinking("unthought", &json!({ "enable_thinking": false }));
     let error = off.example(&chat(thought)).expect_err("the prompt says that nothing is thought").to_string();
-    let expected = "the chat template ends the prompt with an empty thinking, and the answer has one of its own; let the \
-                    template think (data.chat_template_kwargs), or take the thinking out of the answers";
+    let expected = "the chat template ends the prompt with an empty thinking block, but the answer has its own; turn \
+                    thinking on (data.chat_template_kwargs), or remove the thinking from the answers";
     assert!(error.ends_with(expected), "{error}");
 }
 

@@ -31,7 +31,7 @@ impl Convert {
         let converted = convert(&self.model, &self.out)?;
         drop(converting);
         let out = self.out.display();
-        say!("the converted checkpoint lies in {out}, with model_type {}", converted.model_type);
+        say!("the converted checkpoint is in {out}, with model_type {}", converted.model_type);
         say!("mask token  {}", mask_token(&converted));
         say!("embedding   {}", embedding(&converted));
         say!("files       {}", files(&converted));

@@ -13,6 +13,7 @@ use weft::data::lengths::Lengths;
 use weft::data::{self, Example, Mixed, Part};
 use weft::error::Result;
 use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
+use weft::model::config::ModelConfig;
 use weft::recipe::Recipe;
 
 use super::progress::doing;
@@ -79,15 +80,18 @@ impl Data {
         }
         match self.json {
             true => say!("{}", self.as_json(&recipe, &text, &train, held_out.as_ref())),
-            false => {
-                say!("model: {}", config.facts());
-                self.print(&recipe, &text, &train, held_out.as_ref());
-            }
+            false => self.print(&recipe, (&text, &config), &train, held_out.as_ref()),
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn print(&self, recipe: &Recipe, text: &TextModel, train: &Mixed, held_out: Option<&Mixed>) {
+    fn print(
+        &self,
+        recipe: &Recipe,
+        (text, config): (&TextModel, &ModelConfig),
+        train: &Mixed,
+        held_out: Option<&Mixed>,
+    ) {
         print_lengths(train, "", recipe.data.max_seq_len.0);
         if let Some(held_out) = held_out {
             print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
@@ -99,6 +103,7 @@ impl Data {
         let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
         say!("an epoch: {epoch} examples, {tokens:.0} tokens, {steps} steps of {}", recipe.train.global_batch_size());
         say!("the run:  {all} steps, {:.2} epochs", all as f64 / steps as f64);
+        say!("model:    {}: {}", config.family().name, config.facts());
         let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         for (part, examples) in train.by_source() {
             for (i, example) in examples.iter().take(self.examples).enumerate() {
