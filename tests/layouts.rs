@@ -205,7 +205,8 @@ fn the_shift_is_the_familys_unless_it_is_said() {
 
 #[test]
 fn theta_counts_wherever_it_stands() {
-    let nested = |theta: f64| json!({ "rope_theta": null, "rope_parameters": { "rope_type": "default", "rope_theta": theta } });
+    let nested =
+        |theta: f64| json!({ "rope_theta": null, "rope_parameters": { "rope_type": "default", "rope_theta": theta } });
     let of = |changes: Value| logits(&random(&fields("a2d-qwen3", changes)).0);
     assert_eq!(of(nested(1e6)), of(json!({ "rope_theta": 1e6 })));
     assert_ne!(of(nested(1e6)), of(json!({})));

@@ -50,7 +50,12 @@ impl ModelConfig {
     ///
     /// # Errors
     /// Those of [`ModelConfig::open`].
-    pub(crate) fn from_files(text: &str, path: &Path, tokenizer: &TokenizerFiles, overrides: Overrides) -> Result<Self> {
+    pub(crate) fn from_files(
+        text: &str,
+        path: &Path,
+        tokenizer: &TokenizerFiles,
+        overrides: Overrides,
+    ) -> Result<Self> {
         let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
         let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
         Self::from_fields(serde_json::from_str(text).map_err(format)?, tokenizer, overrides).map_err(refuse)
@@ -63,6 +68,9 @@ impl ModelConfig {
     ) -> std::result::Result<Self, String> {
         let family = family_of(&fields)?;
         let reader = Reader { fields: &fields, family };
+        // A checkpoint that Weft can't compute is refused before its facts are asked for.
+        reader.check_fields()?;
+        reader.rope_theta()?;
         let facts = facts::find(family, &fields, tokenizer, overrides)?;
         let layout = reader.layout(&facts)?;
         facts.check(family, tokenizer)?;
@@ -158,7 +166,6 @@ impl Reader<'_> {
 
     fn layout(&self, facts: &Facts) -> std::result::Result<Layout, String> {
         let (family, keys) = (self.family, self.family.keys);
-        self.check_fields()?;
         let (width, heads): (usize, usize) = (self.need(keys.width)?, self.need(keys.heads)?);
         let tokens: usize = self.need("vocab_size")?;
         let own_rows: Option<usize> = keys.rows.map_or(Ok(None), |key| self.get(key))?;

@@ -241,6 +241,8 @@ impl Facts {
         match tokenizer.ordinary(*id).filter(|_| family.mask_token_id != Some(*id)) {
             None => Ok(()),
             Some(token) => {
+                // What contradicts the id is the last clause.
+                let source = source.split(", against").next().unwrap_or_default();
                 let own = tokenizer.mask().filter(|own| own.value != *id);
                 let own = own.map_or_else(String::new, |own| format!(", {} by {}", own.value, own.source));
                 Err(format!(
