@@ -297,8 +297,9 @@ fn another_head_in_the_file_counts() {
 #[test]
 fn rslora_adapts_the_head_tied_or_not() {
     let [tied, copied] = with_head("rslora", |head| head.iter_mut().step_by(3).for_each(|x| *x += 0.05));
-    for folder in [tied, copied] {
+    for (folder, is_tied) in [(tied, true), (copied, false)] {
         let mut base = adapted(&folder, &["lm_head", "k_proj"]);
+        assert_eq!(base.model.has_tied_head(), is_tied);
         assert_eq!(base.model.config.lora_scale, (6.0 / f64::sqrt(3.0)) as f32);
         assert_ne!(logits(&base.model), logits(&load(&folder)));
         assert_plain("rsLoRA", &mut base.model);
@@ -338,6 +339,28 @@ fn norms_of_queries_and_keys_are_trained_and_not_decayed() {
     let norms = before.params.iter().zip(&model.params).filter(|(old, _)| is_norm(&old.name));
     let moved: Vec<bool> = norms.map(|(old, new)| old.weight.to_f32() != new.weight.to_f32()).collect();
     assert_eq!(moved, [true; 4]);
+}
+
+#[test]
+fn a_parameter_that_is_trained_alone_has_the_gradient_it_has_among_all() {
+    let gradients = |model: &Transformer| {
+        let mut grads = model.zero_gradients();
+        let targets = Targets { rows: &ROWS, ids: &TARGETS, weights: &WEIGHTS };
+        model.loss_and_gradients(&Batch::pack([&IDS[..]]), targets, &mut grads);
+        grads
+    };
+    for (name, fields) in layouts().into_iter().filter(|(name, _)| ["a2d-qwen3", "qwen2"].contains(name)) {
+        let (mut model, _) = random(&fields);
+        train_everything(&mut model);
+        let all = gradients(&model);
+        for id in 0..model.params.len() {
+            model.params.iter_mut().enumerate().for_each(|(other, param)| param.trainable = other == id);
+            let alone = gradients(&model);
+            assert_eq!(alone.iter().flatten().count(), 1, "{name}");
+            let [alone, among] = [&alone, &all].map(|grads| grads[id].as_ref().expect("it is trained").to_host());
+            assert_close(&alone, &among, 1e-5);
+        }
+    }
 }
 
 #[test]
