@@ -96,7 +96,9 @@ fn steps_of_qwen3() {
         steps(&model);
         let taken = Device::Cpu.most_used_bytes() as f64;
         assert!(taken > before, "{what}: no more than in the steps before");
-        assert_near(on_meta(&model, &[steps]), taken, what);
+        // A thread's tile is 2 % of such a small model's bytes.
+        let counted = on_meta(&model, &[steps]);
+        assert!((counted / taken - 1.0).abs() < 0.06, "{what}: {counted} bytes on the meta device, {taken} on the CPU");
         before = taken;
     }
 }
