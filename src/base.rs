@@ -1,6 +1,7 @@
 //! A base to fine-tune or to ask: a checkpoint's network with its tokenizer and chat template. Also saves a trained
 //! base as a checkpoint of its own. `tiny-base` is part of the program (assets/tiny-base).
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
 use crate::model::checkpoint;
 use crate::model::config::ModelConfig;
-use crate::model::facts::Overrides;
+use crate::model::facts::{Overrides, TokenizerFiles};
 use crate::model::from_hub::{self, is_companion};
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
@@ -258,7 +259,12 @@ fn embedded(overrides: Overrides) -> Result<((Transformer, ModelConfig), TextMod
 fn embedded_text(overrides: Overrides) -> Result<(ModelConfig, TextModel)> {
     let utf8 = |bytes: &'static [u8]| std::str::from_utf8(bytes).expect("the embedded texts are UTF-8");
     let [(_, config), (_, tokenizer), (_, tokenizer_config)] = EMBEDDED;
-    let config = ModelConfig::parse_with(utf8(config), Path::new("tiny-base/config.json"), overrides)?;
+    let folder = Path::new(TINY_BASE);
+    let files = TokenizerFiles::of(folder, |name| {
+        let file = EMBEDDED.into_iter().find(|(own, _)| *own == name);
+        Ok(file.map(|(_, bytes)| Cow::from(utf8(bytes))))
+    })?;
+    let config = ModelConfig::from_files(utf8(config), &folder.join("config.json"), &files, overrides)?;
     Ok((config, TextModel::from_bytes(tokenizer, utf8(tokenizer_config))?))
 }
 

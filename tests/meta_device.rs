@@ -7,6 +7,8 @@ use weft::base::Base;
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
 use weft::model::cached::{KeysValues, Part};
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
 use weft::model::lora::{self, LoraConfig};
 use weft::plan::{MicroBatch, Stored, Work};
 use weft_kernels::device::Device;
@@ -63,8 +65,48 @@ fn assert_near(counted: f64, taken: f64, what: &str) {
     assert!((counted / taken - 1.0).abs() < 0.02, "{what}: {counted} bytes on the meta device, {taken} on the CPU");
 }
 
+/// A small model with norms of queries and keys, wide heads and a tied head.
+fn qwen3() -> Transformer {
+    let config = serde_json::json!({
+        "model_type": "a2d-qwen3", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 20, "tie_word_embeddings": true,
+        "mask_token_id": 511,
+    });
+    let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).expect("it is a configuration");
+    checkpoint::fresh(&config, 1)
+}
+
+/// Steps of Qwen3's layout: each takes more than the one before, so that the most bytes are its own.
+fn steps_of_qwen3() {
+    let mut before = 0.0;
+    let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"].map(str::to_owned).to_vec();
+    for (what, is_whole, precision, activation_bytes) in [
+        ("adapters, everything computed again", false, Precision::F32, 0),
+        ("every weight, everything computed again", true, Precision::F32, 0),
+        ("every weight in bf16, matmul results of two layers saved", true, Precision::Bf16, 3_500_000),
+        ("every weight, everything saved", true, Precision::F32, usize::MAX),
+    ] {
+        let mut model = qwen3();
+        if !is_whole {
+            model.params.iter_mut().for_each(|param| param.trainable = false);
+            let config = LoraConfig::new(4, 8.0, 0.1, targets.clone(), true);
+            lora::attach_fresh(&mut model, &config, 1).expect("there are layers");
+        }
+        (model.config.precision, model.config.activation_bytes) = (precision, activation_bytes);
+        steps(&model);
+        let taken = Device::Cpu.most_used_bytes() as f64;
+        assert!(taken > before, "{what}: no more than in the steps before");
+        // A thread's tile is 2 % of such a small model's bytes.
+        let counted = on_meta(&model, &[steps]);
+        assert!((counted / taken - 1.0).abs() < 0.06, "{what}: {counted} bytes on the meta device, {taken} on the CPU");
+        before = taken;
+    }
+}
+
 #[test]
 fn steps_on_the_meta_device_take_the_buffers_of_steps() {
+    // The pool has one largest size, so the smallest model comes first.
+    steps_of_qwen3();
     let base = Base::open(Path::new("tiny-base")).expect("the embedded base opens").model;
     // 1. A frozen head, in f32, with everything computed again.
     let mut small = base.clone();

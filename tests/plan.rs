@@ -9,6 +9,9 @@ use std::process::{Command, Output, Stdio};
 
 use scratch::folder;
 use serde_json::Value;
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
+use weft_kernels::weight::Dtype;
 
 /// How far a plan may lie from a run.
 const TOLERANCE: f64 = 0.15;
@@ -96,6 +99,29 @@ fn steps_of_every_kind_use_what_was_planned() {
         let (planned, peak) = (bytes(&measured["planned_rss_bytes"]), bytes(&measured["peak_rss_bytes"]));
         if peak > 0.0 {
             assert_near(planned, peak, &format!("{dtype} {trainable}, {sequences} x {tokens} tokens"));
+        }
+    }
+}
+
+#[test]
+fn norms_of_queries_and_keys_are_planned() {
+    let folder = folder("qwen3");
+    let config = serde_json::json!({
+        "model_type": "a2d-qwen3", "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 640,
+        "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64,
+        "tie_word_embeddings": true, "mask_token_id": 2047,
+    });
+    let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).expect("it is a configuration");
+    checkpoint::save(&folder, &checkpoint::fresh(&config, 1), &config, Dtype::Bf16).expect("it is saved");
+    let shape = folder.display().to_string();
+    for (dtype, trainable) in [("f32", "lora"), ("bf16", "lora"), ("f32", "full"), ("bf16", "full")] {
+        let mut args = vec!["bench", "--shape", &shape, "--dtype", dtype, "--trainable", trainable, "--json"];
+        args.extend(["--objective", "weft", "--sequences", "12", "--tokens", "512", "--steps", "1", "--warm-up", "1"]);
+        let measured = json(&weft(Path::new("."), &args));
+        let (planned, peak) = (bytes(&measured["planned_rss_bytes"]), bytes(&measured["peak_rss_bytes"]));
+        if peak > 0.0 {
+            let ratio = planned / peak;
+            assert!((ratio - 1.0).abs() < 0.06, "{dtype} {trainable}: {planned:.0} bytes planned, {peak:.0} used");
         }
     }
 }

@@ -34,15 +34,7 @@ impl ModelConfig {
     /// # Errors
     /// The name of a family or a field that Weft doesn't support, or a mask token that the text doesn't name.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        Self::parse_with(text, path, Overrides::default())
-    }
-
-    /// Parses the text of config.json, with what the user says against it.
-    ///
-    /// # Errors
-    /// Those of [`ModelConfig::parse`].
-    pub(crate) fn parse_with(text: &str, path: &Path, overrides: Overrides) -> Result<Self> {
-        Self::from_files(text, path, &TokenizerFiles::default(), overrides)
+        Self::from_files(text, path, &TokenizerFiles::default(), Overrides::default())
     }
 
     /// Reads config.json of a checkpoint's folder, and the facts that `overrides` and the tokenizer's files add.
@@ -54,7 +46,16 @@ impl ModelConfig {
         Self::from_files(&read_text(&path)?, &path, &TokenizerFiles::read(folder)?, overrides)
     }
 
-    fn from_files(text: &str, path: &Path, tokenizer: &TokenizerFiles, overrides: Overrides) -> Result<Self> {
+    /// Parses the text of config.json, with what the tokenizer's files and the user add.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::open`].
+    pub(crate) fn from_files(
+        text: &str,
+        path: &Path,
+        tokenizer: &TokenizerFiles,
+        overrides: Overrides,
+    ) -> Result<Self> {
         let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
         let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
         Self::from_fields(serde_json::from_str(text).map_err(format)?, tokenizer, overrides).map_err(refuse)
@@ -67,6 +68,9 @@ impl ModelConfig {
     ) -> std::result::Result<Self, String> {
         let family = family_of(&fields)?;
         let reader = Reader { fields: &fields, family };
+        // A checkpoint that Weft can't compute is refused before its facts are asked for.
+        reader.check_fields()?;
+        reader.rope_theta()?;
         let facts = facts::find(family, &fields, tokenizer, overrides)?;
         let layout = reader.layout(&facts)?;
         facts.check(family, tokenizer)?;
@@ -162,7 +166,6 @@ impl Reader<'_> {
 
     fn layout(&self, facts: &Facts) -> std::result::Result<Layout, String> {
         let (family, keys) = (self.family, self.family.keys);
-        self.check_fields()?;
         let (width, heads): (usize, usize) = (self.need(keys.width)?, self.need(keys.heads)?);
         let tokens: usize = self.need("vocab_size")?;
         let own_rows: Option<usize> = keys.rows.map_or(Ok(None), |key| self.get(key))?;
@@ -254,14 +257,23 @@ impl Reader<'_> {
         if let Some(part) = self.fields.get("partial_rotary_factor").filter(|v| !v.is_null() && **v != 1.0) {
             return Err(format!("partial_rotary_factor = {part} is not supported; only 1.0 is"));
         }
-        let nested = self.fields.get("rope_parameters").and_then(|value| value.get("rope_theta"));
-        let nested: Option<f64> =
-            nested.map(|v| v.as_f64().ok_or(format!("rope_parameters.rope_theta = {v} is no number"))).transpose()?;
-        match (nested, self.get::<f64>("rope_theta")?) {
-            (Some(nested), Some(outer)) if nested != outer => Err(format!(
-                "rope_theta = {outer} contradicts rope_parameters.rope_theta = {nested}; keep the one of the model's authors"
-            )),
-            (nested, outer) => Ok(nested.or(outer).unwrap_or(ROPE_THETA)),
+        // transformers 5 writes theta in `rope_parameters` only; `rope_scaling` is the older name of the same object.
+        let mut theta: Option<(&str, f64)> = self.get("rope_theta")?.map(|theta| ("rope_theta", theta));
+        for (field, path) in
+            [("rope_scaling", "rope_scaling.rope_theta"), ("rope_parameters", "rope_parameters.rope_theta")]
+        {
+            let nested = self.fields.get(field).and_then(|value| value.get("rope_theta"));
+            let Some(value) = nested.filter(|value| !value.is_null()) else { continue };
+            let value = value.as_f64().ok_or_else(|| format!("{path} = {value} is no number"))?;
+            match theta {
+                Some((other, found)) if found != value => {
+                    return Err(format!(
+                        "{other} = {found} contradicts {path} = {value}; keep the one of the model's authors"
+                    ));
+                }
+                _ => theta = Some((path, value)),
+            }
         }
+        Ok(theta.map_or(ROPE_THETA, |(_, theta)| theta))
     }
 }

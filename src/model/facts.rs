@@ -1,9 +1,10 @@
 //! What a checkpoint's config.json may not say, and where it is said instead: the mask token's id, and whether the logits
 //! are shifted. Each fact carries where it was found, so that a run can print it.
 
+use std::borrow::Cow;
 use std::path::Path;
 
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -81,18 +82,30 @@ impl TokenizerFiles {
     /// # Errors
     /// A file that can't be read or isn't JSON.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::of(folder, |name| {
+            let path = folder.join(name);
+            path.exists().then(|| read_text(&path).map(Cow::from)).transpose()
+        })
+    }
+
+    /// Like [`TokenizerFiles::read`], from the texts that `text` has by the files' names; `folder` is named in errors.
+    ///
+    /// # Errors
+    /// Those of [`TokenizerFiles::read`].
+    pub(crate) fn of<'a>(folder: &Path, text: impl Fn(&str) -> Result<Option<Cow<'a, str>>>) -> Result<Self> {
+        let files = Files { folder, text };
         let mut own = Self::default();
-        if let Some(file) = json::<TokenizerJson>(&folder.join("tokenizer.json"))? {
+        if let Some(file) = files.json::<TokenizerJson>("tokenizer.json")? {
             own.added = file.added_tokens;
             own.take_vocabulary(file.model.and_then(|model| model.vocab).unwrap_or_default());
-        } else if let Some(vocabulary) = json::<Value>(&folder.join("vocab.json"))? {
+        } else if let Some(vocabulary) = files.json::<Value>("vocab.json")? {
             own.take_vocabulary(vocabulary);
         }
-        for (name, id) in json::<Map<String, Value>>(&folder.join("added_tokens.json"))?.into_iter().flatten() {
+        for (name, id) in files.json::<Map<String, Value>>("added_tokens.json")?.into_iter().flatten() {
             own.add(id.as_u64(), &name);
         }
         for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let Some(fields) = json::<Map<String, Value>>(&folder.join(file))? else { continue };
+            let Some(fields) = files.json::<Map<String, Value>>(file)? else { continue };
             for (id, token) in fields.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
                 own.add(id.parse().ok(), token["content"].as_str().unwrap_or_default());
             }
@@ -133,8 +146,12 @@ impl TokenizerFiles {
 
     /// The mask token by its role, or the one added token with a name that only mask tokens have.
     fn mask(&self) -> Option<Found<u32>> {
-        if let Some((content, file)) = &self.mask_token {
-            return Some(Found { value: self.id_of(content)?, source: format!("mask_token {content:?} of {file}") });
+        let by_role = self.mask_token.as_ref().and_then(|(content, file)| {
+            let source = format!("mask_token {content:?} of {file}");
+            self.id_of(content).map(|value| Found { value, source })
+        });
+        if by_role.is_some() {
+            return by_role;
         }
         let named: Vec<&Added> = self.added.iter().filter(|token| MASK_TOKENS.contains(&&*token.content)).collect();
         match named[..] {
@@ -147,17 +164,27 @@ impl TokenizerFiles {
 
     /// The text of an id that is an ordinary token rather than an added one.
     fn ordinary(&self, id: u32) -> Option<&str> {
-        let is_special = self.added.iter().any(|token| token.id == id);
-        self.vocabulary.get(&id).map(String::as_str).filter(|token| !is_special && !MASK_TOKENS.contains(token))
+        let is_added = self.added.iter().any(|token| token.id == id);
+        let is_mask = |token: &str| {
+            MASK_TOKENS.contains(&token) || self.mask_token.as_ref().is_some_and(|(content, _)| content == token)
+        };
+        self.vocabulary.get(&id).map(String::as_str).filter(|token| !is_added && !is_mask(token))
     }
 }
 
-fn json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
-    if !path.exists() {
-        return Ok(None);
+/// A tokenizer's files as texts by name.
+struct Files<'a, F> {
+    folder: &'a Path,
+    text: F,
+}
+
+impl<'a, F: Fn(&str) -> Result<Option<Cow<'a, str>>>> Files<'_, F> {
+    /// A file's value; `None` if the file isn't there.
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let Some(text) = (self.text)(name)? else { return Ok(None) };
+        let parsed = serde_json::from_str(&text);
+        parsed.map(Some).map_err(|e| Error::Format { path: self.folder.join(name), reason: e.to_string() })
     }
-    let parsed = serde_json::from_str(&read_text(path)?);
-    parsed.map(Some).map_err(|e| Error::Format { path: path.to_owned(), reason: e.to_string() })
 }
 
 /// Finds the facts: what the user says comes first, then config.json, the tokenizer, and what is known of the family.
@@ -214,6 +241,8 @@ impl Facts {
         match tokenizer.ordinary(*id).filter(|_| family.mask_token_id != Some(*id)) {
             None => Ok(()),
             Some(token) => {
+                // What contradicts the id is the last clause.
+                let source = source.split(", against").next().unwrap_or_default();
                 let own = tokenizer.mask().filter(|own| own.value != *id);
                 let own = own.map_or_else(String::new, |own| format!(", {} by {}", own.value, own.source));
                 Err(format!(

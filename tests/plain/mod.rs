@@ -1,6 +1,8 @@
 //! The network and LLaDA's loop as slowly and plainly as can be, in f64, one sequence at a time: what the fast ones are
 //! held against. A stale row's keys and values are those of an earlier pass.
 
+#![allow(dead_code)] // each test binary uses a part
+
 use std::ops::Range;
 
 use weft::model::block::{Linear, ParamId, Transformer};
