@@ -1,6 +1,6 @@
 """Measures LoRA steps of Qwen3-0.6B's shape on the CPU: transformers' Qwen3 with PEFT, compiled, and `weft bench`, in turn.
 
-usage: qwen_benchmark.py WEFT [--dtype f32,bf16] [--rounds 3] [--steps 1] [--sequences 4] [--tokens 512] [--out FILE]
+usage: qwen_benchmark.py WEFT [--dtype f32,bf16] [--rounds 3] [--steps 1] [--out FILE]
        pip install torch==2.11.0 transformers==4.57.1 peft==0.21.0
 
 Random weights of the published sizes: 28 layers, width 1024, 16 heads of 128 with 8 key/value heads, a tied head of 151,936
@@ -80,7 +80,7 @@ def pytorch(run):
 
 def weft(binary, run):
     command = [binary, "bench", "--shape", "qwen3-0.6b", "--json", "--quiet", "--threads", str(run["threads"])]
-    for option in ("dtype", "objective", "sequences", "tokens", "warm_up", "steps"):
+    for option in ("dtype", "objective", "sequences", "tokens", "warm_up", "steps", "activation_memory_gb"):
         command += ["--" + option.replace("_", "-"), str(run[option])]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -101,6 +101,8 @@ def main():
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--activation-memory-gb", type=float, default=2.7,
+                        help="Weft's, for matmul results saved for backward: all of 4 x 512 tokens fit into 2.7 GB (the default)")
     parser.add_argument("--out")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -108,7 +110,7 @@ def main():
         return pytorch(json.loads(args.one))
     if not args.weft:
         parser.error("name the weft program to measure")
-    fields = ("steps", "warm_up", "sequences", "tokens", "threads")
+    fields = ("steps", "warm_up", "sequences", "tokens", "threads", "activation_memory_gb")
     rows = {}
     for number in range(args.rounds):
         for dtype in args.dtype.split(","):

@@ -8,7 +8,7 @@ use super::json_edit::{remove, set};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::model::config::{ModelConfig, listed};
-use crate::model::facts::Overrides;
+use crate::model::facts::{Overrides, TokenizerFiles};
 use crate::model::family::{FAMILIES, Family};
 
 /// `model_type` of the checkpoints that can be converted; that of the result begins with [`PREFIX`].
@@ -37,7 +37,8 @@ impl Config {
         let fields: Map<String, Value> = serde_json::from_str(&text).map_err(format)?;
         let to = check(&fields).map_err(|reason| Error::Config { path: path.clone(), reason })?;
         // What Weft couldn't load afterwards is refused now. The mask token is still to come, so that any id will do.
-        ModelConfig::parse_with(&text, &path, Overrides { mask_token_id: Some(0), logits_shifted: None })?;
+        let any_mask = Overrides { mask_token_id: Some(0), logits_shifted: None };
+        ModelConfig::from_files(&text, &path, &TokenizerFiles::default(), any_mask)?;
         Ok(Self { path, text, fields, to })
     }
 
