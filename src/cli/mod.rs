@@ -13,6 +13,7 @@ macro_rules! say {
     }};
 }
 
+mod asking;
 mod bench;
 mod completions;
 mod convert;
