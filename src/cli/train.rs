@@ -14,7 +14,8 @@ use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
-use weft::model::settings::Trainable;
+use weft::model::positions;
+use weft::model::settings::{Trainable, shell_word};
 use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
@@ -27,11 +28,12 @@ use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
-use super::data::why_passed_over;
+use super::data::{longest, why_passed_over};
 use super::generate::tell_idle;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::results::Results;
+use super::warn_of_base;
 
 /// The file in the run's folder with the results of a finished run: the object that `--json` prints.
 const RESULTS: &str = "results.json";
@@ -253,10 +255,18 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
         );
     }
     tell_idle(&recipe.sampler.for_logits(base.model.config.logits_shifted));
+    let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
+    positions::warning_of_rows(base.config(), rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if let Some(adapter) = &recipe.model.adapter {
+        warn_of_base(adapter, &base.name);
+    }
     if quiet {
         return;
     }
     describe(experiment, base);
+    if let (Some(folder), Some(told)) = (&recipe.model.adapter, &plan.adapter) {
+        say!("adapter    starts from {}: {told}", folder.display());
+    }
     say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
     if recipe.train.checkpoint_every == 0 {
         say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way");
@@ -327,16 +337,10 @@ fn question(experiment: &Experiment, matmul: &Path) -> String {
     let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
     let block = Sampling::default().block_length;
     let gen_length = if longest > block { longest.next_multiple_of(block) } else { longest };
-    // Quoted for the shell.
-    let quoted = |path: &Path| {
-        let text = path.display().to_string();
-        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
-        if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-    };
     let model = match recipe.model.trainable {
-        Trainable::Lora => format!("--model {} --adapter {}", quoted(&recipe.model.path), quoted(matmul)),
+        Trainable::Lora => format!("--model {} --adapter {}", shell_word(&recipe.model.path), shell_word(matmul)),
         // The saved config.json has what the recipe says of the base.
-        Trainable::Full => format!("--model {}", quoted(matmul)),
+        Trainable::Full => format!("--model {}", shell_word(matmul)),
     };
     let facts = super::FactArgs::of(&recipe.model).as_options();
     let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}") } else { model };
