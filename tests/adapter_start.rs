@@ -72,6 +72,31 @@ fn a_run_starts_where_base_and_adapter_are_and_leaves_one_adapter() {
     assert!(a == c && a != b, "only training changes the adapter");
 }
 
+/// The card's recipe repeats the run to the last bit.
+#[test]
+fn an_adapter_has_a_card_whose_recipe_repeats_it() {
+    let folder = finished("adapter-card");
+    train(&folder, &set(&B));
+    let card = fs::read_to_string(folder.join("b/adapter/README.md")).expect("there is a card");
+    assert!(card.starts_with("---\nbase_model: \"tiny-base\"\nlibrary_name: peft\n"), "{card}");
+    for part in [
+        "It started from the adapter a/adapter.",
+        "- more.jsonl: 8 examples\n- held-out.jsonl: 4 examples, held out\n",
+        "| held-out loss, before and after | ",
+        "weft generate --model tiny-base --adapter b/adapter --gen-length 2 ",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
+    let (_, recipe) = card.split_once("```toml\n").expect("it has a recipe");
+    let (recipe, _) = recipe.split_once("```").expect("which ends");
+    fs::write(folder.join("card.toml"), recipe).expect("it is written");
+    let again = weft(&folder, &["train", "card.toml", "--quiet", "--set", "train.output=again"]);
+    assert!(again.status.success(), "{recipe}{}", String::from_utf8_lossy(&again.stderr));
+    let [b, again] = ["b", "again"]
+        .map(|run| fs::read(folder.join(run).join("adapter/adapter_model.safetensors")).expect("an adapter is saved"));
+    assert!(b == again, "{recipe}");
+}
+
 #[test]
 fn such_a_run_resumes_and_is_planned() {
     let folder = finished("adapter-resume");

@@ -28,8 +28,10 @@ use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
+use super::best;
 use super::data::{longest, why_passed_over};
 use super::generate::tell_idle;
+use super::model_card;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::results::Results;
@@ -107,7 +109,8 @@ impl Train {
         let recipe = &experiment.recipe;
         let matmul = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
         if self.resume && self.is_finished(&experiment, (matmul, plan.steps), quiet)? {
-            return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
+            let steps = finished_steps(&output).unwrap_or(plan.steps);
+            return if is_first { self.tell_finished(&output, steps) } else { Ok(ExitCode::SUCCESS) };
         }
         if is_first {
             begin(&experiment, &base, &plan, quiet);
@@ -130,8 +133,8 @@ impl Train {
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);
-        match adapter {
-            Some(config) if is_first => lora::save(&folder, &base.model, &config, &base.name)?,
+        match &adapter {
+            Some(config) if is_first => lora::save(&folder, &base.model, config, &base.name)?,
             Some(_) => {}
             None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
         }
@@ -143,6 +146,7 @@ impl Train {
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
+        let best = best::save(&experiment, &mut base, (adapter.as_ref(), matmul), summary.best)?;
         let named = |(before, after)| [("base", before), (matmul, after)];
         let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
         let results = Results {
@@ -153,7 +157,11 @@ impl Train {
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
             question: question(&experiment, &folder),
+            best: best.as_ref().map(|folder| folder.display().to_string()),
         };
+        for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
+            model_card::write(folder, &experiment, &base.name, &results)?;
+        }
         self.finish(&output, &results, &samples)
     }
 
@@ -221,6 +229,8 @@ impl Train {
             eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
         }
         let is_whole = [matmul, RESULTS].iter().all(|name| output.join(name).exists());
+        // A run that ended early has fewer steps than were planned.
+        let steps = finished_steps(output).unwrap_or(steps);
         Ok(ranks.any(step == Some(steps) && is_whole))
     }
 
@@ -232,6 +242,12 @@ impl Train {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The steps of a finished run; `None` if it isn't finished.
+fn finished_steps(output: &Path) -> Option<u64> {
+    let results: serde_json::Value = serde_json::from_str(&read_text(&output.join(RESULTS)).ok()?).ok()?;
+    results["steps"].as_u64()
 }
 
 /// Reads a recipe, or the quick start's where none is given, and warns of settings without effect if it `tells`.
