@@ -83,7 +83,7 @@ fn an_adapter_has_a_card_whose_recipe_repeats_it() {
         "It started from the adapter a/adapter.",
         "- more.jsonl: 8 examples\n- held-out.jsonl: 4 examples, held out\n",
         "| held-out loss, before and after | ",
-        "weft generate --model tiny-base --adapter b/adapter --gen-length 2 ",
+        "weft generate --model tiny-base --adapter b/adapter --gen-length ",
     ] {
         assert!(card.contains(part), "{part}: {card}");
     }

@@ -183,3 +183,41 @@ fn more_positions_than_the_model_was_trained_for_are_told() {
     warns(&asked, "the longest prompt with its answer", "; shorten the prompt or --gen-length");
     assert_eq!(ask(&folder, &["--prompt", "1 + 1"])[1], "");
 }
+
+/// The embedded base ends its answer to this in the first block of eight.
+#[test]
+fn nothing_is_computed_behind_an_answers_end() {
+    let folder = folder("asking-end");
+    let blocks = ["--gen-length", "64", "--block-length", "8"];
+    let prompt = ["generate", "--model", "tiny-base", "--prompt", "What is 7 + 5?"];
+    for cache in ["none", "prefix", "dual"] {
+        let ask = |more: &[&str]| {
+            let output = weft(&folder, &[&prompt[..], &blocks, &["--cache", cache, "--trace"], more].concat());
+            let steps =
+                String::from_utf8_lossy(&output.stderr).lines().filter(|line| line.starts_with("step ")).count();
+            (String::from_utf8(output.stdout).expect("UTF-8"), steps)
+        };
+        let [(shown, steps), (whole, all)] = [ask(&[]), ask(&["--whole-canvas"])];
+        assert_eq!(shown, whole, "{cache}");
+        assert!(steps <= all && all == 32, "{cache}: {steps} of {all}");
+        // A cache approximates, so that the answer is another one.
+        assert!(cache != "none" || steps == 4, "one block of eight: {steps}");
+    }
+    let turns = json!([{ "role": "user", "content": "What is 7 + 5?" }, { "role": "assistant", "content": "12" }]);
+    let row = json!({ "messages": turns, "question": "What is 7 + 5?", "ground_truth": 12 });
+    fs::write(folder.join("rows.jsonl"), format!("{row}\n")).expect("it is written");
+    let eval = |more: &[&str]| {
+        let fixed = ["eval", "--model", "tiny-base", "--task", "gsm8k", "--data", "rows.jsonl", "--out", "out.json"];
+        let output = weft(&folder, &[&fixed[..], &blocks, more].concat());
+        let stored: Value =
+            serde_json::from_slice(&fs::read(folder.join("out.json")).expect("it is there")).expect("JSON");
+        let text = stored["generations"][0]["generations"].as_str().expect("a text").to_owned();
+        (String::from_utf8_lossy(&output.stderr).into_owned(), text)
+    };
+    let [(told, text), (all, whole)] = [eval(&[]), eval(&["--whole-canvas"])];
+    assert!(told.contains(": 4.0 evaluations") && all.contains(": 32.0 evaluations"), "{told}{all}");
+    let first = whole.find("<|eot_id|>").expect("the answer ends");
+    assert_eq!(text[..first + 10], whole[..first + 10], "up to the end it is the same");
+    // Seven blocks of eight end tokens, which are stored as d1's file stores them.
+    assert!(text.ends_with(&"<|eot_id|>".repeat(56)), "{text}");
+}
