@@ -73,7 +73,8 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
         if let [size, _] = batch_sizes(&lengths, asking.sampling.gen_length)[..] {
             let batch: Vec<Asked> = waiting.drain(..size).collect();
             write(base, batch, asking, (out, &mut file))?;
-            (answered.now, _) = (answered.now + size, bar.inc(size as u64));
+            answered.now += size;
+            bar.inc(size as u64);
         }
     }
     let size = waiting.len();
@@ -122,7 +123,7 @@ fn skip_answered(rows: &mut impl Iterator<Item = Result<Row>>, out: &Path) -> Re
 
 /// The tokens of a row's question.
 fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
-    let wrong = |reason: String| row.wrong(reason);
+    let wrong = |reason| row.wrong(reason);
     if row.fields.contains_key(GENERATION) {
         return Err(wrong(format!("the row has a key {GENERATION:?} of its own, where its answer belongs; rename it")));
     }
