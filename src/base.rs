@@ -181,6 +181,11 @@ impl Base {
         Ok(if is_changed { serde_json::to_string_pretty(&fields).expect("JSON values print") } else { text })
     }
 
+    /// The configuration, with the facts that other files or the user add.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     /// What the first lines of a run say of the base.
     pub fn told(&self) -> String {
         self.config.told(self.model.has_tied_head())

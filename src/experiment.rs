@@ -1,6 +1,8 @@
 //! An experiment as its recipe describes it: the base, its rows, what is trained, and the score on the recipe's task.
 //! The training loop is in `train`; the commands print the results.
 
+pub mod adapter;
+
 use std::path::Path;
 
 use indicatif::ProgressBar;
@@ -18,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::eval::generations::{Generation, answer};
 use crate::eval::{Problem, problems_of};
 use crate::model::block::{Config, Transformer};
+use crate::model::from_hub;
 use crate::model::lora::{self, LoraConfig};
 use crate::model::settings::{ModelTable, Trainable};
 use crate::parallel::{Ranks, solo};
@@ -107,6 +110,10 @@ impl Experiment {
 
     fn open_with(recipe: Recipe, folder: &Path) -> Result<(Self, Base)> {
         let mut base = Base::open_with(&recipe.model.path, recipe.model.overrides())?;
+        if let Some(adapter) = &recipe.model.adapter {
+            // An adapter of the hub is fetched here, where the first rank goes before the others.
+            from_hub::adapter(adapter)?;
+        }
         set_template_kwargs(&recipe, &mut base.text)?;
         base.model.config.precision = recipe.model.precision;
         Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
@@ -152,11 +159,11 @@ impl Experiment {
         resolved
     }
 
-    /// Starts the training of the base's network; also returns the configuration of its fresh adapter, or `None` if
-    /// every weight is trained.
+    /// Starts the training of the base's network; also returns the configuration of its adapter, fresh or loaded from
+    /// `model.adapter`, or `None` if every weight is trained.
     ///
     /// # Errors
-    /// LoRA targets that the network doesn't have.
+    /// LoRA targets that the network doesn't have; the errors of [`adapter::load`].
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
         let job = Job {
@@ -195,6 +202,9 @@ impl Experiment {
         if self.recipe.model.trainable == Trainable::Full {
             train_everything(model);
             return Ok(None);
+        }
+        if let Some(config) = adapter::load(&self.recipe.model, model)? {
+            return Ok(Some(config));
         }
         let config = lora_config(&self.recipe.model);
         let attached = lora::attach_fresh(model, &config, self.recipe.train.seed);
@@ -248,7 +258,7 @@ fn json_of(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).expect("a rank sent JSON")
 }
 
-/// The adapter that a recipe asks for.
+/// The fresh adapter that a recipe asks for.
 pub(crate) fn lora_config(table: &ModelTable) -> LoraConfig {
     let ModelTable { lora_rank, lora_alpha, lora_dropout, lora_targets, use_rslora, .. } = table;
     LoraConfig::new(*lora_rank, *lora_alpha, *lora_dropout, lora_targets.clone(), *use_rslora)

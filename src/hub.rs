@@ -123,7 +123,7 @@ pub(crate) fn is_dataset(path: &Path) -> bool {
 }
 
 /// A base's name and revision as PEFT writes them into adapter_config.json.
-pub(crate) fn name_and_revision(base: &str) -> (String, Option<String>) {
+pub fn name_and_revision(base: &str) -> (String, Option<String>) {
     match Id::of(Path::new(base), Kind::Model) {
         Ok(Some(id)) => (id.name, (id.revision != MAIN).then_some(id.revision)),
         _ => (base.to_owned(), None),

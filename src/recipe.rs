@@ -67,9 +67,10 @@ impl Recipe {
         let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
+        let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
         let (generated, of_files) = (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format"]);
         let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
-        let idle: [(bool, &str, &[&str], String); 10] = [
+        let idle: [(bool, &str, &[&str], String); 11] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
             (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
@@ -78,7 +79,8 @@ impl Recipe {
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
             (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
-            (!has_held_out, "train", &["eval_every"], held_out.clone()),
+            (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
+            (has_held_out && self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),
             (!has_held_out, "eval", &["task"], held_out),
         ];
         let Resolved { recipe: own, defaults: default } = self.resolved();

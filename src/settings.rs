@@ -11,7 +11,10 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 /// Other programs' names for settings; docs/from-pytorch.md says which program uses which name.
-pub(crate) const SYNONYMS: [(&str, &str); 38] = [
+pub(crate) const SYNONYMS: [(&str, &str); 41] = [
+    ("adapter_name_or_path", "model.adapter"),
+    ("early_stopping_patience", "train.patience"),
+    ("load_best_model_at_end", "train.keep_best"),
     ("model_name_or_path", "model.path"),
     ("model_name", "model.path"),
     ("torch_dtype", "model.precision"),

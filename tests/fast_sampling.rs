@@ -242,8 +242,47 @@ fn weft_eval_tells_what_an_answer_took() {
     assert!(one_by_one.starts_with("3 answers in ") && one_by_one.contains("16.0 evaluations"), "{one_by_one}");
 }
 
+/// What a reader is shown of an answer: the tokens before its first end token.
+fn shown<'a>(output: &'a Output, prompt: &[u32], ends: &[u32]) -> &'a [u32] {
+    let answer = &output.ids[prompt.len()..];
+    &answer[..answer.iter().position(|id| ends.contains(id)).unwrap_or(answer.len())]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Any token may be an end token here, so answers end in any block, or in none.
+    #[test]
+    fn an_end_token_saves_work_and_changes_nothing_that_is_shown(
+        prompts in prop::collection::vec(prop::collection::vec(0u32..150, 1..14), 1..5),
+        blocks in 1usize..5,
+        block_length in 1usize..6,
+        cache in prop::sample::select(CACHES.to_vec()),
+        threshold in prop::sample::select(vec![None, Some(0.1), Some(0.25), Some(2.0)]),
+        (cfg_scale, temperature, defer_eos) in (prop::sample::select(vec![0.0, 0.8]), 0.0f64..1.0, any::<bool>()),
+        (family, end) in (0usize..4, 1u32..40),
+    ) {
+        let model = &models()[family];
+        let ends: Vec<u32> = (0..150).step_by(end as usize).collect();
+        let whole = Sampling {
+            cache, confidence_threshold: threshold, cfg_scale, temperature, defer_eos,
+            eos_token_ids: ends.clone(), whole_canvas: true, ..block_loop(blocks * block_length, block_length, blocks * block_length)
+        };
+        let wholes = run(model, &prompts, &whole);
+        let outputs = run(model, &prompts, &Sampling { whole_canvas: false, ..whole });
+        for ((prompt, output), whole) in prompts.iter().zip(&outputs).zip(&wholes) {
+            prop_assert_eq!(shown(output, prompt, &ends), shown(whole, prompt, &ends));
+            prop_assert_eq!(output.ids.len(), whole.ids.len());
+            prop_assert!(!output.ids.contains(&model.config.mask_token_id), "the rest is filled");
+            let answer = &output.ids[prompt.len()..];
+            let last = answer.iter().position(|id| ends.contains(id)).map_or(blocks, |at| at / block_length + 1);
+            let behind = &answer[last * block_length..];
+            prop_assert!(behind.iter().all(|id| *id == ends[0]));
+            match last < blocks {
+                true => prop_assert!(output.work.forwards < whole.work.forwards && output.work.rows < whole.work.rows),
+                false => prop_assert_eq!(output, whole),
+            }
+        }
+    }
     #[test]
     fn a_batch_gives_what_single_prompts_give(
         prompts in prop::collection::vec(prop::collection::vec(0u32..150, 0..14), 1..5),

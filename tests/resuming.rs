@@ -89,6 +89,9 @@ fn a_finished_run_has_nothing_to_resume_and_is_left_alone() {
     let other = weft(&folder, &["train", "recipe.toml", "--resume", "--set", "train.epochs=2"]);
     assert_eq!(other.status.code(), Some(2));
     assert!(stderr(&other).contains("train.epochs was 1 and is 2"), "{}", stderr(&other));
+    let fix = "leave out --resume and add --set model.adapter=run/adapter --set train.output=FOLDER\n";
+    assert!(stderr(&other).ends_with(fix), "{}", stderr(&other));
+    train(&folder, &["--set", "model.adapter=run/adapter", "--set", "train.output=FOLDER"]);
     assert!(stdout(&other).is_empty(), "{}", stdout(&other));
 }
 
@@ -158,4 +161,53 @@ fn an_adapter_on_another_base_is_warned_of() {
     let warned =
         "warning: run/adapter was trained on tiny-base but is applied to merged; it is meaningless on another base\n";
     assert_eq!(ask("merged"), warned);
+}
+
+#[test]
+fn the_best_weights_are_saved_and_patience_ends_a_run() {
+    let folder = run_folder("best");
+    // So high a rate that the loss falls at first and rises then.
+    let settings =
+        ["train.epochs=12", "train.eval_every=2", "train.lr=0.02", "train.keep_best=true", "train.patience=3"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let told = stdout(&train(&folder, &settings));
+    let whole = results(&folder);
+    let read = |file: &str| fs::read(folder.join("run").join(file)).expect(file);
+    let adapters = || ["adapter", "best-adapter"].map(|of| read(&format!("{of}/adapter_model.safetensors")));
+    let [last, best] = adapters();
+    assert!(last != best && folder.join("run/best-adapter/README.md").exists());
+    let steps = whole["steps"].as_u64().expect("a number");
+    let (at, lowest) = (whole["best"]["step"].as_u64().expect("a number"), whole["best"]["held_out_loss"].as_f64());
+    assert_eq!(steps, at + 6, "three evaluations after the best one: {whole}");
+    assert!(steps < 48 && told.contains("the run ended early"), "{told}");
+    assert!(told.contains(&format!(" at step {at}, saved in run/best-adapter\n")), "{told}");
+    let log = String::from_utf8(read("metrics.jsonl")).expect("UTF-8");
+    let losses = log.lines().filter_map(|line| {
+        let line: Value = serde_json::from_str(line).expect("it is JSON");
+        Some((line["step"].as_u64()?, line["held_out_nll_bound"].as_f64()?))
+    });
+    let least = losses.filter(|(step, _)| *step > 0).min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are some");
+    assert_eq!((at, lowest), (least.0, Some(least.1)));
+    // The best adapter has that loss: a run that starts from it measures it first.
+    let from_best = ["model.adapter=run/best-adapter", "train.output=next", "train.max_steps=1"];
+    let from_best: Vec<&str> = from_best.iter().flat_map(|setting| ["--set", setting]).collect();
+    train(&folder, &from_best);
+    let next = fs::read_to_string(folder.join("next/results.json")).expect("the results are there");
+    let next: Value = serde_json::from_str(&next).expect("they are JSON");
+    assert_eq!(next["held_out_loss"]["before"].as_f64(), lowest);
+    // A finished run is finished, and one that crashed in between ends at the same bits.
+    let resume = [&["--resume"], &settings[..]].concat();
+    let told = stdout(&train(&folder, &resume));
+    assert_eq!(told, format!("the run in run is finished ({steps} steps); there is nothing to resume\n"));
+    for left in [&format!("checkpoints/step-{steps:08}"), "adapter", "best-adapter"] {
+        fs::remove_dir_all(folder.join("run").join(left)).expect("it was there");
+    }
+    fs::remove_file(folder.join("run/results.json")).expect("it was there");
+    train(&folder, &resume);
+    assert!(adapters() == [last, best]);
+    assert_eq!(results(&folder)["best"], whole["best"]);
+    // As a crash behind the last checkpoint leaves it.
+    fs::remove_file(folder.join("run/results.json")).expect("it was there");
+    train(&folder, &resume);
+    assert_eq!(results(&folder)["steps"], steps);
 }

@@ -10,7 +10,9 @@ use safetensors::SafeTensors;
 use weft::model::block::Transformer;
 use weft::model::checkpoint;
 use weft::parity::check_sampling;
-use weft::sampler::generate::{Prompt, Sampling, generate};
+use weft::sampler::cache::Caching;
+use weft::sampler::generate::{Output, Prompt, Sampling, generate};
+use weft::sampler::infill::infill;
 use weft::sampler::remasking::{Remasking, transfer_shares};
 
 const FAMILIES: [&str; 5] = ["llada", "dream", "a2d-qwen3", "a2d-qwen2", "illada"];
@@ -199,6 +201,43 @@ fn alg_temp_chooses_in_proportion_to_confidence() {
     assert_eq!(outputs(1e-9), greedy, "a temperature near 0 keeps the most confident");
     let drawn = outputs(1e9);
     assert!(drawn.iter().any(|output| *output != greedy[0]), "another order gives another answer");
+}
+
+#[test]
+fn infilling_fills_the_masks_and_nothing_else() {
+    for model in FAMILIES.map(model) {
+        let mask = model.config.mask_token_id;
+        let text = [3, mask, 7, 9, mask, mask, 4, 5, mask, 11, 12];
+        let fill = |settings: &Sampling| infill(&model, Prompt { ids: &text, example: 0 }, settings, None);
+        let masks: Vec<usize> = (0..text.len()).filter(|i| text[*i] == mask).collect();
+        let plain = Sampling { gen_length: 1, block_length: 4, diffusion_steps: 4, ..settings(mask)[0].clone() };
+        let cached = |cache| Sampling { cache, ..plain.clone() };
+        let threshold = Sampling { confidence_threshold: Some(0.1), ..plain.clone() };
+        let few = Sampling { diffusion_steps: 1, ..plain.clone() };
+        let dreams = Sampling { remasking: Some(Remasking::Entropy), ..settings(mask)[5].clone() };
+        let all = [plain.clone(), cached(Caching::Prefix), cached(Caching::Dual), threshold, few, dreams];
+        for settings in all {
+            let Output { ids, work } = fill(&settings).expect("the settings are sound");
+            assert_eq!(ids.len(), text.len());
+            for (i, id) in ids.iter().enumerate() {
+                assert!(if masks.contains(&i) { *id != mask } else { *id == text[i] }, "{settings:?}: {ids:?}");
+            }
+            assert!(work.forwards >= 1 && work.forwards <= 6, "{settings:?} took {work:?}");
+        }
+        // At one position, infilling and answering are the same where nothing stands behind.
+        let end = [&text[..4], &[mask]].concat();
+        let end = [&[3, 8][..], &end[2..]].concat();
+        let one_step = Sampling { block_length: 1, diffusion_steps: 1, ..plain.clone() };
+        let filled = infill(&model, Prompt { ids: &end, example: 0 }, &one_step, None).expect("the settings are sound");
+        assert_eq!(
+            filled.ids,
+            one(&model, &end[..end.len() - 1], &Sampling { gen_length: 1, ..one_step }).expect("so are these")
+        );
+        let message = infill(&model, Prompt { ids: &[1, 2], example: 0 }, &plain, None).expect_err("nothing to fill");
+        assert_eq!(message, "the text holds no mask token to fill");
+        let guided = Sampling { cfg_scale: 0.5, ..plain };
+        assert!(fill(&guided).is_err_and(|m| m.contains("cfg_scale 0.5 needs a prompt")));
+    }
 }
 
 #[test]

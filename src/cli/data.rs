@@ -14,6 +14,7 @@ use weft::data::{self, Example, Mixed, Part};
 use weft::error::Result;
 use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
 use weft::model::config::ModelConfig;
+use weft::model::positions;
 use weft::recipe::Recipe;
 
 use super::progress::doing;
@@ -61,6 +62,12 @@ pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) 
     rows
 }
 
+/// Tokens of the longest row.
+pub(super) fn longest(rows: [Option<&Mixed>; 2]) -> usize {
+    let examples = rows.into_iter().flatten().flat_map(|mixed| &mixed.dataset.examples);
+    examples.map(|e| e.prompt_ids.len() + e.answer_ids.len()).max().unwrap_or(0)
+}
+
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
@@ -74,6 +81,8 @@ impl Data {
             check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
             Ok((train, held_out))
         })?;
+        let rows = [Some(&train), held_out.as_ref()];
+        positions::warning_of_rows(&config, longest(rows)).iter().for_each(|warning| eprintln!("warning: {warning}"));
         if let Some(puzzle) = recipe.data.generate {
             let parts = train.parts.iter_mut().chain(held_out.iter_mut().flat_map(|held_out| &mut held_out.parts));
             parts.for_each(|part| part.name = format!("generated {}", puzzle.name()));

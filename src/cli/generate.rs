@@ -1,38 +1,51 @@
-//! `weft generate`: answers a prompt.
+//! `weft generate`: answers a prompt, chat turns or the rows of a file, or fills masks in place. What is asked is read by
+//! `asking`.
 
-use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 
 use clap::Args;
 use weft::base::Base;
-use weft::data::Message;
 use weft::error::{Error, Result};
+use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
+use weft::model::positions;
 use weft::sampler::cache::Caching;
-use weft::sampler::generate::{Prompt, Sampling, generate_told};
+use weft::sampler::generate::{Output, Prompt, Sampling, generate_told};
+use weft::sampler::infill::infill;
 use weft::sampler::remasking::{Loop, Remasking};
 
+use super::asking::{AskingArgs, refuse_masks};
 use super::progress::{bar, count_unmasked};
 use super::trace::Trace;
 
-/// Answer a prompt
+/// Answer a prompt, a chat, or the rows of a file
 ///
 /// The prompt is rendered with the checkpoint's chat template and answered by its family's sampler, or by the sampler
-/// that --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's.
+/// that --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's. With --infill the mask tokens
+/// in the text are filled in place.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --diffusion-steps 32 --trace"
+    after_help = "Examples:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --diffusion-steps 32 --trace\n  weft generate --model tiny-base --messages chat.json --system 'Answer briefly.'\n  weft generate --model tiny-base --data questions.jsonl --out answers.jsonl\n  weft generate --model tiny-base --raw --infill --prompt 'The <|mdm_mask|> of France is Paris'"
 )]
 pub struct Generate {
     #[command(flatten)]
     model: super::ModelArgs,
-    /// The user's turn; default: standard input
-    #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// Pass the prompt as it is, without the chat template
+    #[command(flatten)]
+    asking: AskingArgs,
+    /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, parquet)
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"])]
+    data: Option<PathBuf>,
+    /// Write the rows of --data with their answers (the key generation) to this file (JSONL). Rows that are already in it
+    /// are not asked again
+    #[arg(long, value_name = "FILE", requires = "data")]
+    out: Option<PathBuf>,
+    /// Fill the mask tokens of the prompt, or of the last turn, in place instead of answering; print the filled text
+    #[arg(long, conflicts_with_all = ["gen_length", "cfg_scale"])]
+    infill: bool,
+    /// Print special tokens too, such as markers that the model was trained on; the end token is not printed
     #[arg(long)]
-    raw: bool,
+    keep_special_tokens: bool,
     /// Show the denoising step by step on standard error
     #[arg(long)]
     trace: bool,
@@ -81,6 +94,10 @@ pub struct SamplingArgs {
     /// entropy (Dream's); default: low_confidence or entropy, by the model's family
     #[arg(long, value_name = "HOW", value_parser = Remasking::parse)]
     remasking: Option<Remasking>,
+    /// LLaDA's sampler: denoise the blocks behind an end token too, as LLaDA's and d1's own code does; by default an
+    /// answer ends with the first finished block that holds one
+    #[arg(long)]
+    whole_canvas: bool,
     /// Never predict an end token
     #[arg(long)]
     forbid_eos: bool,
@@ -105,6 +122,14 @@ impl SamplingArgs {
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
+    /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
+    fn filling(&self, base: &Base, masks: usize) -> Sampling {
+        let sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
+        tell_idle(&sampling);
+        let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
+        Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
+    }
+
     fn over(&self, base: Sampling) -> Sampling {
         let confidence_threshold = self.confidence_threshold.or(base.confidence_threshold);
         let half = self.gen_length.filter(|_| confidence_threshold.is_none()).map(|tokens| (tokens / 2).max(1));
@@ -122,6 +147,7 @@ impl SamplingArgs {
             remasking: self.remasking.or(base.remasking),
             eos_token_ids: base.eos_token_ids,
             predicts_mask: base.predicts_mask,
+            whole_canvas: self.whole_canvas || base.whole_canvas,
             forbid_eos: self.forbid_eos || base.forbid_eos,
             defer_eos: self.defer_eos || base.defer_eos,
             seed: self.seed.unwrap_or(base.seed),
@@ -138,28 +164,79 @@ pub fn tell_idle(sampling: &Sampling) {
 impl Generate {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let base = self.model.open()?;
-        let sampling = self.sampling.sampling(&base)?;
-        let content = match self.prompt {
-            Some(prompt) => prompt,
-            None => {
-                let mut text = String::new();
-                let path = PathBuf::from("standard input");
-                std::io::stdin().read_to_string(&mut text).map_err(|source| Error::Read { path, source })?;
-                text
-            }
-        };
-        if content.trim().is_empty() {
-            return Err(Error::Usage(
-                "the prompt is empty; give --prompt 'TEXT', or the text on standard input".to_owned(),
-            ));
+        match (&self.data, &self.out) {
+            (Some(data), Some(out)) => self.answer_rows(&base, (data, out), quiet)?,
+            _ if self.infill => self.infill(&base, quiet)?,
+            _ => self.answer(&base, quiet)?,
         }
-        let ids = match self.raw {
-            true => base.text.encode(&content)?,
-            false => base.text.prompt_ids(&[Message { role: "user".to_owned(), content }])?,
-        };
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn answer(&self, base: &Base, quiet: bool) -> Result<()> {
+        let sampling = self.sampling.sampling(base)?;
+        let ids = self.asking.prompt_ids(base)?;
+        refuse_masks(base, &ids)?;
+        warn_of_positions(base, ids.len() + sampling.gen_length);
         let prompts = [Prompt { ids: &ids, example: 0 }];
+        let output = self.shown_while(base, (ids.len(), quiet), |steps| {
+            generate_told(&base.model, &prompts, &sampling, steps).map(|mut outputs| outputs.remove(0))
+        })?;
+        say!("{}", shown(base, &output.ids[ids.len()..], self.keep_special_tokens));
+        Ok(())
+    }
+
+    fn infill(&self, base: &Base, quiet: bool) -> Result<()> {
+        let [before, text, after] = self.asking.parts(base)?;
+        let masks = text.iter().filter(|id| **id == base.model.config.mask_token_id).count();
+        let mask = base.text.decode_canvas(&[base.model.config.mask_token_id]);
+        if masks == 0 {
+            return Err(Error::Usage(format!(
+                "--infill: the text holds no mask token to fill; write {mask} for each token that is missing"
+            )));
+        }
+        refuse_masks(base, &[&before[..], &after].concat())?;
+        let ids = [&before[..], &text, &after].concat();
+        warn_of_positions(base, ids.len());
+        let sampling = self.sampling.filling(base, masks);
+        let prompt = Prompt { ids: &ids, example: 0 };
+        let output =
+            self.shown_while(base, (before.len(), quiet), |steps| infill(&base.model, prompt, &sampling, steps))?;
+        let filled = &output.ids[before.len()..before.len() + text.len()];
+        match self.keep_special_tokens {
+            true => say!("{}", base.text.decode_canvas(filled)),
+            false => {
+                // An end token within the text doesn't end it.
+                let ends = base.text.end_token_ids();
+                let inner: Vec<u32> = filled.iter().copied().filter(|id| !ends.contains(id)).collect();
+                say!("{}", base.text.decode_answer(&inner));
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_rows(&self, base: &Base, (data, out): (&Path, &Path), quiet: bool) -> Result<()> {
+        let asking = Asking {
+            sampling: self.sampling.sampling(base)?,
+            system: self.asking.system.clone(),
+            raw: self.asking.raw,
+            keep_special_tokens: self.keep_special_tokens,
+        };
+        let Answered { before, now, longest } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
+        warn_of_positions(base, longest);
+        let earlier = if before > 0 { format!(" ({before} were there)") } else { String::new() };
+        say!("{} answers are in {}{earlier}", before + now, out.display());
+        Ok(())
+    }
+
+    /// Runs the sampler while its steps are shown: on request as a trace, else as a bar. The answer begins at `start`.
+    fn shown_while(
+        &self,
+        base: &Base,
+        (start, quiet): (usize, bool),
+        sample: impl FnOnce(Option<Sender<Vec<Vec<u32>>>>) -> std::result::Result<Output, String>,
+    ) -> Result<Output> {
         let (sender, steps) = channel();
-        let trace = Trace { text: &base.text, prompt_len: ids.len(), mask_token_id: base.model.config.mask_token_id };
+        let trace = Trace { text: &base.text, prompt_len: start, mask_token_id: base.model.config.mask_token_id };
         let output = std::thread::scope(|scope| {
             let bar = bar(quiet);
             let is_shown = self.trace || !bar.is_hidden();
@@ -167,10 +244,15 @@ impl Generate {
                 true => trace.show(&steps),
                 false => count_unmasked(&steps, (trace.prompt_len, trace.mask_token_id), &bar),
             });
-            generate_told(&base.model, &prompts, &sampling, is_shown.then_some(sender))
+            sample(is_shown.then_some(sender))
         });
-        let output = output.map_err(Error::Usage)?;
-        say!("{}", base.text.decode_answer(&output[0].ids[ids.len()..]));
-        Ok(ExitCode::SUCCESS)
+        output.map_err(Error::Usage)
     }
+}
+
+/// Warns of more tokens than the model was trained for.
+fn warn_of_positions(base: &Base, longest: usize) {
+    let fix = |_| "shorten the prompt or --gen-length".to_owned();
+    let warning = positions::warning(base.config(), longest, "the longest prompt with its answer", fix);
+    warning.into_iter().for_each(|warning| eprintln!("warning: {warning}"));
 }

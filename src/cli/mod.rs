@@ -13,7 +13,9 @@ macro_rules! say {
     }};
 }
 
+mod asking;
 mod bench;
+mod best;
 mod completions;
 mod convert;
 mod data;
@@ -22,6 +24,7 @@ mod generate;
 mod inspect;
 mod likelihood;
 mod merge;
+mod model_card;
 mod parity;
 mod plan;
 mod pretrain;

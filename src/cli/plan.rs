@@ -9,12 +9,13 @@ use weft::base::{Base, is_embedded};
 use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::experiment::{Experiment, set_template_kwargs};
+use weft::model::positions;
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
 use weft_kernels::precision::Precision;
 
-use super::data::read_aside;
+use super::data::{longest, read_aside};
 use super::train::read_recipe;
 
 /// Predict a run's peak memory and step time before anything is loaded
@@ -59,6 +60,8 @@ impl Plan {
         let (mut text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
         set_template_kwargs(&recipe, &mut text)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
+        let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
+        positions::warning_of_rows(&config, rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
         let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
@@ -84,6 +87,9 @@ impl Plan {
             }
             false => {
                 say!("model: {}", config.told(is_tied));
+                if let (Some(folder), Some(told)) = (&experiment.recipe.model.adapter, &plan.adapter) {
+                    say!("adapter: starts from {}: {told}", folder.display());
+                }
                 print(&plan, (&experiment.recipe, is_narrow), time, sending);
             }
         }

@@ -26,6 +26,8 @@ pub struct Results<'a> {
     pub files: [(&'static str, String); 2],
     /// The command that asks the trained model.
     pub question: String,
+    /// The folder of the adapter or checkpoint of the lowest held-out loss, if it is saved.
+    pub best: Option<String>,
 }
 
 impl Results<'_> {
@@ -42,6 +44,12 @@ impl Results<'_> {
         }
         if let Some([before, after]) = self.summary.held_out {
             say!("held-out loss {before:.4} -> {after:.4} nats per answer token");
+        }
+        if self.summary.ended_early {
+            say!("the run ended early: the held-out loss fell no further (train.patience)");
+        }
+        if let (Some(best), Some(path)) = (self.summary.best, &self.best) {
+            say!("lowest held-out loss {:.4} at step {}, saved in {path}", best.held_out_loss, best.step);
         }
         if let Some((task, problems, scores)) = &self.scores {
             say!("{} on the same {problems} held-out problems:", task.name());
@@ -73,6 +81,9 @@ impl Results<'_> {
         for (name, accuracy) in self.scores.iter().flat_map(|(.., scores)| scores) {
             let task = self.scores.as_ref().map_or("", |(task, ..)| task.name());
             rows.push((format!("{task}, {name}"), in_percent(accuracy)));
+        }
+        if let (Some(best), Some(_)) = (self.summary.best, &self.best) {
+            rows.push(row("lowest held-out loss", format!("{:.3} at step {}", best.held_out_loss, best.step)));
         }
         rows.extend(self.skipped().map(|skipped| row("skipped", skipped)));
         rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
@@ -113,6 +124,10 @@ impl Results<'_> {
             "planned_memory_bytes": planned,
         });
         let fields = object.as_object_mut().expect("it is an object");
+        if let (Some(best), Some(path)) = (self.summary.best, &self.best) {
+            let best = json!({ "step": best.step, "held_out_loss": best.held_out_loss, "path": path });
+            fields.insert("best".to_owned(), best);
+        }
         fields.extend(self.files.iter().map(|(name, path)| ((*name).to_owned(), json!(path))));
         object
     }

@@ -14,7 +14,8 @@ use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
-use weft::model::settings::Trainable;
+use weft::model::positions;
+use weft::model::settings::{Trainable, shell_word};
 use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
@@ -27,11 +28,14 @@ use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
-use super::data::why_passed_over;
+use super::best;
+use super::data::{longest, why_passed_over};
 use super::generate::tell_idle;
+use super::model_card;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::results::Results;
+use super::warn_of_base;
 
 /// The file in the run's folder with the results of a finished run: the object that `--json` prints.
 const RESULTS: &str = "results.json";
@@ -105,7 +109,8 @@ impl Train {
         let recipe = &experiment.recipe;
         let matmul = if recipe.model.trainable == Trainable::Full { "checkpoint" } else { "adapter" };
         if self.resume && self.is_finished(&experiment, (matmul, plan.steps), quiet)? {
-            return if is_first { self.tell_finished(&output, plan.steps) } else { Ok(ExitCode::SUCCESS) };
+            let steps = finished_steps(&output).unwrap_or(plan.steps);
+            return if is_first { self.tell_finished(&output, steps) } else { Ok(ExitCode::SUCCESS) };
         }
         if is_first {
             begin(&experiment, &base, &plan, quiet);
@@ -128,8 +133,8 @@ impl Train {
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);
-        match adapter {
-            Some(config) if is_first => lora::save(&folder, &base.model, &config, &base.name)?,
+        match &adapter {
+            Some(config) if is_first => lora::save(&folder, &base.model, config, &base.name)?,
             Some(_) => {}
             None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
         }
@@ -141,6 +146,7 @@ impl Train {
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
+        let best = best::save(&experiment, &mut base, (adapter.as_ref(), matmul), summary.best)?;
         let named = |(before, after)| [("base", before), (matmul, after)];
         let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
         let results = Results {
@@ -151,7 +157,11 @@ impl Train {
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
             question: question(&experiment, &folder),
+            best: best.as_ref().map(|folder| folder.display().to_string()),
         };
+        for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
+            model_card::write(folder, &experiment, &base.name, &results)?;
+        }
         self.finish(&output, &results, &samples)
     }
 
@@ -219,6 +229,8 @@ impl Train {
             eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
         }
         let is_whole = [matmul, RESULTS].iter().all(|name| output.join(name).exists());
+        // A run that ended early has fewer steps than were planned.
+        let steps = finished_steps(output).unwrap_or(steps);
         Ok(ranks.any(step == Some(steps) && is_whole))
     }
 
@@ -230,6 +242,12 @@ impl Train {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The steps of a finished run; `None` if it isn't finished.
+fn finished_steps(output: &Path) -> Option<u64> {
+    let results: serde_json::Value = serde_json::from_str(&read_text(&output.join(RESULTS)).ok()?).ok()?;
+    results["steps"].as_u64()
 }
 
 /// Reads a recipe, or the quick start's where none is given, and warns of settings without effect if it `tells`.
@@ -253,10 +271,18 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
         );
     }
     tell_idle(&recipe.sampler.for_logits(base.model.config.logits_shifted));
+    let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
+    positions::warning_of_rows(base.config(), rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if let Some(adapter) = &recipe.model.adapter {
+        warn_of_base(adapter, &base.name);
+    }
     if quiet {
         return;
     }
     describe(experiment, base);
+    if let (Some(folder), Some(told)) = (&recipe.model.adapter, &plan.adapter) {
+        say!("adapter    starts from {}: {told}", folder.display());
+    }
     say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
     if recipe.train.checkpoint_every == 0 {
         say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way");
@@ -327,16 +353,10 @@ fn question(experiment: &Experiment, matmul: &Path) -> String {
     let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
     let block = Sampling::default().block_length;
     let gen_length = if longest > block { longest.next_multiple_of(block) } else { longest };
-    // Quoted for the shell.
-    let quoted = |path: &Path| {
-        let text = path.display().to_string();
-        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
-        if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-    };
     let model = match recipe.model.trainable {
-        Trainable::Lora => format!("--model {} --adapter {}", quoted(&recipe.model.path), quoted(matmul)),
+        Trainable::Lora => format!("--model {} --adapter {}", shell_word(&recipe.model.path), shell_word(matmul)),
         // The saved config.json has what the recipe says of the base.
-        Trainable::Full => format!("--model {}", quoted(matmul)),
+        Trainable::Full => format!("--model {}", shell_word(matmul)),
     };
     let facts = super::FactArgs::of(&recipe.model).as_options();
     let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}") } else { model };

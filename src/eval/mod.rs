@@ -2,7 +2,9 @@
 //! itself is in `sampler`.
 
 pub mod answer;
+pub mod answer_rows;
 pub mod arithmetic;
+pub mod asked;
 pub mod countdown;
 pub mod generations;
 pub mod gsm8k;

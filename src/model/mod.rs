@@ -17,5 +17,6 @@ pub mod lora;
 mod meta;
 pub mod new_config;
 mod non_finite;
+pub mod positions;
 pub mod settings;
 pub mod weights;

@@ -1,6 +1,6 @@
 //! `[model]` of a recipe: which base, in which precision, and what of it is trained.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use weft_kernels::precision::Precision;
@@ -34,6 +34,9 @@ pub struct ModelTable {
     pub lora_targets: Vec<String>,
     /// Whether the scale is `lora_alpha / sqrt(lora_rank)`.
     pub use_rslora: bool,
+    /// A PEFT adapter's folder, or one of the hub, whose training goes on. Its rank, scale and layers take the place of
+    /// `lora_rank`, `lora_alpha`, `use_rslora` and `lora_targets`. If absent, the adapter is a fresh one.
+    pub adapter: Option<PathBuf>,
 }
 
 /// What of the base is trained.
@@ -80,8 +83,16 @@ impl Default for ModelTable {
             lora_dropout: 0.0,
             lora_targets: ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec(),
             use_rslora: false,
+            adapter: None,
         }
     }
+}
+
+/// A path as a shell takes it.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
+    if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 impl ModelTable {
@@ -104,6 +115,19 @@ impl ModelTable {
         );
         let dropout = self.lora_dropout;
         refuse(!(0.0..1.0).contains(&dropout), format!("model.lora_dropout = {dropout} lies outside [0, 1)"));
+        if let Some(adapter) = &self.adapter {
+            let is_empty = adapter.as_os_str().is_empty();
+            refuse(is_empty, "model.adapter is empty; name an adapter's folder, or leave it out".to_owned());
+            let (model, adapter) = (shell_word(&self.path), shell_word(adapter));
+            refuse(
+                !is_lora && !is_empty,
+                format!(
+                    "model.adapter = {adapter} does not go with model.trainable = \"full\", which trains the weights of the \
+                     base; merge it first: weft merge --model {model} --adapter {adapter} --out merged, then set \
+                     model.path=merged and leave out model.adapter"
+                ),
+            );
+        }
         problems
     }
 }

@@ -19,7 +19,7 @@ use crate::data::Example;
 use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::eval::generations::{batch_sizes, prompt_ids};
-use crate::experiment::{Experiment, lora_config};
+use crate::experiment::{Experiment, adapter, lora_config};
 use crate::machine;
 use crate::model::block::Transformer;
 use crate::model::lora;
@@ -57,6 +57,9 @@ pub struct Plan {
     pub steps: u64,
     /// What the ranks send each other; `None` for one rank.
     pub communication: Option<Communication>,
+    /// Rank, scale and layers of the adapter that the run starts from; `None` if it is a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
 }
 
 impl Plan {
@@ -110,6 +113,8 @@ pub struct Planner<'a> {
     gpu: Option<Option<usize>>,
     /// Bytes for matmul results saved for backward, if the recipe doesn't set them.
     granted: Cell<usize>,
+    /// What is told of the adapter that the run starts from; it is attached to the base.
+    adapter: Option<String>,
 }
 
 impl<'a> Planner<'a> {
@@ -117,9 +122,17 @@ impl<'a> Planner<'a> {
     /// weights are. What this process has resident by now, a run has resident too before it reads a weight.
     ///
     /// # Errors
-    /// A chat template that fails on a problem of the recipe's task.
-    pub fn new(experiment: &'a Experiment, (base, text): (Transformer, &TextModel), stored: Stored) -> Result<Self> {
+    /// A chat template that fails on a problem of the recipe's task; the errors of [`adapter::load`].
+    pub fn new(
+        experiment: &'a Experiment,
+        (mut base, text): (Transformer, &TextModel),
+        stored: Stored,
+    ) -> Result<Self> {
         let program_bytes = machine::resident_bytes() as usize;
+        let told = adapter::load(&experiment.recipe.model, &mut base)?.as_ref().map(adapter::told);
+        if told.is_some() {
+            base = base.to_meta();
+        }
         let prompts = prompt_ids(text, &experiment.problems)?.iter().map(Vec::len).collect();
         let mut is_read = vec![false; base.params[base.embedding].weight.rows()];
         for example in experiment.train.dataset.examples.iter().chain(experiment.held_out_examples()) {
@@ -138,6 +151,7 @@ impl<'a> Planner<'a> {
             ranks: experiment.ranks.size(),
             gpu: None,
             granted: Cell::new(ACTIVATION_BYTES),
+            adapter: told,
         })
     }
 
@@ -186,6 +200,7 @@ impl<'a> Planner<'a> {
             largest_micro_batch,
             steps,
             communication,
+            adapter: self.adapter.clone(),
         })
     }
 
@@ -265,6 +280,8 @@ impl<'a> Planner<'a> {
         let mut model = self.base.to_meta();
         match recipe.model.trainable {
             Trainable::Full => model.train_whole_meta(),
+            // It has been attached to the base.
+            Trainable::Lora if recipe.model.adapter.is_some() => {}
             Trainable::Lora => lora::attach_meta(&mut model, &lora_config(&recipe.model))
                 .map_err(|e| Error::Usage(format!("the adapter of [model]: {e}")))?,
         }

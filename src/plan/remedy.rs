@@ -72,7 +72,7 @@ impl Knob {
             Self::Lora if recipe.model.trainable == Trainable::Full => {
                 vec![change(&|r| r.model.trainable = Trainable::Lora, vec!["model.trainable=lora".to_owned()])]
             }
-            Self::LoraRank if recipe.model.trainable == Trainable::Lora => {
+            Self::LoraRank if recipe.model.trainable == Trainable::Lora && recipe.model.adapter.is_none() => {
                 // The adapter's scale alpha / rank stays the same; RSLoRA's alpha / sqrt(rank) shrinks with the rank,
                 // as it is meant to.
                 let ranks =

@@ -43,13 +43,17 @@ pub struct Sampling {
     pub cfg_scale: f64,
     /// Which predictions are kept, and in which family's loop; by default the one that the model's authors recommend.
     pub remasking: Option<Remasking>,
-    /// The end tokens to which `forbid_eos` and `defer_eos` apply; they come from the model, not from a recipe.
+    /// The end tokens that end an answer and to which `forbid_eos` and `defer_eos` apply; they come from the model, not
+    /// from a recipe.
     #[serde(skip)]
     pub eos_token_ids: Vec<u32>,
     /// LLaDA's loop: let the mask token be predicted like any other token, as LLaDA's own code does. A token where it is
     /// predicted stays masked, perhaps to the end, so only a comparison with that code sets this.
     #[serde(skip)]
     pub predicts_mask: bool,
+    /// LLaDA's loop: denoise the blocks behind an end token too, as the public code of LLaDA and d1 does. Otherwise an
+    /// answer ends with the first finished block that holds an end token, and the first of `eos_token_ids` fills the rest.
+    pub whole_canvas: bool,
     /// Never predict an end token (LLaDA's `logits_eos_inf`).
     pub forbid_eos: bool,
     /// Keep a predicted end token last (LLaDA's `confidence_eos_eot_inf`).
@@ -74,6 +78,7 @@ impl Default for Sampling {
             remasking: None,
             eos_token_ids: vec![],
             predicts_mask: false,
+            whole_canvas: false,
             forbid_eos: false,
             defer_eos: false,
             seed: 1,
@@ -171,6 +176,7 @@ impl Sampling {
             ("top_k", !dreams && self.top_k != default.top_k),
             ("alg_temp", (!dreams || is_origin) && self.alg_temp != default.alg_temp),
             ("defer_eos", is_origin && self.defer_eos),
+            ("whole_canvas", dreams && self.whole_canvas),
         ];
         let idle = settings.iter().filter(|(_, is_idle)| *is_idle);
         let mut warnings: Vec<String> =
@@ -203,7 +209,7 @@ pub struct Output {
 /// Appends an answer of `gen_length` tokens to each prompt. The prompts are packed into one forward and don't see each
 /// other: each gets the answer that it would get alone. LLaDA's loop leaves no mask; Dream's loop, like Dream's own
 /// code, treats the mask token as a prediction like any other, and leaves one where it is still predicted at the last
-/// step.
+/// step. In LLaDA's loop nothing is computed behind a finished block that holds an end token.
 ///
 /// # Errors
 /// Lengths and scales that make no sense, as reported by [`Sampling::check`].
@@ -242,18 +248,20 @@ pub(super) struct Canvases<'a> {
     pub(super) mask_token_id: u32,
     pub(super) prompts: &'a [Prompt<'a>],
     pub(super) sequences: Vec<Vec<u32>>,
+    /// Where each sequence's answer starts.
+    pub(super) starts: Vec<usize>,
     /// One network for the canvases, and under guidance one for the canvases without their prompts.
-    networks: [Network<'a>; 2],
-    /// The part of the answer that is being denoised.
-    block: Range<usize>,
+    pub(super) networks: [Network<'a>; 2],
+    /// The part of the answer that is being denoised, relative to its start.
+    pub(super) block: Range<usize>,
     /// Whether the masks that earlier blocks left are denoised too.
     denoises_earlier: bool,
     /// The channel that receives the canvases after every step.
-    steps: Option<Sender<Vec<Vec<u32>>>>,
+    pub(super) steps: Option<Sender<Vec<Vec<u32>>>>,
 }
 
 impl<'a> Canvases<'a> {
-    fn new(model: &'a Transformer, prompts: &'a [Prompt<'a>], sampling: &Sampling) -> Self {
+    pub(super) fn new(model: &'a Transformer, prompts: &'a [Prompt<'a>], sampling: &Sampling) -> Self {
         let mask_token_id = model.config.mask_token_id;
         let canvas = |p: &Prompt| {
             let mut ids = p.ids.to_vec();
@@ -266,6 +274,7 @@ impl<'a> Canvases<'a> {
             mask_token_id,
             prompts,
             sequences,
+            starts: prompts.iter().map(|prompt| prompt.ids.len()).collect(),
             networks,
             block: 0..sampling.gen_length,
             denoises_earlier: sampling.predicts_mask,
@@ -289,7 +298,19 @@ impl<'a> Canvases<'a> {
 
     /// The block's positions in each sequence.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        self.prompts.iter().map(|prompt| prompt.ids.len() + self.block.start..prompt.ids.len() + self.block.end)
+        self.starts.iter().map(|start| start + self.block.start..start + self.block.end)
+    }
+
+    /// Ends the answers whose block is finished and holds an end token: the first end token fills what follows the block.
+    pub(super) fn end_answers(&mut self, ends: &[u32]) {
+        let [end, ..] = *ends else { return };
+        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        for (ids, block) in self.sequences.iter_mut().zip(blocks) {
+            let (own, rest) = ids[block.start..].split_at_mut(block.len());
+            if own.iter().any(|id| ends.contains(id)) && !own.contains(&self.mask_token_id) {
+                rest.fill(end);
+            }
+        }
     }
 
     /// The positions to denoise in each sequence: those of the block that are masked, and perhaps of earlier blocks.

@@ -3,5 +3,6 @@
 pub mod cache;
 mod dream;
 pub mod generate;
+pub mod infill;
 mod llada;
 pub mod remasking;

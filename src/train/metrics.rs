@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::best::Record;
 use super::step::StepReport;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
@@ -32,6 +33,8 @@ pub struct Earlier {
     pub train_secs: f64,
     /// The first and the last held-out loss of the earlier parts.
     pub held_out: Option<[f64; 2]>,
+    /// The best held-out loss of the earlier parts.
+    pub record: Record,
 }
 
 /// The name of the log in a run's folder.
@@ -171,7 +174,14 @@ impl Earlier {
         let numbers = |key: &str| -> Vec<f64> { lines.iter().filter_map(|line| line[key].as_f64()).collect() };
         let losses = numbers("held_out_nll_bound");
         let held_out = losses.first().zip(losses.last()).map(|(first, last)| [*first, *last]);
-        Self { train_secs: numbers("step_seconds").iter().sum(), held_out }
+        let mut record = Record::default();
+        for line in lines {
+            if let Some((step, loss)) = line["step"].as_u64().zip(line.get("held_out_nll_bound")) {
+                // JSON has no NaN, which is written as null.
+                record.add(step, loss.as_f64().unwrap_or(f64::NAN));
+            }
+        }
+        Self { train_secs: numbers("step_seconds").iter().sum(), held_out, record }
     }
 }
 

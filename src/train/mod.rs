@@ -2,6 +2,7 @@
 //! losses, runs backward micro-batch by micro-batch, and updates. Which tokens are masked depends on seed, epoch and
 //! example alone. The formulas are in `noising` and `objective`; folders, files and progress are `run`'s.
 
+pub mod best;
 pub mod checkpoint;
 mod diagnosis;
 pub mod entropy_reuse;

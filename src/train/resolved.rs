@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
+use crate::model::settings::shell_word;
 
 /// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
 const ROWS: &str = "rows";
@@ -63,7 +64,9 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
     let differing = resolved.differing(was, &[FREE.as_slice(), &CHANGEABLE].concat());
     if !differing.is_empty() {
         let list = differing.join("; ");
-        let reason = format!("the run to resume was started with another recipe: {list}; undo that or start over");
+        let further = further(&differing, &resolved.recipe);
+        let reason =
+            format!("the run to resume was started with another recipe: {list}; undo that or start over{further}");
         return Err(Error::Config { path, reason });
     }
     if let Some(name) = changed_rows(was, &resolved.recipe) {
@@ -72,6 +75,23 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
         return Err(Error::Config { path, reason });
     }
     Ok(())
+}
+
+/// What to do for a longer run: the schedule of the learning rate depends on a run's length, so it can't be resumed, but
+/// its adapter can be trained further.
+fn further(differing: &[String], recipe: &Value) -> String {
+    let is_longer =
+        ["train.epochs ", "train.max_steps "].iter().any(|key| differing.iter().any(|d| d.starts_with(key)));
+    match (is_longer && recipe["model"]["trainable"] == "lora", recipe["train"]["output"].as_str()) {
+        (true, Some(output)) => {
+            let adapter = shell_word(&Path::new(output).join("adapter"));
+            format!(
+                "; to train its adapter further, leave out --resume and add --set model.adapter={adapter} --set \
+                 train.output=FOLDER"
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 /// The settings that determine the global batch, together with the number of ranks.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
 
+use super::best::{self, Best, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::nll_bound;
@@ -36,6 +37,10 @@ pub struct Summary {
     pub skipped: Skipped,
     /// Seconds of training without evaluations, including the earlier parts of a resumed run.
     pub train_secs: f64,
+    /// The lowest held-out loss after a step; `None` without held-out rows.
+    pub best: Option<Best>,
+    /// Whether the run ended before its last step because the held-out loss didn't fall any more.
+    pub ended_early: bool,
 }
 
 /// The resolved recipe in a run's folder; it is written as soon as the run begins.
@@ -120,6 +125,7 @@ pub struct Run<'a> {
     /// The log, which only the first rank has.
     metrics: Option<Metrics>,
     summary: Summary,
+    record: Record,
 }
 
 impl<'a> Run<'a> {
@@ -143,7 +149,7 @@ impl<'a> Run<'a> {
             tell(&format!("resuming at step {}", trainer.step));
         }
         let first_step = trainer.step;
-        let (metrics, Earlier { train_secs, held_out: earlier }) = match is_first {
+        let (metrics, Earlier { train_secs, held_out: earlier, record }) = match is_first {
             true => {
                 let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe.recipe });
                 let saved = serde_json::to_string_pretty(&saved).expect("a recipe is JSON");
@@ -153,9 +159,20 @@ impl<'a> Run<'a> {
             }
             false => (None, Earlier::default()),
         };
-        let (entropy_drift, skipped) = (None, Skipped::default());
-        let summary = Summary { first_step, last: None, held_out: earlier, entropy_drift, skipped, train_secs };
-        let mut run = Self { held_out, output, recipe, metrics, summary };
+        // The first rank alone has the log, and all have to end after the same step.
+        let record = trainer.ranks.bytes_of_first(&serde_json::to_vec(&record).expect("numbers are JSON"));
+        let record = serde_json::from_slice(&record).expect("the first wrote it");
+        let summary = Summary {
+            first_step,
+            last: None,
+            held_out: earlier,
+            entropy_drift: None,
+            skipped: Skipped::default(),
+            train_secs,
+            best: None,
+            ended_early: false,
+        };
+        let mut run = Self { held_out, output, recipe, metrics, summary, record };
         if first_step == 0 {
             run.evaluate(trainer)?;
         }
@@ -170,7 +187,8 @@ impl<'a> Run<'a> {
         let num_steps = trainer.num_steps();
         let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
         let is_due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) || step == num_steps;
-        while trainer.step < to.min(num_steps) {
+        let patience = trainer.settings().patience;
+        while trainer.step < to.min(num_steps) && !self.record.ends(patience) {
             let start = Instant::now();
             let report = trainer.step()?;
             let step_secs = start.elapsed().as_secs_f64();
@@ -183,7 +201,8 @@ impl<'a> Run<'a> {
             }
             // A signal reaches the ranks at different moments, but they must all stop after the same step.
             let stops = trainer.ranks.any(interrupt::is_asked()) && report.step < num_steps;
-            if stops || is_due(report.step, checkpoint_every) {
+            let ends = self.record.ends(patience);
+            if stops || ends || is_due(report.step, checkpoint_every) {
                 self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
                 checkpoint::save(self.output, trainer, &self.recipe)?;
             }
@@ -205,7 +224,9 @@ impl<'a> Run<'a> {
             metrics.finish();
             metrics.sync()?;
         }
-        Ok(Summary { entropy_drift: trainer.entropy_drift(), skipped: trainer.guard.skipped, ..self.summary })
+        let (entropy_drift, skipped) = (trainer.entropy_drift(), trainer.guard.skipped);
+        let ended_early = trainer.step < trainer.num_steps() && self.record.ends(trainer.settings().patience);
+        Ok(Summary { entropy_drift, skipped, best: self.record.best, ended_early, ..self.summary })
     }
 
     fn evaluate(&mut self, trainer: &Trainer) -> Result<()> {
@@ -215,6 +236,10 @@ impl<'a> Run<'a> {
         let loss = nll_bound(&*trainer.ranks, &trainer.model, self.held_out);
         if let Some(metrics) = &mut self.metrics {
             metrics.held_out(trainer.step, loss)?;
+        }
+        let is_best = self.record.add(trainer.step, loss);
+        if let Some(best) = self.record.best.filter(|_| is_best && trainer.settings().keep_best) {
+            best::save(self.output, trainer, best)?;
         }
         let first = self.summary.held_out.map_or(loss, |[first, _]| first);
         self.summary.held_out = Some([first, loss]);

@@ -54,6 +54,10 @@ pub struct TrainTable {
     pub eval_every: u64,
     /// Steps between checkpoints; 0 saves only the last one.
     pub checkpoint_every: u64,
+    /// Whether the weights of the lowest held-out loss are saved beside the last ones.
+    pub keep_best: bool,
+    /// The run ends after so many evaluations without a lower held-out loss; 0 never ends it early.
+    pub patience: u64,
 }
 
 impl Default for TrainTable {
@@ -78,6 +82,8 @@ impl Default for TrainTable {
             spike_factor: 0.0,
             eval_every: 0,
             checkpoint_every: 0,
+            keep_best: false,
+            patience: 0,
         }
     }
 }
