@@ -12,6 +12,7 @@ use super::guarded::guarded;
 use super::parquet_pages;
 use super::sources::Fields;
 use crate::error::{Error, Result};
+use crate::files::stand_in::cannot_open;
 
 /// Reads the rows of a file; nothing follows an error.
 ///
@@ -45,7 +46,7 @@ pub fn count(path: &Path) -> Result<usize> {
 
 fn open(path: &Path) -> Result<(File, SerializedFileReader<File>)> {
     let read = |source| Error::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
+    let file = File::open(path).map_err(|source| cannot_open(path, source))?;
     parquet_pages::check_footer(&file).map_err(|reason| format(path, reason))?;
     let of_reader = file.try_clone().map_err(read)?;
     let reader = guarded(|| SerializedFileReader::new(of_reader).map_err(|e| e.to_string()));
