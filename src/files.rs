@@ -4,6 +4,7 @@
 pub(crate) mod rows_file;
 pub(crate) mod stand_in;
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -20,11 +21,13 @@ pub fn is_named_as_rows(path: &Path) -> bool {
     rows_file::kind_of_name(path).is_some()
 }
 
-/// A path whose leading `~` is replaced by the user's folder, as a shell does; a path without one stays as it is.
-pub(crate) fn with_home(path: &str) -> Option<String> {
-    let rest = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
-    let home = std::env::var("HOME").ok().filter(|home| !home.is_empty())?;
-    Some(format!("{}{rest}", home.trim_end_matches('/')))
+/// A path whose leading `~` is replaced by the user's folder, as a shell does; any other path as it is.
+pub(crate) fn with_home(path: &Path) -> Cow<'_, Path> {
+    let home = || std::env::var_os("HOME").filter(|home| !home.is_empty());
+    match path.strip_prefix("~").ok().zip(home()) {
+        Some((rest, home)) => Cow::Owned(PathBuf::from(home).join(rest)),
+        None => Cow::Borrowed(path),
+    }
 }
 
 /// Reads a small text file.

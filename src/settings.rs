@@ -141,9 +141,7 @@ const PATHS: [&str; 5] = ["path", "train", "held_out", "output", "adapter"];
 fn expand_home(key: &str, value: &mut Value) {
     match value {
         Value::String(text) if PATHS.contains(&key) => {
-            if let Some(path) = with_home(text) {
-                *text = path;
-            }
+            *text = with_home(Path::new(text)).to_string_lossy().into_owned();
         }
         Value::Array(items) => items.iter_mut().for_each(|item| expand_home(key, item)),
         Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| expand_home(key, value)),

@@ -93,10 +93,11 @@ fn the_plan_tells_unknown_fields() {
     let folder = folder("plan");
     let base = LLADA.with_text("told", &LLADA.checkpoint("told-base", changes, &LLADA.tensors()));
     fs::write(folder.join("rows.jsonl"), "{\"prompt\": \"a b\", \"response\": \"c d\"}\n".repeat(8)).expect("written");
-    let set = [format!("model.path={}", base.display()), "data.train=rows.jsonl".to_owned()];
+    let recipe = format!("[model]\npath = {:?}\n[data]\ntrain = \"rows.jsonl\"\n", base.display().to_string());
+    fs::write(folder.join("recipe.toml"), recipe).expect("it is written");
     let output = Command::new(env!("CARGO_BIN_EXE_weft"))
         .current_dir(&folder)
-        .args(["plan", "--set", &set[0], "--set", &set[1], "--set", "data.held_out=rows.jsonl"])
+        .args(["plan", "recipe.toml"])
         .output()
         .expect("weft starts");
     let told = String::from_utf8_lossy(&output.stdout);

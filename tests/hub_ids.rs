@@ -61,7 +61,9 @@ fn what_cannot_be_had_is_one_sentence() {
     expect(
         "tiny/torch",
         "",
-        "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)",
+        "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION); the weights are \
+         pickled, which Weft doesn't read; load them in Python and save them as safetensors: model.save_pretrained(DIR, \
+         safe_serialization=True)",
     );
     let hint = "where there is a network and bring that folder here, or pass a folder";
     expect(

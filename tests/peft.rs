@@ -175,6 +175,7 @@ fn ranks_and_scales_of_single_layers_are_those_of_the_written_out_adapter() {
     let again = folder("again");
     lora::save(&again, &model, &config, "base").expect("it is saved");
     assert_eq!(of(&again), of_short);
+    assert_eq!(lora::named_base(&again).as_deref(), Some("base"));
 
     configure(&short, json!({ "rank_pattern": { "q_proj": 0 } }));
     assert!(refused(&short).ends_with("rank_pattern.q_proj = 0 is not a valid rank; give at least 1"));

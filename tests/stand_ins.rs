@@ -15,6 +15,7 @@ use serde_json::json;
 use weft::data::chat_template::TextModel;
 use weft::data::sources::Source;
 use weft::model::checkpoint;
+use weft::model::facts::Overrides;
 use weft::model::lora;
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
@@ -174,6 +175,7 @@ fn pickles_are_named_with_what_makes_safetensors_of_them() {
     for name in ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"] {
         fs::write(base.join(name), "PK").expect("it is written");
         assert_eq!(refused(&base), format!("DIR/{name}: {told}"));
+        checkpoint::load_meta(&base, Overrides::default()).expect_err("no run is planned that would be refused");
         fs::remove_file(base.join(name)).expect("it is removed");
     }
     assert!(refused(&base).starts_with("cannot read DIR/model.safetensors: "));

@@ -45,7 +45,7 @@ pub fn adapter(path: &Path) -> Result<PathBuf> {
         all_of(names, &["adapter_config.json", TENSORS]).map_err(|reason| {
             let is_pickled = !names.iter().any(|name| name == TENSORS);
             let pickle = names.iter().any(|name| is_pickled && is_pickle(name, "adapter_model"));
-            if pickle { UNPICKLE.to_owned() } else { reason }
+            if pickle { format!("{reason}; {UNPICKLE}") } else { reason }
         })
     };
     hub::model(path, Needs { files: &files, behind: None, alternative: "" })
@@ -71,7 +71,9 @@ fn weights(names: &[String], folder: &Path) -> Result<std::result::Result<Vec<St
     let has = |file: &str| names.iter().any(|name| name == file);
     match has(INDEX) || has(SINGLE) {
         true => Ok(Ok(files(folder)?.into_iter().collect())),
-        false if names.iter().any(|name| is_pickle(name, "pytorch_model")) => Ok(Err(UNPICKLE.to_owned())),
+        false if names.iter().any(|name| is_pickle(name, "pytorch_model")) => {
+            Ok(Err(format!("{NO_WEIGHTS}; {UNPICKLE}")))
+        }
         false => Ok(Err(NO_WEIGHTS.to_owned())),
     }
 }

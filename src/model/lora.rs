@@ -122,12 +122,11 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
     make_folder(folder)?;
     let tensors = model.params.iter().filter(|p| p.is_adapters());
     write_tensors(&folder.join(TENSORS), tensors.map(|p| Tensor::of(p, Dtype::F32)).collect())?;
-    let (base, revision) = hub::name_and_revision(base);
     let mut fields = serde_json::json!({
         "peft_type": "LORA",
         "task_type": null,
-        "base_model_name_or_path": base,
-        "revision": revision,
+        "base_model_name_or_path": null,
+        "revision": null,
         "inference_mode": true,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -135,8 +134,13 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "modules_to_save": null,
     });
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");
+    let (base, revision) = hub::name_and_revision(base);
+    // An adapter that was loaded has the name of its base from elsewhere.
+    let of_folder = serde_json::json!({ "base_model_name_or_path": base, "revision": revision });
     let fields = fields.as_object_mut().expect("the literal above is an object");
-    fields.extend(own.as_object().expect("a struct is an object").clone());
+    for more in [own, of_folder] {
+        fields.extend(more.as_object().expect("both are objects").clone());
+    }
     let text = serde_json::to_string_pretty(fields).expect("JSON values print");
     write_whole(&folder.join("adapter_config.json"), text.as_bytes())
 }
