@@ -359,7 +359,6 @@ fn adapters_that_are_no_plain_lora_are_refused() {
     for (field, value, expected) in [
         ("r", json!(4), "expected [4, 64], got [8, 64]"),
         ("rank_pattern", json!({"q_proj": 4}), "expected [4, 64], got [8, 64]"),
-        ("layers_to_transform", json!([0]), "no layer of the model uses"),
         (
             "target_modules",
             json!(["q_proj"]),

@@ -260,4 +260,8 @@ fn a_tilde_is_the_home_folder() {
         assert!(output.status.success(), "{args:?}: {told}");
         assert!(told.contains(&home.join("rows.jsonl").display().to_string()), "{told}");
     }
+    let mut asked = Command::new(env!("CARGO_BIN_EXE_weft"));
+    asked.env("HOME", &home).args(["generate", "--model=~/absent", "--prompt", "x"]);
+    let told = String::from_utf8_lossy(&asked.output().expect("weft starts").stderr).into_owned();
+    assert!(told.contains(&format!("there is no folder {}", home.join("absent").display())), "{told}");
 }

@@ -229,3 +229,13 @@ fn other_dtypes_are_refused_by_name_and_not_as_damaged() {
     let told = refused_adapter(&adapter);
     assert!(told.contains("blocks.0.k_proj.lora_A.weight is stored as F64, and Weft reads F32"), "{told}");
 }
+
+#[test]
+fn names_of_a_compiled_model_are_told() {
+    let compiled = LLADA.tensors().into_iter().map(|(name, tensor)| (format!("_orig_mod.{name}"), tensor)).collect();
+    let told = refused(&LLADA.checkpoint("compiled", json!({}), &compiled));
+    assert!(
+        told.contains("wte.weight in DIR: missing, and others' names hold _orig_mod., as those of a model"),
+        "{told}"
+    );
+}

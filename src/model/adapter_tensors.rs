@@ -7,7 +7,7 @@ use weft_kernels::weight::Weight;
 
 use super::block::Transformer;
 use super::lora::TENSORS;
-use super::weights::Checkpoint;
+use super::weights::{COMPILED, Checkpoint};
 use crate::error::{Error, Result};
 
 /// What PEFT writes before the names of the base's modules.
@@ -55,7 +55,7 @@ impl AdapterTensors {
             return format!("{name} is missing, as is every other tensor");
         };
         let any = |part: &str| self.tensors.rest().any(|other| other.contains(part));
-        let why = if any("_orig_mod.") {
+        let why = if any(COMPILED) {
             "the model was saved while torch.compile wrapped it: save what it wraps, model._orig_mod.save_pretrained(DIR)"
         } else if any(".lora_A.default.") {
             "the names hold the adapter's own name, as a state dict of PEFT does: save it by model.save_pretrained(DIR)"

@@ -11,7 +11,7 @@ use super::family::Family;
 /// # Source
 /// The modelling code beside LLaDA-8B, and that of OLMo, Gemma 2, Granite, Cohere, MiniCPM, Llama 4, SmolLM 3, Phi, GPT-NeoX,
 /// Falcon and Nemotron in transformers.
-const CHANGING: [(&str, &[&str]); 37] = [
+const CHANGING: [(&str, &[&str]); 41] = [
     ("clip_qkv", &[]),
     ("final_logit_softcapping", &[]),
     ("attn_logit_softcapping", &[]),
@@ -41,6 +41,10 @@ const CHANGING: [(&str, &[&str]); 37] = [
     ("attn_temperature_tuning", &[]),
     ("attention_chunk_size", &[]),
     ("cross_layer_sharing", &[]),
+    ("dual_chunk_attention_config", &[]),
+    ("use_dynamic_ntk", &[]),
+    ("use_logn_attn", &[]),
+    ("rope_ratio", &["1.0", "1"]),
     ("sliding_window_pattern", &[]),
     ("apply_residual_connection_post_layernorm", &[]),
     ("zero_centered_gamma", &[]),

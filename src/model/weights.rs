@@ -28,6 +28,9 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 /// The file that lists the shards if there are several.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// What torch.compile puts into the names of the tensors of a model that it wraps.
+pub(super) const COMPILED: &str = "_orig_mod.";
+
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -154,6 +157,10 @@ impl Checkpoint {
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
         let error = |reason: String| Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason };
         match self.tensors.remove(name) {
+            None if self.rest().any(|other| other.contains(COMPILED)) => Err(error(format!(
+                "missing, and others' names hold {COMPILED}, as those of a model that torch.compile wrapped; save what it \
+                 wraps: model._orig_mod.save_pretrained(DIR)"
+            ))),
             None => Err(error("missing".to_owned())),
             Some((found, _)) if found != shape => Err(error(format!("expected {shape:?}, got {found:?}"))),
             Some((_, weight)) => Ok(weight),
