@@ -35,7 +35,7 @@ fn fields_that_change_the_numbers_are_refused_by_name() {
             ("lm_head_bias", json!(true), "null"),
             ("quantization_config", json!({"quant_method": "gptq"}), "null"),
         ] {
-            let told = parse(golden, json!({ field: value })).err().expect(field);
+            let told = parse(golden, json!({ field: value })).expect_err(field);
             assert_eq!(told, format!("config.json: {field} = {value} is not supported; only {only} is"));
             // The fix: the one value that is supported.
             let only: Value = serde_json::from_str(only).expect("it is JSON");
