@@ -149,12 +149,15 @@ eval_every = {args.steps}
     go("plan", recipe)
     # A run that is killed after its first checkpoint, and resumed.
     process = subprocess.Popen([weft, "train", str(recipe)])
-    while not list(run.glob("checkpoints/step-*")) and process.poll() is None:
-        time.sleep(0.5)
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
+    # Eight digits: one that is being written has an ending.
+    while not list(run.glob("checkpoints/step-" + 8 * "[0-9]")) and process.poll() is None:
+        time.sleep(0.1)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    go("train", recipe, "--resume")
+    resumed = subprocess.run([weft, "train", str(recipe), "--resume"], check=True, capture_output=True, text=True).stdout
+    print(resumed, flush=True)
+    assert "resumed at step" in resumed, "the run began anew"
     go("generate", "--model", base, "--adapter", run / "adapter", "--gen-length", 8, "--diffusion-steps", 4, "--prompt", "hello")
     if not merged.exists():
         go("merge", "--model", base, "--adapter", run / "adapter", "--out", merged)

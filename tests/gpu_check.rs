@@ -61,9 +61,9 @@ fn a_flipped_sign_in_a_kernel_fails_the_comparison_with_pytorch() {
     let (told, step) = (text(&output.stdout), &report["steps"]["c"]);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert_eq!(step["result"], "failed", "{step}");
-    // Gradients, in both families, whole and LoRA, in both precisions; the forward and the samples are right.
-    assert_eq!(step["problems"].as_array().map(Vec::len), Some(8), "{step}");
-    for family in ["llada", "dream"] {
+    // Gradients, in every family, whole and LoRA, in both precisions; the forward and the samples are right.
+    assert_eq!(step["problems"].as_array().map(Vec::len), Some(20), "{step}");
+    for family in ["llada", "dream", "a2d-qwen3", "a2d-qwen2", "illada"] {
         for (what, dtype) in [("whole", "f32"), ("whole", "bf16"), ("LoRA", "f32"), ("LoRA", "bf16")] {
             let start = format!("{family} {what} in {dtype}: ");
             let line = told.lines().find(|line| line.contains(&start) && !line.starts_with('|'));

@@ -77,7 +77,9 @@ fn windows_are_refused() {
         let types = json!({ "layer_types": ["full_attention", "sliding_attention"] });
         let reason = "layer_types with \"sliding_attention\" is not supported; only \"full_attention\" is";
         refuse(model_type, types, reason);
-        let window = json!({ "sliding_window": 4096, "max_window_layers": 1, "use_sliding_window": false });
+        let off = json!({ "sliding_window": 4096, "max_window_layers": 1, "use_sliding_window": false });
+        accept(model_type, off);
+        let window = json!({ "sliding_window": 4096, "max_window_layers": 1 });
         match model_type.contains("qwen") {
             // Their code looks at it only where use_sliding_window is true.
             true => accept(model_type, window),

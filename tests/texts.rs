@@ -134,7 +134,7 @@ fn what_is_no_text_is_told() {
     assert_eq!(told(&[chat, good], None), format!("rows.jsonl:2: {mixed}"));
     let missing = "rows.jsonl:2: the key \"text\" is missing; a row needs \"text\"";
     assert_eq!(told(&[good, chat], Some(Form::Text)), missing);
-    assert_eq!(told(&[good, "{\"text\": 3}"], None), "rows.jsonl:2: text is 3, not a text");
+    assert_eq!(told(&[good, "{\"text\": 3}"], None), "rows.jsonl:2: text is 3, not a string");
     assert_eq!(
         told(&["{\"text\": \" \"}", "{\"text\": \"\"}"], None),
         "rows.jsonl: all its 2 texts are empty; give some text"

@@ -212,7 +212,7 @@ fn every_command_that_renders_takes_them() {
     fs::write(folder.join("recipe.toml"), recipe).expect("it is written");
     for command in ["data", "train", "plan", "inspect"] {
         let [_, errors] = weft(&folder, &[command, "recipe.toml"]);
-        assert!(errors.contains("the chat template refuses the messages: refused"), "{command}: {errors}");
+        assert!(errors.contains("the chat template rejects the messages: refused"), "{command}: {errors}");
         let plain = ["--set", "data.chat_template_kwargs={ style = \"plain\" }", "--set", "train.max_steps=1"];
         let [_, errors] = weft(&folder, &[&[command, "recipe.toml"], &plain[..]].concat());
         assert!(!errors.contains("error"), "{command}: {errors}");
@@ -226,7 +226,7 @@ fn every_command_that_renders_takes_them() {
     for command in [&["generate", "--prompt", "a", "--gen-length", "8"][..], &["likelihood", "--data", "rows.jsonl"]] {
         let model = [command, &["--model", "base", "--chat-template-kwargs"]].concat();
         let [_, errors] = weft(&folder, &[&model[..], &[refused]].concat());
-        assert!(errors.contains("the chat template refuses the messages: refused"), "{command:?}: {errors}");
+        assert!(errors.contains("the chat template rejects the messages: refused"), "{command:?}: {errors}");
         let [printed, errors] = weft(&folder, &[&model[..], &["{\"style\": 1}"]].concat());
         assert!(!printed.is_empty() && !errors.contains("error"), "{command:?}: {errors}");
         let [_, errors] = weft(&folder, &[&model[..], &["[1]"]].concat());

@@ -156,7 +156,7 @@ fn other_files_complete_the_configuration() {
     assert_eq!(open(&folder).eos_token_id(), 270, "an end token there has to be");
     fs::write(folder.join("special_tokens_map.json"), "[1]").expect("it is written");
     let error = TextModel::open(&folder).err().expect("it is damaged").to_string();
-    assert!(error.contains("special_tokens_map.json is damaged or of another format: not an object"), "{error}");
+    assert!(error.contains("special_tokens_map.json is damaged or in another format: not an object"), "{error}");
 }
 
 #[test]
