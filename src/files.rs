@@ -1,6 +1,10 @@
 //! Writes files and folders that appear complete under their final name or not at all, and reads small text files. A
 //! writer fills a neighbouring file, flushes it to disk and renames it; a crash leaves only the neighbour behind.
 
+pub(crate) mod rows_file;
+pub(crate) mod stand_in;
+
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,19 +16,24 @@ use crate::error::{Error, Result};
 /// The size limit of a small file; the largest tokenizers have a tenth of it.
 const MAX_SMALL_BYTES: u64 = 1 << 28;
 
-/// The extensions of files with rows.
-pub(crate) const ROWS: [&str; 4] = ["jsonl", "json", "parquet", "txt"];
-
-/// Whether a path has the extension of a file with rows.
+/// Whether a path has the name of a file with rows.
 pub fn is_named_as_rows(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    ROWS.contains(&extension.as_str())
+    rows_file::kind_of_name(path).is_some()
+}
+
+/// A path whose leading `~` is replaced by the user's folder, as a shell does; any other path as it is.
+pub(crate) fn with_home(path: &Path) -> Cow<'_, Path> {
+    let home = || std::env::var_os("HOME").filter(|home| !home.is_empty());
+    match path.strip_prefix("~").ok().zip(home()) {
+        Some((rest, home)) => Cow::Owned(PathBuf::from(home).join(rest)),
+        None => Cow::Borrowed(path),
+    }
 }
 
 /// Reads a small text file.
 ///
 /// # Errors
-/// An error of the operating system; a file that isn't text or isn't small.
+/// Those of [`read_small`]; a file that isn't text.
 pub fn read_text(path: &Path) -> Result<String> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     String::from_utf8(read_small(path)?).map_err(|e| read_error(io::Error::new(io::ErrorKind::InvalidData, e)))
@@ -33,12 +42,13 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// Reads a small file.
 ///
 /// # Errors
-/// An error of the operating system; a file that isn't small.
+/// An error of the operating system; a file that isn't small, or is a Git LFS pointer.
 pub fn read_small(path: &Path) -> Result<Vec<u8>> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let mut bytes = vec![];
-    let file = File::open(path).map_err(read_error)?;
+    let file = File::open(path).map_err(|source| stand_in::cannot_open(path, source))?;
     file.take(MAX_SMALL_BYTES + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    stand_in::check_bytes(path, &bytes)?;
     match bytes.len() as u64 > MAX_SMALL_BYTES {
         true => {
             let reason = format!(

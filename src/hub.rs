@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
-use crate::files::is_named_as_rows;
+use crate::files::{is_named_as_rows, with_home};
 
 /// The prefix of explicit ids.
 const SCHEME: &str = "hf://";
@@ -95,6 +95,7 @@ pub(crate) type ChooseBehind<'a> = &'a dyn Fn(&[String], &Path) -> Result<std::r
 /// # Errors
 /// A folder that doesn't exist; an id of the hub whose files can't be downloaded.
 pub(crate) fn model(path: &Path, needs: Needs) -> Result<PathBuf> {
+    let path = &*with_home(path);
     match Id::of(path, Kind::Model)? {
         None if !path.exists() => Err(Error::Usage(format!(
             "there is no folder {}; give one, or a model of the hub (ORG/NAME){}",
@@ -111,6 +112,7 @@ pub(crate) fn model(path: &Path, needs: Needs) -> Result<PathBuf> {
 /// # Errors
 /// An id of the hub whose files can't be downloaded.
 pub(crate) fn rows(path: &Path, files: Choose) -> Result<PathBuf> {
+    let path = &*with_home(path);
     match Id::of(path, Kind::Dataset)? {
         None => Ok(path.to_owned()),
         Some(id) => fetch(&id, Needs { files, behind: None, alternative: "" }),

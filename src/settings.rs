@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::files::with_home;
 
 /// Other programs' names for settings; docs/from-pytorch.md says which program uses which name.
 pub(crate) const SYNONYMS: [(&str, &str); 41] = [
@@ -126,12 +127,28 @@ fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> 
     if let Some(number) = value.as_float().filter(|x| !x.is_finite()) {
         return Err(format!("{table}.{key} = {number}: give a finite number"));
     }
-    let value = serde_json::to_value(value).expect("TOML values are JSON values");
+    let mut value = serde_json::to_value(value).expect("TOML values are JSON values");
+    expand_home(key, &mut value);
     let keys = Map::from_iter([(key.to_owned(), value.clone())]);
     let trial = Value::Object(Map::from_iter([(table.to_owned(), Value::Object(keys))]));
     match serde_json::from_value::<R>(trial) {
         Ok(_) => Ok(value),
         Err(e) => Err(format!("{table}.{key} = {value}: {}", in_plain_words(&e.to_string()))),
+    }
+}
+
+/// The settings that are paths, those of a source of rows among them.
+const PATHS: [&str; 5] = ["path", "train", "held_out", "output", "adapter"];
+
+/// Expands a leading `~` in a setting that is a path, or in those of a table or a list.
+fn expand_home(key: &str, value: &mut Value) {
+    match value {
+        Value::String(text) if PATHS.contains(&key) => {
+            *text = with_home(Path::new(text)).to_string_lossy().into_owned();
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| expand_home(key, item)),
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| expand_home(key, value)),
+        _ => {}
     }
 }
 

@@ -21,7 +21,9 @@ fn what_cannot_be_had_is_one_sentence() {
         hub.serve(&format!("models/tiny/{name}"), files.clone());
     }
     hub.serve("models/tiny/empty", Files::default().with("README.md", b"# Nothing"));
-    hub.serve("models/tiny/torch", Files::default().with("config.json", b"{}").with("tokenizer.json", b"{}"));
+    let torch = Files::default().with("config.json", b"{}").with("tokenizer.json", b"{}");
+    hub.serve("models/tiny/torch", torch.clone());
+    hub.serve("models/tiny/pickled", torch.with("pytorch_model.bin", b"PK"));
     hub.refuse("/tiny/gated/resolve", 401, "GatedRepo");
     hub.refuse("models/tiny/private", 401, "RepoNotFound");
     hub.refuse("models/tiny/closed/", 403, "GatedRepo");
@@ -58,11 +60,11 @@ fn what_cannot_be_had_is_one_sentence() {
         &format!("the model has no branch, tag or commit \"none\"; {endpoint}/tiny/empty lists them"),
     );
     expect("tiny/empty", "", "it has no config.json");
-    expect(
-        "tiny/torch",
-        "",
-        "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)",
-    );
+    let no_weights = "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
+    expect("tiny/torch", "", no_weights);
+    let pickled = "the weights are pickled, which Weft doesn't read; load them in Python and save them as safetensors: \
+                   model.save_pretrained(DIR, safe_serialization=True)";
+    expect("tiny/pickled", "", &format!("{no_weights}; {pickled}"));
     let hint = "where there is a network and bring that folder here, or pass a folder";
     expect(
         "tiny/broken",

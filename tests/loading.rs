@@ -344,10 +344,7 @@ fn adapters_that_are_no_plain_lora_are_refused() {
     for (field, value) in [
         ("use_dora", json!(true)),
         ("bias", json!("all")),
-        ("rank_pattern", json!({"q_proj": 4})),
-        ("alpha_pattern", json!({"q_proj": 4})),
         ("modules_to_save", json!(["wte"])),
-        ("layers_to_transform", json!([0])),
         ("fan_in_fan_out", json!(true)),
         ("init_lora_weights", json!("pissa")),
         ("peft_type", json!("IA3")),
@@ -361,7 +358,12 @@ fn adapters_that_are_no_plain_lora_are_refused() {
     }
     for (field, value, expected) in [
         ("r", json!(4), "expected [4, 64], got [8, 64]"),
-        ("target_modules", json!(["q_proj"]), "no layer of the model uses it"),
+        ("rank_pattern", json!({"q_proj": 4}), "expected [4, 64], got [8, 64]"),
+        (
+            "target_modules",
+            json!(["q_proj"]),
+            "no layer of the model uses base_model.model.model.transformer.blocks.0.k_proj.lora_A.weight",
+        ),
         ("target_modules", json!(["q_proj", "attn_out"]), "missing"),
         ("target_modules", json!("("), "is not a regular expression"),
     ] {

@@ -183,8 +183,7 @@ fn a_damaged_file_is_told_in_a_sentence() {
 fn hostile_parquet_is_an_error_and_never_a_panic() {
     assert!(error("rows.parquet", "").starts_with("rows.parquet is damaged or in another format: "));
     assert!(error("rows.parquet", "PAR1 and more bytes PAR1").starts_with("rows.parquet is damaged"));
-    let gzip = read(&Source::at(&fixture("gzip.parquet"), "train")).expect_err("gzip isn't read");
-    assert!(gzip.contains("gzip.parquet row 1: the parquet file can't be read here ("), "{gzip}");
+    read(&Source::at(&fixture("gzip.parquet"), "train")).expect("gzip is read");
     // Found by fuzzing: room for 400 million values was made, for a dictionary of a few bytes.
     let dictionary = read(&Source::at(&fixture("dictionary.parquet"), "train")).expect_err("it has other bytes");
     assert!(dictionary.contains("declares "), "{dictionary}");

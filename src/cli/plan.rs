@@ -77,6 +77,7 @@ impl Plan {
             true => {
                 let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
                 object["facts"] = json!(config.facts());
+                object["unknown_fields"] = json!(config.unknown_fields());
                 object["fits"] = json!(plan.fits());
                 object["step_seconds"] = json!(time.map(|time| time.step_seconds));
                 object["communication_seconds"] = json!(sending);
@@ -89,6 +90,10 @@ impl Plan {
                 say!("model: {}", config.told(is_tied));
                 if let (Some(folder), Some(told)) = (&experiment.recipe.model.adapter, &plan.adapter) {
                     say!("adapter: starts from {}: {told}", folder.display());
+                }
+                let unknown = config.unknown_fields();
+                if !unknown.is_empty() {
+                    say!("fields of config.json that Weft doesn't know: {}", unknown.join(", "));
                 }
                 print(&plan, (&experiment.recipe, is_narrow), time, sending);
             }

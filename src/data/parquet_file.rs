@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
@@ -12,6 +13,7 @@ use super::guarded::guarded;
 use super::parquet_pages;
 use super::sources::Fields;
 use crate::error::{Error, Result};
+use crate::files::stand_in::cannot_open;
 
 /// Reads the rows of a file; nothing follows an error.
 ///
@@ -19,6 +21,7 @@ use crate::error::{Error, Result};
 /// A file that can't be opened or whose header is damaged; as an item, a row that can't be read.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = std::result::Result<Fields, String>> + use<>> {
     let (file, reader) = open(path)?;
+    check_codecs(&reader).map_err(|reason| Error::Config { path: path.to_owned(), reason })?;
     guarded(|| parquet_pages::check_pages(&file, reader.metadata())).map_err(|reason| format(path, reason))?;
     let mut rows = guarded(|| Ok(reader.into_iter())).map_err(|reason| format(path, reason))?;
     let mut failed = false;
@@ -45,11 +48,28 @@ pub fn count(path: &Path) -> Result<usize> {
 
 fn open(path: &Path) -> Result<(File, SerializedFileReader<File>)> {
     let read = |source| Error::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
+    let file = File::open(path).map_err(|source| cannot_open(path, source))?;
     parquet_pages::check_footer(&file).map_err(|reason| format(path, reason))?;
     let of_reader = file.try_clone().map_err(read)?;
     let reader = guarded(|| SerializedFileReader::new(of_reader).map_err(|e| e.to_string()));
     Ok((file, reader.map_err(|reason| format(path, reason))?))
+}
+
+/// Refuses codecs that aren't read.
+fn check_codecs(reader: &SerializedFileReader<File>) -> std::result::Result<(), String> {
+    let columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    let mut codecs = columns.map(|column| (column.compression(), column.column_path()));
+    match codecs.find(|(codec, _)| matches!(codec, Compression::BROTLI(_) | Compression::LZO)) {
+        Some((codec, column)) => {
+            let name = codec.to_string();
+            let name = name.split('(').next().unwrap_or(&name);
+            Err(format!(
+                "its column {column} is compressed by {name}, and Weft reads Snappy, gzip, zstd, LZ4 and no compression; \
+                 write it again with pandas: to_parquet(FILE, compression=\"zstd\")"
+            ))
+        }
+        None => Ok(()),
+    }
 }
 
 fn format(path: &Path, reason: String) -> Error {

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
+use flate2::read::MultiGzDecoder;
 use parquet::basic::Compression;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 
@@ -18,6 +19,9 @@ const VALUES_PER_BYTE: u64 = 64;
 const MIN_HEAD_BYTES: u64 = 8;
 /// The most bytes that one compressed byte can expand to: a zstd block makes 2^17 bytes of 4.
 const MAX_RATIO: u64 = 1 << 16;
+/// The most bytes that one byte expands to in gzip and in LZ4's frames.
+const GZIP_RATIO: u64 = 1032;
+const LZ4_RATIO: u64 = 255;
 /// The deepest nesting of fields that is read.
 const MAX_DEPTH: usize = 32;
 
@@ -77,14 +81,16 @@ impl Pages<'_> {
             let mut thrift = Thrift::new(&mut self.file, end - at);
             let head = Head::read(&mut thrift).map_err(|e| format!("a page header is damaged ({e})"))?;
             at = end - thrift.left;
+            let data = at;
             at = at.checked_add(head.compressed).filter(|at| *at <= end).ok_or("a page ends outside its column")?;
             self.check(&head, column.compression() == Compression::UNCOMPRESSED)?;
+            self.check_expansion(&head, data, column.compression())?;
         }
         Ok(self.values - before)
     }
 
     fn check(&mut self, head: &Head, is_plain: bool) -> Result<()> {
-        let Head { compressed, uncompressed, values, in_dictionary } = *head;
+        let Head { compressed, uncompressed, values, in_dictionary, .. } = *head;
         self.pages += 1;
         self.values += values;
         let most = MIN_VALUES + VALUES_PER_BYTE * self.bytes;
@@ -103,6 +109,30 @@ impl Pages<'_> {
         }
         Ok(())
     }
+
+    /// Refuses pages that expand to more than they declare, where the crate expands them to the end whatever they declare,
+    /// and their bytes suffice for more than any page may have.
+    fn check_expansion(&mut self, head: &Head, data: u64, codec: Compression) -> Result<()> {
+        let most = |ratio: u64| head.compressed.saturating_mul(ratio) > i32::MAX as u64;
+        match codec {
+            Compression::GZIP(_) if most(GZIP_RATIO) => {
+                let compressed = head.compressed.saturating_sub(head.levels);
+                self.file.seek(SeekFrom::Start(data + head.levels)).map_err(|e| e.to_string())?;
+                let page = MultiGzDecoder::new((&mut self.file).take(compressed));
+                // The crate itself reports what it can't expand.
+                match io::copy(&mut page.take(head.uncompressed + 1), &mut io::sink()) {
+                    Ok(bytes) if bytes > head.uncompressed => {
+                        Err(format!("a page declares an uncompressed size of {} and has more", head.uncompressed))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Compression::LZ4 if most(LZ4_RATIO) => {
+                Err(format!("a page of {} bytes in the old form of LZ4 is more than is read", head.compressed))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The sizes in a page's header.
@@ -110,6 +140,8 @@ impl Pages<'_> {
 struct Head {
     compressed: u64,
     uncompressed: u64,
+    /// The bytes before the compressed ones in a data page of version 2.
+    levels: u64,
     /// The number of values of a data page, and of a dictionary page.
     values: u64,
     in_dictionary: u64,
@@ -124,8 +156,9 @@ impl Head {
                 (1 | 4, I32) => thrift.skip(kind, 0)?,
                 (2, I32) => head.uncompressed = thrift.count()?,
                 (3, I32) => head.compressed = thrift.count()?,
-                (5 | 8, STRUCT) => head.values = thrift.values()?,
-                (7, STRUCT) => head.in_dictionary = thrift.values()?,
+                (5, STRUCT) => (head.values, _) = thrift.values()?,
+                (7, STRUCT) => (head.in_dictionary, _) = thrift.values()?,
+                (8, STRUCT) => (head.values, head.levels) = thrift.values()?,
                 (1..=5 | 7 | 8, _) => return Err(format!("field {id} is of type {kind}")),
                 _ => thrift.skip(kind, 0)?,
             }
@@ -199,17 +232,18 @@ impl<R: BufRead> Thrift<R> {
         Ok(Some(kind))
     }
 
-    /// Reads the first field of a page's inner header: its number of values.
-    fn values(&mut self) -> Result<u64> {
-        let (mut values, mut id) = (0, 0);
+    /// Reads a page's inner header: its number of values, and the bytes of the levels in a data page of version 2.
+    fn values(&mut self) -> Result<(u64, u64)> {
+        let (mut values, mut levels, mut id) = (0, 0, 0);
         while let Some(kind) = self.field(&mut id)? {
             match (id, kind) {
                 (1, I32) => values = self.count()?,
                 (1, _) => return Err(format!("its count of values is of type {kind}")),
+                (5 | 6, I32) => levels += self.count()?,
                 _ => self.skip(kind, 0)?,
             }
         }
-        Ok(values)
+        Ok((values, levels))
     }
 
     fn skip(&mut self, kind: u8, depth: usize) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Where rows come from: files (JSONL, JSON, parquet, plain text), recognized by their extensions, and folders of files
 //! laid out as on the hub. `formats` interprets the rows.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use super::row_range::RowRange;
 use super::splits::{files_of_split, names_needed};
 use super::{parquet_file, strict_json};
 use crate::error::{Error, Result};
-use crate::files::ROWS;
+use crate::files::rows_file::{kind, open, read_error};
+use crate::files::stand_in;
 use crate::hub;
 
 /// The fields of a row.
@@ -162,10 +163,8 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
 
 /// Reads a text file, the whole of which is one row with the key `text`.
 fn read_document(path: &Path) -> Result<Row> {
-    let read_error = |source| Error::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read_error)?;
     let mut bytes = vec![];
-    file.take(MAX_LINE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    open(path)?.take(MAX_LINE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| read_error(path, e))?;
     if bytes.len() > MAX_LINE_BYTES {
         let most = MAX_LINE_BYTES >> 20;
         let reason = format!("it is longer than {most} MiB, the most that is read as one text; split it into files");
@@ -204,13 +203,12 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
 
 /// The non-empty lines with their numbers; nothing follows an error.
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
-    let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let (path, mut file, mut number, mut failed) = (path.to_owned(), BufReader::new(file), 0, false);
+    let (path, mut file, mut number, mut failed) = (path.to_owned(), BufReader::new(open(path)?), 0, false);
     let mut next = move || -> Result<Option<(usize, String)>> {
         loop {
             let mut bytes = vec![];
             let read = (&mut file).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut bytes);
-            read.map_err(|source| Error::Read { path: path.clone(), source })?;
+            read.map_err(|e| read_error(&path, e))?;
             if bytes.is_empty() {
                 return Ok(None);
             }
@@ -242,6 +240,7 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
 /// A file's kind by its name, except for JSONL with the extension of JSON: two lines or more, the first one an object.
 fn kind_within(path: &Path) -> Result<&'static str> {
     let kind = kind(path)?;
+    stand_in::check_file(path)?;
     if kind != "json" {
         return Ok(kind);
     }
@@ -253,22 +252,49 @@ fn kind_within(path: &Path) -> Result<&'static str> {
     }
 }
 
-/// Reads the values of the one array in a JSON file.
+/// Columns that tell an object which is a row from one that holds rows.
+const COLUMNS: [&str; 11] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "response",
+    "completion",
+    "instruction",
+    "question",
+    "problem",
+    "text",
+    "output",
+    "answer",
+];
+
+/// Reads the rows of a JSON file: those of its one array, or the one that the whole file is.
 fn read_json(path: &Path) -> Result<Vec<Value>> {
-    let read_error = |source| Error::Read { path: path.to_owned(), source };
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
-    let bytes = fs::metadata(path).map_err(read_error)?.len();
-    if bytes > MAX_JSON_BYTES {
+    let large = |bytes: u64| {
         let reason =
             format!("its {bytes} bytes are more than the {MAX_JSON_BYTES} that Weft reads of a JSON file; write JSONL");
-        return Err(Error::Config { path: path.to_owned(), reason });
+        Error::Config { path: path.to_owned(), reason }
+    };
+    // A file that is too large as it lies there isn't read at all.
+    if let Ok(file) = fs::metadata(path).as_ref().map(fs::Metadata::len)
+        && file > MAX_JSON_BYTES
+    {
+        return Err(large(file));
     }
-    let text = String::from_utf8(fs::read(path).map_err(read_error)?)
+    let mut bytes = vec![];
+    open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(|e| read_error(path, e))?;
+    if bytes.len() as u64 > MAX_JSON_BYTES {
+        return Err(large(bytes.len() as u64));
+    }
+    let text = String::from_utf8(bytes)
         .map_err(|e| format(format!("byte {} is not UTF-8", e.utf8_error().valid_up_to() + 1)))?;
     let other = |found: &str| format(format!("it holds {found}, not an array of rows or an object with one array"));
     let parsed = strict_json::parse(text.trim_start_matches('\u{feff}'));
     match parsed.map_err(|e| format(if e.is_data() { e.to_string() } else { format!("not JSON ({e})") }))? {
         Value::Array(rows) => Ok(rows),
+        Value::Object(fields) if COLUMNS.iter().any(|column| fields.contains_key(*column)) => {
+            Ok(vec![Value::Object(fields)])
+        }
         Value::Object(fields) => {
             let mut arrays: Vec<_> = fields.into_iter().filter(|(_, value)| value.is_array()).collect();
             match (arrays.pop(), arrays.len()) {
@@ -297,18 +323,4 @@ fn count(path: &Path) -> Result<usize> {
         "txt" => Ok(1),
         _ => parquet_file::count(path),
     }
-}
-
-fn kind(path: &Path) -> Result<&'static str> {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    ROWS.into_iter().find(|kind| *kind == extension).ok_or_else(|| {
-        let named = if extension.is_empty() { "without an ending".to_owned() } else { format!("named .{extension}") };
-        let reason = format!(
-            "files {named} aren't read; give the rows as .jsonl, .json or .parquet, an object for each, or a text as .txt"
-        );
-        match File::open(path) {
-            Ok(_) => Error::Config { path: path.to_owned(), reason },
-            Err(source) => Error::Read { path: path.to_owned(), source },
-        }
-    })
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::is_named_as_rows;
+use crate::files::rows_file::{kind_of_name, saved_to_disk, stem_and_extension};
 
 /// Finds the files of a split in a folder or in its `data` folder, or the texts of a folder without splits.
 pub(super) fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
@@ -17,7 +18,10 @@ pub(super) fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>>
         names.extend(files.map(|entry| format!("{prefix}{}", entry.file_name().to_string_lossy())));
     }
     let found = names_of_split(&names, split).or_else(|reason| texts(&names).ok_or(reason));
-    let found = found.map_err(|reason| Error::Config { path: folder.to_owned(), reason })?;
+    let found = found.map_err(|reason| {
+        let reason = saved_to_disk(folder).unwrap_or(reason);
+        Error::Config { path: folder.to_owned(), reason }
+    })?;
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
 }
 
@@ -40,7 +44,7 @@ fn is_end_of_stem(rest: &str) -> bool {
 
 /// Whether a file is plain text by its name.
 fn is_text(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, extension)| extension.eq_ignore_ascii_case("txt"))
+    kind_of_name(Path::new(name)) == Some("txt")
 }
 
 /// The subfolder of a data set that may contain its files.
@@ -68,9 +72,7 @@ fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<Stri
         let mut found: Vec<(&str, &str, &String)> = vec![];
         for name in names {
             let Some(own) = name.strip_prefix(prefix).filter(|own| !own.contains('/')) else { continue };
-            let Some((stem, extension)) = own.rsplit_once('.').filter(|_| is_named_as_rows(Path::new(own))) else {
-                continue;
-            };
+            let Some((stem, extension)) = stem_and_extension(own) else { continue };
             match stem == split || stem.starts_with(&format!("{split}-")) {
                 true => found.push((stem, extension, name)),
                 // Data sets often have other texts, such as a licence.

@@ -48,6 +48,8 @@ pub struct Linear {
     pub bias: Option<ParamId>,
     /// `lora_a` `[R, in]` and `lora_b` `[out, R]`.
     pub lora: Option<[ParamId; 2]>,
+    /// The scale of this layer's adapter where it isn't [`Config::lora_scale`].
+    pub lora_scale: Option<f32>,
 }
 
 /// One layer's parameters.
@@ -301,7 +303,8 @@ impl Transformer {
             module: layer.weight as u32,
         });
         let [a, b] = [a, b].map(|id| &self.params[id].weight);
-        Some(Lora { a, b, scale: self.config.lora_scale, dropout, precision: mode.precision })
+        let scale = layer.lora_scale.unwrap_or(self.config.lora_scale);
+        Some(Lora { a, b, scale, dropout, precision: mode.precision })
     }
 
     pub(super) fn head<'a>(&'a self, mode: Mode<'a>) -> Head<'a> {

@@ -8,8 +8,9 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::block::Transformer;
 use super::config::ModelConfig;
 use super::facts::Overrides;
+use super::foreign;
 use super::layout::{self, Layout};
-use super::weights::{Checkpoint, Tensor, write_tensors};
+use super::weights::{Checkpoint, INDEX, SINGLE, Tensor, write_tensors};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
 
@@ -37,6 +38,10 @@ pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
 /// Those of [`load`].
 pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, ModelConfig)> {
     let config = ModelConfig::open(folder, overrides)?;
+    // Weights that aren't there may still be fetched, but pickles stay what they are.
+    if let Some(error) = foreign::pickled(&folder.join(SINGLE)).filter(|_| !folder.join(INDEX).exists()) {
+        return Err(error);
+    }
     let model = match Checkpoint::is_in(folder) {
         true => assemble(&config, Checkpoint::open(folder)?)?.to_meta(),
         false => meta_of(&config),

@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::block::Config;
+use super::config_fields;
 use super::facts::{self, Facts, Overrides, TokenizerFiles};
-use super::family::{FAMILIES, Family};
+use super::family::{FAMILIES, Family, Keys};
 use super::layout::{Layout, SizeFields};
 use crate::error::{Error, Result};
 use crate::files::read_text;
@@ -99,6 +100,11 @@ impl ModelConfig {
             false => "",
         };
         format!("{}; {}; every token attends to its whole sequence{head}", self.family().name, self.facts)
+    }
+
+    /// The fields of config.json that Weft doesn't know, which may change the model's numbers.
+    pub fn unknown_fields(&self) -> Vec<&str> {
+        config_fields::unknown(&self.fields, self.family())
     }
 
     /// Rows of the embedding, of which there may be more than tokens.
@@ -221,7 +227,22 @@ impl Reader<'_> {
                 return Err(format!("{field} = {value} is not supported; set it to 0"));
             }
         }
+        config_fields::check(self.fields, self.family)?;
+        self.check_head_dim()?;
         self.check_windows()
+    }
+
+    /// Refuses features per head that LLaDA's and Dream's code, which divides the width by the heads, doesn't read.
+    fn check_head_dim(&self) -> std::result::Result<(), String> {
+        let Keys { width, heads, .. } = *self.family.keys;
+        let Some(head_dim) = self.get::<usize>("head_dim")?.filter(|_| self.family.derives_head_dim) else {
+            return Ok(());
+        };
+        let own = self.need::<usize>(width)? / self.need::<usize>(heads)?.max(1);
+        match head_dim == own {
+            true => Ok(()),
+            false => Err(format!("head_dim = {head_dim} is not supported; only {width} / {heads} = {own} is")),
+        }
     }
 
     /// Refuses layers that don't see the whole sequence.

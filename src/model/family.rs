@@ -16,6 +16,8 @@ pub struct Family {
     pub(super) qk_norm: bool,
     /// Features per head where config.json doesn't say; `None` for width / heads.
     pub(super) head_dim: Option<usize>,
+    /// Whether its code divides the width by the heads, whatever config.json says of features per head.
+    pub(super) derives_head_dim: bool,
     /// Whether the logits that predict position i sit at position i-1.
     pub(super) logits_shifted: bool,
     /// The mask token's id, where its authors write it in none of a checkpoint's files.
@@ -48,8 +50,15 @@ impl Family {
 /// transformers' Qwen2, Qwen3 and Llama. The last three are read as checkpoints of autoregressive models that were
 /// trained on to see both sides: as in Open-dLLM, the logits stay shifted.
 pub static FAMILIES: [Family; 9] = [
-    Family { name: "LLaDA", model_type: "llada", keys: &LLADA_KEYS, names: &LLADA_NAMES, ..LLAMA },
-    Family { name: "Dream", model_type: "Dream", logits_shifted: true, ..QWEN2 },
+    Family {
+        name: "LLaDA",
+        model_type: "llada",
+        keys: &LLADA_KEYS,
+        names: &LLADA_NAMES,
+        derives_head_dim: true,
+        ..LLAMA
+    },
+    Family { name: "Dream", model_type: "Dream", derives_head_dim: true, logits_shifted: true, ..QWEN2 },
     Family { name: "iLLaDA", model_type: "illada", class: Some("ILLaDAForCausalLM"), mask_token_id: Some(5), ..LLAMA },
     Family { name: "A2D Qwen2", model_type: "a2d-qwen2", class: Some("A2DQwen2LMHeadModel"), ..QWEN2 },
     Family { name: "A2D Qwen3", model_type: "a2d-qwen3", class: Some("A2DQwen3LMHeadModel"), ..QWEN3 },
@@ -67,6 +76,7 @@ const LLAMA: Family = Family {
     qkv_bias: false,
     qk_norm: false,
     head_dim: None,
+    derives_head_dim: false,
     logits_shifted: false,
     mask_token_id: None,
     names: &QWEN_NAMES,

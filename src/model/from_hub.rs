@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::foreign::{UNPICKLE, is_pickle};
+use super::lora::TENSORS;
 use super::weights::{INDEX, SINGLE, files};
 use crate::error::Result;
 use crate::hub::{self, Needs};
@@ -39,7 +41,13 @@ pub fn without_weights(path: &Path) -> Result<PathBuf> {
 /// # Errors
 /// Those of [`checkpoint`].
 pub fn adapter(path: &Path) -> Result<PathBuf> {
-    let files = |names: &[String]| all_of(names, &["adapter_config.json", "adapter_model.safetensors"]);
+    let files = |names: &[String]| {
+        all_of(names, &["adapter_config.json", TENSORS]).map_err(|reason| {
+            let is_pickled = !names.iter().any(|name| name == TENSORS);
+            let pickle = names.iter().any(|name| is_pickled && is_pickle(name, "adapter_model"));
+            if pickle { format!("{reason}; {UNPICKLE}") } else { reason }
+        })
+    };
     hub::model(path, Needs { files: &files, behind: None, alternative: "" })
 }
 
@@ -63,6 +71,9 @@ fn weights(names: &[String], folder: &Path) -> Result<std::result::Result<Vec<St
     let has = |file: &str| names.iter().any(|name| name == file);
     match has(INDEX) || has(SINGLE) {
         true => Ok(Ok(files(folder)?.into_iter().collect())),
+        false if names.iter().any(|name| is_pickle(name, "pytorch_model")) => {
+            Ok(Err(format!("{NO_WEIGHTS}; {UNPICKLE}")))
+        }
         false => Ok(Err(NO_WEIGHTS.to_owned())),
     }
 }

@@ -136,7 +136,7 @@ pub(crate) fn build(layout: &Layout, take: impl FnMut(&str, &[usize]) -> Result<
     }
     let final_norm = table.take(names.final_norm, "weight", &[d])?;
     let head = match tied {
-        true => Linear { weight: embedding, bias: None, lora: None },
+        true => Linear { weight: embedding, bias: None, lora: None, lora_scale: None },
         false => table.linear(names.head, rows, d, false)?,
     };
     Ok(Transformer { config, device: Device::Cpu, params: table.params, embedding, blocks, final_norm, head })
@@ -192,6 +192,6 @@ impl<F: FnMut(&str, &[usize]) -> Result<Weight>> Table<F> {
     fn linear(&mut self, module: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
         let weight = self.take(module, "weight", &[outputs, inputs])?;
         let bias = bias.then(|| self.take(module, "bias", &[outputs])).transpose()?;
-        Ok(Linear { weight, bias, lora: None })
+        Ok(Linear { weight, bias, lora: None, lora_scale: None })
     }
 }

@@ -1,142 +1,24 @@
-//! LoRA adapters with PEFT's semantics and in PEFT's format: which layers `target_modules` names, fresh adapters,
-//! loading and saving. The arithmetic is `weft_kernels::lora_linear`'s.
+//! LoRA adapters with PEFT's semantics and in PEFT's format: fresh adapters, loading and saving. `lora_config` decides
+//! which layers they adapt; the arithmetic is `weft_kernels::lora_linear`'s.
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft_kernels::weight::{Dtype, Weight};
 
+use super::adapter_tensors::{AdapterTensors, PREFIX};
 use super::block::{Linear, Param, Transformer};
 use super::from_hub;
-use super::weights::{Checkpoint, Tensor, write_tensors};
+use super::lora_config::ends_with_name;
+pub use super::lora_config::{LoraConfig, TargetModules};
+use super::weights::{Tensor, write_tensors};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
 use crate::hub;
 use crate::rng::{Draws, Stream};
 
 /// The file of the tensors in an adapter's folder.
-const TENSORS: &str = "adapter_model.safetensors";
-
-/// Fields of adapter_config.json on which a saved adapter's results don't depend; any other field that Weft doesn't
-/// know must be null, false or empty.
-const NEUTRAL: [&str; 12] = [
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_version",
-    "revision",
-    "task_type",
-    "megatron_core",
-    "qalora_group_size",
-    "loftq_config",
-    "eva_config",
-    "lora_ga_config",
-    "runtime_config",
-];
-
-/// The fields of adapter_config.json on which the results depend.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LoraConfig {
-    /// Rank.
-    pub r: usize,
-    /// Numerator of the adapter's scale.
-    pub lora_alpha: f64,
-    /// Dropout probability of the adapter's input in training.
-    #[serde(default)]
-    pub lora_dropout: f64,
-    /// The layers that are adapted.
-    pub target_modules: TargetModules,
-    /// Whether the scale is `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
-    #[serde(default)]
-    pub use_rslora: bool,
-    #[serde(flatten)]
-    others: Map<String, Value>,
-}
-
-/// PEFT's two ways of naming layers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TargetModules {
-    /// Names, or suffixes of names that follow a dot.
-    Names(Vec<String>),
-    /// `"all-linear"` (every linear layer except the LM head), or a regular expression that matches a whole name.
-    Pattern(String),
-}
-
-impl LoraConfig {
-    /// The configuration of a new adapter.
-    pub fn new(r: usize, lora_alpha: f64, lora_dropout: f64, targets: Vec<String>, use_rslora: bool) -> Self {
-        let target_modules = match &targets[..] {
-            [all] if all == "all-linear" => TargetModules::Pattern(all.clone()),
-            _ => TargetModules::Names(targets),
-        };
-        Self { r, lora_alpha, lora_dropout, target_modules, use_rslora, others: Map::new() }
-    }
-
-    /// The scale of `B A x`.
-    pub fn scale(&self) -> f32 {
-        let r = self.r as f64;
-        (self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
-    }
-
-    fn check(&self) -> std::result::Result<(), String> {
-        if self.r == 0 {
-            return Err("r = 0 is not a valid rank; give at least 1".to_owned());
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(format!("lora_dropout = {} lies outside [0, 1)", self.lora_dropout));
-        }
-        if !self.scale().is_finite() {
-            return Err(format!(
-                "lora_alpha = {} gives no finite scale; give the value that the adapter was trained with",
-                self.lora_alpha
-            ));
-        }
-        for (field, value) in &self.others {
-            let supported = match field.as_str() {
-                "peft_type" => value == "LORA",
-                "bias" => value == "none",
-                // Other initializations change the base's weights too.
-                "init_lora_weights" => value.is_boolean() || value == "gaussian" || value == "orthogonal",
-                _ => NEUTRAL.contains(&field.as_str()) || is_off(value),
-            };
-            if !supported {
-                return Err(format!("{field} = {value} is not supported; save the adapter as a plain LoRA"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
-    }
-}
-
-impl TargetModules {
-    /// A function that decides for each module as PEFT does; `head` is the LM head's name.
-    fn matcher(&self, head: &str) -> std::result::Result<impl Fn(&str) -> bool, String> {
-        let pattern = match self {
-            Self::Pattern(pattern) if pattern != "all-linear" => {
-                Some(regex::Regex::new(&format!("^(?:{pattern})$")).map_err(|_| {
-                    format!("target_modules {pattern:?} is not a regular expression that Weft can parse")
-                })?)
-            }
-            _ => None,
-        };
-        let head = head.to_owned();
-        Ok(move |module: &str| match (self, &pattern) {
-            (_, Some(pattern)) => pattern.is_match(module),
-            (Self::Names(names), _) => names.iter().any(|name| ends_with_name(module, name)),
-            (Self::Pattern(_), None) => module != head,
-        })
-    }
-}
+pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
 /// Attaches a PEFT adapter from a folder or the hub to its base; its tensors become the trainable parameters.
 ///
@@ -150,24 +32,35 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
         let reason = format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display());
         return Err(Error::Config { path: folder.to_owned(), reason });
     }
-    let config: LoraConfig = serde_json::from_str(&read_text(&path)?)
-        .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
-    config.check().map_err(|reason| Error::Config { path: path.clone(), reason })?;
-    let mut tensors = Checkpoint::open_file(folder, TENSORS)?;
-    let targets = targets(model, &config).map_err(|reason| Error::Config { path, reason })?;
-    for (index, module) in targets {
-        let [a, b] = shapes(model, index, config.r);
-        let a = tensors.take(&tensor_name(&module, "lora_A"), &a)?;
-        let b = tensors.take(&tensor_name(&module, "lora_B"), &b)?;
-        attach(model, index, &module, [a, b].map(trainable));
+    let refuse = |reason: String| Error::Config { path: path.clone(), reason };
+    let config = read_config(folder, &path)?;
+    config.check().map_err(refuse)?;
+    let mut tensors = AdapterTensors::open(folder)?;
+    for target in targets(model, &config).map_err(refuse)? {
+        let [a, b] = shapes(model, &target);
+        let a = tensors.take(&tensor_name(&target.module, "lora_A"), &a)?;
+        let b = tensors.take(&tensor_name(&target.module, "lora_B"), &b)?;
+        attach(model, &target, [a, b].map(trainable));
     }
-    if let Some(name) = tensors.rest().next() {
-        let reason = "no layer of the model uses it".to_owned();
-        return Err(Error::Tensor { name: name.to_owned(), folder: folder.to_owned(), reason });
-    }
+    tensors.check_rest(model)?;
     model.config.lora_scale = config.scale();
     model.config.lora_dropout = config.lora_dropout as f32;
     Ok(config)
+}
+
+/// Reads adapter_config.json; where it doesn't say which layers are adapted, the error lists those of the tensors.
+fn read_config(folder: &Path, path: &Path) -> Result<LoraConfig> {
+    let format = |e: serde_json::Error| Error::Format { path: path.to_owned(), reason: e.to_string() };
+    let fields: Map<String, Value> = serde_json::from_str(&read_text(path)?).map_err(format)?;
+    if fields.get("target_modules").is_some_and(Value::is_null) {
+        let reason = format!(
+            "target_modules is null, so the file doesn't say which layers are adapted; the tensors beside it are those \
+             of \"target_modules\": {}",
+            serde_json::json!(AdapterTensors::open(folder)?.modules())
+        );
+        return Err(Error::Config { path: path.to_owned(), reason });
+    }
+    LoraConfig::from_fields(fields).map_err(format)
 }
 
 /// The base that an adapter's folder names, if any.
@@ -209,12 +102,12 @@ fn attach_new(
     config.check()?;
     let targets = targets(model, config)?;
     check_names(model, &config.target_modules)?;
-    for (index, module) in targets {
-        let shapes @ [[r, inputs], [outputs, _]] = shapes(model, index, config.r);
+    for target in targets {
+        let shapes @ [[r, inputs], [outputs, _]] = shapes(model, &target);
         if r > inputs.min(outputs) {
-            return Err(format!("rank {r} is larger than {module} of [{outputs}, {inputs}]; lower it"));
+            return Err(format!("rank {r} is larger than {} of [{outputs}, {inputs}]; lower it", target.module));
         }
-        attach(model, index, &module, make(index, shapes));
+        attach(model, &target, make(target.index, shapes));
     }
     model.config.lora_scale = config.scale();
     model.config.lora_dropout = config.lora_dropout as f32;
@@ -229,12 +122,11 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
     make_folder(folder)?;
     let tensors = model.params.iter().filter(|p| p.is_adapters());
     write_tensors(&folder.join(TENSORS), tensors.map(|p| Tensor::of(p, Dtype::F32)).collect())?;
-    let (base, revision) = hub::name_and_revision(base);
     let mut fields = serde_json::json!({
         "peft_type": "LORA",
         "task_type": null,
-        "base_model_name_or_path": base,
-        "revision": revision,
+        "base_model_name_or_path": null,
+        "revision": null,
         "inference_mode": true,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -242,8 +134,13 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "modules_to_save": null,
     });
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");
+    let (base, revision) = hub::name_and_revision(base);
+    // An adapter that was loaded has the name of its base from elsewhere.
+    let of_folder = serde_json::json!({ "base_model_name_or_path": base, "revision": revision });
     let fields = fields.as_object_mut().expect("the literal above is an object");
-    fields.extend(own.as_object().expect("a struct is an object").clone());
+    for more in [own, of_folder] {
+        fields.extend(more.as_object().expect("both are objects").clone());
+    }
     let text = serde_json::to_string_pretty(fields).expect("JSON values print");
     write_whole(&folder.join("adapter_config.json"), text.as_bytes())
 }
@@ -260,18 +157,35 @@ fn modules(model: &Transformer) -> Vec<String> {
     names
 }
 
-/// The index among the linear layers and the name of each layer that gets an adapter.
-fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<(usize, String)>, String> {
+/// A layer that gets an adapter.
+struct Target {
+    /// Its index among the linear layers.
+    index: usize,
+    module: String,
+    rank: usize,
+    /// Its scale where a pattern gives it another than the rest's.
+    own_scale: Option<f32>,
+}
+
+/// The layers that get adapters.
+fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<Target>, String> {
     let modules = modules(model);
     let embedding = model.params[model.embedding].name.trim_end_matches(".weight");
     let head = modules.get(model.linears().count() - 1).cloned().unwrap_or_default();
-    let matches = config.target_modules.matcher(&head)?;
+    let matches = config.matcher(&head)?;
     // PEFT adapts an embedding in another way (lora_embedding_A), which Weft doesn't support.
-    if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(embedding) {
+    if !matches!(&config.target_modules, TargetModules::Pattern(p) if p == "all-linear") && matches(embedding)? {
         return Err(format!("target_modules name the embedding {embedding}; Weft adapts linear layers only"));
     }
     let all = modules.clone();
-    let found: Vec<_> = modules.into_iter().enumerate().filter(|(_, module)| matches(module)).collect();
+    let mut found = vec![];
+    for (index, module) in modules.into_iter().enumerate() {
+        if matches(&module)? {
+            let (rank, scale) = config.rank_and_scale(&module)?;
+            let own_scale = Some(scale).filter(|scale| *scale != config.scale());
+            found.push(Target { index, module, rank, own_scale });
+        }
+    }
     match found.is_empty() {
         true => {
             let names = serde_json::to_string(&config.target_modules).expect("names are JSON");
@@ -306,20 +220,15 @@ fn check_names(model: &Transformer, targets: &TargetModules) -> std::result::Res
     Err(format!("the targets {names} (lora_targets, target_modules) name no layer of the model; {fix}"))
 }
 
-/// Whether a module has a name, or a name that ends with it after a dot.
-fn ends_with_name(module: &str, name: &str) -> bool {
-    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
 /// The shapes of `lora_A` `[R, in]` and `lora_B` `[out, R]` of a layer.
-fn shapes(model: &Transformer, index: usize, r: usize) -> [[usize; 2]; 2] {
-    let id = model.linears().nth(index).expect("the index comes from the same list").weight;
+fn shapes(model: &Transformer, target: &Target) -> [[usize; 2]; 2] {
+    let id = model.linears().nth(target.index).expect("the index comes from the same list").weight;
     let weight = &model.params[id].weight;
-    [[r, weight.cols()], [weight.rows(), r]]
+    [[target.rank, weight.cols()], [weight.rows(), target.rank]]
 }
 
-fn tensor_name(module: &str, part: &str) -> String {
-    format!("base_model.model.{module}.{part}.weight")
+pub(super) fn tensor_name(module: &str, part: &str) -> String {
+    format!("{PREFIX}{module}.{part}.weight")
 }
 
 fn trainable(mut weight: Weight) -> Weight {
@@ -327,11 +236,12 @@ fn trainable(mut weight: Weight) -> Weight {
     weight
 }
 
-fn attach(model: &mut Transformer, index: usize, module: &str, [a, b]: [Weight; 2]) {
+fn attach(model: &mut Transformer, target: &Target, [a, b]: [Weight; 2]) {
     let first = model.params.len();
     for (part, weight) in [("lora_A", a), ("lora_B", b)] {
         let shape = vec![weight.rows(), weight.cols()];
-        model.params.push(Param { name: tensor_name(module, part), shape, weight, trainable: true });
+        model.params.push(Param { name: tensor_name(&target.module, part), shape, weight, trainable: true });
     }
-    model.linears_mut().nth(index).expect("the index comes from the same list").lora = Some([first, first + 1]);
+    let layer = model.linears_mut().nth(target.index).expect("the index comes from the same list");
+    (layer.lora, layer.lora_scale) = (Some([first, first + 1]), target.own_scale);
 }

@@ -12,7 +12,9 @@ use weft_kernels::lora_linear::{self, Lora};
 use weft_kernels::weight::{Dtype, MappedFile, Weight};
 
 use super::block::Param;
+use super::foreign;
 use crate::error::{Error, Result};
+use crate::files::stand_in::{cannot_open, check_bytes};
 use crate::files::{read_text, write_whole_by};
 
 /// The tensors of a checkpoint.
@@ -25,6 +27,9 @@ pub struct Checkpoint {
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// The file that lists the shards if there are several.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// What torch.compile puts into the names of the tensors of a model that it wraps.
+pub(super) const COMPILED: &str = "_orig_mod.";
 
 #[derive(Deserialize)]
 struct Index {
@@ -60,7 +65,7 @@ impl Checkpoint {
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// A file that is missing, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two
+    /// A file that is missing, pickled, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two
     /// files, or in a file other than the one that the index names.
     pub fn open(folder: &Path) -> Result<Self> {
         let Some(index) = index(folder)? else { return Self::open_file(folder, SINGLE) };
@@ -68,7 +73,7 @@ impl Checkpoint {
         for file in index.values().collect::<BTreeSet<_>>() {
             let path = folder.join(file);
             let mut shard = HashMap::new();
-            map_file(&path, &mut shard)?;
+            map_file(&path, &mut shard, Halves::Refused)?;
             if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.contains_key(*name)) {
                 let reason = format!("{name} isn't in {file}, although the index says so");
                 return Err(Error::Format { path: folder.join(INDEX), reason });
@@ -87,7 +92,17 @@ impl Checkpoint {
     /// Those of [`Checkpoint::open`].
     pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
         let mut tensors = HashMap::new();
-        map_file(&folder.join(file), &mut tensors)?;
+        map_file(&folder.join(file), &mut tensors, Halves::Refused)?;
+        Ok(Self { folder: folder.to_owned(), tensors })
+    }
+
+    /// Maps one file of a folder like [`Checkpoint::open_file`]; tensors of f16 are widened to f32.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`], except for tensors of f16.
+    pub(super) fn open_widened(folder: &Path, file: &str) -> Result<Self> {
+        let mut tensors = HashMap::new();
+        map_file(&folder.join(file), &mut tensors, Halves::Widened)?;
         Ok(Self { folder: folder.to_owned(), tensors })
     }
 
@@ -99,7 +114,9 @@ impl Checkpoint {
         let path = Path::new(name);
         let mut tensors = HashMap::new();
         for_each_tensor(path, bytes, |name, shape, [rows, cols], dtype, data| {
+            let Stored::As(dtype) = dtype else { return Err(foreign::refused(path, &name, safetensors::Dtype::F16)) };
             tensors.insert(name, (shape, Weight::from_bytes(rows, cols, dtype, data)));
+            Ok(())
         })?;
         Ok(Self { folder: path.to_owned(), tensors })
     }
@@ -112,8 +129,17 @@ impl Checkpoint {
     /// Whether two tensors hold the same numbers; `None` if either isn't there.
     pub(crate) fn are_equal(&self, a: &str, b: &str) -> Option<bool> {
         let [(a_shape, a), (b_shape, b)] = [self.tensors.get(a)?, self.tensors.get(b)?];
-        let mut rows = 0..a.rows();
-        Some(a_shape == b_shape && rows.all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1)))
+        Some(a_shape == b_shape && have_equal_numbers(a, b))
+    }
+
+    /// Whether a tensor holds the numbers of a weight.
+    pub(super) fn equals(&self, name: &str, weight: &Weight) -> bool {
+        self.tensors.get(name).is_some_and(|(_, own)| have_equal_numbers(own, weight))
+    }
+
+    /// The shape of a tensor that hasn't been taken.
+    pub(super) fn shape_of(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|(shape, _)| shape.as_slice())
     }
 
     /// Every tensor that hasn't been taken, ordered by name, with its shape.
@@ -131,11 +157,20 @@ impl Checkpoint {
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
         let error = |reason: String| Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason };
         match self.tensors.remove(name) {
+            None if self.rest().any(|other| other.contains(COMPILED)) => Err(error(format!(
+                "missing, and others' names hold {COMPILED}, as those of a model that torch.compile wrapped; save what it \
+                 wraps: model._orig_mod.save_pretrained(DIR)"
+            ))),
             None => Err(error("missing".to_owned())),
             Some((found, _)) if found != shape => Err(error(format!("expected {shape:?}, got {found:?}"))),
             Some((_, weight)) => Ok(weight),
         }
     }
+}
+
+fn have_equal_numbers(a: &Weight, b: &Weight) -> bool {
+    let is_of_size = (a.rows(), a.cols()) == (b.rows(), b.cols());
+    is_of_size && (0..a.rows()).all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1))
 }
 
 /// A tensor to be written; its bytes are made at that moment, one tensor after the other.
@@ -241,29 +276,57 @@ pub fn make_in_order(mut tensors: Vec<Tensor>) {
     }
 }
 
-fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>) -> Result<()> {
+/// What is done with tensors of f16, in which nothing is computed.
+#[derive(Clone, Copy, PartialEq)]
+enum Halves {
+    Refused,
+    Widened,
+}
+
+fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>, halves: Halves) -> Result<()> {
     let read = |source| Error::Read { path: path.to_owned(), source };
-    let file = MappedFile::open(&File::open(path).map_err(read)?).map_err(read)?;
+    let file =
+        File::open(path).map_err(|source| foreign::pickled(path).unwrap_or_else(|| cannot_open(path, source)))?;
+    let file = MappedFile::open(&file).map_err(read)?;
     for_each_tensor(path, file.bytes(), |name, shape, [rows, cols], dtype, data| {
-        let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
-        let weight = Weight::mapped(rows, cols, dtype, file.clone(), start..start + data.len());
+        let weight = match dtype {
+            Stored::As(dtype) => {
+                let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
+                Weight::mapped(rows, cols, dtype, file.clone(), start..start + data.len())
+            }
+            Stored::F16 if halves == Halves::Widened => Weight::from_f32(rows, cols, foreign::widened(data)),
+            Stored::F16 => return Err(foreign::refused(path, &name, safetensors::Dtype::F16)),
+        };
         tensors.insert(name, (shape, weight));
+        Ok(())
     })
 }
 
-/// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file.
+/// How a tensor is stored.
+#[derive(Clone, Copy)]
+enum Stored {
+    As(Dtype),
+    F16,
+}
+
+/// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file, in the order of their names.
 fn for_each_tensor(
     path: &Path,
     bytes: &[u8],
-    mut f: impl FnMut(String, Vec<usize>, [usize; 2], Dtype, &[u8]),
+    mut f: impl FnMut(String, Vec<usize>, [usize; 2], Stored, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
-    let parsed = SafeTensors::deserialize(bytes).map_err(|e| format(e.to_string()))?;
-    for (name, view) in parsed.tensors() {
+    check_bytes(path, bytes)?;
+    let parsed = SafeTensors::deserialize(bytes)
+        .map_err(|e| format(foreign::cut_short(bytes).unwrap_or_else(|| e.to_string())))?;
+    let mut tensors = parsed.tensors();
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, view) in tensors {
         let dtype = match view.dtype() {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            other => return Err(format(format!("{name} is stored as {other:?}, Weft reads F32 and BF16"))),
+            safetensors::Dtype::F32 => Stored::As(Dtype::F32),
+            safetensors::Dtype::BF16 => Stored::As(Dtype::Bf16),
+            safetensors::Dtype::F16 => Stored::F16,
+            other => return Err(foreign::refused(path, &name, other)),
         };
         let shape = view.shape().to_vec();
         let size = match shape[..] {
@@ -271,7 +334,7 @@ fn for_each_tensor(
             [rows, cols] => [rows, cols],
             _ => return Err(format(format!("{name} has shape {shape:?}, expected one or two sizes"))),
         };
-        f(name, shape, size, dtype, view.data());
+        f(name, shape, size, dtype, view.data())?;
     }
     Ok(())
 }
