@@ -22,11 +22,6 @@ use super::train::read_recipe;
 /// The number of characters shown at the beginning and at the end of a prompt or answer.
 const SHOWN: [usize; 2] = [800, 300];
 
-/// Why rows are passed over, given the number of texts among those that are not.
-pub(super) fn why_passed_over(documents: usize) -> &'static str {
-    if documents > 0 { "they are empty" } else { "their checks mark no answer as correct" }
-}
-
 /// Show what the model will see of a recipe's rows
 ///
 /// Prints lengths in tokens, how many answers are cut, the size of an epoch, and the first examples of each source as
@@ -165,7 +160,7 @@ impl Data {
                 let [prompt, answer, total] = Lengths::of_examples(examples);
                 json!({
                     "name": part.name, "weight": part.weight, "key": part.key, "examples": part.examples,
-                    "truncated": part.truncated, "passed_over": part.passed_over, "documents": part.documents,
+                    "truncated": part.truncated, "passed_over": part.passed_over, "documents": part.documents, "notes": part.notes,
                     "prompt_tokens": prompt, "answer_tokens": answer, "total_tokens": total,
                     "shown": examples.iter().take(shown).map(|one| example(part, one)).collect::<Vec<_>>(),
                 })
@@ -251,8 +246,8 @@ fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
             0 => say!("  {} answers cut at {max_seq_len} tokens", part.truncated),
             _ => say!("  nothing cut: texts are packed into sequences of {max_seq_len} tokens"),
         }
-        if part.passed_over > 0 {
-            say!("  {} rows skipped: {}", part.passed_over, why_passed_over(part.documents));
+        for line in part.notes.lines() {
+            say!("  {line}");
         }
         say!();
     }

@@ -27,7 +27,6 @@ use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
-use super::data::why_passed_over;
 use super::generate::tell_idle;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
@@ -280,7 +279,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    let Mixed { dataset: Dataset { examples, truncated, passed_over, documents, .. }, mixture, parts } =
+    let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } =
         &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
     let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
@@ -290,11 +289,11 @@ fn describe(experiment: &Experiment, base: &Base) {
         }
         false => say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens"),
     }
-    if *passed_over > 0 {
-        say!("           {passed_over} rows skipped: {}", why_passed_over(*documents));
-    }
-    for part in parts.iter().filter(|_| parts.len() > 1) {
-        say!("           {}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+    for part in parts {
+        if parts.len() > 1 {
+            say!("           {}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+        }
+        part.notes.lines().iter().for_each(|line| say!("           {line}"));
     }
     if parts.len() > 1 {
         say!("           an epoch has {} examples", mixture.epoch_len(count));
