@@ -203,8 +203,7 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        let data::Dataset { examples, documents, passed_over, .. } = &mixed.dataset;
-        let there = passed_over + if *documents > 0 { *documents } else { examples.len() };
+        let there: usize = mixed.parts.iter().map(|part| part.notes.rows).sum();
         if there < wanted {
             remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
         }

@@ -279,8 +279,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } =
-        &experiment.train;
+    let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } = &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
     let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
     match parts.iter().all(|part| part.documents > 0) {
@@ -298,12 +297,13 @@ fn describe(experiment: &Experiment, base: &Base) {
     if parts.len() > 1 {
         say!("           an epoch has {} examples", mixture.epoch_len(count));
     }
-    if let Some(Mixed { dataset, .. }) = &experiment.held_out {
+    if let Some(Mixed { dataset, parts, .. }) = &experiment.held_out {
         let count = dataset.examples.len();
         match dataset.documents {
             0 => say!("held out   {count} examples; {} answers cut", dataset.truncated),
             documents => say!("held out   {documents} texts in {count} sequences"),
         }
+        parts.iter().flat_map(|part| part.notes.lines()).for_each(|line| say!("           {line}"));
     }
 }
 

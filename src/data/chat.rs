@@ -146,7 +146,10 @@ fn joined(parts: &[Value], of: &str) -> Result<String, String> {
         let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
         let text = if kind == "text" { part.get("text").unwrap_or(part).as_str() } else { None };
         joined.push_str(text.ok_or_else(|| match kind {
-            "text" => format!("{of}[{i}] is {:.40}, which has no text; give {{\"type\": \"text\", \"text\": ...}}", part.to_string()),
+            "text" => format!(
+                "{of}[{i}] is {:.40}, which has no text; give {{\"type\": \"text\", \"text\": ...}}",
+                part.to_string()
+            ),
             _ => format!("{of}[{i}] is of type {kind:?}, but only text can be trained on; remove the part or the row"),
         })?);
     }
@@ -197,7 +200,9 @@ pub(super) fn tools(row: &Fields) -> Result<Option<Value>, String> {
         Some(Value::Array(tools)) if tools.iter().all(Value::is_object) => Ok(Some(Value::Array(tools))),
         _ => {
             let told = row["tools"].to_string();
-            Err(format!("tools is {told:.40}; give a list of objects, one for each tool, or the JSON text of such a list"))
+            Err(format!(
+                "tools is {told:.40}; give a list of objects, one for each tool, or the JSON text of such a list"
+            ))
         }
     }
 }

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::guarded::guarded;
 use super::chat::{Chat, Turn};
+use super::guarded::guarded;
 use super::token_cache::text_key;
 use super::tokenizer_files::{self, text_of};
 use super::{

@@ -141,6 +141,8 @@ pub(super) fn is_read(row: &Fields, form: Form, key: &str) -> bool {
     let of_pair = |keys: &[&str]| keys.contains(&key) || ["system", "history", "tools"].contains(&key);
     match form {
         Form::Text => key == "text",
+        // Scoring reads the problem of a row and its right answer.
+        Form::Messages if ["question", "ground_truth"].contains(&key) => row.contains_key("ground_truth"),
         Form::Messages => list("messages"),
         Form::ShareGpt => list("conversations"),
         Form::PromptResponse => match key {
@@ -293,9 +295,9 @@ fn known_turns(list: &Value, key: &str, keys: [&str; 2]) -> Result<Vec<Turn>, St
             "from" => {
                 format!("{key} holds a turn from {role:?}; the known ones are system, developer, human, gpt and tool")
             }
-            _ => format!(
-                "{key} holds the role {role:?}; the known ones are system, developer, user, assistant and tool"
-            ),
+            _ => {
+                format!("{key} holds the role {role:?}; the known ones are system, developer, user, assistant and tool")
+            }
         };
         *role = known_role(role).ok_or_else(unknown)?.to_owned();
     }

@@ -1,6 +1,8 @@
 //! What a row becomes: tokens of a text, or an example for each of the turns that are trained on, with what is said of
 //! the row.
 
+use serde_json::Value;
+
 use super::chat::{Chat, Turn};
 use super::notes::RowNotes;
 use super::settings::TrainOn;
@@ -31,12 +33,10 @@ pub(super) enum Content {
 pub(super) fn content(row: &Row, source: &Source, reading: &Reading) -> Result<(Content, RowNotes)> {
     let form = formats::form_of(&row.fields, source.format);
     let mut notes = RowNotes::default();
+    check_nan(row, source)?;
     if let Some(form) = form {
-        if let Some(key) = row.not_json.iter().find(|key| formats::is_read(&row.fields, form, key)) {
-            let reason = format!("{key} holds NaN or Infinity, and NaN is not JSON; write null, or drop the row");
-            return Err(row.wrong(reason));
-        }
-        let given = row.fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key);
+        let is_given = |(key, value): &(&String, &Value)| !value.is_null() || row.not_json.contains(key);
+        let given = row.fields.iter().filter(is_given).map(|(key, _)| key);
         notes.unread = given.filter(|key| !formats::is_read(&row.fields, form, key)).cloned().collect();
     }
     let chat = formats::chat(&row.fields, source.format).map_err(|reason| row.wrong(reason))?;
@@ -58,6 +58,20 @@ pub(super) fn content(row: &Row, source: &Source, reading: &Reading) -> Result<(
     }
     let example = |last: usize| example(row, (&chat, last), reading);
     Ok((Content::Examples(answers.into_iter().map(example).collect::<Result<_>>()?), notes))
+}
+
+/// Returns an error if a key that is read holds NaN, which is read as null.
+fn check_nan(row: &Row, source: &Source) -> Result<()> {
+    for key in &row.not_json {
+        // As if the key had a value, which decides the form and between two names of a column.
+        let mut fields = row.fields.clone();
+        fields.insert(key.clone(), Value::Bool(true));
+        if formats::form_of(&fields, source.format).is_some_and(|form| formats::is_read(&fields, form, key)) {
+            let reason = format!("{key} holds NaN or Infinity, and NaN is not JSON; write null, or drop the row");
+            return Err(row.wrong(reason));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a row becomes no example, as [`content`] decides it, and else how many.

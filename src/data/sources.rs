@@ -262,7 +262,9 @@ fn kind_within(path: &Path) -> Result<&'static str> {
     let mut lines = lines(path)?;
     match (lines.next(), lines.next()) {
         // The JSON reader reports lines that can't be read.
-        (Some(Ok((_, first))), Some(_)) if matches!(strict_json::parse_with_nan(&first), Ok(Value::Object(_))) => Ok("jsonl"),
+        (Some(Ok((_, first))), Some(_)) if matches!(strict_json::parse_with_nan(&first), Ok(Value::Object(_))) => {
+            Ok("jsonl")
+        }
         _ => Ok(kind),
     }
 }

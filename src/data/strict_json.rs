@@ -27,7 +27,9 @@ const NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 /// The errors of [`parse`].
 pub fn parse_with_nan(text: &str) -> serde_json::Result<Value> {
     parse(text).or_else(|error| match with_placeholders(text) {
-        Some(replaced) if !error.is_data() => parse(&replaced).map_err(|other| if other.is_data() { other } else { error }),
+        Some(replaced) if !error.is_data() => {
+            parse(&replaced).map_err(|other| if other.is_data() { other } else { error })
+        }
         _ => Err(error),
     })
 }

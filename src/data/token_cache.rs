@@ -84,7 +84,8 @@ pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
     hash.write(MAGIC);
     let (Source { rows, format, .. }, train_on) = (source, source.train_on.unwrap_or_default());
     let Reading { text, mask_token_id, max_seq_len, .. } = reading;
-    let settings = format!("{rows:?} {format:?} {train_on:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
+    let settings =
+        format!("{rows:?} {format:?} {train_on:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
     write_part(&mut hash, settings.as_bytes());
     for path in source.files()? {
         let read_error = |source| Error::Read { path: path.clone(), source };
