@@ -1,15 +1,15 @@
 //! `data.chat_template_kwargs`: variables of a chat template, on a template that thinks as Qwen3's does.
 
-mod layouts;
 mod scratch;
+mod tokenizer_layouts;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use layouts::DENSE;
 use scratch::folder;
 use serde_json::{Map, Value, json};
+use tokenizer_layouts::DENSE;
 use weft::data::chat_template::TextModel;
 use weft::data::sources::Source;
 use weft::data::token_cache::TokenCache;
@@ -49,7 +49,7 @@ fn thinking(name: &str, values: &Value) -> TextModel {
 
 fn with_template(name: &str, template: &str, values: &Value) -> Result<TextModel, String> {
     let folder = folder(name);
-    layouts::qwen3(&folder, DENSE, template);
+    tokenizer_layouts::qwen3(&folder, DENSE, template);
     let mut text = TextModel::open(&folder).unwrap_or_else(|e| panic!("{e}"));
     let set = text.set_template_kwargs(&kwargs(values), "data.chat_template_kwargs.");
     set.map(|()| text).map_err(|e| e.to_string().replace(&format!("{}/", folder.display()), ""))

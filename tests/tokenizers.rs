@@ -1,13 +1,13 @@
 //! Tokenizers in the layouts of Qwen3, Llama 3 and Llama 2, against the ids and texts of transformers 5.24.0.
 
-mod layouts;
 mod scratch;
+mod tokenizer_layouts;
 
 use std::fs;
 use std::path::Path;
 
-use layouts::{DENSE, write};
 use serde_json::json;
+use tokenizer_layouts::{DENSE, write};
 use weft::data::chat_template::TextModel;
 
 /// Ids as in a vocabulary whose rows are rounded up: behind a gap, and with gaps between them.
@@ -59,7 +59,7 @@ const BEGINNINGS: [(usize, &str); 3] = [(2, "\u{fffd}"), (3, "\u{fffd}"), (5, "\
 #[test]
 fn qwen3() {
     let folder = scratch::folder("qwen3");
-    layouts::qwen3(&folder, DENSE, "");
+    tokenizer_layouts::qwen3(&folder, DENSE, "");
     let text = open(&folder);
     let words = [259, 263, 108, 100, 264, 32, 49, 50, 51, 52, 269, 266, 32, 32, 120];
     has_ids(&text, [&words, &bytes(), &CONTROLS, &MARKS], BEGINNINGS);
@@ -74,7 +74,7 @@ fn qwen3() {
 #[test]
 fn added_tokens_keep_their_ids_behind_a_gap() {
     let folder = scratch::folder("gaps");
-    layouts::qwen3(&folder, GAPS, "");
+    tokenizer_layouts::qwen3(&folder, GAPS, "");
     let text = open(&folder);
     let words = [259, 263, 108, 100, 264, 32, 49, 50, 51, 52, 269, 266, 32, 32, 120];
     has_ids(&text, [&words, &bytes(), &CONTROLS, &MARKS], BEGINNINGS);
@@ -85,10 +85,10 @@ fn added_tokens_keep_their_ids_behind_a_gap() {
     assert_eq!((text.last_id(), text.vocab_size(), text.eos_token_id()), (400, 276, 302));
     // The same tokenizer without tokenizer.json.
     fs::remove_file(folder.join("tokenizer.json")).expect("it was there");
-    let vocab = layouts::letters().into_iter().chain(layouts::MERGES.map(|m| m.replace(' ', "")));
+    let vocab = tokenizer_layouts::letters().into_iter().chain(tokenizer_layouts::MERGES.map(|m| m.replace(' ', "")));
     let vocab: serde_json::Map<_, _> = vocab.enumerate().map(|(id, token)| (token, json!(id))).collect();
     write(&folder, "vocab.json", &vocab.into());
-    fs::write(folder.join("merges.txt"), layouts::MERGES.join("\n")).expect("it is written");
+    fs::write(folder.join("merges.txt"), tokenizer_layouts::MERGES.join("\n")).expect("it is written");
     let slow = open(&folder);
     assert_eq!(ids(&slow, chat), expected);
     assert_eq!(ids(&slow, SAMPLES[0]), words);
@@ -99,7 +99,7 @@ fn llama3() {
     let folder = scratch::folder("llama3");
     let template = "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}\
                     <|eot_id|>{% endfor %}";
-    layouts::llama3(&folder, template);
+    tokenizer_layouts::llama3(&folder, template);
     let text = open(&folder);
     let words = [259, 270, 264, 32, 265, 51, 52, 269, 266, 32, 32, 120];
     has_ids(&text, [&words, &bytes(), &CONTROLS, &MARKS], BEGINNINGS);
@@ -114,7 +114,7 @@ fn llama3() {
 #[test]
 fn llama2() {
     let folder = scratch::folder("llama2");
-    layouts::llama2(&folder);
+    tokenizer_layouts::llama2(&folder);
     let text = open(&folder);
     let words = [272, 259, 264, 263, 265, 262, 266, 42, 118, 259, 52, 53, 54, 55, 36, 36, 13, 13, 259, 259, 123];
     let emoji = [
@@ -132,7 +132,7 @@ fn llama2() {
 #[test]
 fn other_files_complete_the_configuration() {
     let folder = scratch::folder("completed");
-    layouts::qwen3(&folder, DENSE, "{{ bos_token is defined }}{{ pad_token }}{{ unk_token is defined }}");
+    tokenizer_layouts::qwen3(&folder, DENSE, "{{ bos_token is defined }}{{ pad_token }}{{ unk_token is defined }}");
     let config = fs::read(folder.join("tokenizer_config.json")).expect("it is there");
     let whole: serde_json::Value = serde_json::from_slice(&config).expect("it is JSON");
     let map = json!({ "eos_token": { "content": "<|endoftext|>" }, "bos_token": "<|im_start|>", "pad_token": "x",
@@ -162,9 +162,9 @@ fn other_files_complete_the_configuration() {
 #[test]
 fn added_tokens_are_read_where_the_configuration_has_none() {
     let folder = scratch::folder("added");
-    layouts::qwen3(&folder, GAPS, "");
+    tokenizer_layouts::qwen3(&folder, GAPS, "");
     fs::remove_file(folder.join("tokenizer.json")).expect("it was there");
-    let vocab = layouts::letters().into_iter().enumerate().map(|(id, token)| (token, json!(id)));
+    let vocab = tokenizer_layouts::letters().into_iter().enumerate().map(|(id, token)| (token, json!(id)));
     write(&folder, "vocab.json", &vocab.collect::<serde_json::Map<_, _>>().into());
     fs::write(folder.join("merges.txt"), "#version: 0.2\n").expect("it is written");
     let config = json!({ "tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>",
