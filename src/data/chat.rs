@@ -58,8 +58,8 @@ impl Turn {
 
     /// Whether the turn has thinking, in its text or in a field of its own.
     pub(super) fn thinks(&self) -> bool {
-        let field = |key: &&str| self.fields.get(*key).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
-        self.text().contains("</think>") || THINKING.iter().any(|key| field(&key))
+        let field = |key: &str| self.fields.get(key).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+        self.text().contains("</think>") || THINKING.iter().any(|key| field(key))
     }
 
     /// The names of the fields that only a chat template can use.
