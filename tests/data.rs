@@ -207,7 +207,8 @@ fn a_bad_row_is_told_with_its_line_and_the_fix() {
         (
             "role",
             r#"{"messages": [{"role": "bot", "content": "a"}]}"#,
-            "rows.jsonl:2: messages holds the role \"bot\"; the known ones are system, user and assistant",
+            "rows.jsonl:2: messages holds the role \"bot\"; the known ones are system, developer, user, assistant and \
+             tool",
         ),
     ] {
         assert_eq!(load_text(name, &format!("{good}\n{row}\n"), 100).expect_err(name), expected);

@@ -146,3 +146,35 @@ fn what_is_hardly_meant_is_remarked() {
         "6 of 6 answers are cut and have no end token; a model that is trained on them doesn't stop (data.max_seq_len)";
     assert_eq!(cut["remarks"], serde_json::json!([remark]), "{cut}");
 }
+
+#[test]
+fn what_nothing_reads_and_which_turns_are_trained_on_is_shown() {
+    let folder = folder("unread");
+    let turns = |i: usize| {
+        format!(
+            "[{{\"role\":\"user\",\"content\":\"{i}?\"}},{{\"role\":\"assistant\",\"content\":\"{i}\"}},\
+             {{\"role\":\"user\",\"content\":\"and?\"}},{{\"role\":\"assistant\",\"content\":\"no\"}}]"
+        )
+    };
+    let row = |i: usize| format!("{{\"messages\":{},\"id\":{i},\"score\":{}}}\n", turns(i), ["NaN", "null"][i % 2]);
+    fs::write(folder.join("rows.jsonl"), (0..4).map(row).collect::<String>()).expect("it is written");
+    let recipe = "[data]\ntrain = \"rows.jsonl\"\n[train]\noutput = \"run\"\nmax_steps = 1\nmicro_batch_size = 2\n";
+    fs::write(folder.join("recipe.toml"), recipe).expect("it is written");
+    let shown = weft(&folder, &["data", "recipe.toml"]);
+    let unread = "columns not read: id, score (2 of 4 rows)\n";
+    assert!(
+        shown.contains(&format!("\n  {unread}  4 of 8 assistant turns are context only (data.train_on)\n")),
+        "{shown}"
+    );
+    let all = ["--set", "data.train_on=all"];
+    let shown = weft(&folder, &[&["data", "recipe.toml"][..], &all].concat());
+    assert!(shown.starts_with("rows.jsonl: 8 examples, "), "{shown}");
+    assert!(shown.contains(unread) && !shown.contains("context only"), "{shown}");
+    let shown: Value = serde_json::from_str(&weft(&folder, &["data", "recipe.toml", "--json"])).expect("one object");
+    assert_eq!(shown["sources"][0]["notes"]["unread"], serde_json::json!({ "id": 4, "score": 2 }));
+    let trained = weft(&folder, &[&["train", "recipe.toml"][..], &all].concat());
+    assert!(
+        trained.contains("data       8 examples, ") && trained.contains(&format!("           {unread}")),
+        "{trained}"
+    );
+}

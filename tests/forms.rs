@@ -65,9 +65,9 @@ fn chats() {
     refused(&json!({ "messages": "Hi" }), None, "messages is \"Hi\", not a list of {\"role\", \"content\"}");
     refused(&json!({ "messages": [] }), None, "messages is empty; the last turn must be the assistant's");
     refused(
-        &json!({ "conversations": [{ "from": "tool", "value": "1" }] }),
+        &json!({ "conversations": [{ "from": "narrator", "value": "1" }] }),
         None,
-        "conversations holds a turn from \"tool\"; the known ones are system, human and gpt",
+        "conversations holds a turn from \"narrator\"; the known ones are system, developer, human, gpt and tool",
     );
     refused(
         &json!({ "conversations": [{ "from": "human", "value": "Hi" }] }),

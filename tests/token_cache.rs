@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use scratch::folder;
 use serde_json::json;
 use weft::data::chat_template::TextModel;
+use weft::data::settings::TrainOn;
 use weft::data::sources::Source;
 use weft::data::token_cache::TokenCache;
 use weft::data::{Dataset, Reading, load, tokenizer};
@@ -74,6 +75,8 @@ fn unchanged_rows_hit_and_changed_ones_miss() {
     misses("a form", &Source { format: Some(form), ..source.clone() }, &base);
     let slice = serde_json::from_value(json!("3:7")).expect("a slice");
     misses("a slice", &Source { rows: Some(slice), ..source.clone() }, &base);
+    let all = Source { train_on: Some(TrainOn::All), ..source.clone() };
+    misses("the turns trained on", &all, &reading(&text_model, &folder));
     misses("a length", &source, &Reading { max_seq_len: 30, ..reading(&text_model, &folder) });
     misses("a mask token", &source, &Reading { mask_token_id: 1 << 20, ..reading(&text_model, &folder) });
     let other = text(&folder, 262);

@@ -23,11 +23,6 @@ use super::train::read_recipe;
 /// The number of characters shown at the beginning and at the end of a prompt or answer.
 const SHOWN: [usize; 2] = [800, 300];
 
-/// Why rows are passed over, given the number of texts among those that are not.
-pub(super) fn why_passed_over(documents: usize) -> &'static str {
-    if documents > 0 { "they are empty" } else { "their checks mark no answer as correct" }
-}
-
 /// Show what the model will see of a recipe's rows
 ///
 /// Prints lengths in tokens, how many answers are cut, the size of an epoch, and the first examples of each source as
@@ -174,7 +169,7 @@ impl Data {
                 let [prompt, answer, total] = Lengths::of_examples(examples);
                 json!({
                     "name": part.name, "weight": part.weight, "key": part.key, "examples": part.examples,
-                    "truncated": part.truncated, "passed_over": part.passed_over, "documents": part.documents,
+                    "truncated": part.truncated, "passed_over": part.passed_over, "documents": part.documents, "notes": part.notes,
                     "prompt_tokens": prompt, "answer_tokens": answer, "total_tokens": total,
                     "shown": examples.iter().take(shown).map(|one| example(part, one)).collect::<Vec<_>>(),
                 })
@@ -217,8 +212,7 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        let data::Dataset { examples, documents, passed_over, .. } = &mixed.dataset;
-        let there = passed_over + if *documents > 0 { *documents } else { examples.len() };
+        let there: usize = mixed.parts.iter().map(|part| part.notes.rows).sum();
         if there < wanted {
             remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
         }
@@ -260,8 +254,8 @@ fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
             0 => say!("  {} answers cut at {max_seq_len} tokens", part.truncated),
             _ => say!("  nothing cut: texts are packed into sequences of {max_seq_len} tokens"),
         }
-        if part.passed_over > 0 {
-            say!("  {} rows skipped: {}", part.passed_over, why_passed_over(part.documents));
+        for line in part.notes.lines() {
+            say!("  {line}");
         }
         say!();
     }

@@ -29,7 +29,6 @@ use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
 use super::best;
-use super::data::{longest, why_passed_over};
 use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
@@ -306,8 +305,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    let Mixed { dataset: Dataset { examples, truncated, passed_over, documents, .. }, mixture, parts } =
-        &experiment.train;
+    let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } = &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
     let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
     match parts.iter().all(|part| part.documents > 0) {
@@ -316,21 +314,22 @@ fn describe(experiment: &Experiment, base: &Base) {
         }
         false => say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens"),
     }
-    if *passed_over > 0 {
-        say!("           {passed_over} rows skipped: {}", why_passed_over(*documents));
-    }
-    for part in parts.iter().filter(|_| parts.len() > 1) {
-        say!("           {}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+    for part in parts {
+        if parts.len() > 1 {
+            say!("           {}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+        }
+        part.notes.lines().iter().for_each(|line| say!("           {line}"));
     }
     if parts.len() > 1 {
         say!("           an epoch has {} examples", mixture.epoch_len(count));
     }
-    if let Some(Mixed { dataset, .. }) = &experiment.held_out {
+    if let Some(Mixed { dataset, parts, .. }) = &experiment.held_out {
         let count = dataset.examples.len();
         match dataset.documents {
             0 => say!("held out   {count} examples; {} answers cut", dataset.truncated),
             documents => say!("held out   {documents} texts in {count} sequences"),
         }
+        parts.iter().flat_map(|part| part.notes.lines()).for_each(|line| say!("           {line}"));
     }
 }
 

@@ -1,18 +1,22 @@
 //! The text side of a checkpoint: tokenizer, special tokens, and chat template, rendered as transformers renders it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minijinja::Environment;
 use minijinja::value::Serde;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use super::chat::{Chat, Turn};
 use super::guarded::guarded;
 use super::token_cache::text_key;
 use super::tokenizer_files::{self, text_of};
-use super::{Conversation, Example, Message, qwen_tokenizer, template_environment, template_variables};
+use super::{
+    Conversation, Example, Message, qwen_tokenizer, template_environment, template_source, template_variables,
+};
 use crate::error::{Error, Result};
 use crate::files::{read_small, read_text};
 
@@ -36,6 +40,8 @@ pub struct TextModel {
     template_path: PathBuf,
     /// Special tokens by their names, and the values of [`TextModel::set_template_kwargs`], as templates see them.
     variables: Map<String, Value>,
+    /// The names that the chat template reads.
+    names: BTreeSet<String>,
     eos_token_id: u32,
     last_id: u32,
     content_key: u128,
@@ -97,18 +103,21 @@ impl TextModel {
             }
         };
         let mut environment = template_environment::new();
+        let mut names = BTreeSet::new();
         if let Some(template) = template {
             if template.len() > MAX_TEMPLATE_BYTES {
                 let told = format!("the chat template has more than {MAX_TEMPLATE_BYTES} bytes");
                 return Err(format(&template_path, told));
             }
+            names = template_source::names(&template);
             environment
-                .add_template_owned(TEMPLATE, template)
+                .add_template_owned(TEMPLATE, template_source::without_generation_tags(&template))
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
         let special = SPECIAL_TOKENS.iter().filter_map(|key| Some(((*key).to_owned(), text_of(&config[key])?.into())));
         Ok(Self {
             variables: special.collect(),
+            names,
             eos_token_id,
             last_id,
             tokenizer,
@@ -142,12 +151,27 @@ impl TextModel {
     /// # Errors
     /// An error that the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
+        self.render_turns((messages, None), add_generation_prompt)
+    }
+
+    /// Whether the chat template reads a variable or key of this name.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Renders turns, and the tools that they may call.
+    fn render_turns<T: Serialize>(
+        &self,
+        (turns, tools): (&[T], Option<&Value>),
+        add_generation_prompt: bool,
+    ) -> Result<Option<String>> {
         // transformers hands these two to every template, as none if the caller gives none.
         let mut variables: BTreeMap<&str, minijinja::Value> =
             ["tools", "documents"].map(|name| (name, minijinja::Value::from(()))).into();
         let own = self.variables.iter().map(|(name, value)| (name.as_str(), minijinja::Value::from(Serde(value))));
         variables.extend(own);
-        variables.insert("messages", minijinja::Value::from(Serde(messages)));
+        variables.extend(tools.map(|tools| ("tools", minijinja::Value::from(Serde(tools)))));
+        variables.insert("messages", minijinja::Value::from(Serde(turns)));
         variables.insert("add_generation_prompt", add_generation_prompt.into());
         template_environment::render(&self.environment, TEMPLATE, minijinja::Value::from(variables)).map_err(|reason| {
             Error::Config {
@@ -173,21 +197,33 @@ impl TextModel {
     /// # Errors
     /// An error that the template raises, or a template that changes the prompt once an answer follows.
     pub fn example(&self, conversation: &Conversation) -> Result<Example> {
-        let answer = Message { role: "assistant".to_owned(), content: conversation.answer.clone() };
-        let all = [conversation.prompt.as_slice(), &[answer]].concat();
-        let prompt = self.render(&conversation.prompt, true)?;
-        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain(&conversation.prompt)))?;
-        let answer = match (self.render(&all, false)?, prompt) {
+        self.example_of_turns(&Chat::from(conversation.clone()).turns, None)
+    }
+
+    /// The tokens of turns, of which the last one is the answer, as in [`TextModel::example`]. The chat template is given
+    /// all fields of the turns, and the tools.
+    ///
+    /// # Errors
+    /// The errors of [`TextModel::example`].
+    ///
+    /// # Panics
+    /// If there is no turn.
+    pub fn example_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Example> {
+        let (last, asked) = turns.split_last().expect("a chat has an answer");
+        let prompt = self.render_turns((asked, tools), true)?;
+        let plain = || asked.iter().map(|turn| format!("{}\n", turn.text())).collect::<String>();
+        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain()))?;
+        let answer = match (self.render_turns((turns, tools), false)?, prompt) {
             (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
                 Some(answer) => answer.to_owned(),
-                None => return Err(self.no_beginning(&prompt, &conversation.answer)),
+                None => return Err(self.no_beginning(&prompt, last.thinks())),
             },
-            _ => conversation.answer.clone(),
+            _ => last.text().to_owned(),
         };
         let mut answer_ids = self.encode(&answer)?;
         let ends = self.end_token_ids();
         // An end token ends the answer only if the template wrote it after the content.
-        let content = conversation.answer.trim();
+        let content = last.text().trim();
         let is_ended = match self.holds_end_token(content) {
             false => true,
             true => {
@@ -203,8 +239,8 @@ impl TextModel {
     }
 
     /// The error for a prompt that isn't the beginning of the whole.
-    fn no_beginning(&self, prompt: &str, answer: &str) -> Error {
-        let reason = match prompt.trim_end().ends_with("</think>") && answer.contains("</think>") {
+    fn no_beginning(&self, prompt: &str, thinks: bool) -> Error {
+        let reason = match prompt.trim_end().ends_with("</think>") && thinks {
             true => {
                 "the chat template ends the prompt with an empty thinking block, but the answer has its own; turn thinking \
                  on (data.chat_template_kwargs), or remove the thinking from the answers"

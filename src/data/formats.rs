@@ -4,28 +4,29 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Conversation;
+use super::chat::{self, Chat, Turn, known_role};
 use super::sources::Fields;
-use super::{Conversation, Message};
 
 /// A form of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
-    /// `messages`: turns of `role` and `content`.
+    /// `messages`: turns of `role` and `content`; perhaps with `system` beside them.
     #[serde(rename = "messages")]
     Messages,
     /// `conversations`: turns of `from` and `value`; perhaps with `system` beside them.
     #[serde(rename = "sharegpt")]
     ShareGpt,
-    /// `prompt` and `response`, or `completion` in place of `response` (TRL).
+    /// `prompt` and `response`, or `completion` in place of `response` (TRL), each a text or a list of turns.
     #[serde(rename = "prompt-response")]
     PromptResponse,
-    /// `question` and `answer` (GSM8K).
+    /// `question` and `answer` (GSM8K), and perhaps `context`.
     #[serde(rename = "question-answer", alias = "gsm8k")]
     QuestionAnswer,
     /// `problem` and `solution`, or `answer` where there is no `solution` (MATH).
     #[serde(rename = "problem-solution", alias = "math")]
     ProblemSolution,
-    /// `instruction`, `output` (or `response`, Dolly), and perhaps `input`.
+    /// `instruction`, `output` (or `response`, Dolly), and perhaps `input` or `context`.
     #[serde(rename = "alpaca")]
     Alpaca,
     /// s1K: `question`, `thinking_trajectories`, `attempt`.
@@ -66,31 +67,43 @@ const KEYS: [(Form, &[&str]); 13] = [
     (Form::Text, &["text"]),
 ];
 
-/// Reads a row as a conversation, in the given form or else in the form that its keys tell. A text has an empty prompt.
-/// Returns `None` if the row's own checks call none of its answers right, or if it is a text of white space. GSM8K's
-/// answers keep their calculator annotations (`<<3*4=12>>`), as in LLaDA's and d1's training.
+/// The texts of a row's [`chat`], without tools and the turns' other fields.
+///
+/// # Errors
+/// The errors of [`chat`].
+pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
+    Ok(chat(row, form)?.map(Conversation::from))
+}
+
+/// Reads a row as a chat, in the given form or else in the form that its keys tell. A text has an empty prompt. Returns
+/// `None` if the row's own checks call none of its answers right, or if it is a text of white space. GSM8K's answers
+/// keep their calculator annotations (`<<3*4=12>>`), as in LLaDA's and d1's training.
 ///
 /// # Errors
 /// A key that is missing or has the wrong type, as one sentence.
-pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
+pub fn chat(row: &Fields, form: Option<Form>) -> Result<Option<Chat>, String> {
     let form = form.map_or_else(|| detect(row), Ok)?;
-    let conversation = match form {
+    let chat = match form {
         Form::Text => match text(row, form, "text")? {
             blank if blank.trim().is_empty() => return Ok(None),
-            text => Conversation { prompt: vec![], answer: text.to_owned() },
+            text => Chat { turns: vec![Turn::new("assistant", text)], tools: None, key: "text" },
         },
-        Form::Messages => from_messages(row)?,
-        Form::ShareGpt => from_sharegpt(row)?,
-        Form::PromptResponse => {
-            let reply = either(row, "response", "completion");
-            pair(text(row, form, "prompt")?, text(row, form, reply)?)
+        Form::Messages => from_turns(row, form, "messages", ["role", "content"])?,
+        Form::ShareGpt => from_turns(row, form, "conversations", ["from", "value"])?,
+        Form::PromptResponse => from_prompt(row)?,
+        Form::QuestionAnswer => {
+            let ask = joined([text(row, form, "question")?, beside(row, "context")?]);
+            with_turns_before(row, pair(&ask, text(row, form, "answer")?))?
         }
-        Form::QuestionAnswer => pair(text(row, form, "question")?, text(row, form, "answer")?),
         Form::ProblemSolution => {
             let reply = either(row, "solution", "answer");
-            pair(text(row, form, "problem")?, text(row, form, reply)?)
+            with_turns_before(row, pair(text(row, form, "problem")?, text(row, form, reply)?))?
         }
-        Form::Alpaca => from_alpaca(row)?,
+        Form::Alpaca => {
+            let reply = text(row, form, either(row, "output", "response"))?;
+            let ask = joined([text(row, form, "instruction")?, beside(row, "input")?]);
+            with_turns_before(row, pair(&joined([&ask, beside(row, "context")?]), reply))?
+        }
         Form::S1k => {
             let thinking = match value(row, form, "thinking_trajectories")? {
                 Value::Array(items) => items.first().and_then(Value::as_str),
@@ -104,13 +117,48 @@ pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversat
             thought(text(row, form, "question")?, thinking, text(row, form, "deepseek_attempt")?)
         }
         Form::OpenR1 => match from_open_r1(row)? {
-            Some(conversation) => conversation,
+            Some(chat) => chat,
             None => return Ok(None),
         },
     };
-    match conversation.answer.trim().is_empty() {
+    match chat.turns.last().is_none_or(Turn::is_empty) {
         true => Err("the answer is empty; drop the row or give it an answer".to_owned()),
-        false => Ok(Some(conversation)),
+        false => Ok(Some(chat)),
+    }
+}
+
+/// The form in which a row is read.
+pub(super) fn form_of(row: &Fields, form: Option<Form>) -> Option<Form> {
+    form.or_else(|| detect(row).ok())
+}
+
+/// Whether a row of a form is read at a key.
+pub(super) fn is_read(row: &Fields, form: Form, key: &str) -> bool {
+    let list = |list: &str| match key {
+        "system" => row.get(list).is_none_or(|turns| !begins_with_system(turns)),
+        _ => key == list || key == "tools",
+    };
+    let of_pair = |keys: &[&str]| keys.contains(&key) || ["system", "history", "tools"].contains(&key);
+    match form {
+        Form::Text => key == "text",
+        // Scoring reads the problem of a row and its right answer.
+        Form::Messages if ["question", "ground_truth"].contains(&key) => row.contains_key("ground_truth"),
+        Form::Messages => list("messages"),
+        Form::ShareGpt => list("conversations"),
+        Form::PromptResponse => match key {
+            "system" => row.get("prompt").is_none_or(|turns| !begins_with_system(turns)),
+            _ => of_pair(&["prompt", either(row, "response", "completion")]),
+        },
+        Form::QuestionAnswer => of_pair(&["question", "answer", "context"]),
+        Form::ProblemSolution => of_pair(&["problem", either(row, "solution", "answer")]),
+        Form::Alpaca => of_pair(&["instruction", "input", "context", either(row, "output", "response")]),
+        Form::S1k => ["question", "thinking_trajectories", "attempt"].contains(&key),
+        Form::S1k11 => ["question", "deepseek_thinking_trajectory", "deepseek_attempt"].contains(&key),
+        Form::OpenR1 if reads_messages(row) => list("messages"),
+        Form::OpenR1 => {
+            let keys = ["problem", "generations", "is_reasoning_complete"];
+            keys.contains(&key) || CHECKS.contains(&key)
+        }
     }
 }
 
@@ -178,100 +226,125 @@ fn text<'a>(row: &'a Fields, form: Form, key: &str) -> Result<&'a str, String> {
     }
 }
 
-fn user(content: &str) -> Message {
-    Message { role: "user".to_owned(), content: content.to_owned() }
+/// The text of a column beside the question; empty if the row doesn't have it.
+fn beside<'a>(row: &'a Fields, key: &str) -> Result<&'a str, String> {
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!(
+            "{key} is {:.40}, not a string; give it as text, or rename the column if it isn't part of the prompt",
+            other.to_string()
+        )),
+    }
 }
 
-fn pair(ask: &str, reply: &str) -> Conversation {
-    Conversation { prompt: vec![user(ask)], answer: reply.to_owned() }
+/// Two texts with a blank line between them, or the first one alone if the second one is blank.
+fn joined([first, second]: [&str; 2]) -> String {
+    if second.trim().is_empty() { first.to_owned() } else { format!("{first}\n\n{second}") }
+}
+
+fn pair(ask: &str, reply: &str) -> Chat {
+    Chat { turns: vec![Turn::new("user", ask), Turn::new("assistant", reply)], tools: None, key: "messages" }
 }
 
 /// A conversation in which a question is answered after thinking.
 ///
 /// # Source
 /// d1, arXiv 2504.12216: its public code trains on s1K with answers of this wording, the instruction before the question.
-fn thought(question: &str, thinking: &str, answer: &str) -> Conversation {
+fn thought(question: &str, thinking: &str, answer: &str) -> Chat {
     let ask = format!("{THINKING_INSTRUCTION}\n\n{question}");
     pair(&ask, &format!("<reasoning>{thinking}</reasoning>\n<answer>{answer}</answer>"))
 }
 
-fn from_alpaca(row: &Fields) -> Result<Conversation, String> {
-    let reply = text(row, Form::Alpaca, either(row, "output", "response"))?;
-    let ask = text(row, Form::Alpaca, "instruction")?;
-    let input = if is_given(row, "input") { text(row, Form::Alpaca, "input")? } else { "" };
-    Ok(match input.trim().is_empty() {
-        true => pair(ask, reply),
-        false => pair(&format!("{ask}\n\n{input}"), reply),
-    })
+/// Puts what a row holds beside its turns into the chat: the turns of `history`, the `system` turn before them unless
+/// there is one, and `tools`.
+fn with_turns_before(row: &Fields, mut chat: Chat) -> Result<Chat, String> {
+    chat.turns.splice(..0, chat::history(row)?);
+    with_system(row, chat)
 }
 
-fn from_messages(row: &Fields) -> Result<Conversation, String> {
-    let list = value(row, Form::Messages, "messages")?;
-    let mut turns = turns(list, "messages", ["role", "content"])?;
-    for Message { role, .. } in &mut turns {
-        let known = known_role(role);
-        let unknown = || format!("messages holds the role {role:?}; the known ones are system, user and assistant");
-        *role = known.ok_or_else(unknown)?.to_owned();
+fn with_system(row: &Fields, mut chat: Chat) -> Result<Chat, String> {
+    let has_one = chat.turns.first().is_some_and(|turn| turn.role == "system");
+    let system = if has_one { "" } else { beside(row, "system")? };
+    if !system.trim().is_empty() {
+        chat.turns.insert(0, Turn::new("system", system));
     }
-    as_conversation(turns, "messages")
+    chat.tools = chat::tools(row)?;
+    Ok(chat)
 }
 
-fn from_sharegpt(row: &Fields) -> Result<Conversation, String> {
-    let mut turns = turns(value(row, Form::ShareGpt, "conversations")?, "conversations", ["from", "value"])?;
-    for turn in &mut turns {
-        let other = &turn.role;
-        let unknown = || format!("conversations holds a turn from {other:?}; the known ones are system, human and gpt");
-        turn.role = known_role(other).ok_or_else(unknown)?.to_owned();
-    }
-    let is_first = turns.first().is_none_or(|turn| turn.role != "system");
-    if let Some(system) = row.get("system").and_then(Value::as_str).filter(|s| is_first && !s.trim().is_empty()) {
-        turns.insert(0, Message { role: "system".to_owned(), content: system.to_owned() });
-    }
-    as_conversation(turns, "conversations")
+/// Whether a list of turns begins with one of the system.
+fn begins_with_system(turns: &Value) -> bool {
+    let first = turns.get(0);
+    first.is_some_and(|turn| turn.get("role").or_else(|| turn.get("from")).is_some_and(|role| role == "system"))
 }
 
-/// A speaker's role, by its name in either of the two forms of turns.
-fn known_role(name: &str) -> Option<&'static str> {
-    match name {
-        "human" | "user" => Some("user"),
-        "gpt" | "assistant" => Some("assistant"),
-        "system" => Some("system"),
-        _ => None,
-    }
+/// The chat of a list of turns, under a key of the row.
+fn from_turns(row: &Fields, form: Form, key: &'static str, keys: [&str; 2]) -> Result<Chat, String> {
+    let turns = known_turns(value(row, form, key)?, key, keys)?;
+    let chat = with_system(row, Chat { turns, tools: None, key })?;
+    check_answer(&chat, key)?;
+    Ok(chat)
 }
 
-/// Reads a list of turns, given the keys of speaker and text.
-fn turns(list: &Value, of: &str, [speaker, text]: [&str; 2]) -> Result<Vec<Message>, String> {
-    let Value::Array(items) = list else {
-        return Err(format!("{of} is {:.40}, not a list of {{{speaker:?}, {text:?}}}", list.to_string()));
-    };
-    // Some data sets use one form's name for the list and the other form's keys for its turns.
-    let is_other = items.first().is_some_and(|item| item.get(speaker).is_none());
-    let other = [["role", "content"], ["from", "value"]].into_iter().find(|keys| keys[0] != speaker);
-    let other = other.filter(|keys| is_other && items.iter().all(|item| item.get(keys[0]).is_some()));
-    let [speaker, text] = other.unwrap_or([speaker, text]);
-    let turn = |(i, item): (usize, &Value)| {
-        let field = |key: &str| match item.get(key) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => Err(format!("{of}[{i}].{key} is {:.40}, not a string", other.to_string())),
-            None => Err(format!("{of}[{i}] has no {key:?}; a turn is {{{speaker:?}, {text:?}}}")),
+/// Turns whose roles are known.
+fn known_turns(list: &Value, key: &str, keys: [&str; 2]) -> Result<Vec<Turn>, String> {
+    let mut turns = chat::turns(list, key, keys)?;
+    for Turn { role, .. } in &mut turns {
+        let unknown = || match keys[0] {
+            "from" => {
+                format!("{key} holds a turn from {role:?}; the known ones are system, developer, human, gpt and tool")
+            }
+            _ => {
+                format!("{key} holds the role {role:?}; the known ones are system, developer, user, assistant and tool")
+            }
         };
-        Ok(Message { role: field(speaker)?, content: field(text)? })
-    };
-    items.iter().enumerate().map(turn).collect()
+        *role = known_role(role).ok_or_else(unknown)?.to_owned();
+    }
+    Ok(turns)
 }
 
-fn as_conversation(mut turns: Vec<Message>, of: &str) -> Result<Conversation, String> {
-    match turns.pop() {
-        Some(last) if last.role == "assistant" => Ok(Conversation { prompt: turns, answer: last.content }),
-        Some(last) => Err(format!("{of} ends with a turn of {}; the last one must be the assistant's", last.role)),
-        None => Err(format!("{of} is empty; the last turn must be the assistant's")),
+/// Returns an error unless a chat ends with an answer to something.
+fn check_answer(chat: &Chat, key: &str) -> Result<(), String> {
+    match chat.turns.as_slice() {
+        [] => Err(format!("{key} is empty; the last turn must be the assistant's")),
+        [.., last] if last.role != "assistant" => {
+            Err(format!("{key} ends with a turn of {}; the last one must be the assistant's", last.role))
+        }
+        [_] => Err(format!("{key} holds the answer alone; give the turn that it answers, or the text as \"text\"")),
+        _ => Ok(()),
     }
+}
+
+/// The chat of a prompt and its reply, each of them a text or, as in TRL's conversational data, a list of turns. Only
+/// the reply's turns are trained on.
+fn from_prompt(row: &Fields) -> Result<Chat, String> {
+    let (form, reply) = (Form::PromptResponse, either(row, "response", "completion"));
+    let turns_of = |key: &str, role: &str| match value(row, form, key)? {
+        list @ Value::Array(items) if items.first().is_some_and(Value::is_object) => {
+            known_turns(list, key, ["role", "content"])
+        }
+        _ => Ok(vec![Turn::new(role, text(row, form, key)?)]),
+    };
+    let mut turns = turns_of("prompt", "user")?;
+    turns.iter_mut().for_each(|turn| turn.is_trained = false);
+    turns.extend(turns_of(reply, "assistant")?);
+    let chat = Chat { turns, tools: None, key: "prompt" };
+    check_answer(&chat, reply)?;
+    with_turns_before(row, chat)
+}
+
+/// The columns with the results of checks, in the order in which they are asked.
+const CHECKS: [&str; 2] = ["correctness_math_verify", "correctness_llama"];
+
+/// Whether a row of OpenR1's form has messages in place of generations.
+fn reads_messages(row: &Fields) -> bool {
+    !row.contains_key("generations") && is_given(row, "messages")
 }
 
 /// The first complete generation that a check calls right; in a row without checks, the first complete one.
-fn from_open_r1(row: &Fields) -> Result<Option<Conversation>, String> {
-    if !row.contains_key("generations") && is_given(row, "messages") {
+fn from_open_r1(row: &Fields) -> Result<Option<Chat>, String> {
+    if reads_messages(row) {
         return from_thinking_messages(row).map(Some);
     }
     let (question, form) = (text(row, Form::OpenR1, "problem")?, Form::OpenR1);
@@ -285,24 +358,23 @@ fn from_open_r1(row: &Fields) -> Result<Option<Conversation>, String> {
         .filter(|(i, _)| flag("is_reasoning_complete", *i) != Some(false))
         .filter_map(|(i, generation)| Some((i, thinking_and_answer(generation.as_str()?)?)))
         .collect();
-    let checks = ["correctness_math_verify", "correctness_llama"];
     let right = |check: &str| complete.iter().find(|(i, _)| flag(check, *i) == Some(true));
-    let chosen = match checks.iter().any(|check| is_given(row, check)) {
-        true => checks.iter().find_map(|check| right(check)),
+    let chosen = match CHECKS.iter().any(|check| is_given(row, check)) {
+        true => CHECKS.iter().find_map(|check| right(check)),
         false => complete.first(),
     };
     Ok(chosen.map(|(_, [thinking, answer])| thought(question, thinking, answer)))
 }
 
-fn from_thinking_messages(row: &Fields) -> Result<Conversation, String> {
-    let Conversation { mut prompt, answer } = from_messages(row)?;
-    let Some([thinking, answer]) = thinking_and_answer(&answer) else {
+fn from_thinking_messages(row: &Fields) -> Result<Chat, String> {
+    let mut chat = from_turns(row, Form::Messages, "messages", ["role", "content"])?;
+    let answer = chat.turns.pop();
+    let Some([thinking, answer]) = answer.as_ref().and_then(|answer| thinking_and_answer(answer.text())) else {
         return Err("the last turn of messages has no <think> and </think>; use format = \"messages\"".to_owned());
     };
-    let question = prompt.pop().map(|turn| turn.content).unwrap_or_default();
-    let Conversation { prompt: asked, answer } = thought(&question, thinking, answer);
-    prompt.extend(asked);
-    Ok(Conversation { prompt, answer })
+    let question = chat.turns.pop().and_then(|turn| turn.content).unwrap_or_default();
+    chat.turns.extend(thought(&question, thinking, answer).turns);
+    Ok(chat)
 }
 
 /// Splits `<think>...</think>...` into its two parts; the opening mark may be missing because the prompt holds it.

@@ -1,17 +1,20 @@
 //! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens, and how often each
 //! example occurs (`mixing`). `noising` decides what is masked.
 
+pub mod chat;
 pub mod chat_template;
 pub mod formats;
 pub mod generated;
 mod guarded;
 pub mod lengths;
 pub mod mixing;
+pub mod notes;
 mod packed_texts;
 pub mod packing;
 mod parquet_file;
 mod parquet_pages;
 mod qwen_tokenizer;
+mod row_content;
 pub mod row_range;
 pub mod settings;
 pub mod sources;
@@ -19,6 +22,7 @@ mod splits;
 mod strict_json;
 pub mod synthetic;
 mod template_environment;
+mod template_source;
 mod template_variables;
 pub mod token_cache;
 pub mod tokenizer;
@@ -30,14 +34,17 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use chat_template::TextModel;
 use mixing::Mixture;
+use notes::Notes;
 use packed_texts::PackedTexts;
+use row_content::{Content, NOT_TRAINED, content, num_examples};
+use settings::TrainOn;
 use sources::{Row, Source};
 use token_cache::TokenCache;
 
 /// A turn of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `developer`, `user`, `assistant` or `tool`.
     pub role: String,
     /// The text of the turn.
     pub content: String,
@@ -68,14 +75,16 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// The number of answers that were cut because of the longest sequence.
     pub truncated: usize,
-    /// The number of rows passed over because their own checks call none of their answers right, or because they are
-    /// texts of white space.
+    /// The number of rows passed over because their own checks call none of their answers right, because they are texts
+    /// of white space, or because they say that they aren't trained on.
     pub passed_over: usize,
     /// The number of texts that are packed into the examples; 0 if the rows are conversations.
     pub documents: usize,
-    /// The text in which each example begins, counted from 0. Empty if the rows are conversations, and where several
-    /// sources are mixed.
+    /// The row in which each example begins, counted from 0 without rows passed over. Empty if each row is one example,
+    /// and where several sources are mixed.
     pub starts: Vec<u32>,
+    /// What is said of the rows. Empty where several sources are mixed.
+    pub notes: Notes,
 }
 
 /// How rows become examples.
@@ -116,6 +125,8 @@ pub struct Part {
     pub passed_over: usize,
     /// The number of texts that are packed into its examples; 0 if its rows are conversations.
     pub documents: usize,
+    /// What is said of its rows.
+    pub notes: Notes,
     /// A hash of the tokens of its examples: equal for equal examples, whatever file they come from.
     pub key: String,
     /// [`Dataset::starts`] of the source.
@@ -145,8 +156,6 @@ impl Part {
 /// The number of rows that all threads together tokenize at a time.
 const CHUNK: usize = 512;
 
-/// The error for a row with the mask token.
-const HAS_MASK: &str = "the text contains the model's mask token; remove it";
 /// The error for a row of another kind than the first.
 const MIXED_FORMS: &str =
     "of this row and the first one, one is a plain text and the other a conversation; give them as two sources";
@@ -184,35 +193,61 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
             true => content(&row, source, reading),
             false => Err(row.wrong(MIXED_FORMS.to_owned())),
         };
-        let read: Vec<Result<Content>> = chunk.into_par_iter().map(|row| content(row?)).collect();
-        for content in read {
-            match content? {
-                Content::Example(example, is_cut) => {
-                    dataset.truncated += usize::from(is_cut);
-                    dataset.examples.push(example);
-                }
+        let read: Vec<Result<_>> = chunk.into_par_iter().map(|row| content(row?)).collect();
+        for read in read {
+            let (content, notes) = read?;
+            let answers = if let Content::Examples(examples) = &content { examples.len() } else { 0 };
+            dataset.notes.add(notes, answers);
+            match content {
+                Content::Examples(examples) => dataset.add(examples),
                 Content::Text(ids) => texts.push(&ids, &mut dataset),
-                Content::Nothing => dataset.passed_over += 1,
+                Content::Nothing(reason) => {
+                    dataset.passed_over += 1;
+                    dataset.notes.skip(reason);
+                }
             }
         }
     }
     texts.finish(&mut dataset);
     if dataset.examples.is_empty() {
-        let (path, passed) = (source.path.clone(), dataset.passed_over);
-        let reason = match (passed, source.rows) {
-            (0, None) => "it has no rows; give a row per example".to_owned(),
-            (0, Some(rows)) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
-            _ if has_texts == Some(true) => format!("all its {passed} texts are empty; give some text"),
-            _ => format!(
-                "the checks of all its {passed} rows mark no answer as correct; set its format to train on other answers"
-            ),
-        };
-        return Err(Error::Config { path, reason });
+        return Err(no_examples(source, &dataset, has_texts == Some(true)));
+    }
+    if source.train_on.unwrap_or_default() == TrainOn::Last && dataset.documents == 0 {
+        dataset.starts.clear();
     }
     if let Some((cache, key)) = reading.cache.as_ref().zip(key) {
         cache.keep(key, &dataset);
     }
     Ok(dataset)
+}
+
+impl Dataset {
+    /// Adds the examples of a row, each with whether its answer was cut.
+    fn add(&mut self, examples: Vec<(Example, bool)>) {
+        let row = self.notes.rows - self.passed_over - 1;
+        for (example, is_cut) in examples {
+            self.truncated += usize::from(is_cut);
+            self.starts.push(row as u32);
+            self.examples.push(example);
+        }
+    }
+}
+
+/// The error for a source without examples.
+fn no_examples(source: &Source, dataset: &Dataset, has_texts: bool) -> Error {
+    let (path, passed) = (source.path.clone(), dataset.passed_over);
+    let reason = match (passed, source.rows) {
+        (0, None) => "it has no rows; give a row per example".to_owned(),
+        (0, Some(rows)) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
+        _ if has_texts => format!("all its {passed} texts are empty; give some text"),
+        _ if dataset.notes.skipped.contains_key(NOT_TRAINED) => format!(
+            "no turn of its {passed} rows is trained on; remove weight 0 or train false from the turns to be trained on"
+        ),
+        _ => format!(
+            "the checks of all its {passed} rows mark no answer as correct; set its format to train on other answers"
+        ),
+    };
+    Error::Config { path, reason }
 }
 
 /// The examples of a source with the numbers of their rows, counted from 1; in JSONL files these are line numbers. A
@@ -221,68 +256,28 @@ pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
 /// # Errors
 /// The errors of [`load`], except that a source may have no rows.
 pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Example)>> {
-    let numbered = |row: Result<Row>| {
+    let mut numbered = vec![];
+    for row in source.rows()? {
         let row = row?;
-        let example = match content(&row, source, reading)? {
-            Content::Example(example, _) => example,
-            Content::Text(ids) => {
-                Example { prompt_ids: vec![], answer_ids: [ids, vec![reading.text.eos_token_id()]].concat() }
+        match content(&row, source, reading)?.0 {
+            Content::Examples(examples) => {
+                numbered.extend(examples.into_iter().map(|(example, _)| (row.number, example)));
             }
-            Content::Nothing => return Ok(None),
-        };
-        Ok(Some((row.number, example)))
-    };
-    source.rows()?.map(numbered).filter_map(Result::transpose).collect()
+            Content::Text(ids) => {
+                let answer_ids = [ids, vec![reading.text.eos_token_id()]].concat();
+                numbered.push((row.number, Example { prompt_ids: vec![], answer_ids }));
+            }
+            Content::Nothing(_) => {}
+        }
+    }
+    Ok(numbered)
 }
 
 /// The file and number of a row, given its index among the rows that [`load`] doesn't pass over, counted from 0. `None`
 /// if the file has changed since.
 pub fn place(source: &Source, row: usize) -> Option<String> {
-    let is_used = |row: &Row| matches!(formats::conversation(&row.fields, source.format), Ok(Some(_)));
+    let is_used = |row: &Row| num_examples(row, source) > 0;
     source.rows().ok()?.filter_map(Result::ok).filter(is_used).nth(row).map(|row| row.place())
-}
-
-/// What a row becomes.
-enum Content {
-    /// An example, and whether its answer was cut.
-    Example(Example, bool),
-    /// The tokens of a text.
-    Text(Vec<u32>),
-    /// Nothing: the row is passed over.
-    Nothing,
-}
-
-fn content(row: &Row, source: &Source, reading: &Reading) -> Result<Content> {
-    let Reading { text, max_seq_len, .. } = *reading;
-    let wrong = |reason: &str| row.wrong(reason.to_owned());
-    let conversation = formats::conversation(&row.fields, source.format).map_err(|reason| row.wrong(reason))?;
-    let Some(conversation) = conversation else { return Ok(Content::Nothing) };
-    if formats::is_text(&row.fields, source.format) {
-        let ids = text.encode(&conversation.answer)?;
-        return match ids.contains(&reading.mask_token_id) {
-            true => Err(wrong(HAS_MASK)),
-            false => Ok(Content::Text(ids)),
-        };
-    }
-    let mut example = text.example(&conversation)?;
-    if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == reading.mask_token_id) {
-        return Err(wrong(HAS_MASK));
-    }
-    let (ends, (_, before_end)) =
-        (text.end_token_ids(), example.answer_ids.split_last().expect("it has its end token"));
-    if before_end.iter().any(|id| ends.contains(id)) {
-        return Err(wrong("the answer contains an end token before its end; remove it"));
-    }
-    let prompt = example.prompt_ids.len();
-    if prompt >= max_seq_len {
-        return Err(row.wrong(format!(
-            "the prompt's {prompt} tokens leave no room for an answer within max_seq_len {max_seq_len}; raise \
-             data.max_seq_len or shorten the prompt"
-        )));
-    }
-    let is_cut = prompt + example.answer_ids.len() > max_seq_len;
-    example.answer_ids.truncate(max_seq_len - prompt);
-    Ok(Content::Example(example, is_cut))
 }
 
 /// Reads several sources to be mixed.
@@ -292,7 +287,7 @@ fn content(row: &Row, source: &Source, reading: &Reading) -> Result<Content> {
 pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
     let (mut all, mut parts, mut sizes) = (Dataset::default(), vec![], vec![]);
     for source in sources {
-        let Dataset { examples, truncated, passed_over, documents, starts } = load(source, reading)?;
+        let Dataset { examples, truncated, passed_over, documents, starts, notes } = load(source, reading)?;
         let (name, weight, size) = (source.name(), source.weight, (examples.len(), source.weight));
         if Mixture::new(vec![size]).epoch_len(size.0) == 0 {
             return Err(Error::Usage(format!(
@@ -301,7 +296,7 @@ pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
             )));
         }
         let key = format!("{:032x}", token_cache::content_key(&examples));
-        parts.push(Part { name, weight, examples: size.0, truncated, passed_over, documents, key, starts });
+        parts.push(Part { name, weight, examples: size.0, truncated, passed_over, documents, notes, key, starts });
         sizes.push(size);
         all.examples.extend(examples);
         all.truncated += truncated;

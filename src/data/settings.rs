@@ -29,6 +29,8 @@ pub struct DataTable {
     pub held_out_split: Option<String>,
     /// The form of all rows, except of sources that name their own; by default the keys of each row tell it.
     pub format: Option<Form>,
+    /// Which of a chat's turns are trained on, except in sources that say it themselves.
+    pub train_on: TrainOn,
     /// Variables of the chat template beside its own, such as `enable_thinking`.
     pub chat_template_kwargs: Map<String, Value>,
     /// A generated task instead of files.
@@ -42,6 +44,17 @@ pub struct DataTable {
     pub max_seq_len: MaxSeqLen,
     /// `none` packs sequences; `eos` pads answers to the micro-batch's longest and supervises the padding.
     pub padding: Padding,
+}
+
+/// Which of a chat's assistant turns are answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// The last one. The others are context.
+    #[default]
+    Last,
+    /// Each one, as an example of its own whose prompt is all that precedes it.
+    All,
 }
 
 /// A length that has a default.
@@ -67,6 +80,7 @@ impl DataTable {
         let complete = |source: &Source| Source {
             split: source.split.clone().or_else(|| self.split.clone()),
             format: source.format.or(self.format),
+            train_on: Some(source.train_on.unwrap_or(self.train_on)),
             ..source.clone()
         };
         let train =
@@ -77,7 +91,8 @@ impl DataTable {
     /// The source of held-out rows.
     pub fn held_out(&self) -> Option<Source> {
         let split = self.held_out_split.as_deref().unwrap_or("test");
-        let source = |path| Source { rows: self.held_out_rows, format: self.format, ..Source::at(path, split) };
+        let (rows, format, train_on) = (self.held_out_rows, self.format, Some(self.train_on));
+        let source = |path| Source { rows, format, train_on, ..Source::at(path, split) };
         self.held_out.as_deref().map(source)
     }
 
@@ -122,7 +137,7 @@ impl DataTable {
 }
 
 fn problems_of(i: usize, source: &Source) -> Vec<String> {
-    let known = ["path", "split", "rows", "format", "weight"];
+    let known = ["path", "split", "rows", "format", "train_on", "weight"];
     let of = format!("data.sources[{i}].");
     let mut problems: Vec<String> = source.unknown.keys().map(|key| unknown("key", key, &of, known)).collect();
     if source.path.as_os_str().is_empty() {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::formats::Form;
 use super::row_range::RowRange;
+use super::settings::TrainOn;
 use super::splits::{files_of_split, names_needed};
 use super::{parquet_file, strict_json};
 use crate::error::{Error, Result};
@@ -38,6 +39,9 @@ pub struct Source {
     pub rows: Option<RowRange>,
     /// The form of its rows; by default the keys of each row tell it.
     pub format: Option<Form>,
+    /// Which of a chat's turns are trained on; default: the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_on: Option<TrainOn>,
     /// How often each of its rows occurs in an epoch.
     pub weight: f64,
     /// Unknown keys, which the recipe refuses.
@@ -47,7 +51,15 @@ pub struct Source {
 
 impl Default for Source {
     fn default() -> Self {
-        Self { path: PathBuf::new(), split: None, rows: None, format: None, weight: 1.0, unknown: Map::new() }
+        Self {
+            path: PathBuf::new(),
+            split: None,
+            rows: None,
+            format: None,
+            train_on: None,
+            weight: 1.0,
+            unknown: Map::new(),
+        }
     }
 }
 
@@ -55,6 +67,8 @@ impl Default for Source {
 pub struct Row {
     /// The row's fields.
     pub fields: Fields,
+    /// The keys whose values hold NaN or Infinity, which JSON doesn't have, and are read as null.
+    pub(super) not_json: Vec<String>,
     path: Arc<Path>,
     /// The row's number, counted from 1.
     pub(super) number: usize,
@@ -154,7 +168,7 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
         _ => {
             let rows = parquet_file::rows(path)?.enumerate();
             Box::new(rows.map(move |(i, fields)| match fields {
-                Ok(fields) => Ok(Row { fields, path: shared.clone(), number: i + 1, is_line: false }),
+                Ok(fields) => Ok(Row { fields, not_json: vec![], path: shared.clone(), number: i + 1, is_line: false }),
                 Err(reason) => Err(wrong(&shared, i + 1, false, reason)),
             }))
         }
@@ -176,7 +190,7 @@ fn read_document(path: &Path) -> Result<Row> {
     })?;
     // Some editors begin a file with a byte order mark.
     let fields = Fields::from_iter([("text".to_owned(), Value::from(text.trim_start_matches('\u{feff}')))]);
-    Ok(Row { fields, path: path.into(), number: 1, is_line: false })
+    Ok(Row { fields, not_json: vec![], path: path.into(), number: 1, is_line: false })
 }
 
 /// Reads the rows of a JSONL file; empty lines are skipped.
@@ -187,7 +201,7 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
     let shared: Arc<Path> = path.into();
     let row = move |line: Result<(usize, String)>| {
         let (number, text) = line?;
-        let value = strict_json::parse(&text).map_err(|e| {
+        let value = strict_json::parse_with_nan(&text).map_err(|e| {
             // Each line is parsed as a text of its own, and the error already names its place in the file.
             let told = e.to_string().replace(" at line 1 column ", " at column ");
             let reason = match e.is_data() {
@@ -247,7 +261,9 @@ fn kind_within(path: &Path) -> Result<&'static str> {
     let mut lines = lines(path)?;
     match (lines.next(), lines.next()) {
         // The JSON reader reports lines that can't be read.
-        (Some(Ok((_, first))), Some(_)) if matches!(strict_json::parse(&first), Ok(Value::Object(_))) => Ok("jsonl"),
+        (Some(Ok((_, first))), Some(_)) if matches!(strict_json::parse_with_nan(&first), Ok(Value::Object(_))) => {
+            Ok("jsonl")
+        }
         _ => Ok(kind),
     }
 }
@@ -289,7 +305,7 @@ fn read_json(path: &Path) -> Result<Vec<Value>> {
     let text = String::from_utf8(bytes)
         .map_err(|e| format(format!("byte {} is not UTF-8", e.utf8_error().valid_up_to() + 1)))?;
     let other = |found: &str| format(format!("it holds {found}, not an array of rows or an object with one array"));
-    let parsed = strict_json::parse(text.trim_start_matches('\u{feff}'));
+    let parsed = strict_json::parse_with_nan(text.trim_start_matches('\u{feff}'));
     match parsed.map_err(|e| format(if e.is_data() { e.to_string() } else { format!("not JSON ({e})") }))? {
         Value::Array(rows) => Ok(rows),
         Value::Object(fields) if COLUMNS.iter().any(|column| fields.contains_key(*column)) => {
@@ -309,7 +325,10 @@ fn read_json(path: &Path) -> Result<Vec<Value>> {
 
 fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Result<Row> {
     match value {
-        Value::Object(fields) => Ok(Row { fields, path: path.clone(), number, is_line }),
+        Value::Object(mut fields) => {
+            let not_json = strict_json::take_nan(&mut fields);
+            Ok(Row { fields, not_json, path: path.clone(), number, is_line })
+        }
         _ if is_line => Err(wrong(path, number, is_line, "not a JSON object; write one object per line".to_owned())),
         _ => Err(wrong(path, number, is_line, "not a JSON object; give an object per row".to_owned())),
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{content_hash, make_folder, user_cache, write_whole};
 
 /// The magic at the start of a file. It also versions the tokenization: any change to that gets another number.
-const MAGIC: &[u8; 16] = b"weft tokens v02\n";
+const MAGIC: &[u8; 16] = b"weft tokens v03\n";
 /// The number of files that are kept, the most recently used ones.
 const KEPT: usize = 32;
 /// Sources with fewer tokens aren't cached, because tokenizing them takes no noticeable time.
@@ -82,9 +82,10 @@ impl TokenCache {
 pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
     let mut hash = XxHash3_128::new();
     hash.write(MAGIC);
-    let Source { rows, format, .. } = source;
+    let (Source { rows, format, .. }, train_on) = (source, source.train_on.unwrap_or_default());
     let Reading { text, mask_token_id, max_seq_len, .. } = reading;
-    let settings = format!("{rows:?} {format:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
+    let settings =
+        format!("{rows:?} {format:?} {train_on:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
     write_part(&mut hash, settings.as_bytes());
     for path in source.files()? {
         let read_error = |source| Error::Read { path: path.clone(), source };
@@ -117,22 +118,24 @@ fn write_part(hash: &mut XxHash3_128, part: &[u8]) {
     hash.write(part);
 }
 
-/// Encodes magic, key, counts, the lengths of prompts and answers, their ids, for texts the number of documents and in
-/// which of them each example begins, and a hash of all that, as little-endian numbers of 4 bytes.
+/// Encodes magic, key, counts (of examples, cut ones, rows passed over, documents, starts and bytes of the notes), the
+/// lengths of prompts and answers, their ids, the row in which each example begins where there are such starts, the notes
+/// as JSON that spaces fill to a multiple of 4 bytes, and a hash of all that. Numbers have 4 bytes, little-endian.
 fn encode(key: u128, dataset: &Dataset) -> Vec<u8> {
-    let Dataset { examples, truncated, passed_over, documents, starts } = dataset;
+    let Dataset { examples, truncated, passed_over, documents, starts, notes } = dataset;
+    let mut notes = serde_json::to_vec(notes).expect("notes are JSON");
+    notes.resize(notes.len().next_multiple_of(4), b' ');
     let mut bytes = [MAGIC.as_slice(), &key.to_le_bytes()].concat();
     let mut write = |number: u32| bytes.extend(number.to_le_bytes());
-    [examples.len(), *truncated, *passed_over].into_iter().for_each(|count| write(count as u32));
+    let counts = [examples.len(), *truncated, *passed_over, *documents, starts.len(), notes.len()];
+    counts.into_iter().for_each(|count| write(count as u32));
     for Example { prompt_ids, answer_ids } in examples {
         write(prompt_ids.len() as u32);
         write(answer_ids.len() as u32);
     }
     examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).for_each(|id| write(*id));
-    if *documents > 0 {
-        write(*documents as u32);
-        starts.iter().for_each(|start| write(*start));
-    }
+    starts.iter().for_each(|start| write(*start));
+    bytes.extend(notes);
     let hash = XxHash3_128::oneshot(&bytes).to_le_bytes();
     bytes.extend(hash);
     bytes
@@ -144,21 +147,24 @@ fn decode(bytes: &[u8], key: u128) -> Option<Dataset> {
     if XxHash3_128::oneshot(body).to_le_bytes() != *hash {
         return None;
     }
-    let (numbers, _) = numbers.as_chunks::<4>();
-    let mut numbers = numbers.iter().map(|n| u32::from_le_bytes(*n));
+    let (words, _) = numbers.as_chunks::<4>();
+    let mut numbers = words.iter().map(|n| u32::from_le_bytes(*n));
     let mut next = || numbers.next().map(|n| n as usize);
-    let (count, truncated, passed_over) = (next()?, next()?, next()?);
+    let [count, truncated, passed_over] = [next()?, next()?, next()?];
+    let [documents, num_starts, bytes_of_notes] = [next()?, next()?, next()?];
     let lengths: Vec<[usize; 2]> = (0..count).map(|_| Some([next()?, next()?])).collect::<Option<_>>()?;
     let behind = numbers.len().checked_sub(lengths.iter().flatten().sum())?;
-    if behind != 0 && behind != 1 + count {
+    if (num_starts != 0 && num_starts != count) || behind != num_starts + bytes_of_notes.div_ceil(4) {
         return None;
     }
     let mut take = |len: usize| numbers.by_ref().take(len).collect();
     let examples =
         lengths.into_iter().map(|[prompt, answer]| Example { prompt_ids: take(prompt), answer_ids: take(answer) });
     let examples = examples.collect();
-    let documents = numbers.next().unwrap_or(0) as usize;
-    Some(Dataset { examples, truncated, passed_over, documents, starts: numbers.collect() })
+    let starts = numbers.by_ref().take(num_starts).collect();
+    let notes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
+    let notes = serde_json::from_slice(&notes).ok()?;
+    Some(Dataset { examples, truncated, passed_over, documents, starts, notes })
 }
 
 /// Whether a reading could have made these tokens; the hash doesn't prove it, since whoever writes a file can write its
@@ -169,6 +175,7 @@ fn is_of(dataset: &Dataset, reading: &Reading) -> bool {
         let length = prompt_ids.len() + answer_ids.len();
         !answer_ids.is_empty() && length <= reading.max_seq_len && ids.all(|id| *id <= reading.text.last_id())
     };
-    let are_starts = dataset.starts.is_sorted() && dataset.starts.iter().all(|s| (*s as usize) < dataset.documents);
+    let rows = if dataset.documents > 0 { dataset.documents } else { dataset.examples.len() };
+    let are_starts = dataset.starts.is_sorted() && dataset.starts.iter().all(|s| (*s as usize) < rows);
     are_starts && !dataset.examples.is_empty() && dataset.examples.iter().all(is_of)
 }
