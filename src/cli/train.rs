@@ -29,6 +29,7 @@ use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
 use super::best;
+use super::data::longest;
 use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
