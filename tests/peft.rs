@@ -183,6 +183,9 @@ fn ranks_and_scales_of_single_layers_are_those_of_the_written_out_adapter() {
     assert!(refused(&short).ends_with("alpha_pattern.q_proj = \"x\" is no number"));
 }
 
+/// Decides by the name of a tensor.
+type Choice<'a> = &'a dyn Fn(&str) -> bool;
+
 #[test]
 fn layers_are_chosen_and_left_out_as_peft_does() {
     let first = |name: &str| name.contains("blocks.0.");
@@ -190,7 +193,7 @@ fn layers_are_chosen_and_left_out_as_peft_does() {
     let both = |name: &str| name.contains("blocks.0.") && name.contains("v_proj");
     let not_queries = |name: &str| !name.contains("q_proj");
     let names = json!(["q_proj", "k_proj", "v_proj"]);
-    let cases: [(Value, &dyn Fn(&str) -> bool); 10] = [
+    let cases: [(Value, Choice); 10] = [
         (json!({ "layers_to_transform": [1] }), &first),
         (json!({ "layers_to_transform": 1 }), &first),
         (json!({ "layers_to_transform": [1], "layers_pattern": "blocks" }), &first),
