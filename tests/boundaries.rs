@@ -80,8 +80,8 @@ const LAYERS: [&str; 27] = [
     "interrupt",
     "machine",
     "rng",
-    "settings",
     "files",
+    "settings",
     "hub",
     "device",
     // The method, pure functions of entropies and draws.

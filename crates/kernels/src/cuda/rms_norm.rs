@@ -7,7 +7,7 @@ use super::linear::{PARTIAL_ROWS, sum_partials};
 use crate::weight::{Dtype, Weight};
 
 /// The width of the widest row that a warp takes, and how many warps a block has, as in the kernels.
-const SHORT_WIDTH: usize = 256;
+const SHORT_WIDTH: usize = 128;
 const WARPS: usize = 8;
 /// The most partial sums of a gain's gradient; with more rows, each partial sum has more of them.
 const MOST_PARTIALS: usize = 1024;

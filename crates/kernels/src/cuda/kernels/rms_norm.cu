@@ -2,7 +2,7 @@
 // sums over rows, which the gradient of a gain or bias needs.
 
 // The width of the widest short row.
-constexpr int SHORT_WIDTH = 256;
+constexpr int SHORT_WIDTH = 128;
 // How many warps a block has, in every kernel here.
 constexpr int NORM_WARPS = 8;
 
