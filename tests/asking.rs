@@ -3,11 +3,12 @@
 mod scratch;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use scratch::folder;
 use serde_json::{Value, json};
+use weft::eval::asked::turns_of_row;
 
 fn weft(folder: &Path, arguments: &[&str]) -> Output {
     let output = Command::new(env!("CARGO_BIN_EXE_weft")).current_dir(folder).args(arguments).output();
@@ -156,6 +157,112 @@ fn a_file_of_rows_is_answered_and_goes_on_where_it_stopped() {
     let told = refused(&folder, &[&SHORT[..], &["--data", "rows.jsonl", "--out", "rows.jsonl"]].concat());
     assert_eq!(told, "error: --out rows.jsonl is the file of --data; name another one\n");
     assert_eq!(fs::read_to_string(folder.join("rows.jsonl")).expect("it is there"), text);
+}
+
+/// Prints tools, and a turn's name, thinking and calls.
+const WITH_TOOLS: &str = "{% if tools %}{{ tools | tojson }}|{% endif %}{% for m in messages %}{{ m.role }}\
+    {% if m.name %} {{ m.name }}{% endif %}: {% if m.reasoning_content %}({{ m.reasoning_content }}) {% endif %}\
+    {{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }}){% endfor %}|\
+    {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+/// What that template prints of [`tools`], and of [`turns_with_fields`].
+const PRINTED_TOOLS: &str = "[{\"function\": {\"name\": \"add\"}}]|";
+const PRINTED_TURNS: &str = "user Ann: What is 7 + 5?|assistant: (Call it.) add(7, 5)|tool add: 12|assistant: ";
+const OF_TOOLS: [&str; 9] =
+    ["generate", "--model", "base", "--gen-length", "8", "--diffusion-steps", "4", "--temperature", "0"];
+
+fn tools(name: &str) -> Value {
+    json!([{ "function": { "name": name } }])
+}
+
+fn turns_with_fields() -> Vec<Value> {
+    vec![
+        json!({ "role": "user", "name": "Ann", "content": "What is 7 + 5?" }),
+        json!({ "role": "assistant", "content": null, "reasoning_content": "Call it.",
+            "tool_calls": [{ "function": { "name": "add", "arguments": "7, 5" } }] }),
+        json!({ "role": "tool", "name": "add", "content": "12" }),
+    ]
+}
+
+/// A folder in which `base` is the embedded base with the chat template that prints tools.
+fn folder_with_base(name: &str) -> PathBuf {
+    let folder = folder(name);
+    let (base, assets) = (folder.join("base"), Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base"));
+    fs::create_dir(&base).expect("it is made");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        fs::copy(assets.join(file), base.join(file)).expect("it is copied");
+    }
+    fs::write(base.join("chat_template.jinja"), WITH_TOOLS).expect("it is written");
+    folder
+}
+
+fn ask_with_tools(folder: &Path, more: &[&str]) -> String {
+    let output = weft(folder, &[&OF_TOOLS, more].concat());
+    assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8").trim_end_matches('\n').to_owned()
+}
+
+#[test]
+fn rows_are_asked_with_their_tools_and_fields() {
+    let folder = folder_with_base("asking-row-tools");
+    let (turns, with_tools) = (turns_with_fields(), format!("{PRINTED_TOOLS}{PRINTED_TURNS}"));
+    let answer = json!({ "role": "assistant", "content": "12" });
+    let answered = [&turns[..], &[answer.clone()]].concat();
+    let rows = [
+        (json!({ "messages": turns, "tools": tools("add") }), with_tools.clone()),
+        (json!({ "messages": answered, "tools": tools("add").to_string() }), with_tools.clone()),
+        (json!({ "messages": turns }), PRINTED_TURNS.to_owned()),
+        (json!({ "prompt": turns, "tools": tools("add") }), with_tools),
+        (json!({ "prompt": turns, "completion": [answer] }), PRINTED_TURNS.to_owned()),
+        (
+            json!({ "prompt": "What is 7 + 5?", "tools": tools("add") }),
+            format!("{PRINTED_TOOLS}user: What is 7 + 5?|assistant: "),
+        ),
+    ];
+    let text: String = rows.iter().map(|(row, _)| format!("{row}\n")).collect();
+    fs::write(folder.join("rows.jsonl"), text).expect("they are written");
+    ask_with_tools(&folder, &["--data", "rows.jsonl", "--out", "out.jsonl"]);
+    let base = weft::base::Base::open(&folder.join("base")).expect("it opens");
+    let answers = lines(&folder.join("out.jsonl"));
+    assert_eq!(answers.len(), rows.len());
+    for ((row, printed), answer) in rows.iter().zip(answers) {
+        let question = turns_of_row(row.as_object().expect("a row")).expect("it asks");
+        let ids = base.text.prompt_ids_of_turns(&question.turns, question.tools.as_ref()).expect("it renders");
+        assert_eq!(base.text.decode_canvas(&ids), *printed, "{row}");
+        assert_eq!(answer["generation"], ask_with_tools(&folder, &["--raw", "--prompt", printed]), "{row}");
+    }
+}
+
+#[test]
+fn a_chat_is_asked_with_its_tools_and_fields() {
+    let (folder, mask) = (folder_with_base("asking-chat-tools"), mask());
+    let file = |value: Value| fs::write(folder.join("chat.json"), value.to_string()).expect("it is written");
+    let (chat, turns) = (["--messages", "chat.json"], turns_with_fields());
+    let raw = |printed: &str| ask_with_tools(&folder, &["--raw", "--prompt", printed]);
+    file(json!({ "messages": turns, "tools": tools("add") }));
+    assert_eq!(ask_with_tools(&folder, &chat), raw(&format!("{PRINTED_TOOLS}{PRINTED_TURNS}")));
+    let system = ask_with_tools(&folder, &[&chat[..], &["--system", "Be brief."]].concat());
+    assert_eq!(system, raw(&format!("{PRINTED_TOOLS}system: Be brief.|{PRINTED_TURNS}")));
+    file(json!(turns));
+    assert_eq!(ask_with_tools(&folder, &chat), raw(PRINTED_TURNS));
+    file(json!({ "messages": turns, "tools": 3 }));
+    let told = refused(&folder, &[&OF_TOOLS[..], &chat].concat());
+    assert!(told.contains("chat.json: tools is 3; give a list of objects"), "{told}");
+
+    // A mask is refused wherever the template prints it, which shows that it does.
+    file(json!({ "messages": turns, "tools": tools(&mask) }));
+    let told = refused(&folder, &[&OF_TOOLS[..], &chat].concat());
+    assert!(told.contains("the prompt contains the mask token"), "{told}");
+    let infill = [&["generate", "--model", "base", "--infill"], &chat[..]].concat();
+    let hole = json!({ "role": "user", "content": format!("7 + {mask}") });
+    file(json!({ "messages": [hole], "tools": tools("add") }));
+    assert!(weft(&folder, &infill).status.success());
+    let mut thinking = hole.clone();
+    thinking["reasoning_content"] = mask.as_str().into();
+    for chat in [json!({ "messages": [hole], "tools": tools(&mask) }), json!([thinking])] {
+        file(chat);
+        let told = refused(&folder, &infill);
+        assert!(told.contains("the prompt contains the mask token"), "{told}");
+    }
 }
 
 /// The embedded base was trained for 512 positions.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use weft::base::Base;
-use weft::data::Message;
+use weft::data::chat::Turn;
 use weft::error::{Error, Result};
-use weft::eval::asked::{turns_of_text, with_system};
+use weft::eval::asked::{Question, turns_of_text};
 use weft::files::read_text;
 
 /// The options that say what is asked.
@@ -16,7 +16,7 @@ pub struct AskingArgs {
     /// The user's turn; default: standard input
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// The turns of a chat: a JSON list of {"role", "content"}, whose last turn is the user's
+    /// The turns of a chat: a JSON list of {"role", "content"} that ends with the user's; or {"messages", "tools"}
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     messages: Option<PathBuf>,
     /// A system turn before the others
@@ -33,12 +33,12 @@ impl AskingArgs {
         if self.raw {
             return base.text.encode(&self.content()?);
         }
-        let turns = self.turns()?;
+        let Question { turns, tools } = self.question()?;
         if let (Some(path), Some("assistant")) = (&self.messages, turns.last().map(|turn| turn.role.as_str())) {
             let reason = "its last turn is the assistant's; end it with the user's turn, or add --infill".to_owned();
             return Err(Error::Config { path: path.clone(), reason });
         }
-        base.text.prompt_ids(&turns)
+        base.text.prompt_ids_of_turns(&turns, tools.as_ref())
     }
 
     /// The tokens before the text that is filled in, those of the text, and those behind it.
@@ -46,12 +46,12 @@ impl AskingArgs {
         let parts = match self.raw {
             true => [String::new(), self.content()?, String::new()],
             false => {
-                let turns = self.turns()?;
-                let content = turns.last().map(|turn| turn.content.clone()).unwrap_or_default();
-                let plain = || turns.iter().map(|turn| format!("{}\n", turn.content)).collect();
-                let rendered = base.text.render(&turns, false)?.unwrap_or_else(plain);
+                let Question { turns, tools } = self.question()?;
+                let content = turns.last().map(Turn::text).unwrap_or_default();
+                let plain = || turns.iter().map(|turn| format!("{}\n", turn.text())).collect();
+                let rendered = base.text.render_turns(&turns, tools.as_ref(), false)?.unwrap_or_else(plain);
                 // Many templates trim what a turn says.
-                let found = [content.as_str(), content.trim()].into_iter().find_map(|text| {
+                let found = [content, content.trim()].into_iter().find_map(|text| {
                     let start = rendered.rfind(text)?;
                     Some([&rendered[..start], text, &rendered[start + text.len()..]].map(str::to_owned))
                 });
@@ -64,16 +64,16 @@ impl AskingArgs {
         Ok([base.text.encode(&before)?, base.text.encode(&text)?, base.text.encode(&after)?])
     }
 
-    fn turns(&self) -> Result<Vec<Message>> {
-        let turns = match &self.messages {
+    fn question(&self) -> Result<Question> {
+        let question = match &self.messages {
             Some(path) => {
                 turns_of_text(&read_text(path)?).map_err(|reason| Error::Config { path: path.clone(), reason })?
             }
-            None => vec![Message { role: "user".to_owned(), content: self.content()? }],
+            None => Question { turns: vec![Turn::new("user", &self.content()?)], tools: None },
         };
         match &self.system {
-            Some(system) => with_system(turns, system).map_err(Error::Usage),
-            None => Ok(turns),
+            Some(system) => question.with_system(system).map_err(Error::Usage),
+            None => Ok(question),
         }
     }
 

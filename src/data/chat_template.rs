@@ -151,7 +151,21 @@ impl TextModel {
     /// # Errors
     /// An error that the template raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Option<String>> {
-        self.render_turns((messages, None), add_generation_prompt)
+        self.rendered((messages, None), add_generation_prompt)
+    }
+
+    /// Renders turns with all their fields, and the tools that the assistant may call, as text; `None` if there is no
+    /// template.
+    ///
+    /// # Errors
+    /// An error that the template raises.
+    pub fn render_turns(
+        &self,
+        turns: &[Turn],
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+    ) -> Result<Option<String>> {
+        self.rendered((turns, tools), add_generation_prompt)
     }
 
     /// Whether the chat template reads a variable or key of this name.
@@ -160,7 +174,7 @@ impl TextModel {
     }
 
     /// Renders turns, and the tools that they may call.
-    fn render_turns<T: Serialize>(
+    fn rendered<T: Serialize>(
         &self,
         (turns, tools): (&[T], Option<&Value>),
         add_generation_prompt: bool,
@@ -187,7 +201,17 @@ impl TextModel {
     /// # Errors
     /// An error that the template raises.
     pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages)))
+        self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages.iter().map(|m| &*m.content))))
+    }
+
+    /// The tokens of a prompt, as [`TextModel::prompt_ids`] gives them. The chat template is given all fields of the
+    /// turns, and the tools.
+    ///
+    /// # Errors
+    /// An error that the template raises.
+    pub fn prompt_ids_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Vec<u32>> {
+        let rendered = self.render_turns(turns, tools, true)?;
+        self.encode(&rendered.unwrap_or_else(|| plain(turns.iter().map(Turn::text))))
     }
 
     /// The tokens of a conversation. Prompt and answer are tokenized separately, so that the border between them is
@@ -210,10 +234,9 @@ impl TextModel {
     /// If there is no turn.
     pub fn example_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Example> {
         let (last, asked) = turns.split_last().expect("a chat has an answer");
-        let prompt = self.render_turns((asked, tools), true)?;
-        let plain = || asked.iter().map(|turn| format!("{}\n", turn.text())).collect::<String>();
-        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain()))?;
-        let answer = match (self.render_turns((turns, tools), false)?, prompt) {
+        let prompt = self.render_turns(asked, tools, true)?;
+        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain(asked.iter().map(Turn::text))))?;
+        let answer = match (self.render_turns(turns, tools, false)?, prompt) {
             (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
                 Some(answer) => answer.to_owned(),
                 None => return Err(self.no_beginning(&prompt, last.thinks())),
@@ -318,9 +341,9 @@ impl TextModel {
     }
 }
 
-/// Turns as text for a checkpoint without a template.
-fn plain(messages: &[Message]) -> String {
-    messages.iter().map(|m| format!("{}\n", m.content)).collect()
+/// The texts of turns as one text, for a checkpoint without a template.
+fn plain<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    texts.map(|text| format!("{text}\n")).collect()
 }
 
 /// A template is either a string or the entry named `default` in a list; `None` if it is absent.

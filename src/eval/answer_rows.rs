@@ -8,7 +8,7 @@ use std::path::Path;
 use indicatif::ProgressBar;
 use serde_json::Value;
 
-use super::asked::{turns_of_row, with_system};
+use super::asked::turns_of_row;
 use super::generations::batch_sizes;
 use crate::base::Base;
 use crate::data::sources::{Fields, Row, Source};
@@ -127,16 +127,16 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
     if row.fields.contains_key(GENERATION) {
         return Err(wrong(format!("the row has a key {GENERATION:?} of its own, where its answer belongs; rename it")));
     }
-    let turns = turns_of_row(&row.fields).map_err(wrong)?;
-    let ids = match (asking.raw, &turns[..]) {
-        (true, [turn]) => base.text.encode(&turn.content)?,
+    let question = turns_of_row(&row.fields).map_err(wrong)?;
+    let ids = match (asking.raw, &question.turns[..]) {
+        (true, [turn]) => base.text.encode(turn.text())?,
         (true, _) => return Err(wrong("--raw takes rows of one turn, and this one has more; leave it out".to_owned())),
         (false, _) => {
-            let turns = match &asking.system {
-                Some(system) => with_system(turns, system).map_err(wrong)?,
-                None => turns,
+            let question = match &asking.system {
+                Some(system) => question.with_system(system).map_err(wrong)?,
+                None => question,
             };
-            base.text.prompt_ids(&turns)?
+            base.text.prompt_ids_of_turns(&question.turns, question.tools.as_ref())?
         }
     };
     if ids.contains(&base.model.config.mask_token_id) {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::data::Message;
+use crate::data::chat::{Chat, Turn};
 use crate::data::formats::{self, Form};
 use crate::data::sources::Fields;
 
@@ -18,12 +18,44 @@ const PAIRS: [(&str, &[&str]); 4] = [
     ("instruction", &["output", "response"]),
 ];
 
-/// The turns before the answer of a row: its `messages` or `conversations` up to the assistant's last turn, if that is
-/// the end, or the question of a pair such as `{"prompt"}`. Only the form is taken from an answer in the row.
+/// What a model is asked: turns with all their fields, and the tools that it may call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Question {
+    /// The turns before the answer.
+    pub turns: Vec<Turn>,
+    /// The tools; `None` leaves them to the chat template's variables.
+    pub tools: Option<Value>,
+}
+
+impl From<Chat> for Question {
+    /// The chat without its answer.
+    fn from(mut chat: Chat) -> Self {
+        chat.turns.pop();
+        Self { turns: chat.turns, tools: chat.tools }
+    }
+}
+
+impl Question {
+    /// The question with a system turn in front.
+    ///
+    /// # Errors
+    /// Turns that have one, as one sentence.
+    pub fn with_system(mut self, system: &str) -> Result<Self, String> {
+        if self.turns.first().is_some_and(|turn| turn.role == "system") {
+            return Err("there is a system turn already; leave out --system, or remove that turn".to_owned());
+        }
+        self.turns.insert(0, Turn::new("system", system));
+        Ok(self)
+    }
+}
+
+/// The turns before the answer of a row, and its tools. The turns are its `messages` or `conversations` up to the
+/// assistant's last turn, if that is the end, or the question of a pair such as `{"prompt"}`, which is a text or a list of
+/// turns. Only the form is taken from an answer in the row.
 ///
 /// # Errors
 /// What is wrong with the row, as one sentence.
-pub fn turns_of_row(row: &Fields) -> Result<Vec<Message>, String> {
+pub fn turns_of_row(row: &Fields) -> Result<Question, String> {
     let mut row = row.clone();
     for key in ["messages", "conversations"] {
         if let Some(Value::Array(turns)) = row.get_mut(key)
@@ -43,44 +75,33 @@ pub fn turns_of_row(row: &Fields) -> Result<Vec<Message>, String> {
             break;
         }
     }
-    let turns = formats::conversation(&row, None)?.map(|conversation| conversation.prompt).unwrap_or_default();
-    match turns.is_empty() {
+    let question = formats::chat(&row, None)?.map(Question::from).unwrap_or_default();
+    match question.turns.is_empty() {
         true => Err("the row asks nothing; give it a prompt, or messages with a turn of the user".to_owned()),
-        false => Ok(turns),
+        false => Ok(question),
     }
 }
 
-/// The turns of a JSON text: a list of them, or an object with the list under `messages`. The last turn may be anyone's.
+/// The turns of a JSON text: a list of them, or an object with the list under `messages`, and perhaps `tools`. The last
+/// turn may be anyone's.
 ///
 /// # Errors
 /// What is wrong with the text, as one sentence.
-pub fn turns_of_text(text: &str) -> Result<Vec<Message>, String> {
+pub fn turns_of_text(text: &str) -> Result<Question, String> {
     let form = "give a list of turns, such as [{\"role\": \"user\", \"content\": \"...\"}]";
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON ({e}); {form}"))?;
-    let list = match value {
-        Value::Object(mut fields) => fields.remove("messages").unwrap_or_default(),
-        list => list,
+    let (list, tools) = match value {
+        Value::Object(mut fields) => (fields.remove("messages").unwrap_or_default(), fields.remove("tools")),
+        list => (list, None),
     };
     let Value::Array(mut turns) = list else { return Err(format!("it holds no list; {form}")) };
     if turns.is_empty() {
         return Err(format!("the list is empty; {form}"));
     }
     turns.push(json!({ "role": "assistant", "content": NO_ANSWER }));
-    let row = Map::from_iter([("messages".to_owned(), Value::Array(turns))]);
-    let conversation = formats::conversation(&row, Some(Form::Messages))?;
-    Ok(conversation.map(|conversation| conversation.prompt).unwrap_or_default())
-}
-
-/// The turns with a system turn in front.
-///
-/// # Errors
-/// Turns that have one, as one sentence.
-pub fn with_system(mut turns: Vec<Message>, system: &str) -> Result<Vec<Message>, String> {
-    if turns.first().is_some_and(|turn| turn.role == "system") {
-        return Err("there is a system turn already; leave out --system, or remove that turn".to_owned());
-    }
-    turns.insert(0, Message { role: "system".to_owned(), content: system.to_owned() });
-    Ok(turns)
+    let mut row = Map::from_iter([("messages".to_owned(), Value::Array(turns))]);
+    row.extend(tools.map(|tools| ("tools".to_owned(), tools)));
+    Ok(formats::chat(&row, Some(Form::Messages))?.map(Question::from).unwrap_or_default())
 }
 
 fn is_answer(turn: &Value) -> bool {
