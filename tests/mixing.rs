@@ -128,5 +128,5 @@ fn a_run_notices_that_its_rows_have_changed() {
     let held_out = fs::read_to_string(folder.join("a.jsonl")).expect("it is there");
     fs::write(folder.join("a.jsonl"), held_out.replace("What is 1 + 1?", "What is 1+1?")).expect("it is written");
     let error = train_to(recipe(&folder, "run"), 3).map(|_| ()).expect_err("a held-out row is another");
-    assert!(error.contains(&format!("the rows of {}/a.jsonl [0:50%] are others", folder.display())), "{error}");
+    assert!(error.contains(&format!("the rows of {}/a.jsonl [0:50%] have changed", folder.display())), "{error}");
 }

@@ -40,7 +40,7 @@ pub struct Source {
     /// The form of its rows; by default the keys of each row tell it.
     pub format: Option<Form>,
     /// Which of a chat's turns are trained on; default: the last one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "is_last")]
     pub train_on: Option<TrainOn>,
     /// How often each of its rows occurs in an epoch.
     pub weight: f64,
@@ -94,6 +94,11 @@ fn wrong(path: &Path, number: usize, is_line: bool, reason: String) -> Error {
         true => Error::Row { path, line: number, reason },
         false => Error::Record { path, row: number, reason },
     }
+}
+
+/// Whether a source is trained on as sources were before they could name their turns; such a one is written as it was.
+fn is_last(train_on: &Option<TrainOn>) -> bool {
+    *train_on != Some(TrainOn::All)
 }
 
 impl Source {

@@ -27,7 +27,11 @@ pub(super) fn config(folder: &Path) -> Result<String> {
     // An end token that is null is as good as none; any other null says that there is no such token.
     config.retain(|key, value| key != "eos_token" || !value.is_null());
     match object(&folder.join(SPECIAL_TOKENS)) {
-        Ok(special) => special.into_iter().for_each(|(key, value)| drop(config.entry(key).or_insert(value))),
+        Ok(special) => {
+            for (key, value) in special {
+                config.entry(key).or_insert(value);
+            }
+        }
         // The end token is all that a tokenizer can't do without.
         Err(error) if config.contains_key("eos_token") => eprintln!("warning: {error}; the run goes on without it"),
         Err(error) => return Err(error),
