@@ -206,7 +206,7 @@ fn rows_are_asked_with_their_tools_and_fields() {
     let folder = folder_with_base("asking-row-tools");
     let (turns, with_tools) = (turns_with_fields(), format!("{PRINTED_TOOLS}{PRINTED_TURNS}"));
     let answer = json!({ "role": "assistant", "content": "12" });
-    let answered = [&turns[..], &[answer.clone()]].concat();
+    let answered = [&turns[..], std::slice::from_ref(&answer)].concat();
     let rows = [
         (json!({ "messages": turns, "tools": tools("add") }), with_tools.clone()),
         (json!({ "messages": answered, "tools": tools("add").to_string() }), with_tools.clone()),

@@ -67,10 +67,10 @@ const KEYS: [(Form, &[&str]); 13] = [
     (Form::Text, &["text"]),
 ];
 
-/// The texts of a row's [`chat`], without tools and the turns' other fields.
+/// The texts of a row's [`chat()`], without tools and the turns' other fields.
 ///
 /// # Errors
-/// The errors of [`chat`].
+/// The errors of [`chat()`].
 pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
     Ok(chat(row, form)?.map(Conversation::from))
 }
