@@ -30,6 +30,14 @@ pub(crate) fn with_home(path: &Path) -> Cow<'_, Path> {
     }
 }
 
+/// Reads a small text file that may be absent.
+///
+/// # Errors
+/// Those of [`read_text`].
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
+    path.exists().then(|| read_text(path)).transpose()
+}
+
 /// Reads a small text file.
 ///
 /// # Errors

@@ -6,9 +6,8 @@ mod scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
-use fixtures::{QWEN3, load};
+use fixtures::{QWEN3, load, stdout, weft};
 use scratch::folder;
 use serde_json::{Value, json};
 use weft::base::Base;
@@ -234,17 +233,6 @@ fn the_shift_is_found_by_setting_file_or_family() {
     }
     let error = open(&files(json!({ "logits_shifted": "yes" }), &[]), given(159)).expect_err("no flag");
     assert_eq!(error, "DIR/config.json: logits_shifted = \"yes\" is neither true nor false");
-}
-
-fn weft(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
-}
-
-fn stdout(folder: &Path, args: &[&str]) -> String {
-    let output = weft(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The golden Qwen3 where nothing names the mask token, with rows and a recipe.

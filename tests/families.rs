@@ -5,22 +5,9 @@ mod scratch;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
-use fixtures::{FAMILIES, Golden, logits};
+use fixtures::{FAMILIES, Golden, logits, stdout, weft};
 use weft::model::{checkpoint, lora};
-
-fn weft(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
-}
-
-/// Standard output of a command that works.
-fn stdout(folder: &Path, args: &[&str]) -> String {
-    let output = weft(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// A folder with a base, rows and a recipe.
 fn run_folder(golden: Golden, name: &str) -> std::path::PathBuf {

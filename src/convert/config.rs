@@ -80,15 +80,15 @@ impl Config {
 fn check(fields: &Map<String, Value>) -> std::result::Result<&'static Family, String> {
     let model_type = fields.get("model_type").unwrap_or(&Value::Null);
     let name = model_type.as_str().unwrap_or_default();
-    let is_known = |family: &&Family| family.model_type == name;
-    if !AUTOREGRESSIVE.contains(&name) && FAMILIES.iter().any(|family| is_known(&family)) {
+    let is_autoregressive = AUTOREGRESSIVE.contains(&name);
+    if !is_autoregressive && FAMILIES.iter().any(|family| family.model_type == name) {
         return Err(format!("model_type {model_type}: it is already a diffusion checkpoint; give it to weft train"));
     }
     if fields.get("quantization_config").is_some_and(|value| !value.is_null()) {
         return Err("quantization_config: quantized weights can't be converted; give the checkpoint in bf16".to_owned());
     }
-    let to = FAMILIES.iter().filter(|_| AUTOREGRESSIVE.contains(&name));
-    to.into_iter().find(|family| family.model_type.strip_prefix(PREFIX) == Some(name)).ok_or_else(|| {
+    let to = FAMILIES.iter().find(|family| family.model_type.strip_prefix(PREFIX) == Some(name));
+    to.filter(|_| is_autoregressive).ok_or_else(|| {
         format!(
             "model_type {model_type} can't be converted; give a checkpoint of model_type {}",
             listed(&AUTOREGRESSIVE)

@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 
 use super::json_edit::{edit, get, push, set};
 use crate::data::chat_template::TextModel;
+use crate::data::tokenizer_files::text_of;
 use crate::error::{Error, Result};
-use crate::files::read_text;
-
-/// The names of mask tokens in public checkpoints. The first one is dLLM's, and is added where a tokenizer has none.
-const NAMES: [&str; 6] = ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>"];
+use crate::files::read_if_there;
+use crate::model::facts::MASK_TOKENS;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
@@ -41,7 +40,7 @@ impl MaskToken {
     /// A file that is missing or damaged; a `mask_token` that is no added token.
     pub fn find(folder: &Path, text: &TextModel) -> Result<Self> {
         let added = added_tokens(folder)?;
-        let named = match read(folder, CONFIG)? {
+        let named = match read_if_there(&folder.join(CONFIG))? {
             Some(config) => named_mask(&folder.join(CONFIG), &config)?,
             None => None,
         };
@@ -51,13 +50,13 @@ impl MaskToken {
                 path: folder.join(CONFIG),
                 reason: format!("mask_token {name:?} is no added token of the tokenizer; remove it, or add the token"),
             })?),
-            None => NAMES.into_iter().find_map(known),
+            None => MASK_TOKENS.into_iter().find_map(known),
         };
         if let Some((content, id)) = found {
             return Ok(Self { content, id, is_new: false });
         }
         let last = added.into_values().max().unwrap_or(0).max(text.last_id());
-        Ok(Self { content: NAMES[0].to_owned(), id: last + 1, is_new: true })
+        Ok(Self { content: MASK_TOKENS[0].to_owned(), id: last + 1, is_new: true })
     }
 
     /// The tokenizer's files that change, as names and new contents.
@@ -73,7 +72,7 @@ impl MaskToken {
             (MAP, &|text| self.in_special_tokens(text)),
             (ADDED, &|text| if self.is_new { set(text, &self.content, &json!(self.id)) } else { Ok(text.to_owned()) }),
         ] {
-            let Some(text) = read(folder, name)? else { continue };
+            let Some(text) = read_if_there(&folder.join(name))? else { continue };
             let format = |e: serde_json::Error| Error::Format { path: folder.join(name), reason: e.to_string() };
             let edited = edited(&text).map_err(format)?;
             if edited != text {
@@ -124,7 +123,7 @@ impl MaskToken {
 
     fn in_special_tokens(&self, text: &str) -> serde_json::Result<String> {
         let named = get(text, "mask_token")?.map(serde_json::from_str::<Value>).transpose()?;
-        match named.as_ref().and_then(content) {
+        match named.as_ref().and_then(text_of) {
             Some(named) if named == self.content => Ok(text.to_owned()),
             _ => set(text, "mask_token", &json!(self.content)),
         }
@@ -150,22 +149,11 @@ impl MaskToken {
     }
 }
 
-/// A small file of a folder; `None` if it isn't there.
-fn read(folder: &Path, name: &str) -> Result<Option<String>> {
-    let path = folder.join(name);
-    if path.exists() { read_text(&path).map(Some) } else { Ok(None) }
-}
-
-/// A special token is either a string or an object that contains it.
-fn content(token: &Value) -> Option<&str> {
-    token.as_str().or_else(|| token["content"].as_str())
-}
-
 /// The `mask_token` of tokenizer_config.json.
 fn named_mask(path: &Path, config: &str) -> Result<Option<String>> {
     let config: Value =
         serde_json::from_str(config).map_err(|e| Error::Format { path: path.to_owned(), reason: e.to_string() })?;
-    Ok(content(&config["mask_token"]).map(str::to_owned))
+    Ok(text_of(&config["mask_token"]))
 }
 
 /// The ids of the tokens beyond the vocabulary, from every file that lists some.
@@ -174,15 +162,15 @@ fn added_tokens(folder: &Path) -> Result<BTreeMap<String, u32>> {
         move |e: serde_json::Error| Error::Format { path: folder.join(name), reason: e.to_string() }
     };
     let mut added = BTreeMap::new();
-    if let Some(text) = read(folder, ADDED)? {
+    if let Some(text) = read_if_there(&folder.join(ADDED))? {
         added = serde_json::from_str(&text).map_err(format(ADDED))?;
     }
-    if let Some(text) = read(folder, CONFIG)? {
+    if let Some(text) = read_if_there(&folder.join(CONFIG))? {
         let tokens = get(&text, "added_tokens_decoder").map_err(format(CONFIG))?.unwrap_or("{}");
         let tokens: BTreeMap<u32, Value> = serde_json::from_str(tokens).map_err(format(CONFIG))?;
-        added.extend(tokens.iter().filter_map(|(id, token)| Some((content(token)?.to_owned(), *id))));
+        added.extend(tokens.iter().filter_map(|(id, token)| Some((text_of(token)?, *id))));
     }
-    if let Some(text) = read(folder, TOKENIZER)? {
+    if let Some(text) = read_if_there(&folder.join(TOKENIZER))? {
         let tokens = get(&text, "added_tokens").map_err(format(TOKENIZER))?.unwrap_or("[]");
         let tokens: Vec<AddedToken> = serde_json::from_str(tokens).map_err(format(TOKENIZER))?;
         added.extend(tokens.into_iter().map(|token| (token.content, token.id)));

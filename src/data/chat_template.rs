@@ -18,7 +18,7 @@ use super::{
     Conversation, Example, Message, qwen_tokenizer, template_environment, template_source, template_variables,
 };
 use crate::error::{Error, Result};
-use crate::files::{read_small, read_text};
+use crate::files::{read_if_there, read_small};
 
 /// The end-of-turn tokens in the chat templates of LLaDA and Llama 3, and of Dream and Qwen, where they differ from
 /// `eos_token`.
@@ -55,10 +55,6 @@ impl TextModel {
     /// # Errors
     /// A file that is missing or damaged, or a template that doesn't parse.
     pub fn open(folder: &Path) -> Result<Self> {
-        let read = |name: &str| match folder.join(name) {
-            path if path.exists() => read_text(&path).map(Some),
-            _ => Ok(None),
-        };
         let config = tokenizer_files::config(folder)?;
         let path = folder.join("tokenizer.json");
         let parts = || {
@@ -69,7 +65,7 @@ impl TextModel {
             Some(tokenizer) => tokenizer,
             None => read_small(&path)?,
         };
-        Self::build(folder, &tokenizer, &config, read("chat_template.jinja")?)
+        Self::build(folder, &tokenizer, &config, read_if_there(&folder.join("chat_template.jinja"))?)
     }
 
     /// Builds a text model from the contents of its files.

@@ -26,7 +26,7 @@ mod template_source;
 mod template_variables;
 pub mod token_cache;
 pub mod tokenizer;
-mod tokenizer_files;
+pub(crate) mod tokenizer_files;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};

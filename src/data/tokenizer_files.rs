@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
-use crate::files::read_text;
+use crate::files::read_if_there;
 
 /// The files that may hold what tokenizer_config.json lacks.
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
@@ -20,8 +20,7 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 /// # Errors
 /// A file that can't be read; another file than tokenizer_config.json that is damaged.
 pub(super) fn config(folder: &Path) -> Result<String> {
-    let path = folder.join("tokenizer_config.json");
-    let text = if path.exists() { read_text(&path)? } else { "{}".to_owned() };
+    let text = read_if_there(&folder.join("tokenizer_config.json"))?.unwrap_or_else(|| "{}".to_owned());
     let Ok(Value::Object(mut config)) = serde_json::from_str(&text) else { return Ok(text) };
     let given = config.len();
     // An end token that is null is as good as none; any other null says that there is no such token.
@@ -48,10 +47,8 @@ pub(super) fn config(folder: &Path) -> Result<String> {
 
 /// The fields of a JSON file; none if it is absent.
 fn object(path: &Path) -> Result<Map<String, Value>> {
-    if !path.exists() {
-        return Ok(Map::new());
-    }
-    serde_json::from_str(&read_text(path)?)
+    let Some(text) = read_if_there(path)? else { return Ok(Map::new()) };
+    serde_json::from_str(&text)
         .map_err(|e| Error::Format { path: path.to_owned(), reason: format!("not an object of JSON ({e})") })
 }
 
@@ -69,7 +66,7 @@ fn added_tokens_decoder(added: Map<String, Value>, config: &Map<String, Value>) 
 }
 
 /// A special token is either a string or an object that contains it.
-pub(super) fn text_of(token: &Value) -> Option<String> {
+pub(crate) fn text_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 

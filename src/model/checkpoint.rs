@@ -51,7 +51,7 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
 
 /// A configuration's model on the meta device, in the dtype that the configuration names.
 pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
-    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.text(key));
+    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.field(key)?.as_str());
     let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
     let meta = build(config, |_, shape| {
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };

@@ -71,9 +71,9 @@ impl ModelConfig {
         let reader = Reader { fields: &fields, family };
         // A checkpoint that Weft can't compute is refused before its facts are asked for.
         reader.check_fields()?;
-        reader.rope_theta()?;
+        let rope_theta = reader.rope_theta()?;
         let facts = facts::find(family, &fields, tokenizer, overrides)?;
-        let layout = reader.layout(&facts)?;
+        let layout = reader.layout(&facts, rope_theta)?;
         facts.check(family, tokenizer)?;
         Ok(Self { fields, layout, facts })
     }
@@ -112,9 +112,9 @@ impl ModelConfig {
         self.layout.rows
     }
 
-    /// The value of a text field.
-    pub(super) fn text(&self, key: &str) -> Option<&str> {
-        self.fields.get(key)?.as_str()
+    /// The value of a field.
+    pub(super) fn field(&self, key: &str) -> Option<&Value> {
+        self.fields.get(key)
     }
 
     /// The text of config.json.
@@ -170,7 +170,7 @@ impl Reader<'_> {
         self.get(key)?.ok_or_else(|| format!("missing field `{key}`"))
     }
 
-    fn layout(&self, facts: &Facts) -> std::result::Result<Layout, String> {
+    fn layout(&self, facts: &Facts, rope_theta: f64) -> std::result::Result<Layout, String> {
         let (family, keys) = (self.family, self.family.keys);
         let (width, heads): (usize, usize) = (self.need(keys.width)?, self.need(keys.heads)?);
         let tokens: usize = self.need("vocab_size")?;
@@ -192,7 +192,7 @@ impl Reader<'_> {
         let config = Config {
             kv_heads: self.get(keys.kv_heads)?.unwrap_or(heads),
             head_dim: own_head_dim.unwrap_or(width / heads.max(1)),
-            rope_theta: self.rope_theta()?,
+            rope_theta,
             rms_norm_eps: self.get("rms_norm_eps")?.unwrap_or(keys.rms_norm_eps),
             logits_shifted: facts.logits_shifted.value,
             ..Layout::config(family, [width, heads], facts.mask_token_id.value)

@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::family::Family;
+use crate::data::tokenizer_files::text_of;
 use crate::error::{Error, Result};
-use crate::files::read_text;
+use crate::files::read_if_there;
 
 /// Contents by which a tokenizer's added token is known as its mask token.
 ///
 /// # Source
-/// The tokenizers of Dream, dLLM, LLaDA and Open-dLLM.
+/// The tokenizers of Dream, dLLM, LLaDA and Open-dLLM. The first one is dLLM's, which `weft convert` adds where a tokenizer
+/// has none.
 pub const MASK_TOKENS: [&str; 6] = ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>"];
 
 /// What a user says of a checkpoint, against whatever its files say.
@@ -82,10 +84,7 @@ impl TokenizerFiles {
     /// # Errors
     /// A file that can't be read or isn't JSON.
     pub fn read(folder: &Path) -> Result<Self> {
-        Self::of(folder, |name| {
-            let path = folder.join(name);
-            path.exists().then(|| read_text(&path).map(Cow::from)).transpose()
-        })
+        Self::of(folder, |name| Ok(read_if_there(&folder.join(name))?.map(Cow::from)))
     }
 
     /// Like [`TokenizerFiles::read`], from the texts that `text` has by the files' names; `folder` is named in errors.
@@ -114,8 +113,8 @@ impl TokenizerFiles {
             for (id, token) in fields.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
                 own.add(id.parse().ok(), token["content"].as_str().unwrap_or_default());
             }
-            let mask = fields.get("mask_token").and_then(|token| token.as_str().or_else(|| token["content"].as_str()));
-            own.mask_token = own.mask_token.or_else(|| mask.map(|mask| (mask.to_owned(), file)));
+            let mask = fields.get("mask_token").and_then(text_of);
+            own.mask_token = own.mask_token.or_else(|| mask.map(|mask| (mask, file)));
         }
         Ok(own)
     }

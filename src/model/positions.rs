@@ -1,8 +1,6 @@
 //! How many positions a model was trained for, as its config.json says, and the warning for sequences that have more.
 //! Weft computes any number of positions: RoPE has no end, but what the model makes of positions it never saw is open.
 
-use serde_json::Value;
-
 use super::config::ModelConfig;
 
 /// The fields that name the number: LLaDA's, and the one that transformers' models share.
@@ -10,8 +8,7 @@ const FIELDS: [&str; 2] = ["max_sequence_length", "max_position_embeddings"];
 
 /// The number of positions that the model was trained for and the field that names it; `None` if no field does.
 pub fn trained(config: &ModelConfig) -> Option<(u64, &'static str)> {
-    let fields: Value = serde_json::from_str(&config.to_json()).ok()?;
-    let named = |field: &'static str| Some((fields.get(field)?.as_u64().filter(|n| *n > 0)?, field));
+    let named = |field: &'static str| Some((config.field(field)?.as_u64().filter(|n| *n > 0)?, field));
     FIELDS.into_iter().filter_map(named).min_by_key(|(positions, _)| *positions)
 }
 
