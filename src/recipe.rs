@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::eval::settings::EvalTable;
 use crate::files::{is_named_as_rows, read_text};
 use crate::model::settings::{ModelTable, Trainable};
-use crate::objective::{Kind, Objective};
+use crate::objective::{Blocks, Kind, Objective};
 use crate::sampler::generate::Sampling;
 use crate::settings::parse;
 use crate::train::resolved::Resolved;
@@ -71,13 +71,15 @@ impl Recipe {
         let (generated, of_files) =
             (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
         let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
-        let idle: [(bool, &str, &[&str], String); 11] = [
+        let in_blocks = self.objective.blocks != Blocks::None;
+        let idle: [(bool, &str, &[&str], String); 12] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
             (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
             (!kind.needs_entropy(), "objective", &entropy, of_kind("which uses no entropies")),
             (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
+            (!in_blocks, "objective", &["block_length"], "objective.blocks is none".to_owned()),
             (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
             (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
@@ -106,6 +108,10 @@ impl Recipe {
         let padded = "objective.entropy_every above 1 needs data.padding = \"none\": the entropies of padding change with \
                       the micro-batch";
         refuse(every > 1 && data.padding == Padding::Eos, padded.to_owned());
+        refuse(objective.block_length == 0, "objective.block_length = 0; give at least 1".to_owned());
+        let changing = "objective.entropy_every above 1 needs objective.blocks = \"none\" or \"bd3lm\": with \"blockwise\" every \
+                        epoch draws another block, which has entropies of its own";
+        refuse(every > 1 && objective.blocks == Blocks::Blockwise, changing.to_owned());
         let t_min = objective.t_min;
         refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
         if self.eval.generates() {

@@ -24,6 +24,8 @@ pub enum Stream {
     Sampling = 6,
     /// The masks of a likelihood's samples.
     Likelihood = 9,
+    /// The block of an answer that is noised by itself.
+    Block = 10,
 }
 
 /// The draws of one example in one epoch for one purpose.

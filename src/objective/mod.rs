@@ -9,12 +9,14 @@ use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_unce
 use crate::noising::forward_process;
 use crate::noising::schedule::T_MIN;
 
+pub mod blocks;
 pub mod cart;
 pub mod normalizer;
 pub mod sft;
 pub mod token_weight;
 pub mod weft;
 
+pub use blocks::Blocks;
 pub use normalizer::{Counts, Normalizer};
 pub use weft::Weighting;
 
@@ -89,6 +91,10 @@ pub struct Objective {
     pub entropy_every: u64,
     /// The format of matmuls' operands in the pass for entropies; `None` takes `model.precision` (weft, token_weight).
     pub entropy_precision: Option<Precision>,
+    /// Which part of an answer is noised at once, and what the network sees of the rest.
+    pub blocks: Blocks,
+    /// Tokens per block (blockwise, bd3lm).
+    pub block_length: usize,
 }
 
 impl Default for Objective {
@@ -104,6 +110,8 @@ impl Default for Objective {
             t_min: T_MIN,
             entropy_every: 1,
             entropy_precision: None,
+            blocks: Blocks::None,
+            block_length: blocks::BLOCK_LENGTH,
         }
     }
 }

@@ -9,6 +9,7 @@ use weft_kernels::weight::Dtype;
 use super::batches::MicroBatch;
 use super::gpu;
 use super::rehearsal::{Fullest, Rehearsal};
+use crate::model::batch::AttentionKind;
 use crate::model::block::{Param, Transformer};
 use crate::train::shards::MESSAGE;
 
@@ -54,6 +55,8 @@ pub struct Work<'a> {
     pub steps: &'a [Vec<MicroBatch>],
     /// Whether steps have a pass for entropies.
     pub needs_entropy: bool,
+    /// Which tokens of its sequence a token attends to in training.
+    pub attention_kind: AttentionKind,
     /// The largest batch of an evaluation on held-out rows.
     pub held_out: Option<MicroBatch>,
     /// The largest batch of the sampler; its masked tokens are the rows whose logits are held.
@@ -80,6 +83,7 @@ impl<'a> Work<'a> {
             rows_bytes: 0,
             steps,
             needs_entropy: false,
+            attention_kind: AttentionKind::Bidirectional,
             held_out: None,
             generation: None,
             networks: 1,

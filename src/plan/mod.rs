@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::eval::generations::{batch_sizes, prompt_ids};
 use crate::experiment::{Experiment, adapter, lora_config};
 use crate::machine;
+use crate::model::batch::AttentionKind;
 use crate::model::block::Transformer;
 use crate::model::lora;
 use crate::model::settings::Trainable;
@@ -29,6 +30,7 @@ use crate::sampler::cache::Caching;
 use crate::sampler::remasking::{Loop, Remasking};
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
 use crate::train::settings::ACTIVATION_BYTES;
+use crate::train::view::View;
 
 pub use batches::{Batches, Lengths, MicroBatch};
 pub use communication::Communication;
@@ -304,6 +306,7 @@ impl<'a> Planner<'a> {
             rows_bytes: self.rows_bytes(recipe),
             steps: &batches.largest_steps,
             needs_entropy: recipe.objective.kind.needs_entropy(),
+            attention_kind: AttentionKind::of(&recipe.objective),
             held_out,
             generation,
             networks: if recipe.sampler.cfg_scale > 0.0 { 2 } else { 1 },
@@ -327,8 +330,10 @@ impl<'a> Planner<'a> {
     /// The largest batch of an evaluation on held-out rows: packed up to a number of tokens, or one longer sequence.
     fn held_out(&self, recipe: &Recipe) -> Option<MicroBatch> {
         let lengths = self.experiment.held_out_examples().iter().map(|e| Lengths::of(e, recipe.data.max_seq_len.0));
-        let longest = lengths.clone().map(Lengths::total).max()?;
-        let all: usize = TIMES.len() * lengths.clone().map(Lengths::total).sum::<usize>();
+        let view = View::of(&recipe.objective, 0);
+        let rows = lengths.clone().map(|lengths| view.rows_of(lengths.total()));
+        let longest = rows.clone().max()?;
+        let all: usize = TIMES.len() * rows.sum::<usize>();
         let answers: usize = TIMES.len() * lengths.map(|l| l.answer).sum::<usize>();
         let tokens = PACKED_TOKENS.min(all).max(longest);
         let masked = (tokens * answers).div_ceil(all.max(1));

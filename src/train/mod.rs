@@ -22,6 +22,7 @@ pub mod settings;
 pub mod shards;
 pub mod step;
 pub mod tensorboard;
+pub mod view;
 
 use std::time::Instant;
 
@@ -235,8 +236,11 @@ impl Trainer {
         if rows.is_empty() {
             return (0.0, [0.0; 3]);
         }
-        let clean: Vec<u32> = sequences.iter().flat_map(|s| &s.ids).copied().collect();
-        let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
+        let of_answer = |(s, a): (&Noised, &NoisedAnswer)| -> Vec<u32> {
+            let clean = s.ids[s.answer.clone()].iter().zip(&a.masked);
+            clean.filter(|(_, masked)| **masked).map(|(id, _)| *id).collect()
+        };
+        let ids: Vec<u32> = sequences.iter().zip(answers).flat_map(of_answer).collect();
         let masked = weights.iter().zip(answers).flat_map(|(w, a)| w.iter().zip(&a.masked));
         let weights: Vec<f32> = masked.filter(|(_, masked)| **masked).map(|(w, _)| *w).collect();
         let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
@@ -246,13 +250,11 @@ impl Trainer {
 
     /// A micro-batch as pass 2 reads it, with its masked rows.
     fn noised_batch(&self, sequences: &[Noised], answers: &[NoisedAnswer], epoch: u64) -> (Batch, Vec<usize>) {
-        let mask = self.model.config.mask_token_id;
-        let noised: Vec<Vec<u32>> =
-            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
-        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
+        let mut batch = self.pack(sequences, |s, i| answers[s].masked[i]);
         if self.model.config.lora_dropout > 0.0 {
-            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
+            batch.dropout_keys = Some(self.dropout_keys(&batch, sequences, epoch));
         }
-        (batch, rows(sequences, |s, i| answers[s].masked[i]))
+        let rows = rows(&batch, sequences, |s, i| answers[s].masked[i]);
+        (batch, rows)
     }
 }

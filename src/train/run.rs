@@ -11,7 +11,7 @@ use serde_json::json;
 use super::best::{self, Best, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
-use super::held_out::nll_bound;
+use super::held_out::nll_bound_seen;
 use super::metrics::{Earlier, Metrics, Progress, tell};
 use super::resolved::Resolved;
 use super::step::StepReport;
@@ -233,7 +233,7 @@ impl<'a> Run<'a> {
         if self.held_out.is_empty() {
             return Ok(());
         }
-        let loss = nll_bound(&*trainer.ranks, &trainer.model, self.held_out);
+        let loss = nll_bound_seen(&*trainer.ranks, &trainer.model, self.held_out, &trainer.view());
         if let Some(metrics) = &mut self.metrics {
             metrics.held_out(trainer.step, loss)?;
         }
