@@ -99,6 +99,16 @@ impl Batch {
         matches!(self.attention_kind, AttentionKind::BlockDiffusion { .. })
     }
 
+    /// Which rows of a sequence see which, `[rows, rows]` with 1 for seen: for comparisons. The network makes no such mask.
+    pub fn attention_mask(&self, sequence: usize) -> Vec<u8> {
+        let rows = self.sequences[sequence].clone();
+        let Some(visible) = self.visible(rows.clone()) else { return vec![1; rows.len() * rows.len()] };
+        let sees = |visible: &Visible, row: usize| {
+            visible.ranges.iter().any(|[start, end]| (*start as usize..*end as usize).contains(&row))
+        };
+        visible.iter().flat_map(|visible| rows.clone().map(|row| u8::from(sees(visible, row)))).collect()
+    }
+
     /// What each of some rows attends to, in the batch's rows; `None` if that is its whole sequence.
     pub(super) fn visible(&self, rows: impl Iterator<Item = usize>) -> Option<Vec<Visible>> {
         match self.attention_kind {
