@@ -1,6 +1,7 @@
 //! Recomputes a reference file made by PyTorch and reports how far off every quantity is: logits, entropies, rates,
 //! masks, nll, losses, gradients, and sampled tokens. The file contains its own draws, so nothing here is random.
 
+mod lift;
 mod tensors;
 
 use std::path::Path;
@@ -203,6 +204,7 @@ pub fn check_blocks(
             rows.extend(case.objective(&format!("{name}."), objective, &entropy, &tensors)?);
         }
     }
+    rows.extend(lift::check(&case, &tensors)?);
     if tensors.has("masked") {
         let objective = Objective { kind: Kind::Sft, ..Objective::default() };
         rows.extend(case.objective("", objective, &entropy, &tensors)?);
@@ -318,8 +320,7 @@ impl Case<'_> {
         x.chunks(self.length).zip(&self.starts).map(|(row, start)| &row[*start..]).collect()
     }
 
-    /// The quantities of an objective, whose names begin with `prefix`. Without a prefix, the file holds what it likes of
-    /// them.
+    /// The quantities of an objective that noises by entropies and draws.
     fn objective(&self, prefix: &str, objective: Objective, entropy: &[f32], tensors: &Tensors) -> Result<Vec<Row>> {
         let (t, u) = (tensors.numbers("t", self.starts.len())?, tensors.numbers("u", self.ids.len())?);
         let draws = self.answers(entropy).into_iter().zip(self.answers(&u)).zip(t.iter().zip(&self.starts));
@@ -329,13 +330,26 @@ impl Case<'_> {
             t: f64::from(*t),
             u,
         });
-        let noised: Vec<NoisedAnswer> = objective.noise(&drawn.collect::<Vec<_>>());
+        let noised = objective.noise(&drawn.collect::<Vec<_>>());
+        self.quantities(prefix, objective, &noised, tensors)
+    }
+
+    /// The quantities of an objective with its noised answers, whose names begin with `prefix`. Of LIFT and without a
+    /// prefix, the file holds what it likes of them.
+    fn quantities(
+        &self,
+        prefix: &str,
+        objective: Objective,
+        noised: &[NoisedAnswer],
+        tensors: &Tensors,
+    ) -> Result<Vec<Row>> {
         let answer_tokens: Vec<usize> = (0..self.ids.len()).filter(|n| self.is_answer(*n)).collect();
         let p_mask: Vec<f32> = noised.iter().flat_map(|a| a.p_mask.clone()).collect();
         let masked: Vec<bool> = noised.iter().flat_map(|a| a.masked.clone()).collect();
         let tokens: Vec<usize> = answer_tokens.iter().zip(&masked).filter(|(_, m)| **m).map(|(n, _)| *n).collect();
         let name = |quantity: &str| format!("{prefix}{quantity}");
-        let is_wanted = |quantity: &str| !prefix.is_empty() || tensors.has(quantity);
+        let may_lack = prefix.is_empty() || objective.kind == Kind::Lift;
+        let is_wanted = |quantity: &str| !may_lack || tensors.has(&name(quantity));
         let mut result = vec![];
         if is_wanted("t_i") {
             result.push(tensors.compare(&name("t_i"), &self.spread(&answer_tokens, &p_mask))?);
@@ -347,7 +361,7 @@ impl Case<'_> {
         let batch = self.batch(&self.noised(|n| masks[n] != 0));
         let ids: Vec<u32> = tokens.iter().map(|n| self.ids[*n]).collect();
         let weights_of = |weighting, normalizer| -> Vec<f32> {
-            let all = Objective { weighting, normalizer: Some(normalizer), ..objective }.loss_weights(&noised);
+            let all = Objective { weighting, normalizer: Some(normalizer), ..objective }.loss_weights(noised);
             all.into_iter().flatten().zip(&masked).filter(|(_, m)| **m).map(|(w, _)| w).collect()
         };
         let weights = weights_of(Weighting::Inverse, Normalizer::Answer);

@@ -63,7 +63,7 @@ impl Recipe {
     pub fn warnings(&self) -> Vec<String> {
         let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
         let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
-        let entropy = ["transform", "reference", "entropy_every", "entropy_precision"];
+        let entropy = ["transform", "reference", "entropy_every"];
         let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
@@ -72,11 +72,14 @@ impl Recipe {
             (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
         let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
         let in_blocks = self.objective.blocks != Blocks::None;
-        let idle: [(bool, &str, &[&str], String); 12] = [
+        let no_pass = !kind.needs_pass_1();
+        let idle: [(bool, &str, &[&str], String); 14] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
             (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
             (!kind.needs_entropy(), "objective", &entropy, of_kind("which uses no entropies")),
+            (no_pass, "objective", &["entropy_precision"], of_kind("which has one pass only")),
+            (kind != Kind::Lift, "objective", &["lift_policy"], of_kind("not lift")),
             (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
             (!in_blocks, "objective", &["block_length"], "objective.blocks is none".to_owned()),

@@ -26,6 +26,8 @@ pub enum Stream {
     Likelihood = 9,
     /// The block of an answer that is noised by itself.
     Block = 10,
+    /// LIFT's margin, choice and ranks.
+    Lift = 11,
 }
 
 /// The draws of one example in one epoch for one purpose.

@@ -211,7 +211,7 @@ fn run(trainer: &mut Trainer) -> Vec<f64> {
     (0..trainer.num_steps()).map(|_| trainer.step().expect("the step works").loss).collect()
 }
 
-fn objectives(blocks: Blocks, block_length: usize) -> [Objective; 4] {
+fn objectives(blocks: Blocks, block_length: usize) -> [Objective; 5] {
     Kind::ALL.map(|kind| Objective { kind, blocks, block_length, ..Objective::default() })
 }
 

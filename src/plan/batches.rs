@@ -5,6 +5,7 @@ use crate::data::Example;
 use crate::data::mixing::{Mixture, Occurrence};
 use crate::data::packing::Padding;
 use crate::noising::schedule::diffusion_time;
+use crate::objective::Objective;
 use crate::objective::blocks::{AnswerBlocks, Blocks};
 use crate::recipe::Recipe;
 use crate::rng::{Draws, Stream};
@@ -39,7 +40,7 @@ const MAX_OCCURRENCES: u64 = 1 << 17;
 /// The sizes of a packed batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MicroBatch {
-    /// All rows that the network reads: tokens, and with `bd3lm` their clean copies.
+    /// The rows that the network reads in one view: tokens, and with `bd3lm` their clean copies.
     pub tokens: usize,
     /// Rows of the longest sequence.
     pub longest: usize,
@@ -50,6 +51,27 @@ pub struct MicroBatch {
     /// Answer tokens that will be masked: each answer's share is its time `t`, which WeFT's mean rate never exceeds (`1
     /// - (1 - t)^r` is concave in `r`, whose mean is 1).
     pub masked: usize,
+}
+
+/// The views of each example that a step of an objective trains.
+pub fn views(objective: &Objective) -> usize {
+    1 + usize::from(objective.complementary)
+}
+
+impl MicroBatch {
+    /// The batch of pass 2 with so many views of each example: a mask and its complement together mask every answer token.
+    pub fn of_views(&self, views: usize) -> Self {
+        match views {
+            1 => *self,
+            _ => Self {
+                tokens: views * self.tokens,
+                squares: views as f64 * self.squares,
+                masked: self.answers,
+                answers: views * self.answers,
+                ..*self
+            },
+        }
+    }
 }
 
 /// A run's steps.

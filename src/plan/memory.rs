@@ -53,8 +53,10 @@ pub struct Work<'a> {
     pub rows_bytes: usize,
     /// The steps that may be the largest.
     pub steps: &'a [Vec<MicroBatch>],
-    /// Whether steps have a pass for entropies.
+    /// Whether steps have a pass for entropies, or one that ranks tokens.
     pub needs_entropy: bool,
+    /// The views of each example that a step trains: 2 if masks have their complements trained too.
+    pub views: usize,
     /// Which tokens of its sequence a token attends to in training.
     pub attention_kind: AttentionKind,
     /// The largest batch of an evaluation on held-out rows.
@@ -83,6 +85,7 @@ impl<'a> Work<'a> {
             rows_bytes: 0,
             steps,
             needs_entropy: false,
+            views: 1,
             attention_kind: AttentionKind::Bidirectional,
             held_out: None,
             generation: None,

@@ -32,7 +32,7 @@ use crate::train::held_out::{PACKED_TOKENS, TIMES};
 use crate::train::settings::ACTIVATION_BYTES;
 use crate::train::view::View;
 
-pub use batches::{Batches, Lengths, MicroBatch};
+pub use batches::{Batches, Lengths, MicroBatch, views};
 pub use communication::Communication;
 pub use gpu_time::{GPU_MODELS, GpuModel, GpuRates, step_seconds as gpu_step_time};
 pub use memory::{Part, Stored, Work};
@@ -305,7 +305,8 @@ impl<'a> Planner<'a> {
             program_bytes: self.program_bytes,
             rows_bytes: self.rows_bytes(recipe),
             steps: &batches.largest_steps,
-            needs_entropy: recipe.objective.kind.needs_entropy(),
+            needs_entropy: recipe.objective.kind.needs_pass_1(),
+            views: views(&recipe.objective),
             attention_kind: AttentionKind::of(&recipe.objective),
             held_out,
             generation,

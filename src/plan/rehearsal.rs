@@ -88,6 +88,7 @@ impl<'a> Rehearsal<'a> {
 
     /// Runs pass 2 of a micro-batch.
     fn backward(&mut self, batch: &MicroBatch, gradients: &mut Gradients) {
+        let batch = &batch.of_views(self.work.views);
         if batch.masked == 0 {
             return;
         }

@@ -10,6 +10,7 @@ mod gathered;
 mod gradients;
 pub mod guard;
 pub mod held_out;
+pub mod lift;
 pub mod lr_schedule;
 pub mod metrics;
 mod noised;
@@ -42,7 +43,7 @@ use gathered::Gathered;
 use gradients::Finished;
 pub(crate) use gradients::sum_in_tree;
 use guard::Guard;
-use noised::{Noised, rows};
+use noised::Noised;
 use optimizer::Optimizer;
 use rank_log::RankLog;
 use settings::{ACTIVATION_BYTES, TrainTable};
@@ -152,7 +153,9 @@ impl Trainer {
         // 2. Masks: entropies if the objective needs them, rates, draws. The normaliser is that of the whole batch,
         // however it is split into micro-batches and ranks.
         let own = self.own_micro_batches(&chosen, epoch);
-        let gathered = gathered::all_gather(&*self.ranks, &own, (chosen.len(), self.job.settings.micro_batch_size));
+        let views = self.views();
+        let of_step = (views * chosen.len(), views * self.job.settings.micro_batch_size);
+        let gathered = gathered::all_gather(&*self.ranks, &own, of_step);
         let (drifts, counts) = (self.keep_entropies(&gathered, epoch), gathered::counts(&gathered));
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
@@ -250,11 +253,10 @@ impl Trainer {
 
     /// A micro-batch as pass 2 reads it, with its masked rows.
     fn noised_batch(&self, sequences: &[Noised], answers: &[NoisedAnswer], epoch: u64) -> (Batch, Vec<usize>) {
-        let mut batch = self.pack(sequences, |s, i| answers[s].masked[i]);
+        let (mut batch, rows) = self.masked_batch(sequences, |s, i| answers[s].masked[i]);
         if self.model.config.lora_dropout > 0.0 {
             batch.dropout_keys = Some(self.dropout_keys(&batch, sequences, epoch));
         }
-        let rows = rows(&batch, sequences, |s, i| answers[s].masked[i]);
         (batch, rows)
     }
 }

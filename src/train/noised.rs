@@ -14,7 +14,7 @@ use crate::data::packing::{PaddedAnswer, pad_answers};
 use crate::model::batch::{AttentionKind, Batch};
 use crate::noising::entropy::AnswerEntropy;
 use crate::noising::schedule::diffusion_time;
-use crate::objective::{DrawnAnswer, NoisedAnswer};
+use crate::objective::{DrawnAnswer, Kind, NoisedAnswer};
 use crate::rng::{Draws, Stream};
 
 /// How many examples the drift of entropies is measured on at the end of a run.
@@ -27,6 +27,17 @@ pub(super) struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// Every answer followed by the same answer under the complement of its mask.
+    fn with_complements(self, t_min: f64) -> Self {
+        let pairs = self.sequences.into_iter().zip(self.answers);
+        let both = pairs.flat_map(|(sequence, answer)| {
+            let complement = Noised { is_complement: true, is_fresh: false, ..sequence.clone() };
+            [(complement, answer.complement(t_min)), (sequence, answer)].into_iter().rev()
+        });
+        let (sequences, answers) = both.unzip();
+        Self { sequences, answers }
+    }
+
     /// The micro-batch's sequences and their answers.
     pub(super) fn parts(&self) -> (&[Noised], &[NoisedAnswer]) {
         (&self.sequences, &self.answers)
@@ -34,6 +45,7 @@ impl MicroBatch {
 }
 
 /// An example in a batch.
+#[derive(Clone)]
 pub(super) struct Noised {
     pub(super) occurrence: Occurrence,
     /// Prompt and clean answer, including padding; masks behind a block that is noised by itself.
@@ -46,6 +58,8 @@ pub(super) struct Noised {
     pub(super) token_entropy: Vec<f32>,
     /// Whether the entropies were computed in this step.
     pub(super) is_fresh: bool,
+    /// Whether it is an example's second view, under the complement of its mask.
+    is_complement: bool,
 }
 
 impl Trainer {
@@ -59,10 +73,19 @@ impl Trainer {
             if self.job.objective.kind.needs_entropy() {
                 self.find_entropies(&mut sequences, epoch);
             }
-            let answers = self.noise(&sequences, epoch);
-            MicroBatch { sequences, answers }
+            let answers = match self.job.objective.kind {
+                Kind::Lift => self.lift(&sequences, epoch),
+                _ => self.noise(&sequences, epoch),
+            };
+            let noised = MicroBatch { sequences, answers };
+            if self.job.objective.complementary { noised.with_complements(self.job.objective.t_min) } else { noised }
         })
         .collect()
+    }
+
+    /// The views of an example that a step trains: its mask, and perhaps the mask's complement.
+    pub(super) fn views(&self) -> usize {
+        1 + usize::from(self.job.objective.complementary)
     }
 
     /// The micro-batch's clean sequences, padded and seen as the recipe says.
@@ -75,7 +98,15 @@ impl Trainer {
             let u = || Draws::new(seed, Stream::Block, epoch, occurrence.draw).unit_f64(0);
             let Sequence { ids, answer, num_supervised, .. } =
                 view.sequence([&example.prompt_ids, &padded.ids], padded.num_supervised, u, mask);
-            Noised { occurrence, ids, answer, num_supervised, token_entropy: vec![], is_fresh: false }
+            Noised {
+                occurrence,
+                ids,
+                answer,
+                num_supervised,
+                token_entropy: vec![],
+                is_fresh: false,
+                is_complement: false,
+            }
         };
         padded.into_iter().zip(occurrences).zip(&chosen).map(noised).collect()
     }
@@ -115,8 +146,17 @@ impl Trainer {
 
     /// Sequences as pass 1 reads them, with every token masked that may be, and the rows of those tokens.
     pub(super) fn all_masked_batch<S: Borrow<Noised>>(&self, sequences: &[S]) -> (Batch, Vec<usize>) {
-        let batch = self.pack(sequences, |_, _| true);
-        let rows = rows(&batch, sequences, |_, _| true);
+        self.masked_batch(sequences, |_, _| true)
+    }
+
+    /// Sequences with the answer tokens masked for which `masked(sequence, token)` is true, and the rows of those tokens.
+    pub(super) fn masked_batch<S: Borrow<Noised>>(
+        &self,
+        sequences: &[S],
+        masked: impl Fn(usize, usize) -> bool,
+    ) -> (Batch, Vec<usize>) {
+        let batch = self.pack(sequences, &masked);
+        let rows = rows(&batch, sequences, masked);
         (batch, rows)
     }
 
@@ -147,18 +187,29 @@ impl Trainer {
         Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
     }
 
+    /// An example's draws for a purpose.
+    pub(super) fn draws(&self, stream: Stream, s: &Noised, epoch: u64) -> Draws {
+        Draws::new(self.job.settings.seed, stream, epoch, s.occurrence.draw)
+    }
+
+    /// A draw for each token that may be masked.
+    pub(super) fn token_draws(&self, stream: Stream, s: &Noised, epoch: u64) -> Vec<f32> {
+        let draws = self.draws(stream, s, epoch);
+        s.answer.clone().map(|position| draws.unit_f32(position as u64)).collect()
+    }
+
+    /// The diffusion time of an example.
+    pub(super) fn time(&self, s: &Noised, epoch: u64) -> f64 {
+        diffusion_time(self.draws(Stream::Time, s, epoch).unit_f64(0), self.job.objective.t_min)
+    }
+
     /// Draws the times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
-        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.occurrence.draw);
-        let of_tokens = |s: &Noised| -> Vec<f32> {
-            let (draws, positions) = (draws(Stream::Mask, s), s.answer.start as u64..s.answer.end as u64);
-            positions.map(|p| draws.unit_f32(p)).collect()
-        };
-        let u: Vec<Vec<f32>> = micro_batch.iter().map(of_tokens).collect();
+        let u: Vec<Vec<f32>> = micro_batch.iter().map(|s| self.token_draws(Stream::Mask, s, epoch)).collect();
         let drawn = micro_batch.iter().zip(&u).map(|(s, u)| DrawnAnswer {
             prompt_len: s.answer.start,
             entropy: AnswerEntropy { token_entropy: &s.token_entropy, num_supervised: s.num_supervised },
-            t: diffusion_time(draws(Stream::Time, s).unit_f64(0), self.job.objective.t_min),
+            t: self.time(s, epoch),
             u,
         });
         self.job.objective.noise(&drawn.collect::<Vec<_>>())
@@ -169,8 +220,9 @@ impl Trainer {
         let keys = |(s, rows): (&Noised, &Range<usize>)| {
             let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.occurrence.draw);
             let len = s.ids.len();
-            // A clean half's tokens have draws of their own.
-            let place = move |row: usize| ((row / len) as u64) << 32 | (row % len) as u64;
+            // A clean half's tokens have draws of their own, and so has the view of a complement.
+            let first = if s.is_complement { 2 } else { 0 };
+            let place = move |row: usize| (first + (row / len) as u64) << 32 | (row % len) as u64;
             (0..rows.len()).map(move |row| draws.key(place(row)))
         };
         sequences.iter().zip(&batch.sequences).flat_map(keys).collect()
