@@ -11,9 +11,10 @@ use crate::data::settings::DataTable;
 use crate::error::Result;
 use crate::eval::settings::EvalTable;
 use crate::files::{is_named_as_rows, read_text};
+use crate::model::block::Config;
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Blocks, Kind, Objective};
-use crate::sampler::generate::Sampling;
+use crate::sampler::generate::{Attention, Sampling};
 use crate::settings::parse;
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
@@ -51,6 +52,20 @@ impl Recipe {
     /// All problems of the recipe at once.
     pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
         parse(text, path, settings, Self::problems)
+    }
+
+    /// The sampler's settings for a model that the recipe trains: where they name none, the attention and the blocks that
+    /// it is trained with, or those of its checkpoint.
+    pub fn sampling(&self, config: &Config) -> Sampling {
+        let mut sampling = self.sampler.clone();
+        let is_default = sampling.block_length == Sampling::default().block_length;
+        if self.objective.blocks == Blocks::Bd3lm && sampling.attention.is_none() {
+            sampling.attention = Some(Attention::BlockCausal);
+            sampling.block_length = if is_default { self.objective.block_length } else { sampling.block_length };
+        } else if let (true, Some(own)) = (is_default && sampling.is_block_causal(), config.block_length) {
+            sampling.block_length = own;
+        }
+        sampling.for_model(config)
     }
 
     /// The recipe as it is saved in a run's folder, together with the defaults.

@@ -11,7 +11,7 @@ use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
 use weft::model::positions;
 use weft::sampler::cache::Caching;
-use weft::sampler::generate::{Output, Prompt, Sampling, generate_told};
+use weft::sampler::generate::{Attention, Output, Prompt, Sampling, generate_told};
 use weft::sampler::infill::infill;
 use weft::sampler::remasking::{Loop, Remasking};
 
@@ -62,6 +62,11 @@ pub struct SamplingArgs {
     /// Tokens per block of LLaDA's sampler, a divisor of --gen-length; default: 32, or --gen-length if that is less
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
+    /// Which tokens a token sees: bidirectional (prompt and answer) or block-causal (its block and those before it, for
+    /// models trained by block diffusion; blocks are then counted from the start of the prompt); default: what the
+    /// checkpoint's config.json says
+    #[arg(long, value_name = "KIND", value_parser = Attention::parse)]
+    attention: Option<Attention>,
     /// Denoising steps for the whole answer; default: half of --gen-length if that is given, else 64
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
@@ -112,9 +117,12 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
-        let mut sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
+        let mut sampling = self.over(Sampling::default()).for_model(&base.model.config);
         let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Llada);
-        if has_blocks && self.block_length.is_none() && sampling.gen_length > 0 {
+        if sampling.is_block_causal() {
+            let own = self.block_length.or(base.model.config.block_length);
+            sampling.block_length = own.unwrap_or(sampling.block_length);
+        } else if has_blocks && self.block_length.is_none() && sampling.gen_length > 0 {
             sampling.block_length = sampling.block_length.min(sampling.gen_length);
         }
         tell_idle(&sampling);
@@ -124,7 +132,7 @@ impl SamplingArgs {
 
     /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
-        let sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
+        let sampling = self.over(Sampling::default()).for_model(&base.model.config);
         tell_idle(&sampling);
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
@@ -136,6 +144,7 @@ impl SamplingArgs {
         Sampling {
             gen_length: self.gen_length.unwrap_or(base.gen_length),
             block_length: self.block_length.unwrap_or(base.block_length),
+            attention: self.attention.or(base.attention),
             diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
             confidence_threshold,
             cache: self.cache.unwrap_or(base.cache),

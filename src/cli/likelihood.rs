@@ -48,6 +48,13 @@ pub struct Likelihood {
 impl Likelihood {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let base = self.model.open()?;
+        if let Some(length) = base.model.config.block_length {
+            return Err(Error::Usage(format!(
+                "{} was trained in blocks of {length} tokens (config.json), and this estimator masks whole answers, which such a \
+                 model never sees; read held_out_nll_bound of a run with objective.blocks=bd3lm instead",
+                base.name
+            )));
+        }
         let source = Source { path: self.data.clone(), rows: self.limit.map(RowRange::first), ..Source::default() };
         let mask_token_id = base.model.config.mask_token_id;
         let reading = Reading { text: &base.text, mask_token_id, max_seq_len: usize::MAX, cache: None };

@@ -17,6 +17,7 @@ use weft::model::lora;
 use weft::model::positions;
 use weft::model::settings::{Trainable, shell_word};
 use weft::model::weights::make_in_order;
+use weft::objective::Blocks;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
@@ -270,7 +271,7 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
             "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
         );
     }
-    tell_idle(&recipe.sampler.for_logits(base.model.config.logits_shifted));
+    tell_idle(&recipe.sampling(&base.model.config));
     let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
     positions::warning_of_rows(base.config(), rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
     if let Some(adapter) = &recipe.model.adapter {
@@ -359,7 +360,11 @@ fn question(experiment: &Experiment, matmul: &Path) -> String {
         Trainable::Full => format!("--model {}", shell_word(matmul)),
     };
     let facts = super::FactArgs::of(&recipe.model).as_options();
-    let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}") } else { model };
+    let blocks = match recipe.objective.blocks {
+        Blocks::Bd3lm => format!(" --attention block-causal --block-length {}", recipe.objective.block_length),
+        Blocks::None | Blocks::Blockwise => String::new(),
+    };
+    let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}{blocks}") } else { model };
     match experiment.train.dataset.documents {
         0 => format!("weft generate {model} --gen-length {gen_length} --prompt '...'"),
         _ => format!("weft generate {model} --raw --prompt '...'"),

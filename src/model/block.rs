@@ -93,6 +93,8 @@ pub struct Config {
     /// Whether the logits that predict position i sit at position i-1. The logits of position 0 then predict both 0 and
     /// 1.
     pub logits_shifted: bool,
+    /// Tokens per block of a model that was trained by block diffusion, where config.json says so.
+    pub block_length: Option<usize>,
     /// The adapters' scale: `lora_alpha / R`, or `lora_alpha / sqrt(R)` with RSLoRA.
     pub lora_scale: f32,
     /// The adapters' dropout in training.

@@ -67,6 +67,8 @@ pub struct Work<'a> {
     pub networks: usize,
     /// Whether the sampler caches keys and values, for each of these networks.
     pub has_cache: bool,
+    /// Tokens per block if answers are sampled with block-causal attention.
+    pub sampled_in_blocks: Option<usize>,
     /// Bytes that the largest tensor takes while it is being written.
     pub written_bytes: usize,
     /// Ranks that share the moments.
@@ -91,6 +93,7 @@ impl<'a> Work<'a> {
             generation: None,
             networks: 1,
             has_cache: false,
+            sampled_in_blocks: None,
             written_bytes: 0,
             ranks: 1,
         }

@@ -295,6 +295,7 @@ impl<'a> Planner<'a> {
 
     fn parts(&self, recipe: &Recipe, batches: &Batches) -> Result<Vec<Part>> {
         let model = self.model(recipe)?;
+        let sampling = recipe.sampling(&model.config);
         let (held_out, generation) = (self.held_out(recipe), self.generation(recipe));
         let trained = model.params.iter().filter(|p| p.trainable);
         let largest_tensor = trained.map(|p| p.weight.rows() * p.weight.cols()).max().unwrap_or(0);
@@ -311,7 +312,8 @@ impl<'a> Planner<'a> {
             held_out,
             generation,
             networks: if recipe.sampler.cfg_scale > 0.0 { 2 } else { 1 },
-            has_cache: recipe.sampler.cache != Caching::None,
+            has_cache: recipe.sampler.cache != Caching::None || sampling.is_block_causal(),
+            sampled_in_blocks: sampling.is_block_causal().then_some(sampling.block_length),
             written_bytes: size_of::<f32>() * largest_tensor,
             ranks: self.ranks,
         };
@@ -343,7 +345,10 @@ impl<'a> Planner<'a> {
 
     /// The largest batch of the sampler, over the task's problems and the report's samples, which form one batch.
     fn generation(&self, recipe: &Recipe) -> Option<MicroBatch> {
-        let gen_length = recipe.sampler.gen_length;
+        let sampling = recipe.sampling(&self.base.config);
+        // A canvas of block-causal attention reaches to the end of its last block.
+        let beyond = if sampling.is_block_causal() { sampling.block_length - 1 } else { 0 };
+        let gen_length = sampling.gen_length.saturating_add(beyond);
         let of = |prompts: &[usize]| {
             let longest = prompts.iter().max().copied().unwrap_or(0) + gen_length;
             let tokens = prompts.iter().sum::<usize>() + prompts.len() * gen_length;
@@ -371,7 +376,7 @@ impl<'a> Planner<'a> {
     /// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's,
     /// except with `origin`, which draws the tokens to keep before it predicts them.
     fn logit_rows(&self, recipe: &Recipe) -> usize {
-        let sampler = recipe.sampler.for_logits(self.base.config.logits_shifted);
+        let sampler = recipe.sampling(&self.base.config);
         match sampler.remasking.expect("a default was chosen") {
             Remasking::Origin => (2 * sampler.gen_length).div_ceil(sampler.diffusion_steps).min(sampler.gen_length),
             remasking if remasking.sampling_loop() == Loop::Llada => sampler.block_length,

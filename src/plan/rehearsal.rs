@@ -115,7 +115,8 @@ impl<'a> Rehearsal<'a> {
     /// caches.
     fn generate(&self, batch: &MicroBatch) -> usize {
         let (model, rows) = (self.model, first(batch.masked));
-        let packed = packed(batch, AttentionKind::Bidirectional);
+        let of_blocks = |block_length| AttentionKind::BlockCausal { block_length };
+        let packed = packed(batch, self.work.sampled_in_blocks.map_or(AttentionKind::Bidirectional, of_blocks));
         let networks = self.work.networks;
         let caches = if self.work.has_cache { networks } else { 0 };
         let mut caches: Vec<KeysValues> = (0..caches).map(|_| KeysValues::new(model, &packed)).collect();

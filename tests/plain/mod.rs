@@ -86,6 +86,31 @@ pub fn block_diffusion(model: &Transformer, halves: [&[u32]; 2], block_length: u
     (0..len).map(|i| own[row(i)].clone()).collect()
 }
 
+/// The loop of block-causal attention at temperature 0, every row computed at every step.
+pub fn denoise_in_blocks(model: &Transformer, prompt: &[u32], sampling: &Sampling) -> Vec<u32> {
+    let (mask, length) = (model.config.mask_token_id, sampling.block_length);
+    let end = prompt.len() + sampling.gen_length;
+    let mut ids = prompt.to_vec();
+    ids.resize(end.next_multiple_of(length), mask);
+    for start in (prompt.len() / length * length..ids.len()).step_by(length) {
+        let masked = |ids: &[u32]| (start..start + length).filter(|i| ids[*i] == mask).collect::<Vec<_>>();
+        let all = masked(&ids).len();
+        let steps = (all * sampling.diffusion_steps).div_ceil(sampling.gen_length).clamp(1, all.max(1));
+        for step in 0..steps {
+            let positions: Vec<usize> = (0..ids.len()).collect();
+            let own = rows_of(model, &ids, &positions, |i, j| j / length <= i / length);
+            let shift = usize::from(model.config.logits_shifted);
+            let mut found: Vec<(f64, usize, u32)> =
+                masked(&ids).into_iter().map(|i| best(&own[i.saturating_sub(shift)], i, mask)).collect();
+            found.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let keep = all / steps + usize::from(step < all % steps);
+            found.iter().take(keep).for_each(|(_, i, id)| ids[*i] = *id);
+        }
+    }
+    ids.truncate(end);
+    ids
+}
+
 /// The logits of every row, where row i attends to row j if `sees(i, j)`.
 fn rows_of(model: &Transformer, ids: &[u32], positions: &[usize], sees: impl Fn(usize, usize) -> bool) -> Matrix {
     let c = &model.config;
