@@ -106,6 +106,7 @@ fn trained(name: &str, settings: &[&str]) -> std::path::PathBuf {
         "eval.limit=2",
         "eval.samples=1",
         "sampler.gen_length=24",
+        "sampler.block_length=8",
         "sampler.diffusion_steps=12",
     ];
     let settings = few.iter().chain(settings).flat_map(|setting| ["--set", setting]);

@@ -158,7 +158,7 @@ impl Canvas {
     fn count_steps(&mut self, sampling: &Sampling, model: &Transformer) {
         let masked = self.masked(model).len();
         let steps = match sampling.confidence_threshold {
-            Some(_) => masked,
+            Some(_) => masked.max(1),
             None => (masked * sampling.diffusion_steps).div_ceil(sampling.gen_length).clamp(1, masked.max(1)),
         };
         self.counts = num_transfer_tokens(masked, steps);

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::data::Example;
 use crate::objective::Objective;
 use crate::objective::blocks::{AnswerBlocks, BLOCK_LENGTH, Blocks};
 
@@ -61,6 +62,15 @@ impl View {
             }
         }
         Sequence { ids, answer: seen, num_supervised, drawn_of }
+    }
+
+    /// The tokens of an example's whole answer, with the end tokens that fill its last block.
+    pub fn answer_len(&self, Example { prompt_ids, answer_ids }: &Example) -> usize {
+        let (prompt, tokens) = (prompt_ids.len(), prompt_ids.len() + answer_ids.len());
+        match self.blocks {
+            Blocks::None | Blocks::Blockwise => answer_ids.len(),
+            Blocks::Bd3lm => tokens.next_multiple_of(self.block_length) - prompt,
+        }
     }
 
     /// The rows that the network reads of a sequence of so many tokens.
