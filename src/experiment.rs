@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::base::Base;
 use crate::data::chat_template::TextModel;
+use crate::data::hold_out::{HeldOut, divide};
 use crate::data::packing::Padding;
 use crate::data::settings::PADDED_TEXT;
 use crate::data::sources::Source;
@@ -130,17 +131,14 @@ impl Experiment {
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
         let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;
-        let problems = match (recipe.eval.task, &held_out) {
-            (Some(task), Some(source)) => {
-                let mut problems = problems_of(task, source)?;
-                problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
-                problems
-            }
-            _ => vec![],
+        let mut problems = match recipe.eval.task {
+            Some(task) => held_out.iter().map(|source| problems_of(task, source)).collect::<Result<Vec<_>>>()?.concat(),
+            None => vec![],
         };
+        problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
         let reading = reading(&recipe, text, config.mask_token_id);
         let train = data::load_mixed(&sources, &reading)?;
-        let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+        let held_out = held_out_rows(&held_out, &reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
     }
@@ -268,25 +266,40 @@ pub(crate) fn lora_config(table: &ModelTable) -> LoraConfig {
 pub struct Sources {
     /// The sources of the training rows.
     pub train: Vec<Source>,
-    /// The source of the held-out rows.
-    pub held_out: Option<Source>,
+    /// The sources of the held-out rows; none if no rows are held out.
+    pub held_out: Vec<Source>,
 }
 
 impl Sources {
-    /// The sources that a recipe names; generated rows are written into `folder`.
+    /// The sources that a recipe names; generated rows are written into `folder`. Where a part of the training rows is
+    /// held out, all of them are read once to choose it.
     ///
     /// # Errors
-    /// A file that can't be written.
+    /// A file that can't be written; rows that can't be read or divided.
     pub fn of(recipe: &Recipe, folder: &Path) -> Result<Self> {
         let table = &recipe.data;
         let Some(puzzle) = table.generate else {
-            return Ok(Self { train: table.training(), held_out: table.held_out() });
+            return match &table.held_out {
+                Some(part @ (HeldOut::Percent(_) | HeldOut::Rows(_))) => {
+                    let (train, held_out) = divide(table.training(), part, recipe.train.seed)?;
+                    Ok(Self { train, held_out })
+                }
+                _ => Ok(Self { train: table.training(), held_out: table.held_out() }),
+            };
         };
         let rows = [(table.train_rows, 4096), (table.held_out_rows, 256)];
         let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
-        Ok(Self { train: vec![Source::at(&train, "train")], held_out: Some(Source::at(&held_out, "test")) })
+        Ok(Self { train: vec![Source::at(&train, "train")], held_out: vec![Source::at(&held_out, "test")] })
     }
+}
+
+/// The held-out rows; `None` if there are no sources of them.
+///
+/// # Errors
+/// The errors of [`data::load_mixed`].
+pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mixed>> {
+    (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
 }
 
 /// Hands the recipe's `data.chat_template_kwargs` to the chat template.

@@ -13,6 +13,8 @@ use weft::data::formats::conversation;
 use weft::data::settings::TrainOn;
 use weft::data::sources::Source;
 use weft::data::{Dataset, Message, Reading, load, place, tokenizer};
+use weft::eval::generations::prompt_ids;
+use weft::eval::{Task, read_problems};
 
 /// What a row becomes, as "role: text" lines of which the last one is the answer.
 fn told(row: &Value) -> Result<String, String> {
@@ -224,6 +226,15 @@ fn tools_and_fields_of_turns_reach_the_template() {
         let read = read(&text, &folder, &[row], TrainOn::Last).expect("the row is read");
         assert_eq!(texts(&text, &read), [answer]);
         assert_eq!(read.notes.lines(), ["1 of 2 assistant turns are context only (data.train_on)"]);
+    }
+    // A problem of `weft eval` is asked in the same tokens, with or without an answer in its row.
+    let asked = messages.as_array().map(|turns| &turns[..4]);
+    for turns in [messages.clone(), json!(asked)] {
+        let row = json!({ "messages": turns, "tools": tools, "question": "2+2?", "ground_truth": 4 });
+        fs::write(folder.join("problems.jsonl"), row.to_string()).expect("it is written");
+        let problems = read_problems(Task::Gsm8k, &folder.join("problems.jsonl")).unwrap_or_else(|e| panic!("{e}"));
+        let ids = prompt_ids(&text, &problems).expect("it renders");
+        assert_eq!(ids.iter().map(|ids| text.decode_canvas(ids)).collect::<Vec<_>>(), [answer[0]]);
     }
     // A call is an answer too.
     let called = json!({ "messages": messages.as_array().map(|turns| &turns[..3]), "tools": tools });

@@ -12,7 +12,7 @@ use weft::data::chat_template::TextModel;
 use weft::data::lengths::Lengths;
 use weft::data::{self, Example, Mixed, Part};
 use weft::error::Result;
-use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
+use weft::experiment::{Sources, check_padding, held_out_rows, reading, set_template_kwargs};
 use weft::model::config::ModelConfig;
 use weft::model::positions;
 use weft::recipe::Recipe;
@@ -71,7 +71,7 @@ impl Data {
         let (mut train, mut held_out) = read_aside(quiet, |scratch| {
             let Sources { train, held_out } = Sources::of(&recipe, scratch)?;
             let reading = reading(&recipe, &text, config.mask_token_id());
-            let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+            let held_out = held_out_rows(&held_out, &reading)?;
             let train = data::load_mixed(&train, &reading)?;
             check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
             Ok((train, held_out))

@@ -3,9 +3,12 @@
 
 pub mod chat;
 pub mod chat_template;
+mod csv_file;
 pub mod formats;
 pub mod generated;
 mod guarded;
+pub mod hold_out;
+mod json_file;
 pub mod lengths;
 pub mod mixing;
 pub mod notes;
@@ -13,6 +16,7 @@ mod packed_texts;
 pub mod packing;
 mod parquet_file;
 mod parquet_pages;
+pub mod paths;
 mod qwen_tokenizer;
 mod row_content;
 pub mod row_range;
@@ -235,7 +239,7 @@ impl Dataset {
 
 /// The error for a source without examples.
 fn no_examples(source: &Source, dataset: &Dataset, has_texts: bool) -> Error {
-    let (path, passed) = (source.path.clone(), dataset.passed_over);
+    let (path, passed) = (source.path.to_path(), dataset.passed_over);
     let reason = match (passed, source.rows) {
         (0, None) => "it has no rows; give a row per example".to_owned(),
         (0, Some(rows)) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),

@@ -33,9 +33,10 @@ pub(super) enum Content {
 pub(super) fn content(row: &Row, source: &Source, reading: &Reading) -> Result<(Content, RowNotes)> {
     let form = formats::form_of(&row.fields, source.format);
     let mut notes = RowNotes::default();
-    check_nan(row, source)?;
+    check_not_json(row, source)?;
     if let Some(form) = form {
-        let is_given = |(key, value): &(&String, &Value)| !value.is_null() || row.not_json.contains(key);
+        let is_given =
+            |(key, value): &(&String, &Value)| !value.is_null() || row.not_json.iter().any(|(of, _)| of == *key);
         let given = row.fields.iter().filter(is_given).map(|(key, _)| key);
         notes.unread = given.filter(|key| !formats::is_read(&row.fields, form, key)).cloned().collect();
     }
@@ -60,15 +61,14 @@ pub(super) fn content(row: &Row, source: &Source, reading: &Reading) -> Result<(
     Ok((Content::Examples(answers.into_iter().map(example).collect::<Result<_>>()?), notes))
 }
 
-/// Returns an error if a key that is read holds NaN, which is read as null.
-fn check_nan(row: &Row, source: &Source) -> Result<()> {
-    for key in &row.not_json {
+/// Returns an error if a key that is read holds NaN, which is read as null, or half of a surrogate pair.
+fn check_not_json(row: &Row, source: &Source) -> Result<()> {
+    for (key, found) in &row.not_json {
         // As if the key had a value, which decides the form and between two names of a column.
         let mut fields = row.fields.clone();
         fields.insert(key.clone(), Value::Bool(true));
         if formats::form_of(&fields, source.format).is_some_and(|form| formats::is_read(&fields, form, key)) {
-            let reason = format!("{key} holds NaN or Infinity, and NaN is not JSON; write null, or drop the row");
-            return Err(row.wrong(reason));
+            return Err(row.wrong(found.told(key)));
         }
     }
     Ok(())

@@ -87,7 +87,17 @@ pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
     let settings =
         format!("{rows:?} {format:?} {train_on:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
     write_part(&mut hash, settings.as_bytes());
-    for path in source.files()? {
+    // Settings that most sources don't have count only where they are set, so that other sources keep their keys.
+    if let Some(side) = source.side {
+        write_part(&mut hash, format!("{side:?}").as_bytes());
+    }
+    let parts = source.parts()?;
+    for (i, (files, most)) in parts.iter().enumerate() {
+        if let Some(most) = most {
+            write_part(&mut hash, format!("the first {most} of part {i} with {} files", files.len()).as_bytes());
+        }
+    }
+    for path in parts.into_iter().flat_map(|(files, _)| files) {
         let read_error = |source| Error::Read { path: path.clone(), source };
         // The same bytes mean something else in a file of another kind.
         write_part(&mut hash, path.extension().unwrap_or_default().as_encoded_bytes());
