@@ -218,7 +218,7 @@ impl FactArgs {
     }
 
     fn overrides(&self) -> Overrides {
-        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted }
+        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted, rounds_halves: false }
     }
 
     /// A recipe's settings, followed by these options as settings.
@@ -254,7 +254,11 @@ type Object = serde_json::Map<String, serde_json::Value>;
 impl ModelArgs {
     /// Opens the base on the process's device, with its adapter if one is given.
     fn open(&self) -> Result<Base> {
-        let mut base = Base::open_with(&self.model, self.facts.overrides())?;
+        let rounds_halves = self.precision == Precision::Bf16;
+        let mut base = Base::open_with(&self.model, Overrides { rounds_halves, ..self.facts.overrides() })?;
+        if rounds_halves {
+            base.told_of_halves().iter().for_each(|told| eprintln!("note: {told}"));
+        }
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);

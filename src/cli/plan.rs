@@ -63,7 +63,12 @@ impl Plan {
         let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
         positions::warning_of_rows(&config, rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
         let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
-        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
+        let (path, overrides) = (&experiment.recipe.model.path, experiment.recipe.model.overrides());
+        let stored = match is_embedded(path) {
+            true => Stored::Embedded,
+            false if Base::holds_halves(path, overrides)? => Stored::Owned,
+            false => Stored::Mapped,
+        };
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
         let on = On::of(device, self.gpu, self.memory_gb)?;
         if !matches!(on, On::Cpu) {

@@ -201,7 +201,8 @@ impl Train {
     /// What the run will take on each rank. The run is refused where a machine has too little memory for the ranks on
     /// it.
     fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
-        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
+        let is_in_memory = is_embedded(&experiment.recipe.model.path) || base.is_half();
+        let stored = if is_in_memory { Stored::Resident } else { Stored::Mapped };
         let mut planner = Planner::new(experiment, (base.model.to_meta(), &base.text), stored)?;
         if let Some(gpu) = weft::device::gpu() {
             // The rank whose GPU has the least memory decides.
