@@ -295,12 +295,12 @@ fn halves_of_surrogate_pairs_are_named_where_they_are_read() {
         match read_line(&line(written, "b")) {
             Ok(row) => assert_eq!(row.fields["response"], text, "{written}"),
             // The last text has an escape that JSON doesn't know.
-            Err(told) => assert!(text.is_empty() && told.contains("not JSON (invalid escape at column "), "{told}"),
+            Err(told) => assert!(text.is_empty() && told.contains(" not JSON ("), "{told}"),
         }
     }
     assert_eq!(read_line(&line("b", "\\ud83d")).expect("nobody reads it").fields["meta"][0], "\u{fffd}");
     let told = read_line("{\"prompt\\ud83d\": 1}").err().expect("a key is refused");
-    assert!(told.contains("not JSON (unexpected end of hex escape at column "), "{told}");
+    assert!(told.contains(" not JSON (") && told.contains("hex escape at column "), "{told}");
 
     let recipe = "[data]\ntrain = \"rows.jsonl\"\n[train]\noutput = \"run\"\n";
     fs::write(dir.join("recipe.toml"), recipe).expect("it is written");

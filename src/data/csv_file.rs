@@ -1,7 +1,8 @@
 //! Reads the rows of a CSV or TSV file: the first record names the columns, and every cell is a text. The memory that a
 //! record may take is bounded, as that of a line of JSONL is.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
@@ -22,13 +23,42 @@ const LISTS: [&str; 3] = ["messages", "conversations", "history"];
 /// The rows of a file; nothing follows an error.
 pub(super) struct Rows {
     reader: Reader<Bounded>,
-    seen: Rc<Seen>,
+    ahead_of_reader: Rc<RefCell<Unread>>,
     names: Vec<String>,
-    /// The row that comes next, and whether its last cell has several lines: only the end of the file shows whether the
-    /// quote of that cell is closed.
+    /// The row that comes next, and whether a quote of it may be open: only the end of the file shows that.
     ahead: Option<(Record, bool)>,
-    /// The first line of the newest record.
+}
+
+/// The bytes that the reader has taken from the file since the newest record began.
+#[derive(Default)]
+struct Unread {
+    bytes: VecDeque<u8>,
+    /// The place of the first of them in the file.
+    start: u64,
+    /// The line of the first of them, counted from 0.
     line: usize,
+}
+
+impl Unread {
+    /// Drops the bytes before a place in the file.
+    fn advance(&mut self, to: u64) {
+        let count = usize::try_from(to.saturating_sub(self.start)).unwrap_or(usize::MAX).min(self.bytes.len());
+        self.line += self.bytes.drain(..count).filter(|byte| *byte == b'\n').count();
+        self.start += count as u64;
+    }
+
+    /// The line of the first byte that isn't a line break, counted from 1. The reader leaves the second byte of a line
+    /// break, and empty lines, to the record after them.
+    fn first_line(&self) -> usize {
+        let breaks = self.bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n'));
+        1 + self.line + breaks.filter(|byte| **byte == b'\n').count()
+    }
+
+    /// Whether the number of quotes before a place in the file is odd.
+    fn has_odd_quotes(&self, to: u64) -> bool {
+        let count = usize::try_from(to.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        self.bytes.iter().take(count).filter(|byte| **byte == b'"').count() % 2 == 1
+    }
 }
 
 impl Rows {
@@ -37,8 +67,8 @@ impl Rows {
     /// # Errors
     /// A file that can't be opened, or whose header can't be read.
     pub fn open(path: &Path, delimiter: u8) -> Result<Self> {
-        let seen = Rc::new(Seen::default());
-        let bounded = Bounded { from: open(path)?, seen: seen.clone() };
+        let unread = Rc::new(RefCell::new(Unread::default()));
+        let bounded = Bounded { from: open(path)?, unread: unread.clone() };
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bounded);
         let refuse = |(line, reason): (usize, String)| Error::Row { path: path.to_owned(), line, reason };
         let header = match reader.headers() {
@@ -50,22 +80,25 @@ impl Rows {
             },
         };
         let names = names(&header).map_err(|reason| refuse((1, reason)))?;
-        let mut rows = Self { reader, seen, names, ahead: None, line: 1 };
+        let mut rows = Self { reader, ahead_of_reader: unread, names, ahead: None };
         rows.ahead = rows.read();
         Ok(rows)
     }
 
     fn read(&mut self) -> Option<(Record, bool)> {
-        self.seen.in_record.set(0);
+        self.ahead_of_reader.borrow_mut().advance(self.reader.position().byte());
         let mut record = StringRecord::new();
-        match self.reader.read_record(&mut record) {
+        let read = self.reader.read_record(&mut record);
+        let unread = self.ahead_of_reader.borrow();
+        let line = unread.first_line();
+        match read {
             Ok(false) => None,
             Ok(true) => {
-                self.line = record.position().map_or(self.line, |at| at.line() as usize);
                 let has_lines = record.iter().last().is_some_and(|cell| cell.contains('\n'));
-                Some((Ok((self.line, fields(&self.names, &record))), has_lines))
+                let is_open = has_lines && unread.has_odd_quotes(self.reader.position().byte());
+                Some((Ok((line, fields(&self.names, &record))), is_open))
             }
-            Err(error) => Some((Err(told(&error, self.line)), false)),
+            Err(error) => Some((Err((line, told(&error))), false)),
         }
     }
 }
@@ -74,13 +107,13 @@ impl Iterator for Rows {
     type Item = Record;
 
     fn next(&mut self) -> Option<Record> {
-        let (row, has_lines) = self.ahead.take()?;
+        let (row, is_open) = self.ahead.take()?;
         if row.is_err() {
             return Some(row);
         }
         self.ahead = self.read();
         // Quotes come in pairs; without its pair, one takes the rows behind it into its cell.
-        if self.ahead.is_none() && has_lines && self.seen.has_odd_quotes.get() {
+        if self.ahead.is_none() && is_open {
             let reason = "a quote of this row is not closed before the end of the file; close it";
             return Some(row.and_then(|(line, _)| Err((line, reason.to_owned()))));
         }
@@ -88,29 +121,18 @@ impl Iterator for Rows {
     }
 }
 
-/// What has been read of a file.
-#[derive(Default)]
-struct Seen {
-    /// The number of bytes since the last record.
-    in_record: Cell<usize>,
-    /// Whether the number of all quotes is odd.
-    has_odd_quotes: Cell<bool>,
-}
-
 /// A stream whose records are bounded.
 struct Bounded {
     from: Box<dyn Read>,
-    seen: Rc<Seen>,
+    unread: Rc<RefCell<Unread>>,
 }
 
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(buffer)?;
-        let in_record = self.seen.in_record.get() + read;
-        self.seen.in_record.set(in_record);
-        let quotes = buffer[..read].iter().filter(|byte| **byte == b'"').count();
-        self.seen.has_odd_quotes.set(self.seen.has_odd_quotes.get() != (quotes % 2 == 1));
-        if in_record > MAX_LINE_BYTES {
+        let mut unread = self.unread.borrow_mut();
+        unread.bytes.extend(&buffer[..read]);
+        if unread.bytes.len() > MAX_LINE_BYTES {
             let most = MAX_LINE_BYTES >> 20;
             let reason =
                 format!("the record is longer than {most} MiB, the most that is read; close its quote, or cut it");
@@ -144,10 +166,8 @@ fn fields(names: &[String], record: &StringRecord) -> Fields {
     names.iter().zip(record).map(|(name, cell)| (name.clone(), value(name, cell))).collect()
 }
 
-/// The line and the sentence of an error; `last` is the first line of the record before.
-fn told(error: &CsvError, last: usize) -> (usize, String) {
-    let line = error.position().map_or(last + 1, |at| at.line() as usize);
-    let reason = match error.kind() {
+fn told(error: &CsvError) -> String {
+    match error.kind() {
         ErrorKind::Io(source) => source.to_string(),
         ErrorKind::Utf8 { err, .. } => no_utf8(err.field()),
         ErrorKind::UnequalLengths { expected_len, len, .. } => format!(
@@ -155,8 +175,7 @@ fn told(error: &CsvError, last: usize) -> (usize, String) {
              quotes"
         ),
         other => format!("{other:?}"),
-    };
-    (line, reason)
+    }
 }
 
 fn no_utf8(cell: usize) -> String {

@@ -30,11 +30,11 @@ impl HeldOut {
         if let Self::Files(paths) = self { Some(paths) } else { None }
     }
 
-    /// The number of rows that are held out of so many.
+    /// The number of rows that are held out of so many; a share holds out at least one.
     fn of(&self, rows: usize) -> usize {
         match self {
             Self::Files(_) => 0,
-            Self::Percent(percent) => (percent * rows as f64 / 100.0).round() as usize,
+            Self::Percent(percent) => ((percent * rows as f64 / 100.0).round() as usize).max(1),
             Self::Rows(count) => *count,
         }
     }

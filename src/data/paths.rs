@@ -213,24 +213,29 @@ impl Place {
         let refuse = |reason: String| Error::Config { path: self.given.clone(), reason };
         let text = self.path.to_string_lossy();
         let fixed = text.find(WILD).and_then(|wild| text[..wild].rfind('/')).map_or("", |end| &text[..=end]);
-        let mut pattern = with_home(&self.path).to_string_lossy().into_owned();
+        let within = &text[fixed.len()..];
+        let mut folder = with_home(Path::new(fixed)).into_owned();
         if fixed.starts_with(hub::SCHEME) {
-            let within = &text[fixed.len()..];
             let wanted = glob::Pattern::new(within).map_err(|e| refuse(format!("the pattern can't be read ({e})")))?;
+            let is_wanted = |name: &&String| wanted.matches_with(name, MATCHING) && is_shown(name, within);
             let choose = |names: &[String]| {
-                let chosen: Vec<String> =
-                    names.iter().filter(|name| wanted.matches_with(name, MATCHING)).cloned().collect();
+                let chosen: Vec<String> = names.iter().filter(is_wanted).cloned().collect();
                 if chosen.is_empty() { Err(format!("no file of it matches {within}")) } else { Ok(chosen) }
             };
-            let folder = hub::rows(Path::new(fixed), &choose)?;
-            pattern = format!("{}/{within}", glob::Pattern::escape(&folder.to_string_lossy()));
+            folder = hub::rows(Path::new(fixed), &choose)?;
         }
-        let found = glob::glob_with(&pattern, MATCHING).map_err(|e| {
+        let pattern = format!("{}/{within}", glob::Pattern::escape(folder.to_string_lossy().trim_end_matches('/')));
+        let pattern = if fixed.is_empty() { within } else { &pattern };
+        let found = glob::glob_with(pattern, MATCHING).map_err(|e| {
             refuse(format!("the pattern can't be read ({e}); a bracket that is part of a name is written [[]"))
         })?;
         let mut paths = vec![];
         for path in found {
-            paths.push(path.map_err(|e| Error::Read { path: e.path().to_owned(), source: e.into() })?);
+            let path = path.map_err(|e| Error::Read { path: e.path().to_owned(), source: e.into() })?;
+            let own = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy();
+            if is_shown(&own, within) {
+                paths.push(path);
+            }
         }
         paths.sort();
         match paths.is_empty() {
@@ -240,9 +245,16 @@ impl Place {
     }
 }
 
-/// How patterns match: `*` and `?` stop at a slash, and a name that begins with a dot is named as such.
+/// How patterns match: `*` and `?` stop at a slash. The crate `glob` panics on names that aren't UTF-8 if it is told to
+/// leave out names that begin with a dot, so [`is_shown`] does that.
 const MATCHING: glob::MatchOptions =
-    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
+
+/// Whether a path may match a pattern: names that begin with a dot are hidden unless the pattern names one.
+fn is_shown(path: &str, pattern: &str) -> bool {
+    let is_hidden = |text: &str| text.split('/').any(|name| name.starts_with('.') && ![".", ".."].contains(&name));
+    !is_hidden(path) || is_hidden(pattern)
+}
 
 /// The largest number of names that an error lists.
 const LISTED: usize = 5;
