@@ -316,6 +316,8 @@ fn a_run_holds_out_a_part_and_tells_it() {
     let key = shown["held_out"][0]["key"].clone();
     let other = stdout(&dir, &["data", "r.toml", "--json", "--set", "train.lr=1e-3", "--set", "data.max_seq_len=100"]);
     assert_eq!(serde_json::from_str::<Value>(&other).expect("one object")["held_out"][0]["key"], key);
+    let all = stdout(&dir, &["data", "r.toml", "--json", "--set", "data.train_rows=40"]);
+    assert_eq!(serde_json::from_str::<Value>(&all).expect("one object")["remarks"], json!([]), "all 40 are there");
     stdout(&dir, &["train", "r.toml"]);
     let resumed = weft(&dir, &["train", "r.toml", "--resume", "--set", "data.held_out=5"]);
     assert!(!resumed.status.success(), "other rows are held out");

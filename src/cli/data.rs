@@ -212,7 +212,10 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        let there: usize = mixed.parts.iter().map(|part| part.notes.rows).sum();
+        // A part that is held out of the training rows is among them.
+        let is_part = recipe.data.held_out.as_ref().is_some_and(|held_out| held_out.files().is_none());
+        let part = held_out.filter(|_| is_part).map_or(&[][..], |held_out| &held_out.parts);
+        let there: usize = mixed.parts.iter().chain(part).map(|part| part.notes.rows).sum();
         if there < wanted {
             remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
         }
