@@ -200,7 +200,7 @@ fn csv_rows_are_read_as_json_rows_are() {
             &b"prompt,response\na,b\nc,d,e\n"[..],
             "DIR/bad.csv:3: the row has 3 cells and the header 2; quote the cells that hold separators, line breaks or quotes",
         ),
-        (b"prompt,prompt\na,b\n", "DIR/bad.csv:1: the column \"prompt\" appears twice; keep one of them"),
+        (b"prompt,prompt\na,b\n", "DIR/bad.csv: the column \"prompt\" appears twice; keep one of them"),
         (b"prompt,response\na,\xff\n", "DIR/bad.csv:2: cell 2 is not UTF-8; convert the file to UTF-8"),
         (
             b"prompt,response\na,b\nc,\"d\ne,f\ng,h\n",
@@ -209,10 +209,21 @@ fn csv_rows_are_read_as_json_rows_are() {
     ] {
         assert_eq!(told(bytes), expected);
     }
+    let all: Vec<Result<usize, String>> =
+        Source::at(&write("bad.csv", b"prompt,response\na,b,c\nd,\xff\ne,f\n"), "train")
+            .rows()
+            .expect("it opens")
+            .map(|row| {
+                row.map(|row| row.fields.len()).map_err(|e| e.to_string().split(':').nth(1).expect("a line").to_owned())
+            })
+            .collect();
+    assert_eq!(all, [Err("2".to_owned()), Err("3".to_owned()), Ok(2)], "the rows behind a bad one are read");
     let long = ["prompt,response\na,\"".as_bytes(), &vec![b' '; 65 << 20]].concat();
     let told = told(&long);
     assert!(
-        told.contains("the record is longer than 64 MiB, the most that is read; close its quote, or cut it"),
+        told.contains(
+            "bad.csv: line 2: the record is longer than 64 MiB, the most that is read; close its quote, or cut it"
+        ),
         "{told}"
     );
     assert_eq!(read(&Source::at(&write("empty.csv", b""), "train"), &dir), Ok(vec![]));

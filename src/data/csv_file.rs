@@ -3,8 +3,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::path::Path;
+use std::io::{self, ErrorKind as IoKind, Read};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use csv::{Error as CsvError, ErrorKind, Reader, ReaderBuilder, StringRecord};
@@ -14,19 +14,19 @@ use super::sources::{Fields, MAX_LINE_BYTES};
 use crate::error::{Error, Result};
 use crate::files::rows_file::{open, read_error};
 
-/// A row's fields with its first line, or a line with what is wrong there.
-pub(super) type Record = std::result::Result<(usize, Fields), (usize, String)>;
-
 /// The columns whose cells may hold a list as JSON.
 const LISTS: [&str; 3] = ["messages", "conversations", "history"];
 
-/// The rows of a file; nothing follows an error.
+/// The rows of a file, each with its first line. Further rows follow a row that is no row of the header's columns.
 pub(super) struct Rows {
+    path: PathBuf,
     reader: Reader<Bounded>,
     ahead_of_reader: Rc<RefCell<Unread>>,
     names: Vec<String>,
     /// The row that comes next, and whether a quote of it may be open: only the end of the file shows that.
-    ahead: Option<(Record, bool)>,
+    ahead: Option<(Result<(usize, Fields)>, bool)>,
+    /// Whether the file can't be read further.
+    has_failed: bool,
 }
 
 /// The bytes that the reader has taken from the file since the newest record began.
@@ -70,22 +70,23 @@ impl Rows {
         let unread = Rc::new(RefCell::new(Unread::default()));
         let bounded = Bounded { from: open(path)?, unread: unread.clone() };
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bounded);
-        let refuse = |(line, reason): (usize, String)| Error::Row { path: path.to_owned(), line, reason };
-        let header = match reader.headers() {
-            Ok(header) => header.clone(),
-            Err(error) => match error.into_kind() {
-                ErrorKind::Io(source) => return Err(read_error(path, source)),
-                ErrorKind::Utf8 { err, .. } => return Err(refuse((1, no_utf8(err.field())))),
-                other => return Err(refuse((1, format!("{other:?}")))),
-            },
-        };
-        let names = names(&header).map_err(|reason| refuse((1, reason)))?;
-        let mut rows = Self { reader, ahead_of_reader: unread, names, ahead: None };
+        // Without the names of its columns the whole file can't be read, whatever becomes of bad rows.
+        let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
+        let header = reader.headers().cloned().map_err(|e| match told(path, 1, e) {
+            Error::Row { reason, .. } => refuse(format!("the header can't be read: {reason}")),
+            other => other,
+        })?;
+        let names = names(&header).map_err(refuse)?;
+        let path = path.to_owned();
+        let mut rows = Self { path, reader, ahead_of_reader: unread, names, ahead: None, has_failed: false };
         rows.ahead = rows.read();
         Ok(rows)
     }
 
-    fn read(&mut self) -> Option<(Record, bool)> {
+    fn read(&mut self) -> Option<(Result<(usize, Fields)>, bool)> {
+        if self.has_failed {
+            return None;
+        }
         self.ahead_of_reader.borrow_mut().advance(self.reader.position().byte());
         let mut record = StringRecord::new();
         let read = self.reader.read_record(&mut record);
@@ -98,24 +99,24 @@ impl Rows {
                 let is_open = has_lines && unread.has_odd_quotes(self.reader.position().byte());
                 Some((Ok((line, fields(&self.names, &record))), is_open))
             }
-            Err(error) => Some((Err((line, told(&error))), false)),
+            Err(error) => {
+                self.has_failed = error.is_io_error();
+                Some((Err(told(&self.path, line, error)), false))
+            }
         }
     }
 }
 
 impl Iterator for Rows {
-    type Item = Record;
+    type Item = Result<(usize, Fields)>;
 
-    fn next(&mut self) -> Option<Record> {
+    fn next(&mut self) -> Option<Self::Item> {
         let (row, is_open) = self.ahead.take()?;
-        if row.is_err() {
-            return Some(row);
-        }
         self.ahead = self.read();
         // Quotes come in pairs; without its pair, one takes the rows behind it into its cell.
         if self.ahead.is_none() && is_open {
-            let reason = "a quote of this row is not closed before the end of the file; close it";
-            return Some(row.and_then(|(line, _)| Err((line, reason.to_owned()))));
+            let reason = "a quote of this row is not closed before the end of the file; close it".to_owned();
+            return Some(row.and_then(|(line, _)| Err(Error::Row { path: self.path.clone(), line, reason })));
         }
         Some(row)
     }
@@ -136,7 +137,7 @@ impl Read for Bounded {
             let most = MAX_LINE_BYTES >> 20;
             let reason =
                 format!("the record is longer than {most} MiB, the most that is read; close its quote, or cut it");
-            return Err(io::Error::other(reason));
+            return Err(io::Error::new(IoKind::FileTooLarge, reason));
         }
         Ok(read)
     }
@@ -166,18 +167,19 @@ fn fields(names: &[String], record: &StringRecord) -> Fields {
     names.iter().zip(record).map(|(name, cell)| (name.clone(), value(name, cell))).collect()
 }
 
-fn told(error: &CsvError) -> String {
-    match error.kind() {
-        ErrorKind::Io(source) => source.to_string(),
-        ErrorKind::Utf8 { err, .. } => no_utf8(err.field()),
+/// The error of a record that begins in a line.
+fn told(path: &Path, line: usize, error: CsvError) -> Error {
+    let reason = match error.into_kind() {
+        ErrorKind::Io(source) if source.kind() == IoKind::FileTooLarge => {
+            return Error::Config { path: path.to_owned(), reason: format!("line {line}: {source}") };
+        }
+        ErrorKind::Io(source) => return read_error(path, source),
+        ErrorKind::Utf8 { err, .. } => format!("cell {} is not UTF-8; convert the file to UTF-8", err.field() + 1),
         ErrorKind::UnequalLengths { expected_len, len, .. } => format!(
             "the row has {len} cells and the header {expected_len}; quote the cells that hold separators, line breaks or \
              quotes"
         ),
         other => format!("{other:?}"),
-    }
-}
-
-fn no_utf8(cell: usize) -> String {
-    format!("cell {} is not UTF-8; convert the file to UTF-8", cell + 1)
+    };
+    Error::Row { path: path.to_owned(), line, reason }
 }

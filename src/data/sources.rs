@@ -208,12 +208,11 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     Ok(match kind_within(path)? {
         "jsonl" => Box::new(read_jsonl(path)?),
         "txt" => Box::new(std::iter::once(read_document(path))),
-        kind @ ("csv" | "tsv") => Box::new(csv_rows(path, kind)?.map(move |record| match record {
-            Ok((line, fields)) => {
-                Ok(Row { fields, not_json: vec![], path: shared.clone(), number: line, is_line: true })
-            }
-            Err((line, reason)) => Err(wrong(&shared, line, true, reason)),
-        })),
+        kind @ ("csv" | "tsv") => {
+            let row =
+                move |(number, fields)| Row { fields, not_json: vec![], path: shared.clone(), number, is_line: true };
+            Box::new(csv_rows(path, kind)?.map(move |read| read.map(&row)))
+        }
         "json" => {
             let rows = json_file::read(path)?.into_iter().enumerate();
             Box::new(rows.map(move |(i, value)| as_row(value, &shared, i + 1, false)))
@@ -342,10 +341,7 @@ fn count(path: &Path) -> Result<usize> {
         "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
         "json" => Ok(json_file::read(path)?.len()),
         "txt" => Ok(1),
-        kind @ ("csv" | "tsv") => {
-            let wrong = |(line, reason)| wrong(path, line, true, reason);
-            csv_rows(path, kind)?.try_fold(0, |n, row| row.map(|_| n + 1)).map_err(wrong)
-        }
+        kind @ ("csv" | "tsv") => csv_rows(path, kind)?.try_fold(0, |n, row| row.map(|_| n + 1)),
         _ => parquet_file::count(path),
     }
 }
