@@ -12,6 +12,7 @@ use crate::base::Base;
 use crate::data::chat_template::TextModel;
 use crate::data::packing::Padding;
 use crate::data::settings::PADDED_TEXT;
+use crate::data::shared_rows::SharedRows;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading, generated};
@@ -42,8 +43,8 @@ pub struct Experiment {
     pub problems: Vec<Problem>,
     /// The ranks that take part in the experiment.
     pub ranks: Ranks,
-    /// The sources of the training rows.
-    sources: Vec<Source>,
+    /// The sources of the training rows, and that of the held-out rows.
+    sources: Sources,
 }
 
 impl Experiment {
@@ -129,8 +130,8 @@ impl Experiment {
             let sampling = recipe.sampler.for_logits(config.logits_shifted);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;
-        let problems = match (recipe.eval.task, &held_out) {
+        let sources = Sources::of(&recipe, folder)?;
+        let problems = match (recipe.eval.task, &sources.held_out) {
             (Some(task), Some(source)) => {
                 let mut problems = problems_of(task, source)?;
                 problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
@@ -139,10 +140,17 @@ impl Experiment {
             _ => vec![],
         };
         let reading = reading(&recipe, text, config.mask_token_id);
-        let train = data::load_mixed(&sources, &reading)?;
-        let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+        let train = data::load_mixed(&sources.train, &reading)?;
+        let held_out = sources.held_out.as_slice();
+        let held_out = (!held_out.is_empty()).then(|| data::load_mixed(held_out, &reading)).transpose()?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+    }
+
+    /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
+    /// its files again.
+    pub fn shared_rows(&self) -> Option<SharedRows> {
+        self.sources.shared_rows(&self.train, self.held_out.as_ref())
     }
 
     /// The tokenized held-out rows.
@@ -188,7 +196,7 @@ impl Experiment {
 
     /// The file and row of a training example.
     fn place(&self, mut example: usize) -> Option<String> {
-        for (source, part) in self.sources.iter().zip(&self.train.parts) {
+        for (source, part) in self.sources.train.iter().zip(&self.train.parts) {
             match example.checked_sub(part.examples) {
                 Some(of_rest) => example = of_rest,
                 None => return data::place(source, part.row_of(example)),
@@ -273,6 +281,11 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// The rows that are both trained on and held out, of what was read from these sources; `None` if there are none.
+    pub fn shared_rows(&self, train: &Mixed, held_out: Option<&Mixed>) -> Option<SharedRows> {
+        SharedRows::find((train, &self.train), (held_out?, self.held_out.as_slice()))
+    }
+
     /// The sources that a recipe names; generated rows are written into `folder`.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ impl Recipe {
         let held_out = "there is no data.held_out".to_owned();
         let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
         let (generated, of_files) =
-            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
+            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on", "on_bad_row"]);
         let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
         let idle: [(bool, &str, &[&str], String); 11] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),

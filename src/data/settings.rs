@@ -31,6 +31,12 @@ pub struct DataTable {
     pub format: Option<Form>,
     /// Which of a chat's turns are trained on, except in sources that say it themselves.
     pub train_on: TrainOn,
+    /// What a row that can't be used does: `stop` refuses the source, `skip` passes over the row and counts it.
+    pub on_bad_row: OnRow,
+    /// What an answer does whose prompt leaves no room for it: `stop` refuses the source, `skip` passes over the answer.
+    pub on_long_prompt: OnRow,
+    /// What happens to an answer that ends beyond the longest sequence: `cut` cuts it, `skip` passes over it.
+    pub on_long_answer: OnLongAnswer,
     /// Variables of the chat template beside its own, such as `enable_thinking`.
     pub chat_template_kwargs: Map<String, Value>,
     /// A generated task instead of files.
@@ -55,6 +61,41 @@ pub enum TrainOn {
     Last,
     /// Each one, as an example of its own whose prompt is all that precedes it.
     All,
+    /// One of them in each epoch, drawn anew; each one has all that precedes it as its prompt.
+    Drawn,
+}
+
+/// What a row that can't be used does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRow {
+    /// The source is refused, with all such rows.
+    #[default]
+    Stop,
+    /// The row is passed over and counted.
+    Skip,
+}
+
+/// What happens to an answer that ends beyond the longest sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLongAnswer {
+    /// It loses its end.
+    #[default]
+    Cut,
+    /// It is passed over and counted.
+    Skip,
+}
+
+/// What happens to the rows of a source that can't be used as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowPolicy {
+    /// `data.on_bad_row`.
+    pub bad_row: OnRow,
+    /// `data.on_long_prompt`.
+    pub long_prompt: OnRow,
+    /// `data.on_long_answer`.
+    pub long_answer: OnLongAnswer,
 }
 
 /// A length that has a default.
@@ -81,6 +122,7 @@ impl DataTable {
             split: source.split.clone().or_else(|| self.split.clone()),
             format: source.format.or(self.format),
             train_on: Some(source.train_on.unwrap_or(self.train_on)),
+            policy: self.policy(),
             ..source.clone()
         };
         let train =
@@ -88,11 +130,17 @@ impl DataTable {
         train.chain(self.sources.iter().flatten().cloned()).map(|source| complete(&source)).collect()
     }
 
-    /// The source of held-out rows.
+    /// What happens to rows that can't be used as they are.
+    pub fn policy(&self) -> RowPolicy {
+        RowPolicy { bad_row: self.on_bad_row, long_prompt: self.on_long_prompt, long_answer: self.on_long_answer }
+    }
+
+    /// The source of held-out rows. An evaluation has no epochs to draw for, so that `drawn` holds out every answer.
     pub fn held_out(&self) -> Option<Source> {
         let split = self.held_out_split.as_deref().unwrap_or("test");
-        let (rows, format, train_on) = (self.held_out_rows, self.format, Some(self.train_on));
-        let source = |path| Source { rows, format, train_on, ..Source::at(path, split) };
+        let train_on = if self.train_on == TrainOn::Drawn { TrainOn::All } else { self.train_on };
+        let (rows, format, train_on) = (self.held_out_rows, self.format, Some(train_on));
+        let source = |path| Source { rows, format, train_on, policy: self.policy(), ..Source::at(path, split) };
         self.held_out.as_deref().map(source)
     }
 
