@@ -13,6 +13,7 @@ use crate::data::chat_template::TextModel;
 use crate::data::hold_out::{HeldOut, divide};
 use crate::data::packing::Padding;
 use crate::data::settings::PADDED_TEXT;
+use crate::data::shared_rows::SharedRows;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading, generated};
@@ -43,8 +44,8 @@ pub struct Experiment {
     pub problems: Vec<Problem>,
     /// The ranks that take part in the experiment.
     pub ranks: Ranks,
-    /// The sources of the training rows.
-    sources: Vec<Source>,
+    /// The sources of the training rows, and that of the held-out rows.
+    sources: Sources,
 }
 
 impl Experiment {
@@ -130,17 +131,24 @@ impl Experiment {
             let sampling = recipe.sampler.for_logits(config.logits_shifted);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;
+        let sources = Sources::of(&recipe, folder)?;
+        let held_out = &sources.held_out;
         let mut problems = match recipe.eval.task {
             Some(task) => held_out.iter().map(|source| problems_of(task, source)).collect::<Result<Vec<_>>>()?.concat(),
             None => vec![],
         };
         problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
         let reading = reading(&recipe, text, config.mask_token_id);
-        let train = data::load_mixed(&sources, &reading)?;
-        let held_out = held_out_rows(&held_out, &reading)?;
+        let train = data::load_mixed(&sources.train, &reading)?;
+        let held_out = held_out_rows(held_out, &reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+    }
+
+    /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
+    /// its files again.
+    pub fn shared_rows(&self) -> Option<SharedRows> {
+        self.sources.shared_rows(&self.train, self.held_out.as_ref())
     }
 
     /// The tokenized held-out rows.
@@ -186,7 +194,7 @@ impl Experiment {
 
     /// The file and row of a training example.
     fn place(&self, mut example: usize) -> Option<String> {
-        for (source, part) in self.sources.iter().zip(&self.train.parts) {
+        for (source, part) in self.sources.train.iter().zip(&self.train.parts) {
             match example.checked_sub(part.examples) {
                 Some(of_rest) => example = of_rest,
                 None => return data::place(source, part.row_of(example)),
@@ -271,6 +279,11 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// The rows that are both trained on and held out, of what was read from these sources; `None` if there are none.
+    pub fn shared_rows(&self, train: &Mixed, held_out: Option<&Mixed>) -> Option<SharedRows> {
+        SharedRows::find((train, &self.train), (held_out?, self.held_out.as_slice()))
+    }
+
     /// The sources that a recipe names; generated rows are written into `folder`. Where a part of the training rows is
     /// held out, all of them are read once to choose it.
     ///

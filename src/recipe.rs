@@ -71,7 +71,7 @@ impl Recipe {
         let held_out = "there is no data.held_out".to_owned();
         let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
         let (generated, of_files) =
-            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
+            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on", "on_bad_row"]);
         let is_file = |paths: Option<&Paths>| paths.is_some_and(Paths::are_files);
         let of_held_out = self.data.held_out.as_ref();
         let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());

@@ -129,7 +129,8 @@ fn what_is_hardly_meant_is_remarked() {
         let shown = weft(&folder, &[&["data", "recipe.toml", "--json"][..], &settings].concat());
         serde_json::from_str(&shown).expect("one object")
     };
-    let shared = "2 held-out examples are trained on too; the held-out loss says little about them";
+    let shared = "2 held-out examples are trained on too (the first is a.jsonl:1, trained on as a.jsonl:1); the held-out loss \
+                  says little about them";
     assert_eq!(json(&[])["remarks"], serde_json::json!([shared]));
     let apart = ["data.sources=[{path=\"a.jsonl\",rows=\"2:\"}]", "data.held_out_rows=2"];
     assert_eq!(json(&apart)["remarks"], serde_json::json!([]));

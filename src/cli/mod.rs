@@ -32,6 +32,7 @@ mod progress;
 mod recipe;
 mod reproduce;
 mod results;
+mod rows;
 mod score;
 mod signals;
 mod trace;

@@ -143,8 +143,10 @@ pub fn divide(sources: Vec<Source>, held_out: &HeldOut, seed: u64) -> Result<(Ve
     })?;
     let count =
         |i: usize, is_held_out: bool| keys.iter().filter(|(key, of)| *of == i && (*key <= last) == is_held_out).count();
-    let with_side =
-        |source: &Source, is_held_out: bool| Source { side: Some(Side { seed, last, is_held_out }), ..source.clone() };
+    let with_side = |source: &Source, is_held_out: bool| {
+        let train_on = source.train_on.map(|train_on| if is_held_out { train_on.of_held_out() } else { train_on });
+        Source { side: Some(Side { seed, last, is_held_out }), train_on, ..source.clone() }
+    };
     for (i, source) in sources.iter().enumerate() {
         if count(i, false) == 0 && count(i, true) > 0 {
             let name = source.name();

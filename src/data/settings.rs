@@ -31,6 +31,12 @@ pub struct DataTable {
     pub format: Option<Form>,
     /// Which of a chat's turns are trained on, except in sources that say it themselves.
     pub train_on: TrainOn,
+    /// What a row that can't be used does: `stop` refuses the source, `skip` passes over the row and counts it.
+    pub on_bad_row: OnRow,
+    /// What an answer does whose prompt leaves no room for it: `stop` refuses the source, `skip` passes over the answer.
+    pub on_long_prompt: OnRow,
+    /// What happens to an answer that ends beyond the longest sequence: `cut` cuts it, `skip` passes over it.
+    pub on_long_answer: OnLongAnswer,
     /// Variables of the chat template beside its own, such as `enable_thinking`.
     pub chat_template_kwargs: Map<String, Value>,
     /// A generated task instead of files.
@@ -55,6 +61,49 @@ pub enum TrainOn {
     Last,
     /// Each one, as an example of its own whose prompt is all that precedes it.
     All,
+    /// One of them in each epoch, drawn anew; each one has all that precedes it as its prompt.
+    Drawn,
+}
+
+impl TrainOn {
+    /// The turns of held-out rows that are answers. An evaluation has no epochs to draw for, so that `drawn` holds out
+    /// every answer.
+    pub(super) fn of_held_out(self) -> Self {
+        if self == Self::Drawn { Self::All } else { self }
+    }
+}
+
+/// What a row that can't be used does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRow {
+    /// The source is refused, with all such rows.
+    #[default]
+    Stop,
+    /// The row is passed over and counted.
+    Skip,
+}
+
+/// What happens to an answer that ends beyond the longest sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLongAnswer {
+    /// It loses its end.
+    #[default]
+    Cut,
+    /// It is passed over and counted.
+    Skip,
+}
+
+/// What happens to the rows of a source that can't be used as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowPolicy {
+    /// `data.on_bad_row`.
+    pub bad_row: OnRow,
+    /// `data.on_long_prompt`.
+    pub long_prompt: OnRow,
+    /// `data.on_long_answer`.
+    pub long_answer: OnLongAnswer,
 }
 
 /// A length that has a default.
@@ -81,6 +130,7 @@ impl DataTable {
             split: source.split.clone().or_else(|| self.split.clone()),
             format: source.format.or(self.format),
             train_on: Some(source.train_on.unwrap_or(self.train_on)),
+            policy: self.policy(),
             ..source.clone()
         };
         let train =
@@ -88,13 +138,26 @@ impl DataTable {
         train.chain(self.sources.iter().flatten().cloned()).map(|source| complete(&source)).collect()
     }
 
+    /// What happens to rows that can't be used as they are.
+    pub fn policy(&self) -> RowPolicy {
+        RowPolicy { bad_row: self.on_bad_row, long_prompt: self.on_long_prompt, long_answer: self.on_long_answer }
+    }
+
     /// The sources of held-out rows, unless a part of the training rows is held out. Where none are named, they are those
     /// of which a training path in dLLM's form counts rows, as in `ID[train:1000,test:100]`.
     pub fn held_out(&self) -> Vec<Source> {
         let split = Some(self.held_out_split().to_owned());
-        let (rows, train_on) = (self.held_out_rows, Some(self.train_on));
-        let source =
-            |path: Paths, format| Source { path, split: split.clone(), rows, format, train_on, ..Source::default() };
+        let (rows, policy) = (self.held_out_rows, self.policy());
+        let train_on = Some(self.train_on.of_held_out());
+        let source = |path: Paths, format| Source {
+            path,
+            split: split.clone(),
+            rows,
+            format,
+            train_on,
+            policy,
+            ..Source::default()
+        };
         match &self.held_out {
             Some(held_out) => held_out.files().map(|path| source(path.clone(), self.format)).into_iter().collect(),
             None => {

@@ -13,11 +13,11 @@ use super::formats::Form;
 use super::hold_out::Side;
 use super::paths::{Paths, Place};
 use super::row_range::RowRange;
-use super::settings::TrainOn;
+use super::settings::{OnRow, RowPolicy, TrainOn};
 use super::strict_json::{self, NotJson};
 use super::{csv_file, json_file, parquet_file};
 use crate::error::{Error, Result};
-use crate::files::rows_file::{kind, open, read_error};
+use crate::files::rows_file::{kind, kind_of_name, open, read_error};
 use crate::files::stand_in;
 use crate::hub;
 
@@ -49,6 +49,9 @@ pub struct Source {
     /// The side that is read of rows that are divided into those to train on and those held out; default: both.
     #[serde(skip)]
     pub side: Option<Side>,
+    /// What happens to its rows that can't be used as they are. The recipe says it for all sources.
+    #[serde(skip)]
+    pub policy: RowPolicy,
     /// Unknown keys, which the recipe refuses.
     #[serde(flatten, skip_serializing)]
     pub unknown: Map<String, Value>,
@@ -64,6 +67,7 @@ impl Default for Source {
             train_on: None,
             weight: 1.0,
             side: None,
+            policy: RowPolicy::default(),
             unknown: Map::new(),
         }
     }
@@ -113,7 +117,7 @@ fn wrong(path: &Path, number: usize, is_line: bool, reason: String) -> Error {
 
 /// Whether a source is trained on as sources were before they could name their turns; such a one is written as it was.
 fn is_last(train_on: &Option<TrainOn>) -> bool {
-    *train_on != Some(TrainOn::All)
+    matches!(train_on, None | Some(TrainOn::Last))
 }
 
 impl Source {
@@ -178,13 +182,17 @@ impl Source {
             });
             rows.take(most.unwrap_or(usize::MAX))
         });
-        // An unreadable row before the slice is an error too, because the rows after it may be missing.
-        let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || row.is_err()).then_some(row);
+        // An unreadable row before the slice is an error too, unless such rows are skipped.
+        let skips = self.policy.bad_row == OnRow::Skip;
+        let is_told = move |row: &Result<Row>| row.as_ref().is_err_and(|error| !(skips && is_of_row(error)));
+        let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || is_told(&row)).then_some(row);
         let rows = rows.take(range.end).enumerate().filter_map(within);
         let sided = self.side.map(|side| (side, self.clone()));
         let is_read = move |row: &Result<Row>| match (&sided, row) {
             (Some((side, source)), Ok(row)) => side.has(row, source),
-            _ => true,
+            // A row that can't be read is told once, as a training row.
+            (Some((side, _)), Err(_)) => !side.is_held_out(),
+            (None, _) => true,
         };
         Ok(rows.filter(is_read))
     }
@@ -197,6 +205,16 @@ fn count_all(parts: &[(Vec<PathBuf>, Option<usize>)]) -> Result<usize> {
         Ok(all.min(most.unwrap_or(usize::MAX)))
     };
     parts.iter().try_fold(0_usize, |n, part| of_part(part).map(|of_part| n.saturating_add(of_part)))
+}
+
+/// Whether an error of [`Source::rows`] is about one row, after which the others follow. No row follows damage in a
+/// parquet file.
+pub(crate) fn is_of_row(error: &Error) -> bool {
+    match error {
+        Error::Row { .. } => true,
+        Error::Record { path, .. } => kind_of_name(path) != Some("parquet"),
+        _ => false,
+    }
 }
 
 /// Reads the rows of a file, whose extension tells its kind (JSONL may have the extension of JSON).
@@ -271,11 +289,16 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
     Ok(lines(path)?.map(row))
 }
 
-/// The non-empty lines with their numbers; nothing follows an error.
+/// The non-empty lines with their numbers. The other lines follow one that is too long or isn't UTF-8; nothing follows a
+/// file that can't be read on.
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
-    let (path, mut file, mut number, mut failed) = (path.to_owned(), BufReader::new(open(path)?), 0, false);
+    let (path, mut file, mut number) = (path.to_owned(), BufReader::new(open(path)?), 0);
+    let (mut failed, mut is_endless) = (false, false);
     let mut next = move || -> Result<Option<(usize, String)>> {
         loop {
+            if is_endless {
+                return Ok(None);
+            }
             let mut bytes = vec![];
             let read = (&mut file).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut bytes);
             read.map_err(|e| read_error(&path, e))?;
@@ -285,6 +308,10 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
             number += 1;
             let wrong = |reason: String| wrong(&path, number, true, reason);
             if bytes.len() > MAX_LINE_BYTES {
+                drop(bytes);
+                let mut rest = (&mut file).take(MAX_JSON_BYTES);
+                rest.skip_until(b'\n').map_err(|e| read_error(&path, e))?;
+                is_endless = rest.limit() == 0;
                 let most = MAX_LINE_BYTES >> 20;
                 return Err(wrong(format!("the line is longer than {most} MiB, the most that is read; cut the row")));
             }
@@ -302,7 +329,7 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
     };
     Ok(std::iter::from_fn(move || {
         let line = if failed { None } else { next().transpose() };
-        failed |= line.as_ref().is_some_and(Result::is_err);
+        failed |= line.as_ref().is_some_and(|line| line.as_ref().is_err_and(|error| !is_of_row(error)));
         line
     }))
 }
@@ -338,10 +365,17 @@ fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Resul
 /// The number of rows in a file.
 fn count(path: &Path) -> Result<usize> {
     match kind_within(path)? {
-        "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
+        // A line that can't be read is a row too.
+        "jsonl" => lines(path)?.try_fold(0, |n, line| match line {
+            Err(error) if !is_of_row(&error) => Err(error),
+            _ => Ok(n + 1),
+        }),
         "json" => Ok(json_file::read(path)?.len()),
         "txt" => Ok(1),
-        kind @ ("csv" | "tsv") => csv_rows(path, kind)?.try_fold(0, |n, row| row.map(|_| n + 1)),
+        kind @ ("csv" | "tsv") => csv_rows(path, kind)?.try_fold(0, |n, row| match row {
+            Err(error) if !is_of_row(&error) => Err(error),
+            _ => Ok(n + 1),
+        }),
         _ => parquet_file::count(path),
     }
 }

@@ -22,7 +22,9 @@ use serde_json::Value;
 use asked::{Question, question_of_messages};
 
 use crate::data::chat::Turn;
-use crate::data::sources::{Fields, Source};
+use crate::data::formats;
+use crate::data::settings::OnRow;
+use crate::data::sources::{Fields, Row, Source, is_of_row};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
@@ -154,14 +156,7 @@ pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
         (Task::Sudoku, true) => sudoku::read_csv(&read_text(path)?)
             .map(|row| row.map_err(|(line, reason)| Error::Row { path: path.to_owned(), line, reason }))
             .collect::<Result<_>>()?,
-        _ => source
-            .rows()?
-            .map(|row| {
-                let row = row?;
-                row.check_halves()?;
-                from_row(task, &row.fields).map_err(|reason| row.wrong(reason))
-            })
-            .collect::<Result<_>>()?,
+        _ => source.rows()?.filter_map(|row| problem(task, row, source)).collect::<Result<_>>()?,
     };
     match problems.is_empty() {
         true => Err(Error::Row {
@@ -170,6 +165,23 @@ pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
             reason: "there are no problems; give one per line".to_owned(),
         }),
         false => Ok(problems),
+    }
+}
+
+/// The problem of a row; `None` if the source skips such rows, which its reading counts: rows that can't be read or
+/// aren't of their form.
+fn problem(task: Task, row: Result<Row>, source: &Source) -> Option<Result<Problem>> {
+    let skips = source.policy.bad_row == OnRow::Skip;
+    let row = match row {
+        Ok(row) => row,
+        Err(error) => return (!skips || !is_of_row(&error)).then_some(Err(error)),
+    };
+    if let Err(error) = row.check_halves() {
+        return (!skips).then_some(Err(error));
+    }
+    match from_row(task, &row.fields) {
+        Err(_) if skips && formats::chat(&row.fields, source.format).is_err() => None,
+        problem => Some(problem.map_err(|reason| row.wrong(reason))),
     }
 }
 
