@@ -10,7 +10,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) struct BadRow {
     /// What is wrong.
-    pub error: Error,
+    pub error: Box<Error>,
     /// The file and number of the row.
     pub place: String,
     /// The setting that says whether such rows are skipped.
@@ -28,12 +28,12 @@ const TOLD: usize = 10;
 impl BadRow {
     /// A row that can't be read as a chat or a text.
     pub fn new(error: Error, place: String) -> Self {
-        Self { error, place, setting: ON_BAD_ROW }
+        Self { error: Box::new(error), place, setting: ON_BAD_ROW }
     }
 
     /// What is wrong, with the place of the row, which an error of the chat template doesn't name.
     fn told(&self) -> String {
-        match &self.error {
+        match &*self.error {
             Error::Row { .. } | Error::Record { .. } => self.error.to_string(),
             other if self.place.is_empty() => other.to_string(),
             other => format!("{}: {other}", self.place),
@@ -42,7 +42,7 @@ impl BadRow {
 
     /// What is wrong without the place and the fix: why the row is skipped.
     pub fn reason(&self) -> String {
-        let reason = match &self.error {
+        let reason = match &*self.error {
             Error::Row { reason, .. } | Error::Record { reason, .. } => reason.clone(),
             other => other.to_string(),
         };
@@ -88,7 +88,7 @@ impl BadRows {
             let rows = self.first.iter().map(BadRow::told).collect();
             return Error::Rows { name: name.to_owned(), count: self.count, rows, more, skips };
         }
-        let mut error = self.first.remove(0).error;
+        let mut error = *self.first.remove(0).error;
         if let Error::Row { reason, .. } | Error::Record { reason, .. } = &mut error
             && hints
         {

@@ -23,7 +23,9 @@ const MIXED_FORMS: &str =
 pub(super) fn read(source: &Source, reading: &Reading) -> std::result::Result<Dataset, Unread> {
     let Some(cache) = &reading.cache else { return read_rows(source, reading) };
     let (key, files) = token_cache::key(source, reading)?;
-    if let Some(dataset) = cache.read(key, &files, reading) {
+    let is_last = source.train_on.unwrap_or_default() == TrainOn::Last;
+    let has_starts = |dataset: &Dataset| is_last || !dataset.starts.is_empty();
+    if let Some(dataset) = cache.read(key, &files, reading).filter(has_starts) {
         return Ok(dataset);
     }
     let dataset = read_rows(source, reading)?;

@@ -72,7 +72,6 @@ impl Mixture {
     }
 
     /// The occurrences of an epoch before they are ordered; their examples are chats' indices.
-
     fn chosen(&self, seed: u64, epoch: u64, len: usize) -> Vec<Occurrence> {
         let copy = |example: usize, copy: usize| Occurrence { example, draw: (example + copy * len) as u64 };
         if self.parts.is_empty() {

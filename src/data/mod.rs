@@ -149,7 +149,7 @@ impl Part {
     fn of(source: &Source, dataset: &Dataset) -> Self {
         let Dataset { examples, truncated, passed_over, documents, starts, skipped_rows, notes } = dataset;
         let is_drawn = source.train_on == Some(TrainOn::Drawn) && *documents == 0;
-        let is_first = |i: &usize| *i == 0 || starts[*i] != starts[*i - 1];
+        let is_first = |i: &usize| *i == 0 || starts.get(*i) != starts.get(*i - 1);
         let chats: Option<Vec<usize>> = is_drawn.then(|| (0..examples.len()).filter(is_first).collect());
         Self {
             name: source.name(),
@@ -191,7 +191,7 @@ impl Part {
         match (self.documents, self.num_chats()) {
             (0, None) => format!("{} examples", self.examples),
             (0, Some(chats)) => {
-                format!("{chats} chats with {} answers, one of them drawn in each epoch", self.examples)
+                format!("{chats} chats ({} answers, one drawn at each occurrence)", self.examples)
             }
             (documents, _) => format!("{documents} texts in {} sequences", self.examples),
         }
@@ -236,7 +236,7 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     let mut numbered = vec![];
     for row in source.rows()? {
         let row = row?;
-        match content(&row, source, reading).map_err(|bad| bad.error)?.0 {
+        match content(&row, source, reading).map_err(|bad| *bad.error)?.0 {
             Content::Examples(examples) => {
                 numbered.extend(examples.into_iter().map(|(example, _)| (row.number, example)));
             }

@@ -179,7 +179,7 @@ fn answer(
              data.max_seq_len or shorten the prompt"
             ),
         ));
-        return Err(BadRow { error, place: row.place(), setting: ON_LONG_PROMPT });
+        return Err(BadRow { setting: ON_LONG_PROMPT, ..BadRow::new(error, row.place()) });
     }
     if prompt + example.answer_ids.len() <= max_seq_len {
         return Ok(Answer::Whole(example));
