@@ -289,11 +289,13 @@ impl Sources {
     }
 }
 
-/// Hands the recipe's `data.chat_template_kwargs` to the chat template.
+/// Hands the recipe's `data.chat_template_kwargs` to the chat template, and says what `data.special_tokens` makes of
+/// special tokens in prompts.
 ///
 /// # Errors
 /// A variable that the template doesn't read.
 pub fn set_template_kwargs(recipe: &Recipe, text: &mut TextModel) -> Result<()> {
+    text.set_special_tokens(recipe.data.special_tokens);
     text.set_template_kwargs(&recipe.data.chat_template_kwargs, "data.chat_template_kwargs.")
 }
 

@@ -56,8 +56,9 @@ pub(super) fn content(row: &Row, source: &Source, reading: &Reading) -> Result<(
     if answers.is_empty() {
         return Ok((Content::Nothing(NOT_TRAINED), notes));
     }
-    let example = |last: usize| example(row, (&chat, last), reading);
-    Ok((Content::Examples(answers.into_iter().map(example).collect::<Result<_>>()?), notes))
+    let example = |last: usize| example(row, (&chat, last), reading, &mut notes);
+    let examples = answers.into_iter().map(example).collect::<Result<_>>()?;
+    Ok((Content::Examples(examples), notes))
 }
 
 /// Returns an error if a key that is read holds NaN, which is read as null.
@@ -114,7 +115,12 @@ fn answers(chat: &Chat, train_on: TrainOn) -> Vec<usize> {
 }
 
 /// The example of a chat up to the turn `last`, which is its answer, and whether the answer was cut.
-fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading) -> Result<(Example, bool)> {
+fn example(
+    row: &Row,
+    (chat, last): (&Chat, usize),
+    reading: &Reading,
+    notes: &mut RowNotes,
+) -> Result<(Example, bool)> {
     let Reading { text, max_seq_len, .. } = *reading;
     let turns = &chat.turns[..=last];
     let of_turn = |reason: String| match last + 1 == chat.turns.len() {
@@ -125,10 +131,13 @@ fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading) -> Result
     if turns[last].is_empty() {
         return Err(wrong("the answer is empty; set its weight to 0, or give it an answer"));
     }
-    let mut example = text.example_of_turns(turns, chat.tools.as_ref())?;
-    if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == reading.mask_token_id) {
+    let (mut example, typed) = text.example_with_typed(turns, chat.tools.as_ref())?;
+    let mask = reading.mask_token_id;
+    let has_mask = example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == mask);
+    if has_mask || typed.iter().any(|token| text.token_id(token) == Some(mask)) {
         return Err(wrong(HAS_MASK));
     }
+    typed.into_iter().for_each(|token| _ = notes.typed.insert(token));
     let (ends, (_, before_end)) =
         (text.end_token_ids(), example.answer_ids.split_last().expect("it has its end token"));
     if before_end.iter().any(|id| ends.contains(id)) {

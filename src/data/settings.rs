@@ -10,6 +10,7 @@ use super::generated::Puzzle;
 use super::packing::Padding;
 use super::row_range::RowRange;
 use super::sources::Source;
+use super::typed_tokens::SpecialTokens;
 use crate::settings::unknown;
 
 /// The `[data]` table.
@@ -31,6 +32,8 @@ pub struct DataTable {
     pub format: Option<Form>,
     /// Which of a chat's turns are trained on, except in sources that say it themselves.
     pub train_on: TrainOn,
+    /// What special tokens are that stand in the turns of a prompt, such as `<|eot_id|>`: text, or tokens.
+    pub special_tokens: SpecialTokens,
     /// Variables of the chat template beside its own, such as `enable_thinking`.
     pub chat_template_kwargs: Map<String, Value>,
     /// A generated task instead of files.
