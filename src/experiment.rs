@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::base::Base;
+use crate::data::chat::Turn;
 use crate::data::chat_template::TextModel;
 use crate::data::packing::Padding;
 use crate::data::settings::PADDED_TEXT;
@@ -44,6 +45,8 @@ pub struct Experiment {
     pub ranks: Ranks,
     /// The sources of the training rows.
     sources: Vec<Source>,
+    /// The source of the held-out rows.
+    held_out_source: Option<Source>,
 }
 
 impl Experiment {
@@ -140,9 +143,11 @@ impl Experiment {
         };
         let reading = reading(&recipe, text, config.mask_token_id);
         let train = data::load_mixed(&sources, &reading)?;
-        let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+        let held_out_source = held_out;
+        let held_out = held_out_source.iter().map(|source| data::load_mixed(std::slice::from_ref(source), &reading));
+        let held_out = held_out.last().transpose()?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
-        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, held_out_source })
     }
 
     /// The tokenized held-out rows.
@@ -232,6 +237,11 @@ impl Experiment {
         let rows = if self.held_out.is_some() { self.held_out_examples() } else { &self.train.dataset.examples };
         let count = self.recipe.eval.num_samples();
         &rows[..count.min(rows.len())]
+    }
+
+    /// What the first held-out row asks, or without such rows the first training row: turns and tools.
+    pub fn first_question(&self) -> Option<(Vec<Turn>, Option<Value>)> {
+        self.held_out_source.iter().chain(&self.sources).find_map(data::first_question)
     }
 
     fn sampling(&self) -> Sampling {

@@ -42,7 +42,7 @@ impl AskingArgs {
         if self.raw {
             return asked(base, base.text.prompt_of_text(&self.content()?, raw_tokens)?);
         }
-        let Question { turns, tools, .. } = self.question(base)?;
+        let Question { turns, tools } = self.question(base)?;
         if let (Some(path), Some("assistant")) = (&self.messages, turns.last().map(|turn| turn.role.as_str())) {
             let reason = "its last turn is the assistant's; end it with the user's turn, or add --infill".to_owned();
             return Err(Error::Config { path: path.clone(), reason });
@@ -56,7 +56,7 @@ impl AskingArgs {
         let holes = match self.raw {
             true => base.text.holes_of_text(&self.content()?, raw_tokens, &mask)?,
             false => {
-                let Question { turns, tools, .. } = self.question(base)?;
+                let Question { turns, tools } = self.question(base)?;
                 base.text.holes_of_turns(&turns, tools.as_ref(), &mask)?.ok_or_else(|| {
                     Error::Usage("--infill: the chat template changes the text of the last turn; add --raw".to_owned())
                 })?
@@ -69,14 +69,14 @@ impl AskingArgs {
     }
 
     fn question(&self, base: &Base) -> Result<Question> {
-        let question = match &self.messages {
+        let (question, unread) = match &self.messages {
             Some(path) => {
                 turns_of_text(&read_text(path)?).map_err(|reason| Error::Config { path: path.clone(), reason })?
             }
-            None => Question { turns: vec![Turn::new("user", &self.content()?)], ..Question::default() },
+            None => (Question { turns: vec![Turn::new("user", &self.content()?)], tools: None }, vec![]),
         };
-        if let (Some(path), false) = (&self.messages, question.unread.is_empty()) {
-            eprintln!("warning: {}: the keys {} are not read", path.display(), question.unread.join(", "));
+        if let (Some(path), false) = (&self.messages, unread.is_empty()) {
+            eprintln!("warning: {}: the keys {} are not read", path.display(), unread.join(", "));
         }
         let unread = base.text.unread(&question.turns, question.tools.as_ref());
         if !unread.is_empty() {
@@ -122,7 +122,9 @@ pub fn asked(base: &Base, prompt: Prompt) -> Result<Vec<u32>> {
     }
     if !prompt.typed.is_empty() {
         let tokens = prompt.typed.join(", ");
-        eprintln!("warning: {tokens} in the prompt is read as text; --special-tokens tokens reads special tokens as tokens");
+        eprintln!(
+            "warning: {tokens} in the prompt is read as text; --special-tokens tokens reads special tokens as tokens"
+        );
     }
     Ok(prompt.ids)
 }

@@ -90,7 +90,9 @@ fn read_line() -> Result<Option<String>> {
             return Ok((!lines.is_empty()).then_some(lines));
         }
         if line.len() >= LONGEST_LINE {
-            eprintln!("warning: the terminal passes on {LONGEST_LINE} bytes of a line at most; --prompt takes longer ones");
+            eprintln!(
+                "warning: the terminal passes on {LONGEST_LINE} bytes of a line at most; --prompt takes longer ones"
+            );
         }
         let line = line.trim_end_matches(['\r', '\n']);
         match line.strip_suffix('\\') {
@@ -118,7 +120,10 @@ impl Chat<'_> {
             }
             ("/system", system) => {
                 self.system = (!system.is_empty()).then(|| system.to_owned());
-                eprintln!("{}", if system.is_empty() { "there is no system turn now" } else { "the system turn is set" });
+                eprintln!(
+                    "{}",
+                    if system.is_empty() { "there is no system turn now" } else { "the system turn is set" }
+                );
                 Line::Nothing
             }
             ("/help" | "/?", "") => {

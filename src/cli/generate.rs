@@ -40,16 +40,16 @@ pub struct Generate {
     data: Option<PathBuf>,
     /// Write the rows of --data with their answers (the key generation) to this file (JSONL). Rows that are already in it
     /// are not asked again
-    #[arg(long, value_name = "FILE", requires = "data", help_heading = "Machine and output")]
+    #[arg(long, value_name = "FILE", requires = "data", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Fill the mask tokens of the prompt, or of the last turn, in place instead of answering; print the filled text
     #[arg(long, conflicts_with_all = ["gen_length", "cfg_scale"], help_heading = "Prompt")]
     infill: bool,
     /// Print special tokens too, such as markers that the model was trained on; the end token is not printed
-    #[arg(long, help_heading = "Machine and output")]
+    #[arg(long, help_heading = "Output")]
     keep_special_tokens: bool,
     /// Show the denoising step by step on standard error
-    #[arg(long, help_heading = "Machine and output")]
+    #[arg(long, help_heading = "Output")]
     trace: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -164,6 +164,37 @@ impl SamplingArgs {
     }
 }
 
+/// The options with which `weft generate` uses these settings, each after a space. Values that it chooses itself are left
+/// out.
+pub fn as_options(wanted: &Sampling) -> String {
+    let own = Sampling::default().with_gen_length(wanted.gen_length);
+    let half = (wanted.gen_length / 2).max(1).next_multiple_of(own.num_blocks());
+    let option =
+        |name: &str, value: String, is_own: bool| if is_own { String::new() } else { format!(" --{name} {value}") };
+    let flag = |name: &str, is_set: bool| if is_set { format!(" --{name}") } else { String::new() };
+    let number = |name: &str, wanted: f64, own: f64| option(name, wanted.to_string(), wanted == own);
+    let steps = wanted.confidence_threshold.is_some() || wanted.diffusion_steps == half;
+    let threshold = wanted.confidence_threshold;
+    [
+        option("gen-length", wanted.gen_length.to_string(), false),
+        option("block-length", wanted.block_length.to_string(), wanted.block_length == own.block_length),
+        option("diffusion-steps", wanted.diffusion_steps.to_string(), steps),
+        option("confidence-threshold", threshold.unwrap_or_default().to_string(), threshold.is_none()),
+        option("cache", wanted.cache.name().to_owned(), wanted.cache == own.cache),
+        number("temperature", wanted.temperature, own.temperature),
+        number("top-p", wanted.top_p, own.top_p),
+        option("top-k", wanted.top_k.to_string(), wanted.top_k == own.top_k),
+        number("alg-temp", wanted.alg_temp, own.alg_temp),
+        number("cfg-scale", wanted.cfg_scale, own.cfg_scale),
+        wanted.remasking.map(|remasking| option("remasking", remasking.name().to_owned(), false)).unwrap_or_default(),
+        flag("whole-canvas", wanted.whole_canvas),
+        flag("forbid-eos", wanted.forbid_eos),
+        flag("defer-eos", wanted.defer_eos),
+        option("seed", wanted.seed.to_string(), wanted.seed == own.seed),
+    ]
+    .concat()
+}
+
 /// Warns of settings without effect.
 pub fn tell_idle(sampling: &Sampling) {
     let warnings = sampling.remasking.map(|remasking| sampling.warnings(remasking));
@@ -178,6 +209,9 @@ impl Generate {
             _ if self.infill => self.infill(&base, quiet)?,
             _ if self.asking.is_chat() => {
                 let sampling = self.sampling.sampling(&base)?;
+                if self.trace {
+                    eprintln!("warning: --trace has no effect in a chat; add --prompt 'TEXT'");
+                }
                 chat::run(&base, self.asking.system.clone(), &sampling, self.keep_special_tokens)?;
             }
             _ => self.answer(&base, quiet)?,

@@ -30,6 +30,7 @@ mod parity;
 mod plan;
 mod pretrain;
 mod progress;
+mod question;
 mod recipe;
 mod reproduce;
 mod results;
@@ -68,13 +69,13 @@ pub struct Cli {
     command: Command,
     /// Where to compute: cpu, cuda (an NVIDIA GPU), cuda:N, or auto, which takes a GPU if there is one; default:
     /// WEFT_DEVICE, else auto
-    #[arg(long, global = true, value_name = "DEVICE", help_heading = "Machine and output")]
+    #[arg(long, global = true, value_name = "DEVICE", help_heading = "Machine")]
     device: Option<String>,
     /// The number of threads; default: all cores, divided among the ranks of an mpirun on one machine
-    #[arg(long, global = true, value_name = "N", help_heading = "Machine and output")]
+    #[arg(long, global = true, value_name = "N", help_heading = "Machine")]
     threads: Option<usize>,
     /// Print results and errors only: no progress, no evaluations during training
-    #[arg(short, long, global = true, help_heading = "Machine and output")]
+    #[arg(short, long, global = true, help_heading = "Output")]
     quiet: bool,
 }
 

@@ -33,8 +33,10 @@ pub mod typed_tokens;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
+use chat::Turn;
 use chat_template::TextModel;
 use mixing::Mixture;
 use notes::Notes;
@@ -281,6 +283,12 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
 pub fn place(source: &Source, row: usize) -> Option<String> {
     let is_used = |row: &Row| num_examples(row, source) > 0;
     source.rows().ok()?.filter_map(Result::ok).filter(is_used).nth(row).map(|row| row.place())
+}
+
+/// What the first row of a source asks that becomes an example: the turns before its answer, and the tools. Of a text, its
+/// first words. `None` if there is no such row.
+pub fn first_question(source: &Source) -> Option<(Vec<Turn>, Option<Value>)> {
+    source.rows().ok()?.filter_map(Result::ok).find_map(|row| row_content::first_question(&row, source))
 }
 
 /// Reads several sources to be mixed.

@@ -19,6 +19,9 @@ const EMPTY: &str = "they are empty";
 /// Why a row is skipped that has no turn to train on.
 pub(super) const NOT_TRAINED: &str = "weight 0 or train false says that their answers are not trained on";
 
+/// How many words of a text are shown as the beginning that a model continues.
+const FIRST_WORDS: usize = 8;
+
 /// What a row becomes.
 pub(super) enum Content {
     /// An example for each answer, with whether the answer was cut.
@@ -81,6 +84,22 @@ pub(super) fn num_examples(row: &Row, source: &Source) -> usize {
         Ok(Some(chat)) => answers(&chat, source.train_on.unwrap_or_default()).len(),
         _ => 0,
     }
+}
+
+/// What a row asks where its first example is made of it: the turns before the answer, and the tools. A text asks to be
+/// continued from its first words.
+pub(super) fn first_question(row: &Row, source: &Source) -> Option<(Vec<Turn>, Option<Value>)> {
+    let Chat { mut turns, tools, .. } = formats::chat(&row.fields, source.format).ok()??;
+    if formats::is_text(&row.fields, source.format) {
+        let words: Vec<&str> =
+            turns[0].text().lines().find(|line| !line.trim().is_empty())?.split_whitespace().collect();
+        return Some((vec![Turn::new("user", &words[..words.len().min(FIRST_WORDS)].join(" "))], None));
+    }
+    let chat = Chat { turns, tools, key: "messages" };
+    let first = *answers(&chat, source.train_on.unwrap_or_default()).first()?;
+    turns = chat.turns;
+    turns.truncate(first);
+    Some((turns, chat.tools))
 }
 
 /// Notes the fields of a chat that the chat template doesn't read.

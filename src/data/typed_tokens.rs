@@ -105,7 +105,8 @@ impl SpecialFinder {
 
     /// Whether a special token stands in turns or tools.
     pub(super) fn is_in(&self, turns: &[Turn], tools: Option<&Value>) -> bool {
-        let in_turn = |turn: &Turn| self.is_in_text(turn.text()) || turn.fields.values().any(|value| self.is_in_value(value));
+        let in_turn =
+            |turn: &Turn| self.is_in_text(turn.text()) || turn.fields.values().any(|value| self.is_in_value(value));
         turns.iter().any(in_turn) || tools.is_some_and(|tools| self.is_in_value(tools))
     }
 
@@ -139,7 +140,9 @@ impl SpecialFinder {
         }
         text.push_str(&hidden.shown(&rendered[copied..]));
         if rendered.contains(is_of_names) {
-            return Err("the prompt holds a noncharacter (U+FDD0 to U+FDEF) beside special tokens; remove it".to_owned());
+            return Err(
+                "the prompt holds a noncharacter (U+FDD0 to U+FDEF) beside special tokens; remove it".to_owned()
+            );
         }
         // 2. Its tokens, with the ids of the special tokens in place of those of their names.
         let encoded = guarded(|| renamed.tokenizer.encode_fast(text, false).map_err(|e| e.to_string()))?;
@@ -148,9 +151,11 @@ impl SpecialFinder {
         let is_found = |id: &u32| Some(*id) != self.unk && hidden.ids().any(|hidden| self.ids[hidden] == *id);
         let mut special = ids.iter().filter_map(|id| renamed.ids.get(id));
         if ids.iter().any(is_found) || !special.by_ref().eq(&written) {
-            return Err("this tokenizer can't read special tokens as text; remove them from the turns, or ask for tokens \
+            return Err(
+                "this tokenizer can't read special tokens as text; remove them from the turns, or ask for tokens \
                         (data.special_tokens = \"tokens\", --special-tokens tokens)"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         Ok(ids.iter().map(|id| *renamed.ids.get(id).unwrap_or(id)).collect())
     }
@@ -159,10 +164,13 @@ impl SpecialFinder {
         let mut tokenizer = tokenizer.clone();
         tokenizer.set_encode_special_tokens(true);
         let added = tokenizer.get_added_tokens_decoder();
-        let renamed = |(index, id): (usize, &u32)| AddedToken { content: name(index), special: false, ..added[id].clone() };
+        let renamed =
+            |(index, id): (usize, &u32)| AddedToken { content: name(index), special: false, ..added[id].clone() };
         let tokens: Vec<AddedToken> = self.ids.iter().enumerate().map(renamed).collect();
         tokenizer.add_tokens(tokens).map_err(|e| e.to_string())?;
-        let id = |index: usize| tokenizer.token_to_id(&name(index)).ok_or_else(|| "its special tokens have no ids".to_owned());
+        let id = |index: usize| {
+            tokenizer.token_to_id(&name(index)).ok_or_else(|| "its special tokens have no ids".to_owned())
+        };
         let ids = (0..self.ids.len()).map(|index| Ok((id(index)?, self.ids[index]))).collect::<Result<_, String>>()?;
         Ok(Renamed { tokenizer, ids })
     }

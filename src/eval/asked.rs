@@ -25,15 +25,13 @@ pub struct Question {
     pub turns: Vec<Turn>,
     /// The tools; `None` leaves them to the chat template's variables.
     pub tools: Option<Value>,
-    /// The keys beside the turns that nothing reads.
-    pub unread: Vec<String>,
 }
 
 impl From<Chat> for Question {
     /// The chat without its answer.
     fn from(mut chat: Chat) -> Self {
         chat.turns.pop();
-        Self { turns: chat.turns, tools: chat.tools, unread: vec![] }
+        Self { turns: chat.turns, tools: chat.tools }
     }
 }
 
@@ -85,11 +83,11 @@ pub fn turns_of_row(row: &Fields) -> Result<Question, String> {
 }
 
 /// The turns of a JSON text: a list of them, or an object with the list under `messages`, and perhaps `tools` and the text
-/// of a `system` turn. The last turn may be anyone's.
+/// of a `system` turn; and the object's keys that nothing reads. The last turn may be anyone's.
 ///
 /// # Errors
 /// What is wrong with the text, as one sentence.
-pub fn turns_of_text(text: &str) -> Result<Question, String> {
+pub fn turns_of_text(text: &str) -> Result<(Question, Vec<String>), String> {
     let form = "give a list of turns, such as [{\"role\": \"user\", \"content\": \"...\"}]";
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON ({e}); {form}"))?;
     let (list, mut beside) = match value {
@@ -102,12 +100,14 @@ pub fn turns_of_text(text: &str) -> Result<Question, String> {
     }
     turns.push(json!({ "role": "assistant", "content": NO_ANSWER }));
     if turns[0]["role"] == "system" && beside.get("system").is_some_and(|system| !system.is_null()) {
-        return Err("messages begin with a system turn, and there is \"system\" beside them; remove one of the two".to_owned());
+        return Err(
+            "messages begin with a system turn, and there is \"system\" beside them; remove one of the two".to_owned()
+        );
     }
     let unread = beside.keys().filter(|key| !["tools", "system"].contains(&key.as_str())).cloned().collect();
     beside.insert("messages".to_owned(), Value::Array(turns));
     let question = formats::chat(&beside, Some(Form::Messages))?.map(Question::from).unwrap_or_default();
-    Ok(Question { unread, ..question })
+    Ok((question, unread))
 }
 
 fn is_answer(turn: &Value) -> bool {
