@@ -2,6 +2,7 @@
 //! redrawn within its window. Without `script` these tests say that they are skipped.
 #![cfg(target_os = "linux")]
 
+// The commands begin with `exec`, because a shell that has seen Ctrl-C ends by it once its command has ended.
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -70,7 +71,7 @@ impl Terminal {
 
 #[test]
 fn a_chat_has_turns_and_commands() {
-    let short = format!("'{WEFT}' generate --model tiny-base --gen-length 8 --diffusion-steps 4");
+    let short = format!("exec '{WEFT}' generate --model tiny-base --gen-length 8 --diffusion-steps 4");
     let Some(mut chat) = Terminal::open(&short) else { return };
     let asked =
         Command::new("sh").arg("-c").arg(format!("{short} --prompt 'What is 7 + 5?'")).stdin(Stdio::null()).output();
@@ -108,7 +109,7 @@ fn a_chat_has_turns_and_commands() {
 
 #[test]
 fn an_answer_is_stopped_and_the_chat_goes_on() {
-    let long = format!("'{WEFT}' generate --model tiny-base --gen-length 4096 --block-length 8 --whole-canvas");
+    let long = format!("exec '{WEFT}' generate --model tiny-base --gen-length 4096 --block-length 8 --whole-canvas");
     let Some(mut chat) = Terminal::open(&long) else { return };
     chat.until("> ");
     chat.type_in("What is 7 + 5?\n");

@@ -161,7 +161,11 @@ impl Chat<'_> {
         is_answering.store(false, Ordering::Relaxed);
         let output = outputs.map_err(Error::Usage)?.remove(0);
         let answer = self.text(&output.ids[ids.len()..]);
-        say!("{}", answer.strip_prefix(&printed).unwrap_or_default());
+        match answer.strip_prefix(&printed) {
+            Some(rest) => say!("{rest}"),
+            // Some tokenizers write the beginning of a text otherwise once more of it is there.
+            None => say!("\n{answer}"),
+        }
         if stops.load(Ordering::Relaxed) {
             eprintln!("stopped");
         }

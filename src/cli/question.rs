@@ -22,6 +22,8 @@ use super::generate::as_options;
 const QUESTION: &str = "question.json";
 /// The longest question that is written into the command, in bytes.
 const LONGEST: usize = 200;
+/// Lengths above this one are rounded up to a multiple of it, or of the sampler's block.
+const ROUNDED: usize = 8;
 /// The share of answers that the command has room for.
 const SHARE: f64 = 0.95;
 
@@ -68,7 +70,11 @@ fn usual_length(examples: &[Example]) -> usize {
 /// The recipe's sampler with room for answers of `length` tokens, in whole blocks, at as many tokens a step.
 fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling {
     let block = recipe.block_length.max(1);
-    let gen_length = if length > block { length.next_multiple_of(block) } else { length };
+    let gen_length = match length {
+        ..=ROUNDED => length,
+        _ if length <= block => length.next_multiple_of(ROUNDED).min(block),
+        _ => length.next_multiple_of(block),
+    };
     let block_length = block.min(gen_length);
     let has_blocks = recipe.for_logits(logits_shifted).remasking.is_none_or(|r| r.sampling_loop() == Loop::Llada);
     let sized = match has_blocks {
@@ -76,7 +82,7 @@ fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling 
         false => recipe.clone().with_gen_length(gen_length),
     };
     let blocks = if has_blocks { sized.num_blocks() } else { 1 };
-    let steps = (gen_length * recipe.diffusion_steps).div_ceil(recipe.gen_length.max(1)).max(1);
+    let steps = (gen_length * recipe.diffusion_steps / recipe.gen_length.max(1)).max(1);
     Sampling { diffusion_steps: steps.next_multiple_of(blocks), ..sized }
 }
 
