@@ -144,8 +144,8 @@ impl Experiment {
         let reading = reading(&recipe, text, config.mask_token_id);
         let train = data::load_mixed(&sources, &reading)?;
         let held_out_source = held_out;
-        let held_out = held_out_source.iter().map(|source| data::load_mixed(std::slice::from_ref(source), &reading));
-        let held_out = held_out.last().transpose()?;
+        let held_out = held_out_source.as_ref().map(|source| data::load_mixed(std::slice::from_ref(source), &reading));
+        let held_out = held_out.transpose()?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, held_out_source })
     }

@@ -71,9 +71,9 @@ fn usual_length(examples: &[Example]) -> usize {
 fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling {
     let block = recipe.block_length.max(1);
     let gen_length = match length {
+        _ if length > block => length.next_multiple_of(block),
         ..=ROUNDED => length,
-        _ if length <= block => length.next_multiple_of(ROUNDED).min(block),
-        _ => length.next_multiple_of(block),
+        _ => length.next_multiple_of(ROUNDED).min(block),
     };
     let block_length = block.min(gen_length);
     let has_blocks = recipe.for_logits(logits_shifted).remasking.is_none_or(|r| r.sampling_loop() == Loop::Llada);
