@@ -117,10 +117,7 @@ pub enum Error {
     #[error("{0}")]
     Run(String),
     /// A step with numbers that aren't finite.
-    #[error(
-        "{0}; the last checkpoint is unchanged: --resume --set train.on_non_finite=skip skips such steps, a lower \
-         train.lr or an objective.rate_floor above 0 avoids them in a new run"
-    )]
+    #[error("{}; {}", .0, .0.advice())]
     NonFinite(Box<Diagnosis>),
 }
 

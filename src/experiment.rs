@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::base::Base;
+use crate::data::chat::Turn;
 use crate::data::chat_template::TextModel;
 use crate::data::hold_out::{HeldOut, divide};
 use crate::data::packing::Padding;
@@ -240,6 +241,11 @@ impl Experiment {
         &rows[..count.min(rows.len())]
     }
 
+    /// What the first held-out row asks, or without such rows the first training row: turns and tools.
+    pub fn first_question(&self) -> Option<(Vec<Turn>, Option<Value>)> {
+        self.sources.held_out.iter().chain(&self.sources.train).find_map(data::first_question)
+    }
+
     fn sampling(&self) -> Sampling {
         Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() }
     }
@@ -315,11 +321,13 @@ pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mix
     (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
 }
 
-/// Hands the recipe's `data.chat_template_kwargs` to the chat template.
+/// Hands the recipe's `data.chat_template_kwargs` to the chat template, and says what `data.special_tokens` makes of
+/// special tokens in prompts.
 ///
 /// # Errors
 /// A variable that the template doesn't read.
 pub fn set_template_kwargs(recipe: &Recipe, text: &mut TextModel) -> Result<()> {
+    text.set_special_tokens(recipe.data.special_tokens);
     text.set_template_kwargs(&recipe.data.chat_template_kwargs, "data.chat_template_kwargs.")
 }
 

@@ -16,6 +16,7 @@ macro_rules! say {
 mod asking;
 mod bench;
 mod best;
+mod chat;
 mod completions;
 mod convert;
 mod data;
@@ -29,6 +30,7 @@ mod parity;
 mod plan;
 mod pretrain;
 mod progress;
+mod question;
 mod recipe;
 mod reproduce;
 mod results;
@@ -44,6 +46,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
+use weft::data::typed_tokens::SpecialTokens;
 use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::facts::Overrides;
@@ -67,13 +70,13 @@ pub struct Cli {
     command: Command,
     /// Where to compute: cpu, cuda (an NVIDIA GPU), cuda:N, or auto, which takes a GPU if there is one; default:
     /// WEFT_DEVICE, else auto
-    #[arg(long, global = true, value_name = "DEVICE")]
+    #[arg(long, global = true, value_name = "DEVICE", help_heading = "Machine")]
     device: Option<String>,
     /// The number of threads; default: all cores, divided among the ranks of an mpirun on one machine
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = "Machine")]
     threads: Option<usize>,
     /// Print results and errors only: no progress, no evaluations during training
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -232,6 +235,7 @@ impl FactArgs {
 
 /// The options that choose a command's model.
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 struct ModelArgs {
     /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR")]
@@ -247,6 +251,10 @@ struct ModelArgs {
     /// Variables for the chat template, as a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = object)]
     chat_template_kwargs: Option<Object>,
+    /// What special tokens that stand in the turns of a prompt are, as a recipe's data.special_tokens: text or tokens;
+    /// default: text
+    #[arg(long, value_name = "WHAT", value_parser = SpecialTokens::parse)]
+    special_tokens: Option<SpecialTokens>,
 }
 
 /// The fields of an object of JSON.
@@ -264,6 +272,7 @@ impl ModelArgs {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
         }
+        base.text.set_special_tokens(self.special_tokens.unwrap_or_default());
         if let Some(kwargs) = &self.chat_template_kwargs {
             base.text.set_template_kwargs(kwargs, "--chat-template-kwargs: ")?;
         }

@@ -114,6 +114,7 @@ impl Results<'_> {
             "steps": self.steps,
             "train_seconds": self.summary.train_secs,
             "held_out_loss": self.summary.held_out.map(|[before, after]| json!({ "before": before, "after": after })),
+            "ended_early": self.summary.ended_early,
             "entropy_drift": self.summary.entropy_drift,
             "skipped_steps": self.summary.skipped,
             "task": self.scores.as_ref().map(|(task, ..)| task.name()),

@@ -98,6 +98,8 @@ impl Trainer {
             wrong: wrong.collect(),
             place: place.unwrap_or_else(|| "each of its examples is finite by itself, but their sum is not".to_owned()),
             skipped_before: if self.is_last_skip() { MOST_IN_A_ROW - 1 } else { 0 },
+            skips: self.job.settings.on_non_finite == OnNonFinite::Skip,
+            saved: None,
         }
     }
 

@@ -117,6 +117,13 @@ pub fn train(
     run.finish(trainer)
 }
 
+/// Adds to a training error the newest checkpoint of the run's folder.
+fn with_saved(error: Error, output: &Path) -> Error {
+    let Error::NonFinite(mut diagnosis) = error else { return error };
+    diagnosis.saved = checkpoint::newest(output);
+    Error::NonFinite(diagnosis)
+}
+
 /// A run in its folder, which advances as far as it is asked to. Every rank has one; the first one writes and reports.
 pub struct Run<'a> {
     held_out: &'a [Example],
@@ -190,7 +197,7 @@ impl<'a> Run<'a> {
         let patience = trainer.settings().patience;
         while trainer.step < to.min(num_steps) && !self.record.ends(patience) {
             let start = Instant::now();
-            let report = trainer.step()?;
+            let report = trainer.step().map_err(|error| with_saved(error, self.output))?;
             let step_secs = start.elapsed().as_secs_f64();
             self.summary.train_secs += step_secs;
             if let Some(metrics) = &mut self.metrics {
