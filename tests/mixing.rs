@@ -120,7 +120,8 @@ fn a_run_notices_that_its_rows_have_changed() {
     let name = file.display();
     assert!(
         error.ends_with(&format!(
-            "state.json: the rows of {name} have changed since the run to resume was started; put them back or start over"
+            "state.json: the rows of {name} have changed since the run to resume was started; put them back or start over \
+             (where the chat template writes the date, set SOURCE_DATE_EPOCH to the day when the run was started)"
         )),
         "{error}"
     );

@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod chat_template;
+mod clock;
 pub mod formats;
 pub mod generated;
 mod guarded;
@@ -13,6 +14,8 @@ mod packed_texts;
 pub mod packing;
 mod parquet_file;
 mod parquet_pages;
+mod python_methods;
+mod python_text;
 mod qwen_tokenizer;
 mod row_content;
 pub mod row_range;
@@ -22,6 +25,8 @@ mod splits;
 mod strict_json;
 pub mod synthetic;
 mod template_environment;
+mod template_filters;
+mod template_formats;
 mod template_source;
 mod template_variables;
 pub mod token_cache;

@@ -70,8 +70,10 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
         return Err(Error::Config { path, reason });
     }
     if let Some(name) = changed_rows(was, &resolved.recipe) {
-        let reason =
-            format!("the rows of {name} have changed since the run to resume was started; put them back or start over");
+        let reason = format!(
+            "the rows of {name} have changed since the run to resume was started; put them back or start over (where the \
+             chat template writes the date, set SOURCE_DATE_EPOCH to the day when the run was started)"
+        );
         return Err(Error::Config { path, reason });
     }
     Ok(())
