@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::chat::Turn;
+use super::clock::Clock;
 use super::guarded::guarded;
 use super::token_cache::text_key;
 use super::tokenizer_files::{self, text_of};
@@ -26,6 +27,8 @@ const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
 /// nest a list in another.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
+/// The function of templates that writes the time.
+const CLOCK: &str = "strftime_now";
 /// The special tokens that templates see by their names, as in transformers.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -82,7 +85,7 @@ impl TextModel {
     fn build(folder: &Path, tokenizer: &[u8], config: &str, template: Option<String>) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let parts = [tokenizer, config.as_bytes(), template.as_deref().unwrap_or_default().as_bytes()];
-        let content_key = text_key(&parts);
+        let mut content_key = text_key(&parts);
         let format = |path: &Path, reason: String| Error::Format { path: path.to_owned(), reason };
         let tokenizer = guarded(|| tokenizer_files::tokenizer(tokenizer)).map_err(|reason| format(&path, reason))?;
         let last_id = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
@@ -101,7 +104,7 @@ impl TextModel {
                 (template_of(&config["chat_template"]).map_err(refuse)?, config_path.clone())
             }
         };
-        let mut environment = template_environment::new();
+        let (mut environment, clock) = (template_environment::new(), Clock::given());
         let mut names = BTreeSet::new();
         if let Some(template) = template {
             if template.len() > MAX_TEMPLATE_BYTES {
@@ -109,8 +112,13 @@ impl TextModel {
                 return Err(format(&template_path, told));
             }
             names = template_source::names(&template);
+            if let Some(clock) = clock.filter(|_| names.contains(CLOCK)) {
+                let times = template_source::times(&template, &clock);
+                content_key = text_key(&[&content_key.to_le_bytes(), times.as_bytes()]);
+                template_environment::set_clock(&mut environment, clock);
+            }
             environment
-                .add_template_owned(TEMPLATE, template_source::without_generation_tags(&template))
+                .add_template_owned(TEMPLATE, template_source::for_engine(&template))
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
         let special = SPECIAL_TOKENS.iter().filter_map(|key| Some(((*key).to_owned(), text_of(&config[key])?.into())));
@@ -154,6 +162,14 @@ impl TextModel {
             self.content_key = text_key(&[&self.content_key.to_le_bytes(), b"special tokens"]);
         }
         self.special_tokens = special_tokens;
+    }
+
+    /// Fixes the time that the template's `strftime_now` writes, in seconds since 1970, in UTC. Without it the time is
+    /// that of `SOURCE_DATE_EPOCH`; where that isn't set, the template has no such function.
+    pub fn set_time(&mut self, seconds: i64) {
+        let clock = Ok(Clock::at(seconds));
+        self.content_key = text_key(&[&self.content_key.to_le_bytes(), &seconds.to_le_bytes()]);
+        template_environment::set_clock(Arc::make_mut(&mut self.environment), clock);
     }
 
     /// Renders turns as text; `None` if there is no template.
