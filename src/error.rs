@@ -3,7 +3,7 @@
 pub mod diagnosis;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use diagnosis::Diagnosis;
 
@@ -65,11 +65,11 @@ pub enum Error {
         reason: String,
     },
     /// A recipe with all its problems.
-    #[error("{}: {}", path.display(), problems.join("; "))]
+    #[error("{}", problems_of(path, problems))]
     Recipe {
         /// The recipe.
         path: PathBuf,
-        /// The problems, one sentence each.
+        /// The problems, one sentence each. Those of settings given by `--set` begin with it, and aren't the file's.
         problems: Vec<String>,
     },
     /// A file that can't be written.
@@ -108,6 +108,14 @@ pub enum Error {
          train.lr or an objective.rate_floor above 0 avoids them in a new run"
     )]
     NonFinite(Box<Diagnosis>),
+}
+
+/// A recipe's problems as one line: those of the file after its name, then those of `--set`.
+fn problems_of(path: &Path, problems: &[String]) -> String {
+    let (given, own): (Vec<&str>, Vec<&str>) =
+        problems.iter().map(String::as_str).partition(|problem| problem.starts_with("--set"));
+    let own = (!own.is_empty()).then(|| format!("{}: {}", path.display(), own.join("; ")));
+    own.iter().map(String::as_str).chain(given).collect::<Vec<_>>().join("; ")
 }
 
 impl Error {

@@ -21,6 +21,7 @@ mod convert;
 mod data;
 mod eval;
 mod generate;
+pub mod hints;
 mod inspect;
 mod likelihood;
 mod merge;
