@@ -62,8 +62,8 @@ fn in_short(page: &mut String, findings: &Findings) {
     page.push_str("## In short\n\n");
     for setting in &findings.settings {
         for metric in setting.metrics() {
-            let last = setting.steps.last().map(|step| format!(", step {step}")).unwrap_or_default();
-            let _ = writeln!(page, "{}, {}{last}:\n", setting.name, metric.name());
+            let last = setting.steps.last().map(|step| format!(" at step {step}")).unwrap_or_default();
+            let _ = writeln!(page, "Setting {}, {}{last}:\n", setting.name, metric.name());
             for sentence in sentences::of_setting(setting, metric) {
                 let _ = writeln!(page, "- {sentence}");
             }

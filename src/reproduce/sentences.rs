@@ -41,8 +41,14 @@ fn of_difference(difference: &Difference) -> String {
         _ if low <= 0.0 && high >= 0.0 => "not told apart".to_owned(),
         _ => format!("{} is better", name(if is_arms { arm } else { reference })),
     };
+    let [mean, low, high] = [mean, low, high].map(|value| without_sign_of_zero(value, decimals));
     let interval = if count > 1 { format!(" [{low:.decimals$}, {high:.decimals$}]") } else { String::new() };
     format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), seeds(count))
+}
+
+/// A value that would be printed as -0.0 as 0.0.
+fn without_sign_of_zero(value: f64, decimals: usize) -> f64 {
+    if value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) { 0.0 } else { value }
 }
 
 fn seeds(count: usize) -> String {
@@ -53,6 +59,8 @@ fn seeds(count: usize) -> String {
 fn pair(arm: &str, reference: &str) -> String {
     match (arm, reference) {
         ("weft-answer", "sft-answer") => "WeFT - SFT, both divided by answer tokens".to_owned(),
+        ("sft-masked", "sft-answer") => "SFT divided by masked tokens - SFT divided by answer tokens".to_owned(),
+        ("weft-masked", "weft-answer") => "WeFT divided by masked tokens - WeFT divided by answer tokens".to_owned(),
         _ => format!("{} - {}", name(arm), name(reference)),
     }
 }

@@ -267,7 +267,7 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
 ];
 
 const LOGGED: &str =
-    "metrics.jsonl, TensorBoard events and report.html are always written; docs/hub.md syncs them to W&B";
+    "metrics.jsonl, TensorBoard events and report.html are always written; docs/hub.md logs them to W&B";
 const PUSHED: &str = "nothing is uploaded by a run; docs/hub.md has the line that uploads its folder";
 const RANKS: &str =
     "ranks started by torchrun or mpirun train data-parallel on CPUs or GPUs (docs/cuda.md, docs/scaling.md)";
