@@ -134,7 +134,7 @@ fn options_of_other_programs_lead_to_ours() {
         (&["train", "a.toml", "--dry-run"], "weft train has no --dry-run; weft plan RECIPE predicts"),
         (
             &["train", "--deepspeed", "ds.json"],
-            "weft train has no --deepspeed; leave it out: ranks started by torchrun",
+            "weft train has no --deepspeed; leave it out: torchrun (on GPUs) or mpirun starts ranks",
         ),
         (&["generate", "--max-new-tokens", "48"], "weft generate has no --max-new-tokens; write --gen-length 48"),
         (&["generate", "--steps", "48"], "weft generate has no --steps; write --diffusion-steps 48"),

@@ -270,7 +270,7 @@ const LOGGED: &str =
     "metrics.jsonl, TensorBoard events and report.html are always written; docs/hub.md logs them to W&B";
 const PUSHED: &str = "nothing is uploaded by a run; docs/hub.md has the line that uploads its folder";
 const RANKS: &str =
-    "ranks started by torchrun or mpirun train data-parallel on CPUs or GPUs (docs/cuda.md, docs/scaling.md)";
+    "torchrun (on GPUs) or mpirun starts ranks that train data-parallel (docs/cuda.md, docs/scaling.md)";
 const STORED: &str =
     "bases are f32 or bf16 as they are stored; model.precision and docs/memory.md say what saves memory";
 const COMPILED: &str = "Weft's kernels are its own, fused and compiled beforehand, attention and loss among them";
