@@ -19,12 +19,13 @@ const MAIN: [&str; 4] = ["sft-answer", "sft-masked", "weft-answer", "weft-masked
 const MOST_CURVES: usize = 4;
 
 /// What the symbols of the tables mean.
-const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval (Student's t). A difference such as \
-`+1.2 [-0.3, 2.7], p 0.110/0.130, 7:3` is the mean of the differences seed by seed, with its interval, the p value of the \
-paired t test, that of the exact sign-flip test, and the numbers of seeds in which the first arm's value is higher and \
-lower. Two arms are told apart if the interval excludes 0; neither the intervals nor the p values are corrected for the \
-number of comparisons. `-` stands where no finished run gives a value. The held-out loss is SFT's bound whatever the \
-objective, so that all arms can be compared by it; lower is better.";
+const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval (Student's t). A \
+                      difference such as `+1.2 [-0.3, 2.7], p 0.110/0.130, 7:3` is the mean of the differences seed by \
+                      seed, with its interval, the p value of the paired t test, that of the exact sign-flip test, and \
+                      the numbers of seeds in which the first arm's value is higher and lower. Two arms are told apart \
+                      if the interval excludes 0; neither the intervals nor the p values are corrected for the number \
+                      of comparisons. `-` stands where no finished run gives a value. The held-out loss is SFT's bound \
+                      whatever the objective, so that all arms can be compared by it; lower is better.";
 
 /// The report as Markdown.
 pub fn page(findings: &Findings, recipe: &Path) -> String {
