@@ -22,6 +22,7 @@ mod convert;
 mod data;
 mod eval;
 mod generate;
+pub mod hints;
 mod inspect;
 mod likelihood;
 mod merge;

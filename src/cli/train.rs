@@ -21,6 +21,7 @@ use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::Recipe;
 use weft::report::training::{self, Sample};
+use weft::reproduce::study;
 use weft::train::optimizer::Optimizer;
 use weft::train::rank_log::RankLog;
 use weft::train::{checkpoint, run};
@@ -266,7 +267,9 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
         Some(path) => Recipe::read(path, settings)?,
         None => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), settings)?,
     };
-    recipe.warnings().iter().filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
+    let comparison = path.and_then(study::warning);
+    let warnings = recipe.warnings().into_iter().chain(comparison);
+    warnings.filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
     Ok(recipe)
 }
 
