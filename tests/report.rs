@@ -127,15 +127,15 @@ fn sft_has_no_entropies_to_show() {
 fn a_resumed_runs_events_are_those_of_its_metrics() {
     let folder = folder("report-resume");
     assert!(weft(&folder, &["train", "recipe.toml"]).status.success());
-    let events = || std::fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
+    let events = || std::fs::read(folder.join("run/events.out.tfevents.weft")).expect("there are events");
     let whole = events();
-    let losses = whole.windows(6).filter(|w| w == b"\x0a\x04loss").count();
+    let losses = whole.windows(13).filter(|w| w == b"\x0a\x0bcurves/loss").count();
     assert_eq!(losses, 4, "one of each step");
     // As after a crash: the last checkpoint is gone, the files tell of a step more.
     std::fs::remove_dir_all(folder.join("run/checkpoints/step-00000004")).expect("it was kept");
     assert!(weft(&folder, &["train", "recipe.toml", "--resume"]).status.success());
     let resumed = events();
-    assert_eq!(resumed.windows(6).filter(|w| w == b"\x0a\x04loss").count(), 4, "none twice");
+    assert_eq!(resumed.windows(13).filter(|w| w == b"\x0a\x0bcurves/loss").count(), 4, "none twice");
     let lines = read(&folder, "run/metrics.jsonl").lines().count();
     assert_eq!(lines, 4 + 3, "four steps, three evaluations");
 }

@@ -27,6 +27,7 @@ mod template_variables;
 pub mod token_cache;
 pub mod tokenizer;
 pub(crate) mod tokenizer_files;
+pub mod turns;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
