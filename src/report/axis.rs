@@ -116,7 +116,7 @@ mod tests {
         assert!((middle - 0.5).abs() < 1e-9, "one value lies at {middle}, not in the middle");
         assert!(Axis::over([].into_iter(), [0.0, 1.0]).place(0.5).is_finite());
         let tight = Axis::between([3.0, 47.0].into_iter(), [0.0, 100.0]);
-        assert_eq!(tight.ticks, [3.0, 47.0], "no tick lies outside, and both ends have labels");
+        assert_eq!(tight.ticks, [3.0, 20.0, 30.0, 47.0], "no tick lies outside, and both ends have labels");
         assert_eq!([tight.place(3.0), tight.place(25.0), tight.place(47.0)], [0.0, 50.0, 100.0]);
         assert_eq!(Axis::between([3.0, 47.0].into_iter(), [0.0, 400.0]).ticks, [3.0, 10.0, 20.0, 30.0, 40.0, 47.0]);
         assert_eq!(Axis::between([1.0, 97.0].into_iter(), [0.0, 400.0]).ticks, [1.0, 20.0, 40.0, 60.0, 80.0, 97.0]);

@@ -77,7 +77,7 @@ pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> S
         false => Axis::over(values(), [bottom, top]),
     };
     let names: Vec<&str> = bands.iter().chain(curves).map(|c| c.name.as_str()).collect();
-    let (legend, rows) = legend(if names.len() > 1 { &names } else { &[] }, bottom + 64.0);
+    let (legend, rows) = legend(if names.len() > 1 { &names } else { &[] }, bands.len(), bottom + 64.0);
     let mut svg = open(&title, titles.title, bottom + 48.0 + LINE * rows as f64);
     grid(&mut svg, (&x, Some(&y)), LEFT, [top, bottom]);
     text(&mut svg, [(LEFT + RIGHT) / 2.0, bottom + 38.0], "middle", titles.x);
@@ -88,12 +88,15 @@ pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> S
         top + PLANE / 2.0,
         escape(&of_y)
     );
-    for (i, curve) in bands.iter().chain(curves).enumerate() {
+    for curve in bands {
+        svg.push_str(r#"<g class="k0">"#);
+        band(&mut svg, (&x, &y), curve);
+        svg.push_str("</g>");
+    }
+    for (i, curve) in curves.iter().enumerate() {
         let _ = write!(svg, r#"<g {}>"#, look(i));
         band(&mut svg, (&x, &y), curve);
-        if i >= bands.len() {
-            line(&mut svg, (&x, &y), curve);
-        }
+        line(&mut svg, (&x, &y), curve);
         svg.push_str("</g>");
     }
     svg + &legend + "</svg>\n"
@@ -211,8 +214,9 @@ fn look(index: usize) -> String {
     format!(r#"class="k{}"{dashes}"#, index % COLOURS)
 }
 
-/// The legend of curves, the first line at this height, and the number of its lines.
-fn legend(names: &[&str], y: f64) -> (String, usize) {
+/// The legend of curves, of which the first `bands` are bands, with its first line at this height; and the number of its
+/// lines. A band lies over the earlier ones, and so do their keys.
+fn legend(names: &[&str], bands: usize, y: f64) -> (String, usize) {
     let (mut svg, mut row, mut x) = (String::new(), 0, 8.0);
     for (i, name) in names.iter().enumerate() {
         let name = shortened(name, ((RIGHT - 28.0) / CHARACTER) as usize);
@@ -221,13 +225,19 @@ fn legend(names: &[&str], y: f64) -> (String, usize) {
             (row, x) = (row + 1, 8.0);
         }
         let y = y + LINE * row as f64;
-        let _ = write!(
-            svg,
-            r#"<line data-key="{i}" {} x1="{x:.0}" x2="{:.0}" y1="{at:.0}" y2="{at:.0}" stroke="currentColor" stroke-width="4"/>"#,
-            look(i),
-            x + 16.0,
-            at = y - 5.0
-        );
+        let at = y - 5.0;
+        let key = match i.checked_sub(bands) {
+            Some(line) => format!(
+                r#"<line {} x1="{x:.0}" x2="{:.0}" y1="{at:.0}" y2="{at:.0}" stroke="currentColor" stroke-width="4"/>"#,
+                look(line),
+                x + 16.0
+            ),
+            None => {
+                let one = format!(r#"<rect class="band" x="{x:.0}" y="{:.0}" width="16" height="12"/>"#, at - 6.0);
+                format!(r#"<g class="k0">{}</g>"#, one.repeat(i + 1))
+            }
+        };
+        let _ = write!(svg, "<g data-key=\"{i}\">{key}</g>");
         text(&mut svg, [x + 22.0, y], "start", &name);
         x += width;
     }
@@ -238,7 +248,9 @@ fn grid(svg: &mut String, (x, y): (&Axis, Option<&Axis>), left: f64, [top, botto
     for tick in &x.ticks {
         let at = x.place(*tick);
         let _ = write!(svg, r#"<line class="grid" x1="{at:.1}" x2="{at:.1}" y1="{top}" y2="{bottom}"/>"#);
-        text(svg, [at, bottom + 18.0], "middle", &short(*tick));
+        // The last label is as long as a step's number may be, and must not leave the chart.
+        let half = short(*tick).len() as f64 * CHARACTER / 2.0;
+        text(svg, [at.min(WIDTH - half - 4.0), bottom + 18.0], "middle", &short(*tick));
     }
     for tick in y.iter().flat_map(|y| &y.ticks) {
         let at = y.map_or(0.0, |y| y.place(*tick));
@@ -312,7 +324,10 @@ mod tests {
             &[one(), curve("a name of many letters, so the legend has a row more", (0..2).map(f64::from))],
         );
         assert_eq!(svg.matches("data-key").count(), 2);
-        assert_eq!(curves_over_bands(titles, &[one()], &[one()]).matches("<polygon").count(), 2);
+        let band = || Curve { name: "band".to_owned(), points: vec![[0.0, 1.0, 0.5, 1.5], [1.0, 2.0, 1.5, 2.5]] };
+        let svg = curves_over_bands(titles, &[band(), band()], &[one()]);
+        assert_eq!((svg.matches("<polygon").count(), svg.matches("<polyline").count()), (2, 1));
+        assert_eq!(svg.matches("class=\"band\" x").count(), 3, "the second band's key has both colours");
     }
 
     #[test]

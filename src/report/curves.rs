@@ -46,7 +46,8 @@ impl Log {
     }
 }
 
-/// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page.
+/// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page. A group
+/// stands at the middle of its steps; the first and the last one stand at the curve's ends.
 pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
     let group = points.len().div_ceil(MOST_POINTS).max(1);
     let together = |group: &[[f64; 2]]| {
@@ -54,7 +55,12 @@ pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
         let range = |f: fn(f64, f64) -> f64| group.iter().map(|p| p[1]).reduce(f).expect("a group has a point");
         [mean(0), mean(1), range(f64::min), range(f64::max)]
     };
-    points.chunks(group).map(together).collect()
+    let mut thinned: Vec<[f64; 4]> = points.chunks(group).map(together).collect();
+    let ends = points.first().zip(points.last());
+    if let (Some((first, last)), [begin, .., end]) = (ends, thinned.as_mut_slice()) {
+        (begin[0], end[0]) = (first[0], last[0]);
+    }
+    thinned
 }
 
 #[cfg(test)]
@@ -66,7 +72,8 @@ mod tests {
         let points: Vec<[f64; 2]> = (0..250).map(|i| [f64::from(i), f64::from(i % 3)]).collect();
         let thinned = thin(&points);
         assert_eq!(thinned.len(), 84, "three steps a point");
-        assert_eq!(thinned[0], [1.0, 1.0, 0.0, 2.0]);
+        assert_eq!(thinned[..2], [[0.0, 1.0, 0.0, 2.0], [4.0, 1.0, 0.0, 2.0]]);
+        assert_eq!(thinned[83][0], 249.0, "the curve has the ends of its steps");
         assert_eq!(thin(&points[..2]), [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]);
         assert!(thin(&[]).is_empty());
     }

@@ -48,7 +48,11 @@ pub fn write(output: &Path, (results, facts): (&Facts, &Facts), samples: &[Sampl
     let name = |key: &Value| key.as_str().unwrap_or("-").to_owned();
     let title = format!("{} on {}", name(&recipe["objective"]["kind"]), name(&recipe["model"]["path"]));
     let mut body = format!("<h1>{}</h1>\n", escape(&title));
-    let when = log.when().map(|[began, ended]| format!(", {} to {}", utc(began), utc(ended))).unwrap_or_default();
+    let when = log.when().map(|times| times.map(utc)).map(|[began, ended]| match began == ended {
+        true => format!(", {began}"),
+        false => format!(", {began} to {ended}"),
+    });
+    let when = when.unwrap_or_default();
     let _ = writeln!(body, "<p class=\"note\">{}{when}</p>", escape(&output.display().to_string()));
     body.push_str("<div class=\"tiles\">\n");
     results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
