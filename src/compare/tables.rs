@@ -120,7 +120,11 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or(NONE.to_owned(), |value| format!("{value:.decimals$}"))
 }
 
-fn ends(Interval { low, high, .. }: Interval, unit: f64) -> String {
+/// The ends of an interval; items that are all alike, or only one, say nothing about others.
+fn ends(Interval { low, high, deviation, .. }: Interval, unit: f64) -> String {
+    if deviation == 0.0 {
+        return NONE.to_owned();
+    }
     match unit == 1.0 {
         true => format!("[{low:.4}, {high:.4}]"),
         false => format!("[{:.1}, {:.1}]", unit * low, unit * high),
@@ -131,6 +135,9 @@ fn ends(Interval { low, high, .. }: Interval, unit: f64) -> String {
 fn against(difference: Option<Interval>, unit: f64) -> String {
     let Some(interval) = difference else { return NONE.to_owned() };
     let mean = if unit == 1.0 { format!("{:+.4}", interval.mean) } else { format!("{:+.1}", unit * interval.mean) };
+    if interval.deviation == 0.0 {
+        return mean;
+    }
     let told = if interval.low <= 0.0 && interval.high >= 0.0 { ", not told apart" } else { "" };
     format!("{mean} {}{told}", ends(interval, unit))
 }

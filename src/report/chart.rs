@@ -8,7 +8,7 @@ use super::axis::Axis;
 use super::visible::visible;
 
 const WIDTH: f64 = 480.0;
-const LEFT: f64 = 78.0;
+const LEFT: f64 = 84.0;
 const RIGHT: f64 = 462.0;
 /// Where the first line of a title stands; the height of a line of text.
 const TITLE: f64 = 24.0;
@@ -272,10 +272,15 @@ fn dot(svg: &mut String, [x, y]: [f64; 2], is_shown: bool, words: &str) {
     );
 }
 
-/// A number with at most four significant digits.
+/// A number with at most four significant digits; a very small or large one with an exponent.
 pub(super) fn short(value: f64) -> String {
     if value == 0.0 || value.abs() < 1e-12 {
         return "0".to_owned();
+    }
+    if !(1e-3..1e6).contains(&value.abs()) {
+        let text = format!("{value:.3e}");
+        let (digits, exponent) = text.split_once('e').expect("it has an exponent");
+        return format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.'));
     }
     let decimals = (3 - value.abs().log10().floor() as i32).clamp(0, 8) as usize;
     let text = format!("{value:.decimals$}");
@@ -332,8 +337,16 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let cases =
-            [(0.0, "0"), (12.0, "12"), (0.123_456, "0.1235"), (98_765.4, "98765"), (-1.5, "-1.5"), (1e-3, "0.001")];
+        let cases = [
+            (0.0, "0"),
+            (2e-5, "2e-5"),
+            (-1.25e7, "-1.25e7"),
+            (12.0, "12"),
+            (0.123_456, "0.1235"),
+            (98_765.4, "98765"),
+            (-1.5, "-1.5"),
+            (1e-3, "0.001"),
+        ];
         cases.into_iter().for_each(|(value, expected)| assert_eq!(short(value), expected));
     }
 
