@@ -26,7 +26,7 @@ fn of_git() -> Option<String> {
         }
     }
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let is_changed = git(&["status", "--porcelain", "--untracked-files=no"])? != "";
+    let is_changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
     Some(if is_changed { format!("{commit} with changes") } else { commit })
 }
 
