@@ -47,7 +47,7 @@ fn runs(name: &str, settings: &[(&str, &[&str])]) -> PathBuf {
 fn last_loss(folder: &Path, run: &str) -> f64 {
     let metrics = std::fs::read_to_string(folder.join(format!("runs/{run}/metrics.jsonl"))).expect("there are metrics");
     let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
-    lines.filter_map(|line| line["held_out_nll_bound"].as_f64()).last().expect("it was evaluated")
+    lines.filter_map(|line| line["held_out_nll_bound"].as_f64()).next_back().expect("it was evaluated")
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn band(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
 /// The line of a curve and its points. Points that would touch each other are shown when the pointer rests on them.
 fn line(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
     let at = |p: &[f64; 4]| [x.place(p[0]), y.place(p[1])];
-    let line: Vec<String> = curve.points.iter().map(|p| at(p)).map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
+    let line: Vec<String> = curve.points.iter().map(at).map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
     let _ =
         write!(svg, r#"<polyline points="{}" fill="none" stroke="currentColor" stroke-width="2"/>"#, line.join(" "));
     let apart = curve.points.windows(2).map(|pair| x.place(pair[1][0]) - x.place(pair[0][0])).fold(WIDTH, f64::min);
