@@ -30,7 +30,7 @@ use crate::parallel::{Ranks, solo};
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
-use crate::train::resolved::Resolved;
+use crate::train::resolved::{ROWS, Resolved, TOKENIZER};
 use crate::train::{Job, Trainer};
 
 /// A recipe with the rows, problems and ranks that it works on.
@@ -47,6 +47,8 @@ pub struct Experiment {
     pub ranks: Ranks,
     /// The sources of the training rows, and that of the held-out rows.
     sources: Sources,
+    /// The hash of the base's tokenizer and chat template.
+    tokenizer: u128,
 }
 
 impl Experiment {
@@ -143,7 +145,7 @@ impl Experiment {
         let train = data::load_mixed(&sources.train, &reading)?;
         let held_out = held_out_rows(held_out, &reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
-        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, tokenizer: text.content_key() })
     }
 
     /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
@@ -162,7 +164,8 @@ impl Experiment {
     pub fn resolved(&self) -> Resolved {
         let parts = self.train.parts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.parts));
         let mut resolved = self.recipe.resolved();
-        resolved.recipe["rows"] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved.recipe[ROWS] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved.recipe[TOKENIZER] = format!("{:032x}", self.tokenizer).into();
         resolved
     }
 

@@ -12,8 +12,6 @@ use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
 use crate::eval::settings::EvalTable;
-use crate::files::read_text;
-use crate::files::is_named_as_rows;
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;

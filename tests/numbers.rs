@@ -282,7 +282,7 @@ fn a_run_names_file_and_row_and_goes_on_without_them() {
     assert!(shown.contains("; 2 of 4 steps skipped, not finite\n"), "{shown}");
     let report = fs::read_to_string(folder.join("run/report.html")).expect("there is a report");
     assert!(report.contains("Skipped steps") && report.contains("2 of 4 steps skipped"), "the report tells of them");
-    let events = fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
+    let events = fs::read(folder.join("run/events.out.tfevents.weft")).expect("there are events");
     let tag = b"skipped_steps";
     assert_eq!(events.windows(tag.len()).filter(|bytes| bytes == tag).count(), 4, "one a step");
 }

@@ -103,7 +103,7 @@ fn a_killed_comparison_ends_as_an_unbroken_one() {
         .map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned())
         .collect();
     files.sort();
-    assert_eq!(files, ["metrics.jsonl", "outcome.json", "points.json", "recipe.json", "tensorboard"]);
+    assert_eq!(files, ["events.out.tfevents.weft", "metrics.jsonl", "outcome.json", "points.json", "recipe.json"]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod asking;
 mod bench;
 mod best;
 mod chat;
+mod compare;
 mod completions;
 mod convert;
 mod data;
@@ -85,7 +86,11 @@ pub struct Cli {
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
-    format!("{}\nfeatures: {features}\nprocessor: {}", env!("CARGO_PKG_VERSION"), processor())
+    let commit = match env!("WEFT_COMMIT") {
+        "" => String::new(),
+        commit => format!("\ncommit: {commit}"),
+    };
+    format!("{}\nfeatures: {features}\nprocessor: {}{commit}", env!("CARGO_PKG_VERSION"), processor())
 });
 
 /// Cargo features that change what the program can do.
@@ -120,6 +125,7 @@ enum Command {
     Convert(convert::Convert),
     Parity(parity::Parity),
     Plan(plan::Plan),
+    Compare(compare::Compare),
     Pretrain(pretrain::Pretrain),
     Reproduce(reproduce::Reproduce),
     Bench(bench::Bench),
@@ -133,7 +139,7 @@ impl Command {
             Self::Train(_) | Self::Eval(_) | Self::Generate(_) | Self::Inspect(_) | Self::Likelihood(_) => true,
             Self::Parity(_) | Self::Pretrain(_) | Self::Reproduce(_) | Self::Bench(_) => true,
             Self::Recipe(_) | Self::Data(_) | Self::Score(_) | Self::Merge(_) | Self::Plan(_) => false,
-            Self::Convert(_) | Self::Completions(_) => false,
+            Self::Compare(_) | Self::Convert(_) | Self::Completions(_) => false,
         }
     }
 }
@@ -185,6 +191,7 @@ impl Cli {
             Command::Inspect(command) => command.run(self.quiet),
             Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(self.quiet),
+            Command::Compare(command) => command.run(),
             Command::Convert(command) => command.run(self.quiet),
             Command::Parity(command) => command.run(self.quiet),
             Command::Plan(command) => command.run(self.quiet, device),

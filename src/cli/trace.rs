@@ -5,6 +5,7 @@ use std::sync::mpsc::Receiver;
 
 use console::{Style, Term, measure_text_width};
 use weft::data::chat_template::TextModel;
+use weft::report::visible::visible;
 
 /// The sign for a masked token.
 const MASK: &str = "\u{2591}";
@@ -64,7 +65,10 @@ impl Trace<'_> {
         let run = |run: &[State]| {
             let ids = &answer[start..start + run.len()];
             start += run.len();
-            let text = if run[0] == State::Masked { MASK.repeat(ids.len()) } else { self.text.decode_canvas(ids) };
+            let text = match run[0] {
+                State::Masked => MASK.repeat(ids.len()),
+                _ => visible(&self.text.decode_canvas(ids)).into_owned(),
+            };
             (run[0], text)
         };
         states.chunk_by(|a, b| a == b).map(run).collect()

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use weft::base::{Base, is_embedded};
 use weft::data::Example;
+use weft::data::turns::turns;
 use weft::error::{Error, Result};
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
@@ -22,9 +23,10 @@ use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::Recipe;
 use weft::report::training::{self, Sample};
 use weft::reproduce::study;
+use weft::train::checkpoint;
 use weft::train::optimizer::Optimizer;
 use weft::train::rank_log::RankLog;
-use weft::train::{checkpoint, run};
+use weft::train::run::{self, RESULTS};
 use weft_kernels::cuda::WORKSPACE;
 
 use super::best;
@@ -36,9 +38,6 @@ use super::question;
 use super::results::Results;
 use super::rows;
 use super::warn_of_base;
-
-/// The file in the run's folder with the results of a finished run: the object that `--json` prints.
-const RESULTS: &str = "results.json";
 
 /// The recipe that `weft train` runs when none is given.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
@@ -152,6 +151,7 @@ impl Train {
         let results = Results {
             steps,
             summary: &summary,
+            experiment: &experiment,
             scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
             memory_bytes: [used_bytes(), plan.peak_bytes as u64],
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
@@ -168,7 +168,7 @@ impl Train {
 
     /// Writes the report and the results, and prints these.
     fn finish(&self, output: &Path, results: &Results, samples: &[Sample]) -> Result<ExitCode> {
-        training::write(output, &results.rows(), samples)?;
+        training::write(output, (&results.rows(), &results.facts()), samples)?;
         let object = results.to_json();
         // This file is written last: where it exists, the run is finished.
         write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
@@ -338,7 +338,7 @@ fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folde
 fn first_samples(experiment: &Experiment, base: &Base) -> Result<Vec<Sample>> {
     let before = experiment.samples(&base.model, &base.text)?;
     let sample = |(row, before): (&Example, String)| Sample {
-        prompt: base.text.decode_canvas(&row.prompt_ids),
+        prompt: turns(&base.text, &row.prompt_ids),
         expected: base.text.decode_answer(&row.answer_ids),
         before,
         after: String::new(),

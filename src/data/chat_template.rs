@@ -295,6 +295,12 @@ impl TextModel {
         self.tokenizer.id_to_token(id)
     }
 
+    /// The ids of the tokenizer's special tokens.
+    pub fn special_ids(&self) -> BTreeSet<u32> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect()
+    }
+
     /// The number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)

@@ -41,6 +41,7 @@ mod template_variables;
 pub mod token_cache;
 pub mod tokenizer;
 pub(crate) mod tokenizer_files;
+pub mod turns;
 pub mod typed_tokens;
 
 use serde::{Deserialize, Serialize};

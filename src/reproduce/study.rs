@@ -156,7 +156,7 @@ impl Study {
         }
         let base = |setting: &Setting| resolve(setting, &[], own(output.join(&setting.name).join("base"), first_seed));
         let bases: Vec<Recipe> = table.settings.iter().map(base).collect::<Result<_>>()?;
-        match table.settings.iter().zip(&bases).find(|(_, recipe)| !has_held_out(recipe)) {
+        match table.settings.iter().zip(&bases).find(|(_, recipe)| !recipe.data.has_held_out()) {
             Some((setting, _)) => Err(Error::Recipe {
                 path: path.to_owned(),
                 problems: vec![format!(
@@ -167,11 +167,6 @@ impl Study {
             None => Ok(Self { warnings: warnings(&recipe), table, output, runs, bases }),
         }
     }
-}
-
-/// Whether a recipe has rows to score its runs by.
-fn has_held_out(recipe: &Recipe) -> bool {
-    recipe.data.held_out.is_some() || recipe.data.generate.is_some()
 }
 
 /// The settings of the recipe that a comparison doesn't use.

@@ -125,7 +125,7 @@ impl Trainer {
             masked = rows(sequence, |_, _| true);
         }
         let mut grads = self.model.zero_gradients();
-        let (loss, _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));
+        let ([loss, _], _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));
         if !is_idle && loss.is_finite() && gradient_norm(&grads).is_finite() {
             return None;
         }

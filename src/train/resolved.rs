@@ -10,7 +10,10 @@ use crate::files::read_text;
 use crate::model::settings::shell_word;
 
 /// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
-const ROWS: &str = "rows";
+pub(crate) const ROWS: &str = "rows";
+/// The key under which a resolved recipe holds the hash of the base's tokenizer and chat template. It says which runs can
+/// be compared; whether one can be resumed, the rows' keys say.
+pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// The settings of a run with every default filled in, as its folder and its checkpoints store them.
 #[derive(Clone, Debug, Default, PartialEq)]
