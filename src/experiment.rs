@@ -9,9 +9,12 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::base::Base;
+use crate::data::chat::Turn;
 use crate::data::chat_template::TextModel;
+use crate::data::hold_out::{HeldOut, divide};
 use crate::data::packing::Padding;
 use crate::data::settings::PADDED_TEXT;
+use crate::data::shared_rows::SharedRows;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading, generated};
@@ -28,7 +31,7 @@ use crate::parallel::{Ranks, solo};
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
-use crate::train::resolved::Resolved;
+use crate::train::resolved::{ROWS, Resolved, TOKENIZER};
 use crate::train::{Job, Trainer};
 
 /// A recipe with the rows, problems and ranks that it works on.
@@ -43,8 +46,10 @@ pub struct Experiment {
     pub problems: Vec<Problem>,
     /// The ranks that take part in the experiment.
     pub ranks: Ranks,
-    /// The sources of the training rows.
-    sources: Vec<Source>,
+    /// The sources of the training rows, and that of the held-out rows.
+    sources: Sources,
+    /// The hash of the base's tokenizer and chat template.
+    tokenizer: u128,
 }
 
 impl Experiment {
@@ -130,20 +135,24 @@ impl Experiment {
             let sampling = recipe.sampling(config);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;
-        let problems = match (recipe.eval.task, &held_out) {
-            (Some(task), Some(source)) => {
-                let mut problems = problems_of(task, source)?;
-                problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
-                problems
-            }
-            _ => vec![],
+        let sources = Sources::of(&recipe, folder)?;
+        let held_out = &sources.held_out;
+        let mut problems = match recipe.eval.task {
+            Some(task) => held_out.iter().map(|source| problems_of(task, source)).collect::<Result<Vec<_>>>()?.concat(),
+            None => vec![],
         };
+        problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
         let reading = reading(&recipe, text, config.mask_token_id);
-        let train = data::load_mixed(&sources, &reading)?;
-        let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+        let train = data::load_mixed(&sources.train, &reading)?;
+        let held_out = held_out_rows(held_out, &reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
-        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, tokenizer: text.content_key() })
+    }
+
+    /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
+    /// its files again.
+    pub fn shared_rows(&self) -> Option<SharedRows> {
+        self.sources.shared_rows(&self.train, self.held_out.as_ref())
     }
 
     /// The tokenized held-out rows.
@@ -156,7 +165,8 @@ impl Experiment {
     pub fn resolved(&self) -> Resolved {
         let parts = self.train.parts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.parts));
         let mut resolved = self.recipe.resolved();
-        resolved.recipe["rows"] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved.recipe[ROWS] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved.recipe[TOKENIZER] = format!("{:032x}", self.tokenizer).into();
         resolved
     }
 
@@ -193,7 +203,7 @@ impl Experiment {
 
     /// The file and row of a training example.
     fn place(&self, mut example: usize) -> Option<String> {
-        for (source, part) in self.sources.iter().zip(&self.train.parts) {
+        for (source, part) in self.sources.train.iter().zip(&self.train.parts) {
             match example.checked_sub(part.examples) {
                 Some(of_rest) => example = of_rest,
                 None => return data::place(source, part.row_of(example)),
@@ -239,6 +249,11 @@ impl Experiment {
         &rows[..count.min(rows.len())]
     }
 
+    /// What the first held-out row asks, or without such rows the first training row: turns and tools.
+    pub fn first_question(&self) -> Option<(Vec<Turn>, Option<Value>)> {
+        self.sources.held_out.iter().chain(&self.sources.train).find_map(data::first_question)
+    }
+
     fn sampling(&self, model: &Transformer) -> Sampling {
         Sampling { seed: self.recipe.train.seed, ..self.recipe.sampling(&model.config) }
     }
@@ -273,32 +288,54 @@ pub(crate) fn lora_config(table: &ModelTable) -> LoraConfig {
 pub struct Sources {
     /// The sources of the training rows.
     pub train: Vec<Source>,
-    /// The source of the held-out rows.
-    pub held_out: Option<Source>,
+    /// The sources of the held-out rows; none if no rows are held out.
+    pub held_out: Vec<Source>,
 }
 
 impl Sources {
-    /// The sources that a recipe names; generated rows are written into `folder`.
+    /// The rows that are both trained on and held out, of what was read from these sources; `None` if there are none.
+    pub fn shared_rows(&self, train: &Mixed, held_out: Option<&Mixed>) -> Option<SharedRows> {
+        SharedRows::find((train, &self.train), (held_out?, self.held_out.as_slice()))
+    }
+
+    /// The sources that a recipe names; generated rows are written into `folder`. Where a part of the training rows is
+    /// held out, all of them are read once to choose it.
     ///
     /// # Errors
-    /// A file that can't be written.
+    /// A file that can't be written; rows that can't be read or divided.
     pub fn of(recipe: &Recipe, folder: &Path) -> Result<Self> {
         let table = &recipe.data;
         let Some(puzzle) = table.generate else {
-            return Ok(Self { train: table.training(), held_out: table.held_out() });
+            return match &table.held_out {
+                Some(part @ (HeldOut::Percent(_) | HeldOut::Rows(_))) => {
+                    let (train, held_out) = divide(table.training(), part, recipe.train.seed)?;
+                    Ok(Self { train, held_out })
+                }
+                _ => Ok(Self { train: table.training(), held_out: table.held_out() }),
+            };
         };
         let rows = [(table.train_rows, 4096), (table.held_out_rows, 256)];
         let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
-        Ok(Self { train: vec![Source::at(&train, "train")], held_out: Some(Source::at(&held_out, "test")) })
+        Ok(Self { train: vec![Source::at(&train, "train")], held_out: vec![Source::at(&held_out, "test")] })
     }
 }
 
-/// Hands the recipe's `data.chat_template_kwargs` to the chat template.
+/// The held-out rows; `None` if there are no sources of them.
+///
+/// # Errors
+/// The errors of [`data::load_mixed`].
+pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mixed>> {
+    (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
+}
+
+/// Hands the recipe's `data.chat_template_kwargs` to the chat template, and says what `data.special_tokens` makes of
+/// special tokens in prompts.
 ///
 /// # Errors
 /// A variable that the template doesn't read.
 pub fn set_template_kwargs(recipe: &Recipe, text: &mut TextModel) -> Result<()> {
+    text.set_special_tokens(recipe.data.special_tokens);
     text.set_template_kwargs(&recipe.data.chat_template_kwargs, "data.chat_template_kwargs.")
 }
 

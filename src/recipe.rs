@@ -2,20 +2,21 @@
 //! defined. All problems are reported at once, before a file is opened; the error for an unknown key suggests the
 //! nearest known one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::hold_out::HeldOut;
 use crate::data::packing::Padding;
+use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
 use crate::eval::settings::EvalTable;
-use crate::files::{is_named_as_rows, read_text};
 use crate::model::block::Config;
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Blocks, Kind, Objective};
 use crate::sampler::generate::{Attention, Sampling};
-use crate::settings::parse;
+use crate::settings::{parse, recipe_file};
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
 
@@ -43,15 +44,15 @@ impl Recipe {
     /// # Errors
     /// All problems of the recipe at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        Self::parse(&read_text(path)?, path, settings)
+        Self::parse(&recipe_file::read(path)?, path, settings)
     }
 
-    /// Reads a recipe like [`Recipe::read`], from text.
+    /// Reads a recipe like [`Recipe::read`], from text. The table of a comparison, `[reproduce]`, is left out.
     ///
     /// # Errors
     /// All problems of the recipe at once.
     pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
-        parse(text, path, settings, Self::problems)
+        parse(&recipe_file::without_comparison(text), path, settings, Self::problems)
     }
 
     /// The sampler's settings for a model that the recipe trains: where they name none, the attention and the blocks that
@@ -77,21 +78,29 @@ impl Recipe {
     /// The settings without effect, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
-        let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
+        let has_held_out = self.data.has_held_out();
         let entropy = ["transform", "reference", "entropy_every"];
         let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
         let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
         let (generated, of_files) =
-            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
-        let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
+            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on", "on_bad_row"]);
+        let is_file = |paths: Option<&Paths>| paths.is_some_and(Paths::are_files);
+        let of_held_out = self.data.held_out.as_ref();
+        let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());
         let in_blocks = self.objective.blocks != Blocks::None;
         let no_pass = !kind.needs_pass_1();
-        let idle: [(bool, &str, &[&str], String); 14] = [
+        let idle: [(bool, &str, &[&str], String); 15] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
-            (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
-            (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
+            (is_file(self.data.train.as_ref()), "data", &["split"], "data.train is a file".to_owned()),
+            (
+                is_file(of_held_out.and_then(HeldOut::files)),
+                "data",
+                &["held_out_split"],
+                "data.held_out is a file".to_owned(),
+            ),
+            (is_part, "data", &["held_out_split"], "data.held_out is a part of the training rows".to_owned()),
             (!kind.needs_entropy(), "objective", &entropy, of_kind("which uses no entropies")),
             (no_pass, "objective", &["entropy_precision"], of_kind("which has one pass only")),
             (kind != Kind::Lift, "objective", &["lift_policy"], of_kind("not lift")),
@@ -142,15 +151,16 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{SYNONYMS, own_place};
+    use crate::settings::{other_names::SYNONYMS, own_place};
 
     #[test]
     fn every_synonym_leads_to_a_key() {
         let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
-        for (name, place) in SYNONYMS {
+        for (name, place, take) in SYNONYMS {
             let (table, key) = place.split_once('.').expect("a place is table.key");
             assert!(known[table].get(key).is_some(), "{name} leads to {place}, which is no key");
-            assert_eq!(own_place(name, known.as_object().expect("a table")).as_deref(), Some(place));
+            let found = own_place(name, table, known.as_object().expect("a table")).expect("it has a place");
+            assert_eq!((&found.keys[..], found.take), (&[(*place).to_owned()][..], *take));
         }
     }
 
@@ -159,22 +169,22 @@ mod tests {
         let problems = |setting: &str| {
             let settings = ["data.train=a.jsonl".to_owned(), setting.to_owned()];
             let error = Recipe::parse("", Path::new("r.toml"), &settings).expect_err(setting);
-            error.to_string().trim_start_matches("r.toml: ").to_owned()
+            error.to_string()
         };
         for (setting, expected) in [
-            ("train.lr=fast", "train.lr = \"fast\": give a number"),
-            ("train.epochs=-1", "train.epochs = -1: give a whole number, 0 or above"),
-            ("train.epochs=1.5", "train.epochs = 1.5: give a whole number, 0 or above"),
-            ("model.use_rslora=1", "model.use_rslora = 1: give true or false"),
-            ("model.lora_targets=q_proj", "model.lora_targets = \"q_proj\": give a list in [ ]"),
-            ("train.output=1", "train.output = 1: give a string in quotes"),
-            ("model.trainable=all", "model.trainable = \"all\": the known values are lora, full"),
-            ("model.trainable=1", "model.trainable = 1: give one of its names, in quotes"),
+            ("train.lr=fast", "--set train.lr = \"fast\": give a number"),
+            ("train.epochs=-1", "--set train.epochs = -1: give a whole number, 0 or above"),
+            ("train.epochs=1.5", "--set train.epochs = 1.5: give a whole number, 0 or above"),
+            ("model.use_rslora=1", "--set model.use_rslora = 1: give true or false"),
+            ("model.lora_targets=q_proj", "--set model.lora_targets = \"q_proj\": give a list in [ ]"),
+            ("train.output=1", "--set train.output = 1: give a string in quotes"),
+            ("model.trainable=all", "--set model.trainable = \"all\": the known values are lora, full"),
+            ("model.trainable=1", "--set model.trainable = 1: give one of its names, in quotes"),
             ("lr=1e-4", "--set \"lr=1e-4\" is not table.key=value; write train.lr=1e-4"),
             ("learning_rate=1e-4", "--set \"learning_rate=1e-4\" is not table.key=value; write train.lr=1e-4"),
-            ("train.learning_rate=1e-4", "unknown key train.learning_rate; set train.lr"),
-            ("train.lora_rank=4", "unknown key train.lora_rank; set model.lora_rank"),
-            ("train.epoch=4", "unknown key train.epoch; the nearest known one is train.epochs"),
+            ("train.learning_rate=1e-4", "--set: unknown key train.learning_rate; set train.lr"),
+            ("train.lora_rank=4", "--set: unknown key train.lora_rank; set model.lora_rank"),
+            ("train.epoch=4", "--set: unknown key train.epoch; the nearest known one is train.epochs"),
         ] {
             assert_eq!(problems(setting), expected);
         }

@@ -24,10 +24,12 @@ pub enum Stream {
     Sampling = 6,
     /// The masks of a likelihood's samples.
     Likelihood = 9,
+    /// The assistant turn of a chat that an epoch trains on.
+    Answer = 10,
     /// The block of an answer that is noised by itself.
-    Block = 10,
+    Block = 11,
     /// LIFT's margin, choice and ranks.
-    Lift = 11,
+    Lift = 12,
 }
 
 /// The draws of one example in one epoch for one purpose.

@@ -10,7 +10,7 @@ use super::config::ModelConfig;
 use super::facts::Overrides;
 use super::foreign;
 use super::layout::{self, Layout};
-use super::weights::{Checkpoint, INDEX, SINGLE, Tensor, write_tensors};
+use super::weights::{Checkpoint, Halves, INDEX, SINGLE, Tensor, write_tensors};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
 
@@ -28,7 +28,8 @@ pub fn load(folder: &Path) -> Result<Transformer> {
 /// Those of [`load`].
 pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, ModelConfig)> {
     let config = ModelConfig::open(folder, overrides)?;
-    Ok((assemble(&config, Checkpoint::open(folder)?)?, config))
+    let halves = if overrides.rounds_halves { Halves::Rounded } else { Halves::Widened };
+    Ok((assemble(&config, Checkpoint::open(folder)?.with_halves(halves))?, config))
 }
 
 /// A checkpoint's model on the meta device: its shapes and dtypes, without reading a tensor but to see whether the head is
@@ -43,16 +44,31 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
         return Err(error);
     }
     let model = match Checkpoint::is_in(folder) {
-        true => assemble(&config, Checkpoint::open(folder)?)?.to_meta(),
-        false => meta_of(&config),
+        true => {
+            let halves = if overrides.rounds_halves { Halves::RoundedMeta } else { Halves::Meta };
+            assemble(&config, Checkpoint::open(folder)?.with_halves(halves))?.to_meta()
+        }
+        false => meta_with(&config, overrides.rounds_halves),
     };
     Ok((model, config))
 }
 
-/// A configuration's model on the meta device, in the dtype that the configuration names.
+/// A configuration's model on the meta device, in the dtype in which weights of the dtype that it names are held.
 pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
-    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.field(key)?.as_str());
-    let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
+    meta_with(config, false)
+}
+
+/// The dtype that a configuration names.
+pub(crate) fn named_dtype(config: &ModelConfig) -> Option<&str> {
+    ["dtype", "torch_dtype"].into_iter().find_map(|key| config.field(key)?.as_str())
+}
+
+fn meta_with(config: &ModelConfig, rounds_halves: bool) -> Transformer {
+    let dtype = match named_dtype(config) {
+        Some("float32") => Dtype::F32,
+        Some("float16") if !rounds_halves => Dtype::F32,
+        _ => Dtype::Bf16,
+    };
     let meta = build(config, |_, shape| {
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
         Ok(Weight::meta(rows, cols, dtype))

@@ -98,7 +98,9 @@ pub fn shell_word(path: &Path) -> String {
 impl ModelTable {
     /// What the recipe says of the base against its files.
     pub fn overrides(&self) -> Overrides {
-        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted }
+        // Weights that are trained stay f32 in either precision.
+        let rounds_halves = self.precision == Precision::Bf16 && self.trainable == Trainable::Lora;
+        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted, rounds_halves }
     }
 
     /// What is wrong with the values, one sentence per problem.

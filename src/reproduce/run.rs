@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::base::Base;
+use crate::data::Mixed;
 use crate::error::{Error, Result};
 use crate::eval::Accuracy;
 use crate::eval::generations::accuracy_of;
@@ -17,17 +18,19 @@ use crate::files::{make_folder, read_text, write_whole};
 use crate::model::block::Transformer;
 use crate::parallel::Solo;
 use crate::recipe::Recipe;
-use crate::train::held_out::nll_bound;
-use crate::train::metrics::Progress;
+use crate::train::held_out::nll_bound_seen;
+use crate::train::metrics::{Progress, tell};
 use crate::train::run::Run;
+use crate::train::view::View;
 
 /// The scores of a model at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// The number of steps done.
     pub step: u64,
-    /// The accuracy on the task.
-    pub accuracy: Accuracy,
+    /// The accuracy on the task; `None` without a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
     /// The held-out loss, in nats per answer token.
     pub nll_bound: f64,
 }
@@ -134,7 +137,11 @@ pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcom
 /// # Errors
 /// The errors of [`go`].
 pub fn base(recipe: &Recipe) -> Result<Outcome> {
+    make_folder(&recipe.train.output)?;
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
+    let warnings =
+        [Some(&experiment.train), experiment.held_out.as_ref()].into_iter().flatten().flat_map(Mixed::warnings);
+    warnings.for_each(|warning| tell(&format!("warning: {warning}")));
     let points = vec![score(&experiment, &model, &text, 0)?];
     let outcome = Outcome { points, grad_norm: None, mean_entropy: None, uncertainty_spread: None, diverged: None };
     save(recipe, &outcome)?;
@@ -148,9 +155,9 @@ fn score(
     step: u64,
 ) -> Result<Point> {
     let generations = experiment.evaluate(model, text, &ProgressBar::hidden())?;
-    let generations = generations.expect("a comparison has a task");
-    let nll_bound = nll_bound(&Solo, model, experiment.held_out_examples());
-    Ok(Point { step, accuracy: accuracy_of(&generations), nll_bound })
+    let view = View::of(&experiment.recipe.objective, text.eos_token_id());
+    let nll_bound = nll_bound_seen(&Solo, model, experiment.held_out_examples(), &view);
+    Ok(Point { step, accuracy: generations.as_deref().map(accuracy_of), nll_bound })
 }
 
 /// Saves an outcome and removes rows and checkpoints, which are no longer needed.

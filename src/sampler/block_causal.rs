@@ -7,6 +7,7 @@
 //! by itself: none waits for another's block.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
@@ -38,7 +39,7 @@ struct Canvas {
     work: Work,
 }
 
-/// Answers the prompts of a batch. The settings have their model's attention and remasking.
+/// Answers the prompts of a batch, until all are answered or `stops` has become true. The settings have their model's attention and remasking.
 ///
 /// # Source
 /// BD3LM, arXiv 2503.09573, section 5: semi-autoregressive sampling with cached blocks.
@@ -46,11 +47,11 @@ pub(super) fn generate(
     model: &Transformer,
     prompts: &[Prompt],
     sampling: &Sampling,
-    steps: Option<&Sender<Vec<Vec<u32>>>>,
+    (steps, stops): (Option<&Sender<Vec<Vec<u32>>>>, &AtomicBool),
 ) -> Vec<Output> {
     let mut canvases: Vec<Canvas> = prompts.iter().map(|prompt| Canvas::new(prompt, sampling, model)).collect();
     let mut caches: [Option<KeysValues>; 2] = [None, None];
-    while canvases.iter().any(|canvas| !canvas.is_done) {
+    while canvases.iter().any(|canvas| !canvas.is_done) && !stops.load(Ordering::Relaxed) {
         // 1. Predict the masked tokens of every canvas's block, and with guidance without the prompts too.
         let masked: Vec<Vec<usize>> = canvases.iter().map(|canvas| canvas.masked(model)).collect();
         let x = head_inputs(model, &mut canvases, &masked, &mut caches[0], None);

@@ -2,6 +2,7 @@
 //! in `llada`, `dream` and `block_causal`, the settings in `settings`.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
@@ -57,12 +58,26 @@ pub fn generate_told(
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
 ) -> Result<Vec<Output>, String> {
+    generate_until(model, prompts, sampling, steps, &AtomicBool::new(false))
+}
+
+/// Like [`generate_told`], and stops after the step in which `stops` has become true; answers may hold masks then.
+///
+/// # Errors
+/// Those of [`generate`].
+pub fn generate_until(
+    model: &Transformer,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    steps: Option<Sender<Vec<Vec<u32>>>>,
+    stops: &AtomicBool,
+) -> Result<Vec<Output>, String> {
     let sampling = sampling.for_model(&model.config);
     sampling.check()?;
     if sampling.is_block_causal() {
-        return Ok(block_causal::generate(model, prompts, &sampling, steps.as_ref()));
+        return Ok(block_causal::generate(model, prompts, &sampling, (steps.as_ref(), stops)));
     }
-    let mut canvases = Canvases { steps, ..Canvases::new(model, prompts, &sampling) };
+    let mut canvases = Canvases { steps, stops: Some(stops), ..Canvases::new(model, prompts, &sampling) };
     match sampling.remasking.expect("a default was chosen") {
         remasking if remasking.sampling_loop() == Loop::Llada => llada::denoise(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),
@@ -87,6 +102,8 @@ pub(super) struct Canvases<'a> {
     denoises_earlier: bool,
     /// The channel that receives the canvases after every step.
     pub(super) steps: Option<Sender<Vec<Vec<u32>>>>,
+    /// Whether somebody has asked the sampler to stop.
+    stops: Option<&'a AtomicBool>,
 }
 
 impl<'a> Canvases<'a> {
@@ -108,7 +125,13 @@ impl<'a> Canvases<'a> {
             block: 0..sampling.gen_length,
             denoises_earlier: sampling.predicts_mask,
             steps: None,
+            stops: None,
         }
+    }
+
+    /// Whether the sampler has been asked to stop.
+    pub(super) fn are_stopped(&self) -> bool {
+        self.stops.is_some_and(|stops| stops.load(Ordering::Relaxed))
     }
 
     /// Starts denoising a block of the answers.

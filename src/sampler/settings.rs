@@ -10,6 +10,9 @@ use crate::settings::in_plain_words;
 /// The largest answer length, and the largest number of steps.
 const MAX_GEN_LENGTH: usize = 1 << 20;
 
+/// The shortest block that is chosen where none is given.
+const LEAST_BLOCK: usize = 8;
+
 /// Which tokens a token attends to while an answer is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -21,6 +24,14 @@ pub enum Attention {
 }
 
 impl Attention {
+    /// The attention's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bidirectional => "bidirectional",
+            Self::BlockCausal => "block-causal",
+        }
+    }
+
     /// Parses the name of an attention.
     ///
     /// # Errors
@@ -119,6 +130,20 @@ impl Sampling {
     /// Whether answers are sampled with block-causal attention.
     pub fn is_block_causal(&self) -> bool {
         self.attention == Some(Attention::BlockCausal)
+    }
+
+    /// The settings with an answer of `gen_length` tokens, in blocks of the default length, or else of the largest length
+    /// below it that divides the answer; an answer that only short blocks divide is one block.
+    pub fn with_gen_length(self, gen_length: usize) -> Self {
+        let default = Self::default().block_length;
+        let divides = |block: &usize| gen_length.is_multiple_of(*block);
+        let block_length = (LEAST_BLOCK..=default).rev().find(divides).unwrap_or(gen_length);
+        Self { gen_length, block_length, ..self }
+    }
+
+    /// The number of blocks that LLaDA's loop divides the answer into; 1 if they don't divide it.
+    pub fn num_blocks(&self) -> usize {
+        self.gen_length.checked_div(self.block_length).unwrap_or(1).max(1)
     }
 
     /// Checks the lengths and scales; blocks matter only if the remasking is one of LLaDA's.
