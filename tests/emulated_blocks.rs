@@ -74,3 +74,27 @@ fn a_resumed_run_in_blocks_changes_no_bit() {
     succeeds(train(&mut command(&folder), "cuda", &again, &settings).arg("--resume"));
     assert!(adapter(&whole) == adapter(&again), "a resumed run");
 }
+
+#[test]
+fn sampling_in_blocks_is_the_cpus() {
+    needs_emulator!();
+    let folder = folder("emulated-blocks-sampling");
+    let of = |device: &str, more: &[&str]| {
+        let mut weft = command(&folder);
+        weft.args(["generate", "--model", "tiny-base", "--device", device, "--raw", "--prompt", "Sudoku 12 = "]);
+        weft.args([
+            "--gen-length",
+            "20",
+            "--diffusion-steps",
+            "10",
+            "--attention",
+            "block-causal",
+            "--block-length",
+            "8",
+        ]);
+        succeeds(weft.args(more))
+    };
+    for more in [&[][..], &["--cfg-scale", "1"]] {
+        assert_eq!(of("cpu", more), of("cuda", more), "{more:?}");
+    }
+}
