@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use small_run::examples;
 use weft::data::Example;
 use weft::data::packing::Padding;
+use weft::eval::likelihood::{MonteCarlo, nll_bounds};
 use weft::model::batch::{AttentionKind, Batch, Targets};
 use weft::model::block::Transformer;
 use weft::model::checkpoint;
@@ -305,6 +306,35 @@ fn a_view_of_whole_answers_is_the_bound_without_a_view() {
     let model = golden("llada");
     let rows = examples();
     assert_eq!(nll_bound(&Solo, &model, &rows), nll_bound_seen(&Solo, &model, &rows, &View::WHOLE));
+}
+
+/// In blocks of one token, a bound is the likelihood itself: that token is masked in every sample.
+#[test]
+fn a_likelihood_in_blocks_is_that_of_the_blocks_one_after_the_other() {
+    let mut model = golden("a2d-qwen3");
+    let settings = MonteCarlo { mc_samples: 4, ..MonteCarlo::default() };
+    let rows = &examples()[..3];
+    let bounds = |model: &Transformer| {
+        nll_bounds(model, rows, settings, &indicatif::ProgressBar::hidden()).expect("they are bounded")
+    };
+    for block_length in [1, 3] {
+        model.config.block_length = Some(block_length);
+        for (bound, row) in bounds(&model).iter().zip(rows) {
+            assert_eq!(bound.answer_tokens, row.answer_ids.len());
+            let clean = [row.prompt_ids.as_slice(), &row.answer_ids].concat();
+            let mut noised = clean.clone();
+            noised[row.prompt_ids.len()..].fill(model.config.mask_token_id);
+            let positions: Vec<usize> = (row.prompt_ids.len()..clean.len()).collect();
+            let kind = AttentionKind::BlockDiffusion { block_length };
+            let nll = model.nll(&Batch::pack_as(kind, [[noised.as_slice(), &clean]]), &positions, &row.answer_ids);
+            let sum: f64 = nll.iter().map(|nll| f64::from(*nll)).sum();
+            if block_length == 1 {
+                assert!((bound.nll_bound - sum).abs() < 1e-4 * sum, "{bound:?}, {sum}");
+                assert!(bound.standard_error < 1e-6, "{bound:?}");
+            }
+            assert!(bound.nll_bound > 0.3 * sum && bound.nll_bound < 3.0 * sum, "{bound:?}, {sum}");
+        }
+    }
 }
 
 #[test]

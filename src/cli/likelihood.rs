@@ -17,7 +17,7 @@ use super::progress::bar;
 ///
 /// Uses LLaDA's Monte Carlo estimator, which masks some tokens of each answer and predicts them, many times. The bound
 /// is an upper bound per answer in nats, the end token included. The number after +- is the standard error over the
-/// masks that were drawn, not over the rows.
+/// masks that were drawn, not over the rows. A model whose config.json names a block length is bounded block by block.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft likelihood --model tiny-base --adapter runs/quickstart/adapter --data runs/quickstart/data/held-out.jsonl --limit 64 --out bounds.jsonl"
@@ -48,13 +48,6 @@ pub struct Likelihood {
 impl Likelihood {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let base = self.model.open()?;
-        if let Some(length) = base.model.config.block_length {
-            return Err(Error::Usage(format!(
-                "{} was trained in blocks of {length} tokens (config.json), and this estimator masks whole answers, which such a \
-                 model never sees; read held_out_nll_bound of a run with objective.blocks=bd3lm instead",
-                base.name
-            )));
-        }
         let source =
             Source { path: self.data.clone().into(), rows: self.limit.map(RowRange::first), ..Source::default() };
         let mask_token_id = base.model.config.mask_token_id;
