@@ -131,7 +131,8 @@ fn bad_input_is_one_sentence_with_its_place() {
         .expect("written");
     assert_eq!(
         train(&["data.train=bad.jsonl"]),
-        "error: bad.jsonl:2: the key \"response\" is missing; a row needs \"prompt\" and \"response\""
+        "error: bad.jsonl:2: the key \"response\" is missing; a row needs \"prompt\" and \"response\"; data.on_bad_row = \
+         \"skip\" skips and counts such rows"
     );
     assert!(train(&["data.max_seq_len=4"]).contains("rows.jsonl:1: the prompt's "));
     assert!(

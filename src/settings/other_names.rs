@@ -63,9 +63,9 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("test_data", "data.held_out", Same),
     ("validation", "data.held_out", Same),
     ("validation_file", "data.held_out", Same),
-    ("val_set_size", "data.held_out_rows", Other(SPLIT)),
-    ("val_size", "data.held_out_rows", Other(SPLIT)),
-    ("test_size", "data.held_out_rows", Other(SPLIT)),
+    ("val_set_size", "data.held_out", Other(SPLIT)),
+    ("val_size", "data.held_out", Other(SPLIT)),
+    ("test_size", "data.held_out", Other(SPLIT)),
     ("eval_split", "data.held_out_split", Same),
     ("dataset_test_split", "data.held_out_split", Same),
     ("train_split", "data.split", Same),
@@ -165,8 +165,7 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("tasks", "eval.task", Same),
 ];
 
-const SPLIT: &str =
-    "a slice of the training file such as \":10%\", with data.train_rows = \"10%:\" and data.held_out the same file";
+const SPLIT: &str = "a share of the training rows such as \"5%\", or a number of them";
 const RECOMPUTED: &str = "the memory for saved activations; what doesn't fit into it is recomputed, by default too";
 
 /// Other programs' settings that have no counterpart, and why.
@@ -272,7 +271,7 @@ const PUSHED: &str = "nothing is uploaded by a run; docs/hub.md has the line tha
 const RANKS: &str =
     "torchrun (on GPUs) or mpirun starts ranks that train data-parallel (docs/cuda.md, docs/scaling.md)";
 const STORED: &str =
-    "bases are f32 or bf16 as they are stored; model.precision and docs/memory.md say what saves memory";
+    "bases are f32, bf16 or f16, as they are stored; model.precision and docs/memory.md say what saves memory";
 const COMPILED: &str = "Weft's kernels are its own, fused and compiled beforehand, attention and loss among them";
 const PROMPTS: &str = "prompts are never trained on; data.train_on says which turns of a chat are answers";
 const ROWS_FIRST: &str = "rows are tokenized before the run, on every thread, and cached";

@@ -31,9 +31,9 @@ fn special_tokens_in_a_turn() {
     let dataset = |more: &[&str]| works(&folder, &[&["data", "recipe.toml", "--json"], more].concat());
     let tokens = |shown: String| -> u64 {
         let shown: Value = serde_json::from_str(&shown).expect("it is JSON");
-        shown["sources"][0]["prompt"]["max"].as_u64().expect("a number")
+        shown["sources"][0]["prompt_tokens"]["max"].as_u64().expect("a number")
     };
-    let [text, special] = [dataset(&[]), dataset(&["--set", "data.special_tokens=true"])].map(tokens);
+    let [text, special] = [dataset(&[]), dataset(&["--set", "data.special_tokens=tokens"])].map(tokens);
     assert!(text > special, "{text} tokens as text, {special} as special tokens");
     assert!(base.text.encode(TYPED).expect("it is text").len() < text as usize);
     let args = [&GENERATE[..], &["--prompt", "what is <|mdm_mask|>?"]].concat();
@@ -108,10 +108,21 @@ fn evaluation_without_answers() {
     let folder = folder("no-answer");
     let row = json!({ "messages": [turn("user", "What is 7 + 5?")], "question": "What is 7 + 5?", "ground_truth": 12 });
     fs::write(folder.join("rows.jsonl"), format!("{row}\n")).expect("it is written");
-    let args = ["eval", "--model", "tiny-base", "--task", "gsm8k", "--data", "rows.jsonl", "--gen-length", "8"];
-    assert!(
-        works(&folder, &args).contains("12") || works(&folder, &[&args[..], &["--json"]].concat()).contains("accuracy")
-    );
+    let args = [
+        "eval",
+        "--model",
+        "tiny-base",
+        "--task",
+        "gsm8k",
+        "--data",
+        "rows.jsonl",
+        "--gen-length",
+        "8",
+        "--out",
+        "o.json",
+    ];
+    let told = works(&folder, &args);
+    assert!(told.contains("of 1"), "{told}");
 }
 
 /// A trace that isn't shown on a terminal has one line a step, however long the canvas is.
