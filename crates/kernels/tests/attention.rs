@@ -129,6 +129,10 @@ fn block_diffusion(sequences: &[Range<usize>], block_length: usize) -> Vec<Visib
     sequences.iter().flat_map(of_sequence).collect()
 }
 
+fn one(sequence: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(sequence).collect()
+}
+
 /// Attention by its definition, with what each query sees as a list of keys.
 fn attention_of_some64(
     [q, k, v]: [&[f64]; 3],
@@ -154,9 +158,9 @@ fn attention_of_some64(
 #[test]
 fn a_query_attends_to_what_it_sees() {
     let Some(on) = device() else { return };
-    let small = [(1, 1, 3, vec![0..4, 4..4, 4..16], 2), (2, 1, 5, vec![0..14, 14..20], 3), (2, 2, 4, vec![0..12], 1)];
+    let small = [(1, 1, 3, vec![0..4, 4..4, 4..16], 2), (2, 1, 5, vec![0..14, 14..20], 3), (2, 2, 4, one(0..12), 1)];
     // Several tiles of queries and of keys.
-    let large = [(2, 1, 8, vec![0..404, 404..460], 4), (1, 1, 8, vec![0..700], 32), (1, 1, 40, vec![0..514], 300)];
+    let large = [(2, 1, 8, vec![0..404, 404..460], 4), (1, 1, 8, one(0..700), 32), (1, 1, 40, one(0..514), 300)];
     for (heads, kv_heads, head_dim, sequences, block_length) in small.into_iter().chain(large) {
         let n = sequences.last().expect("a sequence").end;
         let visible = block_diffusion(&sequences, block_length);
