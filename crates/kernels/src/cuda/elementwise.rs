@@ -9,7 +9,7 @@ use crate::precision::Precision;
 use crate::weight::Dtype;
 
 /// An array in a given format: the original or a converted copy.
-pub(super) enum InFormat<'a> {
+pub(crate) enum InFormat<'a> {
     Borrowed(&'a Array),
     Owned(Array),
 }
@@ -47,7 +47,7 @@ pub(super) fn int(count: usize) -> Arg {
 }
 
 /// An array in the format of a matmul's operands; the array itself if it is in that format already.
-pub(super) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
+pub(crate) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
     let dtype = precision.dtype();
     if array.dtype() == dtype { InFormat::Borrowed(array) } else { InFormat::Owned(cast(array, dtype)) }
 }
