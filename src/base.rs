@@ -91,7 +91,8 @@ impl Base {
         match is_embedded(path) {
             true => {
                 let (config, text) = embedded_text(overrides)?;
-                let meta = checkpoint::meta_of(&config);
+                let mut meta = checkpoint::meta_of(&config);
+                overrides.quantize.into_iter().for_each(|quantization| meta.quantize(quantization));
                 Ok((text, config, meta))
             }
             false => {
@@ -171,6 +172,8 @@ impl Base {
         if fields.get(tie_key).and_then(Value::as_bool).unwrap_or(false) != is_tied {
             fields[tie_key] = Value::from(is_tied);
         }
+        // What is saved is dequantised.
+        fields.as_object_mut().and_then(|fields| fields.shift_remove("quantization_config"));
         if let Some(id) = self.overrides.mask_token_id {
             fields["mask_token_id"] = Value::from(id);
         }
@@ -188,7 +191,9 @@ impl Base {
 
     /// What the first lines of a run say of the base.
     pub fn told(&self) -> String {
-        self.config.told(self.model.has_tied_head())
+        let told = self.config.told(self.model.has_tied_head());
+        let quantization = self.model.quantization().map(|of| format!("; its linear layers are in {of}"));
+        told + &quantization.unwrap_or_default()
     }
 
     /// The other files of the base, as names and contents.
@@ -258,7 +263,9 @@ const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.j
 
 fn embedded(overrides: Overrides) -> Result<((Transformer, ModelConfig), TextModel)> {
     let (config, text) = embedded_text(overrides)?;
-    Ok(((checkpoint::assemble(&config, embedded_tensors()?)?, config), text))
+    let mut model = checkpoint::assemble(&config, embedded_tensors()?)?;
+    overrides.quantize.into_iter().for_each(|quantization| model.quantize(quantization));
+    Ok(((model, config), text))
 }
 
 fn embedded_text(overrides: Overrides) -> Result<(ModelConfig, TextModel)> {

@@ -1,4 +1,5 @@
 //! A base and its adapter as one checkpoint: each `scale B A` is added to its weight, and every weight keeps its dtype.
+//! Weights in 4 bits are dequantised.
 
 use std::fs;
 use std::path::Path;
@@ -65,7 +66,11 @@ fn tensors<'a>(model: &'a Transformer, checkpoint: &'a Checkpoint, head: Option<
     let kept = stored.iter().filter(|(name, ..)| Some(*name) != head);
     let mut tensors: Vec<Tensor> = kept
         .map(|&(name, shape, weight)| {
-            let lora = layer_of(name).and_then(|layer| model.adapter(layer));
+            let layer = layer_of(name);
+            let lora = layer.and_then(|layer| model.adapter(layer));
+            // The weight that the network computes with, if it was quantised on the way from its file.
+            let own = layer.map(|layer| &model.params[layer.weight].weight).filter(|own| own.is_quantized());
+            let weight = own.unwrap_or(weight);
             Tensor::merged(name, shape, weight, lora, weight.dtype())
         })
         .collect();

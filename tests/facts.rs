@@ -210,7 +210,7 @@ fn contradictions_are_told_and_ids_past_the_rows_refused() {
 #[test]
 fn the_shift_is_found_by_setting_file_or_family() {
     let shift = |changes: Value, own: Option<bool>| {
-        let overrides = Overrides { mask_token_id: Some(159), logits_shifted: own };
+        let overrides = Overrides { mask_token_id: Some(159), logits_shifted: own, ..Overrides::default() };
         let found = open(&files(changes, &[]), overrides).expect("it is a config").facts().logits_shifted.clone();
         (found.value, found.source)
     };

@@ -8,7 +8,7 @@ use serde_json::json;
 use weft::base::{Base, is_embedded};
 use weft::device::Name;
 use weft::error::{Error, Result};
-use weft::experiment::{Experiment, set_template_kwargs};
+use weft::experiment::{Experiment, check_trainable, set_template_kwargs};
 use weft::model::positions;
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
@@ -58,10 +58,12 @@ impl Plan {
     pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
         let (mut text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
+        check_trainable(&recipe, &model)?;
         set_template_kwargs(&recipe, &mut text)?;
         let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
         let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
         positions::warning_of_rows(&config, rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
+        let quantization = model.quantization();
         let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
         let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
@@ -87,7 +89,8 @@ impl Plan {
                 say!("{object}");
             }
             false => {
-                say!("model: {}", config.told(is_tied));
+                let in_bits = quantization.map(|of| format!("; its linear layers are in {of}")).unwrap_or_default();
+                say!("model: {}{in_bits}", config.told(is_tied));
                 if let (Some(folder), Some(told)) = (&experiment.recipe.model.adapter, &plan.adapter) {
                     say!("adapter: starts from {}: {told}", folder.display());
                 }

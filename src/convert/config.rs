@@ -37,7 +37,7 @@ impl Config {
         let fields: Map<String, Value> = serde_json::from_str(&text).map_err(format)?;
         let to = check(&fields).map_err(|reason| Error::Config { path: path.clone(), reason })?;
         // What Weft couldn't load afterwards is refused now. The mask token is still to come, so that any id will do.
-        let any_mask = Overrides { mask_token_id: Some(0), logits_shifted: None };
+        let any_mask = Overrides { mask_token_id: Some(0), ..Overrides::default() };
         ModelConfig::from_files(&text, &path, &TokenizerFiles::default(), any_mask)?;
         Ok(Self { path, text, fields, to })
     }

@@ -10,6 +10,8 @@ use super::config::ModelConfig;
 use super::facts::Overrides;
 use super::foreign;
 use super::layout::{self, Layout};
+use super::quantize;
+use super::quantized_cache::QuantizedCache;
 use super::weights::{Checkpoint, INDEX, SINGLE, Tensor, write_tensors};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
@@ -27,8 +29,24 @@ pub fn load(folder: &Path) -> Result<Transformer> {
 /// # Errors
 /// Those of [`load`].
 pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, ModelConfig)> {
+    load_cached(folder, overrides, QuantizedCache::of_user().as_ref())
+}
+
+/// Opens a checkpoint's folder like [`load_with`]; if it is quantised, the result is kept in the given cache.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_cached(
+    folder: &Path,
+    overrides: Overrides,
+    cache: Option<&QuantizedCache>,
+) -> Result<(Transformer, ModelConfig)> {
     let config = ModelConfig::open(folder, overrides)?;
-    Ok((assemble(&config, Checkpoint::open(folder)?)?, config))
+    let model = match overrides.quantize {
+        Some(quantization) => quantize::load(&config, folder, quantization, cache)?,
+        None => assemble(&config, Checkpoint::open(folder)?)?,
+    };
+    Ok((model, config))
 }
 
 /// A checkpoint's model on the meta device: its shapes and dtypes, without reading a tensor but to see whether the head is
@@ -42,10 +60,11 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
     if let Some(error) = foreign::pickled(&folder.join(SINGLE)).filter(|_| !folder.join(INDEX).exists()) {
         return Err(error);
     }
-    let model = match Checkpoint::is_in(folder) {
+    let mut model = match Checkpoint::is_in(folder) {
         true => assemble(&config, Checkpoint::open(folder)?)?.to_meta(),
         false => meta_of(&config),
     };
+    overrides.quantize.into_iter().for_each(|quantization| model.quantize(quantization));
     Ok((model, config))
 }
 
@@ -70,7 +89,13 @@ pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Tran
     let [embedding, head] = [names.embedding, names.head].map(|module| format!("{module}.weight"));
     let tied = config.layout.tied && checkpoint.are_equal(&embedding, &head).unwrap_or(true);
     let layout = Layout { tied, ..config.layout.clone() };
-    layout::build(&layout, |name, shape| checkpoint.take(name, shape))
+    layout::build(&layout, |name, shape| {
+        let weight = checkpoint.take(name, shape)?;
+        match weight.is_quantized() && name == embedding {
+            true => Err(checkpoint.wrong(name, "it is quantised, and embeddings are read in f32 or bf16 only")),
+            false => Ok(weight),
+        }
+    })
 }
 
 /// Builds the model whose tensors are `take(name, shape)`.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::family::Family;
+use super::quantize::Quantization;
 use crate::data::tokenizer_files::text_of;
 use crate::error::{Error, Result};
 use crate::files::read_if_there;
@@ -20,13 +21,15 @@ use crate::files::read_if_there;
 /// has none.
 pub const MASK_TOKENS: [&str; 6] = ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>"];
 
-/// What a user says of a checkpoint, against whatever its files say.
+/// What a user says of a checkpoint, against whatever its files say, and how it is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// The id of the mask token.
     pub mask_token_id: Option<u32>,
     /// Whether the logits that predict position i sit at position i-1.
     pub logits_shifted: Option<bool>,
+    /// How the linear layers of its blocks are quantised as they are loaded.
+    pub quantize: Option<Quantization>,
 }
 
 /// A value, and where it was found.

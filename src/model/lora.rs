@@ -9,8 +9,9 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::adapter_tensors::{AdapterTensors, PREFIX};
 use super::block::{Linear, Param, Transformer};
 use super::from_hub;
-use super::lora_config::ends_with_name;
+use super::lora_config::{BASE_QUANTIZATION, ends_with_name};
 pub use super::lora_config::{LoraConfig, TargetModules};
+use super::quantize::Quantization;
 use super::weights::{Tensor, write_tensors};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
@@ -133,6 +134,10 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "init_lora_weights": true,
         "modules_to_save": null,
     });
+    if let Some(Quantization { double_quant }) = model.quantization() {
+        // PEFT passes over fields that it doesn't know, with a warning.
+        fields[BASE_QUANTIZATION] = serde_json::json!({ "quant_type": "nf4", "double_quant": double_quant });
+    }
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");
     let (base, revision) = hub::name_and_revision(base);
     // An adapter that was loaded has the name of its base from elsewhere.

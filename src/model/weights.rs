@@ -9,8 +9,10 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::tensor::{SafeTensorError, SafeTensors, View};
 use serde::Deserialize;
 use weft_kernels::lora_linear::{self, Lora};
+use weft_kernels::nf4::Bytes;
 use weft_kernels::weight::{Dtype, MappedFile, Weight};
 
+use super::bitsandbytes::{self, Part, is_part};
 use super::block::Param;
 use super::foreign;
 use crate::error::{Error, Result};
@@ -69,21 +71,22 @@ impl Checkpoint {
     /// files, or in a file other than the one that the index names.
     pub fn open(folder: &Path) -> Result<Self> {
         let Some(index) = index(folder)? else { return Self::open_file(folder, SINGLE) };
-        let mut tensors = HashMap::new();
+        let mut all = Mapped::default();
         for file in index.values().collect::<BTreeSet<_>>() {
             let path = folder.join(file);
-            let mut shard = HashMap::new();
+            let mut shard = Mapped::default();
             map_file(&path, &mut shard, Halves::Refused)?;
-            if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.contains_key(*name)) {
+            if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.has(name)) {
                 let reason = format!("{name} isn't in {file}, although the index says so");
                 return Err(Error::Format { path: folder.join(INDEX), reason });
             }
-            if let Some(name) = shard.keys().filter(|name| tensors.contains_key(*name)).min() {
+            if let Some(name) = shard.names().filter(|name| all.has(name)).min() {
                 return Err(Error::Format { path, reason: format!("{name} is in another shard too") });
             }
-            tensors.extend(shard);
+            all.tensors.extend(shard.tensors);
+            all.parts.extend(shard.parts);
         }
-        Ok(Self { folder: folder.to_owned(), tensors })
+        all.checkpoint(folder)
     }
 
     /// Maps one file of a folder.
@@ -91,9 +94,9 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::open`].
     pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
-        let mut tensors = HashMap::new();
-        map_file(&folder.join(file), &mut tensors, Halves::Refused)?;
-        Ok(Self { folder: folder.to_owned(), tensors })
+        let mut mapped = Mapped::default();
+        map_file(&folder.join(file), &mut mapped, Halves::Refused)?;
+        mapped.checkpoint(folder)
     }
 
     /// Maps one file of a folder like [`Checkpoint::open_file`]; tensors of f16 are widened to f32.
@@ -101,9 +104,9 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::open`], except for tensors of f16.
     pub(super) fn open_widened(folder: &Path, file: &str) -> Result<Self> {
-        let mut tensors = HashMap::new();
-        map_file(&folder.join(file), &mut tensors, Halves::Widened)?;
-        Ok(Self { folder: folder.to_owned(), tensors })
+        let mut mapped = Mapped::default();
+        map_file(&folder.join(file), &mut mapped, Halves::Widened)?;
+        mapped.checkpoint(folder)
     }
 
     /// Copies the tensors of a file that is embedded in the program.
@@ -114,7 +117,11 @@ impl Checkpoint {
         let path = Path::new(name);
         let mut tensors = HashMap::new();
         for_each_tensor(path, bytes, |name, shape, [rows, cols], dtype, data| {
-            let Stored::As(dtype) = dtype else { return Err(foreign::refused(path, &name, safetensors::Dtype::F16)) };
+            let dtype = match dtype {
+                Stored::As(dtype) => dtype,
+                Stored::F16 => return Err(foreign::refused(path, &name, safetensors::Dtype::F16)),
+                Stored::Part(dtype) => return Err(foreign::refused(path, &name, dtype)),
+            };
             tensors.insert(name, (shape, Weight::from_bytes(rows, cols, dtype, data)));
             Ok(())
         })?;
@@ -124,6 +131,24 @@ impl Checkpoint {
     /// The names of the tensors that haven't been taken.
     pub fn rest(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether any tensor is quantised.
+    pub(super) fn has_quantized(&self) -> bool {
+        self.tensors.values().any(|(_, weight)| weight.is_quantized())
+    }
+
+    /// Puts quantised tensors in the place of those with the same names. Returns false, and changes nothing, if there are
+    /// others or their shapes differ.
+    pub(super) fn replace(&mut self, quantized: Self) -> bool {
+        let fits = |(name, (shape, _)): (&String, &(Vec<usize>, Weight))| {
+            self.tensors.get(name).is_some_and(|(own, _)| own == shape)
+        };
+        let fit = !quantized.tensors.is_empty() && quantized.tensors.iter().all(fits);
+        if fit {
+            self.tensors.extend(quantized.tensors);
+        }
+        fit
     }
 
     /// Whether two tensors hold the same numbers; `None` if either isn't there.
@@ -148,6 +173,11 @@ impl Checkpoint {
             self.tensors.iter().map(|(n, (shape, w))| (n.as_str(), shape.as_slice(), w)).collect();
         tensors.sort_by_key(|(name, ..)| *name);
         tensors
+    }
+
+    /// The error for a tensor that can't be used.
+    pub(super) fn wrong(&self, name: &str, reason: &str) -> Error {
+        Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason: reason.to_owned() }
     }
 
     /// Takes a tensor of a given shape; a vector becomes a matrix of one row.
@@ -283,21 +313,47 @@ enum Halves {
     Widened,
 }
 
-fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>, halves: Halves) -> Result<()> {
+/// The tensors of mapped files, and the parts of quantised ones, which may lie in several files.
+#[derive(Default)]
+struct Mapped {
+    tensors: HashMap<String, (Vec<usize>, Weight)>,
+    parts: HashMap<String, Part>,
+}
+
+impl Mapped {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys().chain(self.parts.keys())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.parts.contains_key(name)
+    }
+
+    fn checkpoint(mut self, folder: &Path) -> Result<Checkpoint> {
+        bitsandbytes::assemble(self.parts, &mut self.tensors)?;
+        Ok(Checkpoint { folder: folder.to_owned(), tensors: self.tensors })
+    }
+}
+
+fn map_file(path: &Path, mapped: &mut Mapped, halves: Halves) -> Result<()> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let file =
         File::open(path).map_err(|source| foreign::pickled(path).unwrap_or_else(|| cannot_open(path, source)))?;
     let file = MappedFile::open(&file).map_err(read)?;
     for_each_tensor(path, file.bytes(), |name, shape, [rows, cols], dtype, data| {
+        let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
+        let range = start..start + data.len();
         let weight = match dtype {
-            Stored::As(dtype) => {
-                let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
-                Weight::mapped(rows, cols, dtype, file.clone(), start..start + data.len())
+            Stored::As(dtype) => Weight::mapped(rows, cols, dtype, file.clone(), range),
+            Stored::Part(dtype) => {
+                let bytes = Bytes::Mapped(file.clone(), range);
+                mapped.parts.insert(name, Part { path: path.to_owned(), dtype, bytes });
+                return Ok(());
             }
             Stored::F16 if halves == Halves::Widened => Weight::from_f32(rows, cols, foreign::widened(data)),
             Stored::F16 => return Err(foreign::refused(path, &name, safetensors::Dtype::F16)),
         };
-        tensors.insert(name, (shape, weight));
+        mapped.tensors.insert(name, (shape, weight));
         Ok(())
     })
 }
@@ -307,6 +363,8 @@ fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Weight)>, ha
 enum Stored {
     As(Dtype),
     F16,
+    /// As a part of a quantised weight.
+    Part(safetensors::Dtype),
 }
 
 /// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file, in the order of their names.
@@ -323,6 +381,7 @@ fn for_each_tensor(
     tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, view) in tensors {
         let dtype = match view.dtype() {
+            dtype if is_part(&name, dtype) => Stored::Part(dtype),
             safetensors::Dtype::F32 => Stored::As(Dtype::F32),
             safetensors::Dtype::BF16 => Stored::As(Dtype::Bf16),
             safetensors::Dtype::F16 => Stored::F16,

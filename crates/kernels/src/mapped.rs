@@ -34,7 +34,8 @@ impl MappedFile {
         if !range.is_empty() {
             // SAFETY: the map is of a file and never written to, so that its pages can be read again at any time. A
             // system that refuses only keeps the pages.
-            let _ = unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let _ =
+                unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
         }
     }
 }

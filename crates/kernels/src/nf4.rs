@@ -276,7 +276,12 @@ mod tests {
         for len in [1, 63, 64, 65, 1000, 40_001] {
             let numbers: Vec<f32> = (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
             for is_nested in [false, true] {
-                let nf4 = Nf4::quantize(len, |at, to| to.copy_from_slice(&numbers[at..at + to.len()]), Original::F32, is_nested);
+                let nf4 = Nf4::quantize(
+                    len,
+                    |at, to| to.copy_from_slice(&numbers[at..at + to.len()]),
+                    Original::F32,
+                    is_nested,
+                );
                 let mut whole = vec![f32::NAN; len];
                 nf4.dequantize(0, &mut whole);
                 let largest_step = 0.5 * (1.0 - 0.696) * 3.0 + 0.02;
@@ -294,7 +299,12 @@ mod tests {
     fn a_block_of_zeros_stays_zero_and_a_block_gone_wrong_stays_visible() {
         let mut numbers = vec![0.0; 3 * BLOCK];
         numbers[BLOCK + 3] = f32::NAN;
-        let nf4 = Nf4::quantize(numbers.len(), |at, to| to.copy_from_slice(&numbers[at..at + to.len()]), Original::Bf16, false);
+        let nf4 = Nf4::quantize(
+            numbers.len(),
+            |at, to| to.copy_from_slice(&numbers[at..at + to.len()]),
+            Original::Bf16,
+            false,
+        );
         let mut back = vec![1.0; 3 * BLOCK];
         nf4.dequantize(0, &mut back);
         assert!(back[..BLOCK].iter().chain(&back[2 * BLOCK..]).all(|x| *x == 0.0));

@@ -16,12 +16,7 @@ impl Nf4 {
     /// A code is the nearest of the codebook to `x * (1 / absmax)`, and of two equally near ones the smaller, as
     /// bitsandbytes chooses. Nested scales are rounded to the nearest of their map; bitsandbytes on a CPU takes the
     /// neighbour for some numbers near the middle of two, and sums the mean in another order.
-    pub fn quantize(
-        len: usize,
-        read: impl Fn(usize, &mut [f32]) + Sync,
-        original: Original,
-        is_nested: bool,
-    ) -> Self {
+    pub fn quantize(len: usize, read: impl Fn(usize, &mut [f32]) + Sync, original: Original, is_nested: bool) -> Self {
         let mut codes = vec![0u8; len.div_ceil(2)];
         let mut absmax = vec![0.0f32; len.div_ceil(BLOCK)];
         let tasks = codes.par_chunks_mut(CHUNK / 2).zip(absmax.par_chunks_mut(CHUNK / BLOCK)).enumerate();
@@ -32,8 +27,7 @@ impl Nf4 {
             vectorised(
                 #[inline(always)]
                 || {
-                    for ((numbers, codes), absmax) in
-                        numbers.chunks(BLOCK).zip(codes.chunks_mut(BLOCK / 2)).zip(absmax)
+                    for ((numbers, codes), absmax) in numbers.chunks(BLOCK).zip(codes.chunks_mut(BLOCK / 2)).zip(absmax)
                     {
                         *absmax = quantize_block(numbers, codes);
                     }
