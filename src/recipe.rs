@@ -71,7 +71,7 @@ impl Recipe {
         let (generated, of_files) =
             (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
         let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
-        let idle: [(bool, &str, &[&str], String); 11] = [
+        let idle: [(bool, &str, &[&str], String); 12] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
             (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
@@ -79,6 +79,7 @@ impl Recipe {
             (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
             (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
+            (self.model.quantize.is_none(), "model", &["double_quant"], "model.quantize is not set".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
             (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
             (has_held_out && self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),

@@ -279,6 +279,7 @@ impl ModelArgs {
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
+            warn_of_bits(adapter, base.model.quantization());
         }
         if let Some(kwargs) = &self.chat_template_kwargs {
             base.text.set_template_kwargs(kwargs, "--chat-template-kwargs: ")?;
@@ -299,6 +300,17 @@ fn warn_of_base(adapter: &Path, base: &str) {
         let adapter = adapter.display();
         eprintln!(
             "warning: {adapter} was trained on {named} but is applied to {base}; it is meaningless on another base"
+        );
+    }
+}
+
+/// Warns if the adapter was trained on a base in 4 bits and this one isn't.
+fn warn_of_bits(adapter: &Path, quantization: Option<Quantization>) {
+    if let (Some(of), None) = (lora::base_quantization(adapter), quantization) {
+        let adapter = adapter.display();
+        eprintln!(
+            "warning: {adapter} was trained on a base in {of} but is applied to the original weights; --quantize nf4 \
+             applies it to those that it was trained on"
         );
     }
 }

@@ -66,9 +66,19 @@ fn read_config(folder: &Path, path: &Path) -> Result<LoraConfig> {
 
 /// The base that an adapter's folder names, if any.
 pub fn named_base(folder: &Path) -> Option<String> {
+    config_field(folder, "base_model_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// How the base was quantised on which an adapter was trained; `None` if its folder doesn't say that it was.
+pub fn base_quantization(folder: &Path) -> Option<Quantization> {
+    let field = config_field(folder, BASE_QUANTIZATION)?;
+    Some(Quantization { double_quant: field.get("double_quant")?.as_bool()? })
+}
+
+fn config_field(folder: &Path, field: &str) -> Option<Value> {
     let text = read_text(&from_hub::adapter(folder).ok()?.join("adapter_config.json")).ok()?;
-    let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
-    fields["base_model_name_or_path"].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+    let fields: Map<String, Value> = serde_json::from_str(&text).ok()?;
+    fields.get(field).cloned()
 }
 
 /// Attaches a fresh adapter: A uniform in `+-1 / sqrt(in)` (Kaiming with a = sqrt(5), as PEFT draws it), B zero,

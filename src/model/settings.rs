@@ -129,11 +129,6 @@ impl ModelTable {
              model.trainable=lora, or leave out model.quantize"
                 .to_owned(),
         );
-        refuse(
-            self.quantize.is_none() && !self.double_quant,
-            "model.double_quant = false has no effect without model.quantize; set model.quantize=nf4, or leave it out"
-                .to_owned(),
-        );
         refuse(is_lora && self.lora_rank == 0, "model.lora_rank = 0 is not a valid rank; give at least 1".to_owned());
         let alpha = self.lora_alpha;
         refuse(

@@ -57,7 +57,7 @@ pub fn dynamic_map() -> [f32; 256] {
         let (steps, scale) = (1 << decade, 10f64.powi(decade - 6) as f32);
         for i in 0..steps {
             let mean = (boundary(i, steps) + boundary(i + 1, steps)) / 2.0;
-            for (number, sign) in numbers.by_ref().zip([1.0, -1.0]) {
+            for (sign, number) in [1.0, -1.0].into_iter().zip(numbers.by_ref()) {
                 *number = sign * scale * mean;
             }
         }

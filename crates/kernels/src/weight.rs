@@ -311,7 +311,7 @@ impl Weight {
     /// The numbers on a GPU as a matmul's operand in the given format: the array itself if it is stored so, else a copy.
     pub(crate) fn operand(&self, precision: Precision) -> InFormat<'_> {
         match &self.storage {
-            Storage::GpuNf4(array) => InFormat::Owned(array.dequantized(precision.dtype())),
+            Storage::GpuNf4(array) => InFormat::Dequantized(array.dequantized(precision.dtype())),
             _ => elementwise::in_format(self.array(), precision),
         }
     }
