@@ -14,9 +14,12 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use scratch::{folder, names};
 use serde_json::{Value, json};
+use weft::base::Base;
+use weft::merge;
 use weft::model::block::Transformer;
 use weft::model::checkpoint::load_cached;
 use weft::model::facts::Overrides;
+use weft::model::lora::{self, LoraConfig};
 use weft::model::quantize::Quantization;
 use weft::model::quantized_cache::QuantizedCache;
 use weft_kernels::device::Device;
@@ -189,6 +192,23 @@ fn checkpoints_of_bitsandbytes_load_in_every_family() {
     }
 }
 
+/// What is merged onto a base in 4 bits is dequantised, and so config.json no longer says otherwise.
+#[test]
+fn a_checkpoint_of_bitsandbytes_is_merged_dequantised() {
+    let saved = as_bitsandbytes(&LLADA, "to-merge", str::to_owned, config_of_nf4());
+    let mut base = Base::open(&LLADA.with_text("to-merge-text", &saved)).unwrap_or_else(|e| panic!("{e}"));
+    let config = LoraConfig::new(3, 6.0, 0.0, vec!["all-linear".to_owned()], false);
+    lora::attach_fresh(&mut base.model, &config, 5).expect("there are layers");
+    fixtures::disturb(&mut base.model);
+    let out = folder("merged");
+    merge::write(&base, &out).expect("an empty folder is free");
+    let merged = load(&out);
+    assert_eq!(merged.quantization(), None);
+    assert_close(&logits(&merged), &logits(&base.model), 1e-5);
+    let config = fs::read_to_string(out.join("config.json")).expect("it is there");
+    assert!(!config.contains("quantization_config"), "{config}");
+}
+
 fn refusal(folder: &Path) -> String {
     load_cached(folder, Overrides::default(), None).map(|_| ()).expect_err("it is refused").to_string()
 }
@@ -202,7 +222,7 @@ fn other_formats_are_refused_by_name() {
         (json!({ "bnb_4bit_quant_type": "fp4" }), "bnb_4bit_quant_type = \"fp4\" is not supported"),
         (json!({ "bnb_4bit_quant_type": null }), "bnb_4bit_quant_type = null is not supported"),
         (json!({ "load_in_8bit": true }), "load_in_8bit = true is not supported"),
-        (json!({ "quant_method": "awq" }), "bitsandbytes' NF4"),
+        (json!({ "quant_method": "awq" }), "only null is"),
     ] {
         let mut config = config_of_nf4();
         config.as_object_mut().expect("an object").extend(change.as_object().expect("an object").clone());

@@ -129,7 +129,7 @@ pub(super) fn check_config(config: &Value) -> std::result::Result<(), String> {
     let is = |key: &str, value: Value| config.get(key).is_some_and(|own| *own == value);
     let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("bitsandbytes");
     if method != "bitsandbytes" {
-        return Err(format!("quantization_config = {config} is not supported; only null is, or bitsandbytes' NF4"));
+        return Err(format!("quantization_config = {config} is not supported; only null is"));
     }
     if is("load_in_8bit", json!(true)) {
         return Err(format!("quantization_config.load_in_8bit = true is not supported; {FIX}"));

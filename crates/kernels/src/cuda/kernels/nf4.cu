@@ -23,6 +23,10 @@ __device__ inline float nf4_rounded(float x, int original) {
 template <class T>
 __device__ inline void dequantize_nf4(T* to, const unsigned* codes, const float* absmax, const unsigned char* nested,
                                       const float* map, float offset, int original, long long n) {
+    // Constant memory answers one address at a time, and the threads of a warp ask for different ones.
+    __shared__ float codebook[16];
+    if (threadIdx.x < 16) codebook[threadIdx.x] = nf4_codebook[threadIdx.x];
+    __syncthreads();
     long long word = (long long)blockIdx.x * blockDim.x + threadIdx.x, i = 8 * word;
     if (i >= n) return;
     long long block = i / 64;
@@ -33,7 +37,7 @@ __device__ inline void dequantize_nf4(T* to, const unsigned* codes, const float*
         Four four;
         for (int k = 0; k < 4; k++) {
             int byte = 2 * half + k / 2, shift = 8 * byte + (k % 2 == 0 ? 4 : 0);
-            four.x[k] = nf4_rounded(__fmul_rn(nf4_codebook[eight >> shift & 15u], scale), original);
+            four.x[k] = nf4_rounded(__fmul_rn(codebook[eight >> shift & 15u], scale), original);
         }
         if (i + 4 * half < n) store_four(to, i + 4 * half, n, four);
     }
