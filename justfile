@@ -46,12 +46,12 @@ tools:
 
 # The build without the hub's client
 no-hub:
-    cargo clippy --no-default-features --all-targets --locked -- -D warnings
+    cargo clippy --no-default-features --lib --bins --test no_hub --locked -- -D warnings
     cargo test --no-default-features --test no_hub --locked
 
 # Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
 mpi:
-    cargo clippy --features mpi --all-targets --locked -- -D warnings
+    cargo clippy --features mpi --lib --bins --test mpi --test mpi_faults --locked -- -D warnings
     cargo test --features mpi --test mpi --test mpi_faults --locked
 
 # Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)

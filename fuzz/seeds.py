@@ -129,6 +129,8 @@ rows = ['{"prompt": "a", "response": "b"}', '{"messages": [{"role": "user", "con
         '{"question": "a", "thinking_trajectories": ["t"], "attempt": "b"}']
 for i, row in enumerate(rows):
     seed("rows", f"line-{i}", b"0" + row.encode() + b"\n")
+seed("rows", "cells", '2prompt,response\n"a\nb","c ""d"""\n')
+seed("rows", "half", b'0{"prompt": "\\ud83d", "response": "\\ud83d\\ude00"}\n')
 seed("rows", "array", "1[" + ", ".join(rows) + "]")
 seed("rows", "object", '1{"generations": [' + rows[2] + "]}")
 for file in (ROOT / "tests/rows").rglob("*.parquet"):

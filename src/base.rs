@@ -29,10 +29,12 @@ pub struct Base {
     pub text: TextModel,
     /// The folder, the name of the embedded base, or the id on the hub.
     pub name: String,
-    /// The format that the weights are stored in, taken from the embedding.
+    /// The format that the weights are held in, taken from the embedding: that of the files, except for f16.
     pub dtype: Dtype,
     /// The configuration, with the facts that other files or the user add.
     config: ModelConfig,
+    /// Whether the files hold weights of f16.
+    is_half: bool,
     /// What the user said of the checkpoint, against its files.
     overrides: Overrides,
     /// The folder with its other files; `None` for the embedded base.
@@ -65,7 +67,8 @@ impl Base {
         let dtype = embedding.dtype();
         check_tokens(&text, embedding.rows(), path)?;
         let folder = (!is_embedded).then(|| path.to_owned());
-        Ok(Self { model, text, name, dtype, config, overrides, folder })
+        let is_half = folder.as_deref().is_some_and(|folder| is_half(folder, &config));
+        Ok(Self { model, text, name, dtype, config, is_half, overrides, folder })
     }
 
     /// Opens only the text side and the configuration, for which no weights are needed.
@@ -81,6 +84,34 @@ impl Base {
         let (text, config) = (TextModel::open(path)?, ModelConfig::open(path, overrides)?);
         check_tokens(&text, config.num_rows(), path)?;
         Ok((text, config))
+    }
+
+    /// Whether the files of a base hold weights of f16, for which memory of their own is taken.
+    ///
+    /// # Errors
+    /// The errors of [`Base::open_text`].
+    pub fn holds_halves(path: &Path, overrides: Overrides) -> Result<bool> {
+        if is_embedded(path) {
+            return Ok(false);
+        }
+        let path = &*checkpoint_folder(from_hub::without_weights(path)?)?;
+        Ok(is_half(path, &ModelConfig::open(path, overrides)?))
+    }
+
+    /// Whether the files hold weights of f16.
+    pub fn is_half(&self) -> bool {
+        self.is_half
+    }
+
+    /// What became of weights of f16; `None` if there are none.
+    pub fn told_of_halves(&self) -> Option<&'static str> {
+        self.is_half.then_some(match self.overrides.rounds_halves {
+            true => {
+                "the F16 weights are rounded to bf16, which has 3 bits fewer, because the precision is bf16; f32 keeps them \
+                 all"
+            }
+            false => "the F16 weights are widened to f32, which takes 4 bytes for each",
+        })
     }
 
     /// Opens the text side and the configuration, and the network on the meta device, for which no weight is read.
@@ -191,9 +222,10 @@ impl Base {
 
     /// What the first lines of a run say of the base.
     pub fn told(&self) -> String {
-        let told = self.config.told(self.model.has_tied_head());
+        let halves = self.told_of_halves().map(|told| format!("; {told}"));
         let quantization = self.model.quantization().map(|of| format!("; its linear layers are in {of}"));
-        told + &quantization.unwrap_or_default()
+        let told = self.config.told(self.model.has_tied_head());
+        format!("{told}{}{}", halves.unwrap_or_default(), quantization.unwrap_or_default())
     }
 
     /// The other files of the base, as names and contents.
@@ -214,6 +246,14 @@ impl Base {
             }
         }
         Ok(files)
+    }
+}
+
+/// Whether a folder's weights are of f16; by what config.json names where they aren't there.
+fn is_half(folder: &Path, config: &ModelConfig) -> bool {
+    match Checkpoint::is_in(folder) {
+        true => Checkpoint::open(folder).is_ok_and(|checkpoint| checkpoint.has_halves()),
+        false => checkpoint::named_dtype(config) == Some("float16"),
     }
 }
 

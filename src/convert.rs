@@ -16,7 +16,6 @@ use config::Config;
 use json_edit::{edit, get, set};
 use mask_token::MaskToken;
 use serde_json::json;
-use weft_kernels::weight::Weight;
 
 use crate::base::is_embedded;
 use crate::data::chat_template::TextModel;
@@ -24,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::merge::check_out;
 use crate::model::from_hub;
-use crate::model::weights::{Checkpoint, INDEX, files};
+use crate::model::weights::{Checkpoint, Held, INDEX, files};
 
 /// The names that the embedding and the head have in all three layouts.
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -79,8 +78,8 @@ struct TokenMatrix {
 }
 
 impl TokenMatrix {
-    fn of(name: &'static str, weight: &Weight) -> Self {
-        Self { name, cols: weight.cols(), row_bytes: weight.cols() * weight.dtype().size() }
+    fn of(name: &'static str, matrix: &Held) -> Self {
+        Self { name, cols: matrix.cols(), row_bytes: matrix.cols() * matrix.format().size() }
     }
 }
 

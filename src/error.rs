@@ -64,6 +64,20 @@ pub enum Error {
         /// What is wrong and the fix.
         reason: String,
     },
+    /// Several rows of a source that can't be used.
+    #[error("{count} rows of {name} can't be used:{}mend them, or {skips}", lines(rows, *more))]
+    Rows {
+        /// The source.
+        name: String,
+        /// The number of such rows.
+        count: usize,
+        /// What is wrong with each of the first ones, with its file and line.
+        rows: Vec<String>,
+        /// The number of the others.
+        more: usize,
+        /// The settings that skip such rows.
+        skips: String,
+    },
     /// A recipe with all its problems.
     #[error("{}: {}", path.display(), problems.join("; "))]
     Recipe {
@@ -108,6 +122,13 @@ pub enum Error {
          train.lr or an objective.rate_floor above 0 avoids them in a new run"
     )]
     NonFinite(Box<Diagnosis>),
+}
+
+/// The first rows that can't be used, one a line, and how many there are more.
+fn lines(rows: &[String], more: usize) -> String {
+    let rows: String = rows.iter().map(|row| format!("\n  {row}")).collect();
+    let more = if more > 0 { format!("and {more} more; ") } else { String::new() };
+    format!("{rows}\n{more}")
 }
 
 impl Error {

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 
 use crate::base::Base;
 use crate::data::chat_template::TextModel;
+use crate::data::hold_out::{HeldOut, divide};
 use crate::data::packing::Padding;
 use crate::data::settings::PADDED_TEXT;
+use crate::data::shared_rows::SharedRows;
 use crate::data::sources::Source;
 use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading, generated};
@@ -42,8 +44,8 @@ pub struct Experiment {
     pub problems: Vec<Problem>,
     /// The ranks that take part in the experiment.
     pub ranks: Ranks,
-    /// The sources of the training rows.
-    sources: Vec<Source>,
+    /// The sources of the training rows, and that of the held-out rows.
+    sources: Sources,
 }
 
 impl Experiment {
@@ -130,20 +132,24 @@ impl Experiment {
             let sampling = recipe.sampler.for_logits(config.logits_shifted);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
-        let Sources { train: sources, held_out } = Sources::of(&recipe, folder)?;
-        let problems = match (recipe.eval.task, &held_out) {
-            (Some(task), Some(source)) => {
-                let mut problems = problems_of(task, source)?;
-                problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
-                problems
-            }
-            _ => vec![],
+        let sources = Sources::of(&recipe, folder)?;
+        let held_out = &sources.held_out;
+        let mut problems = match recipe.eval.task {
+            Some(task) => held_out.iter().map(|source| problems_of(task, source)).collect::<Result<Vec<_>>>()?.concat(),
+            None => vec![],
         };
+        problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
         let reading = reading(&recipe, text, config.mask_token_id);
-        let train = data::load_mixed(&sources, &reading)?;
-        let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
+        let train = data::load_mixed(&sources.train, &reading)?;
+        let held_out = held_out_rows(held_out, &reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+    }
+
+    /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
+    /// its files again.
+    pub fn shared_rows(&self) -> Option<SharedRows> {
+        self.sources.shared_rows(&self.train, self.held_out.as_ref())
     }
 
     /// The tokenized held-out rows.
@@ -189,7 +195,7 @@ impl Experiment {
 
     /// The file and row of a training example.
     fn place(&self, mut example: usize) -> Option<String> {
-        for (source, part) in self.sources.iter().zip(&self.train.parts) {
+        for (source, part) in self.sources.train.iter().zip(&self.train.parts) {
             match example.checked_sub(part.examples) {
                 Some(of_rest) => example = of_rest,
                 None => return data::place(source, part.row_of(example)),
@@ -269,24 +275,36 @@ pub(crate) fn lora_config(table: &ModelTable) -> LoraConfig {
 pub struct Sources {
     /// The sources of the training rows.
     pub train: Vec<Source>,
-    /// The source of the held-out rows.
-    pub held_out: Option<Source>,
+    /// The sources of the held-out rows; none if no rows are held out.
+    pub held_out: Vec<Source>,
 }
 
 impl Sources {
-    /// The sources that a recipe names; generated rows are written into `folder`.
+    /// The rows that are both trained on and held out, of what was read from these sources; `None` if there are none.
+    pub fn shared_rows(&self, train: &Mixed, held_out: Option<&Mixed>) -> Option<SharedRows> {
+        SharedRows::find((train, &self.train), (held_out?, self.held_out.as_slice()))
+    }
+
+    /// The sources that a recipe names; generated rows are written into `folder`. Where a part of the training rows is
+    /// held out, all of them are read once to choose it.
     ///
     /// # Errors
-    /// A file that can't be written.
+    /// A file that can't be written; rows that can't be read or divided.
     pub fn of(recipe: &Recipe, folder: &Path) -> Result<Self> {
         let table = &recipe.data;
         let Some(puzzle) = table.generate else {
-            return Ok(Self { train: table.training(), held_out: table.held_out() });
+            return match &table.held_out {
+                Some(part @ (HeldOut::Percent(_) | HeldOut::Rows(_))) => {
+                    let (train, held_out) = divide(table.training(), part, recipe.train.seed)?;
+                    Ok(Self { train, held_out })
+                }
+                _ => Ok(Self { train: table.training(), held_out: table.held_out() }),
+            };
         };
         let rows = [(table.train_rows, 4096), (table.held_out_rows, 256)];
         let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
-        Ok(Self { train: vec![Source::at(&train, "train")], held_out: Some(Source::at(&held_out, "test")) })
+        Ok(Self { train: vec![Source::at(&train, "train")], held_out: vec![Source::at(&held_out, "test")] })
     }
 }
 
@@ -304,6 +322,14 @@ pub fn check_trainable(recipe: &Recipe, model: &Transformer) -> Result<()> {
             recipe.model.path.display()
         ))),
     }
+}
+
+/// The held-out rows; `None` if there are no sources of them.
+///
+/// # Errors
+/// The errors of [`data::load_mixed`].
+pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mixed>> {
+    (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
 }
 
 /// Hands the recipe's `data.chat_template_kwargs` to the chat template.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{is_named_as_rows, with_home};
 
 /// The prefix of explicit ids.
-const SCHEME: &str = "hf://";
+pub(crate) const SCHEME: &str = "hf://";
 /// What follows the prefix in the ids of data sets.
 const DATASETS: &str = "datasets/";
 /// The default revision.

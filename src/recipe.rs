@@ -2,15 +2,17 @@
 //! defined. All problems are reported at once, before a file is opened; the error for an unknown key suggests the
 //! nearest known one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::hold_out::HeldOut;
 use crate::data::packing::Padding;
+use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
 use crate::eval::settings::EvalTable;
-use crate::files::{is_named_as_rows, read_text};
+use crate::files::read_text;
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
@@ -62,19 +64,27 @@ impl Recipe {
     /// The settings without effect, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
-        let has_held_out = self.data.held_out.is_some() || self.data.generate.is_some();
+        let has_held_out = self.data.has_held_out();
         let entropy = ["transform", "reference", "entropy_every", "entropy_precision"];
         let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
         let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
         let (generated, of_files) =
-            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on"]);
-        let is_file = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_named_as_rows);
-        let idle: [(bool, &str, &[&str], String); 12] = [
+            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on", "on_bad_row"]);
+        let is_file = |paths: Option<&Paths>| paths.is_some_and(Paths::are_files);
+        let of_held_out = self.data.held_out.as_ref();
+        let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());
+        let idle: [(bool, &str, &[&str], String); 13] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
-            (is_file(&self.data.train), "data", &["split"], "data.train is a file".to_owned()),
-            (is_file(&self.data.held_out), "data", &["held_out_split"], "data.held_out is a file".to_owned()),
+            (is_file(self.data.train.as_ref()), "data", &["split"], "data.train is a file".to_owned()),
+            (
+                is_file(of_held_out.and_then(HeldOut::files)),
+                "data",
+                &["held_out_split"],
+                "data.held_out is a file".to_owned(),
+            ),
+            (is_part, "data", &["held_out_split"], "data.held_out is a part of the training rows".to_owned()),
             (!kind.needs_entropy(), "objective", &entropy, of_kind("which uses no entropies")),
             (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),

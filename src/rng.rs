@@ -24,6 +24,8 @@ pub enum Stream {
     Sampling = 6,
     /// The masks of a likelihood's samples.
     Likelihood = 9,
+    /// The assistant turn of a chat that an epoch trains on.
+    Answer = 10,
 }
 
 /// The draws of one example in one epoch for one purpose.

@@ -185,14 +185,14 @@ fn a_problem_is_asked_by_d1s_protocol() {
     let problem = read("gsm8k", Task::Gsm8k, row).expect("a problem").remove(0);
     assert_eq!((problem.question.as_str(), &problem.ground_truth), ("How many?", &json!(-1018.5)));
     assert_eq!(problem.prefill, "<reasoning>");
-    let [turn] = &problem.prompt[..] else { panic!("{} turns", problem.prompt.len()) };
+    let [turn] = &problem.prompt.turns[..] else { panic!("{} turns", problem.prompt.turns.len()) };
     assert_eq!(turn.role, "user");
-    assert!(turn.content.ends_with("\n\nHow many?") && turn.content.contains("\\boxed{"), "{}", turn.content);
+    assert!(turn.text().ends_with("\n\nHow many?") && turn.text().contains("\\boxed{"), "{}", turn.text());
 
     let row = "{\"problem\": \"What?\", \"answer\": \"\\\\frac{3}{4}\", \"solution\": \"Thus.\", \"level\": 3}";
     let problem = read("math500", Task::Math500, row).expect("a problem").remove(0);
     assert_eq!((problem.question.as_str(), &problem.ground_truth), ("What?", &json!("\\frac{3}{4}")));
-    assert!(problem.prompt[0].content.ends_with("\n\nWhat?"));
+    assert!(problem.prompt.turns[0].text().ends_with("\n\nWhat?"));
 }
 
 #[test]

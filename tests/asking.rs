@@ -283,6 +283,12 @@ fn more_positions_than_the_model_was_trained_for_are_told() {
     };
     let fix = "; set data.max_seq_len=512";
     warns(&told(&["data", "recipe.toml"]), "the longest row", fix);
+    let json: Value =
+        serde_json::from_slice(&weft(&folder, &["data", "recipe.toml", "--json"]).stdout).expect("one object");
+    let [longest, tokens] = ["longest", "tokens"].map(|key| json["beyond_positions"][key].as_u64().expect("a number"));
+    assert_eq!((longest - 512) * 2, tokens, "of two rows of one length");
+    let counted = format!("fail beyond them; 2 examples have {tokens} tokens there{fix}");
+    assert!(told(&["data", "recipe.toml"]).contains(&counted));
     assert_eq!(told(&["data", "recipe.toml", "--set", "data.max_seq_len=512"]), "", "the fix works");
     warns(&told(&["plan", "recipe.toml"]), "the longest row", fix);
     warns(&told(&["train", "recipe.toml", "--quiet", "--set", "train.max_steps=1"]), "the longest row", fix);

@@ -13,6 +13,8 @@ use weft::data::formats::conversation;
 use weft::data::settings::TrainOn;
 use weft::data::sources::Source;
 use weft::data::{Dataset, Message, Reading, load, place, tokenizer};
+use weft::eval::generations::prompt_ids;
+use weft::eval::{Task, read_problems};
 
 /// What a row becomes, as "role: text" lines of which the last one is the answer.
 fn told(row: &Value) -> Result<String, String> {
@@ -225,6 +227,15 @@ fn tools_and_fields_of_turns_reach_the_template() {
         assert_eq!(texts(&text, &read), [answer]);
         assert_eq!(read.notes.lines(), ["1 of 2 assistant turns are context only (data.train_on)"]);
     }
+    // A problem of `weft eval` is asked in the same tokens, with or without an answer in its row.
+    let asked = messages.as_array().map(|turns| &turns[..4]);
+    for turns in [messages.clone(), json!(asked)] {
+        let row = json!({ "messages": turns, "tools": tools, "question": "2+2?", "ground_truth": 4 });
+        fs::write(folder.join("problems.jsonl"), row.to_string()).expect("it is written");
+        let problems = read_problems(Task::Gsm8k, &folder.join("problems.jsonl")).unwrap_or_else(|e| panic!("{e}"));
+        let ids = prompt_ids(&text, &problems).expect("it renders");
+        assert_eq!(ids.iter().map(|ids| text.decode_canvas(ids)).collect::<Vec<_>>(), [answer[0]]);
+    }
     // A call is an answer too.
     let called = json!({ "messages": messages.as_array().map(|turns| &turns[..3]), "tools": tools });
     let all = read(&text, &folder, &[json!({ "messages": messages, "tools": tools }), called], TrainOn::All);
@@ -285,15 +296,16 @@ fn turns_are_trained_on_as_they_say() {
         "user: q0|assistant: a0|user: q1|assistant: a1|user: q2|assistant: ",
     ];
     assert_eq!(texts(&text, &last), [[q2, "a2|"]]);
-    let skipped = "2 rows skipped: weight 0 or train false says that their answers are not trained on";
-    assert_eq!(last.notes.lines(), [skipped, "2 of 3 assistant turns are context only (data.train_on)"]);
+    let first = format!("(the first in {}:1)", folder.join("rows.jsonl").display());
+    let skipped = format!("2 rows skipped: weight 0 or train false says that their answers are not trained on {first}");
+    assert_eq!(last.notes.lines(), [&*skipped, "2 of 3 assistant turns are context only (data.train_on)"]);
     assert_eq!(last.passed_over, 2);
     let all = read(&text, &folder, &rows, TrainOn::All).expect("the rows are read");
     let first = ["user: q0|assistant: ", "a0|"];
     assert_eq!(texts(&text, &all), [first, [q1, "a1|"], first, [q2, "a2|"]]);
     assert_eq!((all.passed_over, all.starts.as_slice()), (1, &[0, 0, 1, 1][..]));
     let of_row = |row: usize| place(&source(&folder, TrainOn::All), row);
-    assert!(of_row(1).is_some_and(|place| place.ends_with("rows.jsonl:2")) && of_row(2).is_none());
+    assert!(of_row(1).is_some_and(|place| place.ends_with("rows.jsonl:2")) && of_row(3).is_none());
     let error = read(&text, &folder, &rows[2..], TrainOn::All).expect_err("nothing is trained on");
     let expected = "rows.jsonl: no turn of its 1 rows is trained on; remove weight 0 or train false from the turns to be \
                     trained on";

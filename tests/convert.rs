@@ -41,8 +41,16 @@ fn stored(folder: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
 }
 
 fn decoded(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
-    let wide = |b: &[u8]| if dtype == Dtype::F32 { [b[0], b[1], b[2], b[3]] } else { [0, 0, b[0], b[1]] };
-    bytes.chunks(dtype.bitsize() / 8).map(|b| f32::from_le_bytes(wide(b))).collect()
+    let number = |b: &[u8]| match dtype {
+        Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        Dtype::F16 => {
+            let half = u32::from(u16::from_le_bytes([b[0], b[1]]));
+            let is_zero = half & 0x7fff == 0;
+            if is_zero { 0.0 } else { f32::from_bits((half >> 15) << 31 | ((half & 0x7fff) << 13) + (112 << 23)) }
+        }
+        _ => f32::from_le_bytes([0, 0, b[0], b[1]]),
+    };
+    bytes.chunks(dtype.bitsize() / 8).map(number).collect()
 }
 
 fn error(model: &Path, out: &Path) -> String {

@@ -129,7 +129,8 @@ fn what_is_hardly_meant_is_remarked() {
         let shown = weft(&folder, &[&["data", "recipe.toml", "--json"][..], &settings].concat());
         serde_json::from_str(&shown).expect("one object")
     };
-    let shared = "2 held-out examples are trained on too; the held-out loss says little about them";
+    let shared = "2 held-out examples are trained on too (the first is a.jsonl:1, trained on as a.jsonl:1); the held-out loss \
+                  says little about them";
     assert_eq!(json(&[])["remarks"], serde_json::json!([shared]));
     let apart = ["data.sources=[{path=\"a.jsonl\",rows=\"2:\"}]", "data.held_out_rows=2"];
     assert_eq!(json(&apart)["remarks"], serde_json::json!([]));
@@ -170,6 +171,16 @@ fn what_nothing_reads_and_which_turns_are_trained_on_is_shown() {
     let shown = weft(&folder, &[&["data", "recipe.toml"][..], &all].concat());
     assert!(shown.starts_with("rows.jsonl: 8 examples, "), "{shown}");
     assert!(shown.contains(unread) && !shown.contains("context only"), "{shown}");
+    let drawn = ["data", "recipe.toml", "--set", "data.train_on=drawn"];
+    let shown = weft(&folder, &drawn);
+    let chats = "rows.jsonl: 4 chats (8 answers, one drawn at each occurrence), each once in an epoch\n";
+    assert!(shown.starts_with(chats) && shown.contains("\nan epoch: 4 examples, "), "{shown}");
+    let shown: Value = serde_json::from_str(&weft(&folder, &[&drawn[..], &["--json"]].concat())).expect("one object");
+    let source = &shown["sources"][0];
+    assert_eq!(
+        (&source["chats"], &source["examples"], &shown["examples_per_epoch"]),
+        (&4.into(), &8.into(), &4.into())
+    );
     let shown: Value = serde_json::from_str(&weft(&folder, &["data", "recipe.toml", "--json"])).expect("one object");
     assert_eq!(shown["sources"][0]["notes"]["unread"], serde_json::json!({ "id": 4, "score": 2 }));
     let trained = weft(&folder, &[&["train", "recipe.toml"][..], &all].concat());

@@ -130,3 +130,109 @@ fn a_run_notices_that_its_rows_have_changed() {
     let error = train_to(recipe(&folder, "run"), 3).map(|_| ()).expect_err("a held-out row is another");
     assert!(error.contains(&format!("the rows of {}/a.jsonl [0:50%] have changed", folder.display())), "{error}");
 }
+
+/// A recipe of chats of one to four answers, of which one is drawn per epoch, beside pairs.
+fn chats(folder: &Path, output: &str) -> Recipe {
+    let turn = |role: &str, i: usize| format!("{{\"role\": \"{role}\", \"content\": \"{i} + 1\"}}");
+    let chat = |i: usize| {
+        let turns = (0..1 + i % 4).flat_map(|k| [turn("user", 10 * i + k), turn("assistant", k)]);
+        format!("{{\"messages\": [{}]}}\n", turns.collect::<Vec<_>>().join(","))
+    };
+    if !folder.join("chats.jsonl").exists() {
+        let pair = |i: usize| format!("{{\"prompt\": \"What is {i} + 1?\", \"response\": \"{}\"}}\n", i + 1);
+        fs::write(folder.join("chats.jsonl"), (0..7).map(chat).collect::<String>()).expect("it is written");
+        fs::write(folder.join("pairs.jsonl"), (0..3).map(pair).collect::<String>()).expect("it is written");
+    }
+    let text = format!(
+        "[model]\nlora_rank = 2\n[data]\nheld_out = \"{0}/chats.jsonl\"\ntrain_on = \"drawn\"\n[[data.sources]]\npath = \
+         \"{0}/chats.jsonl\"\n[[data.sources]]\npath = \"{0}/pairs.jsonl\"\n[objective]\nentropy_every = 3\n[train]\noutput \
+         = \"{0}/{output}\"\nepochs = 3\nmicro_batch_size = 2\nlr = 1e-2\ncheckpoint_every = 1\n",
+        folder.display()
+    );
+    Recipe::parse(&text, Path::new("chats.toml"), &[]).expect("the recipe is whole")
+}
+
+#[test]
+fn an_epoch_draws_one_answer_of_each_chat() {
+    // Chats of 1, 3 and 2 answers.
+    let mixture = Mixture::default().with_chats(vec![0, 1, 4]);
+    assert_eq!(mixture.epoch_len(6), 3);
+    let chat = |example: usize| [0, 1, 1, 1, 2, 2][example];
+    let mut seen = [0; 6];
+    for epoch in 0..600 {
+        let occurrences = mixture.epoch(3, epoch, 6);
+        let mut chats: Vec<usize> = occurrences.iter().map(|o| chat(o.example)).collect();
+        assert!(occurrences.iter().all(|o| o.draw == chat(o.example) as u64), "the draws are the chat's");
+        chats.sort_unstable();
+        assert_eq!(chats, [0, 1, 2], "each chat once");
+        occurrences.iter().for_each(|o| seen[o.example] += 1);
+        assert_eq!(occurrences, mixture.epoch(3, epoch, 6), "an epoch doesn't depend on others");
+    }
+    assert_eq!(seen[0], 600);
+    // 200 and 300 times to be expected, with standard deviations of 11.5 and 12.2.
+    assert!(seen[1..4].iter().all(|n| (150..250).contains(n)), "{seen:?}");
+    assert!(seen[4..].iter().all(|n| (250..350).contains(n)), "{seen:?}");
+    // Copies of a chat draw answers of their own.
+    let twice = Mixture::new(vec![(3, 2.0)]).with_chats(vec![0, 1, 4]);
+    assert_eq!(twice.epoch_len(6), 6);
+    let drawn = |epoch: u64| -> Vec<usize> {
+        let mut of_second: Vec<Occurrence> = twice.epoch(3, epoch, 6).into_iter().filter(|o| o.draw % 3 == 1).collect();
+        of_second.sort_unstable_by_key(|o| o.draw);
+        assert_eq!(of_second.iter().map(|o| o.draw).collect::<Vec<_>>(), [1, 4]);
+        of_second.iter().map(|o| o.example).collect()
+    };
+    assert!((0..20).any(|epoch| drawn(epoch)[0] != drawn(epoch)[1]), "not always the same answer twice");
+    // Chats of one answer are examples.
+    let (plain, single) = (Mixture::default(), Mixture::default().with_chats((0..6).collect()));
+    assert_eq!(plain.epoch(5, 2, 6), single.epoch(5, 2, 6));
+}
+
+#[test]
+fn drawn_answers_are_the_same_whatever_the_batch_and_resume_to_the_same_bits() {
+    let folder = folder("drawn");
+    let (experiment, base) = Experiment::open(chats(&folder, "none")).expect("it opens");
+    let [part, pairs] = &experiment.train.parts[..] else { panic!("two sources") };
+    assert_eq!((part.num_chats(), part.examples, pairs.num_chats()), (Some(7), 16, Some(3)));
+    assert_eq!(experiment.train.epoch_len(), 10);
+    assert_eq!(experiment.held_out_examples().len(), 16, "every answer is held out");
+    let tokens = |e: &weft::data::Example| (e.prompt_ids.len() + e.answer_ids.len()) as f64;
+    let epochs = 2000;
+    let drawn = |epoch: u64| experiment.train.mixture.epoch(1, epoch, experiment.train.dataset.examples.len());
+    let of_epoch =
+        |epoch: u64| drawn(epoch).iter().map(|o| tokens(&experiment.train.dataset.examples[o.example])).sum::<f64>();
+    let mean = (0..epochs).map(of_epoch).sum::<f64>() / epochs as f64;
+    let expected = experiment.train.tokens_per_epoch();
+    assert!((mean / expected - 1.0).abs() < 0.01, "{mean} tokens of an epoch, and {expected} are expected");
+    drop((experiment, base));
+    // The masks of a run belong to its chats, however they are batched.
+    let masks = |micro_batch_size: usize, grad_accum_steps: usize| -> Vec<Vec<bool>> {
+        let mut recipe = chats(&folder, "none");
+        (recipe.train.micro_batch_size, recipe.train.grad_accum_steps) = (micro_batch_size, grad_accum_steps);
+        (recipe.train.lr, recipe.objective.kind) = (1e-9, weft::objective::Kind::Sft);
+        let (experiment, base) = Experiment::open(recipe).expect("it opens");
+        let (mut trainer, _) = experiment.trainer(base.model, &base.text).expect("it begins");
+        let steps = trainer.num_steps();
+        (0..steps).flat_map(|_| trainer.step().expect("a step").masked).collect()
+    };
+    let one = masks(1, 1);
+    assert_eq!(one.len(), 30, "three epochs of ten");
+    for (micro_batch_size, grad_accum_steps) in [(2, 1), (5, 1), (2, 2), (10, 1)] {
+        assert_eq!(masks(micro_batch_size, grad_accum_steps), one, "{micro_batch_size} x {grad_accum_steps}");
+    }
+    let train = |output: &str, step: u64| -> Vec<Vec<u32>> {
+        let (experiment, base) = Experiment::open(chats(&folder, output)).expect("it opens");
+        let (mut trainer, _) = experiment.trainer(base.model, &base.text).expect("it begins");
+        assert_eq!(trainer.steps_per_epoch(), 5);
+        let progress = Progress { bar: ProgressBar::hidden(), tells: false };
+        let output = experiment.recipe.train.output.clone();
+        let run = Run::open(&mut trainer, experiment.held_out_examples(), &output, experiment.resolved(), progress);
+        run.and_then(|mut run| run.advance(&mut trainer, step)).expect("it trains");
+        let trained = trainer.model.params.into_iter().filter(|p| p.trainable);
+        trained.map(|p| p.weight.to_f32().iter().map(|x| x.to_bits()).collect()).collect()
+    };
+    let whole = train("whole", 15);
+    for step in [4, 7, 11] {
+        train("parts", step);
+    }
+    assert!(train("parts", 15) == whole, "a resumed run ends with the same bits");
+}

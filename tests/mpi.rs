@@ -36,6 +36,36 @@ fn adapters_have_the_same_bits_on_1_2_and_4_ranks() {
 }
 
 #[test]
+fn ranks_draw_the_same_answers_and_skip_the_same_rows() {
+    needs_mpirun!();
+    let recipe = "[data]\ntrain = \"rows.jsonl\"\nheld_out = \"rows.jsonl\"\ntrain_on = \"drawn\"\non_bad_row = \"skip\"\n\
+                  on_long_prompt = \"skip\"\non_long_answer = \"skip\"\nmax_seq_len = 64\n[train]\noutput = \"run\"\n\
+                  lr = 1e-3\nepochs = 3\n[model]\nlora_rank = 2\n";
+    let turn = |role: &str, text: String| format!("{{\"role\": \"{role}\", \"content\": \"{text}\"}}");
+    let chat = |i: usize| match i % 5 {
+        4 => "{".to_owned(),
+        answers => {
+            let turns = (0..=answers).flat_map(|k| {
+                [turn("user", format!("{i} + {k}?")), turn("assistant", "1 ".repeat(1 + 60 * usize::from(k == 2)))]
+            });
+            format!("{{\"messages\": [{}]}}", turns.collect::<Vec<_>>().join(","))
+        }
+    };
+    let rows: Vec<String> = (0..15).map(chat).collect();
+    let [one, two, three] = [(1, 6), (2, 3), (3, 2)].map(|(ranks, accum)| {
+        let folder = start(&format!("drawn-{ranks}"), recipe);
+        fs::write(folder.join("rows.jsonl"), rows.join("\n")).expect("the rows are written");
+        trained(ranks, &folder, &[&format!("train.grad_accum_steps={accum}")]);
+        folder
+    });
+    assert_eq!(steps(&one).len(), 6, "three epochs of twelve chats");
+    for several in [two, three] {
+        assert_eq!(essence(&several), essence(&one));
+        assert!(adapter(&several) == adapter(&one));
+    }
+}
+
+#[test]
 fn three_ranks_equal_one_though_some_have_nothing_in_the_last_step() {
     needs_mpirun!();
     let recipe = RECIPE.replace("train_rows = 26", "train_rows = 8");

@@ -145,8 +145,12 @@ fn quantising_gives_the_codes_of_bitsandbytes() {
     assert_eq!(bits(&dynamic_map())[255], 1.0f32.to_bits());
 }
 
-const DOUBLE: Overrides =
-    Overrides { mask_token_id: None, logits_shifted: None, quantize: Some(Quantization { double_quant: true }) };
+const DOUBLE: Overrides = Overrides {
+    mask_token_id: None,
+    logits_shifted: None,
+    rounds_halves: false,
+    quantize: Some(Quantization { double_quant: true }),
+};
 
 fn quantized(checkpoint: &Path, cache: Option<&QuantizedCache>) -> Transformer {
     load_cached(checkpoint, DOUBLE, cache).unwrap_or_else(|e| panic!("{e}")).0

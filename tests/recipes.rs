@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use weft::data::formats::Form;
+use weft::data::hold_out::HeldOut;
+use weft::data::paths::Paths;
 use weft::model::settings::Trainable;
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::Recipe;
@@ -121,7 +123,7 @@ fn the_papers_recipes_have_its_settings() {
         assert_eq!((train.weight_decay, train.max_grad_norm), (0.1, 1.0), "{name}");
         assert_eq!(train.global_batch_size(), 8, "{name}");
         assert_eq!(
-            (data.train.as_deref(), data.format),
+            (data.train.as_ref().and_then(Paths::as_one), data.format),
             (Some(Path::new("simplescaling/s1K")), Some(Form::S1k)),
             "{name}"
         );
@@ -157,7 +159,9 @@ fn the_small_models_recipes_have_dllms_settings() {
         assert_eq!(train.lr, 1e-4, "{name}");
         let is_own = name.ends_with("-own-rows");
         let rows = if is_own { "rows.jsonl" } else { "hf://datasets/openai/gsm8k/main" };
-        assert_eq!((data.train.as_deref(), data.held_out.as_deref()), (Some(Path::new(rows)), Some(Path::new(rows))));
+        let held_out = data.held_out.as_ref().and_then(HeldOut::files);
+        let paths = [data.train.as_ref(), held_out].map(|paths| paths.and_then(Paths::as_one));
+        assert_eq!(paths, [Some(Path::new(rows)); 2]);
         let sizes = (data.max_seq_len.0, train.global_batch_size());
         assert_eq!(sizes, if is_own { (1024, 8) } else { (512, 16) }, "{name}");
         // Rows of one file are split between training and the held-out loss; GSM8K's splits are files of their own.
@@ -257,7 +261,7 @@ fn a_setting_replaces_the_recipes() {
     let settings = settings.map(str::to_owned);
     let recipe = Recipe::parse(text, Path::new("r.toml"), &settings).expect("the recipe is whole");
     assert_eq!((recipe.train.lr, recipe.train.max_steps), (5e-4, Some(7)));
-    assert_eq!(recipe.data.train.as_deref(), Some(Path::new("b c.jsonl")));
+    assert_eq!(recipe.data.train.as_ref().and_then(Paths::as_one), Some(Path::new("b c.jsonl")));
     assert_eq!(recipe.objective.normalizer(), weft::objective::Normalizer::Sequence);
     let error = Recipe::parse(text, Path::new("r.toml"), &["lr=3".to_owned()]).expect_err("no table");
     assert_eq!(error.to_string(), "r.toml: --set \"lr=3\" is not table.key=value; write train.lr=3");

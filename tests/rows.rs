@@ -79,7 +79,7 @@ fn a_folder_of_the_hub_is_read_shard_after_shard() {
     assert_eq!(rows[3]["thinking_trajectories"], json!(["One more than 3 is 4."]));
     assert_eq!(read(&Source::at(&hub.join("data"), "train")).expect("it is read"), rows);
     assert_eq!(Source::default().split, None, "the split is train where none is said");
-    assert_eq!(read(&Source { path: hub.clone(), ..Source::default() }).expect("it is read"), rows);
+    assert_eq!(read(&Source { path: hub.clone().into(), ..Source::default() }).expect("it is read"), rows);
     let refused = |folder: &Path, split: &str| {
         let error = read(&Source::at(folder, split)).expect_err("it is refused");
         error.strip_prefix(&format!("{}: ", folder.display())).unwrap_or(&error).to_owned()
@@ -172,8 +172,8 @@ fn a_damaged_file_is_told_in_a_sentence() {
         told.ends_with("its 1073741825 bytes are more than the 1073741824 that Weft reads of a JSON file; write JSONL")
     );
 
-    let wanted = "aren't read; give the rows as .jsonl, .json or .parquet, an object for each, or a text as .txt";
-    assert_eq!(error("rows.csv", "{}"), format!("rows.csv: files named .csv {wanted}"));
+    let wanted = "aren't read; give the rows as .jsonl, .json, .parquet or .csv, or a text as .txt";
+    assert_eq!(error("rows.xlsx", "{}"), format!("rows.xlsx: files named .xlsx {wanted}"));
     assert_eq!(error("rows", "{}"), format!("rows: files without an ending {wanted}"));
     let absent = read(&Source::at(Path::new("absent.txt"), "train")).expect_err("there is none");
     assert!(absent.starts_with("cannot read absent.txt: No such file"), "{absent}");

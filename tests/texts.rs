@@ -286,5 +286,6 @@ fn the_recipe_resolves() {
     let Recipe { model, data, objective, .. } = Recipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((model.trainable, data.format, objective.kind), (Trainable::Full, Some(Form::Text), Kind::Sft));
     let [source] = &data.training()[..] else { panic!("one source") };
-    assert_eq!((source.format, data.held_out().and_then(|source| source.format)), (Some(Form::Text), Some(Form::Text)));
+    let [held_out] = &data.held_out()[..] else { panic!("one source") };
+    assert_eq!((source.format, held_out.format), (Some(Form::Text), Some(Form::Text)));
 }

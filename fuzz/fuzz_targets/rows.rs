@@ -1,4 +1,4 @@
-//! Rows of JSONL and JSON, in every form, by the first byte.
+//! Rows of JSONL, JSON, CSV and TSV, in every form, by the first byte.
 #![no_main]
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| folder("rows"));
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, data)) = data.split_first() else { return };
-    let path = FOLDER.join(if kind & 1 == 0 { "rows.jsonl" } else { "rows.json" });
+    let path = FOLDER.join(["rows.jsonl", "rows.json", "rows.csv", "rows.tsv"][usize::from(kind & 3)]);
     write(&path, data);
     let source = Source::at(&path, "train");
     match source.rows() {

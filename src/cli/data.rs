@@ -1,6 +1,5 @@
 //! `weft data`: shows what a recipe's model will see of its rows.
 
-use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,14 +9,15 @@ use serde_json::{Value, json};
 use weft::base::Base;
 use weft::data::chat_template::TextModel;
 use weft::data::lengths::Lengths;
+use weft::data::shared_rows::SharedRows;
 use weft::data::{self, Example, Mixed, Part};
 use weft::error::Result;
-use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
+use weft::experiment::{Sources, check_padding, held_out_rows, reading, set_template_kwargs};
 use weft::model::config::ModelConfig;
-use weft::model::positions;
 use weft::recipe::Recipe;
 
 use super::progress::doing;
+use super::rows;
 use super::train::read_recipe;
 
 /// The number of characters shown at the beginning and at the end of a prompt or answer.
@@ -25,8 +25,9 @@ const SHOWN: [usize; 2] = [800, 300];
 
 /// Show what the model will see of a recipe's rows
 ///
-/// Prints lengths in tokens, how many answers are cut, the size of an epoch, and the first examples of each source as
-/// they are tokenized: prompt, answer and end token. Of the base, only the tokenizer and config.json are needed.
+/// Prints lengths in tokens, how many answers are cut, which rows are skipped and why, the size of an epoch, and the first
+/// examples of each source as they are tokenized: prompt, answer and end token. Of the base, only the tokenizer and
+/// config.json are needed.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft data recipes/gsm8k.toml --examples 1 --set data.max_seq_len=256")]
 pub struct Data {
@@ -57,34 +58,37 @@ pub(super) fn read_aside<T>(quiet: bool, read: impl FnOnce(&Path) -> Result<T>) 
     rows
 }
 
-/// Tokens of the longest row.
-pub(super) fn longest(rows: [Option<&Mixed>; 2]) -> usize {
-    let examples = rows.into_iter().flatten().flat_map(|mixed| &mixed.dataset.examples);
-    examples.map(|e| e.prompt_ids.len() + e.answer_ids.len()).max().unwrap_or(0)
-}
-
 impl Data {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
         let (mut text, config) = Base::open_text(&recipe.model.path, recipe.model.overrides())?;
         set_template_kwargs(&recipe, &mut text)?;
-        let (mut train, mut held_out) = read_aside(quiet, |scratch| {
-            let Sources { train, held_out } = Sources::of(&recipe, scratch)?;
+        let (mut train, mut held_out, shared) = read_aside(quiet, |scratch| {
+            let sources = Sources::of(&recipe, scratch)?;
             let reading = reading(&recipe, &text, config.mask_token_id());
-            let held_out = held_out.map(|source| data::load_mixed(&[source], &reading)).transpose()?;
-            let train = data::load_mixed(&train, &reading)?;
+            let held_out = held_out_rows(&sources.held_out, &reading)?;
+            let train = data::load_mixed(&sources.train, &reading)?;
             check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
-            Ok((train, held_out))
+            let shared = sources.shared_rows(&train, held_out.as_ref());
+            Ok((train, held_out, shared))
         })?;
-        let rows = [Some(&train), held_out.as_ref()];
-        positions::warning_of_rows(&config, longest(rows)).iter().for_each(|warning| eprintln!("warning: {warning}"));
+        let of_run = [Some(&train), held_out.as_ref()];
+        // Shared rows are a remark here.
+        rows::warn(&config, of_run, None);
+        let beyond = rows::beyond(&config, of_run);
+        let remarks = remarks(&recipe, (&train, held_out.as_ref()), shared);
         if let Some(puzzle) = recipe.data.generate {
             let parts = train.parts.iter_mut().chain(held_out.iter_mut().flat_map(|held_out| &mut held_out.parts));
             parts.for_each(|part| part.name = format!("generated {}", puzzle.name()));
         }
         match self.json {
-            true => say!("{}", self.as_json(&recipe, &text, &train, held_out.as_ref())),
-            false => self.print(&recipe, (&text, &config), &train, held_out.as_ref()),
+            true => {
+                let mut object = self.as_json(&recipe, &text, &train, held_out.as_ref());
+                object["remarks"] = json!(remarks);
+                object["beyond_positions"] = json!(beyond);
+                say!("{object}");
+            }
+            false => self.print(&recipe, (&text, &config), (&train, held_out.as_ref()), &remarks),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -93,14 +97,14 @@ impl Data {
         &self,
         recipe: &Recipe,
         (text, config): (&TextModel, &ModelConfig),
-        train: &Mixed,
-        held_out: Option<&Mixed>,
+        (train, held_out): (&Mixed, Option<&Mixed>),
+        remarks: &[String],
     ) {
         print_lengths(train, "", recipe.data.max_seq_len.0);
         if let Some(held_out) = held_out {
             print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
         }
-        for remark in remarks(recipe, train, held_out) {
+        for remark in remarks {
             say!("note: {remark}");
         }
         let (steps, all) = num_steps(recipe, train);
@@ -167,12 +171,12 @@ impl Data {
         let sources = |mixed: &Mixed, shown: usize| -> Vec<Value> {
             let source = |(part, examples): (&Part, &[Example])| {
                 let [prompt, answer, total] = Lengths::of_examples(examples);
-                json!({
-                    "name": part.name, "weight": part.weight, "key": part.key, "examples": part.examples,
-                    "truncated": part.truncated, "passed_over": part.passed_over, "documents": part.documents, "notes": part.notes,
-                    "prompt_tokens": prompt, "answer_tokens": answer, "total_tokens": total,
-                    "shown": examples.iter().take(shown).map(|one| example(part, one)).collect::<Vec<_>>(),
-                })
+                let mut object = rows::of_part(part);
+                object["prompt_tokens"] = json!(prompt);
+                object["answer_tokens"] = json!(answer);
+                object["total_tokens"] = json!(total);
+                object["shown"] = examples.iter().take(shown).map(|one| example(part, one)).collect();
+                object
             };
             mixed.by_source().map(source).collect()
         };
@@ -180,7 +184,6 @@ impl Data {
         json!({
             "sources": sources(train, self.examples),
             "held_out": held_out.map(|held_out| sources(held_out, 0)),
-            "remarks": remarks(recipe, train, held_out),
             "max_seq_len": recipe.data.max_seq_len,
             "examples_per_epoch": train.epoch_len(),
             "tokens_per_epoch": train.tokens_per_epoch().round() as u64,
@@ -191,15 +194,8 @@ impl Data {
 }
 
 /// Remarks about properties of the rows that are probably unintended.
-fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<String> {
-    let mut remarks = vec![];
-    let whole = |e: &Example| [e.prompt_ids.as_slice(), &e.answer_ids].concat();
-    let trained: HashSet<Vec<u32>> = train.dataset.examples.iter().map(whole).collect();
-    let shared = held_out.map_or(0, |h| h.dataset.examples.iter().filter(|e| trained.contains(&whole(e))).count());
-    if shared > 0 {
-        remarks
-            .push(format!("{shared} held-out examples are trained on too; the held-out loss says little about them"));
-    }
+fn remarks(recipe: &Recipe, (train, held_out): (&Mixed, Option<&Mixed>), shared: Option<SharedRows>) -> Vec<String> {
+    let mut remarks: Vec<String> = shared.iter().map(SharedRows::to_string).collect();
     let (cut, count) = (train.dataset.truncated, train.dataset.examples.len());
     if 2 * cut > count {
         remarks.push(format!(
@@ -212,7 +208,10 @@ fn remarks(recipe: &Recipe, train: &Mixed, held_out: Option<&Mixed>) -> Vec<Stri
     // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        let there: usize = mixed.parts.iter().map(|part| part.notes.rows).sum();
+        // A part that is held out of the training rows is among them.
+        let is_part = recipe.data.held_out.as_ref().is_some_and(|held_out| held_out.files().is_none());
+        let part = held_out.filter(|_| is_part).map_or(&[][..], |held_out| &held_out.parts);
+        let there: usize = mixed.parts.iter().chain(part).map(|part| part.notes.rows).sum();
         if there < wanted {
             remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
         }

@@ -25,7 +25,7 @@ use super::progress::bar;
 pub struct Likelihood {
     #[command(flatten)]
     model: super::ModelArgs,
-    /// Rows as weft train reads them: JSONL, JSON, parquet, or a data set of the hub
+    /// Rows as weft train reads them: JSONL, JSON, parquet, CSV, a quoted pattern of files, or a data set of the hub
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Masks drawn per answer; the error falls with the square root of their number
@@ -48,7 +48,8 @@ pub struct Likelihood {
 impl Likelihood {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let base = self.model.open()?;
-        let source = Source { path: self.data.clone(), rows: self.limit.map(RowRange::first), ..Source::default() };
+        let source =
+            Source { path: self.data.clone().into(), rows: self.limit.map(RowRange::first), ..Source::default() };
         let mask_token_id = base.model.config.mask_token_id;
         let reading = Reading { text: &base.text, mask_token_id, max_seq_len: usize::MAX, cache: None };
         let (lines, examples): (Vec<usize>, Vec<Example>) = data::numbered(&source, &reading)?.into_iter().unzip();

@@ -32,6 +32,7 @@ mod progress;
 mod recipe;
 mod reproduce;
 mod results;
+mod rows;
 mod score;
 mod signals;
 mod trace;
@@ -218,7 +219,7 @@ impl FactArgs {
             mask_token_id: model.mask_token_id,
             logits_shifted: model.logits_shifted,
             quantize: model.quantize,
-            double_quant: Some(model.double_quant).filter(|double| !double),
+            double_quant: model.quantize.map(|_| model.double_quant).filter(|double| !double),
         }
     }
 
@@ -236,6 +237,7 @@ impl FactArgs {
         Overrides {
             mask_token_id: self.mask_token_id,
             logits_shifted: self.logits_shifted,
+            rounds_halves: false,
             quantize: self.quantize.map(quantize),
         }
     }
@@ -275,7 +277,11 @@ type Object = serde_json::Map<String, serde_json::Value>;
 impl ModelArgs {
     /// Opens the base on the process's device, with its adapter if one is given.
     fn open(&self) -> Result<Base> {
-        let mut base = Base::open_with(&self.model, self.facts.overrides())?;
+        let rounds_halves = self.precision == Precision::Bf16;
+        let mut base = Base::open_with(&self.model, Overrides { rounds_halves, ..self.facts.overrides() })?;
+        if rounds_halves {
+            base.told_of_halves().iter().for_each(|told| eprintln!("note: {told}"));
+        }
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);

@@ -9,13 +9,13 @@ use weft::base::{Base, is_embedded};
 use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::experiment::{Experiment, check_trainable, set_template_kwargs};
-use weft::model::positions;
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
 use weft_kernels::precision::Precision;
 
-use super::data::{longest, read_aside};
+use super::data::read_aside;
+use super::rows;
 use super::train::read_recipe;
 
 /// Predict a run's peak memory and step time before anything is loaded
@@ -60,12 +60,20 @@ impl Plan {
         let (mut text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
         check_trainable(&recipe, &model)?;
         set_template_kwargs(&recipe, &mut text)?;
-        let experiment = read_aside(quiet, |scratch| Experiment::read(recipe, (&text, &model.config), scratch))?;
-        let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
-        positions::warning_of_rows(&config, rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
+        let (experiment, shared) = read_aside(quiet, |scratch| {
+            let experiment = Experiment::read(recipe, (&text, &model.config), scratch)?;
+            let shared = experiment.shared_rows();
+            Ok((experiment, shared))
+        })?;
+        rows::warn(&config, [Some(&experiment.train), experiment.held_out.as_ref()], shared);
         let quantization = model.quantization();
         let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
-        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Embedded } else { Stored::Mapped };
+        let (path, overrides) = (&experiment.recipe.model.path, experiment.recipe.model.overrides());
+        let stored = match is_embedded(path) {
+            true => Stored::Embedded,
+            false if Base::holds_halves(path, overrides)? => Stored::Owned,
+            false => Stored::Mapped,
+        };
         let mut planner = Planner::new(&experiment, (model, &text), stored)?.with_ranks(self.ranks);
         let on = On::of(device, self.gpu, self.memory_gb)?;
         if !matches!(on, On::Cpu) {
@@ -80,6 +88,7 @@ impl Plan {
                 let mut object = serde_json::to_value(&plan).expect("a plan is JSON");
                 object["facts"] = json!(config.facts());
                 object["unknown_fields"] = json!(config.unknown_fields());
+                object["rows"] = rows::as_json(&experiment.train, experiment.held_out.as_ref());
                 object["fits"] = json!(plan.fits());
                 object["step_seconds"] = json!(time.map(|time| time.step_seconds));
                 object["communication_seconds"] = json!(sending);
@@ -97,6 +106,11 @@ impl Plan {
                 let unknown = config.unknown_fields();
                 if !unknown.is_empty() {
                     say!("fields of config.json that Weft doesn't know: {}", unknown.join(", "));
+                }
+                for part in
+                    experiment.train.parts.iter().chain(experiment.held_out.iter().flat_map(|held_out| &held_out.parts))
+                {
+                    part.notes.lines().iter().for_each(|line| say!("{}: {line}", part.name));
                 }
                 print(&plan, (&experiment.recipe, is_narrow), time, sending);
             }

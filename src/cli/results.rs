@@ -28,6 +28,8 @@ pub struct Results<'a> {
     pub question: String,
     /// The folder of the adapter or checkpoint of the lowest held-out loss, if it is saved.
     pub best: Option<String>,
+    /// The counts of the rows, as one JSON object.
+    pub rows: Value,
 }
 
 impl Results<'_> {
@@ -122,6 +124,7 @@ impl Results<'_> {
             "device": weft::device::name(),
             "peak_memory_bytes": peak,
             "planned_memory_bytes": planned,
+            "rows": self.rows,
         });
         let fields = object.as_object_mut().expect("it is an object");
         if let (Some(best), Some(path)) = (self.summary.best, &self.best) {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::base::{Base, is_embedded};
-use weft::data::{Dataset, Example, Mixed};
+use weft::data::Example;
 use weft::error::{Error, Result};
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
@@ -14,7 +14,6 @@ use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
-use weft::model::positions;
 use weft::model::settings::{Trainable, shell_word};
 use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
@@ -29,12 +28,12 @@ use weft::train::{checkpoint, run};
 use weft_kernels::cuda::WORKSPACE;
 
 use super::best;
-use super::data::longest;
 use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::results::Results;
+use super::rows;
 use super::warn_of_base;
 
 /// The file in the run's folder with the results of a finished run: the object that `--json` prints.
@@ -158,6 +157,7 @@ impl Train {
                 .map(|(name, path)| (name, path.display().to_string())),
             question: question(&experiment, &folder),
             best: best.as_ref().map(|folder| folder.display().to_string()),
+            rows: rows::as_json(&experiment.train, experiment.held_out.as_ref()),
         };
         for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
             model_card::write(folder, &experiment, &base.name, &results)?;
@@ -201,7 +201,8 @@ impl Train {
     /// What the run will take on each rank. The run is refused where a machine has too little memory for the ranks on
     /// it.
     fn plan(&self, experiment: &Experiment, base: &Base) -> Result<Plan> {
-        let stored = if is_embedded(&experiment.recipe.model.path) { Stored::Resident } else { Stored::Mapped };
+        let is_in_memory = is_embedded(&experiment.recipe.model.path) || base.is_half();
+        let stored = if is_in_memory { Stored::Resident } else { Stored::Mapped };
         let mut planner = Planner::new(experiment, (base.model.to_meta(), &base.text), stored)?;
         if let Some(gpu) = weft::device::gpu() {
             // The rank whose GPU has the least memory decides.
@@ -271,8 +272,8 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
         );
     }
     tell_idle(&recipe.sampler.for_logits(base.model.config.logits_shifted));
-    let rows = longest([Some(&experiment.train), experiment.held_out.as_ref()]);
-    positions::warning_of_rows(base.config(), rows).iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let of_run = [Some(&experiment.train), experiment.held_out.as_ref()];
+    rows::warn(base.config(), of_run, experiment.shared_rows());
     if let Some(adapter) = &recipe.model.adapter {
         warn_of_base(adapter, &base.name);
     }
@@ -306,32 +307,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } = &experiment.train;
-    let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
-    let (count, longest) = (examples.len(), recipe.data.max_seq_len.0);
-    match parts.iter().all(|part| part.documents > 0) {
-        true => {
-            say!("data       {documents} texts, {tokens} tokens, packed into {count} sequences of at most {longest}")
-        }
-        false => say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens"),
-    }
-    for part in parts {
-        if parts.len() > 1 {
-            say!("           {}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
-        }
-        part.notes.lines().iter().for_each(|line| say!("           {line}"));
-    }
-    if parts.len() > 1 {
-        say!("           an epoch has {} examples", mixture.epoch_len(count));
-    }
-    if let Some(Mixed { dataset, parts, .. }) = &experiment.held_out {
-        let count = dataset.examples.len();
-        match dataset.documents {
-            0 => say!("held out   {count} examples; {} answers cut", dataset.truncated),
-            documents => say!("held out   {documents} texts in {count} sequences"),
-        }
-        parts.iter().flat_map(|part| part.notes.lines()).for_each(|line| say!("           {line}"));
-    }
+    rows::say_of(experiment);
 }
 
 /// Saves every weight as it was trained. Every rank calls it; the first one writes.

@@ -11,6 +11,7 @@ use weft_kernels::weight::{MappedFile, to_bf16_bytes};
 
 use crate::error::{Error, Result};
 use crate::files::write_whole_by;
+use crate::model::halves::{narrowed, widened};
 
 /// A safetensors file begins with the length of its header: a number of this many bytes, padded to a multiple of it.
 const LENGTH_BYTES: usize = 8;
@@ -66,9 +67,10 @@ pub(super) fn add_row(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
 /// same on every machine. transformers draws a new row from a normal distribution around this mean, whose covariance
 /// is the rows' own times 1e-9.
 fn mean_row(matrix: &TensorView) -> Vec<u8> {
-    let is_f32 = matrix.dtype() == Dtype::F32;
+    let (is_f32, is_f16) = (matrix.dtype() == Dtype::F32, matrix.dtype() == Dtype::F16);
     let number = |bytes: &[u8]| match *bytes {
         [a, b, c, d] => f64::from(f32::from_le_bytes([a, b, c, d])),
+        [_, _] if is_f16 => f64::from(widened(bytes)[0]),
         [a, b] => f64::from(f32::from_le_bytes([0, 0, a, b])),
         _ => unreachable!("a number has two bytes or four"),
     };
@@ -79,7 +81,11 @@ fn mean_row(matrix: &TensorView) -> Vec<u8> {
         sums.iter_mut().zip(row.chunks_exact(size)).for_each(|(sum, bytes)| *sum += number(bytes));
     }
     let mean: Vec<f32> = sums.into_iter().map(|sum| (sum / rows as f64) as f32).collect();
-    if is_f32 { mean.iter().flat_map(|x| x.to_le_bytes()).collect() } else { to_bf16_bytes(&mean) }
+    match matrix.dtype() {
+        Dtype::F32 => mean.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => narrowed(&mean),
+        _ => to_bf16_bytes(&mean),
+    }
 }
 
 fn map(path: &Path) -> Result<MappedFile> {

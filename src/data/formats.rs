@@ -162,11 +162,6 @@ pub(super) fn is_read(row: &Fields, form: Form, key: &str) -> bool {
     }
 }
 
-/// Whether a row, in the given form or else in the form that its keys tell, is a text without a prompt.
-pub(super) fn is_text(row: &Fields, form: Option<Form>) -> bool {
-    form.map_or_else(|| detect(row), Ok) == Ok(Form::Text)
-}
-
 /// The form that a row's keys tell: the first form whose keys all have values, else the first with one such key. A row
 /// is a text only if it has no key of a plain conversation.
 fn detect(row: &Fields) -> Result<Form, String> {

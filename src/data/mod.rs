@@ -1,22 +1,29 @@
-//! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens, and how often each
+//! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens (`loading`), and how often each
 //! example occurs (`mixing`). `noising` decides what is masked.
 
+mod bad_rows;
 pub mod chat;
 pub mod chat_template;
+mod csv_file;
 pub mod formats;
 pub mod generated;
 mod guarded;
+pub mod hold_out;
+mod json_file;
 pub mod lengths;
+mod loading;
 pub mod mixing;
 pub mod notes;
 mod packed_texts;
 pub mod packing;
 mod parquet_file;
 mod parquet_pages;
+pub mod paths;
 mod qwen_tokenizer;
 mod row_content;
 pub mod row_range;
 pub mod settings;
+pub mod shared_rows;
 pub mod sources;
 mod splits;
 mod strict_json;
@@ -28,17 +35,16 @@ pub mod token_cache;
 pub mod tokenizer;
 pub(crate) mod tokenizer_files;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use bad_rows::Unread;
 use chat_template::TextModel;
 use mixing::Mixture;
 use notes::Notes;
-use packed_texts::PackedTexts;
-use row_content::{Content, NOT_TRAINED, content, num_examples};
+use row_content::{Content, content};
 use settings::TrainOn;
-use sources::{Row, Source};
+use sources::Source;
 use token_cache::TokenCache;
 
 /// A turn of a chat.
@@ -76,13 +82,15 @@ pub struct Dataset {
     /// The number of answers that were cut because of the longest sequence.
     pub truncated: usize,
     /// The number of rows passed over because their own checks call none of their answers right, because they are texts
-    /// of white space, or because they say that they aren't trained on.
+    /// of white space, because they say that they aren't trained on, or because the recipe skips rows such as they are.
     pub passed_over: usize,
     /// The number of texts that are packed into the examples; 0 if the rows are conversations.
     pub documents: usize,
     /// The row in which each example begins, counted from 0 without rows passed over. Empty if each row is one example,
     /// and where several sources are mixed.
     pub starts: Vec<u32>,
+    /// The rows passed over, counted from 0 among all rows of the source. Empty where several sources are mixed.
+    pub skipped_rows: Vec<u32>,
     /// What is said of the rows. Empty where several sources are mixed.
     pub notes: Notes,
 }
@@ -129,22 +137,69 @@ pub struct Part {
     pub notes: Notes,
     /// A hash of the tokens of its examples: equal for equal examples, whatever file they come from.
     pub key: String,
+    /// The first example of each chat, if an epoch trains on one example of each.
+    chats: Option<Vec<usize>>,
     /// [`Dataset::starts`] of the source.
     starts: Vec<u32>,
+    /// [`Dataset::skipped_rows`] of the source.
+    skipped_rows: Vec<u32>,
 }
 
 impl Part {
-    /// The index, among the rows that weren't passed over, of the row in which an example begins.
+    fn of(source: &Source, dataset: &Dataset) -> Self {
+        let Dataset { examples, truncated, passed_over, documents, starts, skipped_rows, notes } = dataset;
+        let is_drawn = source.train_on == Some(TrainOn::Drawn) && *documents == 0;
+        let is_first = |i: &usize| *i == 0 || starts.get(*i) != starts.get(*i - 1);
+        let chats: Option<Vec<usize>> = is_drawn.then(|| (0..examples.len()).filter(is_first).collect());
+        Self {
+            name: source.name(),
+            weight: source.weight,
+            examples: examples.len(),
+            truncated: *truncated,
+            passed_over: *passed_over,
+            documents: *documents,
+            notes: notes.clone(),
+            key: format!("{:032x}", token_cache::content_key(examples, chats.as_deref())),
+            chats,
+            starts: starts.clone(),
+            skipped_rows: skipped_rows.clone(),
+        }
+    }
+
+    /// The number of chats of which an epoch trains on one answer each; `None` if it trains on every example.
+    pub fn num_chats(&self) -> Option<usize> {
+        self.chats.as_ref().map(Vec::len)
+    }
+
+    /// The number of its rows that an epoch chooses from, and its weight.
+    fn size(&self) -> (usize, f64) {
+        (self.num_chats().unwrap_or(self.examples), self.weight)
+    }
+
+    /// The index, among all rows of the source, of the row in which an example begins.
     pub fn row_of(&self, example: usize) -> usize {
-        self.starts.get(example).map_or(example, |row| *row as usize)
+        let used = self.starts.get(example).map_or(example, |row| *row as usize);
+        let mut before = 0;
+        while self.skipped_rows.get(before).is_some_and(|row| *row as usize <= used + before) {
+            before += 1;
+        }
+        used + before
     }
 
     /// The number of its examples, and for texts of their documents, as part of a sentence.
     pub fn how_many(&self) -> String {
-        match self.documents {
-            0 => format!("{} examples", self.examples),
-            documents => format!("{documents} texts in {} sequences", self.examples),
+        match (self.documents, self.num_chats()) {
+            (0, None) => format!("{} examples", self.examples),
+            (0, Some(chats)) => {
+                format!("{chats} chats ({} answers, one drawn at each occurrence)", self.examples)
+            }
+            (documents, _) => format!("{documents} texts in {} sequences", self.examples),
         }
+    }
+
+    /// A warning if more than a tenth of its rows are skipped.
+    pub fn warning(&self) -> Option<String> {
+        self.notes.warning(&self.name)
     }
 
     /// How often each row of the source occurs in an epoch, as part of a sentence.
@@ -153,101 +208,23 @@ impl Part {
     }
 }
 
-/// The number of rows that all threads together tokenize at a time.
-const CHUNK: usize = 512;
-
-/// The error for a row of another kind than the first.
-const MIXED_FORMS: &str =
-    "of this row and the first one, one is a plain text and the other a conversation; give them as two sources";
-
 /// Reads the rows of a source. An example of more than `max_seq_len` tokens loses the end of its answer, end token
 /// included, and is counted. Texts are packed into examples of `max_seq_len` tokens and lose nothing.
 ///
 /// # Errors
-/// The file and place of a row that can't be read, whose prompt leaves no room for an answer, or that contains the mask
-/// token, which would count as masked, or an end token within its answer; a source without rows, or one of texts and
-/// conversations.
+/// The file and place of every row that can't be read, whose prompt leaves no room for an answer, or that contains the
+/// mask token, which would count as masked, or an end token within its answer, unless the source skips such rows; a source
+/// without rows, or one of texts and conversations.
 pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
-    let key = match &reading.cache {
-        Some(_) => Some(token_cache::key(source, reading)?),
-        None => None,
-    };
-    if let Some(dataset) = reading.cache.as_ref().zip(key).and_then(|(cache, key)| cache.read(key, reading)) {
-        return Ok(dataset);
-    }
-    let mut dataset = Dataset::default();
-    let mut texts = PackedTexts::new(reading.max_seq_len, reading.text.eos_token_id());
-    let mut has_texts = None;
-    let mut rows = source.rows()?;
-    loop {
-        // The error reported is that of the first bad row, whichever thread finds one first.
-        let chunk: Vec<Result<Row>> = rows.by_ref().take(CHUNK).collect();
-        if chunk.is_empty() {
-            break;
-        }
-        let is_text = |row: &Row| formats::is_text(&row.fields, source.format);
-        if has_texts.is_none() {
-            has_texts = chunk[0].as_ref().ok().map(is_text);
-        }
-        let content = |row: Row| match Some(is_text(&row)) == has_texts {
-            true => content(&row, source, reading),
-            false => Err(row.wrong(MIXED_FORMS.to_owned())),
-        };
-        let read: Vec<Result<_>> = chunk.into_par_iter().map(|row| content(row?)).collect();
-        for read in read {
-            let (content, notes) = read?;
-            let answers = if let Content::Examples(examples) = &content { examples.len() } else { 0 };
-            dataset.notes.add(notes, answers);
-            match content {
-                Content::Examples(examples) => dataset.add(examples),
-                Content::Text(ids) => texts.push(&ids, &mut dataset),
-                Content::Nothing(reason) => {
-                    dataset.passed_over += 1;
-                    dataset.notes.skip(reason);
-                }
-            }
-        }
-    }
-    texts.finish(&mut dataset);
-    if dataset.examples.is_empty() {
-        return Err(no_examples(source, &dataset, has_texts == Some(true)));
-    }
-    if source.train_on.unwrap_or_default() == TrainOn::Last && dataset.documents == 0 {
-        dataset.starts.clear();
-    }
-    if let Some((cache, key)) = reading.cache.as_ref().zip(key) {
-        cache.keep(key, &dataset);
-    }
-    Ok(dataset)
+    loading::read(source, reading).map_err(|unread| told(unread, source, false))
 }
 
-impl Dataset {
-    /// Adds the examples of a row, each with whether its answer was cut.
-    fn add(&mut self, examples: Vec<(Example, bool)>) {
-        let row = self.notes.rows - self.passed_over - 1;
-        for (example, is_cut) in examples {
-            self.truncated += usize::from(is_cut);
-            self.starts.push(row as u32);
-            self.examples.push(example);
-        }
+/// The error for a source that can't be read; whether it `hints` at the settings that skip a single bad row.
+fn told(unread: Unread, source: &Source, hints: bool) -> Error {
+    match unread {
+        Unread::Rows(bad) => bad.into_error(&source.name(), hints),
+        Unread::Other(error) => error,
     }
-}
-
-/// The error for a source without examples.
-fn no_examples(source: &Source, dataset: &Dataset, has_texts: bool) -> Error {
-    let (path, passed) = (source.path.clone(), dataset.passed_over);
-    let reason = match (passed, source.rows) {
-        (0, None) => "it has no rows; give a row per example".to_owned(),
-        (0, Some(rows)) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
-        _ if has_texts => format!("all its {passed} texts are empty; give some text"),
-        _ if dataset.notes.skipped.contains_key(NOT_TRAINED) => format!(
-            "no turn of its {passed} rows is trained on; remove weight 0 or train false from the turns to be trained on"
-        ),
-        _ => format!(
-            "the checks of all its {passed} rows mark no answer as correct; set its format to train on other answers"
-        ),
-    };
-    Error::Config { path, reason }
 }
 
 /// The examples of a source with the numbers of their rows, counted from 1; in JSONL files these are line numbers. A
@@ -259,7 +236,7 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     let mut numbered = vec![];
     for row in source.rows()? {
         let row = row?;
-        match content(&row, source, reading)?.0 {
+        match content(&row, source, reading).map_err(|bad| *bad.error)?.0 {
             Content::Examples(examples) => {
                 numbered.extend(examples.into_iter().map(|(example, _)| (row.number, example)));
             }
@@ -273,11 +250,10 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     Ok(numbered)
 }
 
-/// The file and number of a row, given its index among the rows that [`load`] doesn't pass over, counted from 0. `None`
-/// if the file has changed since.
+/// The file and number of a row, given its index among the rows of a source, counted from 0. `None` if the file has
+/// changed since.
 pub fn place(source: &Source, row: usize) -> Option<String> {
-    let is_used = |row: &Row| num_examples(row, source) > 0;
-    source.rows().ok()?.filter_map(Result::ok).filter(is_used).nth(row).map(|row| row.place())
+    source.rows().ok()?.nth(row)?.ok().map(|row| row.place())
 }
 
 /// Reads several sources to be mixed.
@@ -285,28 +261,43 @@ pub fn place(source: &Source, row: usize) -> Option<String> {
 /// # Errors
 /// The errors of [`load`]; a weight that leaves none of a source's rows.
 pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
-    let (mut all, mut parts, mut sizes) = (Dataset::default(), vec![], vec![]);
+    let (mut all, mut parts) = (Dataset::default(), vec![]);
     for source in sources {
-        let Dataset { examples, truncated, passed_over, documents, starts, notes } = load(source, reading)?;
-        let (name, weight, size) = (source.name(), source.weight, (examples.len(), source.weight));
+        let dataset = loading::read(source, reading).map_err(|unread| told(unread, source, true))?;
+        let part = Part::of(source, &dataset);
+        let size = part.size();
         if Mixture::new(vec![size]).epoch_len(size.0) == 0 {
             return Err(Error::Usage(format!(
-                "the weight {weight} of {name} leaves none of its {} rows in an epoch; raise it",
-                size.0
+                "the weight {} of {} leaves none of its {} rows in an epoch; raise it",
+                part.weight, part.name, size.0
             )));
         }
-        let key = format!("{:032x}", token_cache::content_key(&examples));
-        parts.push(Part { name, weight, examples: size.0, truncated, passed_over, documents, notes, key, starts });
-        sizes.push(size);
-        all.examples.extend(examples);
-        all.truncated += truncated;
-        all.passed_over += passed_over;
-        all.documents += documents;
+        parts.push(part);
+        all.examples.extend(dataset.examples);
+        all.truncated += dataset.truncated;
+        all.passed_over += dataset.passed_over;
+        all.documents += dataset.documents;
     }
-    // Sources of weight 1 are treated like one file in parts.
-    let is_even = sizes.iter().all(|(_, weight)| *weight == 1.0);
-    let mixture = Mixture::new(if is_even { vec![] } else { sizes });
+    let mixture = mixture(&parts);
     Ok(Mixed { dataset: all, mixture, parts })
+}
+
+/// How sources are mixed. Sources of weight 1 are treated like one file in parts.
+fn mixture(parts: &[Part]) -> Mixture {
+    let is_even = parts.iter().all(|part| part.weight == 1.0);
+    let mixture = Mixture::new(if is_even { vec![] } else { parts.iter().map(Part::size).collect() });
+    if parts.iter().all(|part| part.chats.is_none()) {
+        return mixture;
+    }
+    let (mut chats, mut first) = (vec![], 0);
+    for part in parts {
+        match &part.chats {
+            None => chats.extend(first..first + part.examples),
+            Some(of_part) => chats.extend(of_part.iter().map(|chat| first + chat)),
+        }
+        first += part.examples;
+    }
+    mixture.with_chats(chats)
 }
 
 impl Mixed {
@@ -325,14 +316,30 @@ impl Mixed {
         self.mixture.epoch_len(self.dataset.examples.len())
     }
 
-    /// The number of tokens in an epoch without padding: exact if all weights are whole numbers, else an expected
-    /// value.
+    /// The number of tokens in an epoch without padding: exact if all weights are whole numbers and no answers are drawn,
+    /// else an expected value.
     pub fn tokens_per_epoch(&self) -> f64 {
-        let tokens = |e: &Example| e.prompt_ids.len() + e.answer_ids.len();
+        let tokens = |examples: &[Example]| -> f64 {
+            examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum::<usize>() as f64
+        };
         let of_source = |(part, examples): (&Part, &[Example])| {
-            let turns = Mixture::new(vec![(part.examples, part.weight)]).epoch_len(part.examples) as f64;
-            turns / part.examples as f64 * examples.iter().map(tokens).sum::<usize>() as f64
+            let (chats, weight) = part.size();
+            let occurrences = Mixture::new(vec![(chats, weight)]).epoch_len(chats) as f64;
+            let of_all = match &part.chats {
+                None => tokens(examples),
+                Some(firsts) => {
+                    let ends = firsts.iter().skip(1).copied().chain([examples.len()]);
+                    let chats = firsts.iter().zip(ends).map(|(first, end)| &examples[*first..end]);
+                    chats.map(|answers| tokens(answers) / answers.len() as f64).sum()
+                }
+            };
+            occurrences / chats as f64 * of_all
         };
         self.by_source().map(of_source).sum()
+    }
+
+    /// The warnings of sources of which more than a tenth of the rows are skipped.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        self.parts.iter().filter_map(Part::warning)
     }
 }

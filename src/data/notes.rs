@@ -1,5 +1,5 @@
-//! What is said of a source's rows: which were skipped and why, which of their keys nothing reads, and which turns are
-//! context only. `weft data` and `weft train` print it.
+//! What is said of a source's rows: which were skipped and why, which answers were cut, which of the rows' keys nothing
+//! reads, and which turns are context only. `weft data`, `weft plan` and `weft train` print it.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,14 @@ use serde::{Deserialize, Serialize};
 pub struct Notes {
     /// The number of rows.
     pub rows: usize,
-    /// The number of rows that are skipped, by the reason.
-    pub skipped: BTreeMap<String, usize>,
+    /// The rows that are skipped, by the reason.
+    pub skipped: BTreeMap<String, Skipped>,
+    /// The answers that are skipped in rows with other answers, by the reason.
+    pub skipped_answers: BTreeMap<String, Skipped>,
+    /// The number of rows with an answer that was cut.
+    pub cut_rows: usize,
+    /// The file and line of the first few of them.
+    pub first_cut: Vec<String>,
     /// The keys that nothing reads, each with the number of rows that have it; a field of turns is named
     /// `messages[].name`.
     pub unread: BTreeMap<String, usize>,
@@ -23,6 +29,15 @@ pub struct Notes {
     pub answer_turns: usize,
 }
 
+/// What is skipped for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// How many rows or answers are skipped.
+    pub count: usize,
+    /// The file and line of the first one.
+    pub first: String,
+}
+
 /// What is said of one row.
 #[derive(Debug, Default)]
 pub(super) struct RowNotes {
@@ -32,29 +47,81 @@ pub(super) struct RowNotes {
     pub has_unread_tools: bool,
     /// The number of the assistant's turns.
     pub assistant_turns: usize,
+    /// The number of the assistant's turns that are answers, skipped ones included.
+    pub answers: usize,
+    /// Why answers are skipped while the row has others, once for each answer.
+    pub skipped_answers: Vec<&'static str>,
+    /// The file and line of the row, if something in it is skipped or cut.
+    pub place: String,
 }
 
+/// The most reasons that are told apart; all others are counted together.
+const MAX_REASONS: usize = 10;
+/// The reason under which the others are counted.
+const OTHER: &str = "other reasons";
+/// The number of rows with cut answers that are named.
+const NAMED: usize = 3;
+/// The share of skipped rows above which a warning is given.
+const WARNED_SHARE: f64 = 0.1;
+
 impl Notes {
-    /// Adds a row from which `answers` examples are made.
-    pub(super) fn add(&mut self, row: RowNotes, answers: usize) {
+    /// Adds a row.
+    pub(super) fn add(&mut self, row: RowNotes) {
         self.rows += 1;
         for key in row.unread {
             *self.unread.entry(key).or_default() += 1;
         }
         self.unread_tools += usize::from(row.has_unread_tools);
-        self.answer_turns += answers;
-        self.context_turns += if answers > 0 { row.assistant_turns - answers } else { 0 };
+        self.answer_turns += row.answers;
+        self.context_turns += if row.answers > 0 { row.assistant_turns - row.answers } else { 0 };
+        for reason in row.skipped_answers {
+            count(&mut self.skipped_answers, reason, &row.place);
+        }
     }
 
     /// Counts a row as skipped.
-    pub(super) fn skip(&mut self, reason: &str) {
-        *self.skipped.entry(reason.to_owned()).or_default() += 1;
+    pub(super) fn skip(&mut self, reason: &str, place: &str) {
+        count(&mut self.skipped, reason, place);
+    }
+
+    /// Counts a row as one with an answer that is cut.
+    pub(super) fn cut(&mut self, place: &str) {
+        self.cut_rows += 1;
+        if self.first_cut.len() < NAMED {
+            self.first_cut.push(place.to_owned());
+        }
+    }
+
+    /// The number of rows that are skipped.
+    pub fn num_skipped(&self) -> usize {
+        self.skipped.values().map(|skipped| skipped.count).sum()
+    }
+
+    /// Replaces every place, or returns `None` if one can't be replaced.
+    pub(super) fn with_places(mut self, place: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        for skipped in self.skipped.values_mut().chain(self.skipped_answers.values_mut()) {
+            skipped.first = place(&skipped.first)?;
+        }
+        for first in &mut self.first_cut {
+            *first = place(first)?;
+        }
+        Some(self)
     }
 
     /// What is said of the rows, one line each.
     pub fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> =
-            self.skipped.iter().map(|(reason, count)| format!("{count} rows skipped: {reason}")).collect();
+        let skipped = |what: &'static str, of: &BTreeMap<String, Skipped>| -> Vec<String> {
+            let line = |(reason, Skipped { count, first }): (&String, &Skipped)| {
+                format!("{count} {what} skipped: {reason} (the first in {first})")
+            };
+            of.iter().map(line).collect()
+        };
+        let mut lines = skipped("rows", &self.skipped);
+        lines.extend(skipped("answers", &self.skipped_answers));
+        if !self.first_cut.is_empty() {
+            let more = if self.cut_rows > self.first_cut.len() { ", ..." } else { "" };
+            lines.push(format!("cut answers in {}{more}", self.first_cut.join(", ")));
+        }
         if self.unread_tools > 0 {
             lines.push(format!("{} rows have tools, which the chat template does not read", self.unread_tools));
         }
@@ -71,4 +138,29 @@ impl Notes {
         }
         lines
     }
+
+    /// A warning if more than a tenth of the rows of the source with this name are skipped.
+    pub fn warning(&self, name: &str) -> Option<String> {
+        let (skipped, rows) = (self.num_skipped(), self.rows);
+        let most = self.skipped.iter().max_by_key(|(_, skipped)| skipped.count);
+        let (reason, Skipped { first, .. }) = most.filter(|_| skipped as f64 > WARNED_SHARE * rows as f64)?;
+        Some(format!(
+            "{skipped} of the {rows} rows of {name} are skipped, more than a tenth, most of them for this reason: {reason} \
+             (the first in {first})"
+        ))
+    }
+}
+
+/// Counts a row or answer under its reason. Reasons that differ in their numbers only count as one, under the first
+/// one's words.
+fn count(skipped: &mut BTreeMap<String, Skipped>, reason: &str, place: &str) {
+    let kind = without_numbers(reason);
+    let known = skipped.keys().find(|known| without_numbers(known) == kind).cloned();
+    let is_full = known.is_none() && skipped.len() >= MAX_REASONS;
+    let key = known.unwrap_or_else(|| if is_full { OTHER.to_owned() } else { reason.to_owned() });
+    skipped.entry(key).or_insert_with(|| Skipped { count: 0, first: place.to_owned() }).count += 1;
+}
+
+fn without_numbers(reason: &str) -> String {
+    reason.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect()
 }

@@ -59,12 +59,12 @@ fn open(path: &Path) -> Result<(File, SerializedFileReader<File>)> {
 fn check_codecs(reader: &SerializedFileReader<File>) -> std::result::Result<(), String> {
     let columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
     let mut codecs = columns.map(|column| (column.compression(), column.column_path()));
-    match codecs.find(|(codec, _)| matches!(codec, Compression::BROTLI(_) | Compression::LZO)) {
+    match codecs.find(|(codec, _)| matches!(codec, Compression::LZO)) {
         Some((codec, column)) => {
             let name = codec.to_string();
             let name = name.split('(').next().unwrap_or(&name);
             Err(format!(
-                "its column {column} is compressed by {name}, and Weft reads Snappy, gzip, zstd, LZ4 and no compression; \
+                "its column {column} is compressed by {name}, and Weft reads Snappy, gzip, brotli, zstd, LZ4 and no compression; \
                  write it again with pandas: to_parquet(FILE, compression=\"zstd\")"
             ))
         }

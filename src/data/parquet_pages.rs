@@ -19,9 +19,11 @@ const VALUES_PER_BYTE: u64 = 64;
 const MIN_HEAD_BYTES: u64 = 8;
 /// The most bytes that one compressed byte can expand to: a zstd block makes 2^17 bytes of 4.
 const MAX_RATIO: u64 = 1 << 16;
-/// The most bytes that one byte expands to in gzip and in LZ4's frames.
+/// The most bytes that one byte expands to in gzip and in LZ4's frames; brotli has no such limit.
 const GZIP_RATIO: u64 = 1032;
 const LZ4_RATIO: u64 = 255;
+/// The bytes that are read of a brotli page at a time.
+const BROTLI_BUFFER: usize = 4096;
 /// The deepest nesting of fields that is read.
 const MAX_DEPTH: usize = 32;
 
@@ -116,19 +118,32 @@ impl Pages<'_> {
         let most = |ratio: u64| head.compressed.saturating_mul(ratio) > i32::MAX as u64;
         match codec {
             Compression::GZIP(_) if most(GZIP_RATIO) => {
-                let compressed = head.compressed.saturating_sub(head.levels);
-                self.file.seek(SeekFrom::Start(data + head.levels)).map_err(|e| e.to_string())?;
-                let page = MultiGzDecoder::new((&mut self.file).take(compressed));
-                // The crate itself reports what it can't expand.
-                match io::copy(&mut page.take(head.uncompressed + 1), &mut io::sink()) {
-                    Ok(bytes) if bytes > head.uncompressed => {
-                        Err(format!("a page declares an uncompressed size of {} and has more", head.uncompressed))
-                    }
-                    _ => Ok(()),
-                }
+                self.expand(head, data, |page| Box::new(MultiGzDecoder::new(page)))
+            }
+            Compression::BROTLI(_) => {
+                self.expand(head, data, |page| Box::new(brotli::Decompressor::new(page, BROTLI_BUFFER)))
             }
             Compression::LZ4 if most(LZ4_RATIO) => {
                 Err(format!("a page of {} bytes in the old form of LZ4 is more than is read", head.compressed))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Expands a page and refuses it if it has more bytes than it declares.
+    fn expand(
+        &mut self,
+        head: &Head,
+        data: u64,
+        reader: impl for<'a> FnOnce(Box<dyn BufRead + 'a>) -> Box<dyn Read + 'a>,
+    ) -> Result<()> {
+        let compressed = head.compressed.saturating_sub(head.levels);
+        self.file.seek(SeekFrom::Start(data + head.levels)).map_err(|e| e.to_string())?;
+        let page = reader(Box::new((&mut self.file).take(compressed)));
+        // The crate itself reports what it can't expand.
+        match io::copy(&mut page.take(head.uncompressed + 1), &mut io::sink()) {
+            Ok(bytes) if bytes > head.uncompressed => {
+                Err(format!("a page declares an uncompressed size of {} and has more", head.uncompressed))
             }
             _ => Ok(()),
         }

@@ -3,9 +3,10 @@
 
 use serde_json::Value;
 
+use super::bad_rows::{BadRow, ON_LONG_PROMPT};
 use super::chat::{Chat, Turn};
 use super::notes::RowNotes;
-use super::settings::TrainOn;
+use super::settings::{OnLongAnswer, OnRow, TrainOn};
 use super::sources::{Row, Source};
 use super::{Example, Reading, formats};
 use crate::error::Result;
@@ -13,9 +14,9 @@ use crate::error::Result;
 /// The error for a row with the mask token.
 const HAS_MASK: &str = "the text contains the model's mask token; remove it";
 /// Why a row is skipped whose own checks call none of its answers right.
-const NO_CORRECT: &str = "their checks mark no answer as correct";
+pub(super) const NO_CORRECT: &str = "their checks mark no answer as correct";
 /// Why a text of white space is skipped.
-const EMPTY: &str = "they are empty";
+pub(super) const EMPTY: &str = "they are empty";
 /// Why a row is skipped that has no turn to train on.
 pub(super) const NOT_TRAINED: &str = "weight 0 or train false says that their answers are not trained on";
 
@@ -29,57 +30,102 @@ pub(super) enum Content {
     Nothing(&'static str),
 }
 
+/// What an answer becomes.
+enum Answer {
+    /// An example that holds all of it.
+    Whole(Example),
+    /// An example that holds its beginning.
+    Cut(Example),
+    /// Nothing, for a reason.
+    Skipped(&'static str),
+}
+
+/// Why an answer is skipped whose prompt leaves no room for it.
+const LONG_PROMPT: &str = "the prompt leaves no room for an answer within data.max_seq_len";
+/// Why an answer is skipped that would be cut.
+const LONG_ANSWER: &str = "prompt and answer together are longer than data.max_seq_len";
+
 /// Reads a row as examples or as a text.
-pub(super) fn content(row: &Row, source: &Source, reading: &Reading) -> Result<(Content, RowNotes)> {
+pub(super) fn content(
+    row: &Row,
+    source: &Source,
+    reading: &Reading,
+) -> std::result::Result<(Content, RowNotes), BadRow> {
+    let bad = |error| BadRow::new(error, row.place());
+    let (chat, mut notes) = match read(row, source, reading).map_err(bad)? {
+        (Read::Chat(chat), notes) => (chat, notes),
+        (Read::Content(content), mut notes) => {
+            if let Content::Nothing(_) = content {
+                notes.place = row.place();
+            }
+            return Ok((content, notes));
+        }
+    };
+    let answers = answers(&chat, source.train_on.unwrap_or_default());
+    notes.answers = answers.len();
+    let mut examples = Vec::with_capacity(answers.len());
+    for last in answers {
+        match answer(row, (&chat, last), (source, reading))? {
+            Answer::Whole(example) => examples.push((example, false)),
+            Answer::Cut(example) => examples.push((example, true)),
+            Answer::Skipped(reason) => notes.skipped_answers.push(reason),
+        }
+    }
+    if examples.iter().any(|(_, is_cut)| *is_cut) || examples.len() < notes.answers.max(1) {
+        notes.place = row.place();
+    }
+    if !examples.is_empty() {
+        return Ok((Content::Examples(examples), notes));
+    }
+    let reason = notes.skipped_answers.first().copied().unwrap_or(NOT_TRAINED);
+    notes.skipped_answers.clear();
+    notes.answers = 0;
+    Ok((Content::Nothing(reason), notes))
+}
+
+/// What a row holds before the answers of a chat are tokenized.
+enum Read {
+    Chat(Chat),
+    Content(Content),
+}
+
+fn read(row: &Row, source: &Source, reading: &Reading) -> Result<(Read, RowNotes)> {
     let form = formats::form_of(&row.fields, source.format);
     let mut notes = RowNotes::default();
-    check_nan(row, source)?;
+    check_not_json(row, source)?;
     if let Some(form) = form {
-        let is_given = |(key, value): &(&String, &Value)| !value.is_null() || row.not_json.contains(key);
+        let is_given =
+            |(key, value): &(&String, &Value)| !value.is_null() || row.not_json.iter().any(|(of, _)| of == *key);
         let given = row.fields.iter().filter(is_given).map(|(key, _)| key);
         notes.unread = given.filter(|key| !formats::is_read(&row.fields, form, key)).cloned().collect();
     }
     let chat = formats::chat(&row.fields, source.format).map_err(|reason| row.wrong(reason))?;
     let is_text = form == Some(formats::Form::Text);
     let Some(chat) = chat else {
-        return Ok((Content::Nothing(if is_text { EMPTY } else { NO_CORRECT }), notes));
+        return Ok((Read::Content(Content::Nothing(if is_text { EMPTY } else { NO_CORRECT })), notes));
     };
     if is_text {
         let ids = reading.text.encode(chat.turns[0].text())?;
         return match ids.contains(&reading.mask_token_id) {
             true => Err(row.wrong(HAS_MASK.to_owned())),
-            false => Ok((Content::Text(ids), notes)),
+            false => Ok((Read::Content(Content::Text(ids)), notes)),
         };
     }
     note_template(&chat, reading, &mut notes);
-    let answers = answers(&chat, source.train_on.unwrap_or_default());
-    if answers.is_empty() {
-        return Ok((Content::Nothing(NOT_TRAINED), notes));
-    }
-    let example = |last: usize| example(row, (&chat, last), reading);
-    Ok((Content::Examples(answers.into_iter().map(example).collect::<Result<_>>()?), notes))
+    Ok((Read::Chat(chat), notes))
 }
 
-/// Returns an error if a key that is read holds NaN, which is read as null.
-fn check_nan(row: &Row, source: &Source) -> Result<()> {
-    for key in &row.not_json {
+/// Returns an error if a key that is read holds NaN, which is read as null, or half of a surrogate pair.
+fn check_not_json(row: &Row, source: &Source) -> Result<()> {
+    for (key, found) in &row.not_json {
         // As if the key had a value, which decides the form and between two names of a column.
         let mut fields = row.fields.clone();
         fields.insert(key.clone(), Value::Bool(true));
         if formats::form_of(&fields, source.format).is_some_and(|form| formats::is_read(&fields, form, key)) {
-            let reason = format!("{key} holds NaN or Infinity, and NaN is not JSON; write null, or drop the row");
-            return Err(row.wrong(reason));
+            return Err(row.wrong(found.told(key)));
         }
     }
     Ok(())
-}
-
-/// Whether a row becomes no example, as [`content`] decides it, and else how many.
-pub(super) fn num_examples(row: &Row, source: &Source) -> usize {
-    match formats::chat(&row.fields, source.format) {
-        Ok(Some(chat)) => answers(&chat, source.train_on.unwrap_or_default()).len(),
-        _ => 0,
-    }
 }
 
 /// Notes the fields of a chat that the chat template doesn't read.
@@ -107,25 +153,61 @@ fn answers(chat: &Chat, train_on: TrainOn) -> Vec<usize> {
         is_asked |= turn.role == "user";
         let is_last = i + 1 == chat.turns.len();
         // A chat is checked to end with an answer.
-        let is_wanted = if is_last { turn.is_trained } else { train_on == TrainOn::All && is_answer };
+        let is_wanted = if is_last { turn.is_trained } else { train_on != TrainOn::Last && is_answer };
         is_wanted.then_some(i)
     };
     turns.filter_map(is_answer).collect()
 }
 
-/// The example of a chat up to the turn `last`, which is its answer, and whether the answer was cut.
-fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading) -> Result<(Example, bool)> {
-    let Reading { text, max_seq_len, .. } = *reading;
+/// What becomes of the answer `last` of a chat, whose prompt is the chat up to there.
+fn answer(
+    row: &Row,
+    (chat, last): (&Chat, usize),
+    (source, reading): (&Source, &Reading),
+) -> std::result::Result<Answer, BadRow> {
+    let mut example = example(row, (chat, last), reading).map_err(|error| BadRow::new(error, row.place()))?;
+    let (max_seq_len, policy) = (reading.max_seq_len, source.policy);
+    let prompt = example.prompt_ids.len();
+    if prompt >= max_seq_len {
+        if policy.long_prompt == OnRow::Skip {
+            return Ok(Answer::Skipped(LONG_PROMPT));
+        }
+        let error = row.wrong(of_turn(
+            (chat, last),
+            format!(
+                "the prompt's {prompt} tokens leave no room for an answer within max_seq_len {max_seq_len}; raise \
+             data.max_seq_len or shorten the prompt"
+            ),
+        ));
+        return Err(BadRow { setting: ON_LONG_PROMPT, ..BadRow::new(error, row.place()) });
+    }
+    if prompt + example.answer_ids.len() <= max_seq_len {
+        return Ok(Answer::Whole(example));
+    }
+    if policy.long_answer == OnLongAnswer::Skip {
+        return Ok(Answer::Skipped(LONG_ANSWER));
+    }
+    example.answer_ids.truncate(max_seq_len - prompt);
+    Ok(Answer::Cut(example))
+}
+
+/// What is wrong with the answer `last` of a chat; an answer that isn't the last turn is named by its number.
+fn of_turn((chat, last): (&Chat, usize), reason: String) -> String {
+    match last + 1 == chat.turns.len() {
+        true => reason,
+        false => format!("turn {} of {}: {reason}", last + 1, chat.turns.len()),
+    }
+}
+
+/// The example of a chat up to the turn `last`, which is its answer.
+fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading) -> Result<Example> {
+    let text = reading.text;
     let turns = &chat.turns[..=last];
-    let of_turn = |reason: String| match last + 1 == chat.turns.len() {
-        true => row.wrong(reason),
-        false => row.wrong(format!("turn {} of {}: {reason}", last + 1, chat.turns.len())),
-    };
-    let wrong = |reason: &str| of_turn(reason.to_owned());
+    let wrong = |reason: &str| row.wrong(of_turn((chat, last), reason.to_owned()));
     if turns[last].is_empty() {
         return Err(wrong("the answer is empty; set its weight to 0, or give it an answer"));
     }
-    let mut example = text.example_of_turns(turns, chat.tools.as_ref())?;
+    let example = text.example_of_turns(turns, chat.tools.as_ref())?;
     if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == reading.mask_token_id) {
         return Err(wrong(HAS_MASK));
     }
@@ -134,14 +216,5 @@ fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading) -> Result
     if before_end.iter().any(|id| ends.contains(id)) {
         return Err(wrong("the answer contains an end token before its end; remove it"));
     }
-    let prompt = example.prompt_ids.len();
-    if prompt >= max_seq_len {
-        return Err(of_turn(format!(
-            "the prompt's {prompt} tokens leave no room for an answer within max_seq_len {max_seq_len}; raise \
-             data.max_seq_len or shorten the prompt"
-        )));
-    }
-    let is_cut = prompt + example.answer_ids.len() > max_seq_len;
-    example.answer_ids.truncate(max_seq_len - prompt);
-    Ok((example, is_cut))
+    Ok(example)
 }

@@ -1,7 +1,7 @@
-//! Where rows come from: files (JSONL, JSON, parquet, plain text), recognized by their extensions, and folders of files
-//! laid out as on the hub. `formats` interprets the rows.
+//! Where rows come from: files (JSONL, JSON, parquet, CSV, plain text), recognized by their extensions, and folders of
+//! files laid out as on the hub. `paths` finds them, `formats` interprets the rows.
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::formats::Form;
+use super::hold_out::Side;
+use super::paths::{Paths, Place};
 use super::row_range::RowRange;
-use super::settings::TrainOn;
-use super::splits::{files_of_split, names_needed};
-use super::{parquet_file, strict_json};
+use super::settings::{OnRow, RowPolicy, TrainOn};
+use super::strict_json::{self, NotJson};
+use super::{csv_file, json_file, parquet_file};
 use crate::error::{Error, Result};
-use crate::files::rows_file::{kind, open, read_error};
+use crate::files::rows_file::{kind, kind_of_name, open, read_error};
 use crate::files::stand_in;
 use crate::hub;
 
@@ -31,9 +33,9 @@ pub const MAX_JSON_BYTES: u64 = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
-    /// A file, a folder with files named after their split, or a data set of the hub.
-    pub path: PathBuf,
-    /// The split that is read where `path` is a folder.
+    /// Files, folders with files named after their split, data sets of the hub, or patterns of file names.
+    pub path: Paths,
+    /// The split that is read where `path` has splits.
     pub split: Option<String>,
     /// The rows that are used; default: all.
     pub rows: Option<RowRange>,
@@ -44,6 +46,12 @@ pub struct Source {
     pub train_on: Option<TrainOn>,
     /// How often each of its rows occurs in an epoch.
     pub weight: f64,
+    /// The side that is read of rows that are divided into those to train on and those held out; default: both.
+    #[serde(skip)]
+    pub side: Option<Side>,
+    /// What happens to its rows that can't be used as they are. The recipe says it for all sources.
+    #[serde(skip)]
+    pub policy: RowPolicy,
     /// Unknown keys, which the recipe refuses.
     #[serde(flatten, skip_serializing)]
     pub unknown: Map<String, Value>,
@@ -52,12 +60,14 @@ pub struct Source {
 impl Default for Source {
     fn default() -> Self {
         Self {
-            path: PathBuf::new(),
+            path: Paths::default(),
             split: None,
             rows: None,
             format: None,
             train_on: None,
             weight: 1.0,
+            side: None,
+            policy: RowPolicy::default(),
             unknown: Map::new(),
         }
     }
@@ -67,8 +77,8 @@ impl Default for Source {
 pub struct Row {
     /// The row's fields.
     pub fields: Fields,
-    /// The keys whose values hold NaN or Infinity, which JSON doesn't have, and are read as null.
-    pub(super) not_json: Vec<String>,
+    /// The keys whose values hold what JSON doesn't have, NaN or half of a surrogate pair.
+    pub(super) not_json: Vec<(String, NotJson)>,
     path: Arc<Path>,
     /// The row's number, counted from 1.
     pub(super) number: usize,
@@ -80,6 +90,15 @@ impl Row {
     /// The file and number of the row, as errors name them.
     pub fn place(&self) -> String {
         format!("{}{}{}", self.path.display(), if self.is_line { ":" } else { " row " }, self.number)
+    }
+
+    /// Refuses halves of surrogate pairs, whatever their keys.
+    ///
+    /// # Errors
+    /// The first such value.
+    pub(crate) fn check_halves(&self) -> Result<()> {
+        let half = self.not_json.iter().find(|(_, found)| *found == NotJson::HalfPair);
+        half.map_or(Ok(()), |(key, found)| Err(self.wrong(found.told(key))))
     }
 
     /// An error in this row.
@@ -98,35 +117,50 @@ fn wrong(path: &Path, number: usize, is_line: bool, reason: String) -> Error {
 
 /// Whether a source is trained on as sources were before they could name their turns; such a one is written as it was.
 fn is_last(train_on: &Option<TrainOn>) -> bool {
-    *train_on != Some(TrainOn::All)
+    matches!(train_on, None | Some(TrainOn::Last))
 }
 
 impl Source {
     /// A source of a file, or of a folder's split, with all its rows.
     pub fn at(path: &Path, split: &str) -> Self {
-        Self { path: path.to_owned(), split: Some(split.to_owned()), ..Self::default() }
+        Self { path: path.into(), split: Some(split.to_owned()), ..Self::default() }
     }
 
     /// The path, with split and rows if they are given.
     pub fn name(&self) -> String {
-        let has_splits = self.path.is_dir() || hub::is_dataset(&self.path);
+        let has_splits = self.path.iter().any(|path| path.is_dir() || hub::is_dataset(path))
+            || self.path.places().is_ok_and(|places| places.iter().any(|place| place.counts.len() > 1));
         let split = self.split.as_ref().filter(|_| has_splits).map(|split| format!(" {split}"));
         let rows = self.rows.map(|rows| format!(" [{rows}]"));
-        format!("{}{}{}", self.path.display(), split.unwrap_or_default(), rows.unwrap_or_default())
+        let side = self.side.filter(Side::is_held_out).map(|_| " (rows held out)");
+        format!("{}{}{}{}", self.path, split.unwrap_or_default(), rows.unwrap_or_default(), side.unwrap_or_default())
     }
 
     /// The files in the order in which they are read; those of the hub are downloaded first.
     ///
     /// # Errors
     /// A folder that has no file of the split, files of several kinds, or some of the shards only; an id whose files
-    /// can't be downloaded.
+    /// can't be downloaded; a pattern that matches nothing; a file that is named twice.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.parts()?.into_iter().flat_map(|(files, _)| files).collect())
+    }
+
+    /// The files of each path, with the number of first rows that are used of them.
+    pub(super) fn parts(&self) -> Result<Vec<(Vec<PathBuf>, Option<usize>)>> {
         let split = self.split.as_deref().unwrap_or("train");
-        let path = hub::rows(&self.path, &|names| names_needed(names, split))?;
-        match path.is_dir() {
-            true => files_of_split(&path, split),
-            // A stream may never end, so the extension is checked before anything is read.
-            false => kind(&path).map(|_| vec![path]),
+        let part = |place: &Place| Ok((place.files(split)?, place.count(split)?));
+        let parts = self.path.places()?.iter().map(part).collect::<Result<Vec<_>>>()?;
+        let (mut known, all) = (BTreeSet::new(), parts.iter().flat_map(|(files, _)| files));
+        let is_known = |file: &&PathBuf| !known.insert(file.canonicalize().unwrap_or_else(|_| file.to_path_buf()));
+        match all.collect::<Vec<_>>().into_iter().find(is_known) {
+            None => Ok(parts),
+            Some(file) => {
+                let reason = format!(
+                    "{} names it twice; name it once, and to see its rows more often set the weight of a source",
+                    self.path
+                );
+                Err(Error::Config { path: file.clone(), reason })
+            }
         }
     }
 
@@ -135,25 +169,51 @@ impl Source {
     /// # Errors
     /// The errors of [`Source::files`] and [`read_file`]; as items, rows that can't be read.
     pub fn rows(&self) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
-        let files = self.files()?;
+        let parts = self.parts()?;
         let range = match self.rows {
-            Some(range) => {
-                let count = if range.needs_count() {
-                    files.iter().try_fold(0_usize, |n, file| count(file).map(|of_file| n.saturating_add(of_file)))?
-                } else {
-                    0
-                };
-                range.of(count)
-            }
+            Some(range) if range.needs_count() => range.of(count_all(&parts)?),
+            Some(range) => range.of(0),
             None => 0..usize::MAX,
         };
-        let rows = files.into_iter().flat_map(|file| match read_file(&file) {
-            Ok(rows) => rows,
-            Err(error) => Box::new(std::iter::once(Err(error))),
+        let rows = parts.into_iter().flat_map(|(files, most)| {
+            let rows = files.into_iter().flat_map(|file| match read_file(&file) {
+                Ok(rows) => rows,
+                Err(error) => Box::new(std::iter::once(Err(error))),
+            });
+            rows.take(most.unwrap_or(usize::MAX))
         });
-        // An unreadable row before the slice is an error too, because the rows after it may be missing.
-        let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || row.is_err()).then_some(row);
-        Ok(rows.take(range.end).enumerate().filter_map(within))
+        // An unreadable row before the slice is an error too, unless such rows are skipped.
+        let skips = self.policy.bad_row == OnRow::Skip;
+        let is_told = move |row: &Result<Row>| row.as_ref().is_err_and(|error| !(skips && is_of_row(error)));
+        let within = move |(i, row): (usize, Result<Row>)| (i >= range.start || is_told(&row)).then_some(row);
+        let rows = rows.take(range.end).enumerate().filter_map(within);
+        let sided = self.side.map(|side| (side, self.clone()));
+        let is_read = move |row: &Result<Row>| match (&sided, row) {
+            (Some((side, source)), Ok(row)) => side.has(row, source),
+            // A row that can't be read is told once, as a training row.
+            (Some((side, _)), Err(_)) => !side.is_held_out(),
+            (None, _) => true,
+        };
+        Ok(rows.filter(is_read))
+    }
+}
+
+/// The number of rows of all parts.
+fn count_all(parts: &[(Vec<PathBuf>, Option<usize>)]) -> Result<usize> {
+    let of_part = |(files, most): &(Vec<PathBuf>, Option<usize>)| -> Result<usize> {
+        let all = files.iter().try_fold(0_usize, |n, file| count(file).map(|of_file| n.saturating_add(of_file)))?;
+        Ok(all.min(most.unwrap_or(usize::MAX)))
+    };
+    parts.iter().try_fold(0_usize, |n, part| of_part(part).map(|of_part| n.saturating_add(of_part)))
+}
+
+/// Whether an error of [`Source::rows`] is about one row, after which the others follow. No row follows damage in a
+/// parquet file.
+pub(crate) fn is_of_row(error: &Error) -> bool {
+    match error {
+        Error::Row { .. } => true,
+        Error::Record { path, .. } => kind_of_name(path) != Some("parquet"),
+        _ => false,
     }
 }
 
@@ -166,8 +226,13 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     Ok(match kind_within(path)? {
         "jsonl" => Box::new(read_jsonl(path)?),
         "txt" => Box::new(std::iter::once(read_document(path))),
+        kind @ ("csv" | "tsv") => {
+            let row =
+                move |(number, fields)| Row { fields, not_json: vec![], path: shared.clone(), number, is_line: true };
+            Box::new(csv_rows(path, kind)?.map(move |read| read.map(&row)))
+        }
         "json" => {
-            let rows = read_json(path)?.into_iter().enumerate();
+            let rows = json_file::read(path)?.into_iter().enumerate();
             Box::new(rows.map(move |(i, value)| as_row(value, &shared, i + 1, false)))
         }
         _ => {
@@ -178,6 +243,10 @@ pub fn read_file(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
             }))
         }
     })
+}
+
+fn csv_rows(path: &Path, kind: &str) -> Result<csv_file::Rows> {
+    csv_file::Rows::open(path, if kind == "tsv" { b'\t' } else { b',' })
 }
 
 /// Reads a text file, the whole of which is one row with the key `text`.
@@ -220,11 +289,16 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
     Ok(lines(path)?.map(row))
 }
 
-/// The non-empty lines with their numbers; nothing follows an error.
+/// The non-empty lines with their numbers. The other lines follow one that is too long or isn't UTF-8; nothing follows a
+/// file that can't be read on.
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
-    let (path, mut file, mut number, mut failed) = (path.to_owned(), BufReader::new(open(path)?), 0, false);
+    let (path, mut file, mut number) = (path.to_owned(), BufReader::new(open(path)?), 0);
+    let (mut failed, mut is_endless) = (false, false);
     let mut next = move || -> Result<Option<(usize, String)>> {
         loop {
+            if is_endless {
+                return Ok(None);
+            }
             let mut bytes = vec![];
             let read = (&mut file).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut bytes);
             read.map_err(|e| read_error(&path, e))?;
@@ -234,6 +308,10 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
             number += 1;
             let wrong = |reason: String| wrong(&path, number, true, reason);
             if bytes.len() > MAX_LINE_BYTES {
+                drop(bytes);
+                let mut rest = (&mut file).take(MAX_JSON_BYTES);
+                rest.skip_until(b'\n').map_err(|e| read_error(&path, e))?;
+                is_endless = rest.limit() == 0;
                 let most = MAX_LINE_BYTES >> 20;
                 return Err(wrong(format!("the line is longer than {most} MiB, the most that is read; cut the row")));
             }
@@ -251,7 +329,7 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + 
     };
     Ok(std::iter::from_fn(move || {
         let line = if failed { None } else { next().transpose() };
-        failed |= line.as_ref().is_some_and(Result::is_err);
+        failed |= line.as_ref().is_some_and(|line| line.as_ref().is_err_and(|error| !is_of_row(error)));
         line
     }))
 }
@@ -273,65 +351,10 @@ fn kind_within(path: &Path) -> Result<&'static str> {
     }
 }
 
-/// Columns that tell an object which is a row from one that holds rows.
-const COLUMNS: [&str; 11] = [
-    "messages",
-    "conversations",
-    "prompt",
-    "response",
-    "completion",
-    "instruction",
-    "question",
-    "problem",
-    "text",
-    "output",
-    "answer",
-];
-
-/// Reads the rows of a JSON file: those of its one array, or the one that the whole file is.
-fn read_json(path: &Path) -> Result<Vec<Value>> {
-    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
-    let large = |bytes: u64| {
-        let reason =
-            format!("its {bytes} bytes are more than the {MAX_JSON_BYTES} that Weft reads of a JSON file; write JSONL");
-        Error::Config { path: path.to_owned(), reason }
-    };
-    // A file that is too large as it lies there isn't read at all.
-    if let Ok(file) = fs::metadata(path).as_ref().map(fs::Metadata::len)
-        && file > MAX_JSON_BYTES
-    {
-        return Err(large(file));
-    }
-    let mut bytes = vec![];
-    open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(|e| read_error(path, e))?;
-    if bytes.len() as u64 > MAX_JSON_BYTES {
-        return Err(large(bytes.len() as u64));
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|e| format(format!("byte {} is not UTF-8", e.utf8_error().valid_up_to() + 1)))?;
-    let other = |found: &str| format(format!("it holds {found}, not an array of rows or an object with one array"));
-    let parsed = strict_json::parse_with_nan(text.trim_start_matches('\u{feff}'));
-    match parsed.map_err(|e| format(if e.is_data() { e.to_string() } else { format!("not JSON ({e})") }))? {
-        Value::Array(rows) => Ok(rows),
-        Value::Object(fields) if COLUMNS.iter().any(|column| fields.contains_key(*column)) => {
-            Ok(vec![Value::Object(fields)])
-        }
-        Value::Object(fields) => {
-            let mut arrays: Vec<_> = fields.into_iter().filter(|(_, value)| value.is_array()).collect();
-            match (arrays.pop(), arrays.len()) {
-                (Some((_, Value::Array(rows))), 0) => Ok(rows),
-                (None, _) => Err(other("an object without an array")),
-                (_, others) => Err(other(&format!("an object with {} arrays", others + 1))),
-            }
-        }
-        _ => Err(other("a single value")),
-    }
-}
-
 fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Result<Row> {
     match value {
         Value::Object(mut fields) => {
-            let not_json = strict_json::take_nan(&mut fields);
+            let not_json = strict_json::take_not_json(&mut fields);
             Ok(Row { fields, not_json, path: path.clone(), number, is_line })
         }
         _ if is_line => Err(wrong(path, number, is_line, "not a JSON object; write one object per line".to_owned())),
@@ -342,9 +365,17 @@ fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Resul
 /// The number of rows in a file.
 fn count(path: &Path) -> Result<usize> {
     match kind_within(path)? {
-        "jsonl" => lines(path)?.try_fold(0, |n, line| line.map(|_| n + 1)),
-        "json" => Ok(read_json(path)?.len()),
+        // A line that can't be read is a row too.
+        "jsonl" => lines(path)?.try_fold(0, |n, line| match line {
+            Err(error) if !is_of_row(&error) => Err(error),
+            _ => Ok(n + 1),
+        }),
+        "json" => Ok(json_file::read(path)?.len()),
         "txt" => Ok(1),
+        kind @ ("csv" | "tsv") => csv_rows(path, kind)?.try_fold(0, |n, row| match row {
+            Err(error) if !is_of_row(&error) => Err(error),
+            _ => Ok(n + 1),
+        }),
         _ => parquet_file::count(path),
     }
 }

@@ -1,5 +1,5 @@
 //! A cache of tokens between runs. The key covers everything they depend on: the files' bytes, which rows, their form,
-//! tokenizer and chat template, the longest sequence. The cache lies in the user's cache folder and not beside a run,
+//! which rows and answers are skipped, tokenizer and chat template, the longest sequence. The cache lies in the user's cache folder and not beside a run,
 //! because the runs of a comparison share their rows. A damaged file counts as a miss and is written anew.
 
 use std::fs::{self, File};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{content_hash, make_folder, user_cache, write_whole};
 
 /// The magic at the start of a file. It also versions the tokenization: any change to that gets another number.
-const MAGIC: &[u8; 16] = b"weft tokens v03\n";
+const MAGIC: &[u8; 16] = b"weft tokens v04\n";
 /// The number of files that are kept, the most recently used ones.
 const KEPT: usize = 32;
 /// Sources with fewer tokens aren't cached, because tokenizing them takes no noticeable time.
@@ -38,22 +38,24 @@ impl TokenCache {
         user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 
-    /// The tokens under a key; `None` if they are missing or incomplete, or can't come from such a reading.
-    pub(super) fn read(&self, key: u128, reading: &Reading) -> Option<Dataset> {
+    /// The tokens of some files under a key; `None` if they are missing or incomplete, or can't come from such a reading.
+    pub(super) fn read(&self, key: u128, files: &[PathBuf], reading: &Reading) -> Option<Dataset> {
         let path = self.path(key);
-        let dataset = decode(&fs::read(&path).ok()?, key).filter(|dataset| is_of(dataset, reading))?;
+        let mut dataset = decode(&fs::read(&path).ok()?, key).filter(|dataset| is_of(dataset, reading))?;
+        dataset.notes = dataset.notes.with_places(|place| absolute(place, files))?;
         // The modification time is the time of the last use, which decides which files are dropped first.
         let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         Some(dataset)
     }
 
     /// Stores tokens and drops the least recently used files. A failure costs only time and is reported as a warning.
-    pub(super) fn keep(&self, key: u128, dataset: &Dataset) {
+    pub(super) fn keep(&self, (key, files): (u128, &[PathBuf]), dataset: &Dataset) {
         let tokens: usize = dataset.examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
         if tokens < self.min_tokens {
             return;
         }
-        let written = make_folder(&self.folder).and_then(|()| write_whole(&self.path(key), &encode(key, dataset)));
+        let written =
+            make_folder(&self.folder).and_then(|()| write_whole(&self.path(key), &encode(key, dataset, files)));
         if let Err(error) = written {
             eprintln!("warning: the tokens can't be cached for the next run: {error}");
             return;
@@ -75,25 +77,38 @@ impl TokenCache {
     }
 }
 
-/// The key of a source's tokens.
+/// The key of a source's tokens, and the source's files.
 ///
 /// # Errors
 /// A file that can't be read.
-pub(super) fn key(source: &Source, reading: &Reading) -> Result<u128> {
+pub(super) fn key(source: &Source, reading: &Reading) -> Result<(u128, Vec<PathBuf>)> {
     let mut hash = XxHash3_128::new();
     hash.write(MAGIC);
-    let (Source { rows, format, .. }, train_on) = (source, source.train_on.unwrap_or_default());
+    let (Source { rows, format, policy, .. }, train_on) = (source, source.train_on.unwrap_or_default());
     let Reading { text, mask_token_id, max_seq_len, .. } = reading;
-    let settings =
-        format!("{rows:?} {format:?} {train_on:?} {mask_token_id} {max_seq_len} {:032x}", text.content_key());
+    let settings = format!(
+        "{rows:?} {format:?} {train_on:?} {policy:?} {mask_token_id} {max_seq_len} {:032x}",
+        text.content_key()
+    );
     write_part(&mut hash, settings.as_bytes());
-    for path in source.files()? {
+    // Settings that most sources don't have count only where they are set, so that other sources keep their keys.
+    if let Some(side) = source.side {
+        write_part(&mut hash, format!("{side:?}").as_bytes());
+    }
+    let parts = source.parts()?;
+    for (i, (files, most)) in parts.iter().enumerate() {
+        if let Some(most) = most {
+            write_part(&mut hash, format!("the first {most} of part {i} with {} files", files.len()).as_bytes());
+        }
+    }
+    let files: Vec<PathBuf> = parts.into_iter().flat_map(|(files, _)| files).collect();
+    for path in &files {
         let read_error = |source| Error::Read { path: path.clone(), source };
         // The same bytes mean something else in a file of another kind.
         write_part(&mut hash, path.extension().unwrap_or_default().as_encoded_bytes());
-        hash.write(&content_hash(&path).map_err(read_error)?.to_le_bytes());
+        hash.write(&content_hash(path).map_err(read_error)?.to_le_bytes());
     }
-    Ok(hash.finish_128())
+    Ok((hash.finish_128(), files))
 }
 
 /// A hash of several texts, each with its length.
@@ -103,9 +118,10 @@ pub(super) fn text_key(parts: &[&[u8]]) -> u128 {
     hash.finish_128()
 }
 
-/// A hash of the tokens of examples.
-pub(super) fn content_key(examples: &[Example]) -> u128 {
+/// A hash of the tokens of examples, and of where their chats begin if answers are drawn.
+pub(super) fn content_key(examples: &[Example], chats: Option<&[usize]>) -> u128 {
     let mut hash = XxHash3_128::new();
+    chats.into_iter().flatten().for_each(|first| hash.write(&(*first as u64).to_le_bytes()));
     for ids in examples.iter().flat_map(|e| [&e.prompt_ids, &e.answer_ids]) {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         write_part(&mut hash, &bytes);
@@ -118,23 +134,42 @@ fn write_part(hash: &mut XxHash3_128, part: &[u8]) {
     hash.write(part);
 }
 
-/// Encodes magic, key, counts (of examples, cut ones, rows passed over, documents, starts and bytes of the notes), the
-/// lengths of prompts and answers, their ids, the row in which each example begins where there are such starts, the notes
-/// as JSON that spaces fill to a multiple of 4 bytes, and a hash of all that. Numbers have 4 bytes, little-endian.
-fn encode(key: u128, dataset: &Dataset) -> Vec<u8> {
-    let Dataset { examples, truncated, passed_over, documents, starts, notes } = dataset;
-    let mut notes = serde_json::to_vec(notes).expect("notes are JSON");
+/// Names the place of a row by the index of its file, since the same bytes may be another file's next time.
+fn relative(place: &str, files: &[PathBuf]) -> Option<String> {
+    let in_file = |file: &PathBuf| {
+        let rest = place.strip_prefix(&file.display().to_string())?;
+        (rest.starts_with(':') || rest.starts_with(" row ")).then(|| rest.to_owned())
+    };
+    files.iter().enumerate().find_map(|(i, file)| Some(format!("{i}{}", in_file(file)?)))
+}
+
+/// The place that [`relative`] made relative.
+fn absolute(place: &str, files: &[PathBuf]) -> Option<String> {
+    let (index, rest) = place.split_at(place.find(|c: char| !c.is_ascii_digit())?);
+    Some(format!("{}{rest}", files.get(index.parse::<usize>().ok()?)?.display()))
+}
+
+/// Encodes magic, key, counts (of examples, cut ones, rows passed over, documents, starts, skipped rows and bytes of the
+/// notes), the lengths of prompts and answers, their ids, the row in which each example begins where there are such
+/// starts, the skipped rows, the notes as JSON that spaces fill to a multiple of 4 bytes, and a hash of all that. Numbers
+/// have 4 bytes, little-endian.
+fn encode(key: u128, dataset: &Dataset, files: &[PathBuf]) -> Vec<u8> {
+    let Dataset { examples, truncated, passed_over, documents, starts, skipped_rows, notes } = dataset;
+    // A place in none of the files makes a later reading a miss.
+    let notes = notes.clone().with_places(|place| Some(relative(place, files).unwrap_or_default()));
+    let mut notes = serde_json::to_vec(&notes).expect("notes are JSON");
     notes.resize(notes.len().next_multiple_of(4), b' ');
     let mut bytes = [MAGIC.as_slice(), &key.to_le_bytes()].concat();
     let mut write = |number: u32| bytes.extend(number.to_le_bytes());
-    let counts = [examples.len(), *truncated, *passed_over, *documents, starts.len(), notes.len()];
-    counts.into_iter().for_each(|count| write(count as u32));
+    let lists = [starts.len(), skipped_rows.len(), notes.len()];
+    let counts = [examples.len(), *truncated, *passed_over, *documents].into_iter().chain(lists);
+    counts.for_each(|count| write(count as u32));
     for Example { prompt_ids, answer_ids } in examples {
         write(prompt_ids.len() as u32);
         write(answer_ids.len() as u32);
     }
     examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).for_each(|id| write(*id));
-    starts.iter().for_each(|start| write(*start));
+    starts.iter().chain(skipped_rows).for_each(|row| write(*row));
     bytes.extend(notes);
     let hash = XxHash3_128::oneshot(&bytes).to_le_bytes();
     bytes.extend(hash);
@@ -151,20 +186,23 @@ fn decode(bytes: &[u8], key: u128) -> Option<Dataset> {
     let mut numbers = words.iter().map(|n| u32::from_le_bytes(*n));
     let mut next = || numbers.next().map(|n| n as usize);
     let [count, truncated, passed_over] = [next()?, next()?, next()?];
-    let [documents, num_starts, bytes_of_notes] = [next()?, next()?, next()?];
+    let [documents, num_starts, num_skipped, bytes_of_notes] = [next()?, next()?, next()?, next()?];
     let lengths: Vec<[usize; 2]> = (0..count).map(|_| Some([next()?, next()?])).collect::<Option<_>>()?;
     let behind = numbers.len().checked_sub(lengths.iter().flatten().sum())?;
-    if (num_starts != 0 && num_starts != count) || behind != num_starts + bytes_of_notes.div_ceil(4) {
+    if (num_starts != 0 && num_starts != count)
+        || behind != num_starts.checked_add(num_skipped)?.checked_add(bytes_of_notes.div_ceil(4))?
+    {
         return None;
     }
     let mut take = |len: usize| numbers.by_ref().take(len).collect();
     let examples =
         lengths.into_iter().map(|[prompt, answer]| Example { prompt_ids: take(prompt), answer_ids: take(answer) });
     let examples = examples.collect();
-    let starts = numbers.by_ref().take(num_starts).collect();
+    let mut rows = |len: usize| numbers.by_ref().take(len).collect();
+    let (starts, skipped_rows) = (rows(num_starts), rows(num_skipped));
     let notes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
     let notes = serde_json::from_slice(&notes).ok()?;
-    Some(Dataset { examples, truncated, passed_over, documents, starts, notes })
+    Some(Dataset { examples, truncated, passed_over, documents, starts, skipped_rows, notes })
 }
 
 /// Whether a reading could have made these tokens; the hash doesn't prove it, since whoever writes a file can write its
@@ -177,5 +215,7 @@ fn is_of(dataset: &Dataset, reading: &Reading) -> bool {
     };
     let rows = if dataset.documents > 0 { dataset.documents } else { dataset.examples.len() };
     let are_starts = dataset.starts.is_sorted() && dataset.starts.iter().all(|s| (*s as usize) < rows);
-    are_starts && !dataset.examples.is_empty() && dataset.examples.iter().all(is_of)
+    let is_row = |row: &u32| (*row as usize) < dataset.notes.rows;
+    let are_skipped = dataset.skipped_rows.is_sorted() && dataset.skipped_rows.iter().all(is_row);
+    are_starts && are_skipped && !dataset.examples.is_empty() && dataset.examples.iter().all(is_of)
 }

@@ -123,6 +123,7 @@ fn skip_answered(rows: &mut impl Iterator<Item = Result<Row>>, out: &Path) -> Re
 
 /// The tokens of a row's question.
 fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
+    row.check_halves()?;
     let wrong = |reason| row.wrong(reason);
     if row.fields.contains_key(GENERATION) {
         return Err(wrong(format!("the row has a key {GENERATION:?} of its own, where its answer belongs; rename it")));

@@ -56,6 +56,35 @@ impl Question {
 /// # Errors
 /// What is wrong with the row, as one sentence.
 pub fn turns_of_row(row: &Fields) -> Result<Question, String> {
+    let mut row = with_answer(row);
+    let is_given = |row: &Fields, key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    for (question, answers) in PAIRS {
+        if is_given(&row, question) && answers.iter().all(|answer| !is_given(&row, answer)) {
+            row.insert(answers[0].to_owned(), NO_ANSWER.into());
+            break;
+        }
+    }
+    question_of(&row, None)
+}
+
+/// The question of a row's `messages`, whatever other keys the row has.
+///
+/// # Errors
+/// What is wrong with the row, as one sentence.
+pub(super) fn question_of_messages(row: &Fields) -> Result<Question, String> {
+    question_of(&with_answer(row), Some(Form::Messages))
+}
+
+fn question_of(row: &Fields, form: Option<Form>) -> Result<Question, String> {
+    let question = formats::chat(row, form)?.map(Question::from).unwrap_or_default();
+    match question.turns.is_empty() {
+        true => Err("the row asks nothing; give it a prompt, or messages with a turn of the user".to_owned()),
+        false => Ok(question),
+    }
+}
+
+/// The row whose list of turns ends with an answer.
+fn with_answer(row: &Fields) -> Fields {
     let mut row = row.clone();
     for key in ["messages", "conversations"] {
         if let Some(Value::Array(turns)) = row.get_mut(key)
@@ -68,18 +97,7 @@ pub fn turns_of_row(row: &Fields) -> Result<Question, String> {
             }
         }
     }
-    let is_given = |row: &Fields, key: &str| row.get(key).is_some_and(|value| !value.is_null());
-    for (question, answers) in PAIRS {
-        if is_given(&row, question) && answers.iter().all(|answer| !is_given(&row, answer)) {
-            row.insert(answers[0].to_owned(), NO_ANSWER.into());
-            break;
-        }
-    }
-    let question = formats::chat(&row, None)?.map(Question::from).unwrap_or_default();
-    match question.turns.is_empty() {
-        true => Err("the row asks nothing; give it a prompt, or messages with a turn of the user".to_owned()),
-        false => Ok(question),
-    }
+    row
 }
 
 /// The turns of a JSON text: a list of them, or an object with the list under `messages`, and perhaps `tools`. The last

@@ -104,7 +104,7 @@ fn written_by_all(ranks: &dyn Collective, own: Vec<Vec<Written>>) -> Vec<VecDequ
 /// A chat template that fails.
 pub fn prompt_ids(text: &TextModel, problems: &[Problem]) -> Result<Vec<Vec<u32>>> {
     let prompt = |problem: &Problem| -> Result<Vec<u32>> {
-        let mut ids = text.prompt_ids(&problem.prompt)?;
+        let mut ids = text.prompt_ids_of_turns(&problem.prompt.turns, problem.prompt.tools.as_ref())?;
         ids.extend(text.encode(&problem.prefill)?);
         Ok(ids)
     };

@@ -19,9 +19,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::Message;
-use crate::data::formats::{self, Form};
-use crate::data::sources::{Fields, Source};
+use asked::{Question, question_of_messages};
+
+use crate::data::chat::Turn;
+use crate::data::formats;
+use crate::data::settings::OnRow;
+use crate::data::sources::{Fields, Row, Source, is_of_row};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
@@ -44,8 +47,8 @@ pub enum Task {
 pub struct Problem {
     /// The question.
     pub question: String,
-    /// The turns before the answer.
-    pub prompt: Vec<Message>,
+    /// The turns before the answer, and the tools.
+    pub prompt: Question,
     /// The beginning of the answer, which is given to the model.
     pub prefill: String,
     /// The task's truth: a Sudoku's solution; a Countdown's numbers and target; GSM8K's number; MATH-500's LaTeX.
@@ -148,18 +151,12 @@ pub fn read_problems(task: Task, path: &Path) -> Result<Vec<Problem>> {
 /// # Errors
 /// The errors of [`read_problems`].
 pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
-    let path = &source.path;
-    let problems: Vec<Problem> = match (task, path.extension().is_some_and(|e| e == "csv")) {
+    let path = &source.path.to_path();
+    let problems: Vec<Problem> = match (task, path.extension().is_some_and(|e| e == "csv") && path.is_file()) {
         (Task::Sudoku, true) => sudoku::read_csv(&read_text(path)?)
             .map(|row| row.map_err(|(line, reason)| Error::Row { path: path.to_owned(), line, reason }))
             .collect::<Result<_>>()?,
-        _ => source
-            .rows()?
-            .map(|row| {
-                let row = row?;
-                from_row(task, &row.fields).map_err(|reason| row.wrong(reason))
-            })
-            .collect::<Result<_>>()?,
+        _ => source.rows()?.filter_map(|row| problem(task, row, source)).collect::<Result<_>>()?,
     };
     match problems.is_empty() {
         true => Err(Error::Row {
@@ -171,15 +168,31 @@ pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
     }
 }
 
+/// The problem of a row; `None` if the source skips such rows, which its reading counts: rows that can't be read or
+/// aren't of their form.
+fn problem(task: Task, row: Result<Row>, source: &Source) -> Option<Result<Problem>> {
+    let skips = source.policy.bad_row == OnRow::Skip;
+    let row = match row {
+        Ok(row) => row,
+        Err(error) => return (!skips || !is_of_row(&error)).then_some(Err(error)),
+    };
+    if let Err(error) = row.check_halves() {
+        return (!skips).then_some(Err(error));
+    }
+    match from_row(task, &row.fields) {
+        Err(_) if skips && formats::chat(&row.fields, source.format).is_err() => None,
+        problem => Some(problem.map_err(|reason| row.wrong(reason))),
+    }
+}
+
 fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
     if row.contains_key("messages") {
-        let conversation = formats::conversation(row, Some(Form::Messages))?;
+        let prompt = question_of_messages(row)?;
         let Some(Value::String(question)) = row.get("question") else {
             return Err("the key \"question\" is missing; give the problem's text, which scoring needs".to_owned());
         };
         let ground_truth = row.get("ground_truth").ok_or("the key \"ground_truth\" is missing; give the answer")?;
         task.check(question, ground_truth)?;
-        let prompt = conversation.map(|c| c.prompt).unwrap_or_default();
         return Ok(Problem {
             question: question.clone(),
             prompt,
@@ -201,7 +214,7 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
 /// d1, arXiv 2504.12216, appendix, and its public evaluation.
 fn by_protocol(task: Task, question: String, ground_truth: Value) -> Problem {
     let content = format!("{}\n\n{question}", task.instruction());
-    let prompt = vec![Message { role: "user".to_owned(), content }];
+    let prompt = Question { turns: vec![Turn::new("user", &content)], tools: None };
     Problem { question, prompt, prefill: "<reasoning>".to_owned(), ground_truth }
 }
 

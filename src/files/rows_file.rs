@@ -9,7 +9,7 @@ use super::stand_in::{self, UNFINISHED};
 use crate::error::{Error, Result};
 
 /// The kinds of files with rows, which are their extensions.
-const KINDS: [&str; 4] = ["jsonl", "json", "parquet", "txt"];
+const KINDS: [&str; 6] = ["jsonl", "json", "parquet", "csv", "tsv", "txt"];
 /// The kind whose files are compressed within.
 const PARQUET: &str = "parquet";
 
@@ -78,7 +78,7 @@ pub(crate) fn kind(path: &Path) -> Result<&'static str> {
             "arrow" => format!("it is Arrow, {}", rewrite("Dataset.from_file(FILE)")),
             _ => match unpack {
                 Some(unpack) => format!("decompress it: {unpack} {}", path.display()),
-                None => "give the rows as .jsonl, .json or .parquet, an object for each, or a text as .txt".to_owned(),
+                None => "give the rows as .jsonl, .json, .parquet or .csv, or a text as .txt".to_owned(),
             },
         };
         match File::open(path) {

@@ -20,9 +20,9 @@ pub(super) struct AdapterTensors {
 }
 
 impl AdapterTensors {
-    /// Maps the file; tensors of f16 are widened.
+    /// Maps the file.
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        Ok(Self { path: folder.join(TENSORS), tensors: Checkpoint::open_widened(folder, TENSORS)? })
+        Ok(Self { path: folder.join(TENSORS), tensors: Checkpoint::open_file(folder, TENSORS)? })
     }
 
     fn refuse(&self, reason: String) -> Error {

@@ -19,6 +19,7 @@ use weft_kernels::weight::Weight;
 
 use super::block::Transformer;
 use super::foreign;
+use super::weights::Held;
 use crate::error::{Error, Result};
 
 /// What precedes the format in the name of the state.
@@ -48,7 +49,7 @@ pub(super) fn is_part(name: &str, dtype: Dtype) -> bool {
 /// A part that is missing, left over or of another size; a format other than NF4.
 pub(super) fn assemble(
     mut parts: HashMap<String, Part>,
-    tensors: &mut HashMap<String, (Vec<usize>, Weight)>,
+    tensors: &mut HashMap<String, (Vec<usize>, Held)>,
 ) -> Result<()> {
     let mut states: Vec<(String, String)> = parts
         .keys()
@@ -62,7 +63,8 @@ pub(super) fn assemble(
             return Err(refuse(format!("it is quantised to {format}, which Weft doesn't read; {FIX}")));
         }
         let (shape, nf4) = weight(&name, &state, &mut parts).map_err(refuse)?;
-        tensors.insert(name, (shape.to_vec(), Weight::from_nf4(shape[0], shape[1], nf4)));
+        let weight = Weight::from_nf4(shape[0], shape[1], nf4);
+        tensors.insert(name, (shape.to_vec(), Held::Weight(weight)));
     }
     match parts.into_iter().min_by(|(a, _), (b, _)| a.cmp(b)) {
         Some((name, part)) => Err(foreign::refused(&part.path, &name, part.dtype)),
@@ -178,7 +180,7 @@ pub(super) fn write(path: &Path, model: &Transformer) -> io::Result<()> {
     for id in model.quantizable() {
         let param = &model.params[id];
         let Some(nf4) = param.weight.as_nf4() else { continue };
-        parts(nf4, &param.shape, &mut |part, dtype, bytes: Cow<_>| {
+        parts(nf4, &param.shape, |part, dtype, bytes| {
             let size = if dtype == Dtype::F32 { size_of::<f32>() } else { 1 };
             let (rows, cols) = if part.is_empty() { (bytes.len(), Some(1)) } else { (bytes.len() / size, None) };
             let shape = [rows].into_iter().chain(cols).collect();
@@ -193,7 +195,7 @@ pub(super) fn write(path: &Path, model: &Transformer) -> io::Result<()> {
 }
 
 /// Calls `f(ending of its name, dtype, bytes)` for each part of a weight.
-fn parts<'a>(nf4: &'a Nf4, shape: &[usize], f: &mut dyn FnMut(&str, Dtype, Cow<'a, [u8]>)) {
+fn parts<'a>(nf4: &'a Nf4, shape: &[usize], mut f: impl FnMut(&str, Dtype, Cow<'a, [u8]>)) {
     let dtype = match nf4.original() {
         Original::F32 => "float32",
         Original::Bf16 => "bfloat16",

@@ -10,9 +10,9 @@ use super::config::ModelConfig;
 use super::facts::Overrides;
 use super::foreign;
 use super::layout::{self, Layout};
-use super::quantize;
+use super::quantize::{self, Quantization};
 use super::quantized_cache::QuantizedCache;
-use super::weights::{Checkpoint, INDEX, SINGLE, Tensor, write_tensors};
+use super::weights::{Checkpoint, Halves, INDEX, SINGLE, Tensor, write_tensors};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
 
@@ -42,9 +42,11 @@ pub fn load_cached(
     cache: Option<&QuantizedCache>,
 ) -> Result<(Transformer, ModelConfig)> {
     let config = ModelConfig::open(folder, overrides)?;
+    let halves = if overrides.rounds_halves { Halves::Rounded } else { Halves::Widened };
+    let checkpoint = Checkpoint::open(folder)?.with_halves(halves);
     let model = match overrides.quantize {
-        Some(quantization) => quantize::load(&config, folder, quantization, cache)?,
-        None => assemble(&config, Checkpoint::open(folder)?)?,
+        Some(quantization) => quantize::load(&config, (folder, checkpoint), quantization, cache)?,
+        None => assemble(&config, checkpoint)?,
     };
     Ok((model, config))
 }
@@ -61,17 +63,32 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
         return Err(error);
     }
     let mut model = match Checkpoint::is_in(folder) {
-        true => assemble(&config, Checkpoint::open(folder)?)?.to_meta(),
-        false => meta_of(&config),
+        true => {
+            let halves = if overrides.rounds_halves { Halves::RoundedMeta } else { Halves::Meta };
+            assemble(&config, Checkpoint::open(folder)?.with_halves(halves))?.to_meta()
+        }
+        false => meta_with(&config, overrides.rounds_halves),
     };
     overrides.quantize.into_iter().for_each(|quantization| model.quantize(quantization));
     Ok((model, config))
 }
 
-/// A configuration's model on the meta device, in the dtype that the configuration names.
+/// A configuration's model on the meta device, in the dtype in which weights of the dtype that it names are held.
 pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
-    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.field(key)?.as_str());
-    let dtype = if named == Some("float32") { Dtype::F32 } else { Dtype::Bf16 };
+    meta_with(config, false)
+}
+
+/// The dtype that a configuration names.
+pub(crate) fn named_dtype(config: &ModelConfig) -> Option<&str> {
+    ["dtype", "torch_dtype"].into_iter().find_map(|key| config.field(key)?.as_str())
+}
+
+fn meta_with(config: &ModelConfig, rounds_halves: bool) -> Transformer {
+    let dtype = match named_dtype(config) {
+        Some("float32") => Dtype::F32,
+        Some("float16") if !rounds_halves => Dtype::F32,
+        _ => Dtype::Bf16,
+    };
     let meta = build(config, |_, shape| {
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
         Ok(Weight::meta(rows, cols, dtype))
@@ -84,16 +101,38 @@ pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
 ///
 /// # Errors
 /// A tensor that is missing or has another shape.
-pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Transformer> {
+pub fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<Transformer> {
+    assemble_quantized(config, checkpoint, None)
+}
+
+/// Builds the model like [`assemble`], with the linear layers of its blocks quantised one by one as they are taken.
+///
+/// # Errors
+/// Those of [`assemble`].
+pub(super) fn assemble_quantized(
+    config: &ModelConfig,
+    mut checkpoint: Checkpoint,
+    quantization: Option<Quantization>,
+) -> Result<Transformer> {
     let names = config.layout.config.family.names;
     let [embedding, head] = [names.embedding, names.head].map(|module| format!("{module}.weight"));
     let tied = config.layout.tied && checkpoint.are_equal(&embedding, &head).unwrap_or(true);
     let layout = Layout { tied, ..config.layout.clone() };
+    let layers = format!("{}.", names.blocks);
     layout::build(&layout, |name, shape| {
-        let weight = checkpoint.take(name, shape)?;
-        match weight.is_quantized() && name == embedding {
-            true => Err(checkpoint.wrong(name, "it is quantised, and embeddings are read in f32 or bf16 only")),
-            false => Ok(weight),
+        // The vectors of the blocks are norms and biases.
+        let own = quantization.filter(|_| shape.len() == 2 && name.starts_with(&layers));
+        let weight = match own {
+            // Rounding before would only lose more.
+            Some(_) => checkpoint.take_as(name, shape, Halves::Widened)?,
+            None => checkpoint.take(name, shape)?,
+        };
+        match (own, weight.is_quantized()) {
+            (_, true) if name == embedding => {
+                Err(checkpoint.wrong(name, "it is quantised, and embeddings are read in f32, bf16 or f16 only"))
+            }
+            (Some(Quantization { double_quant }), false) => Ok(weight.quantized(double_quant)),
+            _ => Ok(weight),
         }
     })
 }

@@ -21,13 +21,15 @@ use crate::files::read_if_there;
 /// has none.
 pub const MASK_TOKENS: [&str; 6] = ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>"];
 
-/// What a user says of a checkpoint, against whatever its files say, and how it is loaded.
+/// What a user says of a checkpoint, against whatever its files say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// The id of the mask token.
     pub mask_token_id: Option<u32>,
     /// Whether the logits that predict position i sit at position i-1.
     pub logits_shifted: Option<bool>,
+    /// Whether weights of f16 are rounded to bf16 as they are read; else they are widened to f32.
+    pub rounds_halves: bool,
     /// How the linear layers of its blocks are quantised as they are loaded.
     pub quantize: Option<Quantization>,
 }

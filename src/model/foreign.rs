@@ -1,5 +1,5 @@
-//! Weights in forms that Weft doesn't compute with: pickles, files that were cut short, and other dtypes. Each is named
-//! as what it is, with how to get a form that is read; f16 can be widened.
+//! Weights in forms that Weft doesn't read: pickles, files that were cut short, and other dtypes. Each is named as what it
+//! is, with how to get a form that is read.
 
 use std::path::Path;
 
@@ -36,12 +36,12 @@ pub(super) fn is_pickle(name: &str, stem: &str) -> bool {
 /// The error for a tensor of a dtype that isn't read.
 pub(super) fn refused(path: &Path, name: &str, dtype: safetensors::Dtype) -> Error {
     let fix = match dtype {
-        safetensors::Dtype::F16 | safetensors::Dtype::F64 => {
+        safetensors::Dtype::F64 => {
             "load the model in Python with torch_dtype=torch.bfloat16 and save it: model.save_pretrained(DIR)"
         }
         _ => "give the checkpoint that it was quantized from",
     };
-    let reason = format!("{name} is stored as {dtype:?}, and Weft reads F32 and BF16; {fix}");
+    let reason = format!("{name} is stored as {dtype:?}, and Weft reads F32, BF16 and F16; {fix}");
     Error::Config { path: path.to_owned(), reason }
 }
 
@@ -66,45 +66,3 @@ pub(super) fn cut_short(bytes: &[u8]) -> Option<String> {
 
 /// The size limit of a safetensors header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-
-/// The f32 numbers of f16 ones, which they represent exactly.
-pub(super) fn widened(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(2).map(|pair| wide(u16::from_le_bytes([pair[0], pair[1]]))).collect()
-}
-
-fn wide(half: u16) -> f32 {
-    let [sign, exponent, fraction] = [half >> 15, half >> 10 & 0x1f, half & 0x3ff].map(u32::from);
-    match exponent {
-        // The fractions of f16's subnormal numbers count in steps of 2^-24.
-        0 => f32::from_bits(sign << 31 | (fraction as f32 / 16_777_216.0).to_bits()),
-        0x1f => f32::from_bits(sign << 31 | 0xff << 23 | fraction << 13),
-        _ => f32::from_bits(sign << 31 | (exponent + 127 - 15) << 23 | fraction << 13),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn f16_widens_to_the_number_that_it_represents() {
-        let halves = [0u16, 0x8000, 0x3c00, 0xc000, 0x3555, 0x0001, 0x03ff, 0x0400, 0x7bff, 0x7c00, 0xfc00];
-        let tiny = 2f32.powi(-24);
-        let expected = [
-            0.0,
-            -0.0,
-            1.0,
-            -2.0,
-            1365.0 / 4096.0,
-            tiny,
-            1023.0 * tiny,
-            1024.0 * tiny,
-            65504.0,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-        ];
-        let bytes: Vec<u8> = halves.iter().flat_map(|half| half.to_le_bytes()).collect();
-        assert_eq!(widened(&bytes).iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.map(f32::to_bits));
-        assert!(widened(&0x7e00u16.to_le_bytes())[0].is_nan());
-    }
-}

@@ -1,6 +1,8 @@
 //! How many positions a model was trained for, as its config.json says, and the warning for sequences that have more.
 //! Weft computes any number of positions: RoPE has no end, but what the model makes of positions it never saw is open.
 
+use serde::Serialize;
+
 use super::config::ModelConfig;
 
 /// The fields that name the number: LLaDA's, and the one that transformers' models share.
@@ -23,7 +25,37 @@ pub fn warning(config: &ModelConfig, longest: usize, what: &str, fix: impl Fn(u6
     ))
 }
 
-/// A warning if the longest of a recipe's sequences has more positions than the model was trained for.
-pub fn warning_of_rows(config: &ModelConfig, longest: usize) -> Option<String> {
-    warning(config, longest, "the longest row", |positions| format!("set data.max_seq_len={positions}"))
+/// What of a recipe's sequences lies beyond the positions that the model was trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Beyond {
+    /// The number of positions that the model was trained for.
+    pub positions: u64,
+    /// The number of sequences that have more.
+    pub examples: usize,
+    /// The number of their tokens that lie beyond.
+    pub tokens: u64,
+    /// The tokens of the longest sequence.
+    pub longest: usize,
+}
+
+impl Beyond {
+    /// What lies beyond, of sequences of these lengths; `None` if nothing does.
+    pub fn of(config: &ModelConfig, lengths: impl Iterator<Item = usize>) -> Option<Self> {
+        let (positions, _) = trained(config)?;
+        let mut beyond = Self { positions, examples: 0, tokens: 0, longest: 0 };
+        for length in lengths.filter(|length| *length as u64 > positions) {
+            beyond.examples += 1;
+            beyond.tokens += length as u64 - positions;
+            beyond.longest = beyond.longest.max(length);
+        }
+        (beyond.examples > 0).then_some(beyond)
+    }
+
+    /// The warning.
+    pub fn warning(&self, config: &ModelConfig) -> Option<String> {
+        let Self { positions, examples, tokens, longest } = self;
+        warning(config, *longest, "the longest row", |_| {
+            format!("{examples} examples have {tokens} tokens there; set data.max_seq_len={positions}")
+        })
+    }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use weft_kernels::weight::{Encoding, Weight};
 
 use super::block::{ParamId, Transformer};
-use super::checkpoint::assemble;
+use super::checkpoint::{assemble, assemble_quantized};
 use super::config::ModelConfig;
 use super::quantized_cache::QuantizedCache;
 use super::weights::Checkpoint;
@@ -73,20 +73,18 @@ impl Transformer {
 /// Those of [`assemble`].
 pub(super) fn load(
     config: &ModelConfig,
-    folder: &Path,
+    (folder, mut checkpoint): (&Path, Checkpoint),
     quantization: Quantization,
     cache: Option<&QuantizedCache>,
 ) -> Result<Transformer> {
-    let mut checkpoint = Checkpoint::open(folder)?;
     // What bitsandbytes quantised is as small as it gets.
     let entry = cache.filter(|_| !checkpoint.has_quantized()).and_then(|cache| cache.entry(folder, quantization));
-    if let Some(kept) = entry.as_ref().and_then(|entry| entry.read()) {
-        if checkpoint.replace(kept) {
-            return assemble(config, checkpoint);
-        }
+    if let Some(kept) = entry.as_ref().and_then(|entry| entry.read())
+        && checkpoint.replace(kept)
+    {
+        return assemble(config, checkpoint);
     }
-    let mut model = assemble(config, checkpoint)?;
-    model.quantize(quantization);
+    let model = assemble_quantized(config, checkpoint, Some(quantization))?;
     if let Some(entry) = entry {
         entry.keep(&model);
     }

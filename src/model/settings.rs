@@ -108,6 +108,8 @@ impl ModelTable {
         Overrides {
             mask_token_id: self.mask_token_id,
             logits_shifted: self.logits_shifted,
+            // Weights that are trained stay f32 in either precision.
+            rounds_halves: self.precision == Precision::Bf16 && self.trainable == Trainable::Lora,
             quantize: self.quantization(),
         }
     }

@@ -1,28 +1,120 @@
-//! A checkpoint folder's tensors by name, memory-mapped from a single or sharded safetensors file; and writing such
-//! files.
+//! A checkpoint folder's tensors by name, memory-mapped from a single or sharded safetensors file. `tensor_file` writes
+//! such files, and `halves` has the numbers of f16.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::tensor::{SafeTensorError, SafeTensors, View};
+use safetensors::tensor::SafeTensors;
 use serde::Deserialize;
-use weft_kernels::lora_linear::{self, Lora};
 use weft_kernels::nf4::Bytes;
-use weft_kernels::weight::{Dtype, MappedFile, Weight};
+use weft_kernels::weight::{Dtype, MappedFile, Weight, to_bf16_bytes};
 
 use super::bitsandbytes::{self, Part, is_part};
-use super::block::Param;
-use super::foreign;
+pub use super::tensor_file::{Format, Make, Tensor, make_in_order, write_tensors};
+use super::{foreign, halves};
 use crate::error::{Error, Result};
+use crate::files::read_text;
 use crate::files::stand_in::{cannot_open, check_bytes};
-use crate::files::{read_text, write_whole_by};
 
 /// The tensors of a checkpoint.
 pub struct Checkpoint {
     folder: PathBuf,
-    tensors: HashMap<String, (Vec<usize>, Weight)>,
+    tensors: HashMap<String, (Vec<usize>, Held)>,
+    halves: Halves,
+}
+
+/// What becomes of tensors of f16, in which nothing is computed, when they are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Halves {
+    /// They are widened to f32, which represents their numbers exactly.
+    #[default]
+    Widened,
+    /// They are rounded to bf16, which has three bits fewer.
+    Rounded,
+    /// They become f32 weights on the meta device, for which no number is read.
+    Meta,
+    /// They become bf16 weights on the meta device.
+    RoundedMeta,
+}
+
+/// A tensor of a checkpoint, as it is stored.
+#[derive(Clone, Debug)]
+pub enum Held {
+    /// A tensor of f32 or bf16.
+    Weight(Weight),
+    /// A tensor of f16, in its mapped file.
+    Half {
+        /// The file.
+        file: MappedFile,
+        /// The bytes of the numbers in the file.
+        bytes: Range<usize>,
+        /// The rows and columns of the matrix.
+        size: [usize; 2],
+    },
+}
+
+impl Held {
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Weight(weight) => weight.rows(),
+            Self::Half { size, .. } => size[0],
+        }
+    }
+
+    /// The number of columns.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Weight(weight) => weight.cols(),
+            Self::Half { size, .. } => size[1],
+        }
+    }
+
+    /// The number format in which it is stored.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Weight(weight) => weight.dtype().into(),
+            Self::Half { .. } => Format::F16,
+        }
+    }
+
+    /// Its numbers as a weight; those of f16 are widened.
+    pub fn to_weight(&self) -> Cow<'_, Weight> {
+        match self {
+            Self::Weight(weight) => Cow::Borrowed(weight),
+            Self::Half { .. } => Cow::Owned(self.clone().into_weight(Halves::Widened)),
+        }
+    }
+
+    fn is_quantized(&self) -> bool {
+        matches!(self, Self::Weight(weight) if weight.is_quantized())
+    }
+
+    fn equals(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Half { file, bytes, size }, Self::Half { file: other, bytes: of_other, size: its_size }) => {
+                size == its_size && file.bytes()[bytes.clone()] == other.bytes()[of_other.clone()]
+            }
+            _ => have_equal_numbers(&self.to_weight(), &other.to_weight()),
+        }
+    }
+
+    fn into_weight(self, halves: Halves) -> Weight {
+        let (file, bytes, [rows, cols]) = match self {
+            Self::Weight(weight) => return weight,
+            Self::Half { file, bytes, size } => (file, bytes, size),
+        };
+        let widened = || halves::widened(&file.bytes()[bytes.clone()]);
+        match halves {
+            Halves::Widened => Weight::from_f32(rows, cols, widened()),
+            Halves::Rounded => Weight::from_bytes(rows, cols, Dtype::Bf16, &to_bf16_bytes(&widened())),
+            Halves::Meta => Weight::meta(rows, cols, Dtype::F32),
+            Halves::RoundedMeta => Weight::meta(rows, cols, Dtype::Bf16),
+        }
+    }
 }
 
 /// The file that holds all tensors if there is only one.
@@ -67,15 +159,15 @@ impl Checkpoint {
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// A file that is missing, pickled, damaged, outside the folder, or of a dtype other than f32 and bf16; a tensor in two
-    /// files, or in a file other than the one that the index names.
+    /// A file that is missing, pickled, damaged, outside the folder, or of a dtype other than f32, bf16 and f16; a tensor
+    /// in two files, or in a file other than the one that the index names.
     pub fn open(folder: &Path) -> Result<Self> {
         let Some(index) = index(folder)? else { return Self::open_file(folder, SINGLE) };
         let mut all = Mapped::default();
         for file in index.values().collect::<BTreeSet<_>>() {
             let path = folder.join(file);
             let mut shard = Mapped::default();
-            map_file(&path, &mut shard, Halves::Refused)?;
+            map_file(&path, &mut shard)?;
             if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.has(name)) {
                 let reason = format!("{name} isn't in {file}, although the index says so");
                 return Err(Error::Format { path: folder.join(INDEX), reason });
@@ -89,23 +181,23 @@ impl Checkpoint {
         all.checkpoint(folder)
     }
 
+    /// The checkpoint whose tensors of f16 become something else.
+    pub fn with_halves(self, halves: Halves) -> Self {
+        Self { halves, ..self }
+    }
+
+    /// Whether a tensor is of f16.
+    pub fn has_halves(&self) -> bool {
+        self.tensors.values().any(|(_, held)| held.format() == Format::F16)
+    }
+
     /// Maps one file of a folder.
     ///
     /// # Errors
     /// Those of [`Checkpoint::open`].
     pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
         let mut mapped = Mapped::default();
-        map_file(&folder.join(file), &mut mapped, Halves::Refused)?;
-        mapped.checkpoint(folder)
-    }
-
-    /// Maps one file of a folder like [`Checkpoint::open_file`]; tensors of f16 are widened to f32.
-    ///
-    /// # Errors
-    /// Those of [`Checkpoint::open`], except for tensors of f16.
-    pub(super) fn open_widened(folder: &Path, file: &str) -> Result<Self> {
-        let mut mapped = Mapped::default();
-        map_file(&folder.join(file), &mut mapped, Halves::Widened)?;
+        map_file(&folder.join(file), &mut mapped)?;
         mapped.checkpoint(folder)
     }
 
@@ -122,10 +214,10 @@ impl Checkpoint {
                 Stored::F16 => return Err(foreign::refused(path, &name, safetensors::Dtype::F16)),
                 Stored::Part(dtype) => return Err(foreign::refused(path, &name, dtype)),
             };
-            tensors.insert(name, (shape, Weight::from_bytes(rows, cols, dtype, data)));
+            tensors.insert(name, (shape, Held::Weight(Weight::from_bytes(rows, cols, dtype, data))));
             Ok(())
         })?;
-        Ok(Self { folder: path.to_owned(), tensors })
+        Ok(Self { folder: path.to_owned(), tensors, halves: Halves::default() })
     }
 
     /// The names of the tensors that haven't been taken.
@@ -135,14 +227,14 @@ impl Checkpoint {
 
     /// Whether any tensor is quantised.
     pub(super) fn has_quantized(&self) -> bool {
-        self.tensors.values().any(|(_, weight)| weight.is_quantized())
+        self.tensors.values().any(|(_, held)| held.is_quantized())
     }
 
     /// Puts quantised tensors in the place of those with the same names. Returns false, and changes nothing, if there are
     /// others or their shapes differ.
     pub(super) fn replace(&mut self, quantized: Self) -> bool {
-        let fits = |(name, (shape, _)): (&String, &(Vec<usize>, Weight))| {
-            self.tensors.get(name).is_some_and(|(own, _)| own == shape)
+        let fits = |(name, (shape, held)): (&String, &(Vec<usize>, Held))| {
+            held.is_quantized() && self.tensors.get(name).is_some_and(|(own, _)| own == shape)
         };
         let fit = !quantized.tensors.is_empty() && quantized.tensors.iter().all(fits);
         if fit {
@@ -154,12 +246,12 @@ impl Checkpoint {
     /// Whether two tensors hold the same numbers; `None` if either isn't there.
     pub(crate) fn are_equal(&self, a: &str, b: &str) -> Option<bool> {
         let [(a_shape, a), (b_shape, b)] = [self.tensors.get(a)?, self.tensors.get(b)?];
-        Some(a_shape == b_shape && have_equal_numbers(a, b))
+        Some(a_shape == b_shape && a.equals(b))
     }
 
     /// Whether a tensor holds the numbers of a weight.
     pub(super) fn equals(&self, name: &str, weight: &Weight) -> bool {
-        self.tensors.get(name).is_some_and(|(_, own)| have_equal_numbers(own, weight))
+        self.tensors.get(name).is_some_and(|(_, own)| have_equal_numbers(&own.to_weight(), weight))
     }
 
     /// The shape of a tensor that hasn't been taken.
@@ -168,7 +260,7 @@ impl Checkpoint {
     }
 
     /// Every tensor that hasn't been taken, ordered by name, with its shape.
-    pub fn tensors(&self) -> Vec<(&str, &[usize], &Weight)> {
+    pub fn tensors(&self) -> Vec<(&str, &[usize], &Held)> {
         let mut tensors: Vec<_> =
             self.tensors.iter().map(|(n, (shape, w))| (n.as_str(), shape.as_slice(), w)).collect();
         tensors.sort_by_key(|(name, ..)| *name);
@@ -185,6 +277,14 @@ impl Checkpoint {
     /// # Errors
     /// A name that isn't there, or a tensor of another shape.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.take_as(name, shape, self.halves)
+    }
+
+    /// Takes a tensor like [`Checkpoint::take`], with what becomes of it if it is of f16.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::take`].
+    pub(super) fn take_as(&mut self, name: &str, shape: &[usize], halves: Halves) -> Result<Weight> {
         let error = |reason: String| Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason };
         match self.tensors.remove(name) {
             None if self.rest().any(|other| other.contains(COMPILED)) => Err(error(format!(
@@ -193,7 +293,7 @@ impl Checkpoint {
             ))),
             None => Err(error("missing".to_owned())),
             Some((found, _)) if found != shape => Err(error(format!("expected {shape:?}, got {found:?}"))),
-            Some((_, weight)) => Ok(weight),
+            Some((_, held)) => Ok(held.into_weight(halves)),
         }
     }
 }
@@ -203,120 +303,10 @@ fn have_equal_numbers(a: &Weight, b: &Weight) -> bool {
     is_of_size && (0..a.rows()).all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1))
 }
 
-/// A tensor to be written; its bytes are made at that moment, one tensor after the other.
-pub struct Tensor<'a> {
-    name: Cow<'a, str>,
-    shape: Vec<usize>,
-    dtype: Dtype,
-    numbers: Numbers<'a>,
-}
-
-enum Numbers<'a> {
-    Plain(&'a [f32]),
-    Weight(&'a Weight),
-    Merged(&'a Weight, Lora<'a>),
-    Made(Make<'a>),
-}
-
-/// Makes a tensor's numbers when it is written.
-pub type Make<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
-
-impl<'a> Tensor<'a> {
-    /// A parameter, rounded to nearest where `dtype` is bf16.
-    pub fn of(param: &'a Param, dtype: Dtype) -> Self {
-        Self {
-            name: Cow::from(&param.name),
-            shape: param.shape.clone(),
-            dtype,
-            numbers: Numbers::Weight(&param.weight),
-        }
-    }
-
-    /// A weight, merged with its adapter if it has one, in the given dtype.
-    pub fn merged(name: &'a str, shape: &[usize], weight: &'a Weight, lora: Option<Lora<'a>>, dtype: Dtype) -> Self {
-        let numbers = lora.map_or(Numbers::Weight(weight), |lora| Numbers::Merged(weight, lora));
-        Self { name: name.into(), shape: shape.to_vec(), dtype, numbers }
-    }
-
-    /// Numbers that `make` produces when they are written: once, in the order of the tensors' names.
-    pub fn made(name: Cow<'a, str>, shape: &[usize], dtype: Dtype, make: Make<'a>) -> Self {
-        Self { name, shape: shape.to_vec(), dtype, numbers: Numbers::Made(make) }
-    }
-
-    /// A tensor of f32 numbers.
-    pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &'a [f32]) -> Self {
-        Self { name: name.into(), shape, dtype: Dtype::F32, numbers: Numbers::Plain(numbers) }
-    }
-}
-
-impl View for Tensor<'_> {
-    fn dtype(&self) -> safetensors::Dtype {
-        match self.dtype {
-            Dtype::F32 => safetensors::Dtype::F32,
-            Dtype::Bf16 => safetensors::Dtype::BF16,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let numbers = match &self.numbers {
-            Numbers::Plain(numbers) => Cow::Borrowed(*numbers),
-            Numbers::Weight(weight) => weight.to_f32(),
-            Numbers::Merged(weight, lora) => lora_linear::merged(weight, lora).into(),
-            Numbers::Made(make) => make(),
-        };
-        Cow::Owned(match self.dtype {
-            Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Dtype::Bf16 => weft_kernels::weight::to_bf16_bytes(&numbers),
-        })
-    }
-
-    fn data_len(&self) -> usize {
-        self.dtype.size() * self.shape.iter().product::<usize>()
-    }
-}
-
-/// Writes a safetensors file, complete or not at all.
-///
-/// # Errors
-/// A file that can't be written.
-pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
-    // transformers refuses a file whose metadata doesn't name the format.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let views = tensors.into_iter().map(|t| (t.name.clone(), t));
-    write_whole_by(path, |partial| {
-        safetensors::serialize_to_file(views, Some(metadata), partial).map_err(|error| match error {
-            SafeTensorError::IoError(error) => error,
-            other => std::io::Error::other(other),
-        })
-    })
-}
-
-/// Makes and drops the numbers that are otherwise made while they are written. The other ranks that
-/// hold parts of the tensors call this while one rank writes them.
-pub fn make_in_order(mut tensors: Vec<Tensor>) {
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    for tensor in tensors {
-        if let Numbers::Made(make) = tensor.numbers {
-            make();
-        }
-    }
-}
-
-/// What is done with tensors of f16, in which nothing is computed.
-#[derive(Clone, Copy, PartialEq)]
-enum Halves {
-    Refused,
-    Widened,
-}
-
 /// The tensors of mapped files, and the parts of quantised ones, which may lie in several files.
 #[derive(Default)]
 struct Mapped {
-    tensors: HashMap<String, (Vec<usize>, Weight)>,
+    tensors: HashMap<String, (Vec<usize>, Held)>,
     parts: HashMap<String, Part>,
 }
 
@@ -331,29 +321,28 @@ impl Mapped {
 
     fn checkpoint(mut self, folder: &Path) -> Result<Checkpoint> {
         bitsandbytes::assemble(self.parts, &mut self.tensors)?;
-        Ok(Checkpoint { folder: folder.to_owned(), tensors: self.tensors })
+        Ok(Checkpoint { folder: folder.to_owned(), tensors: self.tensors, halves: Halves::default() })
     }
 }
 
-fn map_file(path: &Path, mapped: &mut Mapped, halves: Halves) -> Result<()> {
+fn map_file(path: &Path, mapped: &mut Mapped) -> Result<()> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let file =
         File::open(path).map_err(|source| foreign::pickled(path).unwrap_or_else(|| cannot_open(path, source)))?;
     let file = MappedFile::open(&file).map_err(read)?;
     for_each_tensor(path, file.bytes(), |name, shape, [rows, cols], dtype, data| {
         let start = data.as_ptr() as usize - file.bytes().as_ptr() as usize;
-        let range = start..start + data.len();
-        let weight = match dtype {
-            Stored::As(dtype) => Weight::mapped(rows, cols, dtype, file.clone(), range),
+        let (file, bytes) = (file.clone(), start..start + data.len());
+        let held = match dtype {
+            Stored::As(dtype) => Held::Weight(Weight::mapped(rows, cols, dtype, file, bytes)),
+            Stored::F16 => Held::Half { file, bytes, size: [rows, cols] },
             Stored::Part(dtype) => {
-                let bytes = Bytes::Mapped(file.clone(), range);
+                let bytes = Bytes::Mapped(file, bytes);
                 mapped.parts.insert(name, Part { path: path.to_owned(), dtype, bytes });
                 return Ok(());
             }
-            Stored::F16 if halves == Halves::Widened => Weight::from_f32(rows, cols, foreign::widened(data)),
-            Stored::F16 => return Err(foreign::refused(path, &name, safetensors::Dtype::F16)),
         };
-        mapped.tensors.insert(name, (shape, weight));
+        mapped.tensors.insert(name, (shape, held));
         Ok(())
     })
 }

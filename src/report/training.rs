@@ -150,6 +150,7 @@ fn as_toml(recipe: &Value) -> String {
             Value::Object(map) => {
                 map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), without_nulls(v))).collect()
             }
+            Value::Array(items) => items.iter().map(without_nulls).collect(),
             other => other.clone(),
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::base::Base;
+use crate::data::Mixed;
 use crate::error::{Error, Result};
 use crate::eval::Accuracy;
 use crate::eval::generations::accuracy_of;
@@ -18,7 +19,7 @@ use crate::model::block::Transformer;
 use crate::parallel::Solo;
 use crate::recipe::Recipe;
 use crate::train::held_out::nll_bound;
-use crate::train::metrics::Progress;
+use crate::train::metrics::{Progress, tell};
 use crate::train::run::Run;
 
 /// The scores of a model at a step.
@@ -135,6 +136,9 @@ pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcom
 /// The errors of [`go`].
 pub fn base(recipe: &Recipe) -> Result<Outcome> {
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
+    let warnings =
+        [Some(&experiment.train), experiment.held_out.as_ref()].into_iter().flatten().flat_map(Mixed::warnings);
+    warnings.for_each(|warning| tell(&format!("warning: {warning}")));
     let points = vec![score(&experiment, &model, &text, 0)?];
     let outcome = Outcome { points, grad_norm: None, mean_entropy: None, uncertainty_spread: None, diverged: None };
     save(recipe, &outcome)?;

@@ -43,7 +43,11 @@ impl Source {
 
     /// The format of its tensors.
     pub fn dtype(self) -> Dtype {
-        if self.model_type == "qwen2" { Dtype::F32 } else { Dtype::BF16 }
+        match self.model_type {
+            "qwen2" => Dtype::F32,
+            "llama" => Dtype::F16,
+            _ => Dtype::BF16,
+        }
     }
 
     /// The shapes of the tensors that a layer has.
@@ -74,7 +78,7 @@ impl Source {
         tensors
     }
 
-    /// Every tensor with its bytes. The sums of bf16 columns are small whole numbers, so that their mean is exact.
+    /// Every tensor with its bytes. The sums of columns in 2 bytes are small whole numbers, so that their mean is exact.
     fn tensors(self) -> Vec<(String, Vec<usize>, Vec<u8>)> {
         let mut shapes = self.layer();
         shapes.push(("model.norm.weight".to_owned(), vec![WIDTH]));
@@ -88,8 +92,13 @@ impl Source {
                 Dtype::F32 => ((i * 37 + k * 11) % 101) as f32 * 0.0137 - 0.5,
                 _ => ((i * 5 + i / WIDTH + k) % 3) as f32 - 1.0,
             });
-            let skipped = 4 - self.dtype().bitsize() / 8;
-            let bytes = numbers.flat_map(|x: f32| x.to_le_bytes()[skipped..].to_vec()).collect();
+            let bytes = numbers.flat_map(|x: f32| match self.dtype() {
+                Dtype::F32 => x.to_le_bytes().to_vec(),
+                // The numbers -1, 0 and 1.
+                Dtype::F16 => [0xbc00_u16, 0, 0x3c00][(x + 1.0) as usize].to_le_bytes().to_vec(),
+                _ => x.to_le_bytes()[2..].to_vec(),
+            });
+            let bytes = bytes.collect();
             (name, shape, bytes)
         });
         made.collect()

@@ -1,0 +1,71 @@
+//! What `weft data`, `plan` and `train` say alike of a recipe's rows: warnings, counts, and the objects of `--json`.
+
+use serde_json::{Value, json};
+use weft::data::shared_rows::SharedRows;
+use weft::data::{Dataset, Mixed, Part};
+use weft::experiment::Experiment;
+use weft::model::config::ModelConfig;
+use weft::model::positions::Beyond;
+
+/// The column in which `weft train` writes what it says of the rows.
+const INDENT: &str = "           ";
+
+/// What of the rows lies beyond the positions that the model was trained for.
+pub fn beyond(config: &ModelConfig, rows: [Option<&Mixed>; 2]) -> Option<Beyond> {
+    let examples = rows.into_iter().flatten().flat_map(|mixed| &mixed.dataset.examples);
+    Beyond::of(config, examples.map(|e| e.prompt_ids.len() + e.answer_ids.len()))
+}
+
+/// Warns of sources of which more than a tenth is skipped, of rows beyond the model's positions, and of rows that are
+/// trained on and held out.
+pub fn warn(config: &ModelConfig, rows: [Option<&Mixed>; 2], shared: Option<SharedRows>) {
+    let skipped = rows.into_iter().flatten().flat_map(Mixed::warnings);
+    let beyond = beyond(config, rows).and_then(|beyond| beyond.warning(config));
+    let warnings = skipped.chain(beyond).chain(shared.map(|shared| shared.to_string()));
+    warnings.for_each(|warning| eprintln!("warning: {warning}"));
+}
+
+/// Says what a run trains on and holds out.
+pub fn say_of(experiment: &Experiment) {
+    let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } = &experiment.train;
+    let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
+    let (count, longest) = (examples.len(), experiment.recipe.data.max_seq_len.0);
+    match parts.iter().all(|part| part.documents > 0) {
+        true => {
+            say!("data       {documents} texts, {tokens} tokens, packed into {count} sequences of at most {longest}")
+        }
+        false => say!("data       {count} examples, {tokens} tokens; {truncated} answers cut at {longest} tokens"),
+    }
+    for part in parts {
+        if parts.len() > 1 || part.num_chats().is_some() {
+            say!("{INDENT}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+        }
+        part.notes.lines().iter().for_each(|line| say!("{INDENT}{line}"));
+    }
+    if parts.len() > 1 {
+        say!("{INDENT}an epoch has {} examples", mixture.epoch_len(count));
+    }
+    if let Some(Mixed { dataset, parts, .. }) = &experiment.held_out {
+        let count = dataset.examples.len();
+        match dataset.documents {
+            0 => say!("held out   {count} examples; {} answers cut", dataset.truncated),
+            documents => say!("held out   {documents} texts in {count} sequences"),
+        }
+        parts.iter().flat_map(|part| part.notes.lines()).for_each(|line| say!("{INDENT}{line}"));
+    }
+}
+
+/// The rows as one JSON object: the counts of each source that is trained on and held out.
+pub fn as_json(train: &Mixed, held_out: Option<&Mixed>) -> Value {
+    let of = |mixed: &Mixed| mixed.parts.iter().map(of_part).collect::<Value>();
+    json!({ "train": of(train), "held_out": held_out.map(of) })
+}
+
+/// The counts of a source.
+pub fn of_part(part: &Part) -> Value {
+    json!({
+        "name": part.name, "weight": part.weight, "key": part.key, "examples": part.examples,
+        "chats": part.num_chats(), "truncated": part.truncated, "passed_over": part.passed_over,
+        "documents": part.documents, "notes": part.notes,
+    })
+}
