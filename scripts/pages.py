@@ -51,12 +51,14 @@ def run(weft, *arguments, cwd):
 def make_pages(weft, folder):
     """A short run with a hostile row, whose texts must stay texts on every page."""
     hostile = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
-    answer = hostile + "\nand & two  spaces"
+    answer = hostile + "\nand & two  spaces, \U0001f600 and \u202etxt"
     rows = [{"messages": [{"role": "user", "content": hostile}, {"role": "assistant", "content": answer}]}] * 64
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "answer.txt").write_text(answer)
     (folder / "recipe.toml").write_text(RECIPE)
     run(weft, "train", "recipe.toml", cwd=folder)
+    run(weft, "train", "recipe.toml", "--set", "train.lr=1e-4", "--set", "train.output=slow", cwd=folder)
+    run(weft, "compare", "run", "slow", cwd=folder)
     run(weft, "inspect", "--model", "tiny-base", "--text", "answer.txt", "--prompt", hostile, cwd=folder)
 
 
@@ -97,13 +99,54 @@ def slider(browser, page_path):
     check(f"masked at t = 0.90: {rate:.1f} %" in after, f"the rate at r {r} and t 0.9 is {rate:.1f} %, not {after!r}")
 
 
+def colours(browser, page_path):
+    page = browser.new_page()
+    page.goto(page_path.resolve().as_uri())
+    tokens = page.locator(".token")
+    shares = lambda: [float(token.split(",")[-1].strip(" )")) if token.startswith("rgba") else 1.0
+                      for token in tokens.evaluate_all("all => all.map(token => getComputedStyle(token).backgroundColor)")]
+    check(min(shares()) > 0, "every token has an entropy above 0")
+    page.locator("#colour").select_option("lowest")
+    check(min(shares()) == 0 and max(shares()) == 0.75, "the scale goes from the lowest entropy to the highest")
+    page.locator("#colour").select_option("rate")
+    page.locator("#t").fill("0.1")
+    few = shares()
+    page.locator("#t").fill("0.9")
+    check(all(a < b for a, b in zip(few, shares())), "a later time masks more")
+    check("masked" in page.locator("#high").inner_text(), "the scale is of rates")
+    parts = page.locator("[data-part]")
+    check(parts.count() == 4 + 3 and "\U0001f600" in parts.nth(2).get_attribute("data-tip"), "parts of a character show it whole")
+    check("\u202e" not in page.content() and "u{202e}" in page.content(), "a mark of direction is escaped")
+
+
+def points(browser, page_path):
+    """A finger near a point of a chart is told its numbers; labels can be read on a phone."""
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(page_path.resolve().as_uri())
+    point = page.locator("svg polyline ~ circle").nth(2)
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + 9, box["y"] + 9)
+    check(page.locator("#tip").is_visible(), "a point near the pointer tells its numbers")
+    heights = page.locator("svg text:not([transform])").evaluate_all("all => all.map(text => text.getBoundingClientRect().height)")
+    check(min(heights) >= 11, f"letters of {min(heights):.1f} pixels on a phone")
+    outside = page.evaluate("""[...document.querySelectorAll('svg')].flatMap(svg => [...svg.querySelectorAll('text')].filter(text =>
+        text.getBoundingClientRect().right > svg.getBoundingClientRect().right + 0.5).map(text => text.textContent))""")
+    check(not outside, f"{outside} leave their charts")
+
+
 def events(folder):
-    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for tag in ["loss", "grad_norm", "held_out_nll_bound", "mean_entropy"]:
+    names = {"loss": "curves/loss", "nll": "curves/nll", "grad_norm": "curves/grad_norm",
+             "held_out_nll_bound": "curves/held_out_nll_bound", "mean_entropy": "entropy/mean"}
+    median = [(line["step"], line["entropy_quantiles"][2]) for line in lines if line.get("entropy_quantiles")]
+    found = [(event.step, event.value) for event in accumulator.Scalars("entropy/median")]
+    check([step for step, _ in found] == [step for step, _ in median], "TensorBoard reads the median of every step")
+    for tag, name in names.items():
         expected = [(line["step"], line[tag]) for line in lines if line.get(tag) is not None]
-        found = [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        found = [(event.step, event.value) for event in accumulator.Scalars(name)]
         close = len(found) == len(expected) and all(
             a == b and abs(x - y) <= 1e-6 * abs(y) for (a, x), (b, y) in zip(found, expected))
         check(expected and close, f"TensorBoard reads {found} of {tag}, not {expected}")
@@ -119,6 +162,10 @@ def main():
         look(browser, folder / "run/report.html", "svg circle")
         look(browser, folder / "entropy.html", ".token")
         slider(browser, folder / "entropy.html")
+        look(browser, folder / "compare.html", "svg circle")
+        colours(browser, folder / "entropy.html")
+        points(browser, folder / "run/report.html")
+        points(browser, folder / "compare.html")
         browser.close()
     events(folder / "run")
     print(f"{CHECKS} passed, 0 failed")

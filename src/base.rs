@@ -16,6 +16,7 @@ use crate::model::checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::facts::{Overrides, TokenizerFiles};
 use crate::model::from_hub::{self, is_companion};
+use crate::model::lora;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// The embedded base's name.
@@ -267,7 +268,18 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
             format!("it is a run's folder; its checkpoint is in {}", path.join("checkpoint").display())
         }
         false if has("adapter_config.json") => {
-            "it is an adapter; give its base as the model and the adapter as --adapter".to_owned()
+            let base = lora::named_base(&path).map(|base| format!(" ({base})")).unwrap_or_default();
+            format!(
+                "it is an adapter; give its base{base} as the model, and the adapter as --adapter (model.adapter in a recipe)"
+            )
+        }
+        false if has("adapter/adapter_config.json") => {
+            let adapter = path.join("adapter");
+            format!(
+                "it is a run's folder, whose adapter is in {}; give its base as the model, and the adapter as --adapter \
+                 (model.adapter in a recipe)",
+                adapter.display()
+            )
         }
         false => return Ok(path),
     };

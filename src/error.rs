@@ -3,7 +3,7 @@
 pub mod diagnosis;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use diagnosis::Diagnosis;
 
@@ -79,11 +79,11 @@ pub enum Error {
         skips: String,
     },
     /// A recipe with all its problems.
-    #[error("{}: {}", path.display(), problems.join("; "))]
+    #[error("{}", problems_of(path, problems))]
     Recipe {
         /// The recipe.
         path: PathBuf,
-        /// The problems, one sentence each.
+        /// The problems, one sentence each. Those of settings given by `--set` begin with it, and aren't the file's.
         problems: Vec<String>,
     },
     /// A file that can't be written.
@@ -117,10 +117,7 @@ pub enum Error {
     #[error("{0}")]
     Run(String),
     /// A step with numbers that aren't finite.
-    #[error(
-        "{0}; the last checkpoint is unchanged: --resume --set train.on_non_finite=skip skips such steps, a lower \
-         train.lr or an objective.rate_floor above 0 avoids them in a new run"
-    )]
+    #[error("{}; {}", .0, .0.advice())]
     NonFinite(Box<Diagnosis>),
 }
 
@@ -129,6 +126,14 @@ fn lines(rows: &[String], more: usize) -> String {
     let rows: String = rows.iter().map(|row| format!("\n  {row}")).collect();
     let more = if more > 0 { format!("and {more} more; ") } else { String::new() };
     format!("{rows}\n{more}")
+}
+
+/// A recipe's problems as one line: those of the file after its name, then those of `--set`.
+fn problems_of(path: &Path, problems: &[String]) -> String {
+    let (given, own): (Vec<&str>, Vec<&str>) =
+        problems.iter().map(String::as_str).partition(|problem| problem.starts_with("--set"));
+    let own = (!own.is_empty()).then(|| format!("{}: {}", path.display(), own.join("; ")));
+    own.iter().map(String::as_str).chain(given).collect::<Vec<_>>().join("; ")
 }
 
 impl Error {

@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::base::Base;
+use crate::data::chat::Turn;
 use crate::data::chat_template::TextModel;
 use crate::data::hold_out::{HeldOut, divide};
 use crate::data::packing::Padding;
@@ -29,7 +30,7 @@ use crate::parallel::{Ranks, solo};
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
-use crate::train::resolved::Resolved;
+use crate::train::resolved::{ROWS, Resolved, TOKENIZER};
 use crate::train::{Job, Trainer};
 
 /// A recipe with the rows, problems and ranks that it works on.
@@ -46,6 +47,8 @@ pub struct Experiment {
     pub ranks: Ranks,
     /// The sources of the training rows, and that of the held-out rows.
     sources: Sources,
+    /// The hash of the base's tokenizer and chat template.
+    tokenizer: u128,
 }
 
 impl Experiment {
@@ -143,7 +146,7 @@ impl Experiment {
         let train = data::load_mixed(&sources.train, &reading)?;
         let held_out = held_out_rows(held_out, &reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
-        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources })
+        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, tokenizer: text.content_key() })
     }
 
     /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
@@ -162,7 +165,8 @@ impl Experiment {
     pub fn resolved(&self) -> Resolved {
         let parts = self.train.parts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.parts));
         let mut resolved = self.recipe.resolved();
-        resolved.recipe["rows"] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved.recipe[ROWS] = parts.map(|part| json!([part.name, part.key])).collect();
+        resolved.recipe[TOKENIZER] = format!("{:032x}", self.tokenizer).into();
         resolved
     }
 
@@ -239,6 +243,11 @@ impl Experiment {
         let rows = if self.held_out.is_some() { self.held_out_examples() } else { &self.train.dataset.examples };
         let count = self.recipe.eval.num_samples();
         &rows[..count.min(rows.len())]
+    }
+
+    /// What the first held-out row asks, or without such rows the first training row: turns and tools.
+    pub fn first_question(&self) -> Option<(Vec<Turn>, Option<Value>)> {
+        self.sources.held_out.iter().chain(&self.sources.train).find_map(data::first_question)
     }
 
     fn sampling(&self) -> Sampling {
@@ -332,11 +341,13 @@ pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mix
     (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
 }
 
-/// Hands the recipe's `data.chat_template_kwargs` to the chat template.
+/// Hands the recipe's `data.chat_template_kwargs` to the chat template, and says what `data.special_tokens` makes of
+/// special tokens in prompts.
 ///
 /// # Errors
 /// A variable that the template doesn't read.
 pub fn set_template_kwargs(recipe: &Recipe, text: &mut TextModel) -> Result<()> {
+    text.set_special_tokens(recipe.data.special_tokens);
     text.set_template_kwargs(&recipe.data.chat_template_kwargs, "data.chat_template_kwargs.")
 }
 

@@ -70,6 +70,7 @@
 
 pub mod base;
 pub mod bench;
+pub mod compare;
 pub mod convert;
 pub mod data;
 pub mod device;

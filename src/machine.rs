@@ -1,4 +1,5 @@
-//! What the system says about memory: how much it can give, and how much this process uses.
+//! What the system says about memory: how much it can give, and how much this process uses; its processor, and which
+//! build of the program runs on it.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,23 @@ pub fn resident_bytes() -> u64 {
 /// The largest resident size of this process so far; 0 where the system doesn't say.
 pub fn peak_rss_bytes() -> u64 {
     field("/proc/self/status", "VmHWM:").unwrap_or(0)
+}
+
+/// The processor's name as the system gives it, and its number of threads.
+pub fn processor() -> String {
+    let text = read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = name.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{name}, {threads} threads")
+}
+
+/// The program's version with the commit that it was built from; a debug build has only the version.
+pub fn build() -> String {
+    match env!("WEFT_COMMIT") {
+        "" => env!("CARGO_PKG_VERSION").to_owned(),
+        commit => format!("{} (commit {commit})", env!("CARGO_PKG_VERSION")),
+    }
 }
 
 /// The value of a line `name N kB` in one of the system's files, in bytes.

@@ -15,7 +15,10 @@ use weft_kernels::cuda::Failure;
 
 fn main() -> ExitCode {
     sigpipe::reset();
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => cli::hints::exit(&error),
+    };
     let session = match Session::join() {
         Ok(session) => session,
         Err(error) => {

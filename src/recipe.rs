@@ -12,11 +12,10 @@ use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
 use crate::eval::settings::EvalTable;
-use crate::files::read_text;
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Kind, Objective};
 use crate::sampler::generate::Sampling;
-use crate::settings::parse;
+use crate::settings::{parse, recipe_file};
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
 
@@ -44,15 +43,15 @@ impl Recipe {
     /// # Errors
     /// All problems of the recipe at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        Self::parse(&read_text(path)?, path, settings)
+        Self::parse(&recipe_file::read(path)?, path, settings)
     }
 
-    /// Reads a recipe like [`Recipe::read`], from text.
+    /// Reads a recipe like [`Recipe::read`], from text. The table of a comparison, `[reproduce]`, is left out.
     ///
     /// # Errors
     /// All problems of the recipe at once.
     pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
-        parse(text, path, settings, Self::problems)
+        parse(&recipe_file::without_comparison(text), path, settings, Self::problems)
     }
 
     /// The recipe as it is saved in a run's folder, together with the defaults.
@@ -129,15 +128,16 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{SYNONYMS, own_place};
+    use crate::settings::{other_names::SYNONYMS, own_place};
 
     #[test]
     fn every_synonym_leads_to_a_key() {
         let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
-        for (name, place) in SYNONYMS {
+        for (name, place, take) in SYNONYMS {
             let (table, key) = place.split_once('.').expect("a place is table.key");
             assert!(known[table].get(key).is_some(), "{name} leads to {place}, which is no key");
-            assert_eq!(own_place(name, known.as_object().expect("a table")).as_deref(), Some(place));
+            let found = own_place(name, table, known.as_object().expect("a table")).expect("it has a place");
+            assert_eq!((&found.keys[..], found.take), (&[(*place).to_owned()][..], *take));
         }
     }
 
@@ -146,22 +146,22 @@ mod tests {
         let problems = |setting: &str| {
             let settings = ["data.train=a.jsonl".to_owned(), setting.to_owned()];
             let error = Recipe::parse("", Path::new("r.toml"), &settings).expect_err(setting);
-            error.to_string().trim_start_matches("r.toml: ").to_owned()
+            error.to_string()
         };
         for (setting, expected) in [
-            ("train.lr=fast", "train.lr = \"fast\": give a number"),
-            ("train.epochs=-1", "train.epochs = -1: give a whole number, 0 or above"),
-            ("train.epochs=1.5", "train.epochs = 1.5: give a whole number, 0 or above"),
-            ("model.use_rslora=1", "model.use_rslora = 1: give true or false"),
-            ("model.lora_targets=q_proj", "model.lora_targets = \"q_proj\": give a list in [ ]"),
-            ("train.output=1", "train.output = 1: give a string in quotes"),
-            ("model.trainable=all", "model.trainable = \"all\": the known values are lora, full"),
-            ("model.trainable=1", "model.trainable = 1: give one of its names, in quotes"),
+            ("train.lr=fast", "--set train.lr = \"fast\": give a number"),
+            ("train.epochs=-1", "--set train.epochs = -1: give a whole number, 0 or above"),
+            ("train.epochs=1.5", "--set train.epochs = 1.5: give a whole number, 0 or above"),
+            ("model.use_rslora=1", "--set model.use_rslora = 1: give true or false"),
+            ("model.lora_targets=q_proj", "--set model.lora_targets = \"q_proj\": give a list in [ ]"),
+            ("train.output=1", "--set train.output = 1: give a string in quotes"),
+            ("model.trainable=all", "--set model.trainable = \"all\": the known values are lora, full"),
+            ("model.trainable=1", "--set model.trainable = 1: give one of its names, in quotes"),
             ("lr=1e-4", "--set \"lr=1e-4\" is not table.key=value; write train.lr=1e-4"),
             ("learning_rate=1e-4", "--set \"learning_rate=1e-4\" is not table.key=value; write train.lr=1e-4"),
-            ("train.learning_rate=1e-4", "unknown key train.learning_rate; set train.lr"),
-            ("train.lora_rank=4", "unknown key train.lora_rank; set model.lora_rank"),
-            ("train.epoch=4", "unknown key train.epoch; the nearest known one is train.epochs"),
+            ("train.learning_rate=1e-4", "--set: unknown key train.learning_rate; set train.lr"),
+            ("train.lora_rank=4", "--set: unknown key train.lora_rank; set model.lora_rank"),
+            ("train.epoch=4", "--set: unknown key train.epoch; the nearest known one is train.epochs"),
         ] {
             assert_eq!(problems(setting), expected);
         }

@@ -2,6 +2,9 @@
 //! problem is reported with the key's name, in a recipe's words. The settings themselves are defined in the folders
 //! that read them.
 
+pub mod other_names;
+pub mod recipe_file;
+
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,64 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::files::with_home;
-
-/// Other programs' names for settings; docs/from-pytorch.md says which program uses which name.
-pub(crate) const SYNONYMS: [(&str, &str); 41] = [
-    ("adapter_name_or_path", "model.adapter"),
-    ("early_stopping_patience", "train.patience"),
-    ("load_best_model_at_end", "train.keep_best"),
-    ("model_name_or_path", "model.path"),
-    ("model_name", "model.path"),
-    ("torch_dtype", "model.precision"),
-    ("dtype", "model.precision"),
-    ("bf16", "model.precision"),
-    ("r", "model.lora_rank"),
-    ("lora_r", "model.lora_rank"),
-    ("rank", "model.lora_rank"),
-    ("alpha", "model.lora_alpha"),
-    ("dropout", "model.lora_dropout"),
-    ("target_modules", "model.lora_targets"),
-    ("lora_target_modules", "model.lora_targets"),
-    ("train_data", "data.train"),
-    ("dataset", "data.train"),
-    ("dataset_args", "data.train"),
-    ("eval_data", "data.held_out"),
-    ("validation", "data.held_out"),
-    ("max_length", "data.max_seq_len"),
-    ("max_seq_length", "data.max_seq_len"),
-    ("time_epsilon", "objective.t_min"),
-    ("loss_norm_type", "objective.normalizer"),
-    ("output_dir", "train.output"),
-    ("learning_rate", "train.lr"),
-    ("lr_scheduler_type", "train.lr_schedule"),
-    ("warmup_ratio", "train.warmup_steps"),
-    ("num_epochs", "train.epochs"),
-    ("num_train_epochs", "train.epochs"),
-    ("batch_size", "train.micro_batch_size"),
-    ("per_device_train_batch_size", "train.micro_batch_size"),
-    ("gradient_accumulation_steps", "train.grad_accum_steps"),
-    ("gradient_checkpointing", "train.activation_memory_gb"),
-    ("adam_epsilon", "train.adam_eps"),
-    ("eval_steps", "train.eval_every"),
-    ("save_steps", "train.checkpoint_every"),
-    ("max_new_tokens", "sampler.gen_length"),
-    ("steps", "sampler.diffusion_steps"),
-    ("threshold", "sampler.confidence_threshold"),
-    ("alg", "sampler.remasking"),
-];
-
-/// Settings of other programs that have no counterpart, and why.
-const WITHOUT_TWIN: [(&str, &str); 9] = [
-    ("fp16", "matmul operands are f32 or bf16 (model.precision)"),
-    ("optim", "the optimizer is AdamW"),
-    ("optimizer", "the optimizer is AdamW"),
-    ("report_to", "metrics.jsonl, TensorBoard events and report.html are always written"),
-    ("logging_steps", "every step is logged"),
-    ("save_total_limit", "the newest two checkpoints are kept"),
-    ("deepspeed", "none of it is needed on CPUs"),
-    ("load_in_4bit", "bases are f32 or bf16 as they are stored"),
-    ("load_in_8bit", "bases are f32 or bf16 as they are stored"),
-];
+use other_names::{SYNONYMS, TABLES, Take, normal, why_not};
 
 /// Reads a recipe over its type's defaults. `check` returns what is wrong with the values that could be read.
 ///
@@ -92,9 +38,9 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
         settings.iter().filter_map(|setting| apply(setting, &mut given, &known).err()).collect();
     for (table, keys) in given {
         let Some(Value::Object(known_keys)) = known.get(&table) else {
-            problems.push(match own_place(&table, &known) {
-                Some(place) if !keys.is_table() => format!("{table} is outside of every table; set {place}"),
-                _ => unknown("table", &table, "", known.keys()),
+            problems.push(match own_place(&table, "", &known) {
+                Some(place) if !keys.is_table() => format!("{table} is outside of every table; {}", place.sentence()),
+                _ => unknown_table(&table, &keys, &known),
             });
             continue;
         };
@@ -104,8 +50,8 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
         };
         for (key, value) in keys {
             if !known_keys.contains_key(&key) {
-                problems.push(match own_place(&key, &known) {
-                    Some(place) => format!("unknown key {table}.{key}; set {place}"),
+                problems.push(match own_place(&key, &table, &known) {
+                    Some(place) => format!("unknown key {table}.{key}; {}", place.sentence()),
                     None => unknown("key", &key, &format!("{table}."), known_keys.keys()),
                 });
                 continue;
@@ -118,8 +64,40 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
     }
     let recipe = serde_json::from_value(resolved).expect("each key was read on its own");
     problems.extend(check(&recipe));
+    let problems: Vec<String> = problems.into_iter().map(|problem| with_origin(problem, settings)).collect();
     if problems.is_empty() { Ok(recipe) } else { Err(refuse(problems)) }
 }
+
+/// A problem that begins with `--set` if it is that of a setting given by this option.
+fn with_origin(problem: String, settings: &[String]) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    let is_about = |text: &str, name: &str| text.strip_prefix(name).is_some_and(|rest| !rest.starts_with(is_word));
+    let unknown = ["unknown key ", "unknown table "].iter().find_map(|start| problem.strip_prefix(start));
+    let names = || settings.iter().filter_map(|setting| setting.split_once('=')).map(|(name, _)| name.trim());
+    let is_unknown = |text: &str| names().any(|name| is_about(text, name) || is_about(text, table_of(name)));
+    match unknown {
+        Some(rest) if is_unknown(rest) => format!("--set: {problem}"),
+        None if names().any(|name| is_about(&problem, name)) => format!("--set {problem}"),
+        _ => problem,
+    }
+}
+
+fn table_of(name: &str) -> &str {
+    name.split('.').next().unwrap_or_default()
+}
+
+/// The error for a table that isn't known, or for another program's key outside of every table.
+fn unknown_table(table: &str, keys: &toml::Value, known: &Map<String, Value>) -> String {
+    let own = TABLES.iter().find(|(name, own)| *name == normal(table) && known.contains_key(*own));
+    match own.filter(|_| keys.is_table()) {
+        Some((_, own)) => format!("unknown table {table}; write [{own}]"),
+        None if table == COMPARISON => format!("unknown table {table}; only weft reproduce reads it"),
+        None => unknown(if keys.is_table() { "table" } else { "key" }, table, "", known.keys()),
+    }
+}
+
+/// The table of a recipe that only a comparison reads.
+pub(crate) const COMPARISON: &str = "reproduce";
 
 /// Reads a key's value as the recipe's type.
 fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> std::result::Result<Value, String> {
@@ -178,9 +156,11 @@ fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> 
         let fix = setting.trim().split_once(' ').map(|(name, value)| format!("; write {name}={}", value.trim()));
         return Err(wrong() + &fix.unwrap_or_default());
     };
-    let Some((table, key)) = name.trim().split_once('.') else {
-        let place = own_place(name.trim(), known).map(|place| format!("; write {place}={}", value.trim()));
-        return Err(wrong() + &place.unwrap_or_default());
+    let name = name.trim();
+    let Some((table, key)) = name.split_once('.') else {
+        let place = own_place(name, "", known).map(|place| format!("; write {}", place.setting(value.trim())));
+        let why = || why_not(name).map(|why| format!("; leave it out: {why}"));
+        return Err(wrong() + &place.or_else(why).unwrap_or_default());
     };
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
     let value = parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::from(value.trim()));
@@ -189,18 +169,60 @@ fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> 
     Ok(())
 }
 
-/// The place `table.key` where a key belongs: a key that only one table has, or another program's name for a setting.
-pub(crate) fn own_place(key: &str, known: &Map<String, Value>) -> Option<String> {
+/// Where a key belongs, and what to write there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The setting, `table.key`; two for a name with two meanings.
+    pub keys: Vec<String>,
+    /// What to write for it.
+    pub take: Take,
+}
+
+impl Place {
+    /// What to do in a recipe.
+    pub fn sentence(&self) -> String {
+        let keys = self.keys.join(" or ");
+        match self.take {
+            Take::Same => format!("set {keys}"),
+            Take::Value(value) => format!("set {keys} = {value}"),
+            Take::Other(what) => format!("set {keys}, {what}"),
+        }
+    }
+
+    /// What to write behind `--set`, for a value that was given under another name.
+    pub fn setting(&self, value: &str) -> String {
+        let all = |value: &str| self.keys.iter().map(|key| format!("{key}={value}")).collect::<Vec<_>>().join(" or ");
+        match self.take {
+            Take::Same => all(value),
+            Take::Value(value) => all(value.trim_matches('"')),
+            Take::Other(what) => format!("{} with {what}", all("VALUE")),
+        }
+    }
+}
+
+/// The place where a key belongs: a key that only one table has, or another program's name for a setting. If the name has
+/// several meanings, the one of the table where it was found counts.
+pub fn own_place(key: &str, table: &str, known: &Map<String, Value>) -> Option<Place> {
+    let key = &*normal(key);
     let has = |table: &str, key: &str| known.get(table).is_some_and(|keys| keys.get(key).is_some());
     let tables: Vec<&String> = known.keys().filter(|table| has(table, key)).collect();
-    let synonym = || {
-        let (_, place) = SYNONYMS.iter().find(|(name, _)| *name == key)?;
-        place.split_once('.').filter(|(table, key)| has(table, key)).map(|_| (*place).to_owned())
-    };
     match tables[..] {
-        [table] => Some(format!("{table}.{key}")),
-        _ => synonym(),
+        [] => {}
+        [table] => return Some(Place { keys: vec![format!("{table}.{key}")], take: Take::Same }),
+        // In a third table it may be a misspelt key of that table.
+        _ if !table.is_empty() && !has(table, key) => return None,
+        _ => {}
     }
+    let is_known = |place: &str| place.split_once('.').is_some_and(|(table, key)| has(table, key));
+    let found: Vec<(&str, Take)> = SYNONYMS
+        .iter()
+        .filter(|(name, place, _)| *name == key && is_known(place))
+        .map(|(_, place, take)| (*place, *take))
+        .collect();
+    let own: Vec<(&str, Take)> = found.iter().copied().filter(|(place, _)| table_of(place) == table).collect();
+    let of_table = if own.is_empty() { found } else { own };
+    let (_, take) = *of_table.first()?;
+    Some(Place { keys: of_table.iter().map(|(place, _)| (*place).to_owned()).collect(), take })
 }
 
 /// The error for a table or key that isn't known.
@@ -210,7 +232,7 @@ pub(crate) fn unknown<K: AsRef<str>>(
     table: &str,
     known: impl IntoIterator<Item = K>,
 ) -> String {
-    if let Some((_, why)) = WITHOUT_TWIN.iter().find(|(known, _)| *known == name) {
+    if let Some(why) = why_not(name) {
         return format!("unknown {what} {table}{name}; leave it out: {why}");
     }
     let distance = |key: &str| match key.contains(name) && name.len() > 2 || name.contains(key) {

@@ -47,7 +47,7 @@ const ADAPTER: &str = "[model]\nlora_rank = 1\nlora_targets = [\"q_proj\"]\n";
 const ROWS: &str = "[data]\ntrain = \"rows.jsonl\"\nheld_out = \"rows.jsonl\"\nheld_out_rows = 2\n";
 const TRAIN: &str = "[train]\noutput = \"run\"\nmicro_batch_size = 4\nlr = 1e-3\nmax_steps = 6\nepochs = 3\n\
                      eval_every = 3\ncheckpoint_every = 2\n";
-const EVENTS: &str = "run/tensorboard/events.out.tfevents.weft";
+const EVENTS: &str = "run/events.out.tfevents.weft";
 const RESULTS: &str = "run/results.json";
 const PRODUCT: &str = "run/adapter/adapter_model.safetensors";
 

@@ -164,6 +164,18 @@ fn templates_without_end_are_ended() {
         "{{ '{:99999999999999999999999}'.format(1) }}".to_owned(),
         format!("{{{{ ('{{0}}' * 100000).format({text}) }}}}"),
         format!("{{{{ '{{}}'.format([{text}] * 100000) }}}}"),
+        "{{ 'x'.ljust(10**12) }}".to_owned(),
+        "{{ '7'.zfill(10**12) }}".to_owned(),
+        "{{ '%1000000000000d' % 1 }}".to_owned(),
+        format!("{{{{ ('%s' * 100000) | format({text}) }}}}"),
+        format!("{{{{ '%s' % [{text}] * 100000 }}}}"),
+        format!("{{{{ '%s' % ([{text}] * 100000) }}}}"),
+        format!("{{% set deep = [{text}] * 100000 %}}{{{{ deep | indent }}}}"),
+        format!("{lists}{{{{ ns.x | tojson(indent=2) }}}}"),
+        format!("{lists}{{{{ ns.x | title }}}}"),
+        format!("{lists}{{{{ raise_exception(ns.x) }}}}"),
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ raise_exception(ns) }}".to_owned(),
+        "{{ (['x'] * 1000000) | tojson(indent='x' * 1000000) }}".to_owned(),
     ] {
         let error = render(&template).err().unwrap_or_else(|| panic!("{template} has an end")).to_string();
         assert!(error.contains("chat_template.jinja: the chat template rejects the messages: "), "{template}: {error}");
@@ -212,6 +224,11 @@ fn templates_name_no_file() {
         let error = render(template).expect_err("there is nothing to include").to_string();
         assert!(error.contains("chat_template.jinja"), "{error}");
         assert!(!error.contains("root:"), "{error}");
+    }
+    let formats =
+        [format!("{{{{ {} }}}}", "'' % (".repeat(100_000)), format!("{{{{ {} }}}}", "'%' % x(".repeat(100_000))];
+    for template in formats {
+        render(&template).expect_err("it doesn't parse");
     }
     let nested = ["{% if x %}".repeat(100_000), format!("{{{{ {}", "(".repeat(100_000)), "{{ [".repeat(100_000)];
     for template in nested {

@@ -154,6 +154,9 @@ fn a_run_of_nothing_else_ends() {
     let message = stopped(&mut trainer);
     assert!(message.starts_with("step 8: loss NaN, gradient norm NaN; 4 of its 4 examples ("), "{message}");
     assert!(message.contains("isn't finite); the 7 steps before it were skipped too; "), "{message}");
+    let advice =
+        "skipping them does not help, and --resume would come to the same steps: start over in another train.output";
+    assert!(message.contains(advice) && !message.contains("on_non_finite=skip"), "{message}");
 }
 
 #[test]
@@ -265,6 +268,11 @@ fn a_run_names_file_and_row_and_goes_on_without_them() {
     let stopped = weft(&folder, &["--quiet"]);
     let told = String::from_utf8_lossy(&stopped.stderr).into_owned();
     assert_eq!(stopped.status.code(), Some(1), "{told}");
+    let saved = match told.contains("step 1: ") {
+        true => "no checkpoint was saved before it",
+        false => "the last checkpoint is unchanged",
+    };
+    assert!(told.contains(saved), "{told}");
     assert!(told.contains("; 1 of its 4 examples is at fault, example 6 (rows.jsonl:8, t 0."), "{told}");
     assert!(told.contains("--resume --set train.on_non_finite=skip skips such steps"), "{told}");
     let resumed = weft(&folder, &["--resume", "--set", "train.on_non_finite=skip"]);
@@ -274,7 +282,7 @@ fn a_run_names_file_and_row_and_goes_on_without_them() {
     assert!(shown.contains("; 2 of 4 steps skipped, not finite\n"), "{shown}");
     let report = fs::read_to_string(folder.join("run/report.html")).expect("there is a report");
     assert!(report.contains("Skipped steps") && report.contains("2 of 4 steps skipped"), "the report tells of them");
-    let events = fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
+    let events = fs::read(folder.join("run/events.out.tfevents.weft")).expect("there are events");
     let tag = b"skipped_steps";
     assert_eq!(events.windows(tag.len()).filter(|bytes| bytes == tag).count(), 4, "one a step");
 }

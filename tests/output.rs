@@ -178,6 +178,27 @@ fn the_version_tells_build_and_processor() {
 }
 
 #[test]
+fn the_help_of_generate_is_grouped() {
+    let help = text(&weft(&["generate", "--help"]).stdout);
+    let option = |name: &str| help.find(&format!("      --{name}")).unwrap_or_else(|| panic!("{name}: {help}"));
+    let heading = |name: &str| help.find(&format!("\n{name}:\n")).unwrap_or_else(|| panic!("{name}: {help}"));
+    for (name, options) in [
+        ("Model", ["model", "special-tokens"]),
+        ("Prompt", ["prompt", "infill"]),
+        ("Sampling", ["gen-length", "seed"]),
+        ("Output", ["trace", "keep-special-tokens"]),
+        ("Machine", ["device", "threads"]),
+    ] {
+        // Headings stand at the beginning of a line, and what belongs to them is indented.
+        let start = heading(name) + 1;
+        let is_heading = |(at, _): &(usize, &str)| help[at + 1..].starts_with(|c: char| c.is_ascii_uppercase());
+        let next = help[start..].match_indices('\n').map(|(at, line)| (start + at, line)).find(is_heading);
+        let own = start..next.map_or(help.len(), |(at, _)| at);
+        assert!(options.iter().all(|of| own.contains(&option(of))), "{name}: {help}");
+    }
+}
+
+#[test]
 fn shells_get_their_completions() {
     for shell in ["bash", "zsh", "fish"] {
         let script = text(&weft(&["completions", shell]).stdout);

@@ -8,7 +8,7 @@ use weft::data::paths::Paths;
 use weft::model::settings::Trainable;
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::Recipe;
-use weft::reproduce::study::Study;
+use weft::reproduce::study::{ARMS, ReproduceTable, Study};
 use weft::train::pretrain::PretrainRecipe;
 
 #[test]
@@ -88,7 +88,30 @@ fn every_key_of_a_recipe_is_printed_with_its_default_and_its_values() {
     }
     let count: usize =
         default.as_object().expect("a table").values().map(|t| t.as_object().map_or(0, |t| t.len())).sum();
-    assert_eq!(told.len(), count, "keys that are none");
+    let of_runs = told.iter().filter(|(table, ..)| table != "reproduce").count();
+    assert_eq!(of_runs, count, "keys that are none");
+}
+
+#[test]
+fn every_key_of_a_comparison_is_printed_with_its_default() {
+    let default = serde_json::to_value(ReproduceTable::default()).expect("a table is JSON");
+    let default = default.as_object().expect("it is a table");
+    let told: Vec<_> = every_key().into_iter().filter(|(table, ..)| table == "reproduce").collect();
+    assert_eq!(told.len(), default.len());
+    for (_, key, written, words, is_default) in told {
+        assert!(is_default && !words.is_empty(), "{key}");
+        let table: toml::Table = toml::from_str(&format!("value = {written}")).expect("it is TOML");
+        let value = serde_json::to_value(&table["value"]).expect("TOML values are JSON values");
+        assert_eq!(default.get(&key), Some(&value), "{key}");
+        if key == "arms" {
+            ARMS.iter().for_each(|(arm, _)| assert!(words.contains(arm), "{arm} isn't named: {words}"));
+        }
+    }
+    // The whole file is a comparison, once it has held-out rows.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/every-key.toml");
+    let study = Study::read(&path, &["data.held_out=a.jsonl".to_owned()]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(study.table.seeds as usize * study.table.arms.len(), study.runs.len());
+    assert!(study.warnings.is_empty(), "{:?}", study.warnings);
 }
 
 fn recipe(name: &str) -> Recipe {
@@ -238,8 +261,8 @@ fn values_without_sense_are_refused() {
         let parsed = Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &[setting.to_owned()]);
         parsed.expect_err("the value is refused").to_string()
     };
-    assert_eq!(error("objective.geo_p=0"), "r.toml: objective.geo_p = 0 lies outside (0, 1]");
-    assert_eq!(error("objective.geo_p=1.5"), "r.toml: objective.geo_p = 1.5 lies outside (0, 1]");
+    assert_eq!(error("objective.geo_p=0"), "--set objective.geo_p = 0 lies outside (0, 1]");
+    assert_eq!(error("objective.geo_p=1.5"), "--set objective.geo_p = 1.5 lies outside (0, 1]");
     assert!(error("objective.kind=dream").contains("the known values are gift, weft, sft, cart, token_weight"));
     assert!(error("model.trainable=all").contains("the known values are lora, full"));
     assert!(error("model.save_dtype=f16").contains("the known values are f32, bf16"));
@@ -248,7 +271,7 @@ fn values_without_sense_are_refused() {
     assert!(wrong.contains("stop") && wrong.contains("skip"), "{wrong}");
     for factor in ["1", "0.5", "-2"] {
         let told = format!("train.spike_factor = {factor} would skip ordinary steps; give more than 1, or 0 for none");
-        assert_eq!(error(&format!("train.spike_factor={factor}")), format!("r.toml: {told}"));
+        assert_eq!(error(&format!("train.spike_factor={factor}")), format!("--set {told}"));
     }
     let full = ["model.lora_rank=0".to_owned(), "model.trainable=full".to_owned()];
     assert!(Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &full).is_ok());
@@ -264,7 +287,7 @@ fn a_setting_replaces_the_recipes() {
     assert_eq!(recipe.data.train.as_ref().and_then(Paths::as_one), Some(Path::new("b c.jsonl")));
     assert_eq!(recipe.objective.normalizer(), weft::objective::Normalizer::Sequence);
     let error = Recipe::parse(text, Path::new("r.toml"), &["lr=3".to_owned()]).expect_err("no table");
-    assert_eq!(error.to_string(), "r.toml: --set \"lr=3\" is not table.key=value; write train.lr=3");
+    assert_eq!(error.to_string(), "--set \"lr=3\" is not table.key=value; write train.lr=3");
 }
 
 #[test]

@@ -80,8 +80,22 @@ fn a_runs_page_has_its_curves_and_answers_as_text() {
     let page = read(&folder, "run/report.html");
     assert_data_is_text(&page, 1);
     assert!(page.contains(&as_html(HOSTILE)), "the row's answer is shown");
-    assert_eq!(page.matches("<svg").count(), 8);
-    for part in ["Held-out loss", "Gradient norm", "Masked share", "Entropy of the answer", "kind = &quot;weft&quot;"] {
+    assert_eq!(page.matches("<svg").count(), 9);
+    for fact in
+        ["training examples</dt><dd>8, 0 of them cut", "machine</dt><dd>", "device</dt><dd>", "lowest held-out loss"]
+    {
+        assert!(page.contains(fact), "{fact} is missing");
+    }
+    assert!(page.contains("<h4>user</h4>") && !page.contains("start_header_id"), "the prompt is shown in turns");
+    for part in [
+        "Held-out loss",
+        "unweighted",
+        "weighted",
+        "Gradient norm",
+        "Masked share",
+        "Entropy of the answer",
+        "kind = &quot;weft&quot;",
+    ] {
         assert!(page.contains(part), "{part} is missing");
     }
     let first: Value = serde_json::from_str(read(&folder, "run/metrics.jsonl").lines().nth(1).expect("a step"))
@@ -119,7 +133,7 @@ fn sft_has_no_entropies_to_show() {
     let folder = folder("report-sft");
     assert!(weft(&folder, &["train", "recipe.toml", "--set", "objective.kind=sft"]).status.success());
     let page = read(&folder, "run/report.html");
-    assert_eq!(page.matches("<svg").count(), 6);
+    assert_eq!(page.matches("<svg").count(), 7);
     assert!(!page.contains("Entropy of the answer"));
 }
 
@@ -127,15 +141,15 @@ fn sft_has_no_entropies_to_show() {
 fn a_resumed_runs_events_are_those_of_its_metrics() {
     let folder = folder("report-resume");
     assert!(weft(&folder, &["train", "recipe.toml"]).status.success());
-    let events = || std::fs::read(folder.join("run/tensorboard/events.out.tfevents.weft")).expect("there are events");
+    let events = || std::fs::read(folder.join("run/events.out.tfevents.weft")).expect("there are events");
     let whole = events();
-    let losses = whole.windows(6).filter(|w| w == b"\x0a\x04loss").count();
+    let losses = whole.windows(13).filter(|w| w == b"\x0a\x0bcurves/loss").count();
     assert_eq!(losses, 4, "one of each step");
     // As after a crash: the last checkpoint is gone, the files tell of a step more.
     std::fs::remove_dir_all(folder.join("run/checkpoints/step-00000004")).expect("it was kept");
     assert!(weft(&folder, &["train", "recipe.toml", "--resume"]).status.success());
     let resumed = events();
-    assert_eq!(resumed.windows(6).filter(|w| w == b"\x0a\x04loss").count(), 4, "none twice");
+    assert_eq!(resumed.windows(13).filter(|w| w == b"\x0a\x0bcurves/loss").count(), 4, "none twice");
     let lines = read(&folder, "run/metrics.jsonl").lines().count();
     assert_eq!(lines, 4 + 3, "four steps, three evaluations");
 }

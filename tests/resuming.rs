@@ -95,6 +95,43 @@ fn a_finished_run_has_nothing_to_resume_and_is_left_alone() {
     assert!(stdout(&other).is_empty(), "{}", stdout(&other));
 }
 
+/// Under a constant learning rate no step depends on the length of its run.
+#[test]
+fn a_finished_run_goes_on_for_more_epochs_at_a_constant_rate() {
+    let folder = run_folder("longer");
+    let set = |settings: &[&'static str]| -> Vec<&'static str> {
+        let constant = ["train.lr_schedule=constant", "train.warmup_steps=2", "objective.entropy_every=2"];
+        constant.iter().chain(settings).flat_map(|setting| ["--set", setting]).collect()
+    };
+    train(&folder, &set(&["train.output=whole", "train.epochs=3"]));
+    train(&folder, &set(&["train.epochs=1"]));
+    let refused = |settings: &[&'static str]| {
+        let output = weft(&folder, &[&["train", "recipe.toml", "--resume"], &set(settings)[..]].concat());
+        assert_eq!(output.status.code(), Some(2));
+        stderr(&output)
+    };
+    assert!(refused(&["train.epochs=2", "train.lr_schedule=linear"]).contains("train.epochs was 1 and is 2"));
+    let longer = stdout(&train(&folder, &[&["--resume"], &set(&["train.epochs=3"])[..]].concat()));
+    assert!(longer.contains("trained 12 steps in ") && longer.contains(", resumed at step 4\n"), "{longer}");
+    for file in ["adapter/adapter_model.safetensors", "checkpoints/step-00000012/state.safetensors"] {
+        let [run, whole] = ["run", "whole"].map(|run| fs::read(folder.join(run).join(file)).expect(file));
+        assert!(run == whole, "{file} has other bytes");
+    }
+    let finished = stdout(&train(&folder, &[&["--resume"], &set(&["train.epochs=3"])[..]].concat()));
+    assert_eq!(finished, "the run in run is finished (12 steps); there is nothing to resume\n");
+    assert!(refused(&["train.epochs=2"]).contains("train.epochs was 3 and is 2"), "it has more steps already");
+}
+
+#[test]
+fn settings_of_the_evaluation_say_nothing_of_a_finished_run() {
+    let folder = run_folder("finished-eval");
+    train(&folder, &[]);
+    for setting in ["eval.samples=1", "train.eval_every=1"] {
+        let told = stdout(&train(&folder, &["--resume", "--set", setting]));
+        assert_eq!(told, "the run in run is finished (4 steps); there is nothing to resume\n", "{setting}");
+    }
+}
+
 #[test]
 fn a_run_that_never_began_is_not_begun_by_mistake() {
     let folder = run_folder("never-began");

@@ -11,7 +11,9 @@ use device::on_device;
 use scratch::folder;
 use serde_json::{Value, json};
 use small_run::{BEGIN, RESUME, examples};
+use weft::data::Example;
 use weft::data::packing::Padding;
+use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
 use weft::model::checkpoint;
 use weft::objective::{Kind, Objective};
@@ -93,6 +95,69 @@ const SFT_LOSSES: [f64; 9] = [14.0089, 13.3886, 15.2970, 14.6538, 10.4441, 7.070
 const CART_LOSSES: [f64; 9] = [3.2765, 3.1891, 3.2852, 3.1223, 2.0692, 2.3041, 5.0866, 2.0536, 6.9281];
 const TOKEN_WEIGHT_LOSSES: [f64; 9] =
     [22.8029, 30.4772, 25.9032, 43.9155, 22.0844, 16.5043, 44.0062, 17.5873, 102.4065];
+
+/// The unweighted loss of a step is the mean nll of its masked tokens, however they are split into micro-batches.
+#[test]
+fn the_nll_of_a_step_is_the_mean_over_its_masked_tokens() {
+    // A floor of 1 masks every answer token with weight 1: the loss as trained is the mean nll too.
+    let objective = Objective {
+        kind: Kind::Sft,
+        rate_floor: 1.0,
+        normalizer: Some(weft::objective::Normalizer::Masked),
+        ..Objective::default()
+    };
+    let model = model(0.0);
+    let (mut ids, mut rows, mut targets) = (vec![], vec![], vec![]);
+    for Example { prompt_ids, answer_ids } in examples() {
+        let start = ids.iter().map(Vec::len).sum::<usize>() + prompt_ids.len();
+        rows.extend(start..start + answer_ids.len());
+        ids.push([prompt_ids, vec![model.config.mask_token_id; answer_ids.len()]].concat());
+        targets.extend(answer_ids);
+    }
+    let nll = model.nll(&Batch::pack(ids.iter().map(Vec::as_slice)), &rows, &targets);
+    let expected = nll.iter().copied().map(f64::from).sum::<f64>() / nll.len() as f64;
+    for (micro_batch_size, grad_accum_steps) in [(10, 1), (2, 5), (3, 4), (1, 10)] {
+        let settings = TrainTable { micro_batch_size, grad_accum_steps, ..settings() };
+        let mut trainer = small_run::trainer(model.clone(), examples(), settings, (objective, Padding::None));
+        let report = trainer.step().expect("the step works");
+        let got = report.nll.expect("every token is masked");
+        assert_eq!(report.masked_share, 1.0);
+        assert!((got - expected).abs() < 1e-5 * expected, "{micro_batch_size}: {got}, not {expected}");
+        assert!((report.loss - expected).abs() < 1e-5 * expected, "{micro_batch_size}: {}", report.loss);
+    }
+    // Weights change the loss alone.
+    let mut weighted = trainer(settings(), Objective::default(), Padding::None);
+    let report = weighted.step().expect("the step works");
+    assert!(report.nll.expect("some token is masked") < report.loss, "{report:?}");
+}
+
+/// The forward of a step gives PyTorch's mean nll under PyTorch's masks.
+#[test]
+fn the_mean_nll_is_pytorchs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
+    let model = checkpoint::load(&folder).expect("the golden checkpoint loads");
+    let bytes = std::fs::read(folder.join("objectives.safetensors")).expect("the golden file is there");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("the golden file is whole");
+    let data = |name: &str| file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec();
+    let ids: Vec<u32> = data("input_ids").chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap()) as u32).collect();
+    let length = ids.len() / (data("prompt_lengths").len() / 8);
+    for name in ["sft", "weft_sqrt"] {
+        let masked: Vec<bool> = data(&format!("{name}.masked")).iter().map(|b| *b != 0).collect();
+        let golden = data(&format!("{name}.nll"));
+        let golden: Vec<f64> = golden.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect();
+        let rows: Vec<usize> = (0..ids.len()).filter(|i| masked[*i]).collect();
+        let expected = rows.iter().map(|i| golden[*i]).sum::<f64>() / rows.len() as f64;
+        let noised: Vec<u32> =
+            ids.iter().zip(&masked).map(|(id, m)| if *m { model.config.mask_token_id } else { *id }).collect();
+        let batch = Batch::pack(noised.chunks(length));
+        let of_rows: Vec<u32> = rows.iter().map(|i| ids[*i]).collect();
+        let weights = vec![1.0; rows.len()];
+        let targets = Targets { rows: &rows, ids: &of_rows, weights: &weights };
+        let nll = model.loss_and_gradients(&batch, targets, &mut model.zero_gradients()).nll;
+        let got = nll.iter().copied().map(f64::from).sum::<f64>() / rows.len() as f64;
+        assert!((got - expected).abs() < 1e-4 * expected, "{name}: {got}, not {expected}");
+    }
+}
 
 #[test]
 fn training_lowers_the_loss() {

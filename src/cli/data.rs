@@ -15,6 +15,7 @@ use weft::error::Result;
 use weft::experiment::{Sources, check_padding, held_out_rows, reading, set_template_kwargs};
 use weft::model::config::ModelConfig;
 use weft::recipe::Recipe;
+use weft::report::visible::visible;
 
 use super::progress::doing;
 use super::rows;
@@ -140,16 +141,10 @@ impl Data {
         }
     }
 
-    /// Makes a text printable: control characters are escaped, and a long text loses its middle.
+    /// Makes a text printable: what would act on the terminal is escaped, and a long text loses its middle.
     fn shown(&self, text: &str) -> String {
         let chars: Vec<char> = text.chars().collect();
-        let escape = |chars: &[char]| -> String {
-            let one = |c: &char| match c.is_control() && !matches!(c, '\n' | '\t') {
-                true => c.escape_default().to_string(),
-                false => c.to_string(),
-            };
-            chars.iter().map(one).collect()
-        };
+        let escape = |chars: &[char]| visible(&chars.iter().collect::<String>()).into_owned();
         let [first, last] = SHOWN;
         match self.full || chars.len() <= first + last {
             true => escape(&chars),

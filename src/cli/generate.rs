@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use clap::Args;
 use weft::base::Base;
+use weft::data::typed_tokens::SpecialTokens;
 use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
 use weft::model::positions;
@@ -15,7 +16,8 @@ use weft::sampler::generate::{Output, Prompt, Sampling, generate_told};
 use weft::sampler::infill::infill;
 use weft::sampler::remasking::{Loop, Remasking};
 
-use super::asking::{AskingArgs, refuse_masks};
+use super::asking::AskingArgs;
+use super::chat;
 use super::progress::{bar, count_unmasked};
 use super::trace::Trace;
 
@@ -23,31 +25,31 @@ use super::trace::Trace;
 ///
 /// The prompt is rendered with the checkpoint's chat template and answered by its family's sampler, or by the sampler
 /// that --remasking belongs to: low_confidence and random are LLaDA's, the others Dream's. With --infill the mask tokens
-/// in the text are filled in place.
+/// in the text are filled in place. On a terminal, without a prompt, it is a chat.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --diffusion-steps 32 --trace\n  weft generate --model tiny-base --messages chat.json --system 'Answer briefly.'\n  weft generate --model tiny-base --data questions.jsonl --out answers.jsonl\n  weft generate --model tiny-base --raw --infill --prompt 'The <|mdm_mask|> of France is Paris'"
+    after_help = "Examples:\n  weft generate --model tiny-base\n  weft generate --model tiny-base --prompt 'What is 7 + 5?' --gen-length 32 --diffusion-steps 32 --trace\n  weft generate --model tiny-base --messages chat.json --system 'Answer briefly.'\n  weft generate --model tiny-base --data questions.jsonl --out answers.jsonl\n  weft generate --model tiny-base --raw --infill --prompt 'The <|mdm_mask|> of France is Paris'"
 )]
 pub struct Generate {
     #[command(flatten)]
     model: super::ModelArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Prompt")]
     asking: AskingArgs,
     /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, parquet)
-    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"])]
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"], help_heading = "Prompt")]
     data: Option<PathBuf>,
     /// Write the rows of --data with their answers (the key generation) to this file (JSONL). Rows that are already in it
     /// are not asked again
-    #[arg(long, value_name = "FILE", requires = "data")]
+    #[arg(long, value_name = "FILE", requires = "data", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Fill the mask tokens of the prompt, or of the last turn, in place instead of answering; print the filled text
-    #[arg(long, conflicts_with_all = ["gen_length", "cfg_scale"])]
+    #[arg(long, conflicts_with_all = ["gen_length", "cfg_scale"], help_heading = "Prompt")]
     infill: bool,
     /// Print special tokens too, such as markers that the model was trained on; the end token is not printed
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     keep_special_tokens: bool,
     /// Show the denoising step by step on standard error
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     trace: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -55,14 +57,17 @@ pub struct Generate {
 
 /// The sampler's options; an option that isn't given keeps the library's or the recipe's value.
 #[derive(Args)]
+#[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Tokens of the answer; default: 128. Choose it near the length of the answers that the model was trained on
     #[arg(long, value_name = "N")]
     gen_length: Option<usize>,
-    /// Tokens per block of LLaDA's sampler, a divisor of --gen-length; default: 32, or --gen-length if that is less
+    /// Tokens per block of LLaDA's sampler, a divisor of --gen-length; default: 32, or the largest divisor below it, or
+    /// --gen-length if it has none of at least 8
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
-    /// Denoising steps for the whole answer; default: half of --gen-length if that is given, else 64
+    /// Denoising steps for the whole answer; default: half of --gen-length if that is given, else 64, rounded up to a
+    /// multiple of the blocks
     #[arg(long, value_name = "N")]
     diffusion_steps: Option<usize>,
     /// LLaDA's sampler: unmask every prediction of at least this probability, and at least one per step, whatever the
@@ -114,8 +119,12 @@ impl SamplingArgs {
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let mut sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
         let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Llada);
-        if has_blocks && self.block_length.is_none() && sampling.gen_length > 0 {
-            sampling.block_length = sampling.block_length.min(sampling.gen_length);
+        if has_blocks && self.block_length.is_none() {
+            let gen_length = sampling.gen_length;
+            sampling = sampling.with_gen_length(gen_length);
+        }
+        if has_blocks && self.diffusion_steps.is_none() && sampling.confidence_threshold.is_none() {
+            sampling.diffusion_steps = sampling.diffusion_steps.next_multiple_of(sampling.num_blocks());
         }
         tell_idle(&sampling);
         sampling.check().map_err(Error::Usage)?;
@@ -155,6 +164,37 @@ impl SamplingArgs {
     }
 }
 
+/// The options with which `weft generate` uses these settings, each after a space. Values that it chooses itself are left
+/// out.
+pub fn as_options(wanted: &Sampling) -> String {
+    let own = Sampling::default().with_gen_length(wanted.gen_length);
+    let half = (wanted.gen_length / 2).max(1).next_multiple_of(own.num_blocks());
+    let option =
+        |name: &str, value: String, is_own: bool| if is_own { String::new() } else { format!(" --{name} {value}") };
+    let flag = |name: &str, is_set: bool| if is_set { format!(" --{name}") } else { String::new() };
+    let number = |name: &str, wanted: f64, own: f64| option(name, wanted.to_string(), wanted == own);
+    let steps = wanted.confidence_threshold.is_some() || wanted.diffusion_steps == half;
+    let threshold = wanted.confidence_threshold;
+    [
+        option("gen-length", wanted.gen_length.to_string(), false),
+        option("block-length", wanted.block_length.to_string(), wanted.block_length == own.block_length),
+        option("diffusion-steps", wanted.diffusion_steps.to_string(), steps),
+        option("confidence-threshold", threshold.unwrap_or_default().to_string(), threshold.is_none()),
+        option("cache", wanted.cache.name().to_owned(), wanted.cache == own.cache),
+        number("temperature", wanted.temperature, own.temperature),
+        number("top-p", wanted.top_p, own.top_p),
+        option("top-k", wanted.top_k.to_string(), wanted.top_k == own.top_k),
+        number("alg-temp", wanted.alg_temp, own.alg_temp),
+        number("cfg-scale", wanted.cfg_scale, own.cfg_scale),
+        wanted.remasking.map(|remasking| option("remasking", remasking.name().to_owned(), false)).unwrap_or_default(),
+        flag("whole-canvas", wanted.whole_canvas),
+        flag("forbid-eos", wanted.forbid_eos),
+        flag("defer-eos", wanted.defer_eos),
+        option("seed", wanted.seed.to_string(), wanted.seed == own.seed),
+    ]
+    .concat()
+}
+
 /// Warns of settings without effect.
 pub fn tell_idle(sampling: &Sampling) {
     let warnings = sampling.remasking.map(|remasking| sampling.warnings(remasking));
@@ -167,15 +207,26 @@ impl Generate {
         match (&self.data, &self.out) {
             (Some(data), Some(out)) => self.answer_rows(&base, (data, out), quiet)?,
             _ if self.infill => self.infill(&base, quiet)?,
+            _ if self.asking.is_chat() => {
+                let sampling = self.sampling.sampling(&base)?;
+                if self.trace {
+                    eprintln!("warning: --trace has no effect in a chat; add --prompt 'TEXT'");
+                }
+                chat::run(&base, self.asking.system.clone(), &sampling, self.keep_special_tokens)?;
+            }
             _ => self.answer(&base, quiet)?,
         }
         Ok(ExitCode::SUCCESS)
     }
 
+    /// What special tokens are in a prompt that isn't rendered: its author writes what the template would have written.
+    fn raw_tokens(&self) -> SpecialTokens {
+        self.model.special_tokens.unwrap_or(SpecialTokens::Tokens)
+    }
+
     fn answer(&self, base: &Base, quiet: bool) -> Result<()> {
         let sampling = self.sampling.sampling(base)?;
-        let ids = self.asking.prompt_ids(base)?;
-        refuse_masks(base, &ids)?;
+        let ids = self.asking.prompt_ids(base, self.raw_tokens())?;
         warn_of_positions(base, ids.len() + sampling.gen_length);
         let prompts = [Prompt { ids: &ids, example: 0 }];
         let output = self.shown_while(base, (ids.len(), quiet), |steps| {
@@ -186,7 +237,7 @@ impl Generate {
     }
 
     fn infill(&self, base: &Base, quiet: bool) -> Result<()> {
-        let [before, text, after] = self.asking.parts(base)?;
+        let [before, text, after] = self.asking.parts(base, self.raw_tokens())?;
         let masks = text.iter().filter(|id| **id == base.model.config.mask_token_id).count();
         let mask = base.text.decode_canvas(&[base.model.config.mask_token_id]);
         if masks == 0 {
@@ -194,7 +245,6 @@ impl Generate {
                 "--infill: the text holds no mask token to fill; write {mask} for each token that is missing"
             )));
         }
-        refuse_masks(base, &[&before[..], &after].concat())?;
         let ids = [&before[..], &text, &after].concat();
         warn_of_positions(base, ids.len());
         let sampling = self.sampling.filling(base, masks);
@@ -218,11 +268,12 @@ impl Generate {
         let asking = Asking {
             sampling: self.sampling.sampling(base)?,
             system: self.asking.system.clone(),
-            raw: self.asking.raw,
+            raw: self.asking.raw.then(|| self.raw_tokens()),
             keep_special_tokens: self.keep_special_tokens,
         };
-        let Answered { before, now, longest } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
+        let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
+        told.iter().for_each(|line| eprintln!("warning: {line}"));
         let earlier = if before > 0 { format!(" ({before} were there)") } else { String::new() };
         say!("{} answers are in {}{earlier}", before + now, out.display());
         Ok(())

@@ -16,11 +16,14 @@ macro_rules! say {
 mod asking;
 mod bench;
 mod best;
+mod chat;
+mod compare;
 mod completions;
 mod convert;
 mod data;
 mod eval;
 mod generate;
+pub mod hints;
 mod inspect;
 mod likelihood;
 mod merge;
@@ -29,6 +32,7 @@ mod parity;
 mod plan;
 mod pretrain;
 mod progress;
+mod question;
 mod recipe;
 mod reproduce;
 mod results;
@@ -44,6 +48,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
+use weft::data::typed_tokens::SpecialTokens;
 use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::facts::Overrides;
@@ -68,13 +73,13 @@ pub struct Cli {
     command: Command,
     /// Where to compute: cpu, cuda (an NVIDIA GPU), cuda:N, or auto, which takes a GPU if there is one; default:
     /// WEFT_DEVICE, else auto
-    #[arg(long, global = true, value_name = "DEVICE")]
+    #[arg(long, global = true, value_name = "DEVICE", help_heading = "Machine")]
     device: Option<String>,
     /// The number of threads; default: all cores, divided among the ranks of an mpirun on one machine
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = "Machine")]
     threads: Option<usize>,
     /// Print results and errors only: no progress, no evaluations during training
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -82,7 +87,11 @@ pub struct Cli {
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
-    format!("{}\nfeatures: {features}\nprocessor: {}", env!("CARGO_PKG_VERSION"), processor())
+    let commit = match env!("WEFT_COMMIT") {
+        "" => String::new(),
+        commit => format!("\ncommit: {commit}"),
+    };
+    format!("{}\nfeatures: {features}\nprocessor: {}{commit}", env!("CARGO_PKG_VERSION"), processor())
 });
 
 /// Cargo features that change what the program can do.
@@ -117,6 +126,7 @@ enum Command {
     Convert(convert::Convert),
     Parity(parity::Parity),
     Plan(plan::Plan),
+    Compare(compare::Compare),
     Pretrain(pretrain::Pretrain),
     Reproduce(reproduce::Reproduce),
     Bench(bench::Bench),
@@ -130,7 +140,7 @@ impl Command {
             Self::Train(_) | Self::Eval(_) | Self::Generate(_) | Self::Inspect(_) | Self::Likelihood(_) => true,
             Self::Parity(_) | Self::Pretrain(_) | Self::Reproduce(_) | Self::Bench(_) => true,
             Self::Recipe(_) | Self::Data(_) | Self::Score(_) | Self::Merge(_) | Self::Plan(_) => false,
-            Self::Convert(_) | Self::Completions(_) => false,
+            Self::Compare(_) | Self::Convert(_) | Self::Completions(_) => false,
         }
     }
 }
@@ -182,6 +192,7 @@ impl Cli {
             Command::Inspect(command) => command.run(self.quiet),
             Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(self.quiet),
+            Command::Compare(command) => command.run(),
             Command::Convert(command) => command.run(self.quiet),
             Command::Parity(command) => command.run(self.quiet),
             Command::Plan(command) => command.run(self.quiet, device),
@@ -254,6 +265,7 @@ impl FactArgs {
 
 /// The options that choose a command's model.
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 struct ModelArgs {
     /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR")]
@@ -269,6 +281,10 @@ struct ModelArgs {
     /// Variables for the chat template, as a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = object)]
     chat_template_kwargs: Option<Object>,
+    /// What special tokens that stand in the turns of a prompt are, as a recipe's data.special_tokens: text or tokens;
+    /// default: text
+    #[arg(long, value_name = "WHAT", value_parser = SpecialTokens::parse)]
+    special_tokens: Option<SpecialTokens>,
 }
 
 /// The fields of an object of JSON.
@@ -287,6 +303,7 @@ impl ModelArgs {
             warn_of_base(adapter, &base.name);
             warn_of_bits(adapter, base.model.quantization());
         }
+        base.text.set_special_tokens(self.special_tokens.unwrap_or_default());
         if let Some(kwargs) = &self.chat_template_kwargs {
             base.text.set_template_kwargs(kwargs, "--chat-template-kwargs: ")?;
         }

@@ -248,7 +248,7 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         _ => format!("{hours:.1} hours"),
     };
     if is_narrow && matches!(on, On::Cpu) {
-        say!("  a model this narrow takes up to 1.5 times that, because the work between its matmuls weighs more");
+        say!("  a model this narrow takes 1.5 to 1.75 times that, because the work between its matmuls weighs more");
     }
     if let Some(seconds) = sending {
         say!("  sending takes {} s of each step, none of it overlapped", significant(seconds));

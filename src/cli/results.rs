@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 use weft::eval::{Accuracy, Task};
+use weft::experiment::Experiment;
+use weft::machine;
 use weft::train::entropy_reuse::Drift;
 use weft::train::guard::Skipped;
 use weft::train::run::Summary;
@@ -19,6 +21,7 @@ pub struct Results<'a> {
     /// Optimizer steps, including those before the run was resumed.
     pub steps: u64,
     pub summary: &'a Summary,
+    pub experiment: &'a Experiment,
     pub scores: Option<Scores>,
     /// The peak resident size, and the planned one.
     pub memory_bytes: [u64; 2],
@@ -84,13 +87,37 @@ impl Results<'_> {
             let task = self.scores.as_ref().map_or("", |(task, ..)| task.name());
             rows.push((format!("{task}, {name}"), in_percent(accuracy)));
         }
-        if let (Some(best), Some(_)) = (self.summary.best, &self.best) {
+        if let Some(best) = self.summary.best {
             rows.push(row("lowest held-out loss", format!("{:.3} at step {}", best.held_out_loss, best.step)));
         }
         rows.extend(self.skipped().map(|skipped| row("skipped", skipped)));
         rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
         rows.push(row("peak memory", format!("{:.2} GB", self.memory_bytes[0] as f64 / 1e9)));
         rows
+    }
+
+    /// What was run, where and on what, for the report.
+    pub fn facts(&self) -> Vec<(String, String)> {
+        let row = |name: &str, value: String| (name.to_owned(), value);
+        let train = &self.experiment.train.dataset;
+        let [examples, tokens, cut] = counts(self.experiment);
+        let examples = match train.documents {
+            0 => format!("{examples}, {cut} of them cut at {} tokens", self.experiment.recipe.data.max_seq_len.0),
+            documents => format!("{documents} texts in {examples} sequences"),
+        };
+        let mut facts = vec![row("training examples", examples), row("tokens in them", tokens.to_string())];
+        if let Some(held_out) = &self.experiment.held_out {
+            facts.push(row("held-out examples", held_out.dataset.examples.len().to_string()));
+        }
+        facts.extend([
+            row("weft", machine::build()),
+            row("machine", machine::processor()),
+            row("device", weft::device::name()),
+        ]);
+        if self.experiment.ranks.size() > 1 {
+            facts.push(row("ranks", self.experiment.ranks.size().to_string()));
+        }
+        facts
     }
 
     /// The number of skipped steps as text; `None` if none was skipped.
@@ -114,6 +141,7 @@ impl Results<'_> {
             "steps": self.steps,
             "train_seconds": self.summary.train_secs,
             "held_out_loss": self.summary.held_out.map(|[before, after]| json!({ "before": before, "after": after })),
+            "ended_early": self.summary.ended_early,
             "entropy_drift": self.summary.entropy_drift,
             "skipped_steps": self.summary.skipped,
             "task": self.scores.as_ref().map(|(task, ..)| task.name()),
@@ -121,6 +149,11 @@ impl Results<'_> {
             "accuracy": self.scores.as_ref().map(|(.., scores)| {
                 scores.iter().map(|(name, accuracy)| ((*name).to_owned(), json!(accuracy))).collect::<Map<_, _>>()
             }),
+            "examples": counts(self.experiment)[0],
+            "tokens": counts(self.experiment)[1],
+            "rows_cut": counts(self.experiment)[2],
+            "weft": machine::build(),
+            "machine": machine::processor(),
             "device": weft::device::name(),
             "peak_memory_bytes": peak,
             "planned_memory_bytes": planned,
@@ -134,4 +167,11 @@ impl Results<'_> {
         fields.extend(self.files.iter().map(|(name, path)| ((*name).to_owned(), json!(path))));
         object
     }
+}
+
+/// The examples that are trained on, the tokens in them, and how many of their answers were cut.
+fn counts(experiment: &Experiment) -> [usize; 3] {
+    let train = &experiment.train.dataset;
+    let tokens = train.examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();
+    [train.examples.len(), tokens, train.truncated]
 }

@@ -1,6 +1,6 @@
 //! Handles SIGINT, SIGTERM and, among ranks, SIGUSR1, which launchers pass on. The first signal asks runs to stop after
 //! their current step; a later one stops the program at once. One request may arrive as several signals: `timeout`
-//! signals the process and its group, and a terminal and a launcher each send their own.
+//! signals the process and its group, and a terminal and a launcher each send their own. A chat hears SIGINT itself.
 
 use weft::interrupt;
 use weft::parallel::Ranks;
@@ -51,3 +51,16 @@ pub fn listen(ranks: &Ranks) {
 pub fn listen(_: &Ranks) {
     let _ = interrupt::ask;
 }
+
+/// From now on SIGINT calls `interrupted`, on a thread of its own, instead of ending the program.
+#[cfg(unix)]
+pub fn on_interrupt(interrupted: impl Fn() + Send + 'static) {
+    use signal_hook::consts::SIGINT;
+    use signal_hook::iterator::Signals;
+    // Where the system refuses, the signal ends the program as usual.
+    let Ok(mut signals) = Signals::new([SIGINT]) else { return };
+    std::thread::spawn(move || signals.forever().for_each(|_| interrupted()));
+}
+
+#[cfg(not(unix))]
+pub fn on_interrupt(_: impl Fn() + Send + 'static) {}

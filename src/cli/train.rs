@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use weft::base::{Base, is_embedded};
 use weft::data::Example;
+use weft::data::turns::turns;
 use weft::error::{Error, Result};
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
@@ -14,17 +15,18 @@ use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::lora;
-use weft::model::settings::{Trainable, shell_word};
+use weft::model::settings::Trainable;
 use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::Recipe;
 use weft::report::training::{self, Sample};
-use weft::sampler::generate::Sampling;
+use weft::reproduce::study;
+use weft::train::checkpoint;
 use weft::train::optimizer::Optimizer;
 use weft::train::rank_log::RankLog;
-use weft::train::{checkpoint, run};
+use weft::train::run::{self, RESULTS};
 use weft_kernels::cuda::WORKSPACE;
 
 use super::best;
@@ -32,12 +34,10 @@ use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
 use super::progress::{bar, doing};
+use super::question;
 use super::results::Results;
 use super::rows;
 use super::warn_of_base;
-
-/// The file in the run's folder with the results of a finished run: the object that `--json` prints.
-const RESULTS: &str = "results.json";
 
 /// The recipe that `weft train` runs when none is given.
 const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
@@ -151,11 +151,12 @@ impl Train {
         let results = Results {
             steps,
             summary: &summary,
+            experiment: &experiment,
             scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
             memory_bytes: [used_bytes(), plan.peak_bytes as u64],
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
-            question: question(&experiment, &folder),
+            question: question::command(&experiment, &base, &folder)?,
             best: best.as_ref().map(|folder| folder.display().to_string()),
             rows: rows::as_json(&experiment.train, experiment.held_out.as_ref()),
         };
@@ -167,7 +168,7 @@ impl Train {
 
     /// Writes the report and the results, and prints these.
     fn finish(&self, output: &Path, results: &Results, samples: &[Sample]) -> Result<ExitCode> {
-        training::write(output, &results.rows(), samples)?;
+        training::write(output, (&results.rows(), &results.facts()), samples)?;
         let object = results.to_json();
         // This file is written last: where it exists, the run is finished.
         write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
@@ -230,8 +231,8 @@ impl Train {
             eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
         }
         let is_whole = [matmul, RESULTS].iter().all(|name| output.join(name).exists());
-        // A run that ended early has fewer steps than were planned.
-        let steps = finished_steps(output).unwrap_or(steps);
+        // A run that ended early has fewer steps than were planned, and so has one that goes on for more epochs.
+        let steps = finished_steps(output).filter(|_| ended_early(output)).unwrap_or(steps);
         Ok(ranks.any(step == Some(steps) && is_whole))
     }
 
@@ -245,10 +246,19 @@ impl Train {
     }
 }
 
-/// The steps of a finished run; `None` if it isn't finished.
+/// The results of a finished run; `None` if it isn't finished.
+fn stored_results(output: &Path) -> Option<serde_json::Value> {
+    serde_json::from_str(&read_text(&output.join(RESULTS)).ok()?).ok()
+}
+
+/// The steps of a finished run.
 fn finished_steps(output: &Path) -> Option<u64> {
-    let results: serde_json::Value = serde_json::from_str(&read_text(&output.join(RESULTS)).ok()?).ok()?;
-    results["steps"].as_u64()
+    stored_results(output)?["steps"].as_u64()
+}
+
+/// Whether a finished run ended because the held-out loss fell no further.
+fn ended_early(output: &Path) -> bool {
+    stored_results(output).is_some_and(|results| results["ended_early"] == true)
 }
 
 /// Reads a recipe, or the quick start's where none is given, and warns of settings without effect if it `tells`.
@@ -257,7 +267,9 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
         Some(path) => Recipe::read(path, settings)?,
         None => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), settings)?,
     };
-    recipe.warnings().iter().filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
+    let comparison = path.and_then(study::warning);
+    let warnings = recipe.warnings().into_iter().chain(comparison);
+    warnings.filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
     Ok(recipe)
 }
 
@@ -322,31 +334,11 @@ fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folde
     base.save_tensors(folder, dtype, tensors)
 }
 
-/// The command that asks the trained model, with room for the longest answer it was trained on. A model that was trained
-/// on texts continues a text.
-fn question(experiment: &Experiment, matmul: &Path) -> String {
-    let recipe = &experiment.recipe;
-    let longest = experiment.train.dataset.examples.iter().map(|e| e.answer_ids.len()).max().unwrap_or(1);
-    let block = Sampling::default().block_length;
-    let gen_length = if longest > block { longest.next_multiple_of(block) } else { longest };
-    let model = match recipe.model.trainable {
-        Trainable::Lora => format!("--model {} --adapter {}", shell_word(&recipe.model.path), shell_word(matmul)),
-        // The saved config.json has what the recipe says of the base.
-        Trainable::Full => format!("--model {}", shell_word(matmul)),
-    };
-    let facts = super::FactArgs::of(&recipe.model).as_options();
-    let model = if recipe.model.trainable == Trainable::Lora { format!("{model}{facts}") } else { model };
-    match experiment.train.dataset.documents {
-        0 => format!("weft generate {model} --gen-length {gen_length} --prompt '...'"),
-        _ => format!("weft generate {model} --raw --prompt '...'"),
-    }
-}
-
 /// The base's answers to the rows that the report shows.
 fn first_samples(experiment: &Experiment, base: &Base) -> Result<Vec<Sample>> {
     let before = experiment.samples(&base.model, &base.text)?;
     let sample = |(row, before): (&Example, String)| Sample {
-        prompt: base.text.decode_canvas(&row.prompt_ids),
+        prompt: turns(&base.text, &row.prompt_ids),
         expected: base.text.decode_answer(&row.answer_ids),
         before,
         after: String::new(),

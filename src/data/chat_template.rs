@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::chat::{Chat, Turn};
+use super::chat::Turn;
+use super::clock::Clock;
 use super::guarded::guarded;
 use super::token_cache::text_key;
 use super::tokenizer_files::{self, text_of};
-use super::{
-    Conversation, Example, Message, qwen_tokenizer, template_environment, template_source, template_variables,
-};
+use super::typed_tokens::{SpecialFinder, SpecialTokens};
+use super::{Message, qwen_tokenizer, template_environment, template_source, template_variables};
 use crate::error::{Error, Result};
 use crate::files::{read_if_there, read_small};
 
@@ -27,22 +27,28 @@ const ENDS_OF_TURN: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
 /// nest a list in another.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "chat_template";
+/// The function of templates that writes the time.
+const CLOCK: &str = "strftime_now";
 /// The special tokens that templates see by their names, as in transformers.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A tokenizer with its chat template.
 pub struct TextModel {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
+    /// The special tokens that may stand in turns.
+    pub(super) special: SpecialFinder,
+    /// What special tokens in the turns of a prompt are.
+    pub(super) special_tokens: SpecialTokens,
     environment: Arc<Environment<'static>>,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// The file that the chat template comes from, for errors.
     template_path: PathBuf,
     /// Special tokens by their names, and the values of [`TextModel::set_template_kwargs`], as templates see them.
     variables: Map<String, Value>,
     /// The names that the chat template reads.
     names: BTreeSet<String>,
-    eos_token_id: u32,
+    pub(super) eos_token_id: u32,
     last_id: u32,
     content_key: u128,
 }
@@ -79,7 +85,7 @@ impl TextModel {
     fn build(folder: &Path, tokenizer: &[u8], config: &str, template: Option<String>) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let parts = [tokenizer, config.as_bytes(), template.as_deref().unwrap_or_default().as_bytes()];
-        let content_key = text_key(&parts);
+        let mut content_key = text_key(&parts);
         let format = |path: &Path, reason: String| Error::Format { path: path.to_owned(), reason };
         let tokenizer = guarded(|| tokenizer_files::tokenizer(tokenizer)).map_err(|reason| format(&path, reason))?;
         let last_id = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
@@ -98,7 +104,7 @@ impl TextModel {
                 (template_of(&config["chat_template"]).map_err(refuse)?, config_path.clone())
             }
         };
-        let mut environment = template_environment::new();
+        let (mut environment, clock) = (template_environment::new(), Clock::given());
         let mut names = BTreeSet::new();
         if let Some(template) = template {
             if template.len() > MAX_TEMPLATE_BYTES {
@@ -106,13 +112,21 @@ impl TextModel {
                 return Err(format(&template_path, told));
             }
             names = template_source::names(&template);
+            if let Some(clock) = clock.filter(|_| names.contains(CLOCK)) {
+                let times = template_source::times(&template, &clock);
+                content_key = text_key(&[&content_key.to_le_bytes(), times.as_bytes()]);
+                template_environment::set_clock(&mut environment, clock);
+            }
             environment
-                .add_template_owned(TEMPLATE, template_source::without_generation_tags(&template))
+                .add_template_owned(TEMPLATE, template_source::for_engine(&template))
                 .map_err(|e| format(&template_path, format!("the chat template doesn't parse: {e}")))?;
         }
         let special = SPECIAL_TOKENS.iter().filter_map(|key| Some(((*key).to_owned(), text_of(&config[key])?.into())));
+        let unk = text_of(&config["unk_token"]).and_then(|token| tokenizer.token_to_id(&token));
         Ok(Self {
             variables: special.collect(),
+            special: SpecialFinder::new(&tokenizer, unk),
+            special_tokens: SpecialTokens::Text,
             names,
             eos_token_id,
             last_id,
@@ -140,6 +154,22 @@ impl TextModel {
         }
         self.variables.extend(kwargs.clone());
         Ok(())
+    }
+
+    /// Says what special tokens in the turns of a prompt are.
+    pub fn set_special_tokens(&mut self, special_tokens: SpecialTokens) {
+        if self.special_tokens != special_tokens {
+            self.content_key = text_key(&[&self.content_key.to_le_bytes(), b"special tokens"]);
+        }
+        self.special_tokens = special_tokens;
+    }
+
+    /// Fixes the time that the template's `strftime_now` writes, in seconds since 1970, in UTC. Without it the time is
+    /// that of `SOURCE_DATE_EPOCH`; where that isn't set, the template has no such function.
+    pub fn set_time(&mut self, seconds: i64) {
+        let clock = Ok(Clock::at(seconds));
+        self.content_key = text_key(&[&self.content_key.to_le_bytes(), &seconds.to_le_bytes()]);
+        template_environment::set_clock(Arc::make_mut(&mut self.environment), clock);
     }
 
     /// Renders turns as text; `None` if there is no template.
@@ -191,74 +221,8 @@ impl TextModel {
         })
     }
 
-    /// The tokens of a prompt, up to where the assistant begins. Without a template they are the turns' texts, each
-    /// followed by a line break.
-    ///
-    /// # Errors
-    /// An error that the template raises.
-    pub fn prompt_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.encode(&self.render(messages, true)?.unwrap_or_else(|| plain(messages.iter().map(|m| &*m.content))))
-    }
-
-    /// The tokens of a prompt, as [`TextModel::prompt_ids`] gives them. The chat template is given all fields of the
-    /// turns, and the tools.
-    ///
-    /// # Errors
-    /// An error that the template raises.
-    pub fn prompt_ids_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Vec<u32>> {
-        let rendered = self.render_turns(turns, tools, true)?;
-        self.encode(&rendered.unwrap_or_else(|| plain(turns.iter().map(Turn::text))))
-    }
-
-    /// The tokens of a conversation. Prompt and answer are tokenized separately, so that the border between them is
-    /// where generation starts. The answer ends with exactly one end token: the template's end-of-turn token if it has
-    /// one, else `eos_token`.
-    ///
-    /// # Errors
-    /// An error that the template raises, or a template that changes the prompt once an answer follows.
-    pub fn example(&self, conversation: &Conversation) -> Result<Example> {
-        self.example_of_turns(&Chat::from(conversation.clone()).turns, None)
-    }
-
-    /// The tokens of turns, of which the last one is the answer, as in [`TextModel::example`]. The chat template is given
-    /// all fields of the turns, and the tools.
-    ///
-    /// # Errors
-    /// The errors of [`TextModel::example`].
-    ///
-    /// # Panics
-    /// If there is no turn.
-    pub fn example_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Example> {
-        let (last, asked) = turns.split_last().expect("a chat has an answer");
-        let prompt = self.render_turns(asked, tools, true)?;
-        let prompt_ids = self.encode(prompt.as_deref().unwrap_or(&plain(asked.iter().map(Turn::text))))?;
-        let answer = match (self.render_turns(turns, tools, false)?, prompt) {
-            (Some(all), Some(prompt)) => match all.strip_prefix(&prompt) {
-                Some(answer) => answer.to_owned(),
-                None => return Err(self.no_beginning(&prompt, last.thinks())),
-            },
-            _ => last.text().to_owned(),
-        };
-        let mut answer_ids = self.encode(&answer)?;
-        let ends = self.end_token_ids();
-        // An end token ends the answer only if the template wrote it after the content.
-        let content = last.text().trim();
-        let is_ended = match self.holds_end_token(content) {
-            false => true,
-            true => {
-                let tail = answer.rfind(content).map_or("", |start| &answer[start + content.len()..]);
-                self.encode(tail)?.iter().any(|id| ends.contains(id))
-            }
-        };
-        match answer_ids.iter().rposition(|id| ends.contains(id)).filter(|_| is_ended) {
-            Some(end) => answer_ids.truncate(end + 1),
-            None => answer_ids.push(self.eos_token_id),
-        }
-        Ok(Example { prompt_ids, answer_ids })
-    }
-
     /// The error for a prompt that isn't the beginning of the whole.
-    fn no_beginning(&self, prompt: &str, thinks: bool) -> Error {
+    pub(super) fn no_beginning(&self, prompt: &str, thinks: bool) -> Error {
         let reason = match prompt.trim_end().ends_with("</think>") && thinks {
             true => {
                 "the chat template ends the prompt with an empty thinking block, but the answer has its own; turn thinking \
@@ -273,7 +237,7 @@ impl TextModel {
     }
 
     /// Whether a text contains the text of an end token.
-    fn holds_end_token(&self, text: &str) -> bool {
+    pub(super) fn holds_end_token(&self, text: &str) -> bool {
         let tokens = self.end_token_ids().into_iter().filter_map(|id| self.tokenizer.id_to_token(id));
         tokens.into_iter().any(|token| text.contains(&token))
     }
@@ -326,6 +290,17 @@ impl TextModel {
         self.tokenizer.token_to_id(token)
     }
 
+    /// The text of a token.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The ids of the tokenizer's special tokens.
+    pub fn special_ids(&self) -> BTreeSet<u32> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect()
+    }
+
     /// The number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
@@ -335,11 +310,6 @@ impl TextModel {
     pub fn last_id(&self) -> u32 {
         self.last_id
     }
-}
-
-/// The texts of turns as one text, for a checkpoint without a template.
-fn plain<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    texts.map(|text| format!("{text}\n")).collect()
 }
 
 /// A template is either a string or the entry named `default` in a list; `None` if it is absent.

@@ -4,10 +4,12 @@
 mod bad_rows;
 pub mod chat;
 pub mod chat_template;
+mod clock;
 mod csv_file;
 pub mod formats;
 pub mod generated;
 mod guarded;
+mod hidden_tokens;
 pub mod hold_out;
 mod json_file;
 pub mod lengths;
@@ -19,6 +21,9 @@ pub mod packing;
 mod parquet_file;
 mod parquet_pages;
 pub mod paths;
+pub mod prompt;
+mod python_methods;
+mod python_text;
 mod qwen_tokenizer;
 mod row_content;
 pub mod row_range;
@@ -29,16 +34,22 @@ mod splits;
 mod strict_json;
 pub mod synthetic;
 mod template_environment;
+mod template_filters;
+mod template_formats;
 mod template_source;
 mod template_variables;
 pub mod token_cache;
 pub mod tokenizer;
 pub(crate) mod tokenizer_files;
+pub mod turns;
+pub mod typed_tokens;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use bad_rows::Unread;
+use chat::Turn;
 use chat_template::TextModel;
 use mixing::Mixture;
 use notes::Notes;
@@ -254,6 +265,12 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
 /// changed since.
 pub fn place(source: &Source, row: usize) -> Option<String> {
     source.rows().ok()?.nth(row)?.ok().map(|row| row.place())
+}
+
+/// What the first row of a source asks that becomes an example: the turns before its answer, and the tools. Of a text, its
+/// first words. `None` if there is no such row.
+pub fn first_question(source: &Source) -> Option<(Vec<Turn>, Option<Value>)> {
+    source.rows().ok()?.filter_map(Result::ok).find_map(|row| row_content::first_question(&row, source))
 }
 
 /// Reads several sources to be mixed.

@@ -1,7 +1,7 @@
 //! What is said of a source's rows: which were skipped and why, which answers were cut, which of the rows' keys nothing
 //! reads, and which turns are context only. `weft data`, `weft plan` and `weft train` print it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ pub struct Notes {
     pub unread: BTreeMap<String, usize>,
     /// The number of rows whose tools the chat template doesn't read.
     pub unread_tools: usize,
+    /// The special tokens that are text in prompts, each with the number of rows that have it.
+    #[serde(default)]
+    pub typed: BTreeMap<String, usize>,
     /// The number of the assistant's turns that are in prompts only.
     pub context_turns: usize,
     /// The number of the assistant's turns that are answers.
@@ -45,6 +48,8 @@ pub(super) struct RowNotes {
     pub unread: Vec<String>,
     /// Whether it has tools that the chat template doesn't read.
     pub has_unread_tools: bool,
+    /// The special tokens that are text in its prompts.
+    pub typed: BTreeSet<String>,
     /// The number of the assistant's turns.
     pub assistant_turns: usize,
     /// The number of the assistant's turns that are answers, skipped ones included.
@@ -70,6 +75,9 @@ impl Notes {
         self.rows += 1;
         for key in row.unread {
             *self.unread.entry(key).or_default() += 1;
+        }
+        for token in row.typed {
+            *self.typed.entry(token).or_default() += 1;
         }
         self.unread_tools += usize::from(row.has_unread_tools);
         self.answer_turns += row.answers;
@@ -131,6 +139,11 @@ impl Notes {
                 false => format!("{key} ({count} of {} rows)", self.rows),
             };
             lines.push(format!("columns not read: {}", self.unread.iter().map(named).collect::<Vec<_>>().join(", ")));
+        }
+        if !self.typed.is_empty() {
+            let named = |(token, count): (&String, &usize)| format!("{token} ({count} of {} rows)", self.rows);
+            let tokens = self.typed.iter().map(named).collect::<Vec<_>>().join(", ");
+            lines.push(format!("special tokens in prompts are read as text (data.special_tokens): {tokens}"));
         }
         if self.context_turns > 0 {
             let all = self.context_turns + self.answer_turns;

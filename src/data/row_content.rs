@@ -20,6 +20,9 @@ pub(super) const EMPTY: &str = "they are empty";
 /// Why a row is skipped that has no turn to train on.
 pub(super) const NOT_TRAINED: &str = "weight 0 or train false says that their answers are not trained on";
 
+/// How many words of a text are shown as the beginning that a model continues.
+const FIRST_WORDS: usize = 8;
+
 /// What a row becomes.
 pub(super) enum Content {
     /// An example for each answer, with whether the answer was cut.
@@ -65,7 +68,7 @@ pub(super) fn content(
     notes.answers = answers.len();
     let mut examples = Vec::with_capacity(answers.len());
     for last in answers {
-        match answer(row, (&chat, last), (source, reading))? {
+        match answer(row, (&chat, last), (source, reading), &mut notes)? {
             Answer::Whole(example) => examples.push((example, false)),
             Answer::Cut(example) => examples.push((example, true)),
             Answer::Skipped(reason) => notes.skipped_answers.push(reason),
@@ -128,6 +131,22 @@ fn check_not_json(row: &Row, source: &Source) -> Result<()> {
     Ok(())
 }
 
+/// What a row asks where its first example is made of it: the turns before the answer, and the tools. A text asks to be
+/// continued from its first words.
+pub(super) fn first_question(row: &Row, source: &Source) -> Option<(Vec<Turn>, Option<Value>)> {
+    let Chat { mut turns, tools, .. } = formats::chat(&row.fields, source.format).ok()??;
+    if formats::form_of(&row.fields, source.format) == Some(formats::Form::Text) {
+        let words: Vec<&str> =
+            turns[0].text().lines().find(|line| !line.trim().is_empty())?.split_whitespace().collect();
+        return Some((vec![Turn::new("user", &words[..words.len().min(FIRST_WORDS)].join(" "))], None));
+    }
+    let chat = Chat { turns, tools, key: "messages" };
+    let first = *answers(&chat, source.train_on.unwrap_or_default()).first()?;
+    turns = chat.turns;
+    turns.truncate(first);
+    Some((turns, chat.tools))
+}
+
 /// Notes the fields of a chat that the chat template doesn't read.
 fn note_template(chat: &Chat, reading: &Reading, notes: &mut RowNotes) {
     notes.assistant_turns = chat.turns.iter().filter(|turn| turn.role == "assistant").count();
@@ -164,8 +183,9 @@ fn answer(
     row: &Row,
     (chat, last): (&Chat, usize),
     (source, reading): (&Source, &Reading),
+    notes: &mut RowNotes,
 ) -> std::result::Result<Answer, BadRow> {
-    let mut example = example(row, (chat, last), reading).map_err(|error| BadRow::new(error, row.place()))?;
+    let mut example = example(row, (chat, last), reading, notes).map_err(|error| BadRow::new(error, row.place()))?;
     let (max_seq_len, policy) = (reading.max_seq_len, source.policy);
     let prompt = example.prompt_ids.len();
     if prompt >= max_seq_len {
@@ -200,17 +220,20 @@ fn of_turn((chat, last): (&Chat, usize), reason: String) -> String {
 }
 
 /// The example of a chat up to the turn `last`, which is its answer.
-fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading) -> Result<Example> {
+fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading, notes: &mut RowNotes) -> Result<Example> {
     let text = reading.text;
     let turns = &chat.turns[..=last];
     let wrong = |reason: &str| row.wrong(of_turn((chat, last), reason.to_owned()));
     if turns[last].is_empty() {
         return Err(wrong("the answer is empty; set its weight to 0, or give it an answer"));
     }
-    let example = text.example_of_turns(turns, chat.tools.as_ref())?;
-    if example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == reading.mask_token_id) {
+    let (example, typed) = text.example_with_typed(turns, chat.tools.as_ref())?;
+    let mask = reading.mask_token_id;
+    let has_mask = example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == mask);
+    if has_mask || typed.iter().any(|token| text.token_id(token) == Some(mask)) {
         return Err(wrong(HAS_MASK));
     }
+    typed.into_iter().for_each(|token| _ = notes.typed.insert(token));
     let (ends, (_, before_end)) =
         (text.end_token_ids(), example.answer_ids.split_last().expect("it has its end token"));
     if before_end.iter().any(|id| ends.contains(id)) {

@@ -10,6 +10,7 @@ use super::packing::Padding;
 use super::paths::{Paths, Place};
 use super::row_range::RowRange;
 use super::sources::Source;
+use super::typed_tokens::SpecialTokens;
 use crate::settings::unknown;
 
 /// The `[data]` table.
@@ -37,6 +38,8 @@ pub struct DataTable {
     pub on_long_prompt: OnRow,
     /// What happens to an answer that ends beyond the longest sequence: `cut` cuts it, `skip` passes over it.
     pub on_long_answer: OnLongAnswer,
+    /// What special tokens are that stand in the turns of a prompt, such as `<|eot_id|>`: text, or tokens.
+    pub special_tokens: SpecialTokens,
     /// Variables of the chat template beside its own, such as `enable_thinking`.
     pub chat_template_kwargs: Map<String, Value>,
     /// A generated task instead of files.

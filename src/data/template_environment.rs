@@ -9,12 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, StringInput, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters};
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde_json::Value as Json;
 
+use super::clock::Clock;
 use super::guarded::guarded;
+use super::{python_methods, python_text, template_filters};
 
 /// The number of instructions a template may execute, where 64 bytes of text count as one; a template with hundreds of
 /// turns needs some ten thousand beside its texts.
@@ -30,7 +31,7 @@ const MAX_PAUSES: usize = 100;
 /// The deepest nesting of a list that can be printed; messages with tools nest some ten levels deep.
 const MAX_DEPTH: usize = 100;
 
-/// An environment without templates.
+/// An environment without templates and without a clock.
 pub(super) fn new() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -42,27 +43,30 @@ pub(super) fn new() -> Environment<'static> {
             ("format", Some(format)) => pay_for_format(state, format, args)?,
             _ => {}
         }
-        unknown_method_callback(state, value, method, args)
+        match python_methods::call(state, value, method, args) {
+            Some(result) => result,
+            None => unknown_method_callback(state, value, method, args),
+        }
     });
     environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
         pay_for_text(state, value)?;
-        escape_formatter(out, state, value)
+        match matches!(state.auto_escape(), AutoEscape::None) && python_text::is_other(value) {
+            true => out.write_str(&python_text::text(value)).map_err(Error::from),
+            false => escape_formatter(out, state, value),
+        }
     });
-    environment.add_filter("string", |state: &mut State, value: &Value| {
-        pay_for_text(state, value)?;
-        filters::string(state, value)
-    });
-    environment.add_filter("join", join);
     // `pprint` is for authors of templates, and the length of its text isn't bounded.
     environment.remove_filter("pprint");
-    environment.add_filter("tojson", |state: &mut State, value: &Value| -> Result<String, Error> {
-        pay_for_text(state, value)?;
-        Ok(serde_json::to_value(value).map(|json| python_json(&json)).unwrap_or_default())
-    });
-    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
+    template_filters::add(&mut environment);
     environment
+}
+
+/// Sets the time that `strftime_now` writes. An error is the template's, if it asks for the time.
+pub(super) fn set_clock(environment: &mut Environment<'static>, clock: Result<Clock, String>) {
+    environment.add_function("strftime_now", move |format: &str| -> Result<String, Error> {
+        let text = clock.clone().and_then(|clock| clock.strftime(format));
+        text.map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
+    });
 }
 
 /// A rendering: the environment, the template's name and its variables.
@@ -137,20 +141,9 @@ pub(super) fn render(environment: &Arc<Environment<'static>>, name: &'static str
     }
 }
 
-fn join(
-    state: &mut State,
-    value: &Value,
-    joiner: Option<StringInput<'_>>,
-    attribute: Option<&str>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    pay_for_items(state, Some(value))?;
-    filters::join(state, value, joiner, attribute, options)
-}
-
 /// Spends the fuel for the text of a list or map before the text is written. The engine would charge it afterwards, but
 /// a list may contain a long text, or another list, any number of times.
-fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
+pub(super) fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
     if value.as_object().is_none() {
         return Ok(());
     }
@@ -183,7 +176,7 @@ fn check_depth(state: &State, value: &Value, left: usize) -> Result<(), Error> {
 }
 
 /// Spends the fuel for the text of a list's items, which are joined.
-fn pay_for_items(state: &State, list: Option<&Value>) -> Result<(), Error> {
+pub(super) fn pay_for_items(state: &State, list: Option<&Value>) -> Result<(), Error> {
     let items = list.filter(|list| list.as_str().is_none()).and_then(|list| list.try_iter().ok());
     for item in items.into_iter().flatten() {
         state.consume_fuel(1 + item.as_str().map_or(0, str::len) as u64 / 64)?;
@@ -194,7 +187,7 @@ fn pay_for_items(state: &State, list: Option<&Value>) -> Result<(), Error> {
 
 /// Spends the fuel for what `str.format` may write: every number in the format may be a width, every brace may stand
 /// for any argument.
-fn pay_for_format(state: &State, format: &str, args: &[Value]) -> Result<(), Error> {
+pub(super) fn pay_for_format(state: &State, format: &str, args: &[Value]) -> Result<(), Error> {
     let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
     for digits in numbers {
         state.consume_fuel(1 + digits.parse::<u64>().map_or(FUEL, |width| width / 64))?;
@@ -214,18 +207,5 @@ struct Payer<'a, 'b, 'c>(&'a State<'b, 'c>);
 impl Write for Payer<'_, '_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.consume_fuel(1 + text.len() as u64 / 64).map_err(|_| fmt::Error)
-    }
-}
-
-/// JSON as Python's `json.dumps` writes it: a space after commas and colons.
-fn python_json(value: &Json) -> String {
-    match value {
-        Json::Array(items) => format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", ")),
-        Json::Object(fields) => {
-            let field =
-                |(key, value): (&String, &Json)| format!("{}: {}", Json::from(key.as_str()), python_json(value));
-            format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
-        }
-        other => other.to_string(),
     }
 }

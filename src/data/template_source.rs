@@ -1,8 +1,11 @@
-//! The source text of chat templates, before it is parsed: the tags of transformers that the engine lacks are replaced,
-//! and the names that a template reads are listed.
+//! The source text of chat templates, before it is parsed: what the engine lacks of transformers' Jinja is written in
+//! its own terms, and the names that a template reads are listed.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+
+use super::clock::Clock;
+use super::{template_filters, template_formats};
 
 /// A piece of a template.
 enum Piece {
@@ -10,29 +13,159 @@ enum Piece {
     Statement(Range<usize>),
     /// An expression between `{{` and `}}`, without the delimiters.
     Expression(Range<usize>),
+    /// The tag that begins a raw block, as a statement.
+    Raw(Range<usize>),
 }
 
 /// The tags that transformers adds to Jinja, each with the tag of the engine that stands for it. A `with` block without
 /// assignments renders its content, takes part in whitespace control and has a scope of its own, as the original has.
 const TAGS: [(&str, &str); 2] = [("generation", "with"), ("endgeneration", "endwith")];
 
-/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark what the assistant wrote and render as nothing.
-/// Strings, comments and raw blocks stay as they are.
-pub(super) fn without_generation_tags(source: &str) -> String {
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark what the assistant wrote and render as nothing; the
+/// operator `%` behind a string, by a filter; and what a loop runs over, by itself through a filter that refuses none.
+/// Strings, comments and the content of raw blocks stay as they are.
+pub(super) fn for_engine(source: &str) -> String {
     let (mut replaced, mut copied) = (String::with_capacity(source.len()), 0);
     for piece in pieces(source) {
-        let Piece::Statement(range) = piece else { continue };
-        let name = name_of(source, &range);
-        let Some((_, other)) = TAGS.into_iter().find(|(tag, _)| *tag == &source[name.clone()]) else { continue };
-        if !source[name.end..range.end].trim_matches(['-', '+', ' ', '\t', '\r', '\n']).is_empty() {
-            continue;
-        }
-        replaced.push_str(&source[copied..name.start]);
-        replaced.push_str(other);
-        copied = name.end;
+        let (range, code) = match piece {
+            Piece::Expression(range) => (range.clone(), with_formats(&source[range], 0)),
+            // Jinja keeps the line break behind this tag, other than behind all others.
+            Piece::Raw(range) if source[range.clone()].ends_with(['-', '+']) => continue,
+            Piece::Raw(range) => (range.clone(), format!("{}+", &source[range])),
+            Piece::Statement(range) => match tag(source, &range) {
+                Some((name, other)) => (name, other.to_owned()),
+                None => {
+                    let code = with_formats(&source[range.clone()], 0);
+                    (range, with_looped(&code).unwrap_or(code))
+                }
+            },
+        };
+        replaced.push_str(&source[copied..range.start]);
+        replaced.push_str(&code);
+        copied = range.end;
     }
     replaced.push_str(&source[copied..]);
     replaced
+}
+
+/// The name of a statement that is a tag of transformers alone, and the tag that stands for it.
+fn tag(source: &str, range: &Range<usize>) -> Option<(Range<usize>, &'static str)> {
+    let name = name_of(source, range);
+    let (_, other) = TAGS.into_iter().find(|(tag, _)| *tag == &source[name.clone()])?;
+    let is_bare = source[name.end..range.end].trim_matches(['-', '+', ' ', '\t', '\r', '\n']).is_empty();
+    is_bare.then_some((name, other))
+}
+
+/// A `for` statement whose list goes through a filter; `None` for other statements.
+fn with_looped(code: &str) -> Option<String> {
+    let words = outer_words(code);
+    let mut words = words.into_iter().map(|range| (&code[range.clone()], range));
+    words.next().filter(|(word, _)| *word == "for")?;
+    let start = words.find(|(word, _)| *word == "in")?.1.end;
+    let behind = words.find(|(word, _)| matches!(*word, "if" | "recursive"));
+    let end = behind.map_or(code.trim_end_matches(['-', '+']).len(), |(_, range)| range.start);
+    let list = code[start..end].trim();
+    Some(format!("{} ({list}) | {} {}", &code[..start], template_filters::LOOPED, &code[end..]))
+}
+
+/// The words of code that stand outside of strings and brackets.
+fn outer_words(code: &str) -> Vec<Range<usize>> {
+    let (bytes, mut words, mut at, mut depth) = (code.as_bytes(), vec![], 0, 0_usize);
+    while at < bytes.len() {
+        let start = at;
+        match bytes[at] {
+            b'\'' | b'"' => at = end_of_string(bytes, at).unwrap_or(bytes.len()),
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            byte if is_word(byte) => {
+                at = end_of_word(bytes, at);
+                if depth == 0 {
+                    words.push(start..at);
+                }
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    words
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+fn end_of_word(bytes: &[u8], start: usize) -> usize {
+    start + bytes[start..].iter().take_while(|byte| is_word(**byte)).count()
+}
+
+/// How deep operands of `%` may stand in each other; deeper ones are left to the engine, which refuses them.
+const MAX_FORMATS: usize = 16;
+
+/// Code in which a filter stands for the operator `%` wherever its left side is a string.
+fn with_formats(code: &str, depth: usize) -> String {
+    let (bytes, mut replaced, mut copied, mut at) = (code.as_bytes(), String::new(), 0, 0);
+    while at < bytes.len() && depth < MAX_FORMATS {
+        if !matches!(bytes[at], b'\'' | b'"') {
+            at += 1;
+            continue;
+        }
+        let Some(end) = end_of_string(bytes, at) else { break };
+        let Some(rest) = code[end + 1..].trim_start().strip_prefix('%') else {
+            at = end + 1;
+            continue;
+        };
+        let start = code.len() - rest.trim_start().len();
+        // What has no end doesn't parse either.
+        let Some(operand_end) = end_of_operand(code, start) else { break };
+        let values = with_formats(&code[start..operand_end], depth + 1);
+        replaced.push_str(&code[copied..at]);
+        replaced.push_str(&format!("({} | {}({values}))", &code[at..=end], template_formats::PERCENT));
+        (copied, at) = (operand_end, operand_end);
+    }
+    replaced.push_str(&code[copied..]);
+    replaced
+}
+
+/// Where an operand ends that begins at `start`: a name, a number, a string or brackets, with what is called, looked up
+/// and filtered behind it.
+fn end_of_operand(code: &str, start: usize) -> Option<usize> {
+    let bytes = code.as_bytes();
+    let start = code.len() - code[start..].trim_start_matches(['-', ' ']).len();
+    let mut at = match bytes.get(start)? {
+        b'\'' | b'"' => end_of_string(bytes, start)? + 1,
+        b'(' | b'[' | b'{' => end_of_brackets(bytes, start)?,
+        byte if is_word(*byte) => end_of_word(bytes, start),
+        _ => return None,
+    };
+    loop {
+        let rest = &code[at..];
+        let filter = rest.trim_start().strip_prefix('|').map(|rest| code.len() - rest.trim_start().len());
+        at = match (bytes.get(at), filter) {
+            (Some(b'(' | b'['), _) => end_of_brackets(bytes, at)?,
+            (Some(b'.'), _) => end_of_word(bytes, at + 1),
+            (_, Some(name)) => end_of_word(bytes, name),
+            _ => return Some(at),
+        };
+    }
+}
+
+/// The place behind the bracket that closes the one at `start`.
+fn end_of_brackets(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut at, mut depth) = (start, 0_usize);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\'' | b'"' => at = end_of_string(bytes, at)?,
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
 }
 
 /// The names in a template's statements and expressions, including strings that look like names, because
@@ -41,7 +174,7 @@ pub(super) fn names(source: &str) -> BTreeSet<String> {
     let is_inside = |c: char| c.is_alphanumeric() || c == '_';
     let mut names = BTreeSet::new();
     for piece in pieces(source) {
-        let (Piece::Statement(range) | Piece::Expression(range)) = piece;
+        let (Piece::Statement(range) | Piece::Expression(range)) = piece else { continue };
         for (code, is_string) in parts(&source[range]) {
             match is_string {
                 true if code.chars().all(is_inside) => _ = names.insert(code.to_owned()),
@@ -51,6 +184,18 @@ pub(super) fn names(source: &str) -> BTreeSet<String> {
         }
     }
     names
+}
+
+/// The times that a template writes, as far as its own strings are their formats: tokens are cached for as long as these
+/// stay the same.
+pub(super) fn times(source: &str, clock: &Result<Clock, String>) -> String {
+    let codes = pieces(source).into_iter().filter_map(|piece| match piece {
+        Piece::Statement(range) | Piece::Expression(range) => Some(&source[range]),
+        Piece::Raw(_) => None,
+    });
+    let formats = codes.flat_map(parts).filter(|(text, is_string)| *is_string && text.contains('%'));
+    let Ok(clock) = clock else { return String::new() };
+    formats.filter_map(|(format, _)| clock.strftime(format).ok()).collect::<Vec<_>>().join("\n")
 }
 
 /// The statements and expressions of a template, in order. What follows an unclosed delimiter is left out: the parser
@@ -72,6 +217,7 @@ fn pieces(source: &str) -> Vec<Piece> {
                     pieces.push(Piece::Expression(inside..end));
                 } else if &source[name_of(source, &(inside..end))] == "raw" {
                     let Some(after) = end_of_raw(source, at) else { break };
+                    pieces.push(Piece::Raw(inside..end));
                     at = after;
                 } else {
                     pieces.push(Piece::Statement(inside..end));

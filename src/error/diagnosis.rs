@@ -23,6 +23,31 @@ pub struct Diagnosis {
     pub place: String,
     /// The number of steps in a row that were skipped just before this one, if that many skips end the run; 0 otherwise.
     pub skipped_before: u64,
+    /// Whether the run skips such steps, and stops because too many of them come in a row.
+    pub skips: bool,
+    /// The step of the run's newest checkpoint; `None` if there is none.
+    pub saved: Option<u64>,
+}
+
+impl Diagnosis {
+    /// What to do about it.
+    pub fn advice(&self) -> String {
+        let avoids = "a lower train.lr or an objective.rate_floor above 0 avoids them in a new run";
+        match (self.skips, self.saved) {
+            (true, _) => {
+                "skipping them does not help, and --resume would come to the same steps: start over in another \
+                          train.output with a lower train.lr or an objective.rate_floor above 0"
+                    .to_owned()
+            }
+            (false, Some(_)) => format!(
+                "the last checkpoint is unchanged: --resume --set train.on_non_finite=skip skips such steps, {avoids}"
+            ),
+            (false, None) => format!(
+                "no checkpoint was saved before it: --resume --set train.on_non_finite=skip skips such steps from the \
+                 beginning, {avoids}"
+            ),
+        }
+    }
 }
 
 /// An example whose numbers aren't finite even when it is computed alone.
@@ -38,7 +63,7 @@ pub struct WrongExample {
 
 impl Display for Diagnosis {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { step, loss, grad_norm, examples, wrong, place, skipped_before } = self;
+        let Self { step, loss, grad_norm, examples, wrong, place, skipped_before, .. } = self;
         write!(f, "step {step}: loss {loss}, gradient norm {grad_norm}; ")?;
         let told: Vec<String> = wrong.iter().take(MOST_TOLD).map(WrongExample::to_string).collect();
         match wrong.len() {

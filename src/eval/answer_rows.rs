@@ -1,6 +1,7 @@
 //! Answers the rows of a file into another file, for `weft generate --data`. It goes on where it stopped: rows whose
 //! answers are in the output are not asked again.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -11,7 +12,9 @@ use serde_json::Value;
 use super::asked::turns_of_row;
 use super::generations::batch_sizes;
 use crate::base::Base;
+use crate::data::prompt;
 use crate::data::sources::{Fields, Row, Source};
+use crate::data::typed_tokens::SpecialTokens;
 use crate::error::{Error, Result};
 use crate::files::make_folder;
 use crate::sampler::generate::{Prompt, Sampling, generate};
@@ -26,14 +29,14 @@ pub struct Asking {
     pub sampling: Sampling,
     /// A system turn for every row.
     pub system: Option<String>,
-    /// Whether a row's only turn is given to the model as it is, without the chat template.
-    pub raw: bool,
+    /// Gives a row's only turn to the model as it is, without the chat template, and says what special tokens in it are.
+    pub raw: Option<SpecialTokens>,
     /// Whether special tokens are written.
     pub keep_special_tokens: bool,
 }
 
 /// How many rows were answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answered {
     /// Rows whose answers were in the output already.
     pub before: usize,
@@ -41,6 +44,8 @@ pub struct Answered {
     pub now: usize,
     /// The most tokens of a prompt and its answer.
     pub longest: usize,
+    /// What is said of the rows that were answered now, one sentence each.
+    pub told: Vec<String>,
 }
 
 /// A row to be answered, with its tokens and its index.
@@ -48,6 +53,8 @@ struct Asked {
     fields: Fields,
     ids: Vec<u32>,
     index: u64,
+    /// What nothing reads of the row, and which of its special tokens are text.
+    idle: [Vec<String>; 2],
 }
 
 /// Answers every row of `data` and appends it to `out` with all its keys and its answer under `generation`. Batching and
@@ -65,8 +72,13 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
     let mut answered = Answered { before, ..Answered::default() };
     let mut waiting: Vec<Asked> = vec![];
     let mut file: Option<File> = None;
+    let mut idle: [BTreeMap<String, usize>; 2] = Default::default();
     for (index, row) in (before as u64..).zip(rows) {
-        waiting.push(ask(base, &row?, index, asking)?);
+        let mut asked = ask(base, &row?, index, asking)?;
+        for (counts, names) in idle.iter_mut().zip(std::mem::take(&mut asked.idle)) {
+            names.into_iter().for_each(|name| *counts.entry(name).or_default() += 1);
+        }
+        waiting.push(asked);
         let lengths: Vec<usize> = waiting.iter().map(|asked| asked.ids.len()).collect();
         answered.longest = answered.longest.max(lengths.last().unwrap_or(&0) + asking.sampling.gen_length);
         // The row that begins another batch shows that this one is full.
@@ -83,6 +95,7 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
         answered.now += size;
     }
     bar.finish_and_clear();
+    answered.told = told(idle, asking.raw.is_some());
     match answered.before + answered.now {
         0 => Err(Error::Config { path: data.to_owned(), reason: "it has no rows; give a row per question".to_owned() }),
         _ => Ok(answered),
@@ -129,21 +142,46 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
         return Err(wrong(format!("the row has a key {GENERATION:?} of its own, where its answer belongs; rename it")));
     }
     let question = turns_of_row(&row.fields).map_err(wrong)?;
-    let ids = match (asking.raw, &question.turns[..]) {
-        (true, [turn]) => base.text.encode(turn.text())?,
-        (true, _) => return Err(wrong("--raw takes rows of one turn, and this one has more; leave it out".to_owned())),
-        (false, _) => {
+    let (prompt, unread) = match (asking.raw, &question.turns[..]) {
+        (Some(special_tokens), [turn]) => {
+            let tools = question.tools.as_ref().map(|_| "tools".to_owned());
+            (base.text.prompt_of_text(turn.text(), special_tokens)?, tools.into_iter().collect())
+        }
+        (Some(_), _) => {
+            return Err(wrong("--raw takes rows of one turn, and this one has more; leave it out".to_owned()));
+        }
+        (None, _) => {
             let question = match &asking.system {
                 Some(system) => question.with_system(system).map_err(wrong)?,
                 None => question,
             };
-            base.text.prompt_ids_of_turns(&question.turns, question.tools.as_ref())?
+            let tools = question.tools.as_ref();
+            (base.text.prompt_of_turns(&question.turns, tools)?, base.text.unread(&question.turns, tools))
         }
     };
-    if ids.contains(&base.model.config.mask_token_id) {
+    let prompt::Prompt { ids, typed } = prompt;
+    let mask = base.model.config.mask_token_id;
+    if ids.contains(&mask) || typed.iter().any(|token| base.text.token_id(token) == Some(mask)) {
         return Err(wrong("the prompt contains the mask token; remove it".to_owned()));
     }
-    Ok(Asked { fields: row.fields.clone(), ids, index })
+    Ok(Asked { fields: row.fields.clone(), ids, index, idle: [unread, typed] })
+}
+
+/// What is said of rows: what nothing reads of them, and which special tokens in them are text, each with its number of
+/// rows.
+fn told([unread, typed]: [BTreeMap<String, usize>; 2], is_raw: bool) -> Vec<String> {
+    let list = |counts: &BTreeMap<String, usize>| {
+        counts.iter().map(|(name, count)| format!("{name} ({count} rows)")).collect::<Vec<_>>().join(", ")
+    };
+    let unread = (!unread.is_empty()).then(|| match is_raw {
+        true => format!("--raw leaves out {}", list(&unread)),
+        false => format!("the chat template does not read {}", list(&unread)),
+    });
+    let typed = (!typed.is_empty()).then(|| {
+        let tokens = list(&typed);
+        format!("special tokens in prompts are read as text: {tokens}; --special-tokens tokens reads them as tokens")
+    });
+    unread.into_iter().chain(typed).collect()
 }
 
 /// Answers a batch and appends it to the output, which is created with the first one.

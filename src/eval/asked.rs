@@ -100,26 +100,32 @@ fn with_answer(row: &Fields) -> Fields {
     row
 }
 
-/// The turns of a JSON text: a list of them, or an object with the list under `messages`, and perhaps `tools`. The last
-/// turn may be anyone's.
+/// The turns of a JSON text: a list of them, or an object with the list under `messages`, and perhaps `tools` and the text
+/// of a `system` turn; and the object's keys that nothing reads. The last turn may be anyone's.
 ///
 /// # Errors
 /// What is wrong with the text, as one sentence.
-pub fn turns_of_text(text: &str) -> Result<Question, String> {
+pub fn turns_of_text(text: &str) -> Result<(Question, Vec<String>), String> {
     let form = "give a list of turns, such as [{\"role\": \"user\", \"content\": \"...\"}]";
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON ({e}); {form}"))?;
-    let (list, tools) = match value {
-        Value::Object(mut fields) => (fields.remove("messages").unwrap_or_default(), fields.remove("tools")),
-        list => (list, None),
+    let (list, mut beside) = match value {
+        Value::Object(mut fields) => (fields.shift_remove("messages").unwrap_or_default(), fields),
+        list => (list, Map::new()),
     };
     let Value::Array(mut turns) = list else { return Err(format!("it holds no list; {form}")) };
     if turns.is_empty() {
         return Err(format!("the list is empty; {form}"));
     }
     turns.push(json!({ "role": "assistant", "content": NO_ANSWER }));
-    let mut row = Map::from_iter([("messages".to_owned(), Value::Array(turns))]);
-    row.extend(tools.map(|tools| ("tools".to_owned(), tools)));
-    Ok(formats::chat(&row, Some(Form::Messages))?.map(Question::from).unwrap_or_default())
+    if turns[0]["role"] == "system" && beside.get("system").is_some_and(|system| !system.is_null()) {
+        return Err(
+            "messages begin with a system turn, and there is \"system\" beside them; remove one of the two".to_owned()
+        );
+    }
+    let unread = beside.keys().filter(|key| !["tools", "system"].contains(&key.as_str())).cloned().collect();
+    beside.insert("messages".to_owned(), Value::Array(turns));
+    let question = formats::chat(&beside, Some(Form::Messages))?.map(Question::from).unwrap_or_default();
+    Ok((question, unread))
 }
 
 fn is_answer(turn: &Value) -> bool {

@@ -20,6 +20,10 @@ const OR_EMBEDDED: &str = ", or tiny-base";
 const NO_WEIGHTS: &str =
     "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
 
+/// The error for a checkpoint that was given as an adapter.
+pub(super) const NO_ADAPTER: &str =
+    "it is a checkpoint, and not an adapter; give it as the model (--model, or model.path in a recipe)";
+
 /// A checkpoint's folder: the path itself, or that of the hub's files once they have all been fetched.
 ///
 /// # Errors
@@ -42,6 +46,9 @@ pub fn without_weights(path: &Path) -> Result<PathBuf> {
 /// Those of [`checkpoint`].
 pub fn adapter(path: &Path) -> Result<PathBuf> {
     let files = |names: &[String]| {
+        if all_of(names, &["adapter_config.json"]).is_err() && all_of(names, &["config.json"]).is_ok() {
+            return Err(NO_ADAPTER.to_owned());
+        }
         all_of(names, &["adapter_config.json", TENSORS]).map_err(|reason| {
             let is_pickled = !names.iter().any(|name| name == TENSORS);
             let pickle = names.iter().any(|name| is_pickled && is_pickle(name, "adapter_model"));
@@ -58,7 +65,12 @@ pub(crate) fn is_companion(name: &str) -> bool {
 
 /// A model's files other than its weights, or what the repository lacks.
 fn text_files(names: &[String]) -> std::result::Result<Vec<String>, String> {
-    all_of(names, &["config.json"])?;
+    all_of(names, &["config.json"]).map_err(|lacks| match all_of(names, &["adapter_config.json"]) {
+        Ok(_) => {
+            "it is an adapter; give its base as the model, and it as --adapter (model.adapter in a recipe)".to_owned()
+        }
+        Err(_) => lacks,
+    })?;
     all_of(names, &["tokenizer.json"])
         .or_else(|_| all_of(names, &["vocab.json", "merges.txt"]))
         .map_err(|_| "it has no tokenizer.json, nor vocab.json and merges.txt".to_owned())?;

@@ -29,8 +29,7 @@ pub(super) const TENSORS: &str = "adapter_model.safetensors";
 pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let folder = &*from_hub::adapter(folder)?;
     let path = folder.join("adapter_config.json");
-    if !path.exists() && folder.join("adapter/adapter_config.json").exists() {
-        let reason = format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display());
+    if let Some(reason) = other_folder(folder).filter(|_| !path.exists()) {
         return Err(Error::Config { path: folder.to_owned(), reason });
     }
     let refuse = |reason: String| Error::Config { path: path.clone(), reason };
@@ -47,6 +46,18 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     model.config.lora_scale = config.scale();
     model.config.lora_dropout = config.lora_dropout as f32;
     Ok(config)
+}
+
+/// What a folder is that was given as an adapter and isn't one, and the fix; `None` if that isn't known.
+fn other_folder(folder: &Path) -> Option<String> {
+    let within = |name: &str| folder.join(name).exists();
+    if within("adapter/adapter_config.json") {
+        return Some(format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display()));
+    }
+    match folder.is_file() {
+        true => Some("it is a file; give an adapter's folder".to_owned()),
+        false => within("config.json").then(|| from_hub::NO_ADAPTER.to_owned()),
+    }
 }
 
 /// Reads adapter_config.json; where it doesn't say which layers are adapted, the error lists those of the tensors.

@@ -55,7 +55,8 @@ impl Session {
         match launched() {
             Some(size @ 2..) => Err(Error::Usage(format!(
                 "{size} processes were started together, and this weft is built without the feature mpi: each would train \
-                 the same; build it with `cargo install weft-dllm --features mpi`, or start one process"
+                 the same; build it with `cargo install --locked --path . --features mpi` in a copy of \
+                 its sources, or start one process"
             ))),
             _ => Ok(Self { ranks: solo() }),
         }

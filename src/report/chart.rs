@@ -1,25 +1,42 @@
 //! Charts as self-contained SVG: curves with bands, and intervals one below the other. The colours follow the reader's
-//! light or dark scheme; a point shows its numbers when the pointer rests on it.
+//! light or dark scheme; a point shows its numbers when the pointer rests on it. A chart is small and its letters are
+//! large, so that it can be read on a phone and stands beside others on a wide screen.
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 720.0;
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 704.0;
-const TOP: f64 = 40.0;
-/// The height of a chart's plot area, and of a row of intervals.
-const PLANE: f64 = 280.0;
-const ROW: f64 = 26.0;
+use super::axis::Axis;
+use super::visible::visible;
 
-/// Colours that are visible on white and on black, and distinguishable for most colour-blind readers.
+const WIDTH: f64 = 480.0;
+const LEFT: f64 = 84.0;
+const RIGHT: f64 = 462.0;
+/// Where the first line of a title stands; the height of a line of text.
+const TITLE: f64 = 24.0;
+const LINE: f64 = 21.0;
+/// The height of a chart's plot area, and of a row of intervals.
+const PLANE: f64 = 240.0;
+const ROW: f64 = 28.0;
+/// The width of a character, about, in a title and elsewhere.
+const TITLE_CHARACTER: f64 = 8.8;
+const CHARACTER: f64 = 8.0;
+/// The smallest distance between dots that don't touch.
+const APART: f64 = 10.0;
+/// The number of colours in [`STYLE`].
+const COLOURS: usize = 8;
+
+/// The style of a chart. The colours `k0` to `k7` are distinguishable for most colour-blind readers; on a dark page they
+/// are lighter and bands are stronger.
 ///
 /// # Source
 /// Okabe and Ito, Color Universal Design (2008), two of them darkened or lightened.
-const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6fd1", "#7f7f7f"];
-
-const STYLE: &str = "<style>svg{color-scheme:light dark;font:12px system-ui,sans-serif}\
-.ink{fill:#222}.line{stroke:#222}.grid{stroke:#ddd}.paper{fill:#fff}\
-@media(prefers-color-scheme:dark){.ink{fill:#ddd}.line{stroke:#ddd}.grid{stroke:#444}.paper{fill:#181818}}</style>";
+const STYLE: &str = "<style>svg{color-scheme:light dark;font:15px system-ui,sans-serif}\
+.ink{fill:#222}.line{stroke:#222}.grid{stroke:#ddd}.paper{fill:#fff}.band{fill:currentColor;opacity:.2}\
+.hit{opacity:0}.hit:hover{opacity:1}\
+.k0{color:#0072b2}.k1{color:#d55e00}.k2{color:#009e73}.k3{color:#cc79a7}.k4{color:#e69f00}.k5{color:#56b4e9}\
+.k6{color:#8a6fd1}.k7{color:#7f7f7f}\
+@media(prefers-color-scheme:dark){.ink{fill:#ddd}.line{stroke:#ddd}.grid{stroke:#3c3c3c}.paper{fill:#181818}\
+.band{opacity:.38}.k0{color:#4db1e8}.k1{color:#ff8a4c}.k2{color:#2fc99a}.k3{color:#e6a3c9}.k4{color:#f5b93d}\
+.k5{color:#8fd0f5}.k6{color:#b09cf0}.k7{color:#b0b0b0}}</style>";
 
 /// A curve.
 #[derive(Clone, Debug)]
@@ -43,70 +60,104 @@ pub struct Titles<'a> {
 
 /// Draws curves over x with their intervals.
 pub fn curves(titles: Titles, curves: &[Curve]) -> String {
-    let all = || curves.iter().flat_map(|c| &c.points);
+    curves_over_bands(titles, &[], curves)
+}
+
+/// Draws curves like [`curves`], above bands that have names of their own: of a band only the interval is drawn. The y
+/// axis is logarithmic if single values are far above the others and there are no bands.
+pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> String {
+    let all = || bands.iter().chain(curves).flat_map(|c| &c.points);
+    let title = lines(titles.title, ((RIGHT - 8.0) / TITLE_CHARACTER) as usize);
+    let top = TITLE + LINE * title.len() as f64 - 7.0;
+    let bottom = top + PLANE;
     let x = Axis::between(all().map(|p| p[0]), [LEFT, RIGHT]);
-    let y = Axis::over(all().flat_map(|p| &p[1..]).copied(), [TOP + PLANE, TOP]);
-    let mut svg = open(titles.title, TOP + PLANE + 64.0 + 18.0 * curves.len().div_ceil(4) as f64);
-    grid(&mut svg, &x, Some(&y), TOP + PLANE);
-    let (middle, below) = ((LEFT + RIGHT) / 2.0, TOP + PLANE + 34.0);
-    text(&mut svg, [middle, below], "middle", titles.x);
+    let values = || all().flat_map(|p| &p[1..]).copied();
+    let y = match bands.is_empty() && Axis::has_spikes(all().map(|p| p[1]).chain(all().map(|p| p[3]))) {
+        true => Axis::log_over(values(), [bottom, top]),
+        false => Axis::over(values(), [bottom, top]),
+    };
+    let names: Vec<&str> = bands.iter().chain(curves).map(|c| c.name.as_str()).collect();
+    let (legend, rows) = legend(if names.len() > 1 { &names } else { &[] }, bands.len(), bottom + 64.0);
+    let mut svg = open(&title, titles.title, bottom + 48.0 + LINE * rows as f64);
+    grid(&mut svg, (&x, Some(&y)), LEFT, [top, bottom]);
+    text(&mut svg, [(LEFT + RIGHT) / 2.0, bottom + 38.0], "middle", titles.x);
+    let of_y = if y.is_log { format!("{}, log scale", titles.y) } else { titles.y.to_owned() };
     let _ = write!(
         svg,
-        r#"<text class="ink" transform="translate(14 {:.0}) rotate(-90)" text-anchor="middle">{}</text>"#,
-        TOP + PLANE / 2.0,
-        escape(titles.y)
+        r#"<text class="ink" transform="translate(16 {:.0}) rotate(-90)" text-anchor="middle">{}</text>"#,
+        top + PLANE / 2.0,
+        escape(&of_y)
     );
-    for (i, curve) in curves.iter().enumerate() {
-        let colour = COLOURS[i % COLOURS.len()];
-        let at = |p: &[f64; 4], k: usize| format!("{:.1},{:.1}", x.place(p[0]), y.place(p[k]));
-        let band: Vec<String> =
-            curve.points.iter().map(|p| at(p, 2)).chain(curve.points.iter().rev().map(|p| at(p, 3))).collect();
-        let line: Vec<String> = curve.points.iter().map(|p| at(p, 1)).collect();
-        let _ = write!(svg, r#"<polygon points="{}" fill="{colour}" opacity="0.15"/>"#, band.join(" "));
-        let _ =
-            write!(svg, r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, line.join(" "));
-        for [px, py, low, high] in &curve.points {
-            let words =
-                format!("{}: {} at {} ({} to {})", curve.name, short(*py), short(*px), short(*low), short(*high));
-            dot(&mut svg, [x.place(*px), y.place(*py)], colour, &words);
-        }
-        let (column, row) = (i % 4, i / 4);
-        let [lx, ly] = [LEFT + 160.0 * column as f64, below + 22.0 + 18.0 * row as f64];
-        let _ = write!(svg, r#"<rect x="{lx:.0}" y="{:.0}" width="14" height="4" fill="{colour}"/>"#, ly - 6.0);
-        text(&mut svg, [lx + 20.0, ly], "start", &curve.name);
+    for curve in bands {
+        svg.push_str(r#"<g class="k0">"#);
+        band(&mut svg, (&x, &y), curve);
+        svg.push_str("</g>");
     }
-    svg + "</svg>\n"
+    for (i, curve) in curves.iter().enumerate() {
+        let _ = write!(svg, r#"<g {}>"#, look(i));
+        band(&mut svg, (&x, &y), curve);
+        line(&mut svg, (&x, &y), curve);
+        svg.push_str("</g>");
+    }
+    svg + &legend + "</svg>\n"
+}
+
+/// The interval of a curve.
+fn band(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
+    if curve.points.iter().all(|[_, _, low, high]| low == high) {
+        return;
+    }
+    let at = |p: &[f64; 4], k: usize| format!("{:.1},{:.1}", x.place(p[0]), y.place(p[k]));
+    let ends = curve.points.iter().map(|p| at(p, 2)).chain(curve.points.iter().rev().map(|p| at(p, 3)));
+    let _ = write!(svg, r#"<polygon class="band" points="{}"/>"#, ends.collect::<Vec<_>>().join(" "));
+}
+
+/// The line of a curve and its points. Points that would touch each other are shown when the pointer rests on them.
+fn line(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
+    let at = |p: &[f64; 4]| [x.place(p[0]), y.place(p[1])];
+    let line: Vec<String> = curve.points.iter().map(at).map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
+    let _ =
+        write!(svg, r#"<polyline points="{}" fill="none" stroke="currentColor" stroke-width="2"/>"#, line.join(" "));
+    let apart = curve.points.windows(2).map(|pair| x.place(pair[1][0]) - x.place(pair[0][0])).fold(WIDTH, f64::min);
+    for point in &curve.points {
+        let [px, py, low, high] = *point;
+        let range = if low == high { String::new() } else { format!(" ({} to {})", short(low), short(high)) };
+        dot(svg, at(point), apart >= APART, &format!("{}: {} at {}{range}", curve.name, short(py), short(px)));
+    }
 }
 
 /// Draws named intervals (middle, low, high) one below the other, with a line at zero.
 pub fn intervals(titles: Titles, rows: &[(String, [f64; 3])]) -> String {
-    let left = LEFT + 150.0;
+    let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let left = (longest as f64 * CHARACTER + 24.0).clamp(LEFT, WIDTH / 2.0);
+    let title = lines(titles.title, ((RIGHT - 8.0) / TITLE_CHARACTER) as usize);
+    let top = TITLE + LINE * title.len() as f64 - 7.0;
     let x = Axis::over(rows.iter().flat_map(|r| r.1).chain([0.0]), [left, RIGHT]);
-    let bottom = TOP + ROW * rows.len() as f64;
-    let mut svg = open(titles.title, bottom + 48.0);
-    grid(&mut svg, &x, None, bottom);
+    let bottom = top + ROW * rows.len() as f64;
+    let mut svg = open(&title, titles.title, bottom + 48.0);
+    grid(&mut svg, (&x, None), left, [top, bottom]);
     let zero = x.place(0.0);
-    let _ = write!(svg, r#"<line class="line" x1="{zero:.1}" x2="{zero:.1}" y1="{TOP}" y2="{bottom}"/>"#);
-    text(&mut svg, [(left + RIGHT) / 2.0, bottom + 36.0], "middle", titles.x);
+    let _ = write!(svg, r#"<line class="line" x1="{zero:.1}" x2="{zero:.1}" y1="{top}" y2="{bottom}"/>"#);
+    text(&mut svg, [(left + RIGHT) / 2.0, bottom + 38.0], "middle", titles.x);
+    svg.push_str(r#"<g class="k0">"#);
     for (i, (name, [middle, low, high])) in rows.iter().enumerate() {
-        let y = TOP + ROW * (i as f64 + 0.5);
-        text(&mut svg, [left - 10.0, y + 4.0], "end", name);
-        let colour = COLOURS[0];
+        let y = top + ROW * (i as f64 + 0.5);
+        text(&mut svg, [left - 10.0, y + 5.0], "end", &shortened(name, ((left - 18.0) / CHARACTER) as usize));
         let [a, b] = [low, high].map(|v| x.place(*v));
         let _ = write!(
             svg,
-            r#"<line x1="{a:.1}" x2="{b:.1}" y1="{y:.1}" y2="{y:.1}" stroke="{colour}" stroke-width="2"/>"#
+            r#"<line x1="{a:.1}" x2="{b:.1}" y1="{y:.1}" y2="{y:.1}" stroke="currentColor" stroke-width="2"/>"#
         );
         let words = format!("{name}: {} ({} to {})", short(*middle), short(*low), short(*high));
-        dot(&mut svg, [x.place(*middle), y], colour, &words);
+        dot(&mut svg, [x.place(*middle), y], true, &words);
     }
-    svg + "</svg>\n"
+    svg + "</g></svg>\n"
 }
 
-/// Escapes a text for HTML and SVG.
+/// Escapes a text for HTML and SVG. Control characters and marks that change the direction of writing are made visible.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in visible(text).chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
@@ -119,78 +170,92 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// An axis: maps values to positions, and has ticks.
-struct Axis {
-    values: [f64; 2],
-    places: [f64; 2],
-    ticks: Vec<f64>,
-}
-
-impl Axis {
-    /// An axis that includes all values and ends on ticks.
-    fn over(values: impl Iterator<Item = f64>, places: [f64; 2]) -> Self {
-        let [mut low, mut high] = values
-            .filter(|v| v.is_finite())
-            .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)]);
-        if low > high {
-            [low, high] = [0.0, 1.0];
-        }
-        if high - low < 1e-12 * high.abs().max(1e-12) {
-            [low, high] = [low - 0.5, high + 0.5];
-        }
-        let rough = (high - low) / 5.0;
-        let power = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(power);
-        let [first, last] = [(low / step).floor(), (high / step).ceil()];
-        let ticks: Vec<f64> = (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect();
-        Self { values: [first * step, last * step], places, ticks }
-    }
-
-    /// An axis that ends where the values end.
-    fn between(values: impl Iterator<Item = f64> + Clone, places: [f64; 2]) -> Self {
-        let wide = Self::over(values.clone(), places);
-        let is_counted = values.clone().all(|value| value.fract() == 0.0);
-        let ends = values
-            .filter(|v| v.is_finite())
-            .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)]);
-        match ends {
-            [low, high] if low < high => {
-                // Integers such as steps get no fractional ticks.
-                let is_tick = |tick: &f64| (low..=high).contains(tick) && (!is_counted || tick.fract() == 0.0);
-                let ticks = wide.ticks.into_iter().filter(is_tick).collect();
-                Self { values: ends, places, ticks }
+/// A text in lines of at most so many characters, broken at spaces.
+fn lines(text: &str, most: usize) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= most => {
+                line.push(' ');
+                line.push_str(word);
             }
-            _ => wide,
+            _ => lines.push(shortened(word, most)),
         }
     }
+    lines
+}
 
-    fn place(&self, value: f64) -> f64 {
-        let [from, to] = self.values;
-        self.places[0] + (value - from) / (to - from) * (self.places[1] - self.places[0])
+/// A text of at most so many characters; of a longer one the end remains, which tells paths apart.
+fn shortened(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    match count <= most {
+        true => text.to_owned(),
+        false => format!("\u{2026}{}", text.chars().skip(count + 1 - most.max(1)).collect::<String>()),
     }
 }
 
-fn open(title: &str, height: f64) -> String {
+fn open(title: &[String], whole: &str, height: f64) -> String {
     let mut svg = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" role="img" aria-label="{}">"#,
-        escape(title)
+        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0}" viewBox="0 0 {WIDTH} {height:.0}" role="img" aria-label="{}">"#,
+        escape(whole)
     );
     svg.push_str(STYLE);
     svg.push_str(r#"<rect class="paper" width="100%" height="100%"/>"#);
-    let _ = write!(svg, r#"<text class="ink" x="{LEFT}" y="24" font-size="15">{}</text>"#, escape(title));
+    for (i, line) in title.iter().enumerate() {
+        let y = TITLE + LINE * i as f64;
+        let _ = write!(svg, r#"<text class="ink" x="8" y="{y}" font-size="17">{}</text>"#, escape(line));
+    }
     svg
 }
 
-fn grid(svg: &mut String, x: &Axis, y: Option<&Axis>, bottom: f64) {
+/// The colour of a curve; once all colours are used, the lines are dashed.
+fn look(index: usize) -> String {
+    let dashes = if index < COLOURS { "" } else { r#" stroke-dasharray="6 3""# };
+    format!(r#"class="k{}"{dashes}"#, index % COLOURS)
+}
+
+/// The legend of curves, of which the first `bands` are bands, with its first line at this height; and the number of its
+/// lines. A band lies over the earlier ones, and so do their keys.
+fn legend(names: &[&str], bands: usize, y: f64) -> (String, usize) {
+    let (mut svg, mut row, mut x) = (String::new(), 0, 8.0);
+    for (i, name) in names.iter().enumerate() {
+        let name = shortened(name, ((RIGHT - 28.0) / CHARACTER) as usize);
+        let width = 40.0 + name.chars().count() as f64 * CHARACTER;
+        if x > 8.0 && x + width > WIDTH {
+            (row, x) = (row + 1, 8.0);
+        }
+        let y = y + LINE * row as f64;
+        let at = y - 5.0;
+        let key = match i.checked_sub(bands) {
+            Some(line) => format!(
+                r#"<line {} x1="{x:.0}" x2="{:.0}" y1="{at:.0}" y2="{at:.0}" stroke="currentColor" stroke-width="4"/>"#,
+                look(line),
+                x + 16.0
+            ),
+            None => {
+                let one = format!(r#"<rect class="band" x="{x:.0}" y="{:.0}" width="16" height="12"/>"#, at - 6.0);
+                format!(r#"<g class="k0">{}</g>"#, one.repeat(i + 1))
+            }
+        };
+        let _ = write!(svg, "<g data-key=\"{i}\">{key}</g>");
+        text(&mut svg, [x + 22.0, y], "start", &name);
+        x += width;
+    }
+    (svg, if names.is_empty() { 0 } else { row + 1 })
+}
+
+fn grid(svg: &mut String, (x, y): (&Axis, Option<&Axis>), left: f64, [top, bottom]: [f64; 2]) {
     for tick in &x.ticks {
         let at = x.place(*tick);
-        let _ = write!(svg, r#"<line class="grid" x1="{at:.1}" x2="{at:.1}" y1="{TOP}" y2="{bottom}"/>"#);
-        text(svg, [at, bottom + 16.0], "middle", &short(*tick));
+        let _ = write!(svg, r#"<line class="grid" x1="{at:.1}" x2="{at:.1}" y1="{top}" y2="{bottom}"/>"#);
+        // The last label is as long as a step's number may be, and must not leave the chart.
+        let half = short(*tick).len() as f64 * CHARACTER / 2.0;
+        text(svg, [at.min(WIDTH - half - 4.0), bottom + 18.0], "middle", &short(*tick));
     }
     for tick in y.iter().flat_map(|y| &y.ticks) {
         let at = y.map_or(0.0, |y| y.place(*tick));
-        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at:.1}" y2="{at:.1}"/>"#);
-        text(svg, [LEFT - 8.0, at + 4.0], "end", &short(*tick));
+        let _ = write!(svg, r#"<line class="grid" x1="{left}" x2="{RIGHT}" y1="{at:.1}" y2="{at:.1}"/>"#);
+        text(svg, [left - 8.0, at + 5.0], "end", &short(*tick));
     }
 }
 
@@ -198,15 +263,24 @@ fn text(svg: &mut String, [x, y]: [f64; 2], anchor: &str, words: &str) {
     let _ = write!(svg, r#"<text class="ink" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#, escape(words));
 }
 
-fn dot(svg: &mut String, [x, y]: [f64; 2], colour: &str, words: &str) {
+fn dot(svg: &mut String, [x, y]: [f64; 2], is_shown: bool, words: &str) {
     let words = escape(words);
-    let _ = write!(svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{colour}"><title>{words}</title></circle>"#);
+    let class = if is_shown { "" } else { r#" class="hit""# };
+    let _ = write!(
+        svg,
+        r#"<circle{class} cx="{x:.1}" cy="{y:.1}" r="4" fill="currentColor"><title>{words}</title></circle>"#
+    );
 }
 
-/// A number with at most four significant digits.
-fn short(value: f64) -> String {
+/// A number with at most four significant digits; a very small or large one with an exponent.
+pub(super) fn short(value: f64) -> String {
     if value == 0.0 || value.abs() < 1e-12 {
         return "0".to_owned();
+    }
+    if !(1e-3..1e6).contains(&value.abs()) {
+        let text = format!("{value:.3e}");
+        let (digits, exponent) = text.split_once('e').expect("it has an exponent");
+        return format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.'));
     }
     let decimals = (3 - value.abs().log10().floor() as i32).clamp(0, 8) as usize;
     let text = format!("{value:.decimals$}");
@@ -220,25 +294,59 @@ fn short(value: f64) -> String {
 mod tests {
     use super::*;
 
+    /// A curve through these values at steps 1, 2 and so on.
+    fn curve(name: &str, values: impl Iterator<Item = f64>) -> Curve {
+        let points = values.zip(1..).map(|(y, step)| [f64::from(step), y, y, y]).collect();
+        Curve { name: name.to_owned(), points }
+    }
+
     #[test]
-    fn an_axis_ends_on_ticks_around_its_values() {
-        let axis = Axis::over([3.0, 47.0].into_iter(), [0.0, 100.0]);
-        assert_eq!(axis.ticks, [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]);
-        assert_eq!([axis.place(0.0), axis.place(25.0), axis.place(50.0)], [0.0, 50.0, 100.0]);
-        let middle = Axis::over([2.0].into_iter(), [0.0, 1.0]).place(2.0);
-        assert!((middle - 0.5).abs() < 1e-9, "one value lies at {middle}, not in the middle");
-        assert!(Axis::over([].into_iter(), [0.0, 1.0]).place(0.5).is_finite());
-        let tight = Axis::between([3.0, 47.0].into_iter(), [0.0, 100.0]);
-        assert_eq!(tight.ticks, [10.0, 20.0, 30.0, 40.0], "no tick lies outside");
-        assert_eq!([tight.place(3.0), tight.place(25.0), tight.place(47.0)], [0.0, 50.0, 100.0]);
-        assert_eq!(Axis::between([1.0, 2.0].into_iter(), [0.0, 1.0]).ticks, [1.0, 2.0], "steps have no parts");
-        assert_eq!(Axis::between([2.0].into_iter(), [0.0, 1.0]).place(2.0), middle);
+    fn dots_that_would_touch_are_hidden_until_the_pointer_rests_on_them() {
+        let titles = Titles { title: "a", x: "step", y: "nats" };
+        let few = curves(titles, &[curve("few", (0..8).map(f64::from))]);
+        assert_eq!((few.matches("<circle").count(), few.matches("class=\"hit\"").count()), (8, 0));
+        let many = curves(titles, &[curve("many", (0..90).map(f64::from))]);
+        assert_eq!((many.matches("<circle").count(), many.matches("class=\"hit\"").count()), (90, 90));
+    }
+
+    #[test]
+    fn a_spike_makes_the_axis_logarithmic() {
+        let titles = Titles { title: "a", x: "step", y: "nats" };
+        let calm = curves(titles, &[curve("calm", (0..50).map(|i| 2.0 + f64::from(i % 5)))]);
+        assert!(calm.contains(">nats<"), "{calm}");
+        let spiky = curves(titles, &[curve("spiky", (0..50).map(|i| if i == 9 { 1000.0 } else { 2.0 }))]);
+        assert!(spiky.contains(">nats, log scale<") && spiky.contains(">1000<"), "{spiky}");
+    }
+
+    #[test]
+    fn a_legend_stands_where_there_are_several_curves() {
+        let titles =
+            Titles { title: "a title that is too long for one line of the chart, so it has two", x: "", y: "" };
+        let one = || curve("one", (0..4).map(f64::from));
+        assert!(!curves(titles, &[one()]).contains("data-key"));
+        let svg = curves(
+            titles,
+            &[one(), curve("a name of many letters, so the legend has a row more", (0..2).map(f64::from))],
+        );
+        assert_eq!(svg.matches("data-key").count(), 2);
+        let band = || Curve { name: "band".to_owned(), points: vec![[0.0, 1.0, 0.5, 1.5], [1.0, 2.0, 1.5, 2.5]] };
+        let svg = curves_over_bands(titles, &[band(), band()], &[one()]);
+        assert_eq!((svg.matches("<polygon").count(), svg.matches("<polyline").count()), (2, 1));
+        assert_eq!(svg.matches("class=\"band\" x").count(), 3, "the second band's key has both colours");
     }
 
     #[test]
     fn numbers_are_short() {
-        let cases =
-            [(0.0, "0"), (12.0, "12"), (0.123_456, "0.1235"), (98_765.4, "98765"), (-1.5, "-1.5"), (1e-3, "0.001")];
+        let cases = [
+            (0.0, "0"),
+            (2e-5, "2e-5"),
+            (-1.25e7, "-1.25e7"),
+            (12.0, "12"),
+            (0.123_456, "0.1235"),
+            (98_765.4, "98765"),
+            (-1.5, "-1.5"),
+            (1e-3, "0.001"),
+        ];
         cases.into_iter().for_each(|(value, expected)| assert_eq!(short(value), expected));
     }
 

@@ -4,9 +4,10 @@
 use std::fmt::Write;
 
 use super::chart::escape;
-use super::page::page;
-use crate::data::Example;
+use super::page::{page, turns};
 use crate::data::chat_template::TextModel;
+use crate::data::turns;
+use crate::data::{Example, Message};
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
@@ -14,14 +15,42 @@ use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_unce
 /// A text with the results of pass 1 for its answer.
 #[derive(Clone, Debug)]
 pub struct InspectedText {
-    /// The prompt.
-    pub prompt: String,
+    /// The turns of the prompt.
+    pub prompt: Vec<Message>,
     /// The tokens of the answer.
-    pub tokens: Vec<String>,
+    pub tokens: Vec<ShownToken>,
     /// The entropy `H_i` of each token, in nats.
     pub token_entropy: Vec<f32>,
     /// The relative uncertainty `r_i` of each token.
     pub relative_uncertainty: Vec<f32>,
+}
+
+/// A token as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownToken {
+    /// Its text; for a token that is a part of a character, the whole character.
+    pub text: String,
+    /// Which part of the text the token is, counted from 1, and of how many.
+    pub part: [usize; 2],
+}
+
+/// The most tokens that are joined into characters: a character has at most four bytes.
+const MOST_PARTS: usize = 6;
+
+/// The tokens as they are shown: those that are parts of one character are decoded together.
+pub fn shown_tokens(text: &TextModel, ids: &[u32]) -> Vec<ShownToken> {
+    let (mut shown, mut start) = (vec![], 0);
+    let is_broken = |ids: &[u32]| text.decode_canvas(ids).contains(char::REPLACEMENT_CHARACTER);
+    while start < ids.len() {
+        let most = (start + MOST_PARTS).min(ids.len());
+        let whole = (start + 1..=most).find(|end| !is_broken(&ids[start..*end]));
+        // Bytes that are no character stay what they are.
+        let end = whole.unwrap_or(start + 1);
+        let text = text.decode_canvas(&ids[start..end]);
+        shown.extend((start..end).map(|i| ShownToken { text: text.clone(), part: [i - start + 1, end - start] }));
+        start = end;
+    }
+    shown
 }
 
 /// Runs pass 1 on an example, with its whole answer masked.
@@ -34,8 +63,8 @@ pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transfo
     let answer = AnswerEntropy { token_entropy: &token_entropy, num_supervised: answer_ids.len() };
     let relative_uncertainty = relative_uncertainty(&[answer], transform, Reference::Sequence).remove(0);
     InspectedText {
-        prompt: text.decode_canvas(prompt_ids),
-        tokens: answer_ids.iter().map(|id| text.decode_canvas(&[*id])).collect(),
+        prompt: turns::turns(text, prompt_ids),
+        tokens: shown_tokens(text, answer_ids),
         token_entropy,
         relative_uncertainty,
     }
@@ -49,10 +78,12 @@ pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) 
     let name = serde_json::to_value(transform).expect("a name is JSON");
     let mut body = format!(
         "<h1>{}</h1>\n<p class=\"note\">Each answer token's entropy where the whole answer is masked (pass 1), and the \
-         rate t_i = 1 - (1 - t)^r_i at which WeFT ({}) masks it at time t. Hover over a token.</p>\n\
-         <p><label>t <input id=\"t\" type=\"range\" min=\"0.01\" max=\"0.99\" step=\"0.01\" value=\"0.5\">\
+         rate t_i = 1 - (1 - t)^r_i at which WeFT ({}) masks it at time t. Rest the pointer on a token, or touch it.</p>\n\
+         <p class=\"options\"><label>colour <select id=\"colour\"><option value=\"zero\">entropy, from 0</option>\
+         <option value=\"lowest\">entropy, from the lowest</option><option value=\"rate\">rate at time t</option>\
+         </select></label> <label>t <input id=\"t\" type=\"range\" min=\"0.01\" max=\"0.99\" step=\"0.01\" value=\"0.5\">\
          <output id=\"t-shown\">0.50</output></label></p>\n<div class=\"scale\" style=\"background:linear-gradient(90deg,\
-         {},{})\"></div><p class=\"note\">0 to {largest:.2} nats</p>\n",
+         {},{})\"></div><p class=\"note ends\"><span id=\"low\">0 nats</span><span id=\"high\">{largest:.2} nats</span></p>\n",
         escape(&title),
         escape(name.as_str().unwrap_or_default()),
         colour(0.0),
@@ -63,10 +94,10 @@ pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) 
         let mean = text.token_entropy.iter().map(|h| f64::from(*h)).sum::<f64>() / count.max(1) as f64;
         let _ = writeln!(
             body,
-            "<h2>Text {}</h2>\n<p class=\"note\">{count} answer tokens, mean entropy {mean:.3} nats</p>\n<pre>{}</pre>\n\
+            "<h2>Text {}</h2>\n<p class=\"note\">{count} answer tokens, mean entropy {mean:.3} nats</p>\n{}\
              <div class=\"text\">{}</div>",
             i + 1,
-            escape(&text.prompt),
+            turns(&text.prompt),
             tokens(text, largest)
         );
     }
@@ -78,12 +109,18 @@ fn tokens(text: &InspectedText, largest: f32) -> String {
     let mut html = String::new();
     for ((token, entropy), r) in text.tokens.iter().zip(&text.token_entropy).zip(&text.relative_uncertainty) {
         let share = if largest > 0.0 { entropy / largest } else { 0.0 };
+        let ShownToken { text: token, part: [part, parts] } = token;
         let shown = if token.trim_matches(' ').is_empty() { token.replace(' ', "\u{b7}") } else { token.clone() };
         // A line break is shown as a sign and also breaks the line.
-        let shown = escape(&shown).replace('\n', "\u{21b5}\n");
+        let mut shown = escape(&shown).replace('\n', "\u{21b5}\n");
+        if *parts > 1 {
+            // A character stands at the first of its parts.
+            shown = format!("{}<sup>{part}/{parts}</sup>", if *part == 1 { &shown } else { "" });
+        }
+        let of_parts = if *parts > 1 { format!(" data-part=\"{part} of {parts}\"") } else { String::new() };
         let _ = write!(
             html,
-            "<span class=\"token\" style=\"background:{}\" data-h=\"{entropy:.4}\" data-r=\"{r:.4}\" data-token=\"{}\" \
+            "<span class=\"token\" style=\"background:{}\" data-h=\"{entropy:.4}\" data-r=\"{r:.4}\" data-token=\"{}\"{of_parts} \
              data-tip=\"\">{shown}</span>",
             colour(share),
             escape(token)
@@ -97,19 +134,5 @@ fn colour(share: f32) -> String {
     format!("rgba(230,120,0,{:.3})", 0.75 * share.clamp(0.0, 1.0))
 }
 
-/// Shows each token's numbers at the chosen time.
-const RATES: &str = "<script>\n\
-const slider = document.getElementById('t');\n\
-const tellRates = () => {\n\
-  const t = Number(slider.value);\n\
-  document.getElementById('t-shown').textContent = t.toFixed(2);\n\
-  for (const token of document.querySelectorAll('[data-r]')) {\n\
-    const r = Number(token.dataset.r);\n\
-    const rate = -Math.expm1(r * Math.log1p(-t));\n\
-    token.dataset.tip = `${JSON.stringify(token.dataset.token)}\\nentropy ${token.dataset.h} nats\\nr ${token.dataset.r}\\n` +\n\
-      `masked at t = ${t.toFixed(2)}: ${(100 * rate).toFixed(1)} %\\nmasked over all t: ${(100 * r / (1 + r)).toFixed(1)} %`;\n\
-  }\n\
-};\n\
-slider.addEventListener('input', tellRates);\n\
-tellRates();\n\
-</script>\n";
+/// Shows each token's numbers at the chosen time, and colours the tokens by the chosen quantity.
+const RATES: &str = concat!("<script>\n", include_str!("rates.js"), "</script>\n");

@@ -7,23 +7,22 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::chart::{self, Curve, Titles, escape};
-use super::page::{page, tile};
+use super::curves::{Log, thin};
+use super::date::utc;
+use super::page::{page, tile, turns};
+use crate::data::Message;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole};
-use crate::train::metrics::METRICS;
 use crate::train::run::RECIPE;
 
 /// The name of the page in a run's folder.
 pub const REPORT: &str = "report.html";
 
-/// The largest number of points in a curve; longer curves are averaged in groups of steps.
-const MOST_POINTS: usize = 100;
-
 /// An answer before and after training.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// What the model was given.
-    pub prompt: String,
+    /// What the model was given, turn by turn.
+    pub prompt: Vec<Message>,
     /// The answer in the row.
     pub expected: String,
     /// The base's answer.
@@ -32,13 +31,16 @@ pub struct Sample {
     pub after: String,
 }
 
-/// Writes the page of a run's folder. `results` are names and values for the top of the page.
+/// Names and values, in the order in which they are shown.
+pub type Facts = [(String, String)];
+
+/// Writes the page of a run's folder. `results` are the names and values at the top of the page, `facts` those that say
+/// what was run, where and on what.
 ///
 /// # Errors
 /// A file of the run that can't be read; a page that can't be written.
-pub fn write(output: &Path, results: &[(String, String)], samples: &[Sample]) -> Result<()> {
-    let lines: Vec<Value> =
-        read_text(&output.join(METRICS))?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+pub fn write(output: &Path, (results, facts): (&Facts, &Facts), samples: &[Sample]) -> Result<()> {
+    let log = Log::read(output)?;
     let path = output.join(RECIPE);
     let saved: Value = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
@@ -46,19 +48,20 @@ pub fn write(output: &Path, results: &[(String, String)], samples: &[Sample]) ->
     let name = |key: &Value| key.as_str().unwrap_or("-").to_owned();
     let title = format!("{} on {}", name(&recipe["objective"]["kind"]), name(&recipe["model"]["path"]));
     let mut body = format!("<h1>{}</h1>\n", escape(&title));
-    let _ = writeln!(
-        body,
-        "<p class=\"note\">{} - weft {}</p>",
-        escape(&output.display().to_string()),
-        escape(&name(&saved["weft"]))
-    );
+    let when = log.when().map(|times| times.map(utc)).map(|[began, ended]| match began == ended {
+        true => format!(", {began}"),
+        false => format!(", {began} to {ended}"),
+    });
+    let when = when.unwrap_or_default();
+    let _ = writeln!(body, "<p class=\"note\">{}{when}</p>", escape(&output.display().to_string()));
     body.push_str("<div class=\"tiles\">\n");
     results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
-    body.push_str(
-        "</div>\n<h2>Curves</h2>\n<p class=\"note\">With more than 100 steps, each point is the mean of several steps and its band \
-                   their range; hover over a point for its numbers.</p>\n<div class=\"charts\">\n",
-    );
-    charts(&lines).iter().for_each(|svg| body.push_str(svg));
+    body.push_str("</div>\n<dl>\n");
+    for (name, value) in facts {
+        let _ = writeln!(body, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
+    }
+    let _ = writeln!(body, "</dl>\n<h2>Curves</h2>\n<p class=\"note\">{NOTE}</p>\n<div class=\"charts\">");
+    charts(&log).iter().for_each(|svg| body.push_str(svg));
     body.push_str("</div>\n");
     if !samples.is_empty() {
         body.push_str("<h2>Answers</h2>\n");
@@ -68,79 +71,67 @@ pub fn write(output: &Path, results: &[(String, String)], samples: &[Sample]) ->
     write_whole(&output.join(REPORT), page(&title, &body).as_bytes())
 }
 
-fn charts(lines: &[Value]) -> Vec<String> {
-    let of = |key: &str| -> Vec<[f64; 2]> {
-        lines.iter().filter_map(|l| Some([l["step"].as_f64()?, l[key].as_f64()?])).collect()
-    };
-    let one = |title: &str, y: &str, curves: Vec<Curve>| {
-        let curves: Vec<Curve> = curves.into_iter().filter(|c| !c.points.is_empty()).collect();
-        (!curves.is_empty()).then(|| chart::curves(Titles { title, x: "step", y }, &curves))
-    };
-    let curve = |name: &str, key: &str| Curve { name: name.to_owned(), points: thin(&of(key)) };
+/// What is said above the curves.
+const NOTE: &str = "The loss as trained weights each masked token, so that single steps stand far above the others; the nll of \
+                    the masked tokens is the same forward without weights. With more than 100 steps, each point is the mean \
+                    of several steps and its band their range. Rest the pointer on a curve, or touch it, for its numbers.";
+
+fn charts(log: &Log) -> Vec<String> {
+    let of = |name: &str, key: &str| Curve { name: name.to_owned(), points: thin(&log.of(key)) };
     let exact = |name: &str, key: &str| {
-        let points = of(key).into_iter().map(|[x, y]| [x, y, y, y]).collect();
+        let points = log.of(key).into_iter().map(|[x, y]| [x, y, y, y]).collect();
         Curve { name: name.to_owned(), points }
     };
     let of_any = |name: &str, key: &str| {
-        let is_any = of(key).iter().any(|[_, y]| *y > 0.0);
-        Curve { name: name.to_owned(), points: if is_any { thin(&of(key)) } else { vec![] } }
+        let is_any = log.of(key).iter().any(|[_, y]| *y > 0.0);
+        Curve { name: name.to_owned(), points: if is_any { thin(&log.of(key)) } else { vec![] } }
     };
-    let quantile = |index: usize| -> Vec<[f64; 2]> {
-        let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
-        lines.iter().filter_map(value).collect()
-    };
-    // The median with a band between two other quantiles.
+    let quantile = |index: usize| thin(&log.quantile(index));
     let band = |name: &str, low: usize, high: usize| {
-        let [middle, low, high] = [2, low, high].map(|i| thin(&quantile(i)));
-        let points = middle.iter().zip(&low).zip(&high).map(|((m, l), h)| [m[0], m[1], l[1], h[1]]).collect();
+        let [low, high] = [low, high].map(quantile);
+        let points = low.iter().zip(&high).map(|(l, h)| [l[0], f64::midpoint(l[1], h[1]), l[1], h[1]]).collect();
         Curve { name: name.to_owned(), points }
     };
+    // The median's own range over its steps would be taken for a band of quantiles.
+    let median = quantile(2).into_iter().map(|[x, y, ..]| [x, y, y, y]).collect();
+    let mean = thin(&log.of("mean_entropy")).into_iter().map(|[x, y, ..]| [x, y, y, y]).collect();
+    let entropies = [("median", median), ("mean", mean)].map(|(name, points)| Curve { name: name.to_owned(), points });
+    let bands = [band("5 to 95 % of the tokens", 0, 4), band("25 to 75 %", 1, 3)];
+    let one = |title: &str, y: &str, curve: Curve| {
+        (!curve.points.is_empty()).then(|| chart::curves(Titles { title, x: "step", y }, &[curve]))
+    };
+    let titles = Titles { title: "Entropy of the answer tokens", x: "step", y: "nats" };
     [
-        one("Loss, weighted by the objective", "nats per token", vec![curve("loss", "loss")]),
-        one("Held-out loss", "nats per answer token", vec![exact("held out", "held_out_nll_bound")]),
-        one("Gradient norm before clipping", "norm", vec![curve("gradient norm", "grad_norm")]),
-        one("Learning rate", "rate", vec![curve("learning rate", "lr")]),
-        one("Masked share of the answer tokens", "share", vec![curve("masked share", "masked_share")]),
+        one("nll of the masked tokens, unweighted", "nats per masked token", of("nll", "nll")),
+        one("Loss as trained, weighted", "nats", of("loss", "loss")),
+        one("Held-out loss", "nats per answer token", exact("held out", "held_out_nll_bound")),
+        one("Gradient norm before clipping", "norm", of("gradient norm", "grad_norm")),
+        one("Learning rate", "rate", of("learning rate", "lr")),
+        one("Masked share of the answer tokens", "share", of("masked share", "masked_share")),
+        (!bands[0].points.is_empty()).then(|| chart::curves_over_bands(titles, &bands, &entropies)),
         one(
-            "Entropy of the answer tokens",
-            "nats",
-            vec![band("median, 5 to 95 %", 0, 4), band("median, 25 to 75 %", 1, 3), curve("mean", "mean_entropy")],
-        ),
-        one(
-            "Spread of the relative uncertainties r (0: every token is masked at SFT's one rate)",
+            "Spread of r (0: SFT's one rate for every token)",
             "standard deviation of r",
-            vec![curve("standard deviation of r", "uncertainty_spread")],
+            of("standard deviation of r", "uncertainty_spread"),
         ),
         // There is no such curve if no step was skipped.
-        one("Skipped steps", "steps so far", vec![of_any("skipped steps", "skipped_steps")]),
-        one("Speed", "tokens per second", vec![curve("tokens per second", "tokens_per_second")]),
+        one("Skipped steps", "steps so far", of_any("skipped steps", "skipped_steps")),
+        one("Speed of the steps", "tokens per second", of("tokens per second", "tokens_per_second")),
     ]
     .into_iter()
     .flatten()
     .collect()
 }
 
-/// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page.
-fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
-    let group = points.len().div_ceil(MOST_POINTS).max(1);
-    let together = |group: &[[f64; 2]]| {
-        let mean = |k: usize| group.iter().map(|p| p[k]).sum::<f64>() / group.len() as f64;
-        let range = |f: fn(f64, f64) -> f64| group.iter().map(|p| p[1]).reduce(f).expect("a group has a point");
-        [mean(0), mean(1), range(f64::min), range(f64::max)]
-    };
-    points.chunks(group).map(together).collect()
-}
-
 fn answers(sample: &Sample) -> String {
-    let parts = [
-        ("prompt", &sample.prompt),
-        ("the row's answer", &sample.expected),
-        ("before", &sample.before),
-        ("after", &sample.after),
-    ];
+    let parts = [("the row's answer", &sample.expected), ("before", &sample.before), ("after", &sample.after)];
     let shown = |text: &str| if text.is_empty() { "<i>nothing</i>".to_owned() } else { escape(text) };
     let part = |(name, text): &(&str, &String)| format!("<div><h3>{name}</h3><pre>{}</pre></div>\n", shown(text));
-    format!("<div class=\"sample\">\n{}</div>\n", parts.iter().map(part).collect::<String>())
+    format!(
+        "<div class=\"sample\">\n<div><h3>prompt</h3>{}</div>\n{}</div>\n",
+        turns(&sample.prompt),
+        parts.iter().map(part).collect::<String>()
+    )
 }
 
 /// A resolved recipe in the form in which a user would write it.
@@ -159,19 +150,4 @@ fn as_toml(recipe: &Value) -> String {
     let tables = tables.map(|(name, table)| (name.clone(), without_nulls(table)));
     let tables: Value = tables.filter(|(_, table)| *table != Value::Object(Map::new())).collect();
     toml::to_string(&tables).expect("a recipe is a table of tables")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thinning_keeps_means_and_ranges() {
-        let points: Vec<[f64; 2]> = (0..250).map(|i| [f64::from(i), f64::from(i % 3)]).collect();
-        let thinned = thin(&points);
-        assert_eq!(thinned.len(), 84, "three steps a point");
-        assert_eq!(thinned[0], [1.0, 1.0, 0.0, 2.0]);
-        assert_eq!(thin(&points[..2]), [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]);
-        assert!(thin(&[]).is_empty());
-    }
 }

@@ -35,6 +35,32 @@ pub enum Metric {
     NllBound,
 }
 
+impl Metric {
+    /// The name, with its unit.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy in percent",
+            Self::NllBound => "held-out loss in nats per answer token",
+        }
+    }
+
+    /// The unit of a difference.
+    pub fn unit_of_difference(self) -> &'static str {
+        match self {
+            Self::Accuracy => "percentage points",
+            Self::NllBound => "nats per answer token",
+        }
+    }
+
+    /// The number of decimals that are shown.
+    pub fn decimals(self) -> usize {
+        match self {
+            Self::Accuracy => 1,
+            Self::NllBound => 4,
+        }
+    }
+}
+
 /// All findings of a comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
@@ -46,7 +72,7 @@ pub struct Findings {
     pub arms: Vec<String>,
     /// The findings under each setting.
     pub settings: Vec<SettingFindings>,
-    /// Each arm's accuracy in percent at the end, averaged over the settings.
+    /// Each arm's accuracy in percent at the end, averaged over the settings; `None` if one of them has no task.
     pub average: Vec<Option<Interval>>,
 }
 
@@ -134,7 +160,7 @@ impl Findings {
         let settings: Vec<SettingFindings> =
             (0..study.table.settings.len()).map(|setting| SettingFindings::of(study, outcomes, setting)).collect();
         let average = |arm: usize| {
-            let last = |s: &SettingFindings, seed| s.value(arm, seed, s.steps.len() - 1, Metric::Accuracy);
+            let last = |s: &SettingFindings, seed| s.value(arm, seed, s.steps.len().checked_sub(1)?, Metric::Accuracy);
             let of_seed = |seed: usize| -> Option<f64> {
                 let all: Option<Vec<f64>> = settings.iter().map(|s| last(s, seed)).collect();
                 all.map(|all| all.iter().sum::<f64>() / all.len() as f64)
@@ -143,6 +169,16 @@ impl Findings {
         };
         let average = (0..study.table.arms.len()).map(average).collect();
         Self { weft: env!("CARGO_PKG_VERSION"), seeds, arms: study.table.arms.clone(), settings, average }
+    }
+}
+
+impl Findings {
+    /// What the settings are scored by, the most telling first: the accuracy if any of them has a task, and the held-out
+    /// loss.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let is_scored = |setting: &SettingFindings| setting.base.accuracy.is_some();
+        let accuracy = self.settings.iter().any(is_scored).then_some(Metric::Accuracy);
+        accuracy.into_iter().chain([Metric::NllBound]).collect()
     }
 }
 
@@ -169,7 +205,7 @@ impl SettingFindings {
             step_seconds: times.map(|t| t.step_seconds.clone()),
             timed_threads: times.map(|t| t.threads),
         };
-        for metric in [Metric::Accuracy, Metric::NllBound] {
+        for metric in findings.metrics() {
             for at in 0..findings.steps.len() {
                 let intervals = (0..findings.arms.len()).map(|arm| interval(&findings.values(arm, at, metric)));
                 let intervals: Vec<Option<Interval>> = intervals.collect();
@@ -186,6 +222,17 @@ impl SettingFindings {
         findings
     }
 
+    /// What the setting is scored by, the most telling first: a task's accuracy if it has one, and the held-out loss.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let accuracy = self.base.accuracy.map(|_| Metric::Accuracy);
+        accuracy.into_iter().chain([Metric::NllBound]).collect()
+    }
+
+    /// The differences of a score at the end of the runs.
+    pub fn differences_at_end(&self, metric: Metric) -> impl Iterator<Item = &Difference> {
+        self.differences.iter().filter(move |d| d.metric == metric && Some(&d.step) == self.steps.last())
+    }
+
     /// The index of the arm with this name.
     pub fn arm(&self, name: &str) -> Option<usize> {
         self.arms.iter().position(|arm| arm.name == name)
@@ -195,7 +242,7 @@ impl SettingFindings {
     fn value(&self, arm: usize, seed: usize, at: usize, metric: Metric) -> Option<f64> {
         let point = self.arms[arm].outcomes.get(seed)?.as_ref()?.points.get(at)?;
         Some(match metric {
-            Metric::Accuracy => 100.0 * point.accuracy.accuracy,
+            Metric::Accuracy => 100.0 * point.accuracy?.accuracy,
             Metric::NllBound => point.nll_bound,
         })
     }

@@ -1,17 +1,31 @@
-//! The report of a comparison, with its charts: the paper's Table 1 (accuracy), Table 3 (ablations), Table 4 (gradient
-//! norms) and times. It adds what the paper doesn't report: the differences seed by seed, also during training, and
-//! what they are due to.
+//! The report of a comparison, with its charts: each arm's scores (the paper's Table 1), ablations (its Table 3), gradient
+//! norms (its Table 4) and times. It adds what the paper doesn't report: the differences seed by seed, also during
+//! training, and what they are due to.
 
 use std::fmt::Write;
 use std::path::Path;
 
 use super::findings::{ArmFindings, Difference, Factors, Findings, Metric, PAIRS, SettingFindings};
-use super::run::OverSteps;
+use super::run::{OverSteps, Point};
+use super::sentences;
 use super::statistics::{Interval, Paired};
+use super::study::ARMS;
 use crate::report::chart::{self, Curve, Titles};
 
-/// The arms of Table 1; all others are ablations.
+/// SFT and WeFT under both divisors; all other arms are ablations.
 const MAIN: [&str; 4] = ["sft-answer", "sft-masked", "weft-answer", "weft-masked"];
+
+/// The largest number of curves in a chart; of more arms it shows the main ones.
+const MOST_CURVES: usize = 4;
+
+/// What the symbols of the tables mean.
+const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval (Student's t). A \
+                      difference such as `+1.2 [-0.3, 2.7], p 0.110/0.130, 7:3` is the mean of the differences seed by \
+                      seed, with its interval, the p value of the paired t test, that of the exact sign-flip test, and \
+                      the numbers of seeds in which the first arm's value is higher and lower. Two arms are told apart \
+                      if the interval excludes 0; neither the intervals nor the p values are corrected for the number \
+                      of comparisons. `-` stands where no finished run gives a value. The held-out loss is SFT's bound \
+                      whatever the objective, so that all arms can be compared by it; lower is better.";
 
 /// The report as Markdown.
 pub fn page(findings: &Findings, recipe: &Path) -> String {
@@ -20,49 +34,92 @@ pub fn page(findings: &Findings, recipe: &Path) -> String {
     let _ = writeln!(
         page,
         "Made by `weft reproduce {}` (weft {}), seeds {} to {}. A seed's runs share base, rows, their order and every \
-         draw. Intervals hold 95 % confidence over seeds (Student's t); p is that of the paired t test, then of the exact \
-         sign-flip test; neither is corrected for the number of comparisons. The arms `NAME-masked`, and all others \
-         but `NAME-answer`, divide the loss by the masked tokens.\n",
+         draw, so that their differences are paired.\n",
         recipe.display(),
         findings.weft,
         seeds.first().unwrap_or(&0),
         seeds.last().unwrap_or(&0)
     );
     gaps(&mut page, findings);
-    table_1(&mut page, findings);
+    in_short(&mut page, findings);
+    legend(&mut page, findings);
+    for metric in findings.metrics() {
+        let name = metric.name();
+        let _ = writeln!(page, "## {}{} at the end\n", name[..1].to_uppercase(), &name[1..]);
+        let (header, rows) = main_table(findings, metric);
+        table(&mut page, header, rows);
+    }
     for setting in &findings.settings {
         of_setting(&mut page, setting);
     }
-    table_3(&mut page, findings);
-    table_4(&mut page, findings);
+    ablations(&mut page, findings);
+    gradients(&mut page, findings);
     times(&mut page, findings);
     page
 }
 
+/// The differences at the end, a sentence each.
+fn in_short(page: &mut String, findings: &Findings) {
+    page.push_str("## In short\n\n");
+    for setting in &findings.settings {
+        for metric in setting.metrics() {
+            let last = setting.steps.last().map(|step| format!(" at step {step}")).unwrap_or_default();
+            let _ = writeln!(page, "Setting {}, {}{last}:\n", setting.name, metric.name());
+            for sentence in sentences::of_setting(setting, metric) {
+                let _ = writeln!(page, "- {sentence}");
+            }
+            page.push('\n');
+        }
+    }
+}
+
+/// What the symbols of the tables mean, and what each arm sets.
+fn legend(page: &mut String, findings: &Findings) {
+    let _ = writeln!(page, "## How to read the tables\n\n{LEGEND}\n");
+    for (name, set) in ARMS.iter().filter(|(name, _)| findings.arms.iter().any(|arm| arm == name)) {
+        let _ = writeln!(page, "- `{name}` sets `{}`", set.join(" "));
+    }
+    page.push('\n');
+}
+
 /// The charts, as file names and contents.
 pub fn charts(findings: &Findings) -> Vec<(String, String)> {
+    let all = findings.settings.iter().flat_map(charts_of);
+    all.map(|(name, setting, svg)| (file_name(name, setting), svg)).collect()
+}
+
+fn file_name(chart: &str, setting: &str) -> String {
+    format!("{chart}-{setting}.svg")
+}
+
+/// The charts of a setting, each with its name and the setting's. A chart of a single point or row isn't drawn.
+fn charts_of(setting: &SettingFindings) -> Vec<(&'static str, &str, String)> {
     let mut charts = vec![];
-    for setting in &findings.settings {
-        for (metric, name, y) in [
-            (Metric::Accuracy, "accuracy", "accuracy, %"),
-            (Metric::NllBound, "loss", "held-out loss, nats per answer token"),
-        ] {
-            let main = setting.arms.iter().filter(|arm| MAIN.contains(&&*arm.name));
-            let curves: Vec<Curve> = main.map(|arm| curve(setting, arm, metric)).collect();
-            let title = format!("{}: {name} by step, with 95 % intervals over seeds", setting.name);
-            let titles = Titles { title: &title, x: "step", y };
-            charts.push((format!("{name}-{}.svg", setting.name), chart::curves(titles, &curves)));
-        }
-        let last = setting.steps.last().copied().unwrap_or(0);
-        let at_end = setting.differences.iter().filter(|d| d.metric == Metric::Accuracy && d.step == last);
-        let row = |d: &Difference| {
-            let Interval { mean, low, high, .. } = d.paired.difference;
-            (format!("{} - {}", d.arm, d.reference), [mean, low, high])
+    for metric in setting.metrics() {
+        let (name, y) = match metric {
+            Metric::Accuracy => ("accuracy", "accuracy, %"),
+            Metric::NllBound => ("loss", "held-out loss, nats per answer token"),
         };
-        let title = format!("{}: differences of accuracy at step {last}, with 95 % intervals", setting.name);
-        let titles = Titles { title: &title, x: "percentage points", y: "" };
-        let rows: Vec<(String, [f64; 3])> = at_end.map(row).collect();
-        charts.push((format!("differences-{}.svg", setting.name), chart::intervals(titles, &rows)));
+        let is_shown = |arm: &&ArmFindings| setting.arms.len() <= MOST_CURVES || MAIN.contains(&&*arm.name);
+        let curves: Vec<Curve> = setting.arms.iter().filter(is_shown).map(|arm| curve(setting, arm, metric)).collect();
+        let title = format!("{}: {name} by step, with 95 % intervals over seeds", setting.name);
+        let titles = Titles { title: &title, x: "step", y };
+        if curves.iter().any(|curve| curve.points.len() > 1) {
+            charts.push((name, setting.name.as_str(), chart::curves(titles, &curves)));
+        }
+    }
+    let metric = setting.metrics()[0];
+    let row = |d: &Difference| {
+        let Interval { mean, low, high, .. } = d.paired.difference;
+        (format!("{} - {}", d.arm, d.reference), [mean, low, high])
+    };
+    let rows: Vec<(String, [f64; 3])> = setting.differences_at_end(metric).map(row).collect();
+    let what = if metric == Metric::Accuracy { "accuracy" } else { "held-out loss" };
+    let last = setting.steps.last().copied().unwrap_or(0);
+    let title = format!("{}: differences of {what} at step {last}, with 95 % intervals", setting.name);
+    let titles = Titles { title: &title, x: metric.unit_of_difference(), y: "" };
+    if rows.len() > 1 {
+        charts.push(("differences", setting.name.as_str(), chart::intervals(titles, &rows)));
     }
     charts
 }
@@ -99,38 +156,52 @@ fn gaps(page: &mut String, findings: &Findings) {
     }
 }
 
-fn table_1(page: &mut String, findings: &Findings) {
-    page.push_str("## Table 1: accuracy in percent at the end\n\n");
-    let names = findings.settings.iter().map(|s| s.name.clone());
-    let header = ["".to_owned()].into_iter().chain(names).chain(["average".to_owned()]).collect();
-    let bases: Vec<f64> = findings.settings.iter().map(|s| 100.0 * s.base.accuracy.accuracy).collect();
-    let average = bases.iter().sum::<f64>() / bases.len().max(1) as f64;
-    let base = bases.iter().chain([&average]).map(|b| format!("{b:.1}"));
-    let mut rows = vec![["base".to_owned()].into_iter().chain(base).collect()];
-    for (i, name) in findings.arms.iter().enumerate().filter(|(_, name)| MAIN.contains(&&***name)) {
-        let accuracies = findings.settings.iter().map(|s| last(&s.arms[i].accuracy, 1));
-        let average = cell(findings.average[i].as_ref(), 1);
-        rows.push([name.clone()].into_iter().chain(accuracies).chain([average]).collect());
+/// The scores of base and arms at the end under each setting, as the cells of a table's header and rows.
+pub(super) fn main_table(findings: &Findings, metric: Metric) -> (Vec<String>, Vec<Vec<String>>) {
+    // An average of losses over settings says nothing, because their rows differ.
+    let has_average = metric == Metric::Accuracy && findings.settings.len() > 1;
+    let with_name = |name: &str, cells: Vec<String>, average: Option<String>| {
+        [name.to_owned()].into_iter().chain(cells).chain(average.filter(|_| has_average)).collect::<Vec<String>>()
+    };
+    let names = findings.settings.iter().map(|s| s.name.clone()).collect();
+    let header = with_name("", names, Some("average".to_owned()));
+    let decimals = metric.decimals();
+    let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
+    let bases: Vec<Option<f64>> = findings.settings.iter().map(|s| value_of(&s.base, metric)).collect();
+    let sum: Option<f64> = bases.iter().copied().sum();
+    let average = shown(sum.map(|sum| sum / bases.len() as f64));
+    let mut rows = vec![with_name("base", bases.iter().map(|value| shown(*value)).collect(), Some(average))];
+    for (i, name) in findings.arms.iter().enumerate() {
+        let cells = findings.settings.iter().map(|s| last(of_metric(&s.arms[i], metric), decimals)).collect();
+        rows.push(with_name(name, cells, Some(cell(findings.average[i].as_ref(), 1))));
     }
-    table(page, header, rows);
+    (header, rows)
+}
+
+fn value_of(point: &Point, metric: Metric) -> Option<f64> {
+    match metric {
+        Metric::Accuracy => point.accuracy.map(|accuracy| 100.0 * accuracy.accuracy),
+        Metric::NllBound => Some(point.nll_bound),
+    }
 }
 
 fn of_setting(page: &mut String, setting: &SettingFindings) {
-    let _ = writeln!(page, "## {}\n\n`{}`\n", setting.name, setting.set.join(" "));
-    for (metric, name, decimals) in
-        [(Metric::Accuracy, "Accuracy in percent", 1), (Metric::NllBound, "Held-out loss, nats per answer token", 4)]
-    {
-        let base = match metric {
-            Metric::Accuracy => 100.0 * setting.base.accuracy.accuracy,
-            Metric::NllBound => setting.base.nll_bound,
-        };
-        let _ = writeln!(page, "{name} on the way (base: {base:.decimals$}):\n");
+    let changes = match setting.set.is_empty() {
+        true => "The recipe as it is.".to_owned(),
+        false => format!("The recipe with `{}`.", setting.set.join(" ")),
+    };
+    let _ = writeln!(page, "## Setting {}\n\n{changes}\n", setting.name);
+    for metric in setting.metrics() {
+        let decimals = metric.decimals();
+        let name =
+            if metric == Metric::Accuracy { "Accuracy in percent" } else { "Held-out loss, nats per answer token" };
+        let base = value_of(&setting.base, metric).map(|base| format!("{base:.decimals$}")).unwrap_or_default();
+        let _ = writeln!(page, "{name}, during training (base: {base}):\n");
         let row = |arm: &ArmFindings| {
             let cells = of_metric(arm, metric).iter().map(|i| cell(i.as_ref(), decimals));
             [arm.name.clone()].into_iter().chain(cells).collect()
         };
         table(page, by_step("arm", setting), setting.arms.iter().map(row).collect());
-        page.push_str("Paired differences:\n\n");
         let of_pair = |(arm, reference): (&str, &str)| {
             let is_own = |d: &&Difference| d.metric == metric && d.arm == arm && d.reference == reference;
             let cells: Vec<String> =
@@ -138,14 +209,18 @@ fn of_setting(page: &mut String, setting: &SettingFindings) {
             let name = format!("{arm} - {reference}");
             (!cells.is_empty()).then(|| [name].into_iter().chain(cells).collect())
         };
-        table(page, by_step("arm - reference", setting), PAIRS.into_iter().filter_map(of_pair).collect());
+        let pairs: Vec<Vec<String>> = PAIRS.into_iter().filter_map(of_pair).collect();
+        if !pairs.is_empty() {
+            page.push_str("Paired differences:\n\n");
+            table(page, by_step("arm - reference", setting), pairs);
+        }
         factors(page, setting, metric, decimals);
     }
-    let _ = writeln!(
-        page,
-        "![accuracy](accuracy-{0}.svg) ![loss](loss-{0}.svg) ![differences](differences-{0}.svg)\n",
-        setting.name
-    );
+    let charts = charts_of(setting);
+    if !charts.is_empty() {
+        let image = |(name, of, _): &(&str, &str, String)| format!("![{name}]({})", file_name(name, of));
+        let _ = writeln!(page, "{}\n", charts.iter().map(image).collect::<Vec<_>>().join(" "));
+    }
 }
 
 /// A table header with one column for each of the steps.
@@ -163,29 +238,36 @@ fn factors(page: &mut String, setting: &SettingFindings, metric: Metric, decimal
     let rows: Vec<Vec<String>> = setting.factors.iter().filter(|f| f.metric == metric).map(row).collect();
     if !rows.is_empty() {
         page.push_str(
-            "Whose difference it is (SFT and WeFT under both divisors; deviations are between seeds for one arm, and of \
-             what is left when the arm's and the seed's effects are taken out):\n\n",
+            "What the differences are due to, among SFT and WeFT under both divisors. The interaction is the method's \
+             difference under the divisor masked, minus that under answer. The last two columns are standard deviations: of \
+             one arm between seeds, and of the residual once the effects of arm and seed are removed.\n\n",
         );
         let columns =
-            ["step", "method: WeFT - SFT", "divisor: masked - answer", "interaction", "between seeds", "left"];
+            ["step", "method: WeFT - SFT", "divisor: masked - answer", "interaction", "between seeds", "residual"];
         table(page, columns.map(str::to_owned).to_vec(), rows);
     }
 }
 
-fn table_3(page: &mut String, findings: &Findings) {
-    page.push_str(
-        "## Table 3: ablations at the end\n\nAccuracy in percent; below it the difference to `sft-masked`.\n\n",
+/// Every arm that isn't one of SFT and WeFT under both divisors, against SFT.
+fn ablations(page: &mut String, findings: &Findings) {
+    let is_ablation = |name: &str| !MAIN.contains(&name);
+    if !findings.arms.iter().any(|name| is_ablation(name)) {
+        return;
+    }
+    let metric = findings.metrics()[0];
+    let decimals = metric.decimals();
+    let _ = writeln!(
+        page,
+        "## Ablations at the end\n\n{}; below it the difference to `sft-masked`.\n",
+        if metric == Metric::Accuracy { "Accuracy in percent" } else { "Held-out loss in nats per answer token" }
     );
     let header = ["".to_owned()].into_iter().chain(findings.settings.iter().map(|s| s.name.clone())).collect();
-    let is_shown = |name: &str| !MAIN.contains(&name) || name.ends_with("-masked");
+    let is_shown = |name: &str| is_ablation(name) || name.ends_with("-masked");
     let of_setting = |setting: &SettingFindings, arm: usize| {
-        let is_own = |d: &&Difference| {
-            let is_pair = d.arm == setting.arms[arm].name && d.reference == "sft-masked";
-            is_pair && d.metric == Metric::Accuracy && Some(&d.step) == setting.steps.last()
-        };
-        let difference = setting.differences.iter().find(is_own);
-        let difference = difference.map_or(String::new(), |d| format!("<br>{}", difference_cell(&d.paired, 1)));
-        format!("{}{difference}", last(&setting.arms[arm].accuracy, 1))
+        let is_own = |d: &&Difference| d.arm == setting.arms[arm].name && d.reference == "sft-masked";
+        let difference = setting.differences_at_end(metric).find(is_own);
+        let difference = difference.map_or(String::new(), |d| format!("<br>{}", difference_cell(&d.paired, decimals)));
+        format!("{}{difference}", last(of_metric(&setting.arms[arm], metric), decimals))
     };
     let row = |(arm, name): (usize, &String)| {
         let cells = findings.settings.iter().map(|setting| of_setting(setting, arm));
@@ -194,11 +276,13 @@ fn table_3(page: &mut String, findings: &Findings) {
     table(page, header, findings.arms.iter().enumerate().filter(|(_, name)| is_shown(name)).map(row).collect());
 }
 
-fn table_4(page: &mut String, findings: &Findings) {
+fn gradients(page: &mut String, findings: &Findings) {
     page.push_str(
-        "## Table 4: gradient norms, and how uneven the rates are\n\nGradient norms before clipping: mean, standard \
-         deviation and largest over steps and seeds. Entropy in nats per answer token and the standard deviation of \
-         r over answer tokens (0 would be SFT's one rate): means over steps and seeds.\n\n",
+        "## Gradient norms and the spread of the rates\n\nThe norm of the gradient before clipping: its mean, standard \
+         deviation and largest value over steps and seeds. The entropy is in nats per answer token. The deviation of r is \
+         the standard deviation, over answer tokens, of the relative uncertainty r that sets a token's masking rate; with \
+         0 every token would have SFT's rate. Both are means over steps and seeds, and only objectives that use entropies \
+         have them.\n\n",
     );
     let header = ["setting", "arm", "mean", "deviation", "largest", "entropy", "deviation of r"];
     let mean = |over: Option<OverSteps>| over.map_or("-".to_owned(), |o| format!("{:.3}", o.mean));
@@ -218,8 +302,8 @@ fn times(page: &mut String, findings: &Findings) {
     let Some(threads) = timed.first().and_then(|(s, _)| s.timed_threads) else { return };
     let _ = writeln!(
         page,
-        "## Times\n\nMilliseconds of a step, median, arms in turns, {threads} threads; in brackets its ratio to \
-         `sft-masked`'s.\n"
+        "## Times\n\nThe median time of a step in milliseconds, on {threads} threads; the arms alternate. In brackets is its \
+         ratio to `sft-masked`'s.\n"
     );
     let header = ["".to_owned()].into_iter().chain(timed.iter().map(|(s, _)| s.name.clone())).collect();
     let row = |(arm, name): (usize, &String)| {

@@ -5,6 +5,7 @@
 pub mod findings;
 pub mod markdown;
 pub mod run;
+pub mod sentences;
 pub mod statistics;
 pub mod study;
 pub mod timing;
@@ -147,8 +148,8 @@ fn line(study: &Study, run: &PlannedRun, outcome: &Outcome, rest: Duration) -> S
     let result = match (&outcome.diverged, outcome.points.last()) {
         (Some(reason), _) => format!("diverged: {reason}"),
         (None, Some(point)) => {
-            let percent = 100.0 * point.accuracy.accuracy;
-            format!("{percent:.1} %, held-out loss {:.4}", point.nll_bound)
+            let percent = point.accuracy.map(|a| format!("{:.1} %, ", 100.0 * a.accuracy)).unwrap_or_default();
+            format!("{percent}held-out loss {:.4}", point.nll_bound)
         }
         (None, None) => "no step".to_owned(),
     };
@@ -156,16 +157,17 @@ fn line(study: &Study, run: &PlannedRun, outcome: &Outcome, rest: Duration) -> S
     format!("{setting} {arm} seed {}: {result}; about {minutes} min left", run.seed)
 }
 
-/// Writes the findings of a comparison: `report.md`, `report.json` with every score, and the charts.
+/// Writes the findings of a comparison: `report.md`, `report.json` with every score, and the charts. Returns them.
 ///
 /// # Errors
 /// A file that can't be written.
-pub fn write(study: &Study, outcomes: &Outcomes, recipe: &Path) -> Result<()> {
+pub fn write(study: &Study, outcomes: &Outcomes, recipe: &Path) -> Result<Findings> {
     let findings = Findings::of(study, outcomes);
     let json = serde_json::to_string_pretty(&findings).expect("findings are JSON");
     write_whole(&study.output.join("report.json"), json.as_bytes())?;
     for (name, svg) in markdown::charts(&findings) {
         write_whole(&study.output.join(name), svg.as_bytes())?;
     }
-    write_whole(&study.output.join("report.md"), markdown::page(&findings, recipe).as_bytes())
+    write_whole(&study.output.join("report.md"), markdown::page(&findings, recipe).as_bytes())?;
+    Ok(findings)
 }

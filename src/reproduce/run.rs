@@ -27,8 +27,9 @@ use crate::train::run::Run;
 pub struct Point {
     /// The number of steps done.
     pub step: u64,
-    /// The accuracy on the task.
-    pub accuracy: Accuracy,
+    /// The accuracy on the task; `None` without a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
     /// The held-out loss, in nats per answer token.
     pub nll_bound: f64,
 }
@@ -135,6 +136,7 @@ pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcom
 /// # Errors
 /// The errors of [`go`].
 pub fn base(recipe: &Recipe) -> Result<Outcome> {
+    make_folder(&recipe.train.output)?;
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
     let warnings =
         [Some(&experiment.train), experiment.held_out.as_ref()].into_iter().flatten().flat_map(Mixed::warnings);
@@ -152,9 +154,8 @@ fn score(
     step: u64,
 ) -> Result<Point> {
     let generations = experiment.evaluate(model, text, &ProgressBar::hidden())?;
-    let generations = generations.expect("a comparison has a task");
     let nll_bound = nll_bound(&Solo, model, experiment.held_out_examples());
-    Ok(Point { step, accuracy: accuracy_of(&generations), nll_bound })
+    Ok(Point { step, accuracy: generations.as_deref().map(accuracy_of), nll_bound })
 }
 
 /// Saves an outcome and removes rows and checkpoints, which are no longer needed.

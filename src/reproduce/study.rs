@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::recipe::Recipe;
-use crate::settings;
+use crate::settings::{self, recipe_file};
+use crate::train::resolved::Resolved;
 
 /// The known arms: a name, and what it sets. All arms except `sft-answer` and `weft-answer` divide by the masked
 /// tokens, so that only the method differs.
@@ -90,7 +91,19 @@ pub struct Study {
     pub runs: Vec<PlannedRun>,
     /// The recipe of each setting, for scoring its base and measuring its times.
     pub bases: Vec<Recipe>,
+    /// The settings of the file that a comparison doesn't use, one sentence each.
+    pub warnings: Vec<String>,
 }
+
+/// Keys of a run that a comparison doesn't use, and why.
+const IDLE: [(&str, &[&str], &str); 2] = [
+    (
+        "train",
+        &["eval_every", "keep_best", "patience"],
+        "every run is scored at the steps that reproduce.evaluations gives, and none ends early",
+    ),
+    ("eval", &["samples"], "a comparison reports scores and no answers"),
+];
 
 /// A run of a comparison.
 #[derive(Clone)]
@@ -111,24 +124,21 @@ impl Study {
     /// # Errors
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        let text = read_text(path)?;
+        let text = recipe_file::read(path)?;
         let check = |file: &StudyFile| file.reproduce.problems(&file.recipe);
         let StudyFile { recipe, reproduce: mut table } = settings::parse(&text, path, settings, check)?;
         if table.settings.is_empty() {
             table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
         }
-        // The recipe of a run has no [reproduce] table.
-        let mut tables: toml::Table = toml::from_str(&text).expect("it was read above");
-        tables.remove("reproduce");
-        let text = toml::to_string(&tables).expect("it was read above");
         let is_runs = |setting: &&String| !setting.trim_start().starts_with("reproduce.");
         let settings: Vec<String> = settings.iter().filter(is_runs).cloned().collect();
         let resolve = |setting: &Setting, arm: &[&str], own: Vec<String>| {
             let arm = arm.iter().map(|s| (*s).to_owned());
             let all: Vec<String> = settings.iter().chain(&setting.set).cloned().chain(arm).chain(own).collect();
-            Recipe::parse(&text, path, &all)
+            // Recipe::parse leaves out [reproduce].
+            Recipe::parse(&text, path, &all).map_err(|error| of_setting(error, setting, &settings))
         };
-        let (output, first_seed) = (recipe.train.output, recipe.train.seed);
+        let (output, first_seed) = (recipe.train.output.clone(), recipe.train.seed);
         let own = |folder: PathBuf, seed: u64| {
             let folder = toml::Value::from(folder.display().to_string());
             vec![format!("train.output={folder}"), format!("train.seed={seed}"), "train.eval_every=0".to_owned()]
@@ -139,29 +149,55 @@ impl Study {
                 for (a, name) in table.arms.iter().enumerate() {
                     let (_, arm) = ARMS.iter().find(|(known, _)| known == name).expect("checked above");
                     let folder = output.join(&setting.name).join(name).join(format!("seed-{seed}"));
-                    runs.push(PlannedRun {
-                        setting: s,
-                        arm: a,
-                        seed,
-                        recipe: resolve(setting, arm, own(folder, seed))?,
-                    });
+                    let recipe = resolve(setting, arm, own(folder, seed))?;
+                    runs.push(PlannedRun { setting: s, arm: a, seed, recipe });
                 }
             }
         }
         let base = |setting: &Setting| resolve(setting, &[], own(output.join(&setting.name).join("base"), first_seed));
         let bases: Vec<Recipe> = table.settings.iter().map(base).collect::<Result<_>>()?;
-        match table.settings.iter().zip(&bases).find(|(_, recipe)| recipe.eval.task.is_none()) {
+        match table.settings.iter().zip(&bases).find(|(_, recipe)| !recipe.data.has_held_out()) {
             Some((setting, _)) => Err(Error::Recipe {
                 path: path.to_owned(),
                 problems: vec![format!(
-                    "setting {:?} has no eval.task (sudoku, countdown, gsm8k or math500), so there is nothing to compare; on \
-                     other rows compare the held-out losses of several runs of weft train",
+                    "setting {:?} has no held-out rows, so there is nothing to compare; set data.held_out (docs/data.md)",
                     setting.name
                 )],
             }),
-            None => Ok(Self { table, output, runs, bases }),
+            None => Ok(Self { warnings: warnings(&recipe), table, output, runs, bases }),
         }
     }
+}
+
+/// The settings of the recipe that a comparison doesn't use.
+fn warnings(recipe: &Recipe) -> Vec<String> {
+    let Resolved { recipe, defaults } = recipe.resolved();
+    let of_table = |(table, keys, reason): &(&str, &[&str], &str)| -> Vec<String> {
+        let set = keys.iter().filter(|key| recipe[table][key] != defaults[table][key]);
+        set.map(|key| format!("{table}.{key} has no effect in a comparison: {reason}")).collect()
+    };
+    IDLE.iter().flat_map(of_table).collect()
+}
+
+/// An error of a run's recipe, whose problems name `reproduce.settings` where they come from a setting's own changes
+/// and not from `--set`.
+fn of_setting(error: Error, setting: &Setting, given: &[String]) -> Error {
+    let Error::Recipe { path, problems } = error else { return error };
+    let key = |change: &String| change.split('=').next().unwrap_or_default().trim().to_owned();
+    let is_given = |problem: &str| given.iter().any(|change| problem.contains(&key(change)));
+    let named = |problem: String| match problem.strip_prefix("--set").filter(|rest| !is_given(rest)) {
+        Some(rest) => format!("reproduce.settings {:?}: {}", setting.name, rest.trim_start_matches([':', ' '])),
+        None => problem,
+    };
+    Error::Recipe { path, problems: problems.into_iter().map(named).collect() }
+}
+
+/// What to say where a command other than `weft reproduce` reads a recipe with a comparison of its own.
+pub fn warning(path: &Path) -> Option<String> {
+    let mut tables: toml::Table = toml::from_str(&read_text(path).ok()?).ok()?;
+    let table: std::result::Result<ReproduceTable, _> = tables.remove("reproduce")?.try_into();
+    let is_default = table.is_ok_and(|table| table == ReproduceTable::default());
+    (!is_default).then(|| "[reproduce] has no effect here: only weft reproduce reads it".to_owned())
 }
 
 impl ReproduceTable {

@@ -37,6 +37,9 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
             }
         }
         canvases.tell();
+        if canvases.are_stopped() {
+            break;
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! loops themselves are in `llada` and `dream`.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use crate::rng::Draws;
 
 /// The largest answer length, and the largest number of steps.
 const MAX_GEN_LENGTH: usize = 1 << 20;
+
+/// The shortest block that is chosen where none is given.
+const LEAST_BLOCK: usize = 8;
 
 /// The sampler's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +94,20 @@ impl Sampling {
     /// The settings, with the default remasking of models with these logits if they name none.
     pub fn for_logits(&self, shifted: bool) -> Self {
         Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(shifted))), ..self.clone() }
+    }
+
+    /// The settings with an answer of `gen_length` tokens, in blocks of the default length, or else of the largest length
+    /// below it that divides the answer; an answer that only short blocks divide is one block.
+    pub fn with_gen_length(self, gen_length: usize) -> Self {
+        let default = Self::default().block_length;
+        let divides = |block: &usize| gen_length.is_multiple_of(*block);
+        let block_length = (LEAST_BLOCK..=default).rev().find(divides).unwrap_or(gen_length);
+        Self { gen_length, block_length, ..self }
+    }
+
+    /// The number of blocks that LLaDA's loop divides the answer into; 1 if they don't divide it.
+    pub fn num_blocks(&self) -> usize {
+        self.gen_length.checked_div(self.block_length).unwrap_or(1).max(1)
     }
 
     /// Checks the lengths and scales; blocks matter only if the remasking is one of LLaDA's.
@@ -231,9 +249,23 @@ pub fn generate_told(
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
 ) -> Result<Vec<Output>, String> {
+    generate_until(model, prompts, sampling, steps, &AtomicBool::new(false))
+}
+
+/// Like [`generate_told`], and stops after the step in which `stops` has become true; answers may hold masks then.
+///
+/// # Errors
+/// Those of [`generate`].
+pub fn generate_until(
+    model: &Transformer,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    steps: Option<Sender<Vec<Vec<u32>>>>,
+    stops: &AtomicBool,
+) -> Result<Vec<Output>, String> {
     let sampling = sampling.for_logits(model.config.logits_shifted);
     sampling.check()?;
-    let mut canvases = Canvases { steps, ..Canvases::new(model, prompts, &sampling) };
+    let mut canvases = Canvases { steps, stops: Some(stops), ..Canvases::new(model, prompts, &sampling) };
     match sampling.remasking.expect("a default was chosen") {
         remasking if remasking.sampling_loop() == Loop::Llada => llada::denoise(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),
@@ -258,6 +290,8 @@ pub(super) struct Canvases<'a> {
     denoises_earlier: bool,
     /// The channel that receives the canvases after every step.
     pub(super) steps: Option<Sender<Vec<Vec<u32>>>>,
+    /// Whether somebody has asked the sampler to stop.
+    stops: Option<&'a AtomicBool>,
 }
 
 impl<'a> Canvases<'a> {
@@ -279,7 +313,13 @@ impl<'a> Canvases<'a> {
             block: 0..sampling.gen_length,
             denoises_earlier: sampling.predicts_mask,
             steps: None,
+            stops: None,
         }
+    }
+
+    /// Whether the sampler has been asked to stop.
+    pub(super) fn are_stopped(&self) -> bool {
+        self.stops.is_some_and(|stops| stops.load(Ordering::Relaxed))
     }
 
     /// Starts denoising a block of the answers.

@@ -20,6 +20,9 @@ pub(super) fn denoise(canvases: &mut Canvases, sampling: &Sampling, remasking: R
         canvases.start_block(block * block_length..(block + 1) * block_length);
         let ends = if ends_early { sampling.eos_token_ids.as_slice() } else { &[] };
         denoise_block(canvases, (sampling, remasking), (block * steps, &counts), ends);
+        if canvases.are_stopped() {
+            break;
+        }
     }
 }
 
@@ -81,5 +84,8 @@ fn denoise_block(
         // 3. An answer whose block is finished may be finished as a whole.
         canvases.end_answers(ends);
         canvases.tell();
+        if canvases.are_stopped() {
+            break;
+        }
     }
 }

@@ -143,6 +143,11 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Op
     damaged.map_or(Ok(None), Err)
 }
 
+/// The step of the newest checkpoint in a run's folder, whether damaged or not; `None` if there is none.
+pub(super) fn newest(output: &Path) -> Option<u64> {
+    list(output).ok()?.into_iter().next_back()
+}
+
 /// The step of a run's newest checkpoint, from which this number of ranks resumes; `None` if there is none yet, or if
 /// it is damaged and [`load_newest`] has to look further.
 ///

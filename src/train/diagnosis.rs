@@ -98,6 +98,8 @@ impl Trainer {
             wrong: wrong.collect(),
             place: place.unwrap_or_else(|| "each of its examples is finite by itself, but their sum is not".to_owned()),
             skipped_before: if self.is_last_skip() { MOST_IN_A_ROW - 1 } else { 0 },
+            skips: self.job.settings.on_non_finite == OnNonFinite::Skip,
+            saved: None,
         }
     }
 
@@ -123,7 +125,7 @@ impl Trainer {
             masked = rows(sequence, |_, _| true);
         }
         let mut grads = self.model.zero_gradients();
-        let (loss, _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));
+        let ([loss, _], _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));
         if !is_idle && loss.is_finite() && gradient_norm(&grads).is_finite() {
             return None;
         }

@@ -70,6 +70,15 @@ pub(super) fn counts(gathered: &[Gathered]) -> Counts {
     }
 }
 
+/// The sums of both numbers over all micro-batches of a step, in the order of the micro-batches: the bits are the same
+/// however many ranks share the step. This rank had every `size`-th micro-batch.
+pub(super) fn sums(ranks: &dyn Collective, own: &[[f64; 2]]) -> [f64; 2] {
+    let all = ranks.all_gather_f64(own.as_flattened());
+    let count = all.iter().map(Vec::len).sum::<usize>() / 2;
+    let of = |k: usize| (0..count).map(|i| all[i % ranks.size()][2 * (i / ranks.size()) + k]).sum();
+    [of(0), of(1)]
+}
+
 impl Gathered {
     pub(super) fn has_finite_entropies(&self) -> bool {
         self.token_entropy.iter().all(|h| h.is_finite())

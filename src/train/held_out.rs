@@ -1,7 +1,13 @@
 //! The loss on held-out rows, with the same times and masks at every evaluation, so that its curve depends on the model
 //! alone. Whatever the objective, it is the bound of SFT's loss, so that runs can be compared.
 
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
 use crate::data::Example;
+use crate::error::{Error, Result};
+use crate::files::{read_if_there, write_whole};
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::parallel::collective::Collective;
@@ -13,17 +19,74 @@ pub const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
 /// The most tokens of a forward, except for a single longer sequence.
 pub const PACKED_TOKENS: usize = 2048;
 
+/// The name of the file in a run's folder with the last evaluation's rows.
+const ROWS: &str = "held_out.json";
+
+/// What each held-out row contributes to an evaluation; a comparison of runs takes its intervals from them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutRows {
+    /// The step after which the rows were evaluated.
+    pub step: u64,
+    /// The number of each row's answer tokens.
+    pub answer_tokens: Vec<usize>,
+    /// The bound on each row's negative log-likelihood, in nats per answer; null in JSON where it isn't finite.
+    pub nll_bound: Vec<Option<f64>>,
+}
+
+impl HeldOutRows {
+    /// Saves the rows in a run's folder, in place of those of an earlier evaluation.
+    ///
+    /// # Errors
+    /// A file that can't be written.
+    pub fn save(&self, output: &Path) -> Result<()> {
+        write_whole(&output.join(ROWS), &serde_json::to_vec(self).expect("numbers are JSON"))
+    }
+
+    /// Each row's bound; `None` if one isn't finite.
+    pub fn values(&self) -> Option<Vec<f64>> {
+        self.nll_bound.iter().copied().collect()
+    }
+
+    /// The rows of a run's last evaluation; `None` in the folder of an earlier version and where nothing is held out.
+    ///
+    /// # Errors
+    /// A file that can't be read or is damaged.
+    pub fn load(output: &Path) -> Result<Option<Self>> {
+        let path = output.join(ROWS);
+        let Some(text) = read_if_there(&path)? else { return Ok(None) };
+        let rows = serde_json::from_str(&text).map_err(|e| Error::Format { path, reason: e.to_string() })?;
+        Ok(Some(rows))
+    }
+}
+
 /// An upper bound on the negative log-likelihood per answer token, in nats: the mean over [`TIMES`] of the sum over
 /// masked tokens of `nll / t`, divided by the answer tokens. Ranks share the forwards; each gets the whole bound.
 ///
 /// # Source
 /// LLaDA, arXiv 2502.09992, equation 5, with fixed times.
 pub fn nll_bound(ranks: &dyn Collective, model: &Transformer, examples: &[Example]) -> f64 {
+    evaluate(ranks, model, examples).0
+}
+
+/// Like [`nll_bound`], and also returns the bound of each row's answer, in nats per answer.
+pub fn evaluate(ranks: &dyn Collective, model: &Transformer, examples: &[Example]) -> (f64, Vec<f64>) {
     let own = batches(examples).into_iter().skip(ranks.rank()).step_by(ranks.size());
-    let sums: Vec<f64> = own.map(|cases| weighted_nll(model, examples, &cases)).collect();
+    let (mut sums, mut of_cases) = (vec![], vec![0.0; TIMES.len() * examples.len()]);
+    for cases in own {
+        let weighted = weighted_nll(model, examples, &cases);
+        sums.push(weighted.iter().map(|(_, nll)| nll).sum());
+        for (case, nll) in weighted {
+            of_cases[case] += nll;
+        }
+    }
     let total: f64 = ranks.all_gather_dealt(&sums).iter().sum();
     let answer_tokens: usize = examples.iter().map(|e| e.answer_ids.len()).sum();
-    total / (TIMES.len() * answer_tokens.max(1)) as f64
+    // A case is one rank's; the others add zeros to it, which change no bit.
+    let all = ranks.all_gather_f64(&of_cases);
+    let of_case = |case: usize| all.iter().map(|of_rank| of_rank[case]).sum::<f64>();
+    let of_row = |row: usize| (0..TIMES.len()).map(|k| of_case(TIMES.len() * row + k)).sum::<f64>();
+    let rows = (0..examples.len()).map(|row| of_row(row) / TIMES.len() as f64).collect();
+    (total / (TIMES.len() * answer_tokens.max(1)) as f64, rows)
 }
 
 /// The pairs of example and time that are packed into each forward.
@@ -45,8 +108,9 @@ fn batches(examples: &[Example]) -> Vec<Vec<(usize, usize)>> {
     batches
 }
 
-/// The sum of `nll / t` over the masked tokens of some examples at some times.
-fn weighted_nll(model: &Transformer, examples: &[Example], cases: &[(usize, usize)]) -> f64 {
+/// `nll / t` of each masked token of some examples at some times, with the number of its case: the example's times the
+/// number of times, plus the time's.
+fn weighted_nll(model: &Transformer, examples: &[Example], cases: &[(usize, usize)]) -> Vec<(usize, f64)> {
     let (mut sequences, mut rows, mut ids, mut weights, mut tokens) = (vec![], vec![], vec![], vec![], 0);
     for &(i, k) in cases {
         let example = &examples[i];
@@ -57,12 +121,12 @@ fn weighted_nll(model: &Transformer, examples: &[Example], cases: &[(usize, usiz
             if draws.unit_f64(position as u64) < TIMES[k] {
                 rows.push(tokens + position);
                 ids.push(std::mem::replace(id, model.config.mask_token_id));
-                weights.push(1.0 / TIMES[k]);
+                weights.push((TIMES.len() * i + k, 1.0 / TIMES[k]));
             }
         }
         tokens += noised.len();
         sequences.push(noised);
     }
     let nll = model.nll(&Batch::pack(sequences.iter().map(Vec::as_slice)), &rows, &ids);
-    nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * weight).sum()
+    nll.iter().zip(weights).map(|(nll, (case, weight))| (case, f64::from(*nll) * weight)).collect()
 }

@@ -1,7 +1,7 @@
 //! What a run reports while it trains: metrics.jsonl, with a line per step and per evaluation; the same numbers for
 //! TensorBoard; and the progress on the terminal.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, remove_dir, remove_file};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -10,10 +10,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::best::Record;
+use super::pace::Pace;
 use super::step::StepReport;
+use super::tags;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
-use crate::files::{make_folder, read_text, write_whole};
+use crate::files::{read_text, write_whole};
 
 /// Seconds between lines of progress if there is no terminal.
 const LINE_SECS: u64 = 15;
@@ -39,8 +41,11 @@ pub struct Earlier {
 
 /// The name of the log in a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
-/// The event file for TensorBoard, whose `--logdir` is the run's folder or one above it.
-pub const EVENTS: &str = "tensorboard/events.out.tfevents.weft";
+/// The event file for TensorBoard, whose `--logdir` is the run's folder or one above it. It lies in the run's folder
+/// itself, because TensorBoard names a run after the folder of its events.
+pub const EVENTS: &str = "events.out.tfevents.weft";
+/// The folder in which earlier versions wrote the event file.
+const FORMER_FOLDER: &str = "tensorboard";
 
 /// The run's log.
 pub struct Metrics {
@@ -49,18 +54,17 @@ pub struct Metrics {
     events: EventFile,
     progress: Progress,
     last_line: Instant,
-    tokens: usize,
-    /// Seconds of training so far, without evaluations.
-    train_secs: f64,
+    pace: Pace,
 }
 
 impl Metrics {
     /// Opens metrics.jsonl of a run that has done `step` steps. Lines of later steps, which a crash left behind, are
-    /// dropped; the remaining lines are summarized in `Earlier`.
+    /// dropped; the remaining lines are summarized in `Earlier`. The run is evaluated every `eval_every` steps and at its
+    /// end; 0 stands for a run without held-out rows.
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn open(output: &Path, step: u64, progress: Progress) -> Result<(Self, Earlier)> {
+    pub fn open(output: &Path, (step, eval_every): (u64, Option<u64>), progress: Progress) -> Result<(Self, Earlier)> {
         let path = output.join(METRICS);
         let kept: String = match path.exists() && step > 0 {
             true => read_text(&path)?.lines().filter(|l| step_of(l) <= Some(step)).map(|l| format!("{l}\n")).collect(),
@@ -72,13 +76,13 @@ impl Metrics {
             .open(&path)
             .map_err(|source| Error::Write { path: path.clone(), source })?;
         let kept: Vec<Value> = kept.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let events = repeat_events(&output.join(EVENTS), &kept)?;
-        let style = "{bar:24} step {pos}/{len}  {msg}  {eta} left";
+        let events = repeat_events(output, &kept)?;
+        let style = "{bar:24} step {pos}/{len}  {msg}";
         let bar = &progress.bar;
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         bar.set_position(step);
-        bar.reset_eta();
-        let metrics = Self { path, file, events, progress, last_line: Instant::now(), tokens: 0, train_secs: 0.0 };
+        let pace = Pace::new(bar.length().unwrap_or(0), eval_every);
+        let metrics = Self { path, file, events, progress, last_line: Instant::now(), pace };
         Ok((metrics, Earlier::of(&kept)))
     }
 
@@ -87,14 +91,13 @@ impl Metrics {
     /// # Errors
     /// A file that can't be written.
     pub fn step(&mut self, report: &StepReport, step_secs: f64) -> Result<()> {
-        self.tokens += report.tokens;
-        self.train_secs += step_secs;
+        self.pace.step(report.tokens, step_secs);
         let is_parallel = report.traffic.sent_bytes > 0;
-        let tokens_per_second = self.tokens as f64 / self.train_secs;
         self.write(json!({
             "step": report.step,
             "epoch": report.epoch,
             "loss": report.loss,
+            "nll": report.nll,
             "grad_norm": report.grad_norm,
             "lr": report.lr,
             "tokens": report.tokens,
@@ -105,7 +108,7 @@ impl Metrics {
             "entropy_drift": report.entropy_drift,
             "skipped": report.skipped,
             "skipped_steps": report.skipped_steps,
-            "tokens_per_second": tokens_per_second,
+            "tokens_per_second": report.tokens as f64 / step_secs,
             "step_seconds": step_secs,
             "sent_bytes": is_parallel.then_some(report.traffic.sent_bytes),
             "communication_seconds": is_parallel.then_some(report.traffic.seconds),
@@ -113,25 +116,31 @@ impl Metrics {
         if let Some(skip) = &report.skipped {
             self.line(&format!("skipped {}", skip.why));
         }
-        let message =
-            format!("loss {:.4}  gradient {:.3}  {tokens_per_second:.0} tokens/s", report.loss, report.grad_norm);
+        let nll = report.nll.map(|nll| format!("nll {nll:.3}  ")).unwrap_or_default();
+        let message = format!(
+            "loss {:.4}  {nll}gradient {:.3}  {:.0} tokens/s  {} left",
+            report.loss,
+            report.grad_norm,
+            self.pace.tokens_per_second(),
+            self.pace.left(report.step)
+        );
         let Progress { bar, tells } = &self.progress;
         bar.set_message(message.clone());
         bar.set_position(report.step);
         if *tells && bar.is_hidden() && self.last_line.elapsed() > Duration::from_secs(LINE_SECS) {
             self.last_line = Instant::now();
-            let eta = bar.eta().as_secs();
             let num_steps = bar.length().unwrap_or(0);
-            tell(&format!("step {}/{num_steps}  {message}  {}m{:02}s left", report.step, eta / 60, eta % 60));
+            tell(&format!("step {}/{num_steps}  {message}", report.step));
         }
         Ok(())
     }
 
-    /// Reports the loss on held-out rows, in nats per answer token.
+    /// Reports the loss on held-out rows, in nats per answer token, and the seconds that the evaluation took.
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn held_out(&mut self, step: u64, nll_bound: f64) -> Result<()> {
+    pub fn held_out(&mut self, step: u64, nll_bound: f64, seconds: f64) -> Result<()> {
+        self.pace.evaluated(seconds);
         self.write(json!({ "step": step, "held_out_nll_bound": nll_bound }))?;
         self.line(&format!("step {step}: held-out loss {nll_bound:.4} nats per answer token"));
         Ok(())
@@ -164,7 +173,7 @@ impl Metrics {
         line["unix_seconds"] = Value::from(unix_seconds());
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.map_err(|source| Error::Write { path: self.path.clone(), source })?;
-        let told = tell_events(&mut self.events, &line);
+        let told = tags::tell(&mut self.events, &line);
         told.map_err(|source| Error::Write { path: self.path.with_file_name(EVENTS), source })
     }
 }
@@ -185,36 +194,22 @@ impl Earlier {
     }
 }
 
-/// Rewrites the event file of a run from the lines of its log that are kept.
-fn repeat_events(path: &Path, lines: &[Value]) -> Result<EventFile> {
-    make_folder(path.parent().expect("the file lies in a folder"))?;
+/// Rewrites the event file of a run from the lines of its log that are kept. The file of an earlier version, which would
+/// show the run twice, is removed.
+fn repeat_events(output: &Path, lines: &[Value]) -> Result<EventFile> {
+    let path = output.join(EVENTS);
     let began = lines.first().and_then(|line| line["unix_seconds"].as_f64());
     let whole = || {
-        let mut events = EventFile::create(path, began.unwrap_or_else(unix_seconds))?;
-        lines.iter().try_for_each(|line| tell_events(&mut events, line))?;
+        let mut events = EventFile::create(&path, began.unwrap_or_else(unix_seconds))?;
+        lines.iter().try_for_each(|line| tags::tell(&mut events, line))?;
         Ok(events)
     };
-    whole().map_err(|source| Error::Write { path: path.to_owned(), source })
-}
-
-/// Writes a line's numbers as scalars, with those of lists and tables under names of their own.
-fn tell_events(events: &mut EventFile, line: &Value) -> std::io::Result<()> {
-    let mut scalars = vec![];
-    for (key, value) in line.as_object().into_iter().flatten() {
-        match value {
-            Value::Array(list) => {
-                let numbers = list.iter().enumerate();
-                scalars.extend(numbers.filter_map(|(i, v)| Some((format!("{key}/{i}"), v.as_f64()?))));
-            }
-            Value::Object(table) => {
-                scalars.extend(table.iter().filter_map(|(k, v)| Some((format!("{key}/{k}"), v.as_f64()?))));
-            }
-            _ if key == "step" || key == "unix_seconds" => {}
-            _ => scalars.extend(value.as_f64().map(|number| (key.clone(), number))),
-        }
-    }
-    let [seconds, step] = ["unix_seconds", "step"].map(|key| line[key].as_f64().unwrap_or_default());
-    events.scalars(seconds, step as u64, &scalars)
+    let events = whole().map_err(|source| Error::Write { path: path.clone(), source })?;
+    let former = output.join(FORMER_FOLDER);
+    // Neither is there in a run of this version, and a folder with other files stays.
+    let _ = remove_file(former.join(EVENTS));
+    let _ = remove_dir(former);
+    Ok(events)
 }
 
 /// Prints a line on standard error. If that fails, for example on a full disk, only the line is lost: `eprintln` would

@@ -14,6 +14,7 @@ pub mod lr_schedule;
 pub mod metrics;
 mod noised;
 pub mod optimizer;
+mod pace;
 pub mod pretrain;
 pub mod rank_log;
 pub mod resolved;
@@ -21,6 +22,7 @@ pub mod run;
 pub mod settings;
 pub mod shards;
 pub mod step;
+mod tags;
 pub mod tensorboard;
 
 use std::time::Instant;
@@ -155,20 +157,20 @@ impl Trainer {
         let (drifts, counts) = (self.keep_entropies(&gathered, epoch), gathered::counts(&gathered));
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
-        let mut losses = vec![0.0; own.len()];
+        let mut sums = vec![[0.0; 2]; own.len()];
         let mut updating = Instant::now();
         let grads = self.optimizer.reduce_beside(&mut |hand_over| {
             let grads = self.sum_gradients(&own, hand_over, &mut |index, grads, finished| {
                 let weights = self.job.objective.loss_weights_within(&own[index].answers, counts);
-                let (loss, seconds) = self.backward(own[index].parts(), &weights, epoch, (grads, finished));
-                losses[index] = loss;
+                let (sum, seconds) = self.backward(own[index].parts(), &weights, epoch, (grads, finished));
+                sums[index] = sum;
                 phases.add(seconds);
             });
             updating = Instant::now();
             grads
         });
         // 4. Clip and update.
-        let loss: f64 = self.ranks.all_gather_dealt(&losses).iter().sum();
+        let [loss, nll] = gathered::sums(&*self.ranks, &sums);
         let grad_norm = self.optimizer.gradient_norm(&grads);
         let is_finite =
             loss.is_finite() && grad_norm.is_finite() && gathered.iter().all(Gathered::has_finite_entropies);
@@ -194,6 +196,7 @@ impl Trainer {
             step: self.step,
             epoch: self.step as f64 / self.steps_per_epoch() as f64,
             loss,
+            nll: (counts.masked > 0).then(|| nll / counts.masked as f64),
             grad_norm,
             lr,
             tokens: gathered.iter().map(|a| a.tokens).sum(),
@@ -223,17 +226,18 @@ impl Trainer {
         chosen
     }
 
-    /// Runs pass 2 of a micro-batch and adds its gradients. Returns its part of the loss, and the seconds of [`Pass`].
+    /// Runs pass 2 of a micro-batch and adds its gradients. Returns its part of the loss and the sum of its masked
+    /// tokens' nll, and the seconds of [`Pass`].
     fn backward(
         &self,
         (sequences, answers): (&[Noised], &[NoisedAnswer]),
         weights: &[Vec<f32>],
         epoch: u64,
         (grads, finished): (&mut Gradients, Finished),
-    ) -> (f64, [f64; 3]) {
+    ) -> ([f64; 2], [f64; 3]) {
         let (batch, rows) = self.noised_batch(sequences, answers, epoch);
         if rows.is_empty() {
-            return (0.0, [0.0; 3]);
+            return ([0.0; 2], [0.0; 3]);
         }
         let clean: Vec<u32> = sequences.iter().flat_map(|s| &s.ids).copied().collect();
         let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
@@ -241,7 +245,8 @@ impl Trainer {
         let weights: Vec<f32> = masked.filter(|(_, masked)| **masked).map(|(w, _)| *w).collect();
         let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
         let Pass { nll, seconds } = self.model.loss_and_finished_gradients(&batch, targets, grads, finished);
-        (nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum(), seconds)
+        let loss = nll.iter().zip(&weights).map(|(nll, weight)| f64::from(*nll) * f64::from(*weight)).sum();
+        ([loss, nll.iter().copied().map(f64::from).sum()], seconds)
     }
 
     /// A micro-batch as pass 2 reads it, with its masked rows.

@@ -113,7 +113,7 @@ impl PretrainRecipe {
     /// # Errors
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        settings::parse(&read_text(path)?, path, settings, Self::problems)
+        settings::parse(&settings::recipe_file::read(path)?, path, settings, Self::problems)
     }
 
     fn problems(&self) -> Vec<String> {

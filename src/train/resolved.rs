@@ -10,7 +10,10 @@ use crate::files::read_text;
 use crate::model::settings::shell_word;
 
 /// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
-const ROWS: &str = "rows";
+pub(crate) const ROWS: &str = "rows";
+/// The key under which a resolved recipe holds the hash of the base's tokenizer and chat template. It says which runs can
+/// be compared; whether one can be resumed, the rows' keys say.
+pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// The settings of a run with every default filled in, as its folder and its checkpoints store them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,7 +64,8 @@ pub(super) fn began_with(path: &Path, resolved: &Resolved) -> Result<()> {
 }
 
 fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
-    let differing = resolved.differing(was, &[FREE.as_slice(), &CHANGEABLE].concat());
+    let longer = if is_only_longer(was, &resolved.recipe) { LENGTH.as_slice() } else { &[] };
+    let differing = resolved.differing(was, &[FREE.as_slice(), &CHANGEABLE, longer].concat());
     if !differing.is_empty() {
         let list = differing.join("; ");
         let further = further(&differing, &resolved.recipe);
@@ -77,8 +81,23 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
     Ok(())
 }
 
-/// What to do for a longer run: the schedule of the learning rate depends on a run's length, so it can't be resumed, but
-/// its adapter can be trained further.
+/// The settings of a run's length.
+const LENGTH: [(&str, &str); 2] = [("train", "epochs"), ("train", "max_steps")];
+
+/// Whether a run differs in its length at most by being longer, and its learning rate doesn't depend on the length: every
+/// step is then the one that it would have been in a run of that length.
+fn is_only_longer(was: &Value, is: &Value) -> bool {
+    let constant = |recipe: &Value| recipe["train"]["lr_schedule"] == "constant";
+    let [epochs, steps] = LENGTH.map(|(_, key)| {
+        let [was, is] = [was, is].map(|recipe| recipe["train"][key].as_u64());
+        // No number of steps means all that the epochs have.
+        is.is_none() || was.is_some_and(|was| is.is_some_and(|is| is >= was))
+    });
+    constant(was) && constant(is) && epochs && steps
+}
+
+/// What to do for a longer run under a schedule of the learning rate that depends on a run's length: it can't be resumed,
+/// but its adapter can be trained further.
 fn further(differing: &[String], recipe: &Value) -> String {
     let is_longer =
         ["train.epochs ", "train.max_steps "].iter().any(|key| differing.iter().any(|d| d.starts_with(key)));
@@ -128,8 +147,14 @@ fn changed_rows(was: &Value, is: &Value) -> Option<String> {
 }
 
 /// Settings that don't change a bit of what is trained, and may be changed when a run resumes.
-const FREE: [(&str, &str); 3] =
-    [("train", "eval_every"), ("train", "checkpoint_every"), ("train", "activation_memory_gb")];
+const FREE: [(&str, &str); 6] = [
+    ("train", "eval_every"),
+    ("train", "checkpoint_every"),
+    ("train", "activation_memory_gb"),
+    ("eval", "task"),
+    ("eval", "limit"),
+    ("eval", "samples"),
+];
 
 impl Resolved {
     /// The settings that another run had differently, as `table.key was X and is Y`, except those that may be changed.

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::best::{self, Best, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
-use super::held_out::nll_bound;
+use super::held_out::{self, HeldOutRows};
 use super::metrics::{Earlier, Metrics, Progress, tell};
 use super::resolved::Resolved;
 use super::step::StepReport;
@@ -45,6 +45,9 @@ pub struct Summary {
 
 /// The resolved recipe in a run's folder; it is written as soon as the run begins.
 pub const RECIPE: &str = "recipe.json";
+
+/// The file in a run's folder with the results of a finished run: the object that `weft train --json` prints.
+pub const RESULTS: &str = "results.json";
 
 /// Refuses, before any work is done, a folder that holds another run, a folder without a run to resume, and a file.
 ///
@@ -117,6 +120,13 @@ pub fn train(
     run.finish(trainer)
 }
 
+/// Adds to a training error the newest checkpoint of the run's folder.
+fn with_saved(error: Error, output: &Path) -> Error {
+    let Error::NonFinite(mut diagnosis) = error else { return error };
+    diagnosis.saved = checkpoint::newest(output);
+    Error::NonFinite(diagnosis)
+}
+
 /// A run in its folder, which advances as far as it is asked to. Every rank has one; the first one writes and reports.
 pub struct Run<'a> {
     held_out: &'a [Example],
@@ -154,7 +164,8 @@ impl<'a> Run<'a> {
                 let saved = json!({ "weft": env!("CARGO_PKG_VERSION"), "recipe": recipe.recipe });
                 let saved = serde_json::to_string_pretty(&saved).expect("a recipe is JSON");
                 write_whole(&output.join(RECIPE), saved.as_bytes())?;
-                let (metrics, earlier) = Metrics::open(output, first_step, progress)?;
+                let eval_every = (!held_out.is_empty()).then(|| trainer.settings().eval_every);
+                let (metrics, earlier) = Metrics::open(output, (first_step, eval_every), progress)?;
                 (Some(metrics), earlier)
             }
             false => (None, Earlier::default()),
@@ -190,7 +201,7 @@ impl<'a> Run<'a> {
         let patience = trainer.settings().patience;
         while trainer.step < to.min(num_steps) && !self.record.ends(patience) {
             let start = Instant::now();
-            let report = trainer.step()?;
+            let report = trainer.step().map_err(|error| with_saved(error, self.output))?;
             let step_secs = start.elapsed().as_secs_f64();
             self.summary.train_secs += step_secs;
             if let Some(metrics) = &mut self.metrics {
@@ -233,9 +244,13 @@ impl<'a> Run<'a> {
         if self.held_out.is_empty() {
             return Ok(());
         }
-        let loss = nll_bound(&*trainer.ranks, &trainer.model, self.held_out);
+        let start = Instant::now();
+        let (loss, rows) = held_out::evaluate(&*trainer.ranks, &trainer.model, self.held_out);
         if let Some(metrics) = &mut self.metrics {
-            metrics.held_out(trainer.step, loss)?;
+            metrics.held_out(trainer.step, loss, start.elapsed().as_secs_f64())?;
+            let answer_tokens = self.held_out.iter().map(|e| e.answer_ids.len()).collect();
+            let nll_bound = rows.into_iter().map(|nll| nll.is_finite().then_some(nll)).collect();
+            HeldOutRows { step: trainer.step, answer_tokens, nll_bound }.save(self.output)?;
         }
         let is_best = self.record.add(trainer.step, loss);
         if let Some(best) = self.record.best.filter(|_| is_best && trainer.settings().keep_best) {

@@ -16,8 +16,10 @@ pub struct StepReport {
     pub step: u64,
     /// How many passes over the data are done, as a fraction.
     pub epoch: f64,
-    /// The loss, in nats.
+    /// The loss as the objective weights and divides it, in nats.
     pub loss: f64,
+    /// The mean nll of the masked tokens, unweighted, in nats per masked token; `None` if no token was masked.
+    pub nll: Option<f64>,
     /// The gradient's norm before clipping.
     pub grad_norm: f64,
     /// The learning rate.

@@ -70,7 +70,8 @@ pub fn steps(folder: &Path) -> Vec<Value> {
 
 /// What must be the same however many ranks there are.
 pub fn essence(folder: &Path) -> Vec<String> {
-    let keys = ["loss", "grad_norm", "masked_share", "mean_entropy", "entropy_quantiles", "entropy_drift", "tokens"];
+    let keys =
+        ["loss", "nll", "grad_norm", "masked_share", "mean_entropy", "entropy_quantiles", "entropy_drift", "tokens"];
     steps(folder).iter().map(|step| keys.map(|key| step[key].to_string()).join(" ")).collect()
 }
 

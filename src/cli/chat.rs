@@ -1,0 +1,209 @@
+//! `weft generate` on a terminal: a chat of several turns. An answer is printed as far as it is found, and Ctrl-C stops
+//! it. The terminal edits the lines.
+
+use std::io::{Write, stderr, stdin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+
+use weft::base::Base;
+use weft::data::chat::Turn;
+use weft::error::{Error, Result};
+use weft::eval::answer_rows::shown;
+use weft::model::positions;
+use weft::sampler::generate::{Prompt, Sampling, generate_until};
+
+use super::asking::asked;
+use super::signals;
+
+/// What is printed before the user's turn.
+const READY: &str = "> ";
+const HELP: &str = "/reset forgets the turns so far, /system TEXT sets the system turn (without TEXT there is none), /quit or \
+                    Ctrl-D ends the chat, Ctrl-C stops an answer; a line that ends with \\ goes on in the next one";
+/// The most bytes of a line that a terminal passes on while it edits the line, without the line's end.
+const LONGEST_LINE: usize = 4095;
+
+/// A chat, and what its answers are made by.
+struct Chat<'a> {
+    base: &'a Base,
+    sampling: &'a Sampling,
+    keeps_special_tokens: bool,
+    system: Option<String>,
+    turns: Vec<Turn>,
+    signals: Arc<Signals>,
+}
+
+/// What the thread that hears Ctrl-C is told, and tells.
+#[derive(Default)]
+struct Signals {
+    is_answering: AtomicBool,
+    stops: AtomicBool,
+}
+
+/// What a line of the user's asks for.
+enum Line {
+    Quit,
+    Turn(String),
+    Nothing,
+}
+
+/// Chats until the user ends it.
+pub fn run(base: &Base, system: Option<String>, sampling: &Sampling, keeps_special_tokens: bool) -> Result<()> {
+    let signals = Arc::new(Signals::default());
+    let heard = signals.clone();
+    signals::on_interrupt(move || match heard.is_answering.load(Ordering::Relaxed) {
+        true => heard.stops.store(true, Ordering::Relaxed),
+        false => prompt("\n/quit or Ctrl-D ends the chat\n"),
+    });
+    let mut chat = Chat { base, sampling, keeps_special_tokens, system, turns: vec![], signals };
+    eprintln!("{}: {HELP}", base.name);
+    while let Some(line) = read_line()? {
+        match chat.command(line) {
+            Line::Quit => return Ok(()),
+            Line::Turn(content) => {
+                if let Err(error) = chat.answer(&content) {
+                    // The chat goes on without the turn that can't be answered.
+                    eprintln!("error: {error}");
+                }
+            }
+            Line::Nothing => {}
+        }
+    }
+    say!("");
+    Ok(())
+}
+
+/// Prints a text and the sign that a turn is waited for.
+fn prompt(text: &str) {
+    eprint!("{text}{READY}");
+    let _ = stderr().flush();
+}
+
+/// The user's next line, or several that are joined by a backslash at the end; `None` at the end of the input.
+fn read_line() -> Result<Option<String>> {
+    prompt("");
+    let mut lines = String::new();
+    loop {
+        let mut line = String::new();
+        let read = stdin().read_line(&mut line);
+        if read.map_err(|source| Error::Read { path: "standard input".into(), source })? == 0 {
+            return Ok((!lines.is_empty()).then_some(lines));
+        }
+        if line.len() >= LONGEST_LINE {
+            eprintln!(
+                "warning: the terminal passes on {LONGEST_LINE} bytes of a line at most; --prompt takes longer ones"
+            );
+        }
+        let line = line.trim_end_matches(['\r', '\n']);
+        match line.strip_suffix('\\') {
+            Some(line) => lines.extend([line, "\n"]),
+            None => {
+                lines.push_str(line);
+                return Ok(Some(lines));
+            }
+        }
+    }
+}
+
+impl Chat<'_> {
+    /// Does what a line with a command asks for.
+    fn command(&mut self, line: String) -> Line {
+        let text = line.trim();
+        let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        match (command, rest.trim()) {
+            ("", _) => Line::Nothing,
+            ("/quit" | "/exit" | "/bye", "") => Line::Quit,
+            ("/reset", "") => {
+                self.turns.clear();
+                eprintln!("the turns so far are forgotten");
+                Line::Nothing
+            }
+            ("/system", system) => {
+                self.system = (!system.is_empty()).then(|| system.to_owned());
+                eprintln!(
+                    "{}",
+                    if system.is_empty() { "there is no system turn now" } else { "the system turn is set" }
+                );
+                Line::Nothing
+            }
+            ("/help" | "/?", "") => {
+                eprintln!("{HELP}");
+                Line::Nothing
+            }
+            _ if line.starts_with('/') => {
+                eprintln!("no such command: {command}; {HELP}; a space before the / makes it a turn");
+                Line::Nothing
+            }
+            _ => Line::Turn(line),
+        }
+    }
+
+    /// Answers a turn of the user's. Both turns become part of the chat if there is an answer.
+    fn answer(&mut self, content: &str) -> Result<()> {
+        let base = self.base;
+        let system = self.system.iter().map(|system| Turn::new("system", system));
+        let mut turns: Vec<Turn> = system.chain(self.turns.iter().cloned()).collect();
+        turns.push(Turn::new("user", content));
+        let ids = asked(base, base.text.prompt_of_turns(&turns, None)?)?;
+        self.warn_of_positions(ids.len());
+        // The first answer is the one that --prompt gets.
+        let prompts = [Prompt { ids: &ids, example: self.turns.len() as u64 / 2 }];
+        let (sender, steps) = channel();
+        let Signals { is_answering, stops } = &*self.signals;
+        stops.store(false, Ordering::Relaxed);
+        is_answering.store(true, Ordering::Relaxed);
+        let (outputs, printed) = std::thread::scope(|scope| {
+            let (chat, start) = (&*self, ids.len());
+            let printing = scope.spawn(move || chat.print(&steps, start));
+            let outputs = generate_until(&base.model, &prompts, self.sampling, Some(sender), stops);
+            (outputs, printing.join().unwrap_or_default())
+        });
+        is_answering.store(false, Ordering::Relaxed);
+        let output = outputs.map_err(Error::Usage)?.remove(0);
+        let answer = self.text(&output.ids[ids.len()..]);
+        match answer.strip_prefix(&printed) {
+            Some(rest) => say!("{rest}"),
+            // Some tokenizers write the beginning of a text otherwise once more of it is there.
+            None => say!("\n{answer}"),
+        }
+        if stops.load(Ordering::Relaxed) {
+            eprintln!("stopped");
+        }
+        if !answer.trim().is_empty() {
+            self.turns.extend([Turn::new("user", content), Turn::new("assistant", &answer)]);
+        }
+        Ok(())
+    }
+
+    /// Prints what each step adds to the answer's beginning; returns what was printed.
+    fn print(&self, steps: &Receiver<Vec<Vec<u32>>>, start: usize) -> String {
+        let mut printed = String::new();
+        for canvases in steps {
+            let text = self.text(&canvases[0][start..]);
+            // The bytes of a character may be divided among tokens.
+            let whole = text.trim_end_matches('\u{fffd}');
+            if let Some(more) = whole.strip_prefix(&printed).filter(|more| !more.is_empty()) {
+                let mut out = std::io::stdout();
+                // Where standard output can't be written, the whole answer is told of below.
+                let _ = write!(out, "{more}").and_then(|()| out.flush());
+                printed = whole.to_owned();
+            }
+        }
+        printed
+    }
+
+    /// The text of an answer up to its first mask or end.
+    fn text(&self, ids: &[u32]) -> String {
+        let mask = self.base.model.config.mask_token_id;
+        let found = ids.iter().position(|id| *id == mask).unwrap_or(ids.len());
+        shown(self.base, &ids[..found], self.keeps_special_tokens)
+    }
+
+    /// Warns of a chat that is longer than what the model was trained for.
+    fn warn_of_positions(&self, prompt: usize) {
+        let longest = prompt + self.sampling.gen_length;
+        let fix = |_| "/reset forgets the turns so far".to_owned();
+        let warning = positions::warning(self.base.config(), longest, "the chat with its answer", fix);
+        warning.into_iter().for_each(|warning| eprintln!("warning: {warning}"));
+    }
+}

@@ -1,0 +1,73 @@
+//! `weft compare`: runs beside each other.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use weft::compare::Comparison;
+use weft::compare::page::comparison_page;
+use weft::compare::tables::Table;
+use weft::error::Result;
+use weft::files::write_whole;
+use weft::report::visible::visible;
+
+/// Compare runs: their settings, held-out losses, scores and curves
+///
+/// Prints the settings that differ, and each run's held-out loss and score with 95 % intervals. Differences from the first
+/// run are paired: they are taken row by row on the same rows and masks. A page shows the same with the runs' curves over
+/// each other. Runs with other held-out rows or another tokenizer are named, and their losses aren't compared.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  for lr in 1e-4 3e-4 1e-3; do\n    weft train my.toml --set train.lr=$lr --set train.output=runs/lr-$lr\n  done\n  weft compare runs/lr-*"
+)]
+pub struct Compare {
+    /// The folders of the runs (their train.output); the others are compared with the first one
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Write the page to this file
+    #[arg(long, default_value = "compare.html", value_name = "FILE")]
+    out: PathBuf,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+impl Compare {
+    pub fn run(self) -> Result<ExitCode> {
+        let comparison = Comparison::of(&self.runs)?;
+        write_whole(&self.out, comparison_page(&comparison).as_bytes())?;
+        if self.json {
+            let mut object = json!(comparison);
+            object["page"] = json!(self.out);
+            say!("{object}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        comparison.remarks().iter().for_each(|remark| eprintln!("warning: {}", visible(remark)));
+        comparison.tables().iter().for_each(print);
+        say!("the page is in {}", self.out.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Prints a table with aligned columns, the first one to the left.
+fn print(Table { title, rows, note }: &Table) {
+    say!("{title}");
+    let columns = rows.first().map_or(0, Vec::len);
+    let shown: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| visible(cell).into_owned()).collect()).collect();
+    let width = |column: usize| shown.iter().map(|row| console::measure_text_width(&row[column])).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in &shown {
+        let mut line = String::from(" ");
+        for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let space = " ".repeat(width - console::measure_text_width(cell));
+            line += &if i == 0 { format!(" {cell}{space}") } else { format!("  {space}{cell}") };
+        }
+        say!("{}", line.trim_end());
+    }
+    match note.is_empty() {
+        true => say!(),
+        false => say!("  ({note})\n"),
+    }
+}

@@ -1,0 +1,258 @@
+//! Hints for the options and commands of other programs: what stands in their place here. The names of settings are those
+//! of `settings::other_names`; this file adds those that only command lines have.
+
+use std::process::exit as exit_with;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command as Clap, CommandFactory};
+use weft::recipe::Recipe;
+use weft::settings::other_names::{Take, normal, why_not};
+use weft::settings::{Place, own_place};
+
+use super::Cli;
+
+/// The exit status of a command line that can't be run.
+const USAGE: i32 = 2;
+
+/// Other programs' options and the option that stands in their place, of a command that has it.
+const OPTIONS: &[(&str, &str)] = &[
+    ("-m", "--model"),
+    ("--ckpt", "--model"),
+    ("--ckpt-path", "--model"),
+    ("--checkpoint", "--model"),
+    ("--base-model", "--model"),
+    ("--model-path", "--model"),
+    ("--model-name-or-path", "--model"),
+    ("--pretrained", "--model"),
+    ("-p", "--prompt"),
+    ("--query", "--prompt"),
+    ("--question", "--prompt"),
+    ("--input", "--prompt"),
+    ("--instruction", "--prompt"),
+    ("-f", "--data"),
+    ("--file", "--data"),
+    ("--prompt-file", "--data"),
+    ("--prompts", "--data"),
+    ("--input-file", "--data"),
+    ("--dataset", "--data"),
+    ("-n", "--gen-length"),
+    ("-l", "--gen-length"),
+    ("--length", "--gen-length"),
+    ("--chat", "--messages"),
+    ("--system-prompt", "--system"),
+    ("--lora", "--adapter"),
+    ("--lora-path", "--adapter"),
+    ("--adapters", "--adapter"),
+    ("--peft", "--adapter"),
+    ("--stream", "--trace"),
+    ("--visualize", "--trace"),
+    ("-o", "--out"),
+    ("--output", "--out"),
+    ("--output-path", "--out"),
+    ("--output-file", "--out"),
+    ("--save-path", "--out"),
+    ("--torch-dtype", "--precision"),
+    ("-d", "--device"),
+    ("--gpu", "--device"),
+    ("--cuda", "--device"),
+    ("-t", "--threads"),
+    ("-j", "--threads"),
+    ("--num-threads", "--threads"),
+    ("--workers", "--threads"),
+    ("--silent", "--quiet"),
+    ("--disable-tqdm", "--quiet"),
+    ("--num-examples", "--limit"),
+    ("--num-samples", "--limit"),
+    ("--mc-num", "--mc-samples"),
+    ("--resume-from-checkpoint", "--resume"),
+    ("--continue", "--resume"),
+];
+
+/// Other programs' options, and a sentence that says what to do.
+const SENTENCES: &[(&str, &str)] = &[
+    ("--skip-special-tokens", "special tokens are printed only with --keep-special-tokens"),
+    (
+        "--dry-run",
+        "weft plan RECIPE predicts memory and time, and weft data RECIPE shows the rows, before anything runs",
+    ),
+    ("--verbose", "everything is printed unless --quiet is given"),
+    ("-v", "everything is printed unless --quiet is given; -V prints the version"),
+    ("--do-sample", "--temperature above 0 samples"),
+    ("--force", "no run is written over another; choose a new train.output or remove the folder"),
+    ("--overwrite", "no run is written over another; choose a new train.output or remove the folder"),
+    ("--export", "weft merge writes adapter and base as one checkpoint"),
+];
+
+/// Other programs' options for a recipe, whose path is an argument of its own here.
+const RECIPE: [&str; 5] = ["--config", "-c", "--config-file", "--recipe", "--yaml"];
+
+/// Other programs' names for commands.
+const COMMANDS: &[(&str, &str)] = &[
+    ("finetune", "train"),
+    ("fine-tune", "train"),
+    ("sft", "train"),
+    ("lora", "train"),
+    ("fit", "train"),
+    ("run", "train"),
+    ("chat", "generate"),
+    ("infer", "generate"),
+    ("inference", "generate"),
+    ("predict", "generate"),
+    ("sample", "generate"),
+    ("ask", "generate"),
+    ("evaluate", "eval"),
+    ("test", "eval"),
+    ("lm-eval", "eval"),
+    ("perplexity", "likelihood"),
+    ("export", "merge"),
+    ("fuse", "merge"),
+    ("merge-lora", "merge"),
+    ("preprocess", "data"),
+    ("tokenize", "data"),
+    ("init", "recipe"),
+    ("config", "recipe"),
+    ("estimate", "plan"),
+    ("dry-run", "plan"),
+    ("benchmark", "bench"),
+];
+
+/// Prints clap's error, or the hint for what other programs call it, and ends the process.
+pub fn exit(error: &clap::Error) -> ! {
+    let args: Vec<String> = std::env::args().collect();
+    match hint(error, &args) {
+        Some(hint) => {
+            eprintln!("error: {hint}");
+            exit_with(USAGE)
+        }
+        None => error.exit(),
+    }
+}
+
+/// What to do about an option or a command that another program has.
+fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
+    let named = |kind| match error.get(kind) {
+        Some(ContextValue::String(name)) => Some(name.as_str()),
+        _ => None,
+    };
+    let weft = Cli::command();
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let given = named(ContextKind::InvalidSubcommand)?;
+            let (_, own) = COMMANDS.iter().find(|(name, _)| *name == given.to_lowercase().replace('_', "-"))?;
+            Some(format!("weft has no command {given}; write weft {own}"))
+        }
+        ErrorKind::UnknownArgument => {
+            let given = named(ContextKind::InvalidArg)?;
+            let is_command = |arg: &&String| weft.find_subcommand(arg.as_str()).is_some();
+            let command = weft.find_subcommand(args.iter().skip(1).find(is_command)?)?;
+            let fix = fix(given, value_of(given, args), command)?;
+            Some(format!("weft {} has no {given}; {fix}", command.get_name()))
+        }
+        _ => None,
+    }
+}
+
+/// The value that an option was given, if one stands behind it.
+fn value_of<'a>(option: &str, args: &'a [String]) -> Option<&'a str> {
+    let place = args.iter().position(|arg| arg == option || arg.split('=').next() == Some(option))?;
+    match args[place].split_once('=') {
+        Some((_, value)) => Some(value),
+        None => args.get(place + 1).map(String::as_str).filter(|next| !next.starts_with('-')),
+    }
+}
+
+/// What to write in place of another program's option.
+fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
+    let name = if given.starts_with("--") { given.replace('_', "-").to_lowercase() } else { given.to_owned() };
+    let find =
+        |table: &'static [(&str, &'static str)]| table.iter().find(|(known, _)| *known == name).map(|(_, own)| *own);
+    if RECIPE.contains(&&*name) && has(command, "--set") {
+        let recipe = value.map_or("my.toml".to_owned(), quoted);
+        return Some(format!("give the recipe's path alone: weft {} {recipe}", command.get_name()));
+    }
+    if let Some(sentence) = find(SENTENCES) {
+        return Some(sentence.to_owned());
+    }
+    if let Some(option) = find(OPTIONS).filter(|option| has(command, option)) {
+        return Some(written(option, value, command));
+    }
+    let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
+    let known = known.as_object().expect("a recipe is a table");
+    let table = if has(command, "--gen-length") { "sampler" } else { "train" };
+    let place = if name.starts_with("--") { own_place(&normal(&name), table, known) } else { None };
+    let option = place.as_ref().and_then(|place| option_of(place, command));
+    match (option, place) {
+        (Some(option), Some(Place { take: Take::Value(value), .. })) => {
+            Some(written(&option, Some(value.trim_matches('"')), command))
+        }
+        (Some(option), Some(Place { take: Take::Other(what), .. })) => Some(format!("write {option} with {what}")),
+        (Some(option), _) => Some(written(&option, value, command)),
+        (None, Some(place)) if has(command, "--set") => {
+            Some(format!("write --set {}", place.setting(value.unwrap_or("VALUE"))))
+        }
+        _ => why_not(&name).map(|why| format!("leave it out: {why}")),
+    }
+}
+
+/// An option of the command that sets what this place of a recipe does.
+fn option_of(place: &Place, command: &Clap) -> Option<String> {
+    let [place] = &place.keys[..] else { return None };
+    let option = match place.as_str() {
+        "model.path" => "--model".to_owned(),
+        "data.train" | "data.held_out" => "--data".to_owned(),
+        "train.output" => "--out".to_owned(),
+        "eval.task" => "--task".to_owned(),
+        other => format!("--{}", other.split_once('.')?.1.replace('_', "-")),
+    };
+    has(command, &option).then_some(option)
+}
+
+/// An option with the value that another was given.
+fn written(option: &str, value: Option<&str>, command: &Clap) -> String {
+    let takes_value = |arg: clap::Arg| arg.get_action().takes_values();
+    match argument(command, option).is_some_and(takes_value) {
+        true => format!("write {option} {}", value.map_or("VALUE".to_owned(), quoted)),
+        false => format!("write {option}"),
+    }
+}
+
+/// A value as a shell reads it back.
+fn quoted(value: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    match !value.is_empty() && value.chars().all(is_plain) {
+        true => value.to_owned(),
+        false => format!("'{}'", value.replace('\'', "'\\''")),
+    }
+}
+
+fn has(command: &Clap, option: &str) -> bool {
+    argument(command, option).is_some()
+}
+
+/// An option of the command, or one that every command has.
+fn argument(command: &Clap, option: &str) -> Option<clap::Arg> {
+    let long = option.trim_start_matches('-');
+    let is_it = |arg: &&clap::Arg| arg.get_long() == Some(long);
+    let global = Cli::command().get_arguments().find(is_it).cloned();
+    command.get_arguments().find(is_it).cloned().or(global)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_leads_to_one_that_a_command_has() {
+        let weft = Cli::command();
+        for (name, option) in OPTIONS {
+            assert!(
+                weft.get_subcommands().any(|command| has(command, option)),
+                "{name} leads to {option}, which is none"
+            );
+        }
+        for (name, own) in COMMANDS {
+            assert!(weft.find_subcommand(own).is_some(), "{name} leads to {own}, which is no command");
+            assert!(weft.find_subcommand(name).is_none(), "{name} is a command");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The command at the end of a run that asks the trained model what the first held-out row asks, by the recipe's sampler.
+
+use std::path::Path;
+
+use serde_json::json;
+use weft::base::Base;
+use weft::data::Example;
+use weft::data::chat::Turn;
+use weft::data::typed_tokens::SpecialTokens;
+use weft::error::Result;
+use weft::experiment::Experiment;
+use weft::files::write_whole;
+use weft::model::settings::{Trainable, shell_word};
+use weft::sampler::generate::Sampling;
+use weft::sampler::remasking::Loop;
+use weft_kernels::precision::Precision;
+
+use super::FactArgs;
+use super::generate::as_options;
+
+/// The file in the run's folder with the question, where it doesn't fit into a line of a shell.
+const QUESTION: &str = "question.json";
+/// The longest question that is written into the command, in bytes.
+const LONGEST: usize = 200;
+/// Lengths above this one are rounded up to a multiple of it, or of the sampler's block.
+const ROUNDED: usize = 8;
+/// The share of answers that the command has room for.
+const SHARE: f64 = 0.95;
+
+/// The command that asks the model in `folder`. A question of several turns or lines is written into the run's folder.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<String> {
+    let recipe = &experiment.recipe;
+    let mut command = "weft generate".to_owned();
+    match recipe.model.trainable {
+        Trainable::Lora => {
+            let facts = FactArgs::of(&recipe.model).as_options();
+            let (model, adapter) = (shell_word(&recipe.model.path), shell_word(folder));
+            command += &format!(" --model {model} --adapter {adapter}{facts}");
+        }
+        // The saved config.json has what the recipe says of the base.
+        Trainable::Full => command += &format!(" --model {}", shell_word(folder)),
+    }
+    if recipe.model.precision == Precision::Bf16 {
+        command += " --precision bf16";
+    }
+    if !recipe.data.chat_template_kwargs.is_empty() {
+        let kwargs = json!(recipe.data.chat_template_kwargs).to_string();
+        command += &format!(" --chat-template-kwargs {}", shell_word(Path::new(&kwargs)));
+    }
+    if recipe.data.special_tokens == SpecialTokens::Tokens {
+        command += " --special-tokens tokens";
+    }
+    let texts = experiment.train.dataset.documents > 0;
+    let length = if texts { Sampling::default().gen_length } else { usual_length(&experiment.train.dataset.examples) };
+    command += &as_options(&sampling(&recipe.sampler, base.model.config.logits_shifted, length));
+    Ok(command + &asked(experiment, texts)?)
+}
+
+/// The length that so many answers don't exceed.
+fn usual_length(examples: &[Example]) -> usize {
+    let mut lengths: Vec<usize> = examples.iter().map(|example| example.answer_ids.len()).collect();
+    lengths.sort_unstable();
+    let at = (SHARE * lengths.len() as f64).ceil() as usize;
+    lengths.get(at.saturating_sub(1)).copied().unwrap_or(1)
+}
+
+/// The recipe's sampler with room for answers of `length` tokens, in whole blocks, at as many tokens a step.
+fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling {
+    let block = recipe.block_length.max(1);
+    let gen_length = match length {
+        _ if length > block => length.next_multiple_of(block),
+        ..=ROUNDED => length,
+        _ => length.next_multiple_of(ROUNDED).min(block),
+    };
+    let block_length = block.min(gen_length);
+    let has_blocks = recipe.for_logits(logits_shifted).remasking.is_none_or(|r| r.sampling_loop() == Loop::Llada);
+    let sized = match has_blocks {
+        true => Sampling { gen_length, block_length, ..recipe.clone() },
+        false => recipe.clone().with_gen_length(gen_length),
+    };
+    let blocks = if has_blocks { sized.num_blocks() } else { 1 };
+    let steps = (gen_length * recipe.diffusion_steps / recipe.gen_length.max(1)).max(1);
+    Sampling { diffusion_steps: steps.next_multiple_of(blocks), ..sized }
+}
+
+/// The options that say what is asked.
+fn asked(experiment: &Experiment, texts: bool) -> Result<String> {
+    let (turns, tools) = experiment.first_question().unwrap_or_else(|| (vec![Turn::new("user", "...")], None));
+    let raw = if texts { " --raw" } else { "" };
+    if let ([turn], None) = (&turns[..], &tools)
+        && turn.role == "user"
+        && turn.fields.is_empty()
+        && turn.text().len() <= LONGEST
+        && !turn.text().contains(char::is_control)
+    {
+        return Ok(format!("{raw} --prompt {}", quoted(turn.text())));
+    }
+    let question = match tools {
+        Some(tools) => json!({ "messages": turns, "tools": tools }),
+        None => json!(turns),
+    };
+    let path = experiment.recipe.train.output.join(QUESTION);
+    let text = serde_json::to_string_pretty(&question).expect("turns are JSON");
+    write_whole(&path, format!("{text}\n").as_bytes())?;
+    Ok(format!(" --messages {}", shell_word(&path)))
+}
+
+/// A text as a shell takes it, always in quotes.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

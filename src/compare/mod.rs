@@ -1,0 +1,183 @@
+//! Runs beside each other: what their recipes have that differs, their held-out losses and scores with intervals, and
+//! which of them can't be compared. Everything is read from the files in the runs' folders; `page` draws it.
+
+pub mod page;
+mod run;
+pub mod tables;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::reproduce::statistics::{Interval, interval};
+pub use run::Run;
+
+/// Several runs; the first one is that with which the others are compared.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    /// The runs, in the order in which they were given.
+    pub runs: Vec<Compared>,
+    /// The settings that differ.
+    pub settings: Vec<Setting>,
+}
+
+/// A setting that isn't the same in all runs.
+#[derive(Debug, Serialize)]
+pub struct Setting {
+    /// Its table and key.
+    pub key: String,
+    /// Its value in each run; null in a run without it.
+    pub values: Vec<Value>,
+}
+
+/// A run beside the first one.
+#[derive(Debug, Serialize)]
+pub struct Compared {
+    /// The run.
+    #[serde(flatten)]
+    pub run: Run,
+    /// Why its held-out loss and its scores can't be compared with the first run's; `None` if they can.
+    pub not_comparable: Option<String>,
+    /// The last held-out loss with its interval over the rows, in nats per answer token.
+    pub held_out: Option<Interval>,
+    /// Its held-out loss minus the first run's on the same rows and masks, with the interval of the paired differences.
+    pub held_out_difference: Option<Interval>,
+    /// The trained model's accuracy with its interval over the problems.
+    pub accuracy: Option<Interval>,
+    /// Its accuracy minus the first run's on the same problems, with the interval of the paired differences.
+    pub accuracy_difference: Option<Interval>,
+}
+
+impl Comparison {
+    /// Reads the runs in some folders and compares them.
+    ///
+    /// # Errors
+    /// Fewer than two folders, the same folder twice, a folder without a run, or a damaged file in one.
+    pub fn of(folders: &[PathBuf]) -> Result<Self> {
+        if folders.len() < 2 {
+            return Err(Error::Usage("give the folders of two or more runs (their train.output)".to_owned()));
+        }
+        let mut seen = HashSet::new();
+        for folder in folders {
+            if !seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())) {
+                return Err(Error::Usage(format!("{} is given twice; give each run once", folder.display())));
+            }
+        }
+        let names = names(folders);
+        let runs: Vec<Run> =
+            folders.iter().zip(names).map(|(folder, name)| Run::read(folder, name)).collect::<Result<_>>()?;
+        let settings = differing(&runs);
+        let first = runs[0].clone();
+        let runs = runs.into_iter().enumerate().map(|(i, run)| Compared::of(run, (i > 0).then_some(&first))).collect();
+        Ok(Self { runs, settings })
+    }
+
+    /// The name of the run with which the others are compared.
+    pub fn first(&self) -> &str {
+        &self.runs[0].run.name
+    }
+}
+
+impl Compared {
+    fn of(run: Run, first: Option<&Run>) -> Self {
+        let not_comparable = first.and_then(|first| run.differs_from(first));
+        let beside = first.filter(|_| not_comparable.is_none());
+        let of_rows = |run: &Run| run.rows.as_ref().and_then(|rows| Some((rows.values()?, rows.answer_tokens.clone())));
+        let own = of_rows(&run);
+        let held_out_difference = beside.and_then(|first| difference(own.as_ref()?, &of_rows(first)?));
+        let accuracy_difference = beside.and_then(|first| difference(run.problems.as_ref()?, first.problems.as_ref()?));
+        Self {
+            not_comparable,
+            held_out: own.and_then(|(nll, tokens)| ratio(&nll, &tokens)),
+            held_out_difference,
+            accuracy: run.problems.as_ref().and_then(|(correct, total)| ratio(correct, total)),
+            accuracy_difference,
+            run,
+        }
+    }
+}
+
+/// The difference of two ratios over the same items; `None` if the items aren't the same.
+fn difference((own, sizes): &(Vec<f64>, Vec<usize>), (first, of_first): &(Vec<f64>, Vec<usize>)) -> Option<Interval> {
+    let differences: Vec<f64> = own.iter().zip(first).map(|(own, first)| own - first).collect();
+    if sizes == of_first { ratio(&differences, sizes) } else { None }
+}
+
+/// The sum of `parts` divided by the sum of `sizes`, with Student's interval over the items, of which each has a part and
+/// a size: a held-out row with its nats and tokens, or a problem with the points scored and the points possible.
+///
+/// # Source
+/// The linearized variance of a ratio, Cochran, Sampling Techniques (1977), chapter 6.
+pub fn ratio(parts: &[f64], sizes: &[usize]) -> Option<Interval> {
+    let size = sizes.iter().sum::<usize>() as f64;
+    if size == 0.0 {
+        return None;
+    }
+    let (mean_size, ratio) = (size / sizes.len() as f64, parts.iter().sum::<f64>() / size);
+    let linear = |(part, size): (&f64, &usize)| ratio + (part - ratio * *size as f64) / mean_size;
+    interval(&parts.iter().zip(sizes).map(linear).collect::<Vec<_>>())
+}
+
+/// The settings that aren't equal in all runs, in the order of the first recipe that has them, and the rows if they
+/// aren't. Where a run writes says nothing about it.
+fn differing(runs: &[Run]) -> Vec<Setting> {
+    let mut keys: Vec<(String, String)> = vec![];
+    for run in runs {
+        for (table, settings) in run.recipe.as_object().into_iter().flatten() {
+            for key in settings.as_object().into_iter().flatten().map(|(key, _)| key) {
+                let name = (table.clone(), key.clone());
+                if (table.as_str(), key.as_str()) != ("train", "output") && !keys.contains(&name) {
+                    keys.push(name);
+                }
+            }
+        }
+    }
+    let setting = |(table, key): (String, String)| {
+        let values = runs.iter().map(|run| run.recipe[&table][&key].clone()).collect();
+        Setting { key: format!("{table}.{key}"), values }
+    };
+    let differs = |setting: &Setting| setting.values.iter().any(|value| *value != setting.values[0]);
+    let rows = Setting { key: "rows trained on".to_owned(), values: runs.iter().map(Run::trained_rows).collect() };
+    keys.into_iter().map(setting).chain([rows]).filter(differs).collect()
+}
+
+/// Names by which the folders can be told apart: as few of their last parts as that takes.
+fn names(folders: &[PathBuf]) -> Vec<String> {
+    let parts = |folder: &PathBuf, count: usize| {
+        let all: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+        all[all.len().saturating_sub(count)..].join("/")
+    };
+    let longest = folders.iter().map(|folder| folder.components().count()).max().unwrap_or(1);
+    let of = |count: usize| -> Vec<String> { folders.iter().map(|folder| parts(folder, count)).collect() };
+    let is_clear = |names: &Vec<String>| names.iter().collect::<HashSet<_>>().len() == names.len();
+    (1..=longest).map(of).find(is_clear).unwrap_or_else(|| folders.iter().map(|f| f.display().to_string()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_that_of_sums() {
+        let Interval { mean, low, high, .. } = ratio(&[6.0, 2.0, 4.0], &[2, 1, 3]).expect("there are items");
+        assert_eq!(mean, 2.0);
+        // z = 2 + (part - 2 size) / 2 = 3, 2, 1: a standard error of 1 / sqrt(3), and Student's t of 2 is 4.303.
+        let half = 4.302_653 / 3f64.sqrt();
+        assert!((low - (2.0 - half)).abs() < 1e-5 && (high - (2.0 + half)).abs() < 1e-5, "{low} {high}");
+        let equal = ratio(&[1.0, 2.0], &[1, 2]).expect("there are items");
+        assert_eq!((equal.low, equal.high), (1.0, 1.0), "each item has the same ratio");
+        assert_eq!(ratio(&[], &[]), None);
+        assert_eq!(difference(&(vec![1.0], vec![1]), &(vec![1.0], vec![2])), None);
+    }
+
+    #[test]
+    fn names_are_as_short_as_they_can_be() {
+        let of = |folders: &[&str]| names(&folders.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(of(&["runs/a", "runs/b/"]), ["a", "b"]);
+        assert_eq!(of(&["x/run", "y/run"]), ["x/run", "y/run"]);
+        assert_eq!(of(&["/run", "run"]), ["//run", "run"]);
+    }
+}

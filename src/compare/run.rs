@@ -1,0 +1,154 @@
+//! A run as its folder holds it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::eval::{Task, stored};
+use crate::files::{read_if_there, read_text};
+use crate::report::curves::Log;
+use crate::train::held_out::HeldOutRows;
+use crate::train::resolved::{ROWS, TOKENIZER};
+use crate::train::run::{RECIPE, RESULTS};
+
+/// A run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    /// The name by which it is told apart from the others.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Whether it has ended.
+    pub is_finished: bool,
+    /// The steps in its log.
+    pub steps: u64,
+    /// Its first and its last held-out loss, in nats per answer token.
+    pub held_out_loss: Option<[f64; 2]>,
+    /// The step with the lowest held-out loss, and that loss; the start doesn't count.
+    pub lowest: Option<(u64, f64)>,
+    /// The task on which it is scored.
+    pub task: Option<String>,
+    /// The base's accuracy and the trained model's.
+    pub scores: Option<[f64; 2]>,
+    /// Seconds of training, without evaluations.
+    pub train_seconds: f64,
+    /// The median speed of its steps.
+    pub tokens_per_second: Option<f64>,
+    /// What it was computed on, and by which build of the program; known when it is finished.
+    pub device: Option<String>,
+    /// The build of the program.
+    pub weft: Option<String>,
+    #[serde(skip)]
+    pub(super) recipe: Value,
+    #[serde(skip)]
+    pub(super) log: Log,
+    /// The held-out rows of the last evaluation.
+    #[serde(skip)]
+    pub(super) rows: Option<HeldOutRows>,
+    /// The points scored and the points possible of each problem.
+    #[serde(skip)]
+    pub(super) problems: Option<(Vec<f64>, Vec<usize>)>,
+}
+
+impl Run {
+    /// Reads the run in a folder.
+    ///
+    /// # Errors
+    /// A folder without a run; a damaged file.
+    pub(super) fn read(folder: &Path, name: String) -> Result<Self> {
+        let path = folder.join(RECIPE);
+        if !path.exists() {
+            return Err(Error::Usage(format!(
+                "{} holds no run: {RECIPE} is missing; give the train.output of weft train",
+                folder.display()
+            )));
+        }
+        let saved = json(&path, &read_text(&path)?)?;
+        let results = folder.join(RESULTS);
+        let results = match read_if_there(&results)? {
+            Some(text) => json(&results, &text)?,
+            None => Value::Null,
+        };
+        let log = Log::read(folder)?;
+        let losses = log.of("held_out_nll_bound");
+        let lowest = losses.iter().filter(|[step, _]| *step > 0.0).min_by(|a, b| a[1].total_cmp(&b[1]));
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let rows = HeldOutRows::load(folder)?;
+        let last = losses.last().map(|[step, _]| *step as u64);
+        let mut speeds: Vec<f64> = log.of("tokens_per_second").into_iter().map(|[_, speed]| speed).collect();
+        speeds.sort_by(f64::total_cmp);
+        Ok(Self {
+            name,
+            folder: folder.to_owned(),
+            is_finished: !results.is_null(),
+            steps: log.of("step").last().map_or(0, |[step, _]| *step as u64),
+            held_out_loss: losses.first().zip(losses.last()).map(|(first, last)| [first[1], last[1]]),
+            lowest: lowest.map(|[step, loss]| (*step as u64, *loss)),
+            task: text(&results["task"]),
+            scores: scores(&results),
+            train_seconds: log.of("step_seconds").iter().map(|[_, seconds]| seconds).sum(),
+            tokens_per_second: (!speeds.is_empty()).then(|| speeds[speeds.len() / 2]),
+            device: text(&results["device"]),
+            weft: text(&results["weft"]).or_else(|| text(&saved["weft"])),
+            // Rows of another evaluation than the log's last one would say something else.
+            rows: rows.filter(|rows| Some(rows.step) == last),
+            problems: problems(folder, &results)?,
+            recipe: saved["recipe"].clone(),
+            log,
+        })
+    }
+
+    /// Why this run's held-out loss and scores can't be compared with another's; `None` if they can.
+    pub(super) fn differs_from(&self, first: &Self) -> Option<String> {
+        let tokenizer = |run: &Self| run.recipe[TOKENIZER].as_str().map(str::to_owned);
+        let first_name = &first.name;
+        match (self.held_out_key(), first.held_out_key()) {
+            (None, Some(_)) => Some(format!("it has no held-out rows, and {first_name} has some")),
+            (Some(own), Some(other)) if own != other => Some(match (tokenizer(self), tokenizer(first)) {
+                (Some(own), Some(other)) if own != other => {
+                    format!(
+                        "its tokenizer or chat template is another than that of {first_name}, so a token is something else"
+                    )
+                }
+                _ => format!("its held-out rows are others than those of {first_name}"),
+            }),
+            _ => None,
+        }
+    }
+
+    /// The beginnings of the keys of the rows that it is trained on.
+    pub(super) fn trained_rows(&self) -> Value {
+        let held_out = usize::from(self.held_out_key().is_some());
+        let rows = self.recipe[ROWS].as_array().map_or(&[][..], Vec::as_slice);
+        let keys = rows[..rows.len().saturating_sub(held_out)].iter().filter_map(|row| row[1].as_str());
+        keys.map(|key| key.chars().take(8).collect::<String>()).collect::<Vec<_>>().join(" ").into()
+    }
+
+    /// The key of the held-out rows' tokens: they are the last source of a run that has any.
+    fn held_out_key(&self) -> Option<&Value> {
+        self.held_out_loss?;
+        self.recipe[ROWS].as_array()?.last().map(|row| &row[1])
+    }
+}
+
+/// The accuracy of the base and of the trained model.
+fn scores(results: &Value) -> Option<[f64; 2]> {
+    let accuracy = |name: &str| results["accuracy"][name]["accuracy"].as_f64();
+    Some([accuracy("base")?, accuracy("adapter").or_else(|| accuracy("checkpoint"))?])
+}
+
+/// Each problem's points and possible points, scored again from the trained model's generations.
+fn problems(folder: &Path, results: &Value) -> Result<Option<(Vec<f64>, Vec<usize>)>> {
+    let Some(task) = results["task"].as_str() else { return Ok(None) };
+    let task = Task::parse(task)?;
+    let paths = ["adapter", "checkpoint"].map(|name| folder.join(format!("{name}-generations.json")));
+    let Some(path) = paths.iter().find(|path| path.exists()) else { return Ok(None) };
+    let scores = stored::load(task, path)?;
+    Ok(Some(scores.iter().map(|score| (score.correct as f64, score.total)).unzip()))
+}
+
+fn json(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|e| Error::Format { path: path.to_owned(), reason: e.to_string() })
+}

@@ -1,0 +1,143 @@
+//! A comparison as tables of words, for the terminal and for the page.
+
+use serde_json::Value;
+
+use super::{Compared, Comparison};
+use crate::reproduce::statistics::Interval;
+
+/// A table: its title, a row of names, and the other rows. The first column is a name.
+pub struct Table {
+    /// The title, with the unit.
+    pub title: String,
+    /// The names of the columns and the rows.
+    pub rows: Vec<Vec<String>>,
+    /// What has to be known to read it; empty if nothing has.
+    pub note: String,
+}
+
+/// What stands for a number that there isn't.
+const NONE: &str = "-";
+
+impl Comparison {
+    /// Everything that has something to say.
+    pub fn tables(&self) -> Vec<Table> {
+        let tables = [self.settings_table(), self.held_out_table(), self.scores_table(), self.runs_table()];
+        tables.into_iter().flatten().collect()
+    }
+
+    /// What is said of the comparison as a whole: the runs that can't be compared.
+    pub fn remarks(&self) -> Vec<String> {
+        let of = |run: &Compared| {
+            let reason = run.not_comparable.as_ref()?;
+            Some(format!("{} can't be compared with {}: {reason}", run.run.name, self.first()))
+        };
+        self.runs.iter().filter_map(of).collect()
+    }
+
+    /// The settings that differ; the runs are the columns, or the rows if they are more.
+    fn settings_table(&self) -> Option<Table> {
+        let word = |value: &Value| match value {
+            Value::Null => NONE.to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let names = [String::new()].into_iter().chain(self.runs.iter().map(|run| run.run.name.clone())).collect();
+        let settings =
+            self.settings.iter().map(|s| [s.key.clone()].into_iter().chain(s.values.iter().map(word)).collect());
+        let rows: Vec<Vec<String>> = [names].into_iter().chain(settings).collect();
+        let is_long = self.runs.len() > self.settings.len();
+        let rows = if is_long {
+            (0..rows[0].len()).map(|i| rows.iter().map(|row| row[i].clone()).collect()).collect()
+        } else {
+            rows
+        };
+        let title = if self.settings.is_empty() { "the recipes are the same" } else { "settings that differ" };
+        let rows = if self.settings.is_empty() { vec![] } else { rows };
+        Some(Table { title: title.to_owned(), rows, note: String::new() })
+    }
+
+    fn held_out_table(&self) -> Option<Table> {
+        self.runs.iter().any(|run| run.run.held_out_loss.is_some()).then(|| {
+            let head = ["", "before", "after", "95 % interval", "lowest", "at step", &format!("against {}", self.first())];
+            let row = |run: &Compared| {
+                let [before, after] = run.run.held_out_loss.map_or([None; 2], |losses| losses.map(Some));
+                vec![
+                    run.run.name.clone(),
+                    number(before, 4),
+                    number(after, 4),
+                    run.held_out.map_or(NONE.to_owned(), |interval| ends(interval, 1.0)),
+                    number(run.run.lowest.map(|(_, loss)| loss), 4),
+                    run.run.lowest.map_or(NONE.to_owned(), |(step, _)| step.to_string()),
+                    against(run.held_out_difference, 1.0),
+                ]
+            };
+            let note = match self.runs.iter().all(|run| run.held_out.is_none()) {
+                true => "no run has the losses of its rows (runs of an earlier version have none), so there are no intervals",
+                false => {
+                    "intervals are over the held-out rows, and paired in differences; those of other seeds would be wider"
+                }
+            };
+            table("held-out loss, nats per answer token", &head, self.runs.iter().map(row), note)
+        })
+    }
+
+    fn scores_table(&self) -> Option<Table> {
+        let task = self.runs.iter().find_map(|run| run.run.task.as_deref())?;
+        let head = ["", "base", "trained", "95 % interval", &format!("against {}", self.first())];
+        let row = |run: &Compared| {
+            let [base, trained] = run.run.scores.map_or([None; 2], |scores| scores.map(|score| Some(100.0 * score)));
+            vec![
+                run.run.name.clone(),
+                number(base, 1),
+                number(trained, 1),
+                run.accuracy.map_or(NONE.to_owned(), |interval| ends(interval, 100.0)),
+                against(run.accuracy_difference, 100.0),
+            ]
+        };
+        let note = "intervals are over the problems, and paired in differences";
+        Some(table(&format!("{task}, % of the points"), &head, self.runs.iter().map(row), note))
+    }
+
+    fn runs_table(&self) -> Option<Table> {
+        let head = ["", "steps", "seconds", "tokens/s", "device", "weft"];
+        let row = |run: &Compared| {
+            let run = &run.run;
+            let word = |text: &Option<String>| text.clone().unwrap_or(NONE.to_owned());
+            let steps = if run.is_finished { run.steps.to_string() } else { format!("{}, not finished", run.steps) };
+            let seconds = format!("{:.0}", run.train_seconds);
+            vec![run.name.clone(), steps, seconds, number(run.tokens_per_second, 0), word(&run.device), word(&run.weft)]
+        };
+        Some(table("the runs", &head, self.runs.iter().map(row), ""))
+    }
+}
+
+fn table(title: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>, note: &str) -> Table {
+    let head = head.iter().map(|name| (*name).to_owned()).collect();
+    Table { title: title.to_owned(), rows: [head].into_iter().chain(rows).collect(), note: note.to_owned() }
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or(NONE.to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+/// The ends of an interval; items that are all alike, or only one, say nothing about others.
+fn ends(Interval { low, high, deviation, .. }: Interval, unit: f64) -> String {
+    if deviation == 0.0 {
+        return NONE.to_owned();
+    }
+    match unit == 1.0 {
+        true => format!("[{low:.4}, {high:.4}]"),
+        false => format!("[{:.1}, {:.1}]", unit * low, unit * high),
+    }
+}
+
+/// A difference with its interval, and whether it is one.
+fn against(difference: Option<Interval>, unit: f64) -> String {
+    let Some(interval) = difference else { return NONE.to_owned() };
+    let mean = if unit == 1.0 { format!("{:+.4}", interval.mean) } else { format!("{:+.1}", unit * interval.mean) };
+    if interval.deviation == 0.0 {
+        return mean;
+    }
+    let told = if interval.low <= 0.0 && interval.high >= 0.0 { ", not told apart" } else { "" };
+    format!("{mean} {}{told}", ends(interval, unit))
+}

@@ -1,0 +1,80 @@
+//! A run's log as curves: the numbers of metrics.jsonl over the steps, few enough for a page.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::files::read_text;
+use crate::train::metrics::METRICS;
+
+/// The largest number of points in a curve; longer curves are averaged in groups of steps.
+const MOST_POINTS: usize = 100;
+
+/// The lines of a run's metrics.jsonl.
+#[derive(Clone, Debug)]
+pub struct Log {
+    lines: Vec<Value>,
+}
+
+impl Log {
+    /// Reads the log in a run's folder.
+    ///
+    /// # Errors
+    /// A file that can't be read.
+    pub fn read(output: &Path) -> Result<Self> {
+        let text = read_text(&output.join(METRICS))?;
+        Ok(Self { lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect() })
+    }
+
+    /// The steps and values of a number.
+    pub fn of(&self, key: &str) -> Vec<[f64; 2]> {
+        self.lines.iter().filter_map(|l| Some([l["step"].as_f64()?, l[key].as_f64()?])).collect()
+    }
+
+    /// The steps and values of one of the entropies' quantiles.
+    pub fn quantile(&self, index: usize) -> Vec<[f64; 2]> {
+        let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
+        self.lines.iter().filter_map(value).collect()
+    }
+
+    /// When the first and the last line were written, in seconds since 1970.
+    pub fn when(&self) -> Option<[f64; 2]> {
+        let mut seconds = self.lines.iter().filter_map(|line| line["unix_seconds"].as_f64());
+        let first = seconds.next()?;
+        Some([first, seconds.next_back().unwrap_or(first)])
+    }
+}
+
+/// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page. A group
+/// stands at the middle of its steps; the first and the last one stand at the curve's ends.
+pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
+    let group = points.len().div_ceil(MOST_POINTS).max(1);
+    let together = |group: &[[f64; 2]]| {
+        let mean = |k: usize| group.iter().map(|p| p[k]).sum::<f64>() / group.len() as f64;
+        let range = |f: fn(f64, f64) -> f64| group.iter().map(|p| p[1]).reduce(f).expect("a group has a point");
+        [mean(0), mean(1), range(f64::min), range(f64::max)]
+    };
+    let mut thinned: Vec<[f64; 4]> = points.chunks(group).map(together).collect();
+    let ends = points.first().zip(points.last());
+    if let (Some((first, last)), [begin, .., end]) = (ends, thinned.as_mut_slice()) {
+        (begin[0], end[0]) = (first[0], last[0]);
+    }
+    thinned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinning_keeps_means_and_ranges() {
+        let points: Vec<[f64; 2]> = (0..250).map(|i| [f64::from(i), f64::from(i % 3)]).collect();
+        let thinned = thin(&points);
+        assert_eq!(thinned.len(), 84, "three steps a point");
+        assert_eq!(thinned[..2], [[0.0, 1.0, 0.0, 2.0], [4.0, 1.0, 0.0, 2.0]]);
+        assert_eq!(thinned[83][0], 249.0, "the curve has the ends of its steps");
+        assert_eq!(thin(&points[..2]), [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]);
+        assert!(thin(&[]).is_empty());
+    }
+}

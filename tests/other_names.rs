@@ -1,0 +1,214 @@
+//! What other programs call it: keys, tables, options, commands, files and folders. Each is answered by one sentence whose
+//! fix works.
+
+mod fixtures;
+mod scratch;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use scratch::folder;
+use weft::recipe::Recipe;
+use weft::settings::other_names::{SYNONYMS, Take, WITHOUT_TWIN};
+
+fn weft(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
+}
+
+/// The error's one line, after exit status 2.
+fn refused(folder: &Path, args: &[&str]) -> String {
+    let output = weft(folder, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    let lines: Vec<&str> = text.lines().collect();
+    let [line] = lines[..] else { panic!("{args:?} takes more than a line: {text}") };
+    line.trim_start_matches("error: ").to_owned()
+}
+
+fn parse(text: &str, settings: &[String]) -> Result<Recipe, String> {
+    let data = if text.contains("[data]") { "" } else { "[data]\ntrain = \"a.jsonl\"\n" };
+    Recipe::parse(&format!("{text}\n{data}"), Path::new("r.toml"), settings).map_err(|e| e.to_string())
+}
+
+#[test]
+fn every_key_of_another_program_leads_to_one_that_works() {
+    let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
+    for (name, place, take) in SYNONYMS {
+        let (table, key) = place.split_once('.').expect("a place is table.key");
+        assert!(default[table].get(key).is_some(), "{name} leads to {place}, which is no key");
+        if default[table].get(*name).is_some() {
+            continue;
+        }
+        // In the table where the key belongs, the hint names it.
+        let error = parse("", &[format!("{table}.{name}=1")]).expect_err(name);
+        assert!(error.starts_with(&format!("--set: unknown key {table}.{name}; set ")), "{error}");
+        assert!(error.contains(place), "{error}");
+        if let Take::Value(value) = take {
+            assert!(error.ends_with(&format!("set {place} = {value}")), "{error}");
+            let set = format!("{place}={value}");
+            parse("", &[set]).unwrap_or_else(|e| panic!("{name}: the fix doesn't work: {e}"));
+        }
+    }
+}
+
+#[test]
+fn every_key_without_a_counterpart_says_why() {
+    let default = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
+    for (name, why) in WITHOUT_TWIN {
+        let is_key = default.as_object().expect("a table").values().any(|keys| keys.get(*name).is_some());
+        assert!(!is_key && SYNONYMS.iter().all(|(known, ..)| known != name), "{name} has a counterpart");
+        let error = parse(&format!("[train]\n{name} = true"), &[]).expect_err(name);
+        assert_eq!(error, format!("r.toml: unknown key train.{name}; leave it out: {why}"));
+        let error = parse(&format!("{name} = true"), &[]).expect_err(name);
+        assert_eq!(error, format!("r.toml: unknown key {name}; leave it out: {why}"));
+        // What the sentence names is there.
+        for word in why.split(|c: char| !(c.is_ascii_alphanumeric() || "._/-".contains(c))) {
+            let word = word.trim_end_matches('.');
+            if let Some((table, key)) = word.split_once('.').filter(|(table, _)| default.get(table).is_some()) {
+                assert!(default[table].get(key).is_some(), "{why}: {word} is no key");
+            }
+            let is_page = word.starts_with("docs/") && word.ends_with(".md");
+            assert!(!is_page || Path::new(env!("CARGO_MANIFEST_DIR")).join(word).exists(), "{why}: {word} is no page");
+        }
+    }
+}
+
+#[test]
+fn a_name_with_two_meanings_is_taken_by_its_table() {
+    let told = |text: &str| parse(text, &[]).expect_err("it is refused");
+    assert_eq!(told("[train]\nsteps = 9"), "r.toml: unknown key train.steps; set train.max_steps");
+    assert_eq!(told("[sampler]\nsteps = 9"), "r.toml: unknown key sampler.steps; set sampler.diffusion_steps");
+    assert_eq!(
+        told("steps = 9"),
+        "r.toml: steps is outside of every table; set train.max_steps or sampler.diffusion_steps"
+    );
+    assert_eq!(
+        told("[train]\nwarmup_ratio = 0.1"),
+        "r.toml: unknown key train.warmup_ratio; set train.warmup_steps, a number of steps"
+    );
+    assert_eq!(told("[train]\nbf16 = true"), "r.toml: unknown key train.bf16; set model.precision = \"bf16\"");
+    assert_eq!(told("[lora]\nr = 8"), "r.toml: unknown table lora; write [model]");
+    assert_eq!(told("[train]\nlearning-rate = 1"), "r.toml: unknown key train.learning-rate; set train.lr");
+}
+
+#[test]
+fn an_error_of_a_setting_names_the_option() {
+    let told = |text: &str, settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        parse(text, &settings).expect_err("it is refused")
+    };
+    assert_eq!(told("", &["train.lr=fast"]), "--set train.lr = \"fast\": give a number");
+    assert_eq!(told("", &["train.epochs=0"]), "--set train.epochs = 0; give at least 1");
+    assert_eq!(told("", &["trian.lr=1"]), "--set: unknown table trian; the nearest known one is train");
+    assert_eq!(
+        told("", &["wandb=true"]).split(": ").next(),
+        Some("--set \"wandb=true\" is not table.key=value; leave it out")
+    );
+    assert_eq!(
+        told("[train]\nepochs = 0", &["train.lr=-1"]),
+        "r.toml: train.epochs = 0; give at least 1; --set train.lr = -1 is not a positive number"
+    );
+    // A setting is not blamed for a key whose name begins like its own.
+    assert_eq!(told("[train]\nlr_schedule = 1", &["train.lr=1e-3"]), told("[train]\nlr_schedule = 1", &[]));
+}
+
+#[test]
+fn options_of_other_programs_lead_to_ours() {
+    let here = folder("other-options");
+    for (args, expected) in [
+        (&["train", "--lr", "1e-4"][..], "weft train has no --lr; write --set train.lr=1e-4"),
+        (&["train", "--learning_rate=1e-4"], "weft train has no --learning_rate; write --set train.lr=1e-4"),
+        (&["train", "--num-train-epochs", "3"], "weft train has no --num-train-epochs; write --set train.epochs=3"),
+        (&["train", "--steps", "9"], "weft train has no --steps; write --set train.max_steps=9"),
+        (&["train", "--iters", "9"], "weft train has no --iters; write --set train.max_steps=9"),
+        (&["train", "--bf16"], "weft train has no --bf16; write --set model.precision=bf16"),
+        (&["train", "--output_dir", "runs/a"], "weft train has no --output_dir; write --set train.output=runs/a"),
+        (&["train", "--resume_from_checkpoint"], "weft train has no --resume_from_checkpoint; write --resume"),
+        (
+            &["train", "--config", "a.toml"],
+            "weft train has no --config; give the recipe's path alone: weft train a.toml",
+        ),
+        (&["plan", "-c", "a.toml"], "weft plan has no -c; give the recipe's path alone: weft plan a.toml"),
+        (&["train", "a.toml", "--dry-run"], "weft train has no --dry-run; weft plan RECIPE predicts"),
+        (
+            &["train", "--deepspeed", "ds.json"],
+            "weft train has no --deepspeed; leave it out: torchrun (on GPUs) or mpirun starts ranks",
+        ),
+        (&["generate", "--max-new-tokens", "48"], "weft generate has no --max-new-tokens; write --gen-length 48"),
+        (&["generate", "--steps", "48"], "weft generate has no --steps; write --diffusion-steps 48"),
+        (&["generate", "-m", "tiny-base"], "weft generate has no -m; write --model tiny-base"),
+        (&["generate", "-p", "What is it?"], "weft generate has no -p; write --prompt 'What is it?'"),
+        (&["generate", "--temp", "0.5"], "weft generate has no --temp; write --temperature 0.5"),
+        (&["generate", "--bf16"], "weft generate has no --bf16; write --precision bf16"),
+        (&["generate", "--adapter-path", "a"], "weft generate has no --adapter-path; write --adapter a"),
+        (&["likelihood", "--mc-num", "8"], "weft likelihood has no --mc-num; write --mc-samples 8"),
+        (&["eval", "--tasks", "gsm8k"], "weft eval has no --tasks; write --task gsm8k"),
+        (&["finetune", "a.toml"], "weft has no command finetune; write weft train"),
+        (&["infer"], "weft has no command infer; write weft generate"),
+    ] {
+        let told = refused(&here, args);
+        assert!(told.starts_with(expected), "{args:?}: {told}");
+    }
+    // Where a hint ends in an option, the command takes it.
+    let fixed = refused(&here, &["train", "--set", "train.lr=1e-4", "absent.toml"]);
+    assert!(fixed.starts_with("cannot read absent.toml"), "{fixed}");
+    // What nobody calls so is clap's to answer.
+    let unknown = weft(&here, &["train", "--zzz"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("unexpected argument '--zzz'"));
+}
+
+#[test]
+fn files_that_are_no_recipes_are_recognised() {
+    let here = folder("other-files");
+    let write = |name: &str, text: &str| fs::write(here.join(name), text).expect("the file is written");
+    write("a.yaml", "# axolotl\nbase_model: x\nadapter: lora\n");
+    write("b.toml", "---\nmodel_name: x\n");
+    write("c.json", "{\"model\": \"x\"}");
+    write("d.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n");
+    write("e.toml", "[data]\ntrain = \"d.jsonl\"\n");
+    let yaml = "it is YAML, and recipes are TOML: \"weft recipe > my.toml\" writes a recipe with every key";
+    for (name, expected) in [
+        ("a.yaml", format!("a.yaml: {yaml}")),
+        ("b.toml", format!("b.toml: {yaml}")),
+        ("c.json", "c.json: it is JSON, and recipes are TOML: ".to_owned()),
+        ("d.jsonl", "d.jsonl: it is a file of rows, and not a recipe; name it by --set data.train=d.jsonl".to_owned()),
+        ("e.tml", "there is no recipe e.tml; give e.toml, which is there".to_owned()),
+        ("e", "there is no recipe e; give e.toml, which is there".to_owned()),
+        (".", ".: it is a folder, and a recipe is a file (TOML); name the file".to_owned()),
+    ] {
+        let told = refused(&here, &["train", name]);
+        assert!(told.starts_with(&expected), "{told}");
+    }
+    // A recipe is one whatever its name's ending.
+    write("f.tml", "[data]\ntrain = \"absent.jsonl\"\n");
+    assert!(refused(&here, &["train", "f.tml"]).starts_with("cannot read absent.jsonl"));
+}
+
+#[test]
+fn a_checkpoint_as_an_adapter_and_the_reverse_are_told() {
+    let here = folder("other-folders");
+    let checkpoint = fixtures::LLADA.with_text("other-folders-model", &fixtures::LLADA.path());
+    let checkpoint = checkpoint.display().to_string();
+    let adapter = fixtures::LLADA.path().join("lora/adapter").display().to_string();
+    let ask = ["--prompt", "hi", "--gen-length", "8", "--block-length", "8", "--diffusion-steps", "4"];
+    let generate = |more: &[&str]| refused(&here, &[&["generate"][..], &ask, more].concat());
+    let told = generate(&["--model", &checkpoint, "--adapter", &checkpoint]);
+    assert!(
+        told.ends_with(
+            ": it is a checkpoint, and not an adapter; give it as the model (--model, or model.path in a recipe)"
+        ),
+        "{told}"
+    );
+    let told = generate(&["--model", &adapter]);
+    assert!(
+        told.contains(": it is an adapter; give its base")
+            && told.ends_with("and the adapter as --adapter (model.adapter in a recipe)"),
+        "{told}"
+    );
+    // The fix works.
+    let fixed = [&["generate", "--model", &checkpoint, "--adapter", &adapter][..], &ask].concat();
+    let output = weft(&here, &fixed);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
