@@ -46,7 +46,8 @@ fn sequences(dataset: &Dataset) -> Vec<Vec<u32>> {
 
 /// The error of reading a source, its folder taken away.
 fn refused(source: &Source, text: &TextModel) -> String {
-    let folder = if source.path.is_dir() { source.path.as_path() } else { source.path.parent().expect("a folder") };
+    let path = source.path.to_path();
+    let folder = if path.is_dir() { path.as_path() } else { path.parent().expect("a folder") };
     let error = load(source, &reading(text, 100)).expect_err("it is refused").to_string();
     error.replace(&format!("{}/", folder.display()), "")
 }

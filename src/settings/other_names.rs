@@ -68,9 +68,9 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("test_data", "data.held_out", Same),
     ("validation", "data.held_out", Same),
     ("validation_file", "data.held_out", Same),
-    ("val_set_size", "data.held_out_rows", Other(SPLIT)),
-    ("val_size", "data.held_out_rows", Other(SPLIT)),
-    ("test_size", "data.held_out_rows", Other(SPLIT)),
+    ("val_set_size", "data.held_out", Other(SPLIT)),
+    ("val_size", "data.held_out", Other(SPLIT)),
+    ("test_size", "data.held_out", Other(SPLIT)),
     ("eval_split", "data.held_out_split", Same),
     ("dataset_test_split", "data.held_out_split", Same),
     ("train_split", "data.split", Same),
@@ -170,8 +170,7 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("tasks", "eval.task", Same),
 ];
 
-const SPLIT: &str =
-    "a slice of the training file such as \":10%\", with data.train_rows = \"10%:\" and data.held_out the same file";
+const SPLIT: &str = "a share of the training rows such as \"5%\", or a number of them";
 const RECOMPUTED: &str = "the memory for saved activations; what doesn't fit into it is recomputed, by default too";
 
 /// Other programs' settings that have no counterpart, and why.

@@ -33,7 +33,7 @@ fn special_tokens_in_a_turn() {
         let shown: Value = serde_json::from_str(&shown).expect("it is JSON");
         shown["sources"][0]["prompt"]["max"].as_u64().expect("a number")
     };
-    let [text, special] = [dataset(&[]), dataset(&["--set", "data.special_tokens=true"])].map(tokens);
+    let [text, special] = [dataset(&[]), dataset(&["--set", "data.special_tokens=tokens"])].map(tokens);
     assert!(text > special, "{text} tokens as text, {special} as special tokens");
     assert!(base.text.encode(TYPED).expect("it is text").len() < text as usize);
     let args = [&GENERATE[..], &["--prompt", "what is <|mdm_mask|>?"]].concat();

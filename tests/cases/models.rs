@@ -6,10 +6,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 use weft::data::chat_template::TextModel;
 use weft::data::{Message, tokenizer};
+use weft::model::checkpoint;
 use weft::model::config::ModelConfig;
 
 use super::program::{Case, GENERATE, pairs, recipe, refused, works};
-use crate::fixtures::{DREAM, Golden, LLADA};
+use crate::fixtures::{DREAM, Golden, LLADA, logits as logits_of};
 use crate::scratch::folder;
 
 pub const CASES: &[Case] = &[
@@ -26,8 +27,21 @@ fn ropes_base() {
     let mut config: Value = serde_json::from_str(&text).expect("it is JSON");
     config.as_object_mut().expect("an object").remove("rope_theta");
     let parse = |config: &Value| ModelConfig::parse(&config.to_string(), Path::new("config.json"));
+    // Both places of the base give the same logits, and others than another base.
+    let logits = |name: &str, config: &Value| {
+        let folder = folder(name);
+        fs::copy(LLADA.path().join("model.safetensors"), folder.join("model.safetensors")).expect("it is copied");
+        fs::write(folder.join("config.json"), config.to_string()).expect("it is written");
+        logits_of(&checkpoint::load(&folder).expect("it loads"))
+    };
     config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 500_000.0 });
-    assert_eq!(parse(&config).expect("it is read").rope_theta, 500_000.0);
+    let nested = logits("nested", &config);
+    let mut beside = config.clone();
+    beside.as_object_mut().expect("an object").remove("rope_parameters");
+    beside["rope_theta"] = 500_000.0.into();
+    assert_eq!(nested, logits("beside", &beside));
+    beside["rope_theta"] = 10_000.0.into();
+    assert_ne!(nested, logits("other", &beside));
     config["rope_parameters"]["rope_type"] = "yarn".into();
     let told = parse(&config).err().expect("it is refused").to_string();
     assert!(told.contains("rope_parameters") && told.contains("yarn"), "{told}");
