@@ -91,6 +91,14 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
         }
     };
     model.config.precision = plan.precision;
+    if let Some(quantization) = plan.overrides.quantize {
+        if plan.full {
+            let reason =
+                "--quantize doesn't go with --trainable full, because a base in 4 bits stays frozen; leave one out";
+            return Err(Error::Usage(reason.to_owned()));
+        }
+        model.quantize(quantization);
+    }
     model.put_on(&device::current());
     model.params.iter_mut().for_each(|p| p.trainable = plan.full);
     if plan.full && device::gpu().is_some() {

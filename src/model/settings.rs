@@ -7,6 +7,7 @@ use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
 use super::facts::Overrides;
+use super::quantize::{Quantization, Quantize};
 
 /// `[model]`: the base and its adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +17,10 @@ pub struct ModelTable {
     pub path: PathBuf,
     /// The format of matmuls' operands, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
     pub precision: Precision,
+    /// The 4-bit format of the frozen base's linear layers, `nf4`; in the checkpoint's own format if absent.
+    pub quantize: Option<Quantize>,
+    /// Whether the scales of `quantize` are quantised to 8 bits, as QLoRA does it.
+    pub double_quant: bool,
     /// The id of the mask token, where neither config.json nor the tokenizer names it, or against what they name.
     pub mask_token_id: Option<u32>,
     /// Whether the logits that predict position i sit at position i-1, against what is known of the model's family.
@@ -74,6 +79,8 @@ impl Default for ModelTable {
         Self {
             path: PathBuf::from("tiny-base"),
             precision: Precision::F32,
+            quantize: None,
+            double_quant: true,
             mask_token_id: None,
             logits_shifted: None,
             trainable: Trainable::default(),
@@ -98,9 +105,18 @@ pub fn shell_word(path: &Path) -> String {
 impl ModelTable {
     /// What the recipe says of the base against its files.
     pub fn overrides(&self) -> Overrides {
-        // Weights that are trained stay f32 in either precision.
-        let rounds_halves = self.precision == Precision::Bf16 && self.trainable == Trainable::Lora;
-        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted, rounds_halves }
+        Overrides {
+            mask_token_id: self.mask_token_id,
+            logits_shifted: self.logits_shifted,
+            // Weights that are trained stay f32 in either precision.
+            rounds_halves: self.precision == Precision::Bf16 && self.trainable == Trainable::Lora,
+            quantize: self.quantization(),
+        }
+    }
+
+    /// How the base is quantised, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.quantize.map(|Quantize::Nf4| Quantization { double_quant: self.double_quant })
     }
 
     /// What is wrong with the values, one sentence per problem.
@@ -109,6 +125,12 @@ impl ModelTable {
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         refuse(self.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
         let is_lora = self.trainable == Trainable::Lora;
+        refuse(
+            self.quantize.is_some() && !is_lora,
+            "model.quantize = \"nf4\" does not go with model.trainable = \"full\", because a base in 4 bits stays frozen; set \
+             model.trainable=lora, or leave out model.quantize"
+                .to_owned(),
+        );
         refuse(is_lora && self.lora_rank == 0, "model.lora_rank = 0 is not a valid rank; give at least 1".to_owned());
         let alpha = self.lora_alpha;
         refuse(
