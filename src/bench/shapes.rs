@@ -60,7 +60,7 @@ fn llada(sizes: Sizes) -> ModelConfig {
 /// A plan's model with its trainable parameters, and where its weights are.
 pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
-    let stored = if named.is_some() && plan.precision == Precision::F32 { Stored::Owned } else { Stored::Mapped };
+    let stored = if named.is_some() && plan.precision != Precision::Bf16 { Stored::Owned } else { Stored::Mapped };
     let mut model = match named {
         Some(shape) if let (Precision::Bf16, Some(gpu)) = (plan.precision, device::gpu()) => on_gpu(shape, &gpu)?,
         Some(shape) if plan.precision == Precision::Bf16 => {

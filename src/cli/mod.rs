@@ -54,7 +54,7 @@ use weft::error::{Error, Result};
 use weft::model::facts::Overrides;
 use weft::model::lora;
 use weft::model::quantize::{Quantization, Quantize};
-use weft::model::settings::ModelTable;
+use weft::model::settings::{ModelTable, without_tiles};
 use weft::parallel::Ranks;
 use weft::parallel::nccl::{Launched, Nccl};
 use weft::parallel::session::{local_rank, threads_per_rank};
@@ -105,11 +105,20 @@ fn processor() -> String {
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ("amx_bf16", Precision::Bf16x3.is_fast()),
     ];
     #[cfg(not(target_arch = "x86_64"))]
     let found: [(&str, bool); 0] = [];
     let found = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| format!(" {name}"));
-    format!("{}{}; bf16 by {}", std::env::consts::ARCH, found.collect::<String>(), Precision::Bf16.instructions())
+    let [bf16, best] = [Precision::Bf16, Precision::fastest_accurate()].map(|p| (p, p.instructions()));
+    format!(
+        "{}{}; bf16 by {}; the fastest format of f32's accuracy is {} by {}",
+        std::env::consts::ARCH,
+        found.collect::<String>(),
+        bf16.1,
+        best.0,
+        best.1
+    )
 }
 
 #[derive(Subcommand)]
@@ -273,7 +282,8 @@ struct ModelArgs {
     /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// The format that matmuls round their operands to: f32 (no rounding) or bf16 (faster on some processors)
+    /// The format that matmuls round their operands to: f32 (no rounding), bf16 (faster on some processors), bf16x3 (two bf16
+    /// numbers for each, on processors with AMX), or auto (bf16x3 where there is AMX, else f32)
     #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
     precision: Precision,
     #[command(flatten)]
@@ -350,9 +360,12 @@ fn quantize(name: &str) -> std::result::Result<Quantize, String> {
 }
 
 fn precision(name: &str) -> std::result::Result<Precision, String> {
-    match name {
-        "f32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::Bf16),
-        _ => Err("the known values are f32 and bf16".to_owned()),
-    }
+    let precision = match name {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        "bf16x3" => Precision::Bf16x3,
+        "auto" => Precision::fastest_accurate(),
+        _ => return Err("the known values are f32, bf16, bf16x3 and auto".to_owned()),
+    };
+    without_tiles(precision).map_or(Ok(precision), Err)
 }

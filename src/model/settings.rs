@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
@@ -15,7 +15,9 @@ use super::quantize::{Quantization, Quantize};
 pub struct ModelTable {
     /// A checkpoint's folder, a model of the hub (`ORG/NAME`, `ORG/NAME@REVISION`), or `tiny-base` for the embedded one.
     pub path: PathBuf,
-    /// The format of matmuls' operands, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
+    /// The format of matmuls' operands: `f32`, `bf16`, `bf16x3`, or `auto`, which is replaced by the fastest format of f32's
+    /// accuracy on this processor. Sums, norms, softmax and everything trained are f32 in each.
+    #[serde(deserialize_with = "precision_or_auto")]
     pub precision: Precision,
     /// The 4-bit format of the frozen base's linear layers, `nf4`; in the checkpoint's own format if absent.
     pub quantize: Option<Quantize>,
@@ -124,6 +126,9 @@ impl ModelTable {
         let mut problems = vec![];
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         refuse(self.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
+        if let Some(reason) = without_tiles(self.precision) {
+            refuse(true, format!("model.precision = \"{}\": {reason}", self.precision));
+        }
         let is_lora = self.trainable == Trainable::Lora;
         refuse(
             self.quantize.is_some() && !is_lora,
@@ -154,4 +159,31 @@ impl ModelTable {
         }
         problems
     }
+}
+
+/// Reads a format of operands; `auto` is the fastest one of f32's accuracy on this processor.
+fn precision_or_auto<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Given {
+        F32,
+        Bf16,
+        Bf16x3,
+        Auto,
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::F32 => Precision::F32,
+        Given::Bf16 => Precision::Bf16,
+        Given::Bf16x3 => Precision::Bf16x3,
+        Given::Auto => Precision::fastest_accurate(),
+    })
+}
+
+/// Why this processor doesn't compute in a format that needs tiles, and what to set instead; `None` if it does.
+pub fn without_tiles(precision: Precision) -> Option<String> {
+    (precision == Precision::Bf16x3 && !precision.is_fast()).then(|| {
+        "this processor has no AMX instructions for bf16, without which it is slower than f32; give f32, or auto, which is the \
+         faster of the two on each processor"
+            .to_owned()
+    })
 }

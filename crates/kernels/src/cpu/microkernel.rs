@@ -11,6 +11,7 @@ use pulp::{Simd, WithSimd};
 use crate::buffer::Scratch;
 use crate::cpu::matrix::View;
 use crate::cpu::panels::{PANEL, Panels};
+use crate::cpu::tiles;
 use crate::precision::Layout;
 use crate::tensor::Into;
 
@@ -41,6 +42,8 @@ pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into
     match b.layout() {
         Layout::Singles | Layout::Rounded => pulp::Arch::new().dispatch(multiply),
         Layout::Pairs => pairs::multiply(multiply),
+        // SAFETY: the caller's promise.
+        Layout::Tiles | Layout::Split => unsafe { tiles::multiply(out, a, b, scale, into) },
     }
 }
 
