@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
 use crate::model::checkpoint;
-use crate::model::config::ModelConfig;
+use crate::model::config::{BLOCK_LENGTHS, ModelConfig};
 use crate::model::facts::{Overrides, TokenizerFiles};
 use crate::model::from_hub::{self, is_companion};
 use crate::model::lora;
@@ -211,6 +211,13 @@ impl Base {
         }
         if let Some(shifted) = self.overrides.logits_shifted {
             fields["logits_shifted"] = Value::from(shifted);
+        }
+        if let Some(length) = self.model.config.block_length {
+            let key = BLOCK_LENGTHS.into_iter().find(|key| fields.get(key).is_some_and(|own| !own.is_null()));
+            let key = key.unwrap_or(BLOCK_LENGTHS[0]);
+            if fields.get(key) != Some(&Value::from(length)) {
+                fields[key] = Value::from(length);
+            }
         }
         let is_changed = dtype.is_some() || fields != original;
         Ok(if is_changed { serde_json::to_string_pretty(&fields).expect("JSON values print") } else { text })

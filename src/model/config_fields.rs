@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::bitsandbytes;
+use super::config::BLOCK_LENGTHS;
 use super::family::Family;
 
 /// Fields that change the numbers in some model, each with the values, as JSON, that leave them as Weft computes them. An
@@ -170,6 +171,7 @@ pub(super) fn unknown<'a>(fields: &'a Map<String, Value>, family: &Family) -> Ve
             || keys.rows == Some(field)
             || keys.mlp_ratio.is_some_and(|(key, _)| key == field)
             || keys.required.iter().any(|(key, _)| *key == field)
+            || BLOCK_LENGTHS.contains(&field)
             || CHANGING.iter().any(|(key, _)| *key == field)
     };
     fields

@@ -141,7 +141,7 @@ impl Layout {
     }
 
     /// How many words hold `numbers` inner indices.
-    fn words(self, numbers: usize) -> usize {
+    pub(crate) fn words(self, numbers: usize) -> usize {
         match self {
             Self::Tiles | Self::Split => numbers.next_multiple_of(TILE) / self.numbers_per_word(),
             _ => numbers.div_ceil(self.numbers_per_word()),

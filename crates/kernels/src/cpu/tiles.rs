@@ -6,7 +6,7 @@ use crate::buffer::Scratch;
 use crate::cpu::amx;
 use crate::cpu::matrix::View;
 use crate::cpu::microkernel::Output;
-use crate::cpu::panels::{PANEL, Panels};
+use crate::cpu::panels::{PANEL, PanelsPart};
 use crate::precision::Layout;
 use crate::tensor::Into;
 
@@ -60,7 +60,7 @@ pub(crate) trait Unit {
 ///
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows()` rows of `b.cols()` numbers, which nothing else touches meanwhile.
-pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into: Into) {
+pub(crate) unsafe fn multiply(out: Output, a: View, b: PanelsPart, scale: f32, into: Into) {
     match amx::Amx::configured() {
         // SAFETY: the caller's promise.
         Some(unit) => unsafe { multiply_on(&unit, out, a, b, scale, into) },
@@ -71,7 +71,7 @@ pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into
 
 /// # Safety
 /// That of [`multiply`].
-unsafe fn multiply_on(unit: &impl Unit, out: Output, a: View, b: &Panels, scale: f32, into: Into) {
+unsafe fn multiply_on(unit: &impl Unit, out: Output, a: View, b: PanelsPart, scale: f32, into: Into) {
     let (inner, step) = (b.inner(), if b.layout() == Layout::Split { Step::Split } else { Step::Whole });
     assert!(a.cols() == inner && inner.is_multiple_of(step.words()), "whole steps of words");
     let mut copy = Scratch::new();
