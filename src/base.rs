@@ -123,7 +123,8 @@ impl Base {
         match is_embedded(path) {
             true => {
                 let (config, text) = embedded_text(overrides)?;
-                let meta = checkpoint::meta_of(&config);
+                let mut meta = checkpoint::meta_of(&config);
+                overrides.quantize.into_iter().for_each(|quantization| meta.quantize(quantization));
                 Ok((text, config, meta))
             }
             false => {
@@ -203,6 +204,8 @@ impl Base {
         if fields.get(tie_key).and_then(Value::as_bool).unwrap_or(false) != is_tied {
             fields[tie_key] = Value::from(is_tied);
         }
+        // What is saved is dequantised.
+        fields.as_object_mut().and_then(|fields| fields.shift_remove("quantization_config"));
         if let Some(id) = self.overrides.mask_token_id {
             fields["mask_token_id"] = Value::from(id);
         }
@@ -228,7 +231,9 @@ impl Base {
     /// What the first lines of a run say of the base.
     pub fn told(&self) -> String {
         let halves = self.told_of_halves().map(|told| format!("; {told}"));
-        format!("{}{}", self.config.told(self.model.has_tied_head()), halves.unwrap_or_default())
+        let quantization = self.model.quantization().map(|of| format!("; its linear layers are in {of}"));
+        let told = self.config.told(self.model.has_tied_head());
+        format!("{told}{}{}", halves.unwrap_or_default(), quantization.unwrap_or_default())
     }
 
     /// The other files of the base, as names and contents.
@@ -317,7 +322,9 @@ const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.j
 
 fn embedded(overrides: Overrides) -> Result<((Transformer, ModelConfig), TextModel)> {
     let (config, text) = embedded_text(overrides)?;
-    Ok(((checkpoint::assemble(&config, embedded_tensors()?)?, config), text))
+    let mut model = checkpoint::assemble(&config, embedded_tensors()?)?;
+    overrides.quantize.into_iter().for_each(|quantization| model.quantize(quantization));
+    Ok(((model, config), text))
 }
 
 fn embedded_text(overrides: Overrides) -> Result<(ModelConfig, TextModel)> {

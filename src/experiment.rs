@@ -120,6 +120,7 @@ impl Experiment {
             // An adapter of the hub is fetched here, where the first rank goes before the others.
             from_hub::adapter(adapter)?;
         }
+        check_trainable(&recipe, &base.model)?;
         set_template_kwargs(&recipe, &mut base.text)?;
         base.model.config.precision = recipe.model.precision;
         Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
@@ -318,6 +319,22 @@ impl Sources {
         let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
         Ok(Self { train: vec![Source::at(&train, "train")], held_out: vec![Source::at(&held_out, "test")] })
+    }
+}
+
+/// Refuses to train every weight of a base that is stored in 4 bits.
+///
+/// # Errors
+/// A full fine-tuning of such a base, with what to do about it.
+pub fn check_trainable(recipe: &Recipe, model: &Transformer) -> Result<()> {
+    let is_full = recipe.model.trainable == Trainable::Full;
+    match model.quantization().filter(|_| is_full) {
+        None => Ok(()),
+        Some(_) => Err(Error::Usage(format!(
+            "model.trainable = \"full\" does not go with {}, whose weights are in 4 bits and stay frozen; set \
+             model.trainable=lora, or give the checkpoint that it was quantized from",
+            recipe.model.path.display()
+        ))),
     }
 }
 

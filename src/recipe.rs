@@ -91,7 +91,7 @@ impl Recipe {
         let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());
         let in_blocks = self.objective.blocks != Blocks::None;
         let no_pass = !kind.needs_pass_1();
-        let idle: [(bool, &str, &[&str], String); 15] = [
+        let idle: [(bool, &str, &[&str], String); 16] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(self.data.train.as_ref()), "data", &["split"], "data.train is a file".to_owned()),
             (
@@ -108,6 +108,7 @@ impl Recipe {
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
             (!in_blocks, "objective", &["block_length"], "objective.blocks is none".to_owned()),
             (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
+            (self.model.quantize.is_none(), "model", &["double_quant"], "model.quantize is not set".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
             (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
             (has_held_out && self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),

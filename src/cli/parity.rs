@@ -44,7 +44,7 @@ pub struct Parity {
     /// The sampler's settings for each prompt (JSON)
     #[arg(long, value_name = "FILE", requires = "sampling")]
     cases: Option<PathBuf>,
-    /// The format that matmuls round their operands to: f32 or bf16
+    /// The format that matmuls round their operands to: f32, bf16, bf16x3 or auto
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
     /// The largest relative difference allowed; default: 1e-4 in f32; in bf16 0.1, for gradients 0.3, for rates and

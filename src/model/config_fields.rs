@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::bitsandbytes;
 use super::config::BLOCK_LENGTHS;
 use super::family::Family;
 
@@ -128,6 +129,10 @@ pub(super) fn check(fields: &Map<String, Value>, family: &Family) -> Result<(), 
     for (field, neutral) in CHANGING {
         let Some(value) = fields.get(field).filter(|value| !is_off(value)) else { continue };
         if neutral.contains(&&*value.to_string()) || is_own_value(field, value, fields, family) {
+            continue;
+        }
+        if field == "quantization_config" {
+            bitsandbytes::check_config(value)?;
             continue;
         }
         let only = neutral.first().unwrap_or(&"null");

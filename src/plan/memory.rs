@@ -170,7 +170,7 @@ impl<'a> Work<'a> {
                 let masters = (size_of::<f32>() * len(p)).div_ceil(self.ranks);
                 return program + Dtype::Bf16.size() * len(p) + masters;
             }
-            let bytes = len(p) * if p.trainable { size_of::<f32>() } else { p.weight.dtype().size() };
+            let bytes = if p.trainable { size_of::<f32>() * len(p) } else { p.weight.encoding().bytes(len(p)) };
             let is_lookup = id == self.model.embedding && !self.model.has_tied_head();
             match self.stored {
                 Stored::Mapped if is_lookup && !p.trainable => {
@@ -178,7 +178,8 @@ impl<'a> Work<'a> {
                 }
                 Stored::Mapped | Stored::Owned => bytes,
                 Stored::Embedded if p.trainable => bytes + bytes / 2,
-                Stored::Embedded => 2 * bytes,
+                // Of a weight that was quantised, the program holds the original.
+                Stored::Embedded => bytes + p.weight.dtype().size() * len(p),
                 Stored::Resident if p.trainable => bytes,
                 Stored::Resident => 0,
             }

@@ -83,8 +83,8 @@ impl Plan {
         let remedy = |r: &Remedy| format!("{} ({})", r.settings.join(" "), gb(r.peak_bytes));
         let ways: Vec<String> = self.remedies.iter().map(remedy).collect();
         let ways = match ways.is_empty() {
-            true => "smaller micro-batches, gradient checkpointing, bf16, a lower rank, an adapter, shorter \
-                 sequences and fewer samples don't make it fit; take a smaller model or a machine with more memory"
+            true => "smaller micro-batches, gradient checkpointing, bf16, a lower rank, an adapter, a base in 4 bits, \
+                 shorter sequences and fewer samples don't make it fit; take a smaller model or a machine with more memory"
                 .to_owned(),
             false => format!("it fits with {}", ways.join(", or with ")),
         };
@@ -280,6 +280,7 @@ impl<'a> Planner<'a> {
     /// The base on the meta device, with the parameters that a recipe trains.
     fn model(&self, recipe: &Recipe) -> Result<Transformer> {
         let mut model = self.base.to_meta();
+        recipe.model.quantization().into_iter().for_each(|quantization| model.quantize(quantization));
         match recipe.model.trainable {
             Trainable::Full => model.train_whole_meta(),
             // It has been attached to the base.

@@ -11,6 +11,7 @@ use pulp::{Simd, WithSimd};
 use crate::buffer::Scratch;
 use crate::cpu::matrix::View;
 use crate::cpu::panels::{PANEL, Panels, PanelsPart};
+use crate::cpu::tiles;
 use crate::precision::Layout;
 use crate::tensor::Into;
 
@@ -50,6 +51,8 @@ pub(crate) unsafe fn multiply_part(out: Output, a: View, b: PanelsPart, scale: f
     match b.layout() {
         Layout::Singles | Layout::Rounded => pulp::Arch::new().dispatch(multiply),
         Layout::Pairs => pairs::multiply(multiply),
+        // SAFETY: the caller's promise.
+        Layout::Tiles | Layout::Split => unsafe { tiles::multiply(out, a, b, scale, into) },
     }
 }
 

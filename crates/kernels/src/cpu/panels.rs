@@ -109,7 +109,7 @@ impl Panels {
     pub(crate) fn rows(&self, rows: Range<usize>) -> PanelsPart<'_> {
         let per_word = self.layout.numbers_per_word();
         assert!(rows.start.is_multiple_of(per_word), "rows {rows:?} of words of {per_word}");
-        let words = [rows.start / per_word, rows.end.div_ceil(per_word)];
+        let words = [rows.start, rows.end].map(|row| self.layout.words(row));
         assert!(words[1] <= self.inner, "rows {rows:?} of {} words", self.inner);
         PanelsPart { words, ..self.whole() }
     }

@@ -19,6 +19,7 @@ pub mod linear;
 pub mod lora_linear;
 mod matmul;
 pub mod nccl;
+mod nf4;
 pub mod predict;
 pub mod rms_norm;
 pub mod rows;
@@ -29,6 +30,7 @@ pub use array::{Array, Keys};
 pub use compile::{ARCHITECTURES, compile_for};
 pub use gpu::{Gpu, Mark};
 pub use matmul::WORKSPACE;
+pub use nf4::Nf4Array;
 pub use streams::Beside;
 pub use work::{Launches, Work};
 
@@ -45,6 +47,8 @@ const KERNELS: &[&str] = &[
     "rope_bf16",
     "add_bias_f32",
     "add_bias_bf16",
+    "dequantize_nf4_f32",
+    "dequantize_nf4_bf16",
     "dropout_f32",
     "dropout_bf16",
     "dropout_add_f32",
