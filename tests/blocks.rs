@@ -65,7 +65,7 @@ fn block_diffusion_matches_pytorch() {
 /// The sequences of a batch: noised and clean, with the masked positions.
 fn halves(len: usize, seed: usize, mask: u32) -> ([Vec<u32>; 2], Vec<usize>) {
     let clean: Vec<u32> = (0..len).map(|i| ((i * 37 + seed * 11 + 5) % 150) as u32).collect();
-    let masked: Vec<usize> = (0..len).filter(|i| (i * 7 + seed) % 3 != 0).collect();
+    let masked: Vec<usize> = (0..len).filter(|i| !(i * 7 + seed).is_multiple_of(3)).collect();
     let mut noised = clean.clone();
     masked.iter().for_each(|i| noised[*i] = mask);
     ([noised, clean], masked)
@@ -107,9 +107,9 @@ fn the_backward_goes_through_both_halves() {
         model.loss_and_gradients(&batch, Targets { rows: &masked, ids: &ids, weights: &weights }, &mut grads);
         let grads: Vec<Vec<f32>> =
             grads.iter().map(|grad| grad.as_ref().expect("everything is trained").to_host().into_owned()).collect();
-        for id in 0..model.params.len() {
-            let largest = grads[id].iter().fold(0f32, |most, x| most.max(x.abs()));
-            let at = grads[id].iter().position(|x| x.abs() == largest).expect("a gradient");
+        for (id, grad) in grads.iter().enumerate() {
+            let largest = grad.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let at = grad.iter().position(|x| x.abs() == largest).expect("a gradient");
             let mut loss = |by: f32| {
                 model.params[id].weight.make_trainable()[at] += by;
                 let logits = plain::block_diffusion(&model, [&noised, &clean], block_length);
@@ -120,9 +120,9 @@ fn the_backward_goes_through_both_halves() {
             };
             let h = 1.0 / 1024.0;
             let expected = (loss(h) - loss(-h)) / (2.0 * f64::from(h));
-            let error = (f64::from(grads[id][at]) - expected).abs();
+            let error = (f64::from(grad[at]) - expected).abs();
             let param = &model.params[id].name;
-            assert!(error < 5e-3 * f64::from(largest), "{name}: {param}: {} for {expected}", grads[id][at]);
+            assert!(error < 5e-3 * f64::from(largest), "{name}: {param}: {} for {expected}", grad[at]);
         }
     }
 }

@@ -149,8 +149,8 @@ proptest! {
         prop_assert!((other.t - (1.0 - t)).abs() < 1e-12 && (other.p_mask[0] - (1.0 - p).max(1e-3)).abs() < 1e-7);
         let inverse = Objective { normalizer: Some(Normalizer::Answer), ..Objective::default() };
         let weights = inverse.loss_weights(&[answer.clone(), other.clone()]);
-        for i in 0..len {
-            let (rate, weight) = if answer.masked[i] { (p, weights[0][i]) } else { (other.p_mask[i], weights[1][i]) };
+        for (i, masked) in answer.masked.iter().enumerate() {
+            let (rate, weight) = if *masked { (p, weights[0][i]) } else { (other.p_mask[i], weights[1][i]) };
             prop_assert!((weight * rate * 2.0 * len as f32 - 1.0).abs() < 1e-4);
         }
         // The exact weight is the derivative of the complement's own rate, divided by it.

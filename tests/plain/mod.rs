@@ -79,7 +79,7 @@ pub fn block_diffusion(model: &Transformer, halves: [&[u32]; 2], block_length: u
     let own = rows_of(model, &halves.concat(), &positions, sees);
     // Where logits are shifted, a block's first token is predicted by the clean row before it.
     let row = |i: usize| match model.config.logits_shifted && i > 0 {
-        true if i % block_length == 0 => len + i - 1,
+        true if i.is_multiple_of(block_length) => len + i - 1,
         true => i - 1,
         false => i,
     };
