@@ -10,7 +10,7 @@ use std::path::Path;
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use scratch::folder;
-use serde_json::{Value, json};
+use serde_json::json;
 use weft::data::chat_template::TextModel;
 use weft::data::settings::{OnLongAnswer, OnRow, RowPolicy, TrainOn};
 use weft::data::sources::{MAX_LINE_BYTES, Source};

@@ -95,7 +95,7 @@ impl Rows {
         match read {
             Ok(false) => None,
             Ok(true) => {
-                let has_lines = record.iter().last().is_some_and(|cell| cell.contains('\n'));
+                let has_lines = record.iter().next_back().is_some_and(|cell| cell.contains('\n'));
                 let is_open = has_lines && unread.has_odd_quotes(self.reader.position().byte());
                 Some((Ok((line, fields(&self.names, &record))), is_open))
             }

@@ -23,9 +23,9 @@ pub(super) fn add(environment: &mut Environment<'static>) {
         }
     });
     environment.add_filter(PERCENT, |state: &mut State, text: &str, values: &Value| match values.kind() {
-        ValueKind::Map => formatted(state, text, &[values.clone()], Some(values)),
+        ValueKind::Map => formatted(state, text, std::slice::from_ref(values), Some(values)),
         _ if values.is_tuple() => formatted(state, text, &values.try_iter()?.collect::<Vec<_>>(), None),
-        _ => formatted(state, text, &[values.clone()], None),
+        _ => formatted(state, text, std::slice::from_ref(values), None),
     });
 }
 

@@ -66,7 +66,7 @@ fn done<T>(work: impl FnOnce() -> T) -> T {
 /// A weight that is stored in the format of the matmuls.
 fn weight(rows: usize, cols: usize, precision: Precision) -> Weight {
     let mut weight = match precision {
-        Precision::F32 => Weight::from_f32(rows, cols, on_host(rows * cols)),
+        Precision::F32 | Precision::Bf16x3 => Weight::from_f32(rows, cols, on_host(rows * cols)),
         Precision::Bf16 => Weight::from_bytes(rows, cols, Dtype::Bf16, &to_bf16_bytes(&on_host(rows * cols))),
     };
     weight.put_on(&DEVICE);
