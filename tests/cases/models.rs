@@ -43,7 +43,7 @@ fn ropes_base() {
     beside["rope_theta"] = 10_000.0.into();
     assert_ne!(nested, logits("other", &beside));
     config["rope_parameters"]["rope_type"] = "yarn".into();
-    let told = parse(&config).err().expect("it is refused").to_string();
+    let told = parse(&config).expect_err("it is refused").to_string();
     assert!(told.contains("rope_parameters") && told.contains("yarn"), "{told}");
 }
 
