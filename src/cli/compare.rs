@@ -1,4 +1,4 @@
-//! `weft compare`: runs beside each other.
+//! `weft compare`: prints the comparison of several runs and writes its page.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

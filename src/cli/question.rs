@@ -59,7 +59,7 @@ pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<St
     Ok(command + &asked(experiment, texts)?)
 }
 
-/// The length that so many answers don't exceed.
+/// The length that the share [`SHARE`] of the answers doesn't exceed.
 fn usual_length(examples: &[Example]) -> usize {
     let mut lengths: Vec<usize> = examples.iter().map(|example| example.answer_ids.len()).collect();
     lengths.sort_unstable();
@@ -86,7 +86,7 @@ fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling 
     Sampling { diffusion_steps: steps.next_multiple_of(blocks), ..sized }
 }
 
-/// The options that say what is asked.
+/// The options that contain the question.
 fn asked(experiment: &Experiment, texts: bool) -> Result<String> {
     let (turns, tools) = experiment.first_question().unwrap_or_else(|| (vec![Turn::new("user", "...")], None));
     let raw = if texts { " --raw" } else { "" };
@@ -108,7 +108,7 @@ fn asked(experiment: &Experiment, texts: bool) -> Result<String> {
     Ok(format!(" --messages {}", shell_word(&path)))
 }
 
-/// A text as a shell takes it, always in quotes.
+/// A text quoted for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! A run as its folder holds it.
+//! Reads a run for a comparison from the files in its folder.
 
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ pub struct Run {
     pub train_seconds: f64,
     /// The median speed of its steps.
     pub tokens_per_second: Option<f64>,
-    /// What it was computed on, and by which build of the program; known when it is finished.
+    /// What it was computed on; known when it is finished.
     pub device: Option<String>,
     /// The build of the program.
     pub weft: Option<String>,
@@ -92,7 +92,7 @@ impl Run {
             tokens_per_second: (!speeds.is_empty()).then(|| speeds[speeds.len() / 2]),
             device: text(&results["device"]),
             weft: text(&results["weft"]).or_else(|| text(&saved["weft"])),
-            // Rows of another evaluation than the log's last one would say something else.
+            // The rows count only if they belong to the last evaluation in the log.
             rows: rows.filter(|rows| Some(rows.step) == last),
             problems: problems(folder, &results)?,
             recipe: saved["recipe"].clone(),
@@ -118,7 +118,7 @@ impl Run {
         }
     }
 
-    /// The beginnings of the keys of the rows that it is trained on.
+    /// The first characters of the keys of its training rows.
     pub(super) fn trained_rows(&self) -> Value {
         let held_out = usize::from(self.held_out_key().is_some());
         let rows = self.recipe[ROWS].as_array().map_or(&[][..], Vec::as_slice);
