@@ -39,7 +39,7 @@ impl TokenCache {
         user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 
-    /// The tokens of some files under a key; `None` if they are missing or incomplete, or can't come from such a reading.
+    /// The cached tokens of some files under a key; `None` if they are missing, incomplete, or impossible for such a reading.
     pub(super) fn read(&self, key: u128, files: &[PathBuf], reading: &Reading) -> Option<Dataset> {
         let path = self.path(key);
         let mut dataset = decode(&fs::read(&path).ok()?, key).filter(|dataset| is_of(dataset, reading))?;

@@ -83,7 +83,7 @@ fn question_of(row: &Fields, form: Option<Form>) -> Result<Question, String> {
     }
 }
 
-/// The row whose list of turns ends with an answer.
+/// A row whose list of turns ends with an answer.
 fn with_answer(row: &Fields) -> Fields {
     let mut row = row.clone();
     for key in ["messages", "conversations"] {

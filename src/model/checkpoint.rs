@@ -53,7 +53,7 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
     Ok((model, config))
 }
 
-/// A configuration's model on the meta device, in the dtype in which weights of the dtype that it names are held.
+/// A configuration's model on the meta device, in the dtype in which weights of the named dtype are held.
 pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
     meta_with(config, false)
 }

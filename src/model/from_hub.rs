@@ -20,7 +20,7 @@ const OR_EMBEDDED: &str = ", or tiny-base";
 const NO_WEIGHTS: &str =
     "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
 
-/// The error for a checkpoint that was given as an adapter.
+/// The error for a checkpoint that is given as an adapter.
 pub(super) const NO_ADAPTER: &str =
     "it is a checkpoint, and not an adapter; give it as the model (--model, or model.path in a recipe)";
 

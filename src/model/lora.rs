@@ -47,7 +47,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     Ok(config)
 }
 
-/// What a folder is that was given as an adapter and isn't one, and the fix; `None` if that isn't known.
+/// For a path that was given as an adapter and isn't one: what it is, and the fix. `None` if that isn't known.
 fn other_folder(folder: &Path) -> Option<String> {
     let within = |name: &str| folder.join(name).exists();
     if within("adapter/adapter_config.json") {

@@ -17,7 +17,7 @@ use crate::rng::Draws;
 /// The largest answer length, and the largest number of steps.
 const MAX_GEN_LENGTH: usize = 1 << 20;
 
-/// The shortest block that is chosen where none is given.
+/// The shortest block that is chosen if no block length is given.
 const LEAST_BLOCK: usize = 8;
 
 /// The sampler's settings.
@@ -96,8 +96,8 @@ impl Sampling {
         Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(shifted))), ..self.clone() }
     }
 
-    /// The settings with an answer of `gen_length` tokens, in blocks of the default length, or else of the largest length
-    /// below it that divides the answer; an answer that only short blocks divide is one block.
+    /// The settings for an answer of `gen_length` tokens. Its blocks have the default length, or else the largest length below
+    /// it that divides the answer; if only short blocks would divide it, the answer is one block.
     pub fn with_gen_length(self, gen_length: usize) -> Self {
         let default = Self::default().block_length;
         let divides = |block: &usize| gen_length.is_multiple_of(*block);

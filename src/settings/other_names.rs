@@ -1,5 +1,5 @@
-//! Other programs' names for settings: what stands in their place here, or why nothing does. docs/from-pytorch.md says
-//! which program uses which name. The command line's hints for options use the same tables.
+//! Other programs' names for settings: what to write in Weft instead, or why there is no such setting. docs/from-pytorch.md
+//! says which program uses which name. The command line's hints for options use the same tables.
 
 /// What to write for another program's setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub enum Take {
 
 use Take::{Other, Same, Value};
 
-/// Other programs' names, the setting that stands in their place, and what to write for it. A name with two meanings is
-/// listed once for each table.
+/// Other programs' names, Weft's setting for each, and what to write for it. A name with two meanings is listed once for
+/// each table.
 pub const SYNONYMS: &[(&str, &str, Take)] = &[
     // The base and its adapter.
     ("model_name_or_path", "model.path", Same),

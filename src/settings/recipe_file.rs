@@ -1,4 +1,4 @@
-//! Reads a recipe's file. A file in another format, or a name that is nearly that of a recipe, is answered with what to do
+//! Reads a recipe's file. For a file in another format, or a name that is nearly that of a recipe, the error says what to do
 //! instead.
 
 use std::borrow::Cow;
@@ -47,7 +47,7 @@ pub fn read(path: &Path) -> Result<String> {
     }
 }
 
-/// Whether the first line that says anything is a key of YAML.
+/// Whether the first line with content is a key of YAML.
 fn looks_like_yaml(text: &str) -> bool {
     let is_said = |line: &&str| !line.is_empty() && !line.starts_with('#') && *line != "---";
     let first = text.lines().map(str::trim_end).find(is_said).unwrap_or_default();

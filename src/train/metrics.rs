@@ -194,7 +194,7 @@ impl Earlier {
     }
 }
 
-/// Rewrites the event file of a run from the lines of its log that are kept. The file of an earlier version, which would
+/// Rewrites the event file of a run from the remaining lines of its log. The file of an earlier version, which would
 /// show the run twice, is removed.
 fn repeat_events(output: &Path, lines: &[Value]) -> Result<EventFile> {
     let path = output.join(EVENTS);
@@ -206,7 +206,7 @@ fn repeat_events(output: &Path, lines: &[Value]) -> Result<EventFile> {
     };
     let events = whole().map_err(|source| Error::Write { path: path.clone(), source })?;
     let former = output.join(FORMER_FOLDER);
-    // Neither is there in a run of this version, and a folder with other files stays.
+    // A run of this version has neither, and a folder with other files stays.
     let _ = remove_file(former.join(EVENTS));
     let _ = remove_dir(former);
     Ok(events)
