@@ -65,7 +65,7 @@ pub enum Error {
         reason: String,
     },
     /// A source with several rows that can't be used.
-    #[error("{count} rows of {name} can't be used:{}mend them, or {skips}", lines(rows, *more))]
+    #[error("{count} rows of {name} can't be used:{}fix them, or {skips}", lines(rows, *more))]
     Rows {
         /// The source.
         name: String,

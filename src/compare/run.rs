@@ -109,10 +109,10 @@ impl Run {
             (Some(own), Some(other)) if own != other => Some(match (tokenizer(self), tokenizer(first)) {
                 (Some(own), Some(other)) if own != other => {
                     format!(
-                        "its tokenizer or chat template is another than that of {first_name}, so a token is something else"
+                        "its tokenizer or chat template differs from that of {first_name}, so its tokens aren't the same"
                     )
                 }
-                _ => format!("its held-out rows are others than those of {first_name}"),
+                _ => format!("its held-out rows differ from those of {first_name}"),
             }),
             _ => None,
         }

@@ -74,7 +74,7 @@ impl Comparison {
             let note = match self.runs.iter().all(|run| run.held_out.is_none()) {
                 true => "no run has the losses of its rows (runs of an earlier version have none), so there are no intervals",
                 false => {
-                    "intervals are over the held-out rows, and paired in differences; those of other seeds would be wider"
+                    "intervals are over the held-out rows, paired for differences; intervals over seeds would be wider"
                 }
             };
             table("held-out loss, nats per answer token", &head, self.runs.iter().map(row), note)
@@ -94,7 +94,7 @@ impl Comparison {
                 against(run.accuracy_difference, 100.0),
             ]
         };
-        let note = "intervals are over the problems, and paired in differences";
+        let note = "intervals are over the problems, paired for differences";
         Some(table(&format!("{task}, % of the points"), &head, self.runs.iter().map(row), note))
     }
 

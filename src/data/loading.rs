@@ -174,7 +174,8 @@ fn no_examples(source: &Source, dataset: &Dataset) -> Error {
         (0, Some(rows), _) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
         (.., Some((reason, Skipped { first, .. }))) => {
             format!(
-                "all its {passed} rows are skipped; mend the rows, for most of them: {reason} (the first in {first})"
+                "all its {passed} rows are skipped, most of them for this reason: {reason} (the first in {first}); fix the \
+                 rows"
             )
         }
         _ if skipped.contains_key(EMPTY) => format!("all its {passed} texts are empty; give some text"),

@@ -220,7 +220,7 @@ impl Place {
             let is_wanted = |name: &&String| wanted.matches_with(name, MATCHING) && is_shown(name, within);
             let choose = |names: &[String]| {
                 let chosen: Vec<String> = names.iter().filter(is_wanted).cloned().collect();
-                if chosen.is_empty() { Err(format!("no file of it matches {within}")) } else { Ok(chosen) }
+                if chosen.is_empty() { Err(format!("none of its files matches {within}")) } else { Ok(chosen) }
             };
             folder = hub::rows(Path::new(fixed), &choose)?;
         }

@@ -67,7 +67,8 @@ pub(crate) fn is_companion(name: &str) -> bool {
 fn text_files(names: &[String]) -> std::result::Result<Vec<String>, String> {
     all_of(names, &["config.json"]).map_err(|lacks| match all_of(names, &["adapter_config.json"]) {
         Ok(_) => {
-            "it is an adapter; give its base as the model, and it as --adapter (model.adapter in a recipe)".to_owned()
+            "it is an adapter; give its base as the model, and the adapter as --adapter (model.adapter in a recipe)"
+                .to_owned()
         }
         Err(_) => lacks,
     })?;

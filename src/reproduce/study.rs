@@ -102,7 +102,7 @@ const IDLE: [(&str, &[&str], &str); 2] = [
         &["eval_every", "keep_best", "patience"],
         "every run is scored at the steps that reproduce.evaluations gives, and none ends early",
     ),
-    ("eval", &["samples"], "a comparison reports scores and no answers"),
+    ("eval", &["samples"], "a comparison reports scores, not answers"),
 ];
 
 /// A run of a comparison.

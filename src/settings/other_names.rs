@@ -71,7 +71,7 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("train_split", "data.split", Same),
     ("dataset_train_split", "data.split", Same),
     ("dataset_text_field", "data.format", Value("\"text\"")),
-    ("dataset_format", "data.format", Other("a form's name, or leave it out: the keys of each row tell")),
+    ("dataset_format", "data.format", Other("a form's name, or leave it out: Weft finds it by the keys of each row")),
     ("max_samples", "data.train_rows", Same),
     ("num_samples", "data.train_rows", Same),
     ("max_length", "data.max_seq_len", Same),

@@ -22,14 +22,14 @@ pub fn read(path: &Path) -> Result<String> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if ["jsonl", "parquet"].contains(&extension) && is_named_as_rows(path) && path.exists() {
         let shown = path.display();
-        return Err(refuse(format!("it is a file of rows, and not a recipe; name it by --set data.train={shown}")));
+        return Err(refuse(format!("it is a file of rows, not a recipe; give it as --set data.train={shown}")));
     }
     if path.is_dir() {
         return Err(refuse("it is a folder, and a recipe is a file (TOML); name the file".to_owned()));
     }
     let text = read_text(path).map_err(|error| match &error {
         Error::Read { source, .. } if source.kind() == ErrorKind::NotFound => near(path).map_or(error, |near| {
-            Error::Usage(format!("there is no recipe {}; give {}, which is there", path.display(), near.display()))
+            Error::Usage(format!("there is no recipe {}, but there is {}", path.display(), near.display()))
         }),
         _ => error,
     })?;
