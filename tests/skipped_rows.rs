@@ -1,4 +1,4 @@
-//! Rows that can't be used as they are: told all at once, or skipped, which is the same as a file without them; what is
+//! Rows that can't be used as they are: reported all at once, or skipped, which is the same as a file without them; what is
 //! said of them, from the cache too; and rows that are both trained on and held out.
 
 mod scratch;
@@ -123,7 +123,7 @@ proptest! {
         for (i, (_, reason)) in bad.iter().enumerate() {
             let count = rows.iter().filter(|row| **row == i).count();
             let Some(told) = skipping.notes.skipped.get(*reason) else {
-                // Ten reasons are told apart.
+                // Ten reasons are counted separately.
                 prop_assert!(count == 0 || skipping.notes.skipped.contains_key("other reasons"), "{}", reason);
                 continue;
             };
@@ -222,7 +222,7 @@ fn a_row_that_the_template_rejects_is_a_bad_row() {
     assert!(error.contains(&line(2)) && error.contains(&line(4)) && error.contains("no q1"), "{error}");
     let read = told(&rows, SKIP).expect("two rows are left");
     assert_eq!((read.examples.len(), read.notes.num_skipped()), (2, 2));
-    // What every row meets is told once.
+    // A problem that every row has is reported once.
     let error = told(&[chat(2), chat(3)], RowPolicy::default()).expect_err("all are rejected");
     assert!(error.contains("no q1") && !error.contains('\n'), "{error}");
 }

@@ -152,7 +152,7 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
     }
 }
 
-/// The value that an option was given, if one stands behind it.
+/// The value that was given to an option, if there is one.
 fn value_of<'a>(option: &str, args: &'a [String]) -> Option<&'a str> {
     let place = args.iter().position(|arg| arg == option || arg.split('=').next() == Some(option))?;
     match args[place].split_once('=') {
@@ -207,7 +207,7 @@ fn option_of(place: &Place, command: &Clap) -> Option<String> {
     has(command, &option).then_some(option)
 }
 
-/// An option with the value that another was given.
+/// An option with the value that was given to another option.
 fn written(option: &str, value: Option<&str>, command: &Clap) -> String {
     let takes_value = |arg: clap::Arg| arg.get_action().takes_values();
     match argument(command, option).is_some_and(takes_value) {

@@ -1,4 +1,5 @@
-//! The command at the end of a run that asks the trained model what the first held-out row asks, by the recipe's sampler.
+//! The command at the end of a run that asks the trained model the question of the first held-out row, with the recipe's
+//! sampler.
 
 use std::path::Path;
 
@@ -40,7 +41,7 @@ pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<St
             let (model, adapter) = (shell_word(&recipe.model.path), shell_word(folder));
             command += &format!(" --model {model} --adapter {adapter}{facts}");
         }
-        // The saved config.json has what the recipe says of the base.
+        // A saved checkpoint's config.json already has the facts that the recipe gives of the base.
         Trainable::Full => command += &format!(" --model {}", shell_word(folder)),
     }
     if recipe.model.precision == Precision::Bf16 {

@@ -144,7 +144,7 @@ fn differing(runs: &[Run]) -> Vec<Setting> {
     keys.into_iter().map(setting).chain([rows]).filter(differs).collect()
 }
 
-/// Names by which the folders can be told apart: as few of their last parts as that takes.
+/// Names that distinguish the folders: as few of their last parts as that takes.
 fn names(folders: &[PathBuf]) -> Vec<String> {
     let parts = |folder: &PathBuf, count: usize| {
         let all: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();

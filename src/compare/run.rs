@@ -16,7 +16,7 @@ use crate::train::run::{RECIPE, RESULTS};
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// The name by which it is told apart from the others.
+    /// The name that distinguishes it from the others.
     pub name: String,
     /// Its folder.
     pub folder: PathBuf,

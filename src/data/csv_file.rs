@@ -29,7 +29,7 @@ pub(super) struct Rows {
     has_failed: bool,
 }
 
-/// The bytes that the reader has taken from the file since the newest record began.
+/// The bytes that the reader has taken from the file since the current record began.
 #[derive(Default)]
 struct Unread {
     bytes: VecDeque<u8>,

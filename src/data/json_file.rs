@@ -26,7 +26,7 @@ const COLUMNS: [&str; 11] = [
     "answer",
 ];
 
-/// Reads the rows of a JSON file: those of its one array, or the one that the whole file is.
+/// Reads the rows of a JSON file: those of its one array, or the file's only object as one row.
 pub(super) fn read(path: &Path) -> Result<Vec<Value>> {
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
     let large = |bytes: u64| {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// The number of rows that all threads together tokenize at a time.
 const CHUNK: usize = 512;
 
-/// The error for a row that is a text if the first one is a conversation, or a conversation if the first one is a text.
+/// The error for a row if, of it and the first one, one is a text and the other a conversation.
 const MIXED_FORMS: &str =
     "of this row and the first one, one is a plain text and the other a conversation; give them as two sources";
 

@@ -118,7 +118,7 @@ impl fmt::Display for Paths {
     }
 }
 
-/// Splits a text at the signs that join dLLM's data sets: `+`, or `|` in its older releases, behind brackets or between
+/// Splits a text at the signs that join dLLM's data sets: `+`, or `|` in its older releases, after brackets or between
 /// spaces. File names may have such signs elsewhere.
 fn parts(text: &str) -> Vec<&str> {
     let (mut parts, mut start) = (vec![], 0);

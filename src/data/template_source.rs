@@ -48,7 +48,7 @@ pub(super) fn for_engine(source: &str) -> String {
     replaced
 }
 
-/// The name of a statement that is a tag of transformers alone, and the tag that stands for it.
+/// The name of a tag that only transformers has, and the tag that replaces it.
 fn tag(source: &str, range: &Range<usize>) -> Option<(Range<usize>, &'static str)> {
     let name = name_of(source, range);
     let (_, other) = TAGS.into_iter().find(|(tag, _)| *tag == &source[name.clone()])?;
@@ -68,7 +68,7 @@ fn with_looped(code: &str) -> Option<String> {
     Some(format!("{} ({list}) | {} {}", &code[..start], template_filters::LOOPED, &code[end..]))
 }
 
-/// The words of code that stand outside of strings and brackets.
+/// The words of code outside of strings and brackets.
 fn outer_words(code: &str) -> Vec<Range<usize>> {
     let (bytes, mut words, mut at, mut depth) = (code.as_bytes(), vec![], 0, 0_usize);
     while at < bytes.len() {

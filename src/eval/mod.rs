@@ -47,7 +47,7 @@ pub enum Task {
 pub struct Problem {
     /// The question.
     pub question: String,
-    /// The turns before the answer, and the tools.
+    /// The question: the turns before the answer, and the tools.
     pub prompt: Question,
     /// The beginning of the answer, which is given to the model.
     pub prefill: String,

@@ -1,6 +1,6 @@
 //! Charts as self-contained SVG: curves with bands, and intervals one below the other. The colours follow the reader's
 //! light or dark scheme; a point shows its numbers when the pointer rests on it. A chart is small and its letters are
-//! large, so that it can be read on a phone and stands beside others on a wide screen.
+//! large, so that it can be read on a phone and fits beside others on a wide screen.
 
 use std::fmt::Write;
 

@@ -114,7 +114,7 @@ fn tokens(text: &InspectedText, largest: f32) -> String {
         // A line break is shown as a sign and also breaks the line.
         let mut shown = escape(&shown).replace('\n', "\u{21b5}\n");
         if *parts > 1 {
-            // A character stands at the first of its parts.
+            // A character is shown at the first of its parts.
             shown = format!("{}<sup>{part}/{parts}</sup>", if *part == 1 { &shown } else { "" });
         }
         let of_parts = if *parts > 1 { format!(" data-part=\"{part} of {parts}\"") } else { String::new() };
