@@ -260,7 +260,7 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
         true => return Ok(path),
         false if path.is_file() => "it is a file; give a checkpoint's folder".to_owned(),
         false if has("checkpoint/config.json") => {
-            format!("it is a run's folder; its checkpoint is in {}", path.join("checkpoint").display())
+            format!("it is a run folder; its checkpoint is in {}", path.join("checkpoint").display())
         }
         false if has("adapter_config.json") => {
             let base = lora::named_base(&path).map(|base| format!(" ({base})")).unwrap_or_default();
@@ -271,7 +271,7 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
         false if has("adapter/adapter_config.json") => {
             let adapter = path.join("adapter");
             format!(
-                "it is a run's folder, whose adapter is in {}; give its base as the model, and the adapter as --adapter \
+                "it is a run folder, whose adapter is in {}; give its base as the model, and the adapter as --adapter \
                  (model.adapter in a recipe)",
                 adapter.display()
             )

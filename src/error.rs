@@ -108,7 +108,7 @@ pub enum Error {
     Stopped {
         /// The last step that was finished.
         step: u64,
-        /// The run's folder.
+        /// The run folder.
         output: PathBuf,
     },
     /// Options or folders that don't go together.

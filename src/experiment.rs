@@ -52,7 +52,7 @@ pub struct Experiment {
 }
 
 impl Experiment {
-    /// Opens the recipe's base on the process's device; reads its rows, or generates them into the run's folder.
+    /// Opens the recipe's base on the process's device; reads its rows, or generates them into the run folder.
     ///
     /// # Errors
     /// A base or rows that can't be read; sampler settings that make no sense for the base's family.

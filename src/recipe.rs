@@ -54,7 +54,7 @@ impl Recipe {
         parse(&recipe_file::without_comparison(text), path, settings, Self::problems)
     }
 
-    /// The recipe as it is saved in a run's folder, together with the defaults.
+    /// The recipe as it is saved in a run folder, together with the defaults.
     pub fn resolved(&self) -> Resolved {
         let [recipe, defaults] = [self, &Self::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
         Resolved { recipe, defaults }

@@ -19,7 +19,7 @@ use weft_kernels::precision::Precision;
 use super::FactArgs;
 use super::generate::as_options;
 
-/// The file in the run's folder with the question, where it doesn't fit into a line of a shell.
+/// The file in the run folder with the question, where it doesn't fit into a line of a shell.
 const QUESTION: &str = "question.json";
 /// The longest question that is written into the command, in bytes.
 const LONGEST: usize = 200;
@@ -28,7 +28,7 @@ const ROUNDED: usize = 8;
 /// The share of answers that the command has room for.
 const SHARE: f64 = 0.95;
 
-/// The command that asks the model in `folder`. A question of several turns or lines is written into the run's folder.
+/// The command that asks the model in `folder`. A question of several turns or lines is written into the run folder.
 ///
 /// # Errors
 /// A file that can't be written.

@@ -1,4 +1,4 @@
-//! Where rows come from: files (JSONL, JSON, parquet, CSV, plain text), recognized by their extensions, and folders of
+//! Where rows come from: files (JSONL, JSON, parquet, CSV, plain text), recognised by their extensions, and folders of
 //! files laid out as on the hub. `paths` finds them, `formats` interprets the rows.
 
 use std::collections::BTreeSet;

@@ -7,7 +7,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use super::python_text;
 use super::template_environment::pay_for_format;
 
-/// The filter that stands for the operator.
+/// The filter that replaces the operator.
 pub(super) const PERCENT: &str = "weft_percent";
 
 /// Adds both to an environment.

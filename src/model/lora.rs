@@ -51,7 +51,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
 fn other_folder(folder: &Path) -> Option<String> {
     let within = |name: &str| folder.join(name).exists();
     if within("adapter/adapter_config.json") {
-        return Some(format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display()));
+        return Some(format!("it is a run folder; its adapter is in {}", folder.join("adapter").display()));
     }
     match folder.is_file() {
         true => Some("it is a file; give an adapter's folder".to_owned()),

@@ -82,7 +82,8 @@ impl<'a> Tensor<'a> {
         Self { name: name.into(), shape: shape.to_vec(), dtype: dtype.into(), numbers }
     }
 
-    /// A tensor whose numbers `make` produces when it is written. Each is called once, in the order of the tensors' names.
+    /// A tensor whose numbers `make` produces when it is written. Each `make` is called once, in the order of the tensors'
+    /// names.
     pub fn made(name: Cow<'a, str>, shape: &[usize], dtype: impl Into<Format>, make: Make<'a>) -> Self {
         Self { name, shape: shape.to_vec(), dtype: dtype.into(), numbers: Numbers::Made(make) }
     }

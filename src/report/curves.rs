@@ -18,7 +18,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads the log in a run's folder.
+    /// Reads the log in a run folder.
     ///
     /// # Errors
     /// A file that can't be read.

@@ -1,5 +1,5 @@
 //! The page of a training run, report.html: its results, its curves, answers before and after training, and its recipe.
-//! It is made from the files in the run's folder.
+//! It is made from the files in the run folder.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole};
 use crate::train::run::RECIPE;
 
-/// The name of the page in a run's folder.
+/// The name of the page in a run folder.
 pub const REPORT: &str = "report.html";
 
 /// An answer before and after training.

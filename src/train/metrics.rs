@@ -39,9 +39,9 @@ pub struct Earlier {
     pub record: Record,
 }
 
-/// The name of the log in a run's folder.
+/// The name of the log in a run folder.
 pub const METRICS: &str = "metrics.jsonl";
-/// The event file for TensorBoard, whose `--logdir` is the run's folder or one above it. It lies in the run's folder
+/// The event file for TensorBoard, whose `--logdir` is the run folder or one above it. It lies in the run folder
 /// itself, because TensorBoard names a run after the folder of its events.
 pub const EVENTS: &str = "events.out.tfevents.weft";
 /// The folder in which earlier versions wrote the event file.
