@@ -1,5 +1,5 @@
-//! Makes characters visible that would act on a terminal or on the order of letters instead of being shown. All texts of
-//! rows and models are printed through this.
+//! Makes characters visible that would act on a terminal or on the order of letters instead of being shown. Pages,
+//! `weft data` and `--trace` print the texts of rows and models through this.
 
 use std::borrow::Cow;
 
