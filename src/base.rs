@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
 use crate::model::checkpoint;
-use crate::model::config::ModelConfig;
+use crate::model::config::{BLOCK_LENGTHS, ModelConfig};
 use crate::model::facts::{Overrides, TokenizerFiles};
 use crate::model::from_hub::{self, is_companion};
 use crate::model::lora;
@@ -123,7 +123,8 @@ impl Base {
         match is_embedded(path) {
             true => {
                 let (config, text) = embedded_text(overrides)?;
-                let meta = checkpoint::meta_of(&config);
+                let mut meta = checkpoint::meta_of(&config);
+                overrides.quantize.into_iter().for_each(|quantization| meta.quantize(quantization));
                 Ok((text, config, meta))
             }
             false => {
@@ -203,11 +204,20 @@ impl Base {
         if fields.get(tie_key).and_then(Value::as_bool).unwrap_or(false) != is_tied {
             fields[tie_key] = Value::from(is_tied);
         }
+        // What is saved is dequantised.
+        fields.as_object_mut().and_then(|fields| fields.shift_remove("quantization_config"));
         if let Some(id) = self.overrides.mask_token_id {
             fields["mask_token_id"] = Value::from(id);
         }
         if let Some(shifted) = self.overrides.logits_shifted {
             fields["logits_shifted"] = Value::from(shifted);
+        }
+        if let Some(length) = self.model.config.block_length {
+            let key = BLOCK_LENGTHS.into_iter().find(|key| fields.get(key).is_some_and(|own| !own.is_null()));
+            let key = key.unwrap_or(BLOCK_LENGTHS[0]);
+            if fields.get(key) != Some(&Value::from(length)) {
+                fields[key] = Value::from(length);
+            }
         }
         let is_changed = dtype.is_some() || fields != original;
         Ok(if is_changed { serde_json::to_string_pretty(&fields).expect("JSON values print") } else { text })
@@ -221,7 +231,9 @@ impl Base {
     /// What the first lines of a run say of the base.
     pub fn told(&self) -> String {
         let halves = self.told_of_halves().map(|told| format!("; {told}"));
-        format!("{}{}", self.config.told(self.model.has_tied_head()), halves.unwrap_or_default())
+        let quantization = self.model.quantization().map(|of| format!("; its linear layers are in {of}"));
+        let told = self.config.told(self.model.has_tied_head());
+        format!("{told}{}{}", halves.unwrap_or_default(), quantization.unwrap_or_default())
     }
 
     /// The other files of the base, as names and contents.
@@ -310,7 +322,9 @@ const EMBEDDED: [(&str, &[u8]); 3] = [asset!("config.json"), asset!("tokenizer.j
 
 fn embedded(overrides: Overrides) -> Result<((Transformer, ModelConfig), TextModel)> {
     let (config, text) = embedded_text(overrides)?;
-    Ok(((checkpoint::assemble(&config, embedded_tensors()?)?, config), text))
+    let mut model = checkpoint::assemble(&config, embedded_tensors()?)?;
+    overrides.quantize.into_iter().for_each(|quantization| model.quantize(quantization));
+    Ok(((model, config), text))
 }
 
 fn embedded_text(overrides: Overrides) -> Result<(ModelConfig, TextModel)> {

@@ -26,6 +26,7 @@ use crate::model::block::{Config, Transformer};
 use crate::model::from_hub;
 use crate::model::lora::{self, LoraConfig};
 use crate::model::settings::{ModelTable, Trainable};
+use crate::objective::Blocks;
 use crate::parallel::{Ranks, solo};
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
@@ -119,6 +120,7 @@ impl Experiment {
             // An adapter of the hub is fetched here, where the first rank goes before the others.
             from_hub::adapter(adapter)?;
         }
+        check_trainable(&recipe, &base.model)?;
         set_template_kwargs(&recipe, &mut base.text)?;
         base.model.config.precision = recipe.model.precision;
         Ok((Self::read(recipe, (&base.text, &base.model.config), folder)?, base))
@@ -131,7 +133,7 @@ impl Experiment {
     /// The errors of [`Experiment::open`].
     pub fn read(recipe: Recipe, (text, config): (&TextModel, &Config), folder: &Path) -> Result<Self> {
         if recipe.eval.generates() {
-            let sampling = recipe.sampler.for_logits(config.logits_shifted);
+            let sampling = recipe.sampling(config);
             sampling.check().map_err(|e| Error::Usage(format!("[sampler]: {e}")))?;
         }
         let sources = Sources::of(&recipe, folder)?;
@@ -176,6 +178,10 @@ impl Experiment {
     /// LoRA targets that the network doesn't have; the errors of [`adapter::load`].
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
+        if self.recipe.objective.blocks == Blocks::Bd3lm {
+            // What is saved of the model says how it was trained.
+            model.config.block_length = Some(self.recipe.objective.block_length);
+        }
         let job = Job {
             examples: self.train.dataset.examples.clone(),
             mixture: self.train.mixture.clone(),
@@ -227,7 +233,7 @@ impl Experiment {
     /// # Errors
     /// Sampling lengths that aren't divisible.
     pub fn samples(&self, model: &Transformer, text: &TextModel) -> Result<Vec<String>> {
-        let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..self.sampling() };
+        let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..self.sampling(model) };
         let rows = self.sampled();
         let prompts: Vec<Prompt> =
             rows.iter().zip(0..).map(|(row, example)| Prompt { ids: &row.prompt_ids, example }).collect();
@@ -249,8 +255,8 @@ impl Experiment {
         self.sources.held_out.iter().chain(&self.sources.train).find_map(data::first_question)
     }
 
-    fn sampling(&self) -> Sampling {
-        Sampling { seed: self.recipe.train.seed, ..self.recipe.sampler.clone() }
+    fn sampling(&self, model: &Transformer) -> Sampling {
+        Sampling { seed: self.recipe.train.seed, ..self.recipe.sampling(&model.config) }
     }
 
     /// A network's scored answers to the recipe's task; `None` without a task. The ranks divide the problems, and each
@@ -265,7 +271,7 @@ impl Experiment {
         bar: &ProgressBar,
     ) -> Result<Option<Vec<Generation>>> {
         let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
-        answer((model, text), (task, &self.problems), &self.sampling(), (&*self.ranks, bar)).map(Some)
+        answer((model, text), (task, &self.problems), &self.sampling(model), (&*self.ranks, bar)).map(Some)
     }
 }
 
@@ -313,6 +319,22 @@ impl Sources {
         let rows = rows.map(|(rows, default)| rows.and_then(|rows| rows.as_first()).unwrap_or(default));
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
         Ok(Self { train: vec![Source::at(&train, "train")], held_out: vec![Source::at(&held_out, "test")] })
+    }
+}
+
+/// Refuses to train every weight of a base that is stored in 4 bits.
+///
+/// # Errors
+/// A full fine-tuning of such a base, with what to do about it.
+pub fn check_trainable(recipe: &Recipe, model: &Transformer) -> Result<()> {
+    let is_full = recipe.model.trainable == Trainable::Full;
+    match model.quantization().filter(|_| is_full) {
+        None => Ok(()),
+        Some(_) => Err(Error::Usage(format!(
+            "model.trainable = \"full\" does not go with {}, whose weights are in 4 bits and stay frozen; set \
+             model.trainable=lora, or give the checkpoint that it was quantized from",
+            recipe.model.path.display()
+        ))),
     }
 }
 

@@ -8,8 +8,7 @@ mod cache;
 mod download;
 
 use std::path::{Component, Path, PathBuf};
-#[cfg(feature = "hub")]
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::files::{is_named_as_rows, with_home};
@@ -132,13 +131,16 @@ pub fn name_and_revision(base: &str) -> (String, Option<String>) {
     }
 }
 
-#[cfg(feature = "hub")]
 static IS_QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Turns off all messages about downloads.
+/// Turns off all messages about downloads and caches.
 pub fn be_quiet() {
-    #[cfg(feature = "hub")]
-    IS_QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
+    IS_QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether messages about downloads and caches are off.
+pub(crate) fn is_quiet() -> bool {
+    IS_QUIET.load(Ordering::Relaxed)
 }
 
 #[cfg(not(feature = "hub"))]

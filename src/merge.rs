@@ -1,4 +1,5 @@
 //! A base and its adapter as one checkpoint: each `scale B A` is added to its weight, and every weight keeps its dtype.
+//! Weights in 4 bits are dequantised.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -6,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use weft_kernels::lora_linear::{Lora, merged};
+use weft_kernels::weight::Weight;
 
 use crate::base::Base;
 use crate::error::{Error, Result};
@@ -79,10 +81,14 @@ fn tensors<'a>(
     let kept = stored.iter().filter(|(name, ..)| Some(*name) != head);
     let mut tensors: Vec<Tensor> = kept
         .map(|&(name, shape, held)| {
-            let lora = layer_of(name).and_then(|layer| model.adapter(layer));
-            match held {
-                Held::Weight(weight) => Tensor::merged(name, shape, weight, lora, weight.dtype()),
-                half => of_half((name, shape), half, lora, is_beyond),
+            let layer = layer_of(name);
+            let lora = layer.and_then(|layer| model.adapter(layer));
+            // The weight that the network computes with, if it was quantised on the way from its file.
+            let own = layer.map(|layer| &model.params[layer.weight].weight).filter(|own| own.is_quantized());
+            match (own, held) {
+                (own, Held::Weight(weight)) => Tensor::merged(name, shape, own.unwrap_or(weight), lora, weight.dtype()),
+                (Some(own), _) => of_half((name, shape), || Cow::Borrowed(own), lora, is_beyond),
+                (None, half) => of_half((name, shape), || half.to_weight(), lora, is_beyond),
             }
         })
         .collect();
@@ -90,7 +96,7 @@ fn tensors<'a>(
         let stored = stored.iter().find(|(name, ..)| *name == embedding.name);
         let lora = model.adapter(&model.head);
         tensors.push(match stored {
-            Some(&(_, shape, half @ Held::Half { .. })) => of_half((head, shape), half, lora, is_beyond),
+            Some(&(_, shape, half @ Held::Half { .. })) => of_half((head, shape), || half.to_weight(), lora, is_beyond),
             Some((_, _, held)) => Tensor::merged(head, &embedding.shape, &embedding.weight, lora, held.format()),
             None => Tensor::merged(head, &embedding.shape, &embedding.weight, lora, Format::F32),
         });
@@ -101,12 +107,12 @@ fn tensors<'a>(
 /// An f16 tensor, merged with its adapter if it has one.
 fn of_half<'a>(
     (name, shape): (&'a str, &[usize]),
-    half: &'a Held,
+    half: impl Fn() -> Cow<'a, Weight> + 'a,
     lora: Option<Lora<'a>>,
     is_beyond: &'a Cell<bool>,
 ) -> Tensor<'a> {
     let make = move || {
-        let weight = half.to_weight();
+        let weight = half();
         let numbers = match &lora {
             Some(lora) => merged(&weight, lora),
             None => weight.to_f32().into_owned(),

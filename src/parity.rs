@@ -1,20 +1,23 @@
 //! Recomputes a reference file made by PyTorch and reports how far off every quantity is: logits, entropies, rates,
 //! masks, nll, losses, gradients, and sampled tokens. The file contains its own draws, so nothing here is random.
 
+mod lift;
+mod tensors;
+
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use weft_kernels::precision::Precision;
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
-use crate::model::batch::{Batch, Targets};
+use crate::model::batch::{AttentionKind, Batch, Targets};
 use crate::model::block::Transformer;
 use crate::noising::entropy::{AnswerEntropy, Reference, Transform};
-use crate::objective::{DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, Weighting};
+use crate::objective::{Blocks, DrawnAnswer, Kind, NoisedAnswer, Normalizer, Objective, Weighting};
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::sampler::remasking::{Remasking, T_END};
+use tensors::{Tensors, share_differing};
 
 /// How well one quantity agrees.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -43,10 +46,12 @@ impl Tolerances {
     /// The tolerances of a comparison whose matmuls have operands in this precision. A bf16 operand is off by up to
     /// 2^-9, and the reference models are only some 64 numbers wide, so few rounding errors cancel: on the CPU and the
     /// GPU the worst errors were 5e-2 of the largest logit and 2e-1 of the largest number in a gradient. A flipped sign
-    /// is off by about 1.
+    /// is off by about 1. In bf16x3 an operand is off by up to 2^-18; the worst errors were those of the gradients of queries
+    /// and keys, 1.5e-4 of the largest number.
     pub fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::all(1e-4),
+            Precision::Bf16x3 => Self { gradients: 2e-4, ..Self::all(1e-4) },
             Precision::Bf16 => Self { exact: 1e-4, forward: 1e-1, gradients: 3e-1 },
         }
     }
@@ -58,11 +63,12 @@ impl Tolerances {
 
     /// Whether a quantity is within its tolerance.
     pub fn pass(&self, row: &Row) -> bool {
-        let is = |part: &str| row.name.split('.').nth(1) == Some(part);
+        // A name begins with that of its objective; in a reference of block diffusion, which has only one, it doesn't.
+        let is = |part: &str| row.name.split('.').take(2).any(|name| name == part);
         row.error
             <= match () {
                 () if is("grad") || is("grad_norm") => self.gradients,
-                () if is("t_i") || is("masked") || is("output") => self.exact,
+                () if is("t_i") || is("masked") || is("output") || is("attention") => self.exact,
                 () => self.forward,
             }
     }
@@ -140,32 +146,41 @@ impl SamplingCase {
     }
 }
 
-/// A reference file's tensors by name.
-struct Tensors<'a> {
-    path: &'a Path,
-    file: SafeTensors<'a>,
-}
-
 /// The batch of a reference file.
 struct Case<'a> {
     model: &'a Transformer,
     ids: Vec<u32>,
     starts: Vec<usize>,
     length: usize,
+    kind: AttentionKind,
 }
 
 /// Recomputes every quantity in a reference file. Every gradient in the file must belong to a trainable parameter.
 ///
-/// In f32 the rates come from the entropies that the model computes here. In bf16 they come from the reference's
+/// In f32 and bf16x3 the rates come from the entropies that the model computes here. In bf16 they come from the reference's
 /// entropies: a rounded entropy could flip the mask of a token, and then all later quantities would belong to another
 /// batch.
 ///
 /// # Errors
 /// A file that is missing, damaged, or not about this model.
 pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
+    check_blocks(model, path, (None, None))
+}
+
+/// Like [`check`], in blocks of a length. What isn't given is taken from the file: one that holds a `block_length` is of
+/// block diffusion.
+///
+/// # Errors
+/// Those of [`check`]; blocks that the file isn't about.
+pub fn check_blocks(
+    model: &Transformer,
+    path: &Path,
+    (blocks, block_length): (Option<Blocks>, Option<usize>),
+) -> Result<Vec<Row>> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let tensors = Tensors::open(path, &bytes)?;
-    let case = Case::read(model, &tensors)?;
+    let kind = attention_kind(&tensors, blocks, block_length)?;
+    let case = Case { kind, ..Case::read(model, &tensors)? };
     let mut rows = vec![];
     let answers: Vec<usize> = (0..case.ids.len()).filter(|n| case.is_answer(*n)).collect();
     if tensors.has("logits_clean") {
@@ -175,20 +190,59 @@ pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
     if tensors.has("logits_answer_masked") {
         rows.push(tensors.compare("logits_answer_masked", &case.logits(&all_masked))?);
     }
-    let batch = Batch::pack(all_masked.chunks(case.length));
-    let entropy = case.spread(&answers, &model.entropy(&batch, &answers));
+    let batch = case.batch(&all_masked);
+    if tensors.has("attention") {
+        rows.push(tensors.compare_masks("attention", &batch.attention_mask(0))?);
+    }
+    let entropy = case.spread(&answers, &model.entropy(&batch, &case.rows(&answers)));
     rows.push(tensors.compare("entropy", &entropy)?);
     let entropy = match model.config.precision {
-        Precision::F32 => entropy,
+        Precision::F32 | Precision::Bf16x3 => entropy,
         Precision::Bf16 => tensors.numbers("entropy", entropy.len())?,
     };
     for (name, kind, transform, reference) in OBJECTIVES {
         if tensors.has(&format!("{name}.t_i")) {
             let objective = Objective { kind, transform, reference, ..Objective::default() };
-            rows.extend(case.objective(name, objective, &entropy, &tensors)?);
+            rows.extend(case.objective(&format!("{name}."), objective, &entropy, &tensors)?);
         }
     }
+    rows.extend(lift::check(&case, &tensors)?);
+    if tensors.has("masked") {
+        let objective = Objective { kind: Kind::Sft, ..Objective::default() };
+        rows.extend(case.objective("", objective, &entropy, &tensors)?);
+    }
     Ok(rows)
+}
+
+/// The attention of a reference file: what is asked for must be what the file holds.
+fn attention_kind(tensors: &Tensors, blocks: Option<Blocks>, block_length: Option<usize>) -> Result<AttentionKind> {
+    let of_file = match tensors.has("block_length") {
+        true => tensors.integers("block_length")?.first().map(|length| *length as usize),
+        false => None,
+    };
+    let blocks = blocks.unwrap_or(if of_file.or(block_length).is_some() { Blocks::Bd3lm } else { Blocks::None });
+    match (blocks, block_length.or(of_file)) {
+        (Blocks::Blockwise, _) => Err(Error::Usage(
+            "--blocks blockwise has no references of its own: a drawn block is an answer behind a longer prompt; leave it \
+             out"
+                .to_owned(),
+        )),
+        (Blocks::None, _) => match (block_length, of_file) {
+            (None, None) => Ok(AttentionKind::Bidirectional),
+            (Some(length), _) => Err(Error::Usage(format!("--block-length {length} needs --blocks bd3lm"))),
+            (None, Some(length)) => {
+                Err(tensors.wrong(format!("it is of blocks of {length} tokens; give --blocks bd3lm")))
+            }
+        },
+        (Blocks::Bd3lm, None) => Err(Error::Usage("--blocks bd3lm needs --block-length N".to_owned())),
+        (Blocks::Bd3lm, Some(0)) => Err(tensors.wrong("blocks of 0 tokens; give --block-length 1 or more".to_owned())),
+        (Blocks::Bd3lm, Some(length)) => match of_file.filter(|own| *own != length) {
+            Some(own) => Err(tensors.wrong(format!(
+                "it is of blocks of {own} tokens, not {length}; give --block-length {own} or another reference"
+            ))),
+            None => Ok(AttentionKind::BlockDiffusion { block_length: length }),
+        },
+    }
 }
 
 /// Generates each case of a sampling file greedily and compares the tokens.
@@ -224,7 +278,19 @@ impl Case<'_> {
         if length == 0 || length * starts.len() != ids.len() || starts.iter().any(|s| *s > length) {
             return Err(tensors.wrong(format!("{} ids and prompt lengths {starts:?} do not fit", ids.len())));
         }
-        Ok(Case { model, ids, starts, length })
+        Ok(Case { model, ids, starts, length, kind: AttentionKind::Bidirectional })
+    }
+
+    /// The batch of noised ids.
+    fn batch(&self, noised: &[u32]) -> Batch {
+        let halves = noised.chunks(self.length).zip(self.ids.chunks(self.length));
+        Batch::pack_as(self.kind, halves.map(|(noised, clean)| [noised, clean]))
+    }
+
+    /// The batch's rows of some tokens.
+    fn rows(&self, tokens: &[usize]) -> Vec<usize> {
+        let halves = if let AttentionKind::BlockDiffusion { .. } = self.kind { 2 } else { 1 };
+        tokens.iter().map(|n| n / self.length * halves * self.length + n % self.length).collect()
     }
 
     fn is_answer(&self, n: usize) -> bool {
@@ -238,10 +304,9 @@ impl Case<'_> {
     }
 
     fn logits(&self, ids: &[u32]) -> Vec<f32> {
-        let rows: Vec<usize> = (0..ids.len()).collect();
+        let tokens: Vec<usize> = (0..ids.len()).collect();
         let mut all = vec![];
-        let batch = Batch::pack(ids.chunks(self.length));
-        self.model.for_each_logits(&batch, &rows, |_, chunk| all.extend_from_slice(chunk));
+        self.model.for_each_logits(&self.batch(ids), &self.rows(&tokens), |_, chunk| all.extend_from_slice(chunk));
         all
     }
 
@@ -257,7 +322,8 @@ impl Case<'_> {
         x.chunks(self.length).zip(&self.starts).map(|(row, start)| &row[*start..]).collect()
     }
 
-    fn objective(&self, name: &str, objective: Objective, entropy: &[f32], tensors: &Tensors) -> Result<Vec<Row>> {
+    /// The quantities of an objective that noises by entropies and draws.
+    fn objective(&self, prefix: &str, objective: Objective, entropy: &[f32], tensors: &Tensors) -> Result<Vec<Row>> {
         let (t, u) = (tensors.numbers("t", self.starts.len())?, tensors.numbers("u", self.ids.len())?);
         let draws = self.answers(entropy).into_iter().zip(self.answers(&u)).zip(t.iter().zip(&self.starts));
         let drawn = draws.map(|((token_entropy, u), (t, start))| DrawnAnswer {
@@ -266,129 +332,71 @@ impl Case<'_> {
             t: f64::from(*t),
             u,
         });
-        let noised: Vec<NoisedAnswer> = objective.noise(&drawn.collect::<Vec<_>>());
+        let noised = objective.noise(&drawn.collect::<Vec<_>>());
+        self.quantities(prefix, objective, &noised, tensors)
+    }
+
+    /// The quantities of an objective with its noised answers, whose names begin with `prefix`. Of LIFT and without a
+    /// prefix, the file holds what it likes of them.
+    fn quantities(
+        &self,
+        prefix: &str,
+        objective: Objective,
+        noised: &[NoisedAnswer],
+        tensors: &Tensors,
+    ) -> Result<Vec<Row>> {
         let answer_tokens: Vec<usize> = (0..self.ids.len()).filter(|n| self.is_answer(*n)).collect();
         let p_mask: Vec<f32> = noised.iter().flat_map(|a| a.p_mask.clone()).collect();
         let masked: Vec<bool> = noised.iter().flat_map(|a| a.masked.clone()).collect();
-        let rows: Vec<usize> = answer_tokens.iter().zip(&masked).filter(|(_, m)| **m).map(|(n, _)| *n).collect();
-        let mut result = vec![tensors.compare(&format!("{name}.t_i"), &self.spread(&answer_tokens, &p_mask))?];
+        let tokens: Vec<usize> = answer_tokens.iter().zip(&masked).filter(|(_, m)| **m).map(|(n, _)| *n).collect();
+        let name = |quantity: &str| format!("{prefix}{quantity}");
+        let may_lack = prefix.is_empty() || objective.kind == Kind::Lift;
+        let is_wanted = |quantity: &str| !may_lack || tensors.has(&name(quantity));
+        let mut result = vec![];
+        if is_wanted("t_i") {
+            result.push(tensors.compare(&name("t_i"), &self.spread(&answer_tokens, &p_mask))?);
+        }
         let mut masks = vec![0u8; self.ids.len()];
-        rows.iter().for_each(|n| masks[*n] = 1);
-        result.push(tensors.compare_masks(&format!("{name}.masked"), &masks)?);
+        tokens.iter().for_each(|n| masks[*n] = 1);
+        result.push(tensors.compare_masks(&name("masked"), &masks)?);
         // The gradient is that of the loss over all answer tokens; the other losses weight the same nll differently.
-        let batch_ids = self.noised(|n| masks[n] != 0);
-        let batch = Batch::pack(batch_ids.chunks(self.length));
-        let ids: Vec<u32> = rows.iter().map(|n| self.ids[*n]).collect();
+        let batch = self.batch(&self.noised(|n| masks[n] != 0));
+        let ids: Vec<u32> = tokens.iter().map(|n| self.ids[*n]).collect();
         let weights_of = |weighting, normalizer| -> Vec<f32> {
-            let all = Objective { weighting, normalizer: Some(normalizer), ..objective }.loss_weights(&noised);
+            let all = Objective { weighting, normalizer: Some(normalizer), ..objective }.loss_weights(noised);
             all.into_iter().flatten().zip(&masked).filter(|(_, m)| **m).map(|(w, _)| w).collect()
         };
         let weights = weights_of(Weighting::Inverse, Normalizer::Answer);
         let mut grads = self.model.zero_gradients();
-        let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
+        let targets = Targets { rows: &self.rows(&tokens), ids: &ids, weights: &weights };
         let nll = self.model.loss_and_gradients(&batch, targets, &mut grads).nll;
-        result.push(tensors.compare(&format!("{name}.nll"), &self.spread(&rows, &nll))?);
-        for (loss, weighting, normalizer) in LOSSES {
+        result.push(tensors.compare(&name("nll"), &self.spread(&tokens, &nll))?);
+        for (loss, weighting, normalizer) in LOSSES.into_iter().filter(|(loss, ..)| is_wanted(loss)) {
             let weights = weights_of(weighting, normalizer);
             let value: f64 = weights.iter().zip(&nll).map(|(w, n)| f64::from(*w) * f64::from(*n)).sum();
-            result.push(tensors.compare(&format!("{name}.{loss}"), &[value as f32])?);
+            result.push(tensors.compare(&name(loss), &[value as f32])?);
         }
         for (param, grad) in self.model.params.iter().zip(&grads) {
-            let name = format!("{name}.grad.{}", param.name);
+            let name = name(&format!("grad.{}", param.name));
             if let Some(grad) = grad.as_ref().filter(|_| tensors.has(&name)) {
                 result.push(tensors.compare(&name, &grad.to_host())?);
             }
         }
-        let norm = crate::train::optimizer::gradient_norm(&grads);
-        result.push(tensors.compare(&format!("{name}.grad_norm"), &[norm as f32])?);
-        self.no_gradient_left(name, tensors)?;
+        if is_wanted("grad_norm") {
+            let norm = crate::train::optimizer::gradient_norm(&grads);
+            result.push(tensors.compare(&name("grad_norm"), &[norm as f32])?);
+        }
+        self.no_gradient_left(&name("grad."), tensors)?;
         Ok(result)
     }
 
     /// Refuses a reference with the gradient of a parameter that the model doesn't train, which would go unchecked.
-    fn no_gradient_left(&self, name: &str, tensors: &Tensors) -> Result<()> {
-        let prefix = format!("{name}.grad.");
+    fn no_gradient_left(&self, prefix: &str, tensors: &Tensors) -> Result<()> {
         let is_trained = |p: &str| self.model.params.iter().any(|param| param.trainable && param.name == p);
-        let names = tensors.file.names().into_iter().filter_map(|n| n.strip_prefix(&prefix));
+        let names = tensors.file.names().into_iter().filter_map(|n| n.strip_prefix(prefix));
         match names.into_iter().find(|p| !is_trained(p)) {
             Some(param) => Err(tensors.wrong(format!("it holds a gradient of {param}, which the model doesn't train"))),
             None => Ok(()),
         }
     }
-}
-
-impl<'a> Tensors<'a> {
-    fn open(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
-        let format = |e: safetensors::SafeTensorError| Error::Format { path: path.to_owned(), reason: e.to_string() };
-        Ok(Self { path, file: SafeTensors::deserialize(bytes).map_err(format)? })
-    }
-
-    fn wrong(&self, reason: String) -> Error {
-        Error::Format { path: self.path.to_owned(), reason }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.file.tensor(name).is_ok()
-    }
-
-    fn bytes(&self, name: &str, dtypes: &[Dtype]) -> Result<&'a [u8]> {
-        let tensor = self.file.tensor(name).map_err(|_| self.wrong(format!("tensor {name} is missing")))?;
-        match dtypes.contains(&tensor.dtype()) {
-            true => Ok(tensor.data()),
-            false => Err(self.wrong(format!("tensor {name} is {:?}, expected {dtypes:?}", tensor.dtype()))),
-        }
-    }
-
-    fn numbers(&self, name: &str, count: usize) -> Result<Vec<f32>> {
-        let bytes = self.bytes(name, &[Dtype::F32])?;
-        let numbers: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-        match numbers.len() == count {
-            true => Ok(numbers),
-            false => Err(self.wrong(format!("tensor {name} has {} numbers, expected {count}", numbers.len()))),
-        }
-    }
-
-    fn integers(&self, name: &str) -> Result<Vec<u32>> {
-        let bytes = self.bytes(name, &[Dtype::I64])?;
-        let integers = bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")));
-        integers
-            .map(|i| u32::try_from(i).map_err(|_| self.wrong(format!("tensor {name} holds {i}, not a token id"))))
-            .collect()
-    }
-
-    fn check_ids(&self, ids: &[u32], model: &Transformer) -> Result<()> {
-        let rows = model.params[model.embedding].weight.rows();
-        match ids.iter().find(|id| **id as usize >= rows) {
-            Some(id) => Err(self.wrong(format!("token id {id} lies outside the model's vocabulary of {rows}"))),
-            None => Ok(()),
-        }
-    }
-
-    fn compare(&self, name: &str, got: &[f32]) -> Result<Row> {
-        let expected = self.numbers(name, got.len())?;
-        let largest = expected.iter().fold(0.0f64, |m, e| m.max(f64::from(e.abs())));
-        let mut worst = 0.0f64;
-        for (g, e) in got.iter().zip(&expected) {
-            let difference = (f64::from(*g) - f64::from(*e)).abs();
-            // NaN compares false with everything, so it counts as infinitely far off.
-            worst = if difference.is_nan() { f64::INFINITY } else { worst.max(difference) };
-        }
-        let error = if largest > 0.0 { worst / largest } else { worst };
-        Ok(Row { name: name.to_owned(), count: got.len(), error })
-    }
-
-    fn compare_masks(&self, name: &str, got: &[u8]) -> Result<Row> {
-        let expected: Vec<u8> =
-            self.bytes(name, &[Dtype::BOOL, Dtype::U8])?.iter().map(|b| u8::from(*b != 0)).collect();
-        Ok(Row { name: name.to_owned(), count: got.len(), error: share_differing(got, &expected) })
-    }
-}
-
-/// The share of places that differ; 1 if the lengths differ.
-fn share_differing<T: PartialEq>(got: &[T], expected: &[T]) -> f64 {
-    if got.len() != expected.len() {
-        return 1.0;
-    }
-    got.iter().zip(expected).filter(|(g, e)| g != e).count() as f64 / got.len().max(1) as f64
 }

@@ -12,9 +12,10 @@ use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
 use crate::eval::settings::EvalTable;
+use crate::model::block::Config;
 use crate::model::settings::{ModelTable, Trainable};
-use crate::objective::{Kind, Objective};
-use crate::sampler::generate::Sampling;
+use crate::objective::{Blocks, Kind, Objective};
+use crate::sampler::generate::{Attention, Sampling};
 use crate::settings::{parse, recipe_file};
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
@@ -54,6 +55,20 @@ impl Recipe {
         parse(&recipe_file::without_comparison(text), path, settings, Self::problems)
     }
 
+    /// The sampler's settings for a model that the recipe trains: where they name none, the attention and the blocks that
+    /// it is trained with, or those of its checkpoint.
+    pub fn sampling(&self, config: &Config) -> Sampling {
+        let mut sampling = self.sampler.clone();
+        let is_default = sampling.block_length == Sampling::default().block_length;
+        if self.objective.blocks == Blocks::Bd3lm && sampling.attention.is_none() {
+            sampling.attention = Some(Attention::BlockCausal);
+            sampling.block_length = if is_default { self.objective.block_length } else { sampling.block_length };
+        } else if let (true, Some(own)) = (is_default && sampling.is_block_causal(), config.block_length) {
+            sampling.block_length = own;
+        }
+        sampling.for_model(config)
+    }
+
     /// The recipe as it is saved in a run folder, together with the defaults.
     pub fn resolved(&self) -> Resolved {
         let [recipe, defaults] = [self, &Self::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
@@ -64,7 +79,7 @@ impl Recipe {
     pub fn warnings(&self) -> Vec<String> {
         let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
         let has_held_out = self.data.has_held_out();
-        let entropy = ["transform", "reference", "entropy_every", "entropy_precision"];
+        let entropy = ["transform", "reference", "entropy_every"];
         let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let held_out = "there is no data.held_out".to_owned();
@@ -74,7 +89,9 @@ impl Recipe {
         let is_file = |paths: Option<&Paths>| paths.is_some_and(Paths::are_files);
         let of_held_out = self.data.held_out.as_ref();
         let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());
-        let idle: [(bool, &str, &[&str], String); 12] = [
+        let in_blocks = self.objective.blocks != Blocks::None;
+        let no_pass = !kind.needs_pass_1();
+        let idle: [(bool, &str, &[&str], String); 16] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(self.data.train.as_ref()), "data", &["split"], "data.train is a file".to_owned()),
             (
@@ -85,9 +102,13 @@ impl Recipe {
             ),
             (is_part, "data", &["held_out_split"], "data.held_out is a part of the training rows".to_owned()),
             (!kind.needs_entropy(), "objective", &entropy, of_kind("which uses no entropies")),
+            (no_pass, "objective", &["entropy_precision"], of_kind("which has one pass only")),
+            (kind != Kind::Lift, "objective", &["lift_policy"], of_kind("not lift")),
             (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
             (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
+            (!in_blocks, "objective", &["block_length"], "objective.blocks is none".to_owned()),
             (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
+            (self.model.quantize.is_none(), "model", &["double_quant"], "model.quantize is not set".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
             (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
             (has_held_out && self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),
@@ -115,6 +136,10 @@ impl Recipe {
         let padded = "objective.entropy_every above 1 needs data.padding = \"none\": the entropies of padding change with \
                       the micro-batch";
         refuse(every > 1 && data.padding == Padding::Eos, padded.to_owned());
+        refuse(objective.block_length == 0, "objective.block_length = 0; give at least 1".to_owned());
+        let changing = "objective.entropy_every above 1 needs objective.blocks = \"none\" or \"bd3lm\": with \"blockwise\" every \
+                        epoch draws another block, which has entropies of its own";
+        refuse(every > 1 && objective.blocks == Blocks::Blockwise, changing.to_owned());
         let t_min = objective.t_min;
         refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
         if self.eval.generates() {

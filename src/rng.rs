@@ -26,6 +26,10 @@ pub enum Stream {
     Likelihood = 9,
     /// The assistant turn of a chat that an epoch trains on.
     Answer = 10,
+    /// The block of an answer that is noised by itself.
+    Block = 11,
+    /// LIFT's margin, choice and ranks.
+    Lift = 12,
 }
 
 /// The draws of one example in one epoch for one purpose.

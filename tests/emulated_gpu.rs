@@ -46,9 +46,12 @@ fn a_training_is_the_cpus() {
     // In bf16 the same tokens are masked by SFT alone: entropies that are rounded otherwise make other rates.
     let bf16 = ["model.precision=bf16", "objective.kind=sft"];
     let [dropout, full] = [["model.lora_dropout=0.1"; 2], ["model.trainable=full", "train.lr=1e-4"]];
-    let trainings: [(&str, &[&str], f64); 4] = [
+    let nf4 = ["model.quantize=nf4", "model.lora_dropout=0.1"];
+    let trainings: [(&str, &[&str], f64); 6] = [
         ("lora", &dropout, 1e-4),
         ("lora-bf16", &[dropout, bf16].concat(), 5e-2),
+        ("nf4", &nf4, 1e-4),
+        ("nf4-bf16", &[nf4, bf16].concat(), 5e-2),
         ("full", &full, 1e-4),
         ("full-bf16", &[full, bf16].concat(), 5e-2),
     ];

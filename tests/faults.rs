@@ -128,7 +128,10 @@ fn a_checkpoint_with_any_byte_changed_is_told_of_and_passed_over() {
         copied(&start, |folder| {
             flip(&folder.join(&path), at);
             let output = weft(folder, true).output().expect("weft starts");
+            // The fixture's rows are trained on and held out, which is warned of first.
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            let (shared, told) = told.split_once('\n').expect("two warnings");
+            assert!(shared.contains("held-out examples are trained on too"), "{shared}");
             // A changed checksum speaks against its file.
             let begins = "warning: run/checkpoints/step-00000006/";
             assert!(output.status.success() && told.starts_with(begins), "{told}");

@@ -159,8 +159,9 @@ fn losses_with_token_weights_are_their_formulas() {
 
 #[test]
 fn normalizers_by_default_are_the_sources_own() {
+    use Normalizer::{Answer, Masked};
     let normalizers = Kind::ALL.map(|kind| Objective { kind, ..Objective::default() }.normalizer());
-    assert_eq!(normalizers, [Normalizer::Masked, Normalizer::Answer, Normalizer::Masked, Normalizer::Masked]);
+    assert_eq!(normalizers, [Masked, Answer, Masked, Masked, Answer]);
     let chosen = Objective { normalizer: Some(Normalizer::Sequence), ..Objective::default() };
     assert_eq!(chosen.normalizer(), Normalizer::Sequence);
 }

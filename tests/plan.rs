@@ -155,7 +155,10 @@ fn a_run_that_cannot_fit_is_refused_with_settings_that_make_it_fit() {
     let limit = format!("{:.4}", 0.5 * whole / 1e9);
     let output = weft(&folder, &["plan", "recipe.toml", "--memory-gb", &limit, "--json"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    let (plan, sentence) = (json(&output), stderr(&output));
+    let (plan, told) = (json(&output), stderr(&output));
+    // The fixture's rows are trained on and held out, which is warned of first.
+    let (shared, sentence) = told.split_once('\n').expect("a warning and the error");
+    assert!(shared.contains("held-out examples are trained on too"), "{shared}");
     assert_eq!(plan["fits"], false);
     assert!(sentence.starts_with("error: the run needs ") && sentence.lines().count() == 1, "{sentence}");
     let remedies = plan["remedies"].as_array().expect("a list").clone();

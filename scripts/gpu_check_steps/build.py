@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .step import ROOT
 
-TESTS = ("oracle", "bias", "degenerate", "predict")
+TESTS = ("oracle", "bias", "degenerate", "nf4", "predict")
 LIMIT_BYTES = 60 << 20  # what is quickly sent to the machine
 
 

@@ -184,7 +184,7 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
         distinct_ids: 1 + ids.len(),
         program_bytes,
         rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
-        needs_entropy: job.objective.kind.needs_entropy(),
+        needs_entropy: job.objective.kind.needs_pass_1(),
         ..Work::of_steps(&model, stored, &batches.largest_steps)
     };
     let parts = if device::gpu().is_some() { work.parts_of_gpu() } else { work.parts() };
@@ -278,7 +278,7 @@ fn floor_seconds(plan: &Plan, model: &Transformer, kind: Kind, (masked_share, ra
     // A backward to the inputs costs as much as a forward, and one to the weights costs as much again.
     let layers = a.matrices + a.attention;
     let passes = if plan.full { 3.0 } else { 2.0 };
-    let pass_1 = if kind.needs_entropy() { (layers + a.head_of_answers) / plan.entropy_every as f64 } else { 0.0 };
+    let pass_1 = if kind.needs_pass_1() { (layers + a.head_of_answers) / plan.entropy_every as f64 } else { 0.0 };
     2e-9 * ((passes * layers + passes * a.head_of_masked) / rates[0] + pass_1 / rates[1])
 }
 

@@ -60,7 +60,7 @@ fn llada(sizes: Sizes) -> ModelConfig {
 /// A plan's model with its trainable parameters, and where its weights are.
 pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
     let named = SHAPES.iter().find(|shape| shape.name == plan.shape);
-    let stored = if named.is_some() && plan.precision == Precision::F32 { Stored::Owned } else { Stored::Mapped };
+    let stored = if named.is_some() && plan.precision != Precision::Bf16 { Stored::Owned } else { Stored::Mapped };
     let mut model = match named {
         Some(shape) if let (Precision::Bf16, Some(gpu)) = (plan.precision, device::gpu()) => on_gpu(shape, &gpu)?,
         Some(shape) if plan.precision == Precision::Bf16 => {
@@ -91,6 +91,14 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
         }
     };
     model.config.precision = plan.precision;
+    if let Some(quantization) = plan.overrides.quantize {
+        if plan.full {
+            let reason =
+                "--quantize doesn't go with --trainable full, because a base in 4 bits stays frozen; leave one out";
+            return Err(Error::Usage(reason.to_owned()));
+        }
+        model.quantize(quantization);
+    }
     model.put_on(&device::current());
     model.params.iter_mut().for_each(|p| p.trainable = plan.full);
     if plan.full && device::gpu().is_some() {

@@ -26,7 +26,8 @@ pub struct Bench {
     shape: String,
     #[command(flatten)]
     facts: super::FactArgs,
-    /// The format that matmuls round their operands to, and that a named shape's weights are stored in: f32 or bf16
+    /// The format that matmuls round their operands to, and that a named shape's weights are stored in: f32, bf16, bf16x3 (f32
+    /// weights) or auto
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
     /// Like --dtype, for the pass for entropies; default: --dtype

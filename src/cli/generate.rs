@@ -12,7 +12,7 @@ use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
 use weft::model::positions;
 use weft::sampler::cache::Caching;
-use weft::sampler::generate::{Output, Prompt, Sampling, generate_told};
+use weft::sampler::generate::{Attention, Output, Prompt, Sampling, generate_told};
 use weft::sampler::infill::infill;
 use weft::sampler::remasking::{Loop, Remasking};
 
@@ -66,6 +66,11 @@ pub struct SamplingArgs {
     /// --gen-length if it has none of at least 8
     #[arg(long, value_name = "N")]
     block_length: Option<usize>,
+    /// Which tokens a token sees: bidirectional (prompt and answer) or block-causal (its block and those before it, for
+    /// models trained by block diffusion; blocks are then counted from the start of the prompt); default: what the
+    /// checkpoint's config.json says
+    #[arg(long, value_name = "KIND", value_parser = Attention::parse)]
+    attention: Option<Attention>,
     /// Denoising steps for the whole answer; default: half of --gen-length if that is given, else 64, rounded up to a
     /// multiple of the blocks
     #[arg(long, value_name = "N")]
@@ -117,13 +122,17 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
-        let mut sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
+        let mut sampling = self.over(Sampling::default()).for_model(&base.model.config);
         let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Llada);
-        if has_blocks && self.block_length.is_none() {
+        if sampling.is_block_causal() {
+            let own = self.block_length.or(base.model.config.block_length);
+            sampling.block_length = own.unwrap_or(sampling.block_length);
+        } else if has_blocks && self.block_length.is_none() {
             let gen_length = sampling.gen_length;
             sampling = sampling.with_gen_length(gen_length);
         }
-        if has_blocks && self.diffusion_steps.is_none() && sampling.confidence_threshold.is_none() {
+        let needs_multiple = has_blocks && !sampling.is_block_causal() && sampling.confidence_threshold.is_none();
+        if needs_multiple && self.diffusion_steps.is_none() {
             sampling.diffusion_steps = sampling.diffusion_steps.next_multiple_of(sampling.num_blocks());
         }
         tell_idle(&sampling);
@@ -133,7 +142,7 @@ impl SamplingArgs {
 
     /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
-        let sampling = self.over(Sampling::default()).for_logits(base.model.config.logits_shifted);
+        let sampling = self.over(Sampling::default()).for_model(&base.model.config);
         tell_idle(&sampling);
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
@@ -145,6 +154,7 @@ impl SamplingArgs {
         Sampling {
             gen_length: self.gen_length.unwrap_or(base.gen_length),
             block_length: self.block_length.unwrap_or(base.block_length),
+            attention: self.attention.or(base.attention),
             diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
             confidence_threshold,
             cache: self.cache.unwrap_or(base.cache),
@@ -175,10 +185,12 @@ pub fn as_options(wanted: &Sampling) -> String {
     let number = |name: &str, wanted: f64, own: f64| option(name, wanted.to_string(), wanted == own);
     let steps = wanted.confidence_threshold.is_some() || wanted.diffusion_steps == half;
     let threshold = wanted.confidence_threshold;
+    let in_blocks = wanted.is_block_causal();
     [
         option("gen-length", wanted.gen_length.to_string(), false),
-        option("block-length", wanted.block_length.to_string(), wanted.block_length == own.block_length),
-        option("diffusion-steps", wanted.diffusion_steps.to_string(), steps),
+        option("block-length", wanted.block_length.to_string(), !in_blocks && wanted.block_length == own.block_length),
+        wanted.attention.map(|attention| option("attention", attention.name().to_owned(), false)).unwrap_or_default(),
+        option("diffusion-steps", wanted.diffusion_steps.to_string(), steps && !in_blocks),
         option("confidence-threshold", threshold.unwrap_or_default().to_string(), threshold.is_none()),
         option("cache", wanted.cache.name().to_owned(), wanted.cache == own.cache),
         number("temperature", wanted.temperature, own.temperature),

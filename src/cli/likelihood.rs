@@ -17,7 +17,7 @@ use super::progress::bar;
 ///
 /// Uses LLaDA's Monte Carlo estimator, which masks some tokens of each answer and predicts them, many times. The bound
 /// is an upper bound per answer in nats, the end token included. The number after +- is the standard error over the
-/// masks that were drawn, not over the rows.
+/// masks that were drawn, not over the rows. A model whose config.json names a block length is bounded block by block.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft likelihood --model tiny-base --adapter runs/quickstart/adapter --data runs/quickstart/data/held-out.jsonl --limit 64 --out bounds.jsonl"

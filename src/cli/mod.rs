@@ -53,7 +53,8 @@ use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::model::facts::Overrides;
 use weft::model::lora;
-use weft::model::settings::ModelTable;
+use weft::model::quantize::{Quantization, Quantize};
+use weft::model::settings::{ModelTable, without_tiles};
 use weft::parallel::Ranks;
 use weft::parallel::nccl::{Launched, Nccl};
 use weft::parallel::session::{local_rank, threads_per_rank};
@@ -104,11 +105,20 @@ fn processor() -> String {
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ("amx_bf16", Precision::Bf16x3.is_fast()),
     ];
     #[cfg(not(target_arch = "x86_64"))]
     let found: [(&str, bool); 0] = [];
     let found = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| format!(" {name}"));
-    format!("{}{}; bf16 by {}", std::env::consts::ARCH, found.collect::<String>(), Precision::Bf16.instructions())
+    let [bf16, best] = [Precision::Bf16, Precision::fastest_accurate()].map(|p| (p, p.instructions()));
+    format!(
+        "{}{}; bf16 by {}; the fastest format of f32's accuracy is {} by {}",
+        std::env::consts::ARCH,
+        found.collect::<String>(),
+        bf16.1,
+        best.0,
+        best.1
+    )
 }
 
 #[derive(Subcommand)]
@@ -215,29 +225,50 @@ struct FactArgs {
     /// model's family
     #[arg(long, value_name = "BOOL")]
     logits_shifted: Option<bool>,
+    /// Quantise the linear layers to 4 bits as they are loaded: nf4; default: as they are stored
+    #[arg(long, value_name = "FORMAT", value_parser = quantize)]
+    quantize: Option<Quantize>,
+    /// Whether the scales of --quantize are quantised to 8 bits (true or false); default: true
+    #[arg(long, value_name = "BOOL", requires = "quantize")]
+    double_quant: Option<bool>,
 }
 
 impl FactArgs {
     fn of(model: &ModelTable) -> Self {
-        Self { mask_token_id: model.mask_token_id, logits_shifted: model.logits_shifted }
+        Self {
+            mask_token_id: model.mask_token_id,
+            logits_shifted: model.logits_shifted,
+            quantize: model.quantize,
+            double_quant: model.quantize.map(|_| model.double_quant).filter(|double| !double),
+        }
     }
 
     /// The options as a command line has them, each after a space.
     fn as_options(&self) -> String {
         let mask = self.mask_token_id.map(|id| format!(" --mask-token-id {id}"));
         let shift = self.logits_shifted.map(|shifted| format!(" --logits-shifted {shifted}"));
-        [mask, shift].into_iter().flatten().collect()
+        let quantize = self.quantize.map(|Quantize::Nf4| " --quantize nf4".to_owned());
+        let double = self.double_quant.map(|double| format!(" --double-quant {double}"));
+        [mask, shift, quantize, double].into_iter().flatten().collect()
     }
 
     fn overrides(&self) -> Overrides {
-        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted, rounds_halves: false }
+        let quantize = |Quantize::Nf4| Quantization { double_quant: self.double_quant.unwrap_or(true) };
+        Overrides {
+            mask_token_id: self.mask_token_id,
+            logits_shifted: self.logits_shifted,
+            rounds_halves: false,
+            quantize: self.quantize.map(quantize),
+        }
     }
 
     /// A recipe's settings, followed by these options as settings.
     fn after(&self, settings: &[String]) -> Vec<String> {
         let mask = self.mask_token_id.map(|id| format!("model.mask_token_id={id}"));
         let shift = self.logits_shifted.map(|shifted| format!("model.logits_shifted={shifted}"));
-        settings.iter().cloned().chain(mask).chain(shift).collect()
+        let quantize = self.quantize.map(|Quantize::Nf4| "model.quantize=nf4".to_owned());
+        let double = self.double_quant.map(|double| format!("model.double_quant={double}"));
+        settings.iter().cloned().chain([mask, shift, quantize, double].into_iter().flatten()).collect()
     }
 }
 
@@ -251,7 +282,8 @@ struct ModelArgs {
     /// A PEFT adapter's folder, or one of the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// The format that matmuls round their operands to: f32 (no rounding) or bf16 (faster on some processors)
+    /// The format that matmuls round their operands to: f32 (no rounding), bf16 (faster on some processors), bf16x3 (two bf16
+    /// numbers for each, on processors with AMX), or auto (bf16x3 where there is AMX, else f32)
     #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = precision)]
     precision: Precision,
     #[command(flatten)]
@@ -279,6 +311,7 @@ impl ModelArgs {
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
+            warn_of_bits(adapter, base.model.quantization());
         }
         base.text.set_special_tokens(self.special_tokens.unwrap_or_default());
         if let Some(kwargs) = &self.chat_template_kwargs {
@@ -304,14 +337,35 @@ fn warn_of_base(adapter: &Path, base: &str) {
     }
 }
 
+/// Warns if the adapter was trained on a base in 4 bits and this one isn't.
+fn warn_of_bits(adapter: &Path, quantization: Option<Quantization>) {
+    if let (Some(of), None) = (lora::base_quantization(adapter), quantization) {
+        let adapter = adapter.display();
+        eprintln!(
+            "warning: {adapter} was trained on a base in {of} but is applied to the original weights; --quantize nf4 \
+             applies it to those that it was trained on"
+        );
+    }
+}
+
 fn object(json: &str) -> std::result::Result<Object, String> {
     serde_json::from_str(json).map_err(|_| "give an object of JSON, such as '{\"enable_thinking\": false}'".to_owned())
 }
 
-fn precision(name: &str) -> std::result::Result<Precision, String> {
+fn quantize(name: &str) -> std::result::Result<Quantize, String> {
     match name {
-        "f32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::Bf16),
-        _ => Err("the known values are f32 and bf16".to_owned()),
+        "nf4" => Ok(Quantize::Nf4),
+        _ => Err("the known value is nf4".to_owned()),
     }
+}
+
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    let precision = match name {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        "bf16x3" => Precision::Bf16x3,
+        "auto" => Precision::fastest_accurate(),
+        _ => return Err("the known values are f32, bf16, bf16x3 and auto".to_owned()),
+    };
+    without_tiles(precision).map_or(Ok(precision), Err)
 }

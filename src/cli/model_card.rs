@@ -33,9 +33,11 @@ fn card(experiment: &Experiment, base: &str, results: &Results) -> String {
     let kind = recipe.objective.kind.name();
     let from = recipe.model.adapter.as_ref();
     let from = from.map(|adapter| format!(" It started from the adapter {}.", adapter.display())).unwrap_or_default();
+    let quantization = recipe.model.quantization();
+    let of_base = quantization.map(|of| format!(", its linear layers in {of},")).unwrap_or_default();
     let mut card = format!(
-        "{header}# A {what} for {name}\n\nTrained by Weft {} on the masked diffusion language model {name}{at} with the \
-         objective {kind}.{from}\n\n## Data\n\n",
+        "{header}# A {what} for {name}\n\nTrained by Weft {} on the masked diffusion language model {name}{at}{of_base} with \
+         the objective {kind}.{from}\n\n## Data\n\n",
         env!("CARGO_PKG_VERSION")
     );
     for part in &experiment.train.parts {

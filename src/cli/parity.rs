@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use weft::error::{Error, Result};
 use weft::model::{checkpoint, from_hub, lora};
-use weft::parity::{Row, Tolerances, check, check_sampling};
+use weft::objective::Blocks;
+use weft::parity::{Row, Tolerances, check_blocks, check_sampling};
 use weft_kernels::precision::Precision;
 
 use super::progress::doing;
@@ -17,7 +18,7 @@ use super::progress::doing;
 /// magnitude in the reference. Exits with 1 if a quantity exceeds its tolerance.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors"
+    after_help = "Examples:\n  weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors\n  weft parity --model tests/golden/a2d-qwen3 --reference tests/golden/a2d-qwen3/bd3lm.safetensors --blocks bd3lm --block-length 8"
 )]
 pub struct Parity {
     /// The checkpoint's folder, or a model of the hub (ORG/NAME or ORG/NAME@REVISION)
@@ -31,13 +32,19 @@ pub struct Parity {
     /// The reference file with logits, entropies, rates, masks, losses and gradients
     #[arg(long, value_name = "FILE", required_unless_present = "sampling")]
     reference: Option<PathBuf>,
+    /// What the reference is of: none (whole answers) or bd3lm (block diffusion); default: what the file says
+    #[arg(long, value_name = "BLOCKS", value_parser = Blocks::parse, requires = "reference")]
+    blocks: Option<Blocks>,
+    /// Tokens per block of a bd3lm reference; default: what the file says
+    #[arg(long, value_name = "N", requires = "reference")]
+    block_length: Option<usize>,
     /// The reference file with prompts and greedy outputs
     #[arg(long, value_name = "FILE", requires = "cases")]
     sampling: Option<PathBuf>,
     /// The sampler's settings for each prompt (JSON)
     #[arg(long, value_name = "FILE", requires = "sampling")]
     cases: Option<PathBuf>,
-    /// The format that matmuls round their operands to: f32 or bf16
+    /// The format that matmuls round their operands to: f32, bf16, bf16x3 or auto
     #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = super::precision)]
     dtype: Precision,
     /// The largest relative difference allowed; default: 1e-4 in f32; in bf16 0.1, for gradients 0.3, for rates and
@@ -68,7 +75,7 @@ impl Parity {
         let computing = doing(quiet, "computing");
         let mut rows = vec![];
         if let Some(reference) = &self.reference {
-            rows.extend(check(&model, reference)?);
+            rows.extend(check_blocks(&model, reference, (self.blocks, self.block_length))?);
         }
         if let (Some(sampling), Some(cases)) = (&self.sampling, &self.cases) {
             rows.extend(check_sampling(&model, sampling, cases)?);
@@ -129,12 +136,16 @@ impl Parity {
     fn fold_gradients(&self, rows: Vec<Row>) -> Vec<Row> {
         let mut shown: Vec<Row> = vec![];
         for row in rows {
-            let objective = row.name.split_once(".grad.").map(|(objective, _)| objective.to_owned());
-            let Some(objective) = objective.filter(|_| self.passes(&row)) else {
+            let is_gradient = row.name.starts_with("grad.");
+            let prefix = match row.name.split_once(".grad.") {
+                Some((objective, _)) => Some(format!("{objective}.")),
+                None => is_gradient.then(String::new),
+            };
+            let Some(prefix) = prefix.filter(|_| self.passes(&row)) else {
                 shown.push(row);
                 continue;
             };
-            let name = format!("{objective}.grad (all parameters)");
+            let name = format!("{prefix}grad (all parameters)");
             match shown.iter_mut().find(|r| r.name == name) {
                 Some(folded) => {
                     folded.count += row.count;

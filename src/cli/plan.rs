@@ -8,7 +8,7 @@ use serde_json::json;
 use weft::base::{Base, is_embedded};
 use weft::device::Name;
 use weft::error::{Error, Result};
-use weft::experiment::{Experiment, set_template_kwargs};
+use weft::experiment::{Experiment, check_trainable, set_template_kwargs};
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
 use weft::recipe::Recipe;
@@ -58,6 +58,7 @@ impl Plan {
     pub fn run(self, quiet: bool, device: Name) -> Result<ExitCode> {
         let recipe = read_recipe(self.recipe.as_deref(), &self.facts.after(&self.settings), true)?;
         let (mut text, config, model) = Base::open_meta(&recipe.model.path, recipe.model.overrides())?;
+        check_trainable(&recipe, &model)?;
         set_template_kwargs(&recipe, &mut text)?;
         let (experiment, shared) = read_aside(quiet, |scratch| {
             let experiment = Experiment::read(recipe, (&text, &model.config), scratch)?;
@@ -65,6 +66,7 @@ impl Plan {
             Ok((experiment, shared))
         })?;
         rows::warn(&config, [Some(&experiment.train), experiment.held_out.as_ref()], shared);
+        let quantization = model.quantization();
         let (is_narrow, is_tied) = (model.config.width < NARROW, model.has_tied_head());
         let (path, overrides) = (&experiment.recipe.model.path, experiment.recipe.model.overrides());
         let stored = match is_embedded(path) {
@@ -96,7 +98,8 @@ impl Plan {
                 say!("{object}");
             }
             false => {
-                say!("model: {}", config.told(is_tied));
+                let in_bits = quantization.map(|of| format!("; its linear layers are in {of}")).unwrap_or_default();
+                say!("model: {}{in_bits}", config.told(is_tied));
                 if let (Some(folder), Some(told)) = (&experiment.recipe.model.adapter, &plan.adapter) {
                     say!("adapter: starts from {}: {told}", folder.display());
                 }

@@ -11,7 +11,9 @@ use weft::data::typed_tokens::SpecialTokens;
 use weft::error::Result;
 use weft::experiment::Experiment;
 use weft::files::write_whole;
+use weft::model::block::Config;
 use weft::model::settings::{Trainable, shell_word};
+use weft::recipe::Recipe;
 use weft::sampler::generate::Sampling;
 use weft::sampler::remasking::Loop;
 use weft_kernels::precision::Precision;
@@ -56,7 +58,7 @@ pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<St
     }
     let texts = experiment.train.dataset.documents > 0;
     let length = if texts { Sampling::default().gen_length } else { usual_length(&experiment.train.dataset.examples) };
-    command += &as_options(&sampling(&recipe.sampler, base.model.config.logits_shifted, length));
+    command += &as_options(&sampling(recipe, &base.model.config, length));
     Ok(command + &asked(experiment, texts)?)
 }
 
@@ -69,7 +71,19 @@ fn usual_length(examples: &[Example]) -> usize {
 }
 
 /// The recipe's sampler with room for answers of `length` tokens, in whole blocks, at as many tokens a step.
-fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling {
+fn sampling(recipe: &Recipe, config: &Config, length: usize) -> Sampling {
+    let (for_model, recipe) = (recipe.sampling(config), &recipe.sampler);
+    let steps = |gen_length: usize| (gen_length * recipe.diffusion_steps / recipe.gen_length.max(1)).max(1);
+    if for_model.is_block_causal() {
+        let Sampling { attention, block_length, .. } = for_model;
+        return Sampling {
+            gen_length: length,
+            diffusion_steps: steps(length),
+            attention,
+            block_length,
+            ..recipe.clone()
+        };
+    }
     let block = recipe.block_length.max(1);
     let gen_length = match length {
         _ if length > block => length.next_multiple_of(block),
@@ -77,14 +91,13 @@ fn sampling(recipe: &Sampling, logits_shifted: bool, length: usize) -> Sampling 
         _ => length.next_multiple_of(ROUNDED).min(block),
     };
     let block_length = block.min(gen_length);
-    let has_blocks = recipe.for_logits(logits_shifted).remasking.is_none_or(|r| r.sampling_loop() == Loop::Llada);
+    let has_blocks = for_model.remasking.is_none_or(|r| r.sampling_loop() == Loop::Llada);
     let sized = match has_blocks {
         true => Sampling { gen_length, block_length, ..recipe.clone() },
         false => recipe.clone().with_gen_length(gen_length),
     };
     let blocks = if has_blocks { sized.num_blocks() } else { 1 };
-    let steps = (gen_length * recipe.diffusion_steps / recipe.gen_length.max(1)).max(1);
-    Sampling { diffusion_steps: steps.next_multiple_of(blocks), ..sized }
+    Sampling { diffusion_steps: steps(gen_length).next_multiple_of(blocks), ..sized }
 }
 
 /// The options that contain the question.

@@ -283,7 +283,7 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
             "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
         );
     }
-    tell_idle(&recipe.sampler.for_logits(base.model.config.logits_shifted));
+    tell_idle(&recipe.sampling(&base.model.config));
     let of_run = [Some(&experiment.train), experiment.held_out.as_ref()];
     rows::warn(base.config(), of_run, experiment.shared_rows());
     if let Some(adapter) = &recipe.model.adapter {

@@ -64,7 +64,7 @@ struct Asked {
 /// # Errors
 /// A row that asks nothing, or holds a mask token; an output of other rows; a file that can't be read or written.
 pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, bar: &ProgressBar) -> Result<Answered> {
-    asking.sampling.for_logits(base.model.config.logits_shifted).check().map_err(Error::Usage)?;
+    asking.sampling.for_model(&base.model.config).check().map_err(Error::Usage)?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
-use crate::model::batch::Batch;
+use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
 use crate::rng::{Draws, Stream};
 
@@ -50,6 +50,9 @@ pub struct NllBound {
 /// equally likely, and l is uniform in 1..=L. The samples' l are equally spaced from a random start. Draws are keyed by
 /// example and sample.
 ///
+/// Of a model that was trained in blocks, the bound is the sum of those of the answer's blocks, each given what precedes it,
+/// with as many samples for each block.
+///
 /// The standard error is computed from successive differences, with the samples in the order of their l. The spacing
 /// removes the variance due to the loss's dependence on l, which the samples' plain standard deviation would include.
 ///
@@ -65,24 +68,64 @@ pub fn nll_bounds(
     settings: MonteCarlo,
     bar: &ProgressBar,
 ) -> Result<Vec<NllBound>> {
-    let MonteCarlo { mc_samples, batch_tokens, .. } = settings;
+    let mc_samples = settings.mc_samples;
     if mc_samples < 2 {
         return Err(Error::Usage(format!("mc_samples {mc_samples} gives no standard error; give at least 2")));
     }
     if let Some(index) = examples.iter().position(|e| e.answer_ids.is_empty()) {
         return Err(Error::Usage(format!("example {index} has an empty answer; give it at least one token")));
     }
+    let Some(block_length) = model.config.block_length else {
+        let keyed: Vec<(u64, &Example)> = (0..).zip(examples).collect();
+        return Ok(bounds(model, AttentionKind::Bidirectional, &keyed, settings, bar));
+    };
+    let blocks: Vec<(usize, u64, Example)> =
+        (0..examples.len()).flat_map(|i| in_blocks(i, &examples[i], block_length)).collect();
+    let keyed: Vec<(u64, &Example)> = blocks.iter().map(|(_, key, block)| (*key, block)).collect();
+    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, bar);
+    let mut whole = vec![NllBound { nll_bound: 0.0, standard_error: 0.0, answer_tokens: 0 }; examples.len()];
+    for ((example, ..), block) in blocks.iter().zip(of_blocks) {
+        let sum = &mut whole[*example];
+        sum.nll_bound += block.nll_bound;
+        sum.standard_error = sum.standard_error.hypot(block.standard_error);
+        sum.answer_tokens += block.answer_tokens;
+    }
+    Ok(whole)
+}
+
+/// The blocks of an answer, each as the answer to what precedes it, with the key of its draws. Blocks are counted from the
+/// start of the sequence.
+fn in_blocks(index: usize, example: &Example, block_length: usize) -> Vec<(usize, u64, Example)> {
+    let (start, ids) = (example.prompt_ids.len(), [example.prompt_ids.as_slice(), &example.answer_ids].concat());
+    let firsts = (start - start % block_length..ids.len()).step_by(block_length);
+    let block = |(number, first): (u64, usize)| {
+        let (from, to) = (first.max(start), first.saturating_add(block_length).min(ids.len()));
+        let example = Example { prompt_ids: ids[..from].to_vec(), answer_ids: ids[from..to].to_vec() };
+        (index, (index as u64) << 32 | number, example)
+    };
+    (0..).zip(firsts).map(block).collect()
+}
+
+/// The bounds of answers under an attention, each with the key of its draws.
+fn bounds(
+    model: &Transformer,
+    kind: AttentionKind,
+    examples: &[(u64, &Example)],
+    settings: MonteCarlo,
+    bar: &ProgressBar,
+) -> Vec<NllBound> {
+    let batch_tokens = settings.batch_tokens;
     bar.set_length(examples.len() as u64);
     let style =
         ProgressStyle::with_template("{bar:24} {pos}/{len} answers  {eta} left").expect("the template is valid");
     bar.set_style(style);
     let (mut samples, mut values, mut waiting, mut masks) = (vec![], vec![], Noised::default(), 0);
-    for (index, example) in examples.iter().enumerate() {
-        let drawn = DrawnMasks::new(example.answer_ids.len(), index as u64, &settings);
+    for (index, (key, example)) in examples.iter().enumerate() {
+        let drawn = DrawnMasks::new(example.answer_ids.len(), *key, &settings);
         for masked in &drawn.masks {
             let len = example.prompt_ids.len() + example.answer_ids.len();
             if waiting.tokens > 0 && waiting.tokens + len > batch_tokens {
-                values.extend(std::mem::take(&mut waiting).estimates(model));
+                values.extend(std::mem::take(&mut waiting).estimates(model, kind));
                 bar.set_position(index as u64);
             }
             waiting.push(example, masked, model.config.mask_token_id);
@@ -90,16 +133,16 @@ pub fn nll_bounds(
         samples.push(drawn.of_sample.into_iter().map(|mask| masks + mask).collect::<Vec<_>>());
         masks += drawn.masks.len();
     }
-    values.extend(waiting.estimates(model));
+    values.extend(waiting.estimates(model, kind));
     bar.finish_and_clear();
-    let bound = |(example, samples): (&Example, &Vec<usize>)| {
+    let bound = |((_, example), samples): (&(u64, &Example), &Vec<usize>)| {
         let values: Vec<f64> = samples.iter().map(|mask| values[*mask]).collect();
         let (n, answer_tokens) = (values.len() as f64, example.answer_ids.len());
         let squares: f64 = values.windows(2).map(|pair| (pair[1] - pair[0]).powi(2)).sum();
         let standard_error = (squares / (2.0 * (n - 1.0)) / n).sqrt();
         NllBound { nll_bound: values.iter().sum::<f64>() / n, standard_error, answer_tokens }
     };
-    Ok(examples.iter().zip(&samples).map(bound).collect())
+    examples.iter().zip(&samples).map(bound).collect()
 }
 
 /// Writes one row per answer (JSONL): its line number, its bound and the bound's details.
@@ -182,8 +225,9 @@ impl Noised {
     }
 
     /// The estimate of each sequence for the bound of its answer.
-    fn estimates(self, model: &Transformer) -> Vec<f64> {
-        let nll = model.nll(&Batch::pack(self.sequences.iter().map(Vec::as_slice)), &self.rows, &self.ids);
+    fn estimates(self, model: &Transformer, kind: AttentionKind) -> Vec<f64> {
+        let batch = Batch::pack_as(kind, self.sequences.iter().map(|ids| [ids.as_slice(); 2]));
+        let nll = model.nll(&batch, &self.rows, &self.ids);
         let mut nll = nll.into_iter().map(f64::from);
         self.masked.iter().map(|(count, weight)| weight * nll.by_ref().take(*count).sum::<f64>()).collect()
     }

@@ -6,13 +6,12 @@ use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::download::{Client, Failure};
-use super::{IS_QUIET, Id, Kind, is_inside};
+use super::{Id, Kind, is_inside, is_quiet};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, partial_name, write_whole};
 
@@ -136,7 +135,7 @@ impl<'a> Repository<'a> {
             return Ok(());
         }
         let total = missing.iter().map(|file| file.size).sum();
-        let is_quiet = IS_QUIET.load(Ordering::Relaxed);
+        let is_quiet = is_quiet();
         let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
         let style = "{bar:24} {bytes}/{total_bytes}  {msg}  {binary_bytes_per_sec}  {eta} left";
@@ -187,7 +186,7 @@ impl<'a> Repository<'a> {
     /// each other time, because content is always checked.
     fn wait_for(&self, lock: &File, name: &str) {
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
-            if !IS_QUIET.load(Ordering::Relaxed) {
+            if !is_quiet() {
                 eprintln!("waiting for another process that fetches {name} of {}", self.id.given);
             }
             let _ = lock.lock();

@@ -93,6 +93,8 @@ pub struct Config {
     /// Whether the logits that predict position i sit at position i-1. The logits of position 0 then predict both 0 and
     /// 1.
     pub logits_shifted: bool,
+    /// Tokens per block of a model that was trained by block diffusion, where config.json says so.
+    pub block_length: Option<usize>,
     /// The adapters' scale: `lora_alpha / R`, or `lora_alpha / sqrt(R)` with RSLoRA.
     pub lora_scale: f32,
     /// The adapters' dropout in training.
@@ -251,28 +253,30 @@ impl Transformer {
         Rows {
             index: None,
             sequences: batch.sequences.clone(),
+            visible: batch.visible(0..batch.ids.len()),
             rope: self.rope(&batch.positions),
             dropout_keys: batch.dropout_keys.clone().map(|keys| self.device.dropout_keys(keys)),
         }
     }
 
-    /// The rows whose outputs predict some tokens: the tokens' own rows, or the rows before them if logits are shifted.
-    /// No row comes before a sequence's first token, so its own row predicts it as well as the second token.
+    /// The rows whose outputs predict some tokens: the tokens' own rows, or the rows before them if logits are shifted
+    /// ([`Batch::row_before`]); the first row of a sequence then predicts its first token as well as the second.
     pub(super) fn predicting<'a>(&self, batch: &Batch, tokens: &'a [usize]) -> Cow<'a, [usize]> {
         assert!(tokens.is_sorted_by(|a, b| a < b), "the rows rise");
         match self.config.logits_shifted {
             false => tokens.into(),
-            true => tokens.iter().map(|n| n - usize::from(batch.positions[*n] > 0)).collect(),
+            true => tokens.iter().map(|n| batch.row_before(*n)).collect(),
         }
     }
 
-    /// The rows at which the last layer's output is needed; a row may occur twice.
+    /// The rows at which the last layer's output is needed, sequence after sequence; a row may occur twice.
     pub(super) fn some_rows<'a>(&self, batch: &Batch, rows: &'a [usize]) -> Rows<'a> {
         let before = |token: usize| rows.partition_point(|row| *row < token);
         let positions: Vec<u32> = rows.iter().map(|row| batch.positions[*row]).collect();
         Rows {
             index: Some(rows),
             sequences: batch.sequences.iter().map(|s| before(s.start)..before(s.end)).collect(),
+            visible: batch.visible(rows.iter().copied()),
             rope: self.rope(&positions),
             dropout_keys: (batch.dropout_keys.as_ref())
                 .map(|keys| self.device.dropout_keys(rows.iter().map(|row| keys[*row]).collect())),

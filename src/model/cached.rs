@@ -47,7 +47,9 @@ impl Transformer {
         let within = |row: &usize| part.computed.binary_search(row).expect("a row that predicts is computed");
         let predicting: Vec<usize> = self.predicting(batch, part.predicted).iter().map(within).collect();
         let small = batch.part(part.computed);
-        let (all, wanted) = (self.all_rows(&small), self.some_rows(&small, &predicting));
+        let (mut all, mut wanted) = (self.all_rows(&small), self.some_rows(&small, &predicting));
+        all.visible = batch.visible(part.computed.iter().copied());
+        wanted.visible = batch.visible(predicting.iter().map(|row| part.computed[*row]));
         let mut x = self.embed(&small);
         for (index, (block, [keys, values])) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             let span = self.span(index, &all, &wanted, precision);

@@ -10,6 +10,8 @@ use super::config::ModelConfig;
 use super::facts::Overrides;
 use super::foreign;
 use super::layout::{self, Layout};
+use super::quantize::{self, Quantization};
+use super::quantized_cache::QuantizedCache;
 use super::weights::{Checkpoint, Halves, INDEX, SINGLE, Tensor, write_tensors};
 use crate::error::Result;
 use crate::files::{make_folder, write_whole};
@@ -27,9 +29,26 @@ pub fn load(folder: &Path) -> Result<Transformer> {
 /// # Errors
 /// Those of [`load`].
 pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, ModelConfig)> {
+    load_cached(folder, overrides, QuantizedCache::of_user().as_ref())
+}
+
+/// Opens a checkpoint's folder like [`load_with`]; if it is quantised, the result is kept in the given cache.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_cached(
+    folder: &Path,
+    overrides: Overrides,
+    cache: Option<&QuantizedCache>,
+) -> Result<(Transformer, ModelConfig)> {
     let config = ModelConfig::open(folder, overrides)?;
     let halves = if overrides.rounds_halves { Halves::Rounded } else { Halves::Widened };
-    Ok((assemble(&config, Checkpoint::open(folder)?.with_halves(halves))?, config))
+    let checkpoint = Checkpoint::open(folder)?.with_halves(halves);
+    let model = match overrides.quantize {
+        Some(quantization) => quantize::load(&config, (folder, checkpoint), quantization, cache)?,
+        None => assemble(&config, checkpoint)?,
+    };
+    Ok((model, config))
 }
 
 /// A checkpoint's model on the meta device: its shapes and dtypes, without reading a tensor but to see whether the head is
@@ -43,13 +62,14 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
     if let Some(error) = foreign::pickled(&folder.join(SINGLE)).filter(|_| !folder.join(INDEX).exists()) {
         return Err(error);
     }
-    let model = match Checkpoint::is_in(folder) {
+    let mut model = match Checkpoint::is_in(folder) {
         true => {
             let halves = if overrides.rounds_halves { Halves::RoundedMeta } else { Halves::Meta };
             assemble(&config, Checkpoint::open(folder)?.with_halves(halves))?.to_meta()
         }
         false => meta_with(&config, overrides.rounds_halves),
     };
+    overrides.quantize.into_iter().for_each(|quantization| model.quantize(quantization));
     Ok((model, config))
 }
 
@@ -81,12 +101,40 @@ fn meta_with(config: &ModelConfig, rounds_halves: bool) -> Transformer {
 ///
 /// # Errors
 /// A tensor that is missing or has another shape.
-pub fn assemble(config: &ModelConfig, mut checkpoint: Checkpoint) -> Result<Transformer> {
+pub fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<Transformer> {
+    assemble_quantized(config, checkpoint, None)
+}
+
+/// Builds the model like [`assemble`], with the linear layers of its blocks quantised one by one as they are taken.
+///
+/// # Errors
+/// Those of [`assemble`].
+pub(super) fn assemble_quantized(
+    config: &ModelConfig,
+    mut checkpoint: Checkpoint,
+    quantization: Option<Quantization>,
+) -> Result<Transformer> {
     let names = config.layout.config.family.names;
     let [embedding, head] = [names.embedding, names.head].map(|module| format!("{module}.weight"));
     let tied = config.layout.tied && checkpoint.are_equal(&embedding, &head).unwrap_or(true);
     let layout = Layout { tied, ..config.layout.clone() };
-    layout::build(&layout, |name, shape| checkpoint.take(name, shape))
+    let layers = format!("{}.", names.blocks);
+    layout::build(&layout, |name, shape| {
+        // The vectors of the blocks are norms and biases.
+        let own = quantization.filter(|_| shape.len() == 2 && name.starts_with(&layers));
+        let weight = match own {
+            // Rounding before would only lose more.
+            Some(_) => checkpoint.take_as(name, shape, Halves::Widened)?,
+            None => checkpoint.take(name, shape)?,
+        };
+        match (own, weight.is_quantized()) {
+            (_, true) if name == embedding => {
+                Err(checkpoint.wrong(name, "it is quantised, and embeddings are read in f32, bf16 or f16 only"))
+            }
+            (Some(Quantization { double_quant }), false) => Ok(weight.quantized(double_quant)),
+            _ => Ok(weight),
+        }
+    })
 }
 
 /// Builds the model whose tensors are `take(name, shape)`.

@@ -21,6 +21,9 @@ const ROPE_THETA: f64 = 10_000.0;
 const EXPERTS: [&str; 5] =
     ["num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"];
 
+/// Fields that name the tokens per block of a model trained by block diffusion: Weft's own, SDAR's, and Fast-dLLM v2's.
+pub(crate) const BLOCK_LENGTHS: [&str; 3] = ["block_length", "block_size", "bd_size"];
+
 /// A config.json: its raw fields, the layout that they describe, and the facts that it leaves to other files.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
@@ -99,7 +102,13 @@ impl ModelConfig {
             true => "; the head is its own: it differs from the embedding, though config.json ties them",
             false => "",
         };
-        format!("{}; {}; every token attends to its whole sequence{head}", self.family().name, self.facts)
+        let attention = match self.layout.config.block_length {
+            None => "every token attends to its whole sequence".to_owned(),
+            Some(length) => {
+                format!("a token attends to its block of {length} and those before it in sampling (from config.json)")
+            }
+        };
+        format!("{}; {}; {attention}{head}", self.family().name, self.facts)
     }
 
     /// The fields of config.json that Weft doesn't know, which may change the model's numbers.
@@ -195,6 +204,7 @@ impl Reader<'_> {
             rope_theta,
             rms_norm_eps: self.get("rms_norm_eps")?.unwrap_or(keys.rms_norm_eps),
             logits_shifted: facts.logits_shifted.value,
+            block_length: self.block_length()?,
             ..Layout::config(family, [width, heads], facts.mask_token_id.value)
         };
         let layout = Layout {
@@ -207,6 +217,18 @@ impl Reader<'_> {
         let rows = keys.rows.filter(|_| own_rows.is_some()).unwrap_or("vocab_size");
         layout.check(&SizeFields { keys, mlp_hidden_size: &mlp_field, rows, has_head_dim: own_head_dim.is_some() })?;
         Ok(layout)
+    }
+
+    /// Tokens per block, if a field names them: the model was then trained by block diffusion.
+    fn block_length(&self) -> std::result::Result<Option<usize>, String> {
+        for key in BLOCK_LENGTHS {
+            match self.get::<usize>(key)? {
+                None => {}
+                Some(0) => return Err(format!("{key} = 0 is no length; give at least 1, or leave it out")),
+                length => return Ok(length),
+            }
+        }
+        Ok(None)
     }
 
     /// Refuses fields whose value isn't the one that Weft supports; an absent or null field has that value.

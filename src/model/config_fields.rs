@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value};
 
+use super::bitsandbytes;
+use super::config::BLOCK_LENGTHS;
 use super::family::Family;
 
 /// Fields that change the numbers in some model, each with the values, as JSON, that leave them as Weft computes them. An
@@ -129,6 +131,10 @@ pub(super) fn check(fields: &Map<String, Value>, family: &Family) -> Result<(), 
         if neutral.contains(&&*value.to_string()) || is_own_value(field, value, fields, family) {
             continue;
         }
+        if field == "quantization_config" {
+            bitsandbytes::check_config(value)?;
+            continue;
+        }
         let only = neutral.first().unwrap_or(&"null");
         return Err(format!("{field} = {value} is not supported; only {only} is"));
     }
@@ -165,6 +171,7 @@ pub(super) fn unknown<'a>(fields: &'a Map<String, Value>, family: &Family) -> Ve
             || keys.rows == Some(field)
             || keys.mlp_ratio.is_some_and(|(key, _)| key == field)
             || keys.required.iter().any(|(key, _)| *key == field)
+            || BLOCK_LENGTHS.contains(&field)
             || CHANGING.iter().any(|(key, _)| *key == field)
     };
     fields

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::family::Family;
+use super::quantize::Quantization;
 use crate::data::tokenizer_files::text_of;
 use crate::error::{Error, Result};
 use crate::files::read_if_there;
@@ -29,6 +30,8 @@ pub struct Overrides {
     pub logits_shifted: Option<bool>,
     /// Whether f16 weights are rounded to bf16 as they are read; otherwise they are widened to f32.
     pub rounds_halves: bool,
+    /// How the linear layers of its blocks are quantised as they are loaded.
+    pub quantize: Option<Quantization>,
 }
 
 /// A value, and where it was found.

@@ -16,6 +16,14 @@ impl Transformer {
         self.head(Mode { dropout_keys: None, precision }).entropy(&self.head_inputs(batch, rows, precision))
     }
 
+    /// The log-probabilities in nats of `ids` at some tokens, without gradients or dropout, computed in the precision of
+    /// entropies.
+    pub fn log_probability(&self, batch: &Batch, rows: &[usize], ids: &[u32]) -> Vec<f32> {
+        let precision = self.config.entropy_precision;
+        let head = self.head(Mode { dropout_keys: None, precision });
+        head.nll(&self.head_inputs(batch, rows, precision), ids).into_iter().map(|nll| -nll).collect()
+    }
+
     /// The `nll` in nats of `ids` at some tokens, without gradients or dropout.
     pub fn nll(&self, batch: &Batch, rows: &[usize], ids: &[u32]) -> Vec<f32> {
         let mode = Mode { dropout_keys: None, precision: self.config.precision };

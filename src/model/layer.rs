@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, Range};
 
-use weft_kernels::attention::{self, Qkv, Shape};
+use weft_kernels::attention::{self, Qkv, Shape, Visible};
 use weft_kernels::device::Device;
 use weft_kernels::lora_linear::DropoutKeys;
 use weft_kernels::precision::{Precision, Saved};
@@ -19,6 +19,8 @@ pub(super) struct Rows<'a> {
     pub(super) index: Option<&'a [usize]>,
     /// The range of each sequence within these rows.
     pub(super) sequences: Vec<Range<usize>>,
+    /// What each row attends to; `None` for its whole sequence.
+    pub(super) visible: Option<Vec<Visible>>,
     /// Cosines and sines of the rows' positions.
     pub(super) rope: Rope,
     /// Keys of the adapters' dropout.
@@ -353,7 +355,8 @@ impl Transformer {
     pub(super) fn shape<'a>(&self, span: Span<'a>) -> Shape<'a> {
         let Config { heads, kv_heads, head_dim, .. } = self.config;
         let (sequences, queries) = (&span.from.sequences, &span.to.sequences);
-        Shape { heads, kv_heads, head_dim, sequences, queries, precision: span.precision }
+        let visible = span.to.visible.as_deref();
+        Shape { heads, kv_heads, head_dim, sequences, queries, visible, precision: span.precision }
     }
 
     pub(super) fn norm(&self, x: &Tensor, gain: ParamId, precision: Precision) -> Tensor {

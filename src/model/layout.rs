@@ -101,6 +101,7 @@ impl Layout {
             rms_norm_eps: 1e-6,
             mask_token_id,
             logits_shifted: family.logits_shifted,
+            block_length: None,
             lora_scale: 1.0,
             lora_dropout: 0.0,
             activation_bytes: 0,

@@ -9,8 +9,9 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::adapter_tensors::{AdapterTensors, PREFIX};
 use super::block::{Linear, Param, Transformer};
 use super::from_hub;
-use super::lora_config::ends_with_name;
+use super::lora_config::{BASE_QUANTIZATION, ends_with_name};
 pub use super::lora_config::{LoraConfig, TargetModules};
+use super::quantize::Quantization;
 use super::weights::{Tensor, write_tensors};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, read_text, write_whole};
@@ -76,9 +77,19 @@ fn read_config(folder: &Path, path: &Path) -> Result<LoraConfig> {
 
 /// The base that an adapter's folder names, if any.
 pub fn named_base(folder: &Path) -> Option<String> {
+    config_field(folder, "base_model_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// How the base was quantised on which an adapter was trained; `None` if its folder doesn't say that it was.
+pub fn base_quantization(folder: &Path) -> Option<Quantization> {
+    let field = config_field(folder, BASE_QUANTIZATION)?;
+    Some(Quantization { double_quant: field.get("double_quant")?.as_bool()? })
+}
+
+fn config_field(folder: &Path, field: &str) -> Option<Value> {
     let text = read_text(&from_hub::adapter(folder).ok()?.join("adapter_config.json")).ok()?;
-    let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
-    fields["base_model_name_or_path"].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+    let fields: Map<String, Value> = serde_json::from_str(&text).ok()?;
+    fields.get(field).cloned()
 }
 
 /// Attaches a fresh adapter: A uniform in `+-1 / sqrt(in)` (Kaiming with a = sqrt(5), as PEFT draws it), B zero,
@@ -144,6 +155,10 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "init_lora_weights": true,
         "modules_to_save": null,
     });
+    if let Some(Quantization { double_quant }) = model.quantization() {
+        // PEFT passes over fields that it doesn't know, with a warning.
+        fields[BASE_QUANTIZATION] = serde_json::json!({ "quant_type": "nf4", "double_quant": double_quant });
+    }
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");
     let (base, revision) = hub::name_and_revision(base);
     // An adapter that was loaded has the name of its base from elsewhere.

@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 
 /// Fields of adapter_config.json on which a saved adapter's results don't depend; any other field that Weft doesn't
 /// know must be null, false or empty.
-const NEUTRAL: [&str; 12] = [
+const NEUTRAL: [&str; 13] = [
     "auto_mapping",
+    BASE_QUANTIZATION,
     "base_model_name_or_path",
     "inference_mode",
     "peft_version",
@@ -20,6 +21,9 @@ const NEUTRAL: [&str; 12] = [
     "lora_ga_config",
     "runtime_config",
 ];
+
+/// The field that says how the base was quantised while the adapter was trained on it.
+pub(crate) const BASE_QUANTIZATION: &str = "base_quantization";
 
 /// Initializations that leave the base as it is, so that a trained adapter doesn't show which one it began with.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];

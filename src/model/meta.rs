@@ -10,7 +10,7 @@ impl Transformer {
     /// The same model on the meta device, without its numbers.
     pub fn to_meta(&self) -> Self {
         let meta = |p: &Param| {
-            let weight = Weight::meta(p.weight.rows(), p.weight.cols(), p.weight.dtype());
+            let weight = Weight::meta_encoded(p.weight.rows(), p.weight.cols(), p.weight.encoding());
             Param { name: p.name.clone(), shape: p.shape.clone(), weight, trainable: p.trainable }
         };
         let (params, blocks) = (self.params.iter().map(meta).collect(), self.blocks.clone());

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::Dtype;
 
 use super::facts::Overrides;
+use super::quantize::{Quantization, Quantize};
 
 /// `[model]`: the base and its adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,8 +15,14 @@ use super::facts::Overrides;
 pub struct ModelTable {
     /// A checkpoint's folder, a model of the hub (`ORG/NAME`, `ORG/NAME@REVISION`), or `tiny-base` for the embedded one.
     pub path: PathBuf,
-    /// The format of matmuls' operands, `f32` or `bf16`; sums, norms, softmax and everything trained are f32 in both.
+    /// The format of matmuls' operands: `f32`, `bf16`, `bf16x3`, or `auto`, which is replaced by the fastest format of f32's
+    /// accuracy on this processor. Sums, norms, softmax and everything trained are f32 in each.
+    #[serde(deserialize_with = "precision_or_auto")]
     pub precision: Precision,
+    /// The 4-bit format of the frozen base's linear layers, `nf4`; in the checkpoint's own format if absent.
+    pub quantize: Option<Quantize>,
+    /// Whether the scales of `quantize` are quantised to 8 bits, as QLoRA does it.
+    pub double_quant: bool,
     /// The id of the mask token, where neither config.json nor the tokenizer names it, or against what they name.
     pub mask_token_id: Option<u32>,
     /// Whether the logits that predict position i sit at position i-1, against what is known of the model's family.
@@ -74,6 +81,8 @@ impl Default for ModelTable {
         Self {
             path: PathBuf::from("tiny-base"),
             precision: Precision::F32,
+            quantize: None,
+            double_quant: true,
             mask_token_id: None,
             logits_shifted: None,
             trainable: Trainable::default(),
@@ -98,9 +107,18 @@ pub fn shell_word(path: &Path) -> String {
 impl ModelTable {
     /// What the recipe says of the base against its files.
     pub fn overrides(&self) -> Overrides {
-        // Weights that are trained stay f32 in either precision.
-        let rounds_halves = self.precision == Precision::Bf16 && self.trainable == Trainable::Lora;
-        Overrides { mask_token_id: self.mask_token_id, logits_shifted: self.logits_shifted, rounds_halves }
+        Overrides {
+            mask_token_id: self.mask_token_id,
+            logits_shifted: self.logits_shifted,
+            // Weights that are trained stay f32 in either precision.
+            rounds_halves: self.precision == Precision::Bf16 && self.trainable == Trainable::Lora,
+            quantize: self.quantization(),
+        }
+    }
+
+    /// How the base is quantised, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.quantize.map(|Quantize::Nf4| Quantization { double_quant: self.double_quant })
     }
 
     /// What is wrong with the values, one sentence per problem.
@@ -108,7 +126,16 @@ impl ModelTable {
         let mut problems = vec![];
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         refuse(self.path.as_os_str().is_empty(), "model.path is empty; name a model, or leave it out".to_owned());
+        if let Some(reason) = without_tiles(self.precision) {
+            refuse(true, format!("model.precision = \"{}\": {reason}", self.precision));
+        }
         let is_lora = self.trainable == Trainable::Lora;
+        refuse(
+            self.quantize.is_some() && !is_lora,
+            "model.quantize = \"nf4\" does not go with model.trainable = \"full\", because a base in 4 bits stays frozen; set \
+             model.trainable=lora, or leave out model.quantize"
+                .to_owned(),
+        );
         refuse(is_lora && self.lora_rank == 0, "model.lora_rank = 0 is not a valid rank; give at least 1".to_owned());
         let alpha = self.lora_alpha;
         refuse(
@@ -132,4 +159,31 @@ impl ModelTable {
         }
         problems
     }
+}
+
+/// Reads a format of operands; `auto` is the fastest one of f32's accuracy on this processor.
+fn precision_or_auto<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Given {
+        F32,
+        Bf16,
+        Bf16x3,
+        Auto,
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::F32 => Precision::F32,
+        Given::Bf16 => Precision::Bf16,
+        Given::Bf16x3 => Precision::Bf16x3,
+        Given::Auto => Precision::fastest_accurate(),
+    })
+}
+
+/// Why this processor doesn't compute in a format that needs tiles, and what to set instead; `None` if it does.
+pub fn without_tiles(precision: Precision) -> Option<String> {
+    (precision == Precision::Bf16x3 && !precision.is_fast()).then(|| {
+        "this processor has no AMX instructions for bf16, without which it is slower than f32; give f32, or auto, which is the \
+         faster of the two on each processor"
+            .to_owned()
+    })
 }

@@ -9,8 +9,10 @@ use std::path::{Component, Path, PathBuf};
 
 use safetensors::tensor::SafeTensors;
 use serde::Deserialize;
+use weft_kernels::nf4::Bytes;
 use weft_kernels::weight::{Dtype, MappedFile, Weight, to_bf16_bytes};
 
+use super::bitsandbytes::{self, Part, is_part};
 pub use super::tensor_file::{Format, Make, Tensor, make_in_order, write_tensors};
 use super::{foreign, halves};
 use crate::error::{Error, Result};
@@ -87,6 +89,10 @@ impl Held {
         }
     }
 
+    fn is_quantized(&self) -> bool {
+        matches!(self, Self::Weight(weight) if weight.is_quantized())
+    }
+
     fn equals(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Half { file, bytes, size }, Self::Half { file: other, bytes: of_other, size: its_size }) => {
@@ -157,21 +163,22 @@ impl Checkpoint {
     /// in two files, or in a file other than the one that the index names.
     pub fn open(folder: &Path) -> Result<Self> {
         let Some(index) = index(folder)? else { return Self::open_file(folder, SINGLE) };
-        let mut tensors = HashMap::new();
+        let mut all = Mapped::default();
         for file in index.values().collect::<BTreeSet<_>>() {
             let path = folder.join(file);
-            let mut shard = HashMap::new();
+            let mut shard = Mapped::default();
             map_file(&path, &mut shard)?;
-            if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.contains_key(*name)) {
+            if let Some((name, _)) = index.iter().find(|(name, of)| *of == file && !shard.has(name)) {
                 let reason = format!("{name} isn't in {file}, although the index says so");
                 return Err(Error::Format { path: folder.join(INDEX), reason });
             }
-            if let Some(name) = shard.keys().filter(|name| tensors.contains_key(*name)).min() {
+            if let Some(name) = shard.names().filter(|name| all.has(name)).min() {
                 return Err(Error::Format { path, reason: format!("{name} is in another shard too") });
             }
-            tensors.extend(shard);
+            all.tensors.extend(shard.tensors);
+            all.parts.extend(shard.parts);
         }
-        Ok(Self { folder: folder.to_owned(), tensors, halves: Halves::default() })
+        all.checkpoint(folder)
     }
 
     /// The checkpoint, with another conversion of its f16 tensors.
@@ -189,9 +196,9 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::open`].
     pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
-        let mut tensors = HashMap::new();
-        map_file(&folder.join(file), &mut tensors)?;
-        Ok(Self { folder: folder.to_owned(), tensors, halves: Halves::default() })
+        let mut mapped = Mapped::default();
+        map_file(&folder.join(file), &mut mapped)?;
+        mapped.checkpoint(folder)
     }
 
     /// Copies the tensors of a file that is embedded in the program.
@@ -202,7 +209,11 @@ impl Checkpoint {
         let path = Path::new(name);
         let mut tensors = HashMap::new();
         for_each_tensor(path, bytes, |name, shape, [rows, cols], dtype, data| {
-            let Stored::As(dtype) = dtype else { return Err(foreign::refused(path, &name, safetensors::Dtype::F16)) };
+            let dtype = match dtype {
+                Stored::As(dtype) => dtype,
+                Stored::F16 => return Err(foreign::refused(path, &name, safetensors::Dtype::F16)),
+                Stored::Part(dtype) => return Err(foreign::refused(path, &name, dtype)),
+            };
             tensors.insert(name, (shape, Held::Weight(Weight::from_bytes(rows, cols, dtype, data))));
             Ok(())
         })?;
@@ -212,6 +223,24 @@ impl Checkpoint {
     /// The names of the tensors that haven't been taken.
     pub fn rest(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether any tensor is quantised.
+    pub(super) fn has_quantized(&self) -> bool {
+        self.tensors.values().any(|(_, held)| held.is_quantized())
+    }
+
+    /// Puts quantised tensors in the place of those with the same names. Returns false, and changes nothing, if there are
+    /// others or their shapes differ.
+    pub(super) fn replace(&mut self, quantized: Self) -> bool {
+        let fits = |(name, (shape, held)): (&String, &(Vec<usize>, Held))| {
+            held.is_quantized() && self.tensors.get(name).is_some_and(|(own, _)| own == shape)
+        };
+        let fit = !quantized.tensors.is_empty() && quantized.tensors.iter().all(fits);
+        if fit {
+            self.tensors.extend(quantized.tensors);
+        }
+        fit
     }
 
     /// Whether two tensors hold the same numbers; `None` if either isn't there.
@@ -238,11 +267,24 @@ impl Checkpoint {
         tensors
     }
 
+    /// The error for a tensor that can't be used.
+    pub(super) fn wrong(&self, name: &str, reason: &str) -> Error {
+        Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason: reason.to_owned() }
+    }
+
     /// Takes a tensor of a given shape; a vector becomes a matrix of one row.
     ///
     /// # Errors
     /// A name that isn't there, or a tensor of another shape.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.take_as(name, shape, self.halves)
+    }
+
+    /// Takes a tensor like [`Checkpoint::take`], with what becomes of it if it is of f16.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::take`].
+    pub(super) fn take_as(&mut self, name: &str, shape: &[usize], halves: Halves) -> Result<Weight> {
         let error = |reason: String| Error::Tensor { name: name.to_owned(), folder: self.folder.clone(), reason };
         match self.tensors.remove(name) {
             None if self.rest().any(|other| other.contains(COMPILED)) => Err(error(format!(
@@ -251,7 +293,7 @@ impl Checkpoint {
             ))),
             None => Err(error("missing".to_owned())),
             Some((found, _)) if found != shape => Err(error(format!("expected {shape:?}, got {found:?}"))),
-            Some((_, held)) => Ok(held.into_weight(self.halves)),
+            Some((_, held)) => Ok(held.into_weight(halves)),
         }
     }
 }
@@ -261,7 +303,29 @@ fn have_equal_numbers(a: &Weight, b: &Weight) -> bool {
     is_of_size && (0..a.rows()).all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1))
 }
 
-fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Held)>) -> Result<()> {
+/// The tensors of mapped files, and the parts of quantised ones, which may lie in several files.
+#[derive(Default)]
+struct Mapped {
+    tensors: HashMap<String, (Vec<usize>, Held)>,
+    parts: HashMap<String, Part>,
+}
+
+impl Mapped {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys().chain(self.parts.keys())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.parts.contains_key(name)
+    }
+
+    fn checkpoint(mut self, folder: &Path) -> Result<Checkpoint> {
+        bitsandbytes::assemble(self.parts, &mut self.tensors)?;
+        Ok(Checkpoint { folder: folder.to_owned(), tensors: self.tensors, halves: Halves::default() })
+    }
+}
+
+fn map_file(path: &Path, mapped: &mut Mapped) -> Result<()> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let file =
         File::open(path).map_err(|source| foreign::pickled(path).unwrap_or_else(|| cannot_open(path, source)))?;
@@ -272,8 +336,13 @@ fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Held)>) -> R
         let held = match dtype {
             Stored::As(dtype) => Held::Weight(Weight::mapped(rows, cols, dtype, file, bytes)),
             Stored::F16 => Held::Half { file, bytes, size: [rows, cols] },
+            Stored::Part(dtype) => {
+                let bytes = Bytes::Mapped(file, bytes);
+                mapped.parts.insert(name, Part { path: path.to_owned(), dtype, bytes });
+                return Ok(());
+            }
         };
-        tensors.insert(name, (shape, held));
+        mapped.tensors.insert(name, (shape, held));
         Ok(())
     })
 }
@@ -283,6 +352,8 @@ fn map_file(path: &Path, tensors: &mut HashMap<String, (Vec<usize>, Held)>) -> R
 enum Stored {
     As(Dtype),
     F16,
+    /// As a part of a quantised weight.
+    Part(safetensors::Dtype),
 }
 
 /// Calls `f(name, shape, [rows, cols], dtype, bytes)` for each tensor of a safetensors file, in the order of their names.
@@ -299,6 +370,7 @@ fn for_each_tensor(
     tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, view) in tensors {
         let dtype = match view.dtype() {
+            dtype if is_part(&name, dtype) => Stored::Part(dtype),
             safetensors::Dtype::F32 => Stored::As(Dtype::F32),
             safetensors::Dtype::BF16 => Stored::As(Dtype::Bf16),
             safetensors::Dtype::F16 => Stored::F16,

@@ -9,12 +9,16 @@ use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_unce
 use crate::noising::forward_process;
 use crate::noising::schedule::T_MIN;
 
+pub mod blocks;
 pub mod cart;
+pub mod lift;
 pub mod normalizer;
 pub mod sft;
 pub mod token_weight;
 pub mod weft;
 
+pub use blocks::Blocks;
+pub use lift::{LiftDraws, LiftPolicy};
 pub use normalizer::{Counts, Normalizer};
 pub use weft::Weighting;
 
@@ -32,11 +36,13 @@ pub enum Kind {
     Cart,
     /// Token weights: SFT's rates, and weights from entropies ([`token_weight`]).
     TokenWeight,
+    /// LIFT: of a larger mask, the easiest, the hardest or random tokens stay masked ([`lift`]).
+    Lift,
 }
 
 impl Kind {
     /// Every objective.
-    pub const ALL: [Self; 4] = [Self::Weft, Self::Sft, Self::Cart, Self::TokenWeight];
+    pub const ALL: [Self; 5] = [Self::Weft, Self::Sft, Self::Cart, Self::TokenWeight, Self::Lift];
 
     /// The objective's name in recipes.
     pub fn name(self) -> &'static str {
@@ -45,6 +51,7 @@ impl Kind {
             Self::Sft => "sft",
             Self::Cart => "cart",
             Self::TokenWeight => "token_weight",
+            Self::Lift => "lift",
         }
     }
 
@@ -53,12 +60,17 @@ impl Kind {
         matches!(self, Self::Weft | Self::TokenWeight)
     }
 
+    /// Whether the objective needs a pass without gradient before its own: for entropies, or to rank tokens.
+    pub fn needs_pass_1(self) -> bool {
+        self.needs_entropy() || self == Self::Lift
+    }
+
     /// The default divisor: the masked tokens for WeFT, as in its paper's algorithm, for token weights, which are there
     /// to be compared with it, and for CART, as in Dream's code; the answer tokens for SFT, whose sum over them is a
-    /// bound.
+    /// bound, and for LIFT, as in its code.
     pub fn normalizer(self) -> Normalizer {
         match self {
-            Self::Sft => Normalizer::Answer,
+            Self::Sft | Self::Lift => Normalizer::Answer,
             Self::Weft | Self::Cart | Self::TokenWeight => Normalizer::Masked,
         }
     }
@@ -89,6 +101,14 @@ pub struct Objective {
     pub entropy_every: u64,
     /// The format of matmuls' operands in the pass for entropies; `None` takes `model.precision` (weft, token_weight).
     pub entropy_precision: Option<Precision>,
+    /// Which part of an answer is noised at once, and what the network sees of the rest.
+    pub blocks: Blocks,
+    /// Tokens per block (blockwise, bd3lm).
+    pub block_length: usize,
+    /// How it is decided which tokens of the larger mask stay masked (lift).
+    pub lift_policy: LiftPolicy,
+    /// Whether an example is trained twice, with its mask and with the mask's complement in the answer.
+    pub complementary: bool,
 }
 
 impl Default for Objective {
@@ -104,6 +124,10 @@ impl Default for Objective {
             t_min: T_MIN,
             entropy_every: 1,
             entropy_precision: None,
+            blocks: Blocks::None,
+            block_length: blocks::BLOCK_LENGTH,
+            lift_policy: LiftPolicy::Random,
+            complementary: false,
         }
     }
 }
@@ -134,6 +158,8 @@ pub struct NoisedAnswer {
     pub p_mask: Vec<f32>,
     /// Whether each token was masked.
     pub masked: Vec<bool>,
+    /// Whether the mask is the complement of a drawn one.
+    pub is_complement: bool,
 }
 
 impl Objective {
@@ -142,7 +168,8 @@ impl Objective {
         self.normalizer.unwrap_or(self.kind.normalizer())
     }
 
-    /// The forward process of a micro-batch: relative uncertainties, rates, masks.
+    /// The forward process of a micro-batch: relative uncertainties, rates, masks. LIFT's masks depend on the model and are
+    /// [`Objective::lift`]'s; here it has SFT's.
     pub fn noise(&self, batch: &[DrawnAnswer]) -> Vec<NoisedAnswer> {
         let relative = match self.kind.needs_entropy() {
             true => {
@@ -154,9 +181,16 @@ impl Objective {
         let noise = |(&DrawnAnswer { prompt_len, t, u, .. }, relative_uncertainty): (&DrawnAnswer, Vec<f32>)| {
             let p_mask: Vec<f32> = relative_uncertainty.iter().map(|r| self.rate(t, *r)).collect();
             let masked = forward_process(&p_mask, u);
-            NoisedAnswer { prompt_len, t, relative_uncertainty, p_mask, masked }
+            NoisedAnswer { prompt_len, t, relative_uncertainty, p_mask, masked, is_complement: false }
         };
         batch.iter().zip(relative).map(noise).collect()
+    }
+
+    /// LIFT's forward process of an answer, given the log-probability of each of its tokens with all candidates masked.
+    pub fn lift(&self, prompt_len: usize, draws: &LiftDraws, log_probability: &[f32]) -> NoisedAnswer {
+        let (masked, t) = (draws.kept(self.lift_policy, log_probability), draws.t);
+        let [relative_uncertainty, p_mask] = [1.0, self.rate(t, 1.0)].map(|x| vec![x; masked.len()]);
+        NoisedAnswer { prompt_len, t, relative_uncertainty, p_mask, masked, is_complement: false }
     }
 
     /// The rate of a token with relative uncertainty `r` at time `t`, raised to `rate_floor` unless it is 0.
@@ -166,6 +200,7 @@ impl Objective {
             Kind::Sft => sft::rate(t),
             Kind::Cart => cart::rate(t),
             Kind::TokenWeight => token_weight::rate(t),
+            Kind::Lift => lift::rate(t),
         };
         if rate == 0.0 { 0.0 } else { (rate as f32).max(self.rate_floor as f32) }
     }
@@ -186,17 +221,34 @@ impl Objective {
 
     /// The weight of each token before normalisation; 0 if it isn't masked.
     fn token_weights(&self, answer: &NoisedAnswer) -> Vec<f64> {
-        let weft = |r: f64, p: f64| weft::weight(self.weighting, answer.t, r, p);
+        let weft = |r: f64, p: f64| match answer.is_complement {
+            false => weft::weight(self.weighting, answer.t, r, p),
+            true => weft::complement_weight(self.weighting, answer.t, r, p),
+        };
         match self.kind {
             Kind::Weft => answer.of_masked(weft),
             Kind::Sft => answer.of_masked(|_, p| sft::weight(p)),
             Kind::Cart => cart::weights(answer.prompt_len, &answer.masked, self.geo_p),
             Kind::TokenWeight => answer.of_masked(token_weight::weight),
+            Kind::Lift => answer.of_masked(|_, p| lift::weight(p)),
         }
     }
 }
 
 impl NoisedAnswer {
+    /// The answer under the complement of its mask: a token that was masked at rate `t_i` is masked at `1 - t_i`, and time
+    /// is `1 - t`. Neither falls below `t_min`, so that no weight explodes.
+    pub fn complement(&self, t_min: f64) -> Self {
+        Self {
+            prompt_len: self.prompt_len,
+            t: (1.0 - self.t).max(t_min),
+            relative_uncertainty: self.relative_uncertainty.clone(),
+            p_mask: self.p_mask.iter().map(|p| (1.0 - p).max(t_min as f32)).collect(),
+            masked: self.masked.iter().map(|masked| !masked).collect(),
+            is_complement: true,
+        }
+    }
+
     /// `weight(r_i, t_i)` of each token; 0 if it isn't masked.
     fn of_masked(&self, weight: impl Fn(f64, f64) -> f64) -> Vec<f64> {
         let tokens = self.masked.iter().zip(&self.relative_uncertainty).zip(&self.p_mask);

@@ -5,9 +5,12 @@ use crate::data::Example;
 use crate::data::mixing::{Mixture, Occurrence};
 use crate::data::packing::Padding;
 use crate::noising::schedule::diffusion_time;
+use crate::objective::Objective;
+use crate::objective::blocks::{AnswerBlocks, Blocks};
 use crate::recipe::Recipe;
 use crate::rng::{Draws, Stream};
 use crate::train::settings::TrainTable;
+use crate::train::view::View;
 
 /// The lengths of an example in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,17 +40,38 @@ const MAX_OCCURRENCES: u64 = 1 << 17;
 /// The sizes of a packed batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MicroBatch {
-    /// All tokens.
+    /// The rows that the network reads in one view: tokens, and with `bd3lm` their clean copies.
     pub tokens: usize,
-    /// Tokens of the longest sequence.
+    /// Rows of the longest sequence.
     pub longest: usize,
-    /// The sum of the sequences' squared lengths.
+    /// The sum of the sequences' squared lengths; with `bd3lm` the number of pairs of rows of which one sees the other.
     pub squares: f64,
-    /// Tokens of the answers.
+    /// Tokens of the answers that may be masked.
     pub answers: usize,
     /// Answer tokens that will be masked: each answer's share is its time `t`, which WeFT's mean rate never exceeds (`1
     /// - (1 - t)^r` is concave in `r`, whose mean is 1).
     pub masked: usize,
+}
+
+/// The views of each example that a step of an objective trains.
+pub fn views(objective: &Objective) -> usize {
+    1 + usize::from(objective.complementary)
+}
+
+impl MicroBatch {
+    /// The batch of pass 2 with so many views of each example: a mask and its complement together mask every answer token.
+    pub fn of_views(&self, views: usize) -> Self {
+        match views {
+            1 => *self,
+            _ => Self {
+                tokens: views * self.tokens,
+                squares: views as f64 * self.squares,
+                masked: self.answers,
+                answers: views * self.answers,
+                ..*self
+            },
+        }
+    }
 }
 
 /// A run's steps.
@@ -125,18 +149,28 @@ fn masked(batch: &MicroBatch) -> usize {
 fn micro_batches(occurrences: &[Occurrence], epoch: u64, recipe: &Recipe, lengths: &[Lengths]) -> Vec<MicroBatch> {
     let TrainTable { seed, micro_batch_size, .. } = recipe.train;
     let pads = recipe.data.padding == Padding::Eos;
+    let view = View::of(&recipe.objective, 0);
     let of_occurrences = |occurrences: &[Occurrence]| {
         let longest = occurrences.iter().map(|occurrence| lengths[occurrence.example].total()).max().unwrap_or(0);
-        let mut batch = MicroBatch { longest, ..MicroBatch::default() };
+        let mut batch = MicroBatch { longest: view.rows_of(longest), ..MicroBatch::default() };
         let mut masked = 0.0;
         for occurrence in occurrences {
             let Lengths { prompt, answer } = lengths[occurrence.example];
-            let answer = if pads { longest - prompt } else { answer };
-            let u = Draws::new(seed, Stream::Time, epoch, occurrence.draw).unit_f64(0);
-            masked += diffusion_time(u, recipe.objective.t_min) * answer as f64;
-            batch.tokens += prompt + answer;
-            batch.squares += ((prompt + answer) as f64).powi(2);
-            batch.answers += answer;
+            let padded = if pads { longest - prompt } else { answer };
+            let draw = |stream| Draws::new(seed, stream, epoch, occurrence.draw).unit_f64(0);
+            let rows = view.rows_of(prompt + padded);
+            let (noised, squares) = match view.blocks {
+                Blocks::None => (padded, (rows as f64).powi(2)),
+                Blocks::Blockwise => {
+                    let blocks = AnswerBlocks { own: answer, padded, block_length: view.block_length };
+                    (blocks.drawn(draw(Stream::Block)).len(), (rows as f64).powi(2))
+                }
+                Blocks::Bd3lm => (rows / 2 - prompt, (rows / 2) as f64 * (rows / 2 + view.block_length) as f64),
+            };
+            masked += diffusion_time(draw(Stream::Time), recipe.objective.t_min) * noised as f64;
+            batch.tokens += rows;
+            batch.squares += squares;
+            batch.answers += noised;
         }
         MicroBatch { masked: (masked.ceil() as usize).min(batch.answers), ..batch }
     };

@@ -57,6 +57,7 @@ mod tests {
     use crate::model::lora::{LoraConfig, attach_meta};
     use crate::model::new_config::LLADA_8B;
     use crate::model::new_config::new_llada;
+    use crate::model::quantize::Quantization;
     use crate::plan::{MicroBatch, Stored};
 
     /// LLaDA-8B with adapters of rank 128 on queries, keys and values, and 4,096 tokens in bf16, planned without a GPU.
@@ -77,5 +78,29 @@ mod tests {
         // The weights alone take 16.0 GB.
         assert!((18.0..22.0).contains(&all_again), "{all_again} GB with every layer computed again");
         assert!((28.0..40.0).contains(&nothing_again), "{nothing_again} GB with nothing computed again");
+    }
+
+    /// The same in 4 bits, with every layer computed again.
+    #[test]
+    fn an_adapter_of_llada_8b_in_4_bits_is_trained_in_less_than_12_gb() {
+        let mut model = meta_of(&new_llada(LLADA_8B).expect("LLaDA-8B's sizes"));
+        model.quantize(Quantization { double_quant: true });
+        let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
+        attach_meta(&mut model, &LoraConfig::new(128, 256.0, 0.0, targets, false)).expect("it has such layers");
+        (model.config.precision, model.config.entropy_precision) = (Precision::Bf16, Precision::Bf16);
+        let batch = MicroBatch { tokens: 4096, longest: 512, answers: 3072, masked: 1536, ..MicroBatch::default() };
+        let steps = vec![vec![batch]];
+        let work = Work { needs_entropy: true, ..Work::of_steps(&model, Stored::Mapped, &steps) };
+        let parts = parts(&work);
+        let gb = parts.iter().map(|part| part.bytes as f64 / 1e9).sum::<f64>();
+        assert!((8.0..12.0).contains(&gb), "{gb} GB");
+        // 7 billion numbers of 4.13 bits, and the embedding and the head in bf16.
+        assert!((5.6..5.8).contains(&(parts[0].bytes as f64 / 1e9)), "{} bytes of weights", parts[0].bytes);
+        // On a CPU, with 512 tokens.
+        let batch = MicroBatch { tokens: 512, longest: 512, answers: 384, masked: 192, ..MicroBatch::default() };
+        let steps = vec![vec![batch]];
+        let work = Work { needs_entropy: true, distinct_ids: 500, ..Work::of_steps(&model, Stored::Mapped, &steps) };
+        let gb = work.parts().iter().map(|part| part.bytes as f64 / 1e9).sum::<f64>();
+        assert!((5.0..8.0).contains(&gb), "{gb} GB on a CPU");
     }
 }

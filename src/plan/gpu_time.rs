@@ -8,10 +8,11 @@ use weft_kernels::device::Device;
 use weft_kernels::precision::Precision;
 use weft_kernels::weight::{Dtype, Weight};
 
-use super::batches::{Batches, MicroBatch};
+use super::batches::{Batches, MicroBatch, views};
 use super::memory::{Stored, Work};
 use super::rehearsal::Rehearsal;
 use crate::device::rate::{bandwidth_gb_per_second, gemm_gflops};
+use crate::model::batch::AttentionKind;
 use crate::model::block::Transformer;
 use crate::objective::Objective;
 
@@ -100,14 +101,20 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
     let steps = [vec![mean; micro_batches]];
     let seconds = |needs_entropy: bool| {
         let (gpu, mut counted) = counting(model);
-        let work = Work { needs_entropy, ..Work::of_steps(model, Stored::Mapped, &steps) };
+        let attention_kind = AttentionKind::of(objective);
+        let work = Work {
+            needs_entropy,
+            views: views(objective),
+            attention_kind,
+            ..Work::of_steps(model, Stored::Mapped, &steps)
+        };
         gpu.start_counting();
         Rehearsal::new(&work, &counted).train();
         update(&mut counted);
         rates.of_launches(&gpu.stop_counting())
     };
     let without = seconds(false);
-    if !objective.kind.needs_entropy() {
+    if !objective.kind.needs_pass_1() {
         return without;
     }
     without + (seconds(true) - without) / objective.entropy_every as f64

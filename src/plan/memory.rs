@@ -9,6 +9,7 @@ use weft_kernels::weight::Dtype;
 use super::batches::MicroBatch;
 use super::gpu;
 use super::rehearsal::{Fullest, Rehearsal};
+use crate::model::batch::AttentionKind;
 use crate::model::block::{Param, Transformer};
 use crate::train::shards::MESSAGE;
 
@@ -52,8 +53,12 @@ pub struct Work<'a> {
     pub rows_bytes: usize,
     /// The steps that may be the largest.
     pub steps: &'a [Vec<MicroBatch>],
-    /// Whether steps have a pass for entropies.
+    /// Whether steps have a pass for entropies, or one that ranks tokens.
     pub needs_entropy: bool,
+    /// The views of each example that a step trains: 2 if masks have their complements trained too.
+    pub views: usize,
+    /// Which tokens of its sequence a token attends to in training.
+    pub attention_kind: AttentionKind,
     /// The largest batch of an evaluation on held-out rows.
     pub held_out: Option<MicroBatch>,
     /// The largest batch of the sampler; its masked tokens are the rows whose logits are held.
@@ -62,6 +67,8 @@ pub struct Work<'a> {
     pub networks: usize,
     /// Whether the sampler caches keys and values, for each of these networks.
     pub has_cache: bool,
+    /// Tokens per block if answers are sampled with block-causal attention.
+    pub sampled_in_blocks: Option<usize>,
     /// Bytes that the largest tensor takes while it is being written.
     pub written_bytes: usize,
     /// Ranks that share the moments.
@@ -80,10 +87,13 @@ impl<'a> Work<'a> {
             rows_bytes: 0,
             steps,
             needs_entropy: false,
+            views: 1,
+            attention_kind: AttentionKind::Bidirectional,
             held_out: None,
             generation: None,
             networks: 1,
             has_cache: false,
+            sampled_in_blocks: None,
             written_bytes: 0,
             ranks: 1,
         }
@@ -160,7 +170,7 @@ impl<'a> Work<'a> {
                 let masters = (size_of::<f32>() * len(p)).div_ceil(self.ranks);
                 return program + Dtype::Bf16.size() * len(p) + masters;
             }
-            let bytes = len(p) * if p.trainable { size_of::<f32>() } else { p.weight.dtype().size() };
+            let bytes = if p.trainable { size_of::<f32>() * len(p) } else { p.weight.encoding().bytes(len(p)) };
             let is_lookup = id == self.model.embedding && !self.model.has_tied_head();
             match self.stored {
                 Stored::Mapped if is_lookup && !p.trainable => {
@@ -168,7 +178,8 @@ impl<'a> Work<'a> {
                 }
                 Stored::Mapped | Stored::Owned => bytes,
                 Stored::Embedded if p.trainable => bytes + bytes / 2,
-                Stored::Embedded => 2 * bytes,
+                // Of a weight that was quantised, the program holds the original.
+                Stored::Embedded => bytes + p.weight.dtype().size() * len(p),
                 Stored::Resident if p.trainable => bytes,
                 Stored::Resident => 0,
             }

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::eval::generations::{batch_sizes, prompt_ids};
 use crate::experiment::{Experiment, adapter, lora_config};
 use crate::machine;
+use crate::model::batch::AttentionKind;
 use crate::model::block::Transformer;
 use crate::model::lora;
 use crate::model::settings::Trainable;
@@ -29,8 +30,9 @@ use crate::sampler::cache::Caching;
 use crate::sampler::remasking::{Loop, Remasking};
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
 use crate::train::settings::ACTIVATION_BYTES;
+use crate::train::view::View;
 
-pub use batches::{Batches, Lengths, MicroBatch};
+pub use batches::{Batches, Lengths, MicroBatch, views};
 pub use communication::Communication;
 pub use gpu_time::{GPU_MODELS, GpuModel, GpuRates, step_seconds as gpu_step_time};
 pub use memory::{Part, Stored, Work};
@@ -81,8 +83,8 @@ impl Plan {
         let remedy = |r: &Remedy| format!("{} ({})", r.settings.join(" "), gb(r.peak_bytes));
         let ways: Vec<String> = self.remedies.iter().map(remedy).collect();
         let ways = match ways.is_empty() {
-            true => "smaller micro-batches, gradient checkpointing, bf16, a lower rank, an adapter, shorter \
-                 sequences and fewer samples don't make it fit; take a smaller model or a machine with more memory"
+            true => "smaller micro-batches, gradient checkpointing, bf16, a lower rank, an adapter, a base in 4 bits, \
+                 shorter sequences and fewer samples don't make it fit; take a smaller model or a machine with more memory"
                 .to_owned(),
             false => format!("it fits with {}", ways.join(", or with ")),
         };
@@ -278,6 +280,7 @@ impl<'a> Planner<'a> {
     /// The base on the meta device, with the parameters that a recipe trains.
     fn model(&self, recipe: &Recipe) -> Result<Transformer> {
         let mut model = self.base.to_meta();
+        recipe.model.quantization().into_iter().for_each(|quantization| model.quantize(quantization));
         match recipe.model.trainable {
             Trainable::Full => model.train_whole_meta(),
             // It has been attached to the base.
@@ -293,6 +296,7 @@ impl<'a> Planner<'a> {
 
     fn parts(&self, recipe: &Recipe, batches: &Batches) -> Result<Vec<Part>> {
         let model = self.model(recipe)?;
+        let sampling = recipe.sampling(&model.config);
         let (held_out, generation) = (self.held_out(recipe), self.generation(recipe));
         let trained = model.params.iter().filter(|p| p.trainable);
         let largest_tensor = trained.map(|p| p.weight.rows() * p.weight.cols()).max().unwrap_or(0);
@@ -303,11 +307,14 @@ impl<'a> Planner<'a> {
             program_bytes: self.program_bytes,
             rows_bytes: self.rows_bytes(recipe),
             steps: &batches.largest_steps,
-            needs_entropy: recipe.objective.kind.needs_entropy(),
+            needs_entropy: recipe.objective.kind.needs_pass_1(),
+            views: views(&recipe.objective),
+            attention_kind: AttentionKind::of(&recipe.objective),
             held_out,
             generation,
             networks: if recipe.sampler.cfg_scale > 0.0 { 2 } else { 1 },
-            has_cache: recipe.sampler.cache != Caching::None,
+            has_cache: recipe.sampler.cache != Caching::None || sampling.is_block_causal(),
+            sampled_in_blocks: sampling.is_block_causal().then_some(sampling.block_length),
             written_bytes: size_of::<f32>() * largest_tensor,
             ranks: self.ranks,
         };
@@ -327,8 +334,10 @@ impl<'a> Planner<'a> {
     /// The largest batch of an evaluation on held-out rows: packed up to a number of tokens, or one longer sequence.
     fn held_out(&self, recipe: &Recipe) -> Option<MicroBatch> {
         let lengths = self.experiment.held_out_examples().iter().map(|e| Lengths::of(e, recipe.data.max_seq_len.0));
-        let longest = lengths.clone().map(Lengths::total).max()?;
-        let all: usize = TIMES.len() * lengths.clone().map(Lengths::total).sum::<usize>();
+        let view = View::of(&recipe.objective, 0);
+        let rows = lengths.clone().map(|lengths| view.rows_of(lengths.total()));
+        let longest = rows.clone().max()?;
+        let all: usize = TIMES.len() * rows.sum::<usize>();
         let answers: usize = TIMES.len() * lengths.map(|l| l.answer).sum::<usize>();
         let tokens = PACKED_TOKENS.min(all).max(longest);
         let masked = (tokens * answers).div_ceil(all.max(1));
@@ -337,7 +346,10 @@ impl<'a> Planner<'a> {
 
     /// The largest batch of the sampler, over the task's problems and the report's samples, which form one batch.
     fn generation(&self, recipe: &Recipe) -> Option<MicroBatch> {
-        let gen_length = recipe.sampler.gen_length;
+        let sampling = recipe.sampling(&self.base.config);
+        // A canvas of block-causal attention reaches to the end of its last block.
+        let beyond = if sampling.is_block_causal() { sampling.block_length - 1 } else { 0 };
+        let gen_length = sampling.gen_length.saturating_add(beyond);
         let of = |prompts: &[usize]| {
             let longest = prompts.iter().max().copied().unwrap_or(0) + gen_length;
             let tokens = prompts.iter().sum::<usize>() + prompts.len() * gen_length;
@@ -365,7 +377,7 @@ impl<'a> Planner<'a> {
     /// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's,
     /// except with `origin`, which draws the tokens to keep before it predicts them.
     fn logit_rows(&self, recipe: &Recipe) -> usize {
-        let sampler = recipe.sampler.for_logits(self.base.config.logits_shifted);
+        let sampler = recipe.sampling(&self.base.config);
         match sampler.remasking.expect("a default was chosen") {
             Remasking::Origin => (2 * sampler.gen_length).div_ceil(sampler.diffusion_steps).min(sampler.gen_length),
             remasking if remasking.sampling_loop() == Loop::Llada => sampler.block_length,

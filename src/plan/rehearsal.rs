@@ -6,7 +6,7 @@ use weft_kernels::predict::{Guidance, RowDraw, Rule};
 
 use super::batches::MicroBatch;
 use super::memory::Work;
-use crate::model::batch::{Batch, Targets};
+use crate::model::batch::{AttentionKind, Batch, Targets};
 use crate::model::block::{Gradients, Transformer};
 use crate::model::cached::{KeysValues, Part as Computed};
 use crate::train::sum_in_tree;
@@ -55,7 +55,7 @@ impl<'a> Rehearsal<'a> {
         }
         if let Some(batch) = self.work.held_out {
             let rows = first(batch.masked);
-            self.model.nll(&batch_of(&batch), &rows, &vec![0; rows.len()]);
+            self.model.nll(&self.batch_of(&batch), &rows, &vec![0; rows.len()]);
             self.note(Fullest::default());
         }
     }
@@ -66,7 +66,7 @@ impl<'a> Rehearsal<'a> {
         let staged = || work.staged_lens().map(|len| model.device.unset(len));
         for step in work.steps {
             for batch in step.iter().filter(|_| work.needs_entropy) {
-                model.entropy(&batch_of(batch), &first(batch.answers));
+                model.entropy(&self.batch_of(batch), &first(batch.answers));
                 self.note(Fullest::default());
             }
             if model.is_trained_whole() {
@@ -88,11 +88,12 @@ impl<'a> Rehearsal<'a> {
 
     /// Runs pass 2 of a micro-batch.
     fn backward(&mut self, batch: &MicroBatch, gradients: &mut Gradients) {
+        let batch = &batch.of_views(self.work.views);
         if batch.masked == 0 {
             return;
         }
         let model = self.model;
-        let (rows, mut packed) = (first(batch.masked), batch_of(batch));
+        let (rows, mut packed) = (first(batch.masked), self.batch_of(batch));
         if model.config.lora_dropout > 0.0 {
             packed.dropout_keys = Some(vec![0; packed.ids.len()]);
         }
@@ -113,7 +114,9 @@ impl<'a> Rehearsal<'a> {
     /// Runs the sampler's largest forward, which is over all rows, as in a block's first step. Returns the bytes of the
     /// caches.
     fn generate(&self, batch: &MicroBatch) -> usize {
-        let (model, packed, rows) = (self.model, batch_of(batch), first(batch.masked));
+        let (model, rows) = (self.model, first(batch.masked));
+        let of_blocks = |block_length| AttentionKind::BlockCausal { block_length };
+        let packed = packed(batch, self.work.sampled_in_blocks.map_or(AttentionKind::Bidirectional, of_blocks));
         let networks = self.work.networks;
         let caches = if self.work.has_cache { networks } else { 0 };
         let mut caches: Vec<KeysValues> = (0..caches).map(|_| KeysValues::new(model, &packed)).collect();
@@ -127,6 +130,11 @@ impl<'a> Rehearsal<'a> {
         let guidance = without_prompts.as_ref().map(|x| Guidance { x, scale: 1.0 });
         model.predict(&x, guidance, &vec![RowDraw { key: 0, position: 0 }; rows.len()], &Rule::GREEDY);
         cache
+    }
+
+    /// A batch of training with the same number of rows.
+    fn batch_of(&self, batch: &MicroBatch) -> Batch {
+        packed(batch, self.work.attention_kind)
     }
 
     /// Records `held` as the division of the fullest moment, if that moment came since the last call.
@@ -147,10 +155,11 @@ fn counted(device: &Device) -> [usize; 2] {
     }
 }
 
-/// A batch with the same number of tokens, in sequences as long as the longest.
-fn batch_of(batch: &MicroBatch) -> Batch {
-    let ids = vec![0u32; batch.tokens];
-    Batch::pack(ids.chunks(batch.longest.max(1)))
+/// A batch with the same number of rows, in sequences as long as the longest.
+fn packed(batch: &MicroBatch, kind: AttentionKind) -> Batch {
+    let halves = if let AttentionKind::BlockDiffusion { .. } = kind { 2 } else { 1 };
+    let ids = vec![0u32; batch.tokens / halves];
+    Batch::pack_as(kind, ids.chunks((batch.longest / halves).max(1)).map(|half| [half, half]))
 }
 
 fn first(rows: usize) -> Vec<usize> {

@@ -5,6 +5,7 @@ use weft_kernels::precision::Precision;
 
 use super::Planner;
 use crate::data::settings::MaxSeqLen;
+use crate::model::quantize::Quantize;
 use crate::model::settings::Trainable;
 use crate::recipe::Recipe;
 use crate::train::settings::ACTIVATION_BYTES;
@@ -28,13 +29,22 @@ enum Knob {
     Activations,
     Precision,
     Lora,
+    Quantize,
     LoraRank,
     MaxSeqLen,
     Samples,
 }
 
-const KNOBS: [Knob; 7] =
-    [Knob::MicroBatch, Knob::Activations, Knob::Precision, Knob::Lora, Knob::LoraRank, Knob::MaxSeqLen, Knob::Samples];
+const KNOBS: [Knob; 8] = [
+    Knob::MicroBatch,
+    Knob::Activations,
+    Knob::Precision,
+    Knob::Lora,
+    Knob::Quantize,
+    Knob::LoraRank,
+    Knob::MaxSeqLen,
+    Knob::Samples,
+];
 
 /// A changed recipe and the settings that changed it.
 type Change = (Recipe, Vec<String>);
@@ -72,6 +82,14 @@ impl Knob {
             Self::Lora if recipe.model.trainable == Trainable::Full => {
                 vec![change(&|r| r.model.trainable = Trainable::Lora, vec!["model.trainable=lora".to_owned()])]
             }
+            // A base that is quantised already has nothing left to win.
+            Self::Quantize
+                if recipe.model.trainable == Trainable::Lora
+                    && planner.base.quantization().is_none()
+                    && recipe.model.quantize.is_none() =>
+            {
+                vec![change(&|r| r.model.quantize = Some(Quantize::Nf4), vec!["model.quantize=nf4".to_owned()])]
+            }
             Self::LoraRank if recipe.model.trainable == Trainable::Lora && recipe.model.adapter.is_none() => {
                 // The adapter's scale alpha / rank stays the same; RSLoRA's alpha / sqrt(rank) shrinks with the rank,
                 // as it is meant to.
@@ -96,7 +114,7 @@ impl Knob {
                 let counts = (0..planner.experiment.sampled().len()).rev();
                 counts.map(|n| change(&|r| r.eval.samples = Some(n), vec![format!("eval.samples={n}")])).collect()
             }
-            Self::Activations | Self::Precision | Self::Lora | Self::LoraRank => vec![],
+            Self::Activations | Self::Precision | Self::Lora | Self::Quantize | Self::LoraRank => vec![],
         }
     }
 

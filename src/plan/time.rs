@@ -3,19 +3,19 @@
 
 use weft_kernels::precision::Precision;
 
-use super::batches::Batches;
+use super::batches::{Batches, views};
 use crate::device::rate::gemm_gflops;
 use crate::model::arithmetic::{MultiplyAdds, Work};
 use crate::model::block::Transformer;
 use crate::objective::Objective;
 
 /// The fractions of the machine's rate that the matmuls of the layers and the head reach, and that attention reaches,
-/// fitted to the steps of docs/performance.md and docs/memory.md. In bf16 matmuls are faster, but the work between them
-/// isn't.
+/// fitted to the steps of docs/performance.md and docs/memory.md. In bf16 and bf16x3 matmuls are faster, but the work
+/// between them isn't. Nothing was measured in bf16x3, which counts as bf16.
 fn efficiency(precision: Precision) -> [f64; 2] {
     match precision {
         Precision::F32 => [0.97, 0.58],
-        Precision::Bf16 => [0.84, 0.43],
+        Precision::Bf16 | Precision::Bf16x3 => [0.84, 0.43],
     }
 }
 
@@ -46,6 +46,9 @@ impl Rates {
 pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objective, rates: Rates) -> f64 {
     let [tokens, squares, answers, masked] = batches.mean;
     let a = MultiplyAdds::of(model, Work { tokens, squares, answers, masked });
+    // A mask and its complement are two sequences, which together mask every answer token.
+    let views = views(objective) as f64;
+    let head_of_masked = if views > 1.0 { a.head_of_answers } else { a.head_of_masked };
     let is_full = model.params[model.blocks[0].down.weight].trainable;
     let passes = if is_full { 3.0 } else { 2.0 };
     let again =
@@ -56,9 +59,9 @@ pub fn step_seconds(model: &Transformer, batches: &Batches, objective: &Objectiv
         let [of_matmuls, of_attention] = efficiency(precision);
         2e-9 * (matmuls / of_matmuls + attention / of_attention) / rate
     };
-    let matmuls = (passes + again) * a.matrices + passes * a.head_of_masked;
-    let pass_2 = seconds(matmuls, 3.0 * a.attention, model.config.precision, rates.training);
-    if !objective.kind.needs_entropy() {
+    let matmuls = (passes + again) * views * a.matrices + passes * head_of_masked;
+    let pass_2 = seconds(matmuls, 3.0 * views * a.attention, model.config.precision, rates.training);
+    if !objective.kind.needs_pass_1() {
         return pass_2;
     }
     let pass_1 = seconds(a.matrices + a.head_of_answers, a.attention, model.config.entropy_precision, rates.entropy);

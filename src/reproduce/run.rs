@@ -18,9 +18,10 @@ use crate::files::{make_folder, read_text, write_whole};
 use crate::model::block::Transformer;
 use crate::parallel::Solo;
 use crate::recipe::Recipe;
-use crate::train::held_out::nll_bound;
+use crate::train::held_out::nll_bound_seen;
 use crate::train::metrics::{Progress, tell};
 use crate::train::run::Run;
+use crate::train::view::View;
 
 /// The scores of a model at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,7 +155,8 @@ fn score(
     step: u64,
 ) -> Result<Point> {
     let generations = experiment.evaluate(model, text, &ProgressBar::hidden())?;
-    let nll_bound = nll_bound(&Solo, model, experiment.held_out_examples());
+    let view = View::of(&experiment.recipe.objective, text.eos_token_id());
+    let nll_bound = nll_bound_seen(&Solo, model, experiment.held_out_examples(), &view);
     Ok(Point { step, accuracy: generations.as_deref().map(accuracy_of), nll_bound })
 }
 

@@ -1,210 +1,19 @@
-//! Generation: its settings, the canvas of masks after each prompt, and what the loops of both families share. The
-//! loops themselves are in `llada` and `dream`.
+//! Generation: the canvas of masks after each prompt, and what the loops of both families share. The loops themselves are
+//! in `llada`, `dream` and `block_causal`, the settings in `settings`.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
-use serde::{Deserialize, Serialize};
 use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
 
-use super::cache::{Caching, Network, Work};
-use super::remasking::{Loop, Remasking};
-use super::{dream, llada};
+use super::cache::{Network, Work};
+use super::remasking::Loop;
+use super::{block_causal, dream, llada};
 use crate::model::block::Transformer;
 use crate::rng::Draws;
 
-/// The largest answer length, and the largest number of steps.
-const MAX_GEN_LENGTH: usize = 1 << 20;
-
-/// The shortest block that is chosen if no block length is given.
-const LEAST_BLOCK: usize = 8;
-
-/// The sampler's settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Sampling {
-    /// Tokens of the answer.
-    pub gen_length: usize,
-    /// Tokens per block in LLaDA's loop; a divisor of `gen_length`.
-    pub block_length: usize,
-    /// Denoising steps for the whole answer; in LLaDA's loop a multiple of the number of blocks.
-    pub diffusion_steps: usize,
-    /// LLaDA's loop: each step keeps every prediction with at least this probability, and always the likeliest one,
-    /// instead of following a fixed number of steps; a value above 1 keeps one token per step.
-    pub confidence_threshold: Option<f64>,
-    /// LLaDA's loop: the rows whose keys and values a block's later steps take from its first step.
-    pub cache: Caching,
-    /// Gumbel temperature of the tokens; 0 is greedy.
-    pub temperature: f64,
-    /// Dream's loop: draw tokens from the smallest set of likeliest tokens that holds this probability; 1 turns it off.
-    pub top_p: f64,
-    /// Dream's loop: draw tokens from the `top_k` likeliest; 0 turns it off.
-    pub top_k: usize,
-    /// Dream's loop: temperature of the choice of the tokens that are kept; 0 keeps the most confident.
-    pub alg_temp: f64,
-    /// Scale of classifier-free guidance; 0 turns it off.
-    pub cfg_scale: f64,
-    /// Which predictions are kept, and in which family's loop; by default the one that the model's authors recommend.
-    pub remasking: Option<Remasking>,
-    /// The end tokens that end an answer and to which `forbid_eos` and `defer_eos` apply; they come from the model, not
-    /// from a recipe.
-    #[serde(skip)]
-    pub eos_token_ids: Vec<u32>,
-    /// LLaDA's loop: let the mask token be predicted like any other token, as LLaDA's own code does. A token where it is
-    /// predicted stays masked, perhaps to the end, so only a comparison with that code sets this.
-    #[serde(skip)]
-    pub predicts_mask: bool,
-    /// LLaDA's loop: denoise the blocks behind an end token too, as the public code of LLaDA and d1 does. Otherwise an
-    /// answer ends with the first finished block that holds an end token, and the first of `eos_token_ids` fills the rest.
-    pub whole_canvas: bool,
-    /// Never predict an end token (LLaDA's `logits_eos_inf`).
-    pub forbid_eos: bool,
-    /// Keep a predicted end token last (LLaDA's `confidence_eos_eot_inf`).
-    pub defer_eos: bool,
-    /// The seed of all draws.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            gen_length: 128,
-            block_length: 32,
-            diffusion_steps: 64,
-            confidence_threshold: None,
-            cache: Caching::None,
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            alg_temp: 0.0,
-            cfg_scale: 0.0,
-            remasking: None,
-            eos_token_ids: vec![],
-            predicts_mask: false,
-            whole_canvas: false,
-            forbid_eos: false,
-            defer_eos: false,
-            seed: 1,
-        }
-    }
-}
-
-impl Sampling {
-    /// The settings, with the default remasking of models with these logits if they name none.
-    pub fn for_logits(&self, shifted: bool) -> Self {
-        Self { remasking: Some(self.remasking.unwrap_or(Remasking::of(shifted))), ..self.clone() }
-    }
-
-    /// The settings for an answer of `gen_length` tokens. Its blocks have the default length, or else the largest length below
-    /// it that divides the answer; if only short blocks would divide it, the answer is one block.
-    pub fn with_gen_length(self, gen_length: usize) -> Self {
-        let default = Self::default().block_length;
-        let divides = |block: &usize| gen_length.is_multiple_of(*block);
-        let block_length = (LEAST_BLOCK..=default).rev().find(divides).unwrap_or(gen_length);
-        Self { gen_length, block_length, ..self }
-    }
-
-    /// The number of blocks that LLaDA's loop divides the answer into; 1 if they don't divide it.
-    pub fn num_blocks(&self) -> usize {
-        self.gen_length.checked_div(self.block_length).unwrap_or(1).max(1)
-    }
-
-    /// Checks the lengths and scales; blocks matter only if the remasking is one of LLaDA's.
-    ///
-    /// # Errors
-    /// What is wrong, as one sentence with the values.
-    pub fn check(&self) -> Result<(), String> {
-        let Self { gen_length, diffusion_steps, top_p, .. } = self;
-        let scales = [("temperature", self.temperature), ("cfg_scale", self.cfg_scale), ("alg_temp", self.alg_temp)];
-        let threshold = self.confidence_threshold.map(|threshold| ("confidence_threshold", threshold));
-        for (name, value) in scales.into_iter().chain(threshold) {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(format!("{name} {value} is negative or not a number"));
-            }
-        }
-        if !(*top_p > 0.0 && *top_p <= 1.0) {
-            return Err(format!("top_p {top_p} lies outside (0, 1]; 1 is off"));
-        }
-        if *gen_length == 0 || *diffusion_steps == 0 {
-            return Err(format!("gen_length {gen_length} and diffusion_steps {diffusion_steps} must be at least 1"));
-        }
-        if *gen_length.max(diffusion_steps) > MAX_GEN_LENGTH {
-            return Err(format!(
-                "gen_length {gen_length} or diffusion_steps {diffusion_steps} is more than {MAX_GEN_LENGTH}; lower it"
-            ));
-        }
-        self.remasking.map_or(Ok(()), |remasking| match remasking.sampling_loop() {
-            Loop::Llada => self.check_blocks(remasking),
-            Loop::Dream => self.check_no_blocks(remasking),
-        })
-    }
-
-    fn check_blocks(&self, remasking: Remasking) -> Result<(), String> {
-        let Self { gen_length, block_length, diffusion_steps, .. } = self;
-        if *block_length == 0 {
-            return Err("block_length 0 must be at least 1".to_owned());
-        }
-        if gen_length % block_length != 0 {
-            let nearest = gen_length.next_multiple_of(*block_length);
-            return Err(format!(
-                "gen_length {gen_length} is not a multiple of block_length {block_length}; set gen_length {nearest} or \
-                 another block_length"
-            ));
-        }
-        let blocks = gen_length / block_length;
-        match self.confidence_threshold {
-            Some(threshold) if remasking == Remasking::Random => Err(format!(
-                "confidence_threshold {threshold} does not go with remasking random, which draws its confidences; set \
-                 remasking low_confidence"
-            )),
-            None if diffusion_steps % blocks != 0 => {
-                let nearest = diffusion_steps.next_multiple_of(blocks);
-                Err(format!(
-                    "diffusion_steps {diffusion_steps} is not a multiple of the {blocks} blocks of {block_length} tokens; \
-                     set {nearest}"
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses settings that need blocks, which Dream's loop doesn't have.
-    fn check_no_blocks(&self, remasking: Remasking) -> Result<(), String> {
-        let threshold = self.confidence_threshold.map(|threshold| format!("confidence_threshold {threshold}"));
-        let cache = (self.cache != Caching::None).then(|| format!("cache {}", self.cache.name()));
-        match threshold.or(cache) {
-            None => Ok(()),
-            Some(setting) => Err(format!(
-                "{setting} needs blocks, and remasking {} has none; set remasking low_confidence, which denoises \
-                 Dream's checkpoints block by block too",
-                remasking.name()
-            )),
-        }
-    }
-
-    /// The settings that have no effect under a remasking, one sentence each.
-    pub fn warnings(&self, remasking: Remasking) -> Vec<String> {
-        let default = Self::default();
-        let dreams = remasking.sampling_loop() == Loop::Dream;
-        let is_origin = remasking == Remasking::Origin;
-        let settings = [
-            ("block_length", dreams && self.block_length != default.block_length),
-            ("top_p", !dreams && self.top_p != default.top_p),
-            ("top_k", !dreams && self.top_k != default.top_k),
-            ("alg_temp", (!dreams || is_origin) && self.alg_temp != default.alg_temp),
-            ("defer_eos", is_origin && self.defer_eos),
-            ("whole_canvas", dreams && self.whole_canvas),
-        ];
-        let idle = settings.iter().filter(|(_, is_idle)| *is_idle);
-        let mut warnings: Vec<String> =
-            idle.map(|(name, _)| format!("{name} has no effect with remasking {}", remasking.name())).collect();
-        if self.confidence_threshold.is_some() && self.diffusion_steps != default.diffusion_steps {
-            warnings.push("diffusion_steps has no effect with confidence_threshold".to_owned());
-        }
-        warnings
-    }
-}
+pub use super::settings::{Attention, Sampling};
 
 /// A prompt, and the number that selects its draws together with the seed.
 #[derive(Clone, Copy, Debug)]
@@ -263,8 +72,11 @@ pub fn generate_until(
     steps: Option<Sender<Vec<Vec<u32>>>>,
     stops: &AtomicBool,
 ) -> Result<Vec<Output>, String> {
-    let sampling = sampling.for_logits(model.config.logits_shifted);
+    let sampling = sampling.for_model(&model.config);
     sampling.check()?;
+    if sampling.is_block_causal() {
+        return Ok(block_causal::generate(model, prompts, &sampling, (steps.as_ref(), stops)));
+    }
     let mut canvases = Canvases { steps, stops: Some(stops), ..Canvases::new(model, prompts, &sampling) };
     match sampling.remasking.expect("a default was chosen") {
         remasking if remasking.sampling_loop() == Loop::Llada => llada::denoise(&mut canvases, &sampling, remasking),

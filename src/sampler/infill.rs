@@ -20,7 +20,14 @@ pub fn infill(
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
 ) -> Result<Output, String> {
-    let sampling = sampling.for_logits(model.config.logits_shifted);
+    let sampling = sampling.for_model(&model.config);
+    if sampling.is_block_causal() {
+        return Err(
+            "filling masks in place needs a model that sees what stands behind them, and attention block-causal \
+                    doesn't; leave out infilling, or set attention bidirectional"
+                .to_owned(),
+        );
+    }
     let is_mask = |id: &u32| *id == model.config.mask_token_id;
     let ends = [text.ids.iter().position(is_mask), text.ids.iter().rposition(is_mask)];
     let [Some(first), Some(last)] = ends else { return Err("the text holds no mask token to fill".to_owned()) };

@@ -31,6 +31,11 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("bf16", "model.precision", Value("\"bf16\"")),
     ("bfloat16", "model.precision", Value("\"bf16\"")),
     ("mixed_precision", "model.precision", Other("\"f32\" or \"bf16\"")),
+    ("load_in_4bit", "model.quantize", Value("\"nf4\"")),
+    ("quantization", "model.quantize", Value("\"nf4\"")),
+    ("quantization_bit", "model.quantize", Value("\"nf4\"")),
+    ("bnb_4bit_quant_type", "model.quantize", Value("\"nf4\"")),
+    ("bnb_4bit_use_double_quant", "model.double_quant", Same),
     ("r", "model.lora_rank", Same),
     ("lora_r", "model.lora_rank", Same),
     ("rank", "model.lora_rank", Same),
@@ -207,11 +212,7 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("num_processes", RANKS),
     ("nproc_per_node", RANKS),
     ("local_rank", RANKS),
-    ("quantization", STORED),
-    ("quantization_bit", STORED),
-    ("load_in_4bit", STORED),
     ("load_in_8bit", STORED),
-    ("bnb_4bit_quant_type", STORED),
     ("compile", COMPILED),
     ("torch_compile", COMPILED),
     ("attn_implementation", COMPILED),
@@ -270,8 +271,7 @@ const LOGGED: &str =
 const PUSHED: &str = "nothing is uploaded by a run; docs/hub.md has the line that uploads its folder";
 const RANKS: &str =
     "torchrun (on GPUs) or mpirun starts ranks that train data-parallel (docs/cuda.md, docs/scaling.md)";
-const STORED: &str =
-    "bases are f32, bf16 or f16, as they are stored; model.precision and docs/memory.md say what saves memory";
+const STORED: &str = "bases are as they are stored, or in 4 bits with model.quantize = \"nf4\" (docs/quantization.md)";
 const COMPILED: &str = "Weft's kernels are its own, fused and compiled beforehand, attention and loss among them";
 const PROMPTS: &str = "prompts are never trained on; data.train_on says which turns of a chat are answers";
 const ROWS_FIRST: &str = "rows are tokenized before the run, on every thread, and cached";

@@ -277,7 +277,7 @@ fn check_state(state: &State, trainer: &Trainer) -> std::result::Result<usize, S
     let (examples, epoch) = (&trainer.job.examples, step.checked_div(trainer.steps_per_epoch()).unwrap_or(0));
     let mut total = 0;
     for &(example, of, len) in &state.entropies {
-        let answer = examples.get(example).map(|e| e.answer_ids.len());
+        let answer = examples.get(example).map(|e| trainer.view().answer_len(e));
         if answer != Some(len) || of > epoch {
             return Err(format!("the entropies of example {example}, {len} of epoch {of}, don't belong to the run"));
         }

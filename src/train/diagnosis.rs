@@ -9,7 +9,6 @@ use super::noised::{MicroBatch, Noised, rows};
 use super::optimizer::gradient_norm;
 use crate::error::diagnosis::{Diagnosis, WrongExample};
 use crate::error::{Error, Result};
-use crate::model::batch::Batch;
 use crate::objective::{Counts, NoisedAnswer};
 
 /// What a step computed before its update.
@@ -111,8 +110,7 @@ impl Trainer {
     ) -> Option<String> {
         // 1. Pass 1: entropies kept from an earlier epoch were finite.
         if !sequence[0].has_finite_entropies() {
-            let ids = sequence[0].noised_ids(|_| true, self.model.config.mask_token_id);
-            let (batch, rows) = (Batch::pack([ids.as_slice()]), rows(sequence, |_, _| true));
+            let (batch, rows) = self.all_masked_batch(sequence);
             let precision = self.model.config.entropy_precision;
             let place = self.model.first_non_finite(&batch, &rows, precision);
             let place = place.as_deref().unwrap_or("though its forward is");
@@ -122,7 +120,7 @@ impl Trainer {
         let (batch, mut masked) = self.noised_batch(sequence, answer, epoch);
         let is_idle = masked.is_empty();
         if is_idle {
-            masked = rows(sequence, |_, _| true);
+            masked = rows(&batch, sequence, |_, _| true);
         }
         let mut grads = self.model.zero_gradients();
         let ([loss, _], _) = self.backward((sequence, answer), weights, epoch, (&mut grads, &mut |_, _| {}));

@@ -1,14 +1,16 @@
 //! The loss on held-out rows, with the same times and masks at every evaluation, so that its curve depends on the model
-//! alone. Whatever the objective, it is the bound of SFT's loss, so that runs can be compared.
+//! alone. Whatever the objective, it is the bound of SFT's loss, so that runs can be compared. A run in blocks is evaluated
+//! under the view that it trains: the bound is then that of the blocks one after the other.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::view::View;
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::files::{read_if_there, write_whole};
-use crate::model::batch::Batch;
+use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
 use crate::parallel::collective::Collective;
 use crate::rng::{Draws, Stream};
@@ -68,12 +70,32 @@ pub fn nll_bound(ranks: &dyn Collective, model: &Transformer, examples: &[Exampl
     evaluate(ranks, model, examples).0
 }
 
+/// Like [`nll_bound`], under a view ([`evaluate_seen`]).
+pub fn nll_bound_seen(ranks: &dyn Collective, model: &Transformer, examples: &[Example], view: &View) -> f64 {
+    evaluate_seen(ranks, model, examples, view).0
+}
+
 /// Like [`nll_bound`], and also returns the bound of each row's answer, in nats per answer.
 pub fn evaluate(ranks: &dyn Collective, model: &Transformer, examples: &[Example]) -> (f64, Vec<f64>) {
-    let own = batches(examples).into_iter().skip(ranks.rank()).step_by(ranks.size());
+    evaluate_seen(ranks, model, examples, &View::WHOLE)
+}
+
+/// Like [`evaluate`], under a view.
+///
+/// An answer's likelihood is that of its blocks one after the other, so its bound is the sum of their bounds. Where one
+/// block is noised by itself, a case evaluates one drawn block, whose share is weighted by the number of blocks. End
+/// tokens that fill a last block are predicted like the answer's own, but aren't counted in the divisor: the likelihood
+/// of an answer is no less than that of the answer and what follows it.
+pub fn evaluate_seen(
+    ranks: &dyn Collective,
+    model: &Transformer,
+    examples: &[Example],
+    view: &View,
+) -> (f64, Vec<f64>) {
+    let own = batches(examples, view).into_iter().skip(ranks.rank()).step_by(ranks.size());
     let (mut sums, mut of_cases) = (vec![], vec![0.0; TIMES.len() * examples.len()]);
     for cases in own {
-        let weighted = weighted_nll(model, examples, &cases);
+        let weighted = weighted_nll(model, (examples, view), &cases);
         sums.push(weighted.iter().map(|(_, nll)| nll).sum());
         for (case, nll) in weighted {
             of_cases[case] += nll;
@@ -90,10 +112,10 @@ pub fn evaluate(ranks: &dyn Collective, model: &Transformer, examples: &[Example
 }
 
 /// The pairs of example and time that are packed into each forward.
-fn batches(examples: &[Example]) -> Vec<Vec<(usize, usize)>> {
+fn batches(examples: &[Example], view: &View) -> Vec<Vec<(usize, usize)>> {
     let (mut batches, mut tokens) = (vec![], 0);
     for (i, example) in examples.iter().enumerate() {
-        let len = example.prompt_ids.len() + example.answer_ids.len();
+        let len = view.rows_of(example.prompt_ids.len() + example.answer_ids.len());
         for k in 0..TIMES.len() {
             tokens += len;
             match batches.last_mut() {
@@ -110,23 +132,31 @@ fn batches(examples: &[Example]) -> Vec<Vec<(usize, usize)>> {
 
 /// `nll / t` of each masked token of some examples at some times, with the number of its case: `TIMES.len() * i + k` for
 /// example `i` and time `k`.
-fn weighted_nll(model: &Transformer, examples: &[Example], cases: &[(usize, usize)]) -> Vec<(usize, f64)> {
-    let (mut sequences, mut rows, mut ids, mut weights, mut tokens) = (vec![], vec![], vec![], vec![], 0);
+fn weighted_nll(
+    model: &Transformer,
+    (examples, view): (&[Example], &View),
+    cases: &[(usize, usize)],
+) -> Vec<(usize, f64)> {
+    let mask = model.config.mask_token_id;
+    let (mut halves, mut targets, mut weights) = (vec![], vec![], vec![]);
     for &(i, k) in cases {
-        let example = &examples[i];
+        let Example { prompt_ids, answer_ids } = &examples[i];
         // The recipe's seed isn't used, so that runs with different seeds are evaluated on the same masks.
-        let draws = Draws::new(0, Stream::Mask, u64::MAX - k as u64, i as u64);
-        let mut noised = [example.prompt_ids.as_slice(), &example.answer_ids].concat();
-        for (position, id) in noised.iter_mut().enumerate().skip(example.prompt_ids.len()) {
-            if draws.unit_f64(position as u64) < TIMES[k] {
-                rows.push(tokens + position);
-                ids.push(std::mem::replace(id, model.config.mask_token_id));
-                weights.push((TIMES.len() * i + k, 1.0 / TIMES[k]));
-            }
+        let draws = |stream| Draws::new(0, stream, u64::MAX - k as u64, i as u64);
+        let u = || draws(Stream::Block).unit_f64(0);
+        let clean = view.sequence([prompt_ids, answer_ids], answer_ids.len(), u, mask);
+        let (of_masks, mut noised) = (draws(Stream::Mask), clean.ids.clone());
+        for position in clean.answer.clone().filter(|position| of_masks.unit_f64(*position as u64) < TIMES[k]) {
+            targets.push((halves.len(), position, std::mem::replace(&mut noised[position], mask)));
+            weights.push((TIMES.len() * i + k, clean.drawn_of as f64 / TIMES[k]));
         }
-        tokens += noised.len();
-        sequences.push(noised);
+        halves.push([noised, clean.ids]);
     }
-    let nll = model.nll(&Batch::pack(sequences.iter().map(Vec::as_slice)), &rows, &ids);
+    let kind = AttentionKind::of_blocks(view.blocks, view.block_length);
+    let batch = Batch::pack_as(kind, halves.iter().map(|halves| halves.each_ref().map(Vec::as_slice)));
+    let rows: Vec<usize> =
+        targets.iter().map(|(sequence, position, _)| batch.sequences[*sequence].start + position).collect();
+    let ids: Vec<u32> = targets.iter().map(|(.., id)| *id).collect();
+    let nll = model.nll(&batch, &rows, &ids);
     nll.iter().zip(weights).map(|(nll, (case, weight))| (case, f64::from(*nll) * weight)).collect()
 }

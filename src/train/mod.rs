@@ -10,6 +10,7 @@ mod gathered;
 mod gradients;
 pub mod guard;
 pub mod held_out;
+pub mod lift;
 pub mod lr_schedule;
 pub mod metrics;
 mod noised;
@@ -24,6 +25,7 @@ pub mod shards;
 pub mod step;
 mod tags;
 pub mod tensorboard;
+pub mod view;
 
 use std::time::Instant;
 
@@ -43,7 +45,7 @@ use gathered::Gathered;
 use gradients::Finished;
 pub(crate) use gradients::sum_in_tree;
 use guard::Guard;
-use noised::{Noised, rows};
+use noised::Noised;
 use optimizer::Optimizer;
 use rank_log::RankLog;
 use settings::{ACTIVATION_BYTES, TrainTable};
@@ -153,7 +155,9 @@ impl Trainer {
         // 2. Masks: entropies if the objective needs them, rates, draws. The normaliser is that of the whole batch,
         // however it is split into micro-batches and ranks.
         let own = self.own_micro_batches(&chosen, epoch);
-        let gathered = gathered::all_gather(&*self.ranks, &own, (chosen.len(), self.job.settings.micro_batch_size));
+        let views = self.views();
+        let of_step = (views * chosen.len(), views * self.job.settings.micro_batch_size);
+        let gathered = gathered::all_gather(&*self.ranks, &own, of_step);
         let (drifts, counts) = (self.keep_entropies(&gathered, epoch), gathered::counts(&gathered));
         phases.entropy = started.elapsed().as_secs_f64();
         // 3. Forward and backward of the masked tokens.
@@ -239,8 +243,11 @@ impl Trainer {
         if rows.is_empty() {
             return ([0.0; 2], [0.0; 3]);
         }
-        let clean: Vec<u32> = sequences.iter().flat_map(|s| &s.ids).copied().collect();
-        let ids: Vec<u32> = rows.iter().map(|row| clean[*row]).collect();
+        let of_answer = |(s, a): (&Noised, &NoisedAnswer)| -> Vec<u32> {
+            let clean = s.ids[s.answer.clone()].iter().zip(&a.masked);
+            clean.filter(|(_, masked)| **masked).map(|(id, _)| *id).collect()
+        };
+        let ids: Vec<u32> = sequences.iter().zip(answers).flat_map(of_answer).collect();
         let masked = weights.iter().zip(answers).flat_map(|(w, a)| w.iter().zip(&a.masked));
         let weights: Vec<f32> = masked.filter(|(_, masked)| **masked).map(|(w, _)| *w).collect();
         let targets = Targets { rows: &rows, ids: &ids, weights: &weights };
@@ -251,13 +258,10 @@ impl Trainer {
 
     /// A micro-batch as pass 2 reads it, with its masked rows.
     fn noised_batch(&self, sequences: &[Noised], answers: &[NoisedAnswer], epoch: u64) -> (Batch, Vec<usize>) {
-        let mask = self.model.config.mask_token_id;
-        let noised: Vec<Vec<u32>> =
-            sequences.iter().zip(answers).map(|(s, a)| s.noised_ids(|i| a.masked[i], mask)).collect();
-        let mut batch = Batch::pack(noised.iter().map(Vec::as_slice));
+        let (mut batch, rows) = self.masked_batch(sequences, |s, i| answers[s].masked[i]);
         if self.model.config.lora_dropout > 0.0 {
-            batch.dropout_keys = Some(self.dropout_keys(sequences, epoch));
+            batch.dropout_keys = Some(self.dropout_keys(&batch, sequences, epoch));
         }
-        (batch, rows(sequences, |s, i| answers[s].masked[i]))
+        (batch, rows)
     }
 }

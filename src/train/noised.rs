@@ -2,17 +2,19 @@
 //! Which tokens are masked depends on seed, epoch and example alone. The formulas are in `noising` and `objective`.
 
 use std::borrow::Borrow;
+use std::ops::Range;
 
 use super::Trainer;
 use super::entropy_reuse::Drift;
 use super::gathered::Gathered;
+use super::view::{Sequence, View};
 use crate::data::Example;
 use crate::data::mixing::Occurrence;
 use crate::data::packing::{PaddedAnswer, pad_answers};
-use crate::model::batch::Batch;
+use crate::model::batch::{AttentionKind, Batch};
 use crate::noising::entropy::AnswerEntropy;
 use crate::noising::schedule::diffusion_time;
-use crate::objective::{DrawnAnswer, NoisedAnswer};
+use crate::objective::{DrawnAnswer, Kind, NoisedAnswer};
 use crate::rng::{Draws, Stream};
 
 /// How many examples the drift of entropies is measured on at the end of a run.
@@ -25,6 +27,17 @@ pub(super) struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// Every answer followed by the same answer under the complement of its mask.
+    fn with_complements(self, t_min: f64) -> Self {
+        let pairs = self.sequences.into_iter().zip(self.answers);
+        let both = pairs.flat_map(|(sequence, answer)| {
+            let complement = Noised { is_complement: true, is_fresh: false, ..sequence.clone() };
+            [(complement, answer.complement(t_min)), (sequence, answer)].into_iter().rev()
+        });
+        let (sequences, answers) = both.unzip();
+        Self { sequences, answers }
+    }
+
     /// The micro-batch's sequences and their answers.
     pub(super) fn parts(&self) -> (&[Noised], &[NoisedAnswer]) {
         (&self.sequences, &self.answers)
@@ -32,16 +45,21 @@ impl MicroBatch {
 }
 
 /// An example in a batch.
+#[derive(Clone)]
 pub(super) struct Noised {
     pub(super) occurrence: Occurrence,
-    /// Prompt and clean answer, including padding.
+    /// Prompt and clean answer, including padding; masks behind a block that is noised by itself.
     pub(super) ids: Vec<u32>,
-    pub(super) answer_start: usize,
+    /// The tokens that may be masked.
+    pub(super) answer: Range<usize>,
+    /// How many of those tokens are the answer's own.
     pub(super) num_supervised: usize,
     /// `H_i` in nats; empty if the objective needs no entropies.
     pub(super) token_entropy: Vec<f32>,
     /// Whether the entropies were computed in this step.
     pub(super) is_fresh: bool,
+    /// Whether it is an example's second view, under the complement of its mask.
+    is_complement: bool,
 }
 
 impl Trainer {
@@ -51,30 +69,45 @@ impl Trainer {
         let own =
             occurrences.chunks(self.job.settings.micro_batch_size).skip(self.ranks.rank()).step_by(self.ranks.size());
         own.map(|occurrences| {
-            let mut sequences = self.lay_out(occurrences);
+            let mut sequences = self.lay_out(occurrences, epoch);
             if self.job.objective.kind.needs_entropy() {
                 self.find_entropies(&mut sequences, epoch);
             }
-            let answers = self.noise(&sequences, epoch);
-            MicroBatch { sequences, answers }
+            let answers = match self.job.objective.kind {
+                Kind::Lift => self.lift(&sequences, epoch),
+                _ => self.noise(&sequences, epoch),
+            };
+            let noised = MicroBatch { sequences, answers };
+            if self.job.objective.complementary { noised.with_complements(self.job.objective.t_min) } else { noised }
         })
         .collect()
     }
 
-    /// The micro-batch's clean sequences, padded as the recipe says.
-    fn lay_out(&self, occurrences: &[Occurrence]) -> Vec<Noised> {
+    /// The views of an example that a step trains: its mask, and perhaps the mask's complement.
+    pub(super) fn views(&self) -> usize {
+        1 + usize::from(self.job.objective.complementary)
+    }
+
+    /// The micro-batch's clean sequences, padded and seen as the recipe says.
+    fn lay_out(&self, occurrences: &[Occurrence], epoch: u64) -> Vec<Noised> {
         let chosen: Vec<&Example> =
             occurrences.iter().map(|occurrence| &self.job.examples[occurrence.example]).collect();
         let padded = pad_answers(&chosen, self.job.padding, self.job.eos_token_id);
-        let noised =
-            |((answer, &occurrence), Example { prompt_ids, .. }): ((PaddedAnswer, &Occurrence), &&Example)| Noised {
+        let (view, seed, mask) = (self.view(), self.job.settings.seed, self.model.config.mask_token_id);
+        let noised = |((padded, &occurrence), example): ((PaddedAnswer, &Occurrence), &&Example)| {
+            let u = || Draws::new(seed, Stream::Block, epoch, occurrence.draw).unit_f64(0);
+            let Sequence { ids, answer, num_supervised, .. } =
+                view.sequence([&example.prompt_ids, &padded.ids], padded.num_supervised, u, mask);
+            Noised {
                 occurrence,
-                ids: [prompt_ids.as_slice(), &answer.ids].concat(),
-                answer_start: prompt_ids.len(),
-                num_supervised: answer.num_supervised,
+                ids,
+                answer,
+                num_supervised,
                 token_entropy: vec![],
                 is_fresh: false,
-            };
+                is_complement: false,
+            }
+        };
         padded.into_iter().zip(occurrences).zip(&chosen).map(noised).collect()
     }
 
@@ -100,17 +133,45 @@ impl Trainer {
     /// Pass 1: each answer's token entropies in nats, with the whole answer masked.
     fn fresh_entropies<'a>(&self, sequences: impl IntoIterator<Item = &'a Noised>) -> Vec<Vec<f32>> {
         let sequences: Vec<&Noised> = sequences.into_iter().collect();
-        let all_masked = |s: &&Noised| s.noised_ids(|_| true, self.model.config.mask_token_id);
-        let ids: Vec<Vec<u32>> = sequences.iter().map(all_masked).collect();
-        let batch = Batch::pack(ids.iter().map(Vec::as_slice));
-        let entropies = self.model.entropy(&batch, &rows(&sequences, |_, _| true));
+        let (batch, rows) = self.all_masked_batch(&sequences);
+        let entropies = self.model.entropy(&batch, &rows);
         let mut rest = entropies.as_slice();
         let own = |s: &&Noised| {
             let own;
-            (own, rest) = rest.split_at(s.ids.len() - s.answer_start);
+            (own, rest) = rest.split_at(s.answer.len());
             own.to_vec()
         };
         sequences.iter().map(own).collect()
+    }
+
+    /// Sequences as pass 1 reads them, with every token masked that may be, and the rows of those tokens.
+    pub(super) fn all_masked_batch<S: Borrow<Noised>>(&self, sequences: &[S]) -> (Batch, Vec<usize>) {
+        self.masked_batch(sequences, |_, _| true)
+    }
+
+    /// Sequences with the answer tokens masked for which `masked(sequence, token)` is true, and the rows of those tokens.
+    pub(super) fn masked_batch<S: Borrow<Noised>>(
+        &self,
+        sequences: &[S],
+        masked: impl Fn(usize, usize) -> bool,
+    ) -> (Batch, Vec<usize>) {
+        let batch = self.pack(sequences, &masked);
+        let rows = rows(&batch, sequences, masked);
+        (batch, rows)
+    }
+
+    /// Packs sequences with the mask token at the answer tokens for which `masked(sequence, token)` is true.
+    pub(super) fn pack<S: Borrow<Noised>>(&self, sequences: &[S], masked: impl Fn(usize, usize) -> bool) -> Batch {
+        let mask = self.model.config.mask_token_id;
+        let noised = sequences.iter().enumerate().map(|(s, of)| of.borrow().noised_ids(|i| masked(s, i), mask));
+        let noised: Vec<Vec<u32>> = noised.collect();
+        let halves = noised.iter().zip(sequences).map(|(noised, s)| [noised.as_slice(), &s.borrow().ids]);
+        Batch::pack_as(AttentionKind::of(&self.job.objective), halves)
+    }
+
+    /// How the run sees its examples.
+    pub fn view(&self) -> View {
+        View::of(&self.job.objective, self.job.eos_token_id)
     }
 
     /// How far the kept entropies of a few examples have drifted by now; `None` if none are reused.
@@ -120,36 +181,51 @@ impl Trainer {
         let occurrences = |examples: &[usize]| -> Vec<Occurrence> {
             examples.iter().map(|&example| Occurrence { example, draw: example as u64 }).collect()
         };
-        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(&occurrences(examples))));
+        let fresh = micro_batches.flat_map(|examples| self.fresh_entropies(&self.lay_out(&occurrences(examples), 0)));
         let drift =
             |(example, fresh): (&usize, Vec<f32>)| Drift::between(&self.entropies.kept[example].token_entropy, &fresh);
         Drift::mean(&some.iter().zip(fresh).map(drift).collect::<Vec<_>>())
     }
 
+    /// An example's draws for a purpose.
+    pub(super) fn draws(&self, stream: Stream, s: &Noised, epoch: u64) -> Draws {
+        Draws::new(self.job.settings.seed, stream, epoch, s.occurrence.draw)
+    }
+
+    /// A draw for each token that may be masked.
+    pub(super) fn token_draws(&self, stream: Stream, s: &Noised, epoch: u64) -> Vec<f32> {
+        let draws = self.draws(stream, s, epoch);
+        s.answer.clone().map(|position| draws.unit_f32(position as u64)).collect()
+    }
+
+    /// The diffusion time of an example.
+    pub(super) fn time(&self, s: &Noised, epoch: u64) -> f64 {
+        diffusion_time(self.draws(Stream::Time, s, epoch).unit_f64(0), self.job.objective.t_min)
+    }
+
     /// Draws the times, rates and masks of a micro-batch.
     fn noise(&self, micro_batch: &[Noised], epoch: u64) -> Vec<NoisedAnswer> {
-        let draws = |stream, s: &Noised| Draws::new(self.job.settings.seed, stream, epoch, s.occurrence.draw);
-        let of_tokens = |s: &Noised| -> Vec<f32> {
-            let (draws, positions) = (draws(Stream::Mask, s), s.answer_start as u64..s.ids.len() as u64);
-            positions.map(|p| draws.unit_f32(p)).collect()
-        };
-        let u: Vec<Vec<f32>> = micro_batch.iter().map(of_tokens).collect();
+        let u: Vec<Vec<f32>> = micro_batch.iter().map(|s| self.token_draws(Stream::Mask, s, epoch)).collect();
         let drawn = micro_batch.iter().zip(&u).map(|(s, u)| DrawnAnswer {
-            prompt_len: s.answer_start,
+            prompt_len: s.answer.start,
             entropy: AnswerEntropy { token_entropy: &s.token_entropy, num_supervised: s.num_supervised },
-            t: diffusion_time(draws(Stream::Time, s).unit_f64(0), self.job.objective.t_min),
+            t: self.time(s, epoch),
             u,
         });
         self.job.objective.noise(&drawn.collect::<Vec<_>>())
     }
 
-    /// Keys of the adapters' dropout, one for each token.
-    pub(super) fn dropout_keys(&self, sequences: &[Noised], epoch: u64) -> Vec<u64> {
-        let keys = |s: &Noised| {
+    /// Keys of the adapters' dropout, one for each row of a batch of these sequences.
+    pub(super) fn dropout_keys(&self, batch: &Batch, sequences: &[Noised], epoch: u64) -> Vec<u64> {
+        let keys = |(s, rows): (&Noised, &Range<usize>)| {
             let draws = Draws::new(self.job.settings.seed, Stream::Dropout, epoch, s.occurrence.draw);
-            (0..s.ids.len() as u64).map(move |position| draws.key(position))
+            let len = s.ids.len();
+            // A clean half's tokens have draws of their own, and so has the view of a complement.
+            let first = if s.is_complement { 2 } else { 0 };
+            let place = move |row: usize| (first + (row / len) as u64) << 32 | (row % len) as u64;
+            (0..rows.len()).map(move |row| draws.key(place(row)))
         };
-        sequences.iter().flat_map(keys).collect()
+        sequences.iter().zip(&batch.sequences).flat_map(keys).collect()
     }
 }
 
@@ -161,7 +237,7 @@ impl Noised {
     /// The ids, with the mask token at the answer tokens for which `masked` is true.
     pub(super) fn noised_ids(&self, masked: impl Fn(usize) -> bool, mask_token_id: u32) -> Vec<u32> {
         let mut ids = self.ids.clone();
-        for (i, id) in ids[self.answer_start..].iter_mut().enumerate() {
+        for (i, id) in ids[self.answer.clone()].iter_mut().enumerate() {
             if masked(i) {
                 *id = mask_token_id;
             }
@@ -171,12 +247,15 @@ impl Noised {
 }
 
 /// The batch's rows of the answer tokens for which `wanted(sequence, token)` is true.
-pub(super) fn rows<S: Borrow<Noised>>(sequences: &[S], wanted: impl Fn(usize, usize) -> bool) -> Vec<usize> {
-    let (mut rows, mut start) = (vec![], 0);
-    for (s, sequence) in sequences.iter().map(Borrow::borrow).enumerate() {
-        let answer = sequence.answer_start..sequence.ids.len();
-        rows.extend(answer.enumerate().filter(|(i, _)| wanted(s, *i)).map(|(_, token)| start + token));
-        start += sequence.ids.len();
+pub(super) fn rows<S: Borrow<Noised>>(
+    batch: &Batch,
+    sequences: &[S],
+    wanted: impl Fn(usize, usize) -> bool,
+) -> Vec<usize> {
+    let mut rows = vec![];
+    for (s, (sequence, own)) in sequences.iter().zip(&batch.sequences).enumerate() {
+        let answer = sequence.borrow().answer.clone();
+        rows.extend(answer.enumerate().filter(|(i, _)| wanted(s, *i)).map(|(_, token)| own.start + token));
     }
     rows
 }

@@ -244,8 +244,8 @@ impl<'a> Run<'a> {
         if self.held_out.is_empty() {
             return Ok(());
         }
-        let start = Instant::now();
-        let (loss, rows) = held_out::evaluate(&*trainer.ranks, &trainer.model, self.held_out);
+        let (start, view) = (Instant::now(), trainer.view());
+        let (loss, rows) = held_out::evaluate_seen(&*trainer.ranks, &trainer.model, self.held_out, &view);
         if let Some(metrics) = &mut self.metrics {
             metrics.held_out(trainer.step, loss, start.elapsed().as_secs_f64())?;
             let answer_tokens = self.held_out.iter().map(|e| e.answer_ids.len()).collect();

@@ -66,6 +66,88 @@ pub fn forward(model: &Transformer, ids: &[u32], fresh: Range<usize>, earlier: O
     Pass { logits, kept }
 }
 
+/// The logits that predict each token of a noised sequence in block diffusion, by the definition: row i of `[x_t ; x_0]`
+/// sees row j where both are of one half and one block, or i is noised and j a clean one of an earlier block, or both are
+/// clean and j is of an earlier block.
+pub fn block_diffusion(model: &Transformer, halves: [&[u32]; 2], block_length: usize) -> Matrix {
+    let len = halves[0].len();
+    let sees = |i: usize, j: usize| {
+        let ([i_noised, j_noised], [i, j]) = ([i, j].map(|row| row < len), [i, j].map(|row| row % len / block_length));
+        (i_noised == j_noised && i == j) || (i_noised && !j_noised && j < i) || (!i_noised && !j_noised && j <= i)
+    };
+    let positions: Vec<usize> = (0..2 * len).map(|row| row % len).collect();
+    let own = rows_of(model, &halves.concat(), &positions, sees);
+    // Where logits are shifted, a block's first token is predicted by the clean row before it.
+    let row = |i: usize| match model.config.logits_shifted && i > 0 {
+        true if i % block_length == 0 => len + i - 1,
+        true => i - 1,
+        false => i,
+    };
+    (0..len).map(|i| own[row(i)].clone()).collect()
+}
+
+/// The loop of block-causal attention at temperature 0, every row computed at every step.
+pub fn denoise_in_blocks(model: &Transformer, prompt: &[u32], sampling: &Sampling) -> Vec<u32> {
+    let (mask, length) = (model.config.mask_token_id, sampling.block_length);
+    let end = prompt.len() + sampling.gen_length;
+    let mut ids = prompt.to_vec();
+    ids.resize(end.next_multiple_of(length), mask);
+    for start in (prompt.len() / length * length..ids.len()).step_by(length) {
+        let masked = |ids: &[u32]| (start..start + length).filter(|i| ids[*i] == mask).collect::<Vec<_>>();
+        let all = masked(&ids).len();
+        let steps = (all * sampling.diffusion_steps).div_ceil(sampling.gen_length).clamp(1, all.max(1));
+        for step in 0..steps {
+            let positions: Vec<usize> = (0..ids.len()).collect();
+            let own = rows_of(model, &ids, &positions, |i, j| j / length <= i / length);
+            let shift = usize::from(model.config.logits_shifted);
+            let mut found: Vec<(f64, usize, u32)> =
+                masked(&ids).into_iter().map(|i| best(&own[i.saturating_sub(shift)], i, mask)).collect();
+            found.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let keep = all / steps + usize::from(step < all % steps);
+            found.iter().take(keep).for_each(|(_, i, id)| ids[*i] = *id);
+        }
+    }
+    ids.truncate(end);
+    ids
+}
+
+/// The logits of every row, where row i attends to row j if `sees(i, j)`.
+fn rows_of(model: &Transformer, ids: &[u32], positions: &[usize], sees: impl Fn(usize, usize) -> bool) -> Matrix {
+    let c = &model.config;
+    let (dim, group) = (c.head_dim, c.heads / c.kv_heads);
+    let embedding = matrix(model, model.embedding);
+    let mut x: Matrix = ids.iter().map(|id| embedding[*id as usize].clone()).collect();
+    for block in &model.blocks {
+        let normed: Matrix = x.iter().map(|row| norm(model, row, block.attn_norm)).collect();
+        let [mut q, mut k, v] = block.qkv.each_ref().map(|of| apply(model, of, &normed));
+        if let Some([q_gain, k_gain]) = block.qk_norm {
+            for (rows, gain) in [(&mut q, q_gain), (&mut k, k_gain)] {
+                let of_heads = |row: &Vec<f64>| row.chunks(dim).flat_map(|head| norm(model, head, gain)).collect();
+                *rows = rows.iter().map(of_heads).collect();
+            }
+        }
+        for (i, position) in positions.iter().enumerate() {
+            turn(&mut q[i], *position, dim, c.rope_theta);
+            turn(&mut k[i], *position, dim, c.rope_theta);
+        }
+        let attended = |(i, q): (usize, &Vec<f64>)| -> Vec<f64> {
+            let seen =
+                |rows: &Matrix| -> Matrix { (0..ids.len()).filter(|j| sees(i, *j)).map(|j| rows[j].clone()).collect() };
+            let (keys, values) = (seen(&k), seen(&v));
+            (0..c.heads).flat_map(|h| attend(q, [&keys, &values], [h, h / group, dim])).collect()
+        };
+        let attended: Matrix = q.iter().enumerate().map(attended).collect();
+        add(&mut x, apply(model, &block.attn_out, &attended));
+        let normed: Matrix = x.iter().map(|row| norm(model, row, block.ff_norm)).collect();
+        let [gate, up] = block.gate_up.each_ref().map(|of| apply(model, of, &normed));
+        let silu = |(g, u): (&f64, &f64)| g / (1.0 + (-g).exp()) * u;
+        let hidden = gate.iter().zip(&up).map(|(g, u)| g.iter().zip(u).map(silu).collect()).collect::<Matrix>();
+        add(&mut x, apply(model, &block.down, &hidden));
+    }
+    let normed: Matrix = x.iter().map(|row| norm(model, row, model.final_norm)).collect();
+    apply(model, &model.head, &normed)
+}
+
 /// LLaDA's loop at temperature 0 with caches and threshold: the sequence, passes and rows.
 pub fn denoise(model: &Transformer, prompt: &[u32], sampling: &Sampling) -> (Vec<u32>, u64, u64) {
     let mask = model.config.mask_token_id;

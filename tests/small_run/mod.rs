@@ -1,4 +1,5 @@
 //! A small training run of the golden LLaDA: ten examples, three steps an epoch, an adapter on every layer.
+#![allow(dead_code)] // each test binary uses a part
 
 use weft::data::Example;
 use weft::data::mixing::Mixture;

@@ -210,7 +210,8 @@ fn lora_backward(bencher: Bencher, precision: Precision) {
 fn attention_of(length: usize, precision: Precision, run: impl FnOnce(Qkv, &Shape, ItemsCount)) {
     let sequences: Vec<_> = (0..TOKENS).step_by(length).map(|start| start..start + length).collect();
     let (sequences, head_dim) = (&sequences[..], WIDTH / HEADS);
-    let shape = Shape { heads: HEADS, kv_heads: HEADS, head_dim, sequences, queries: sequences, precision };
+    let shape =
+        Shape { heads: HEADS, kv_heads: HEADS, head_dim, sequences, queries: sequences, visible: None, precision };
     let [q, k, v] = [(); 3].map(|()| operands(TOKENS * WIDTH, precision));
     run(Qkv { q: &q, k: &k, v: &v }, &shape, flop(TOKENS, length, 2 * WIDTH));
 }

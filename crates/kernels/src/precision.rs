@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::Buffer;
+use crate::cpu::amx;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
 use crate::slice::Slice;
@@ -26,6 +27,9 @@ pub enum Precision {
     F32,
     /// Operands are rounded to bf16, to nearest, ties to even.
     Bf16,
+    /// Each operand is the sum of two bf16 numbers, and a product that of three: nearly f32's accuracy by instructions for
+    /// bf16, on CPUs that have them in tiles ([`Precision::is_fast`]).
+    Bf16x3,
 }
 
 /// What a word of an operand holds.
@@ -38,13 +42,23 @@ pub(crate) enum Layout {
     Rounded,
     /// Two bf16 numbers of neighbouring inner indices, the first one in the lower half.
     Pairs,
+    /// The words of pairs, in a number that fills tiles; the last ones hold zeros.
+    Tiles,
+    /// Two bf16 numbers for each number, whose sum it nearly is. Of each 32 neighbouring inner indices, 16 words hold the
+    /// pairs of the upper parts, and 16 more those of the lower parts. The last ones hold zeros.
+    Split,
 }
+
+/// The inner indices that fill a tile with pairs.
+const TILE: usize = 32;
 
 impl Precision {
     /// The fastest layout on this processor.
     pub(crate) fn layout(self) -> Layout {
         match self {
             Self::F32 => Layout::Singles,
+            Self::Bf16x3 => Layout::Split,
+            Self::Bf16 if amx::is_usable() => Layout::Tiles,
             Self::Bf16 if *HAS_FAST_PAIRS => Layout::Pairs,
             Self::Bf16 => Layout::Rounded,
         }
@@ -53,9 +67,23 @@ impl Precision {
     /// The format that an operand is stored in when it is stored in the format that matmuls read.
     pub fn dtype(self) -> Dtype {
         match self {
-            Self::F32 => Dtype::F32,
+            Self::F32 | Self::Bf16x3 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
         }
+    }
+
+    /// Whether this processor computes matmuls in this format at least as fast as in f32.
+    pub fn is_fast(self) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => self.layout() != Layout::Rounded,
+            Self::Bf16x3 => amx::is_usable(),
+        }
+    }
+
+    /// The fastest format on this processor whose results are about as accurate as f32's.
+    pub fn fastest_accurate() -> Self {
+        if Self::Bf16x3.is_fast() { Self::Bf16x3 } else { Self::F32 }
     }
 
     /// A short description of how this processor computes matmuls in this format.
@@ -64,6 +92,9 @@ impl Precision {
             Layout::Singles => "f32 multiply-adds",
             Layout::Rounded => "f32 multiply-adds of rounded numbers",
             Layout::Pairs => "AVX512-BF16 dot products",
+            Layout::Tiles => "AMX tiles",
+            Layout::Split if amx::is_usable() => "AMX tiles of two parts a number",
+            Layout::Split => "a slow model of AMX tiles",
         }
     }
 }
@@ -73,6 +104,7 @@ impl std::fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Bf16x3 => "bf16x3",
         })
     }
 }
@@ -102,12 +134,18 @@ fn is_amd() -> bool {
 impl Layout {
     /// How many inner indices a word holds.
     pub(crate) fn numbers_per_word(self) -> usize {
-        if self == Self::Pairs { 2 } else { 1 }
+        match self {
+            Self::Pairs | Self::Tiles => 2,
+            Self::Singles | Self::Rounded | Self::Split => 1,
+        }
     }
 
     /// How many words hold `numbers` inner indices.
-    fn words(self, numbers: usize) -> usize {
-        numbers.div_ceil(self.numbers_per_word())
+    pub(crate) fn words(self, numbers: usize) -> usize {
+        match self {
+            Self::Tiles | Self::Split => numbers.next_multiple_of(TILE) / self.numbers_per_word(),
+            _ => numbers.div_ceil(self.numbers_per_word()),
+        }
     }
 
     /// The shape of the words of a left operand `[M, inner]`. An operand with contiguous columns keeps its columns
@@ -119,22 +157,27 @@ impl Layout {
 
     /// Writes one row of words.
     fn write_row(self, to: &mut [f32], a: View, row: usize) {
-        let [first, second] = match (a.is_row_major(), self) {
-            (true, _) => [a.row(row), &[]],
-            (false, Self::Pairs) if 2 * row + 1 < a.cols() => [a.t().row(2 * row), a.t().row(2 * row + 1)],
-            (false, Self::Pairs) => [a.t().row(2 * row), &[]],
-            (false, _) => [a.t().row(row), &[]],
+        let row_of = |k: usize| if k < a.cols() { a.t().row(k) } else { &[] };
+        let (of_row, [first, second]) = match (a.is_row_major(), self) {
+            (true, _) => (a.row(row), [&[][..]; 2]),
+            (false, Self::Pairs | Self::Tiles) => (&[][..], [row_of(2 * row), row_of(2 * row + 1)]),
+            (false, Self::Split) => {
+                let k = row / TILE * TILE + 2 * (row % (TILE / 2));
+                (&[][..], [row_of(k), row_of(k + 1)])
+            }
+            (false, _) => (row_of(row), [&[][..]; 2]),
         };
+        let is_upper = row % TILE < TILE / 2;
         vectorised(
             #[inline(always)]
-            || match (self, second) {
-                (Self::Singles, _) => to.copy_from_slice(first),
-                (Self::Rounded, _) => to.iter_mut().zip(first).for_each(|(to, x)| *to = round(*x)),
-                (Self::Pairs, _) if a.is_row_major() => write_pairs(to, first),
-                (Self::Pairs, []) => to.iter_mut().zip(first).for_each(|(to, x)| *to = pair(*x, 0.0)),
-                (Self::Pairs, _) => {
-                    to.iter_mut().zip(first).zip(second).for_each(|((to, x), y)| *to = pair(*x, *y));
-                }
+            || match (self, a.is_row_major()) {
+                (Self::Singles, _) => to.copy_from_slice(of_row),
+                (Self::Rounded, _) => to.iter_mut().zip(of_row).for_each(|(to, x)| *to = round(*x)),
+                (Self::Pairs | Self::Tiles, true) => write_pairs(to, of_row),
+                (Self::Pairs | Self::Tiles, false) => write_pairs_of(to, [first, second], |x| x),
+                (Self::Split, true) => write_split(to, of_row),
+                (Self::Split, false) if is_upper => write_pairs_of(to, [first, second], |x| x),
+                (Self::Split, false) => write_pairs_of(to, [first, second], lower),
             },
         );
     }
@@ -252,7 +295,7 @@ impl Saved {
     /// The bytes that `numbers` saved numbers take.
     pub fn bytes(numbers: usize, precision: Precision) -> usize {
         match precision {
-            Precision::F32 => 4 * numbers,
+            Precision::F32 | Precision::Bf16x3 => 4 * numbers,
             Precision::Bf16 => 4 * numbers.div_ceil(2),
         }
     }
@@ -289,12 +332,42 @@ fn pair(x: f32, y: f32) -> f32 {
     f32::from_bits(rounded_bits(x) >> 16 | rounded_bits(y))
 }
 
-/// Writes a row as words of pairs; an odd last number is paired with 0.
+/// What rounding to bf16 leaves over; 0 where that isn't finite.
+#[inline(always)]
+fn lower(x: f32) -> f32 {
+    let rest = x - round(x);
+    if rest.is_finite() { rest } else { 0.0 }
+}
+
+/// Writes a row as words of pairs; an odd last number is paired with 0, and words that are left over are 0.
 #[inline(always)]
 fn write_pairs(to: &mut [f32], row: &[f32]) {
     let (pairs, rest) = row.as_chunks::<2>();
     to.iter_mut().zip(pairs).for_each(|(to, [x, y])| *to = pair(*x, *y));
+    to[pairs.len()..].fill(0.0);
     to.iter_mut().skip(pairs.len()).zip(rest).for_each(|(to, x)| *to = pair(*x, 0.0));
+}
+
+/// Writes a row whose words hold what `of` makes of the numbers of two rows; a row that isn't there counts as zeros.
+#[inline(always)]
+fn write_pairs_of(to: &mut [f32], [first, second]: [&[f32]; 2], of: impl Fn(f32) -> f32) {
+    match (first, second) {
+        ([], _) => to.fill(0.0),
+        (_, []) => to.iter_mut().zip(first).for_each(|(to, x)| *to = pair(of(*x), 0.0)),
+        _ => to.iter_mut().zip(first).zip(second).for_each(|((to, x), y)| *to = pair(of(*x), of(*y))),
+    }
+}
+
+/// Writes a row as words of upper and lower parts; words that are left over are 0.
+#[inline(always)]
+fn write_split(to: &mut [f32], row: &[f32]) {
+    for (to, numbers) in to.chunks_mut(TILE).zip(row.chunks(TILE)) {
+        let (upper, under) = to.split_at_mut(TILE / 2);
+        write_pairs(upper, numbers);
+        let mut rests = [0.0; TILE];
+        rests.iter_mut().zip(numbers).for_each(|(rest, x)| *rest = lower(*x));
+        write_pairs(under, &rests);
+    }
 }
 
 #[cfg(test)]

@@ -1,43 +1,23 @@
-//! A checkpoint's tensor as it is stored: f32 or bf16, owned, a view of a memory-mapped file, or on a GPU. Rows are
+//! A checkpoint's tensor as it is stored: f32, bf16 or NF4, owned, a view of a memory-mapped file, or on a GPU. Rows are
 //! converted to f32 only while a matmul reads them. The library takes care of names and files.
 
+mod trained;
+
 use std::borrow::Cow;
-use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
-use memmap2::Mmap;
 
 use crate::buffer::Scratch;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
-use crate::cuda::{Array, Gpu, elementwise};
+use crate::cuda::elementwise::{self, InFormat};
+use crate::cuda::{Array, Gpu, Nf4Array};
 use crate::device::Device;
-use crate::precision;
-use crate::tensor::Tensor;
-
-/// A file mapped read-only.
-#[derive(Clone, Debug)]
-pub struct MappedFile(Arc<Mmap>);
-
-impl MappedFile {
-    /// Maps a file.
-    ///
-    /// # Errors
-    /// The operating system's error.
-    pub fn open(file: &File) -> io::Result<Self> {
-        // SAFETY: the map is read-only and private to this process. A file that another process truncates
-        // meanwhile ends the run by SIGBUS; checkpoints are immutable by convention, as in every loader that maps.
-        Ok(Self(Arc::new(unsafe { Mmap::map(file)? })))
-    }
-
-    /// The file's bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
+pub use crate::mapped::MappedFile;
+use crate::nf4::{Nf4, Original};
+use crate::precision::Precision;
 
 /// A number format that weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,19 +38,46 @@ impl Dtype {
     }
 }
 
+/// How a weight's numbers are encoded where they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Each number by itself.
+    Plain(Dtype),
+    /// NF4: 4-bit codes and a scale for each block, which may be quantised to 8 bits itself.
+    Nf4 {
+        /// The format of the numbers before they were quantised.
+        original: Original,
+        /// Whether the scales are quantised too.
+        is_nested: bool,
+    },
+}
+
+impl Encoding {
+    /// The bytes that `len` numbers take.
+    pub fn bytes(self, len: usize) -> usize {
+        match self {
+            Self::Plain(dtype) => dtype.size() * len,
+            Self::Nf4 { is_nested, .. } => Nf4::bytes(len, is_nested),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Storage {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     Mapped { file: MappedFile, bytes: Range<usize>, dtype: Dtype },
-    Meta(Dtype),
+    Nf4(Arc<Nf4>),
+    Meta(Encoding),
     Gpu(Arc<Array>),
+    GpuNf4(Arc<Nf4Array>),
 }
 
 /// A weight's numbers, wherever they lie.
 enum Numbers<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    Nf4(&'a Nf4),
 }
 
 /// A matrix `[rows, cols]` of weights; a vector has one row.
@@ -96,7 +103,37 @@ impl Weight {
 
     /// A weight without numbers, for callers that need only its shape; reading it is a programming error.
     pub fn meta(rows: usize, cols: usize, dtype: Dtype) -> Self {
-        Self { rows, cols, storage: Storage::Meta(dtype) }
+        Self::meta_encoded(rows, cols, Encoding::Plain(dtype))
+    }
+
+    /// Like [`Weight::meta`], in any encoding.
+    pub fn meta_encoded(rows: usize, cols: usize, encoding: Encoding) -> Self {
+        Self { rows, cols, storage: Storage::Meta(encoding) }
+    }
+
+    /// A weight in NF4.
+    pub fn from_nf4(rows: usize, cols: usize, nf4: Nf4) -> Self {
+        assert_eq!(nf4.len(), rows * cols, "a weight of [{rows}, {cols}]");
+        Self { rows, cols, storage: Storage::Nf4(Arc::new(nf4)) }
+    }
+
+    /// The weight in NF4; on a meta device only its encoding changes. A mapped file's pages are given back once they
+    /// have been read.
+    pub fn quantized(&self, is_nested: bool) -> Self {
+        let (rows, cols, original) = (self.rows, self.cols, self.dtype().into());
+        if matches!(self.storage, Storage::Meta(_)) {
+            return Self::meta_encoded(rows, cols, Encoding::Nf4 { original, is_nested });
+        }
+        let of_gpu = matches!(self.storage, Storage::Gpu(_) | Storage::GpuNf4(_)).then(|| self.to_f32());
+        let read = |start: usize, to: &mut [f32]| match &of_gpu {
+            Some(numbers) => to.copy_from_slice(&numbers[start..start + to.len()]),
+            None => self.read(start, to),
+        };
+        let nf4 = Nf4::quantize(rows * cols, read, original, is_nested);
+        if let Storage::Mapped { file, bytes, .. } = &self.storage {
+            file.give_back(bytes.clone());
+        }
+        Self::from_nf4(rows, cols, nf4)
     }
 
     /// Normally distributed bf16 numbers made on a GPU, for measuring models that no file holds.
@@ -136,25 +173,62 @@ impl Weight {
         self.cols
     }
 
-    /// The stored format.
+    /// The stored format; of NF4, the format that dequantised numbers are rounded to.
     pub fn dtype(&self) -> Dtype {
-        match &self.storage {
-            Storage::F32(_) => Dtype::F32,
-            Storage::Bf16(_) => Dtype::Bf16,
-            Storage::Mapped { dtype, .. } | Storage::Meta(dtype) => *dtype,
-            Storage::Gpu(array) => array.dtype(),
+        match self.encoding() {
+            Encoding::Plain(dtype) => dtype,
+            Encoding::Nf4 { original, .. } => original.dtype(),
         }
+    }
+
+    /// How the numbers are encoded.
+    pub fn encoding(&self) -> Encoding {
+        match &self.storage {
+            Storage::F32(_) => Encoding::Plain(Dtype::F32),
+            Storage::Bf16(_) => Encoding::Plain(Dtype::Bf16),
+            Storage::Mapped { dtype, .. } => Encoding::Plain(*dtype),
+            Storage::Nf4(nf4) => Encoding::Nf4 { original: nf4.original(), is_nested: nf4.is_nested() },
+            Storage::Meta(encoding) => *encoding,
+            Storage::Gpu(array) => Encoding::Plain(array.dtype()),
+            Storage::GpuNf4(array) => array.encoding(),
+        }
+    }
+
+    /// Whether the weight is stored in NF4.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.encoding(), Encoding::Nf4 { .. })
+    }
+
+    /// The codes and scales of a weight in NF4 in the machine's memory.
+    pub fn as_nf4(&self) -> Option<&Nf4> {
+        if let Storage::Nf4(nf4) = &self.storage { Some(nf4) } else { None }
     }
 
     /// Some rows as f32, borrowed if they are stored so; a GPU's rows are copied once its work is done.
     pub fn rows_f32(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
         let range = rows.start * self.cols..rows.end * self.cols;
-        if let Storage::Gpu(array) = &self.storage {
-            return array.stretch_to_f32(range).into();
+        match &self.storage {
+            Storage::Gpu(array) => return array.stretch_to_f32(range).into(),
+            Storage::GpuNf4(array) => return array.to_f32()[range].to_vec().into(),
+            _ => {}
         }
         match self.numbers() {
             Numbers::F32(data) => Cow::Borrowed(&data[range]),
-            Numbers::Bf16(data) => Cow::Owned(data[range].iter().map(|x| widen(*x)).collect()),
+            Numbers::Bf16(_) | Numbers::Nf4(_) => {
+                let mut numbers = vec![0.0; range.len()];
+                self.read(range.start, &mut numbers);
+                Cow::Owned(numbers)
+            }
+        }
+    }
+
+    /// Copies the numbers from `start` on, in row-major order, from the machine's memory.
+    fn read(&self, start: usize, to: &mut [f32]) {
+        let range = start..start + to.len();
+        match self.numbers() {
+            Numbers::F32(data) => to.copy_from_slice(&data[range]),
+            Numbers::Bf16(data) => to.iter_mut().zip(&data[range]).for_each(|(to, x)| *to = widen(*x)),
+            Numbers::Nf4(nf4) => nf4.dequantize(start, to),
         }
     }
 
@@ -173,6 +247,13 @@ impl Weight {
                 }
                 f(View::new(&block[..], rows.len(), cols.len()))
             }
+            Numbers::Nf4(nf4) => {
+                let mut block = Scratch::unset(rows.len() * cols.len());
+                for (row, to) in rows.clone().zip(block.chunks_mut(cols.len().max(1))) {
+                    nf4.dequantize(row * self.cols + cols.start, to);
+                }
+                f(View::new(&block[..], rows.len(), cols.len()))
+            }
         }
     }
 
@@ -180,8 +261,9 @@ impl Weight {
         match &self.storage {
             Storage::F32(data) => Numbers::F32(data),
             Storage::Bf16(data) => Numbers::Bf16(data),
+            Storage::Nf4(nf4) => Numbers::Nf4(nf4),
             Storage::Meta(_) => unreachable!("a meta GPU has no numbers"),
-            Storage::Gpu(_) => panic!("the tensors of one operation lie on one device"),
+            Storage::Gpu(_) | Storage::GpuNf4(_) => panic!("the tensors of one operation lie on one device"),
             Storage::Mapped { file, bytes, dtype } => {
                 let raw = &file.bytes()[bytes.clone()];
                 match dtype {
@@ -197,124 +279,6 @@ impl Weight {
         self.rows_f32(0..self.rows)
     }
 
-    /// The numbers of a trained weight: an f32 copy of its own in the machine's memory, made on the first call.
-    pub fn make_trainable(&mut self) -> &mut [f32] {
-        if !matches!(self.storage, Storage::F32(_)) {
-            self.storage = Storage::F32(self.to_f32().into_owned());
-        }
-        match &mut self.storage {
-            Storage::F32(data) => data,
-            _ => unreachable!("the storage was made f32 above"),
-        }
-    }
-
-    /// Converts the numbers to f32 on their device, in memory of their own.
-    pub fn widen(&mut self) {
-        match &self.storage {
-            Storage::Gpu(array) if array.dtype() == Dtype::F32 => {}
-            Storage::Gpu(array) => self.storage = Storage::Gpu(Arc::new(elementwise::cast(array, Dtype::F32))),
-            _ => drop(self.make_trainable()),
-        }
-    }
-
-    /// Rounds the numbers to bf16 on their device, in memory of their own, as bf16 matmuls round their operands.
-    pub fn round(&mut self) {
-        self.storage = match &self.storage {
-            Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => return,
-            Storage::Gpu(array) => Storage::Gpu(Arc::new(elementwise::cast(array, Dtype::Bf16))),
-            _ => match self.numbers() {
-                Numbers::Bf16(numbers) => Storage::Bf16(numbers.to_vec()),
-                Numbers::F32(numbers) => {
-                    let mut rounded = vec![bf16::ZERO; numbers.len()];
-                    precision::round_into(&mut rounded, numbers);
-                    Storage::Bf16(rounded)
-                }
-            },
-        };
-    }
-
-    /// A range of the numbers in f32, on their device.
-    pub fn stretch(&self, stretch: Range<usize>) -> Tensor {
-        match &self.storage {
-            Storage::Gpu(array) => {
-                let mut own = Array::unset(array.gpu(), stretch.len(), array.dtype());
-                own.copy(0, array, stretch);
-                Tensor::Gpu(if own.dtype() == Dtype::F32 { own } else { elementwise::cast(&own, Dtype::F32) })
-            }
-            _ => match self.numbers() {
-                Numbers::F32(numbers) => numbers[stretch].to_vec().into(),
-                Numbers::Bf16(numbers) => numbers[stretch].iter().map(|x| widen(*x)).collect::<Vec<f32>>().into(),
-            },
-        }
-    }
-
-    /// Copies a range of bf16 numbers to `start` of an f32 tensor on their device, two numbers in the place of one.
-    pub fn copy_pairs_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
-        match (&self.storage, to) {
-            (Storage::Gpu(array), Tensor::Gpu(to)) => to.copy_pairs_of(start, array, stretch),
-            (Storage::Bf16(numbers), Tensor::Host(to)) => {
-                let to = bytemuck::cast_slice_mut::<f32, bf16>(&mut to[start..]);
-                to[..stretch.len()].copy_from_slice(&numbers[stretch]);
-            }
-            _ => panic!("bf16 numbers, on the tensor's device"),
-        }
-    }
-
-    /// Overwrites a range of bf16 numbers with what [`Weight::copy_pairs_to`] wrote at `start` of a tensor.
-    pub fn copy_pairs_from(&mut self, stretch: Range<usize>, from: &Tensor, start: usize) {
-        match from {
-            Tensor::Gpu(from) => self.array_mut().copy_pairs_from(stretch, from, start),
-            Tensor::Host(from) => {
-                let len = stretch.len();
-                let from = bytemuck::cast_slice::<f32, bf16>(&from[start..]);
-                self.bf16_mut()[stretch].copy_from_slice(&from[..len]);
-            }
-        }
-    }
-
-    fn bf16_mut(&mut self) -> &mut [bf16] {
-        match &mut self.storage {
-            Storage::Bf16(numbers) => numbers,
-            _ => panic!("numbers that were rounded"),
-        }
-    }
-
-    /// Overwrites the numbers of a trained weight in place, from `start` on; rounds them if the weight is bf16.
-    pub fn write(&mut self, start: usize, numbers: &[f32]) {
-        match &mut self.storage {
-            Storage::Gpu(array) if array.dtype() == Dtype::Bf16 => {
-                let numbers = Array::of(array.gpu(), numbers);
-                elementwise::round_into(self.array_mut(), start, &numbers, 0..numbers.len());
-            }
-            Storage::Gpu(_) => self.array_mut().write(start, numbers),
-            Storage::Bf16(own) => precision::round_into(&mut own[start..start + numbers.len()], numbers),
-            _ => self.make_trainable()[start..start + numbers.len()].copy_from_slice(numbers),
-        }
-    }
-
-    /// Copies a range of a trained weight's numbers to `start` of a tensor on its device.
-    pub fn copy_to(&self, to: &mut Tensor, start: usize, stretch: Range<usize>) {
-        match (&self.storage, to) {
-            (Storage::Gpu(array), Tensor::Gpu(to)) => to.copy(start, array, stretch),
-            (Storage::F32(numbers), Tensor::Host(to)) => {
-                to[start..start + stretch.len()].copy_from_slice(&numbers[stretch]);
-            }
-            _ => panic!("what is trained is stored as f32, on the tensor's device"),
-        }
-    }
-
-    /// Overwrites the numbers of a trained weight in place, from `start` on, with a range of an f32 tensor on its
-    /// device; rounds them if the weight is bf16.
-    pub fn copy_from(&mut self, start: usize, from: &Tensor, stretch: Range<usize>) {
-        match from {
-            Tensor::Gpu(from) => match self.array_mut() {
-                own if own.dtype() == Dtype::Bf16 => elementwise::round_into(own, start, from, stretch),
-                own => own.copy(start, from, stretch),
-            },
-            Tensor::Host(from) => self.write(start, &from[stretch]),
-        }
-    }
-
     /// Moves the numbers to a device. A matrix keeps its stored format, and its bytes go to a GPU straight from the
     /// mapped file; a vector becomes f32 there.
     pub fn put_on(&mut self, device: &Device) {
@@ -325,17 +289,31 @@ impl Weight {
             return;
         };
         let array = match &self.storage {
-            Storage::Gpu(_) => return,
-            Storage::Meta(dtype) => {
+            Storage::Gpu(_) | Storage::GpuNf4(_) => return,
+            Storage::Nf4(nf4) => return self.storage = Storage::GpuNf4(Arc::new(Nf4Array::of(gpu, nf4))),
+            Storage::Meta(Encoding::Nf4 { original, is_nested }) => {
+                let array = Nf4Array::unset(gpu, self.rows * self.cols, *original, *is_nested);
+                return self.storage = Storage::GpuNf4(Arc::new(array));
+            }
+            Storage::Meta(Encoding::Plain(dtype)) => {
                 Array::unset(gpu, self.rows * self.cols, if self.rows == 1 { Dtype::F32 } else { *dtype })
             }
             _ if self.rows == 1 => Array::of(gpu, &self.to_f32()),
             _ => match self.numbers() {
                 Numbers::F32(data) => Array::of_bytes(gpu, bytemuck::cast_slice(data), Dtype::F32),
                 Numbers::Bf16(data) => Array::of_bytes(gpu, bytemuck::cast_slice(data), Dtype::Bf16),
+                Numbers::Nf4(_) => unreachable!("NF4 was put there above"),
             },
         };
         self.storage = Storage::Gpu(Arc::new(array));
+    }
+
+    /// The numbers on a GPU as a matmul's operand in the given format: the array itself if it is stored so, else a copy.
+    pub(crate) fn operand(&self, precision: Precision) -> InFormat<'_> {
+        match &self.storage {
+            Storage::GpuNf4(array) => InFormat::Dequantized(array.dequantized(precision.dtype())),
+            _ => elementwise::in_format(self.array(), precision),
+        }
     }
 
     /// The numbers as an array on a GPU.

@@ -1,24 +1,26 @@
-//! Bidirectional attention over packed sequences with grouped-query heads: forward and backward. The queries may belong
-//! to only some of a sequence's tokens (`M` rows), where the other tokens' outputs are not needed. A task holds the
-//! scores of one head for a block of queries, never the `[L, L]` scores of all heads at once; backward recomputes them
-//! from the saved log-sum-exp.
+//! Attention over packed sequences with grouped-query heads: forward and backward. The queries may belong to only some of
+//! a sequence's tokens (`M` rows), where the other tokens' outputs are not needed. A task holds the scores of one head
+//! for a block of queries and the chunks of keys that they see, never the `[L, L]` scores of all heads at once; backward
+//! recomputes them from the saved log-sum-exp.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::attention::Shape;
+use crate::attention::{Shape, Visible};
 use crate::buffer::{Buffer, Scratch};
 use crate::cpu::exp::{self, exp, vectorised};
 use crate::cpu::matrix::{BLOCK, Shared, View};
-use crate::cpu::microkernel::{Output, multiply};
-use crate::cpu::panels::{PANEL, Panels};
+use crate::cpu::microkernel::{Output, multiply, multiply_part};
+use crate::cpu::panels::{PANEL, Panels, PanelsPart};
 use crate::tensor::Into;
 
 /// How many scores a task holds at once.
 const SCORES: usize = 1 << 16;
 /// Queries per task of the forward pass.
 const QUERIES: usize = 1020;
+/// Keys per chunk of those that a block of queries sees: whole panels.
+const CHUNK: usize = 2 * PANEL;
 /// How many vectors a thread works with at once.
 const THREAD_VECTORS: usize = 14;
 
@@ -85,13 +87,15 @@ pub fn forward(out: &mut Buffer, qkv: Qkv, shape: &Shape) -> Buffer {
         let mut words = Scratch::new();
         let mut scores = Scratch::unset(query_block(sequence) * sequence.len());
         for block in blocks(&queries, query_block(sequence)) {
-            let scores = &mut scores[..block.len() * sequence.len()];
-            let q = shape.head(qkv.q, shape.heads, &block, head);
-            multiply_into(scores, layout.of(q, &mut words), &keys, shape.scale(), Into::Set);
+            let seen = Seen::of(shape, sequence, &block);
+            let scores = &mut scores[..block.len() * seen.keys];
+            let q = layout.of(shape.head(qkv.q, shape.heads, &block, head), &mut words);
+            seen.scores(scores, q, &keys, shape.scale());
+            seen.hide(scores);
             // SAFETY: no other task has these queries of this head.
             let [o, lse] = unsafe { [out.at(block.start * width + head * dim), lse_out.at(head * n + block.start)] };
             let inverse: Vec<f32> = scores
-                .chunks_mut(sequence.len())
+                .chunks_mut(seen.keys)
                 .enumerate()
                 .map(|(i, row)| {
                     let (lse_of_row, inverse) = softmax(row);
@@ -100,9 +104,13 @@ pub fn forward(out: &mut Buffer, qkv: Qkv, shape: &Shape) -> Buffer {
                     inverse
                 })
                 .collect();
-            let p = layout.of(View::new(&*scores, block.len(), sequence.len()), &mut words);
-            // SAFETY: these are the block's rows of the head's columns.
-            unsafe { multiply(Output { start: o, stride: width }, p, &values, 1.0, Into::Set) };
+            let mut into = Into::Set;
+            for (rows, p) in seen.parts(scores) {
+                let p = layout.of(p, &mut words);
+                // SAFETY: these are the block's rows of the head's columns.
+                unsafe { multiply_part(Output { start: o, stride: width }, p, values.rows(rows), 1.0, into) };
+                into = Into::Add;
+            }
             // Dividing the outputs is less work than dividing the scores.
             for (i, inverse) in inverse.into_iter().enumerate() {
                 // SAFETY: as above.
@@ -148,26 +156,32 @@ pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Sha
         let (mut p, mut ds) = (Scratch::unset(size), Scratch::unset(size));
         for head in shape.query_heads(kv_head) {
             for block in blocks(queries, query_block(sequence)) {
-                let (rows, keys) = (block.len(), sequence.len());
-                let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
+                let seen = Seen::of(shape, sequence, &block);
+                let (p, ds) = (&mut p[..block.len() * seen.keys], &mut ds[..block.len() * seen.keys]);
                 let q = shape.head(qkv.q, shape.heads, &block, head);
                 let d_o = shape.head(dout, shape.heads, &block, head);
-                multiply_into(p, layout.of(q, &mut words), k_t, shape.scale(), Into::Set);
-                multiply_into(ds, layout.of(d_o, &mut words), v_t, 1.0, Into::Set);
-                for (i, (p, ds)) in p.chunks_mut(keys).zip(ds.chunks_mut(keys)).enumerate() {
+                seen.scores(p, layout.of(q, &mut words), k_t, shape.scale());
+                seen.hide(p);
+                seen.scores(ds, layout.of(d_o, &mut words), v_t, 1.0);
+                for (i, (p, ds)) in p.chunks_mut(seen.keys).zip(ds.chunks_mut(seen.keys)).enumerate() {
                     let query = block.start + i;
                     let at = query * width + head * dim;
                     softmax_backward(p, ds, lse[head * n + query], [&dout[at..at + dim], &out[at..at + dim]]);
                 }
-                let (p, ds) = (View::new(&*p, rows, keys), View::new(&*ds, rows, keys));
                 dout_rows.pack(d_o, layout);
                 q_rows.pack(q, layout);
-                // SAFETY: these are the block's queries and the sequence's keys and values.
-                unsafe {
-                    let dq = Output { start: to[0].at(block.start * width + head * dim), stride: width };
-                    multiply(dq, layout.of(ds, &mut words), k_rows, shape.scale(), Into::Set);
-                    multiply(dv, layout.of(p.t(), &mut words), dout_rows, 1.0, Into::Add);
-                    multiply(dk, layout.of(ds.t(), &mut words), q_rows, shape.scale(), Into::Add);
+                let mut into = Into::Set;
+                for ((rows, p), (_, ds)) in seen.parts(p).zip(seen.parts(ds)) {
+                    let first = rows.start;
+                    // SAFETY: these are the block's queries, and keys and values of the sequence.
+                    unsafe {
+                        let of_part = |to: Output| Output { start: to.start.add(first * kv_width), ..to };
+                        let dq = Output { start: to[0].at(block.start * width + head * dim), stride: width };
+                        multiply_part(dq, layout.of(ds, &mut words), k_rows.rows(rows), shape.scale(), into);
+                        multiply(of_part(dv), layout.of(p.t(), &mut words), dout_rows, 1.0, Into::Add);
+                        multiply(of_part(dk), layout.of(ds.t(), &mut words), q_rows, shape.scale(), Into::Add);
+                    }
+                    into = Into::Add;
                 }
             }
         }
@@ -175,11 +189,64 @@ pub fn backward(dout: &Buffer, out: &Buffer, lse: &Buffer, qkv: Qkv, shape: &Sha
     grad
 }
 
-/// `out = scale * a b` for a contiguous result, with `a` in words of the same layout as `b`.
-fn multiply_into(out: &mut [f32], a: View, b: &Panels, scale: f32, into: Into) {
-    assert_eq!(out.len(), a.rows() * b.cols(), "a result of [{}, {}]", a.rows(), b.cols());
-    // SAFETY: the assertion above bounds every element, and `out` is borrowed mutably.
-    unsafe { multiply(Output { start: out.as_mut_ptr(), stride: b.cols() }, a, b, scale, into) }
+/// The keys that a block of queries sees. Their scores form a matrix `[queries, keys]` without the others.
+struct Seen<'a> {
+    /// Ranges of keys, counted from the sequence's start.
+    ranges: Vec<Range<usize>>,
+    /// The number of keys.
+    keys: usize,
+    /// What each query sees of them, and the row that the ranges are counted from; `None` if that is everything.
+    visible: Option<(&'a [Visible], usize)>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(shape: &Shape<'a>, sequence: &Range<usize>, queries: &Range<usize>) -> Self {
+        let start = sequence.start;
+        let ranges = shape.seen(sequence, queries, CHUNK).into_iter().map(|seen| seen.start - start..seen.end - start);
+        let ranges: Vec<Range<usize>> = ranges.collect();
+        let visible = shape.visible.map(|visible| (&visible[queries.clone()], start));
+        Self { keys: ranges.iter().map(Range::len).sum(), ranges, visible }
+    }
+
+    /// `scores = scale * a b` at the columns of the keys, with `a` in words of the same layout as `b`.
+    fn scores(&self, scores: &mut [f32], a: View, b: &Panels, scale: f32) {
+        assert_eq!(scores.len(), a.rows() * self.keys, "a result of [{}, {}]", a.rows(), self.keys);
+        let mut column = 0;
+        for range in &self.ranges {
+            let part: PanelsPart = b.columns(range.clone());
+            // SAFETY: the assertion above bounds every element, and `scores` is borrowed mutably.
+            unsafe {
+                let out = Output { start: scores.as_mut_ptr().add(column), stride: self.keys };
+                multiply_part(out, a, part, scale, Into::Set);
+            }
+            column += range.len();
+        }
+    }
+
+    /// Sets the scores of the keys that a query doesn't see to negative infinity.
+    fn hide(&self, scores: &mut [f32]) {
+        let Some((visible, start)) = self.visible else { return };
+        for (row, visible) in scores.chunks_mut(self.keys.max(1)).zip(visible) {
+            let mut column = 0;
+            for range in &self.ranges {
+                let rows = start + range.start..start + range.end;
+                for hidden in visible.hidden(&rows) {
+                    row[column + hidden.start - rows.start..column + hidden.end - rows.start].fill(f32::NEG_INFINITY);
+                }
+                column += range.len();
+            }
+        }
+    }
+
+    /// Each range of keys with its columns of a matrix `[queries, keys]`.
+    fn parts<'x>(&'x self, x: &'x [f32]) -> impl Iterator<Item = (Range<usize>, View<'x>)> {
+        let (rows, mut column) = (x.len() / self.keys.max(1), 0);
+        self.ranges.iter().map(move |range| {
+            let cols = column..column + range.len();
+            column = cols.end;
+            (range.clone(), View::columns(x, rows, self.keys, cols))
+        })
+    }
 }
 
 /// Overwrites scores with probabilities, and the probabilities' gradients `ds` with the scores' gradients.

@@ -269,7 +269,7 @@ mod tests {
             let lefts = [View::new(&a[..], m, k), View::new(&a[..], k, m).t()];
             let rights = [View::new(&b[..], k, n), View::new(&b[..], n, k).t()];
             let at = |x: View, i: usize, j: usize| if x.is_row_major() { x.row(i)[j] } else { x.t().row(j)[i] };
-            let layouts = [Some(Layout::Rounded), has_pairs().then_some(Layout::Pairs)];
+            let layouts = [Some(Layout::Rounded), has_pairs().then_some(Layout::Pairs), Some(Layout::Tiles)];
             for (layout, (left, right)) in
                 layouts.into_iter().flatten().flat_map(|l| [0, 1, 2, 3].map(|i| (l, (lefts[i / 2], rights[i % 2]))))
             {
@@ -289,6 +289,35 @@ mod tests {
                         "{layout:?} {m} {k} {n}: {got}, {expected}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn matmuls_of_two_parts_a_number_are_nearly_exact() {
+        let random = |seed, len: usize| -> Vec<f32> {
+            (0..len).map(|i| 2.0 * unit_f32(philox(seed, [i as u32, 0, 0, 0])[0]) - 1.0).collect()
+        };
+        for (m, k, n) in [(1, 1, 1), (5, 31, 3), (33, 33, 65), (40, 1027, 33), (97, 514, 300)] {
+            let (a, b) = (random(1, m * k), random(2, k * n));
+            let lefts = [View::new(&a[..], m, k), View::new(&a[..], k, m).t()];
+            let rights = [View::new(&b[..], k, n), View::new(&b[..], n, k).t()];
+            let at = |x: View, i: usize, j: usize| if x.is_row_major() { x.row(i)[j] } else { x.t().row(j)[i] };
+            for (left, right) in [0, 1, 2, 3].map(|i| (lefts[i / 2], rights[i % 2])) {
+                let mut out = vec![0.0; m * n];
+                sum_in(
+                    Layout::Split,
+                    out[..].as_mut().into(),
+                    &[Term { a: left, b: Right::Matrix(right), scale: 1.0 }],
+                    Into::Set,
+                );
+                let (mut error, mut norm) = (0.0, 0.0);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let exact: f64 = (0..k).map(|l| f64::from(at(left, i, l)) * f64::from(at(right, l, j))).sum();
+                    error += (f64::from(out[i * n + j]) - exact).powi(2);
+                    norm += exact.powi(2);
+                }
+                assert!((error / norm).sqrt() < 1e-5, "[{m}, {k}] by [{k}, {n}]: {}", (error / norm).sqrt());
             }
         }
     }

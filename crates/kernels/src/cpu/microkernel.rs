@@ -10,7 +10,8 @@ use pulp::{Simd, WithSimd};
 
 use crate::buffer::Scratch;
 use crate::cpu::matrix::View;
-use crate::cpu::panels::{PANEL, Panels};
+use crate::cpu::panels::{PANEL, Panels, PanelsPart};
+use crate::cpu::tiles;
 use crate::precision::Layout;
 use crate::tensor::Into;
 
@@ -35,12 +36,23 @@ pub(crate) struct Output {
 /// # Safety
 /// `out` is valid for reads and writes of `a.rows()` rows of `b.cols()` numbers, which nothing else touches meanwhile.
 pub(crate) unsafe fn multiply(out: Output, a: View, b: &Panels, scale: f32, into: Into) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply_part(out, a, b.whole(), scale, into) }
+}
+
+/// Like [`multiply`], with a part of the right operand.
+///
+/// # Safety
+/// As for [`multiply`].
+pub(crate) unsafe fn multiply_part(out: Output, a: View, b: PanelsPart, scale: f32, into: Into) {
     assert_eq!(a.cols(), b.inner(), "inner sizes of a matmul");
     assert!(a.holds(), "the left operand lies within its slice");
     let multiply = Multiply { out, a, b, scale, into };
     match b.layout() {
         Layout::Singles | Layout::Rounded => pulp::Arch::new().dispatch(multiply),
         Layout::Pairs => pairs::multiply(multiply),
+        // SAFETY: the caller's promise.
+        Layout::Tiles | Layout::Split => unsafe { tiles::multiply(out, a, b, scale, into) },
     }
 }
 
@@ -128,7 +140,7 @@ mod pairs {
 struct Multiply<'a> {
     out: Output,
     a: View<'a>,
-    b: &'a Panels,
+    b: PanelsPart<'a>,
     scale: f32,
     into: Into,
 }

@@ -2,6 +2,7 @@
 //! of matmuls.
 
 pub mod adamw;
+pub(crate) mod amx;
 pub mod attention;
 pub mod embedding;
 pub mod exp;
@@ -16,3 +17,4 @@ pub mod predict;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+mod tiles;

@@ -94,24 +94,58 @@ impl Panels {
         }
     }
 
+    /// The whole operand.
+    pub(crate) fn whole(&self) -> PanelsPart<'_> {
+        PanelsPart { panels: self, words: [0, self.inner], first: 0, cols: self.cols }
+    }
+
+    /// Some columns, the first of which begins a panel.
+    pub(crate) fn columns(&self, cols: Range<usize>) -> PanelsPart<'_> {
+        assert!(cols.start.is_multiple_of(PANEL) && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        PanelsPart { first: cols.start / PANEL, cols: cols.len(), ..self.whole() }
+    }
+
+    /// Some rows, the first of which begins a word.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> PanelsPart<'_> {
+        let per_word = self.layout.numbers_per_word();
+        assert!(rows.start.is_multiple_of(per_word), "rows {rows:?} of words of {per_word}");
+        let words = [rows.start, rows.end].map(|row| self.layout.words(row));
+        assert!(words[1] <= self.inner, "rows {rows:?} of {} words", self.inner);
+        PanelsPart { words, ..self.whole() }
+    }
+}
+
+/// Some rows and columns of a right operand in panels.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelsPart<'a> {
+    panels: &'a Panels,
+    /// The rows, in words.
+    words: [usize; 2],
+    /// The first panel.
+    first: usize,
+    cols: usize,
+}
+
+impl<'a> PanelsPart<'a> {
     /// The content of a word.
     pub(crate) fn layout(&self) -> Layout {
-        self.layout
+        self.panels.layout
     }
 
-    /// The number of rows of the block, in words.
+    /// The number of rows, in words.
     pub(crate) fn inner(&self) -> usize {
-        self.inner
+        self.words[1] - self.words[0]
     }
 
-    /// The number of columns of the block.
+    /// The number of columns.
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
     /// The panel `[inner, 32]` at an index.
-    pub(crate) fn panel(&self, index: usize) -> &[f32] {
-        &self.words[index * self.inner * PANEL..(index + 1) * self.inner * PANEL]
+    pub(crate) fn panel(&self, index: usize) -> &'a [f32] {
+        let (start, [from, to]) = ((self.first + index) * self.panels.inner, self.words);
+        &self.panels.words[(start + from) * PANEL..(start + to) * PANEL]
     }
 }
 

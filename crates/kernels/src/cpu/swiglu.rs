@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 14;
 /// All `[N, mlp width]`.
 pub fn forward(h: &mut [f32], gate: &[f32], up: &[f32], precision: Precision) {
     match precision {
-        Precision::F32 => forward_of(h, gate, up, |x| x),
+        Precision::F32 | Precision::Bf16x3 => forward_of(h, gate, up, |x| x),
         Precision::Bf16 => forward_of(h, gate, up, round),
     }
 }
@@ -37,7 +37,7 @@ fn forward_of(h: &mut [f32], gate: &[f32], up: &[f32], round: impl Fn(f32) -> f3
 /// Overwrites `gate` and `up`, which are no longer needed, with their gradients. Both are rounded first, as in forward.
 pub fn backward(gate: &mut [f32], up: &mut [f32], dh: &[f32], precision: Precision) {
     match precision {
-        Precision::F32 => backward_of(gate, up, dh, |x| x),
+        Precision::F32 | Precision::Bf16x3 => backward_of(gate, up, dh, |x| x),
         Precision::Bf16 => backward_of(gate, up, dh, round),
     }
 }

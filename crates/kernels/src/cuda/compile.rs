@@ -10,10 +10,11 @@ use cudarc::nvrtc::{result, sys};
 use super::libraries::NVRTC;
 
 /// The source of every kernel; files that others depend on come first.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/primitives.cuh"),
     include_str!("kernels/elementwise.cu"),
+    include_str!("kernels/nf4.cu"),
     include_str!("kernels/rms_norm.cu"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/head_loss.cu"),

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use super::array::Array;
 use super::gpu::{Arg, Gpu, Grid};
+use super::nf4::Dequantized;
 use crate::precision::Precision;
 use crate::weight::Dtype;
 
-/// An array in a given format: the original or a converted copy.
-pub(super) enum InFormat<'a> {
+/// An array in a given format: the original, a converted copy, or a dequantised one.
+pub(crate) enum InFormat<'a> {
     Borrowed(&'a Array),
     Owned(Array),
+    Dequantized(Dequantized<'a>),
 }
 
 impl std::ops::Deref for InFormat<'_> {
@@ -21,6 +23,7 @@ impl std::ops::Deref for InFormat<'_> {
         match self {
             Self::Borrowed(array) => array,
             Self::Owned(array) => array,
+            Self::Dequantized(array) => array,
         }
     }
 }
@@ -47,7 +50,7 @@ pub(super) fn int(count: usize) -> Arg {
 }
 
 /// An array in the format of a matmul's operands; the array itself if it is in that format already.
-pub(super) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
+pub(crate) fn in_format(array: &Array, precision: Precision) -> InFormat<'_> {
     let dtype = precision.dtype();
     if array.dtype() == dtype { InFormat::Borrowed(array) } else { InFormat::Owned(cast(array, dtype)) }
 }

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUmemPool_attribute, cuDriverGetVersion,
@@ -19,6 +19,7 @@ use super::compile;
 use super::fail;
 use super::libraries::{CUBLASLT, DRIVER};
 use super::matmul::{Matmuls, WORKSPACE};
+use super::nf4::Scratch;
 use super::streams::Streams;
 use super::work::{Counter, Launches, Work};
 
@@ -36,6 +37,8 @@ pub struct Gpu {
     used: AtomicUsize,
     most_used: AtomicUsize,
     counter: Counter,
+    /// The scratch matrices of quantised weights, while there are such weights.
+    pub(super) scratch: Mutex<Weak<Scratch>>,
 }
 
 /// The part of a GPU that computes.
@@ -135,7 +138,7 @@ impl Gpu {
 
     fn with(engine: Option<Engine>) -> Arc<Self> {
         let (used, most_used) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { engine, used, most_used, counter: Counter::default() })
+        Arc::new(Self { engine, used, most_used, counter: Counter::default(), scratch: Mutex::default() })
     }
 
     /// Starts counting what kernels do. A GPU that computes also measures their time, which slows it down a little.

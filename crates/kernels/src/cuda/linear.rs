@@ -13,7 +13,7 @@ pub(super) const PARTIAL_ROWS: usize = 64;
 
 /// `y = x W^T`, plus `before` if there is one.
 pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, before: Option<&Array>, precision: Precision) {
-    let (w, n) = (in_format(weight.array(), precision), x.len() / weight.cols());
+    let (w, n) = (weight.operand(precision), x.len() / weight.cols());
     let x = in_format(x, precision);
     let operands = [Operand::new(&x, n, weight.cols()), Operand::new(&w, weight.rows(), weight.cols()).t()];
     match before {
@@ -24,7 +24,7 @@ pub(crate) fn forward(y: &mut Array, x: &Array, weight: &Weight, before: Option<
 
 /// `dx = dy W` (or `+=`).
 pub(crate) fn backward_input(dx: &mut Array, dy: &Array, weight: &Weight, into: Into, precision: Precision) {
-    let (w, n) = (in_format(weight.array(), precision), dy.len() / weight.rows());
+    let (w, n) = (weight.operand(precision), dy.len() / weight.rows());
     let dy = in_format(dy, precision);
     let operands = [Operand::new(&dy, n, weight.rows()), Operand::new(&w, weight.rows(), weight.cols())];
     matmul(dx, operands, 1.0, into);

@@ -19,6 +19,7 @@ pub mod linear;
 pub mod lora_linear;
 mod matmul;
 pub mod nccl;
+mod nf4;
 pub mod predict;
 pub mod rms_norm;
 pub mod rows;
@@ -29,6 +30,7 @@ pub use array::{Array, Keys};
 pub use compile::{ARCHITECTURES, compile_for};
 pub use gpu::{Gpu, Mark};
 pub use matmul::WORKSPACE;
+pub use nf4::Nf4Array;
 pub use streams::Beside;
 pub use work::{Launches, Work};
 
@@ -45,6 +47,8 @@ const KERNELS: &[&str] = &[
     "rope_bf16",
     "add_bias_f32",
     "add_bias_bf16",
+    "dequantize_nf4_f32",
+    "dequantize_nf4_bf16",
     "dropout_f32",
     "dropout_bf16",
     "dropout_add_f32",
@@ -103,6 +107,27 @@ const KERNELS: &[&str] = &[
     "attention_forward_bf16_128",
     "attention_backward_keys_bf16_128",
     "attention_backward_queries_bf16_128",
+    "attention_forward_some_f32_64",
+    "attention_backward_keys_some_f32_64",
+    "attention_backward_queries_some_f32_64",
+    "attention_forward_some_f32_128",
+    "attention_backward_keys_some_f32_128",
+    "attention_backward_queries_some_f32_128",
+    "attention_forward_some_f32_256",
+    "attention_backward_keys_some_f32_256",
+    "attention_backward_queries_some_f32_256",
+    "attention_forward_some_bf16_32",
+    "attention_backward_keys_some_bf16_32",
+    "attention_backward_queries_some_bf16_32",
+    "attention_forward_some_bf16_64",
+    "attention_backward_keys_some_bf16_64",
+    "attention_backward_queries_some_bf16_64",
+    "attention_forward_some_bf16_96",
+    "attention_backward_keys_some_bf16_96",
+    "attention_backward_queries_some_bf16_96",
+    "attention_forward_some_bf16_128",
+    "attention_backward_keys_some_bf16_128",
+    "attention_backward_queries_some_bf16_128",
 ];
 
 /// A GPU's error as one sentence: the payload of an unwinding.

@@ -1,5 +1,6 @@
-//! A GPU's two streams: one computes, and the other moves numbers between ranks beside it. A thread's work goes to the
-//! first stream unless a [`Beside`] is alive; work that uses what the other stream wrote must wait for its mark first.
+//! A GPU's streams: one computes, one moves numbers between ranks beside it, and one dequantises the next weight. A
+//! thread's work goes to the first stream unless a [`Beside`] is alive; work that uses what another stream wrote must wait
+//! for its mark first.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -8,45 +9,64 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 thread_local! {
-    static IS_BESIDE: Cell<bool> = const { Cell::new(false) };
+    static CURRENT: Cell<Stream> = const { Cell::new(Stream::Compute) };
 }
 
-/// The two streams of a GPU.
+/// One of a GPU's streams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stream {
+    Compute,
+    Transfer,
+    Dequantize,
+}
+
+/// The streams of a GPU.
 #[derive(Debug)]
 pub(super) struct Streams {
     compute: Arc<CudaStream>,
     transfer: Arc<CudaStream>,
+    dequantize: Arc<CudaStream>,
 }
 
-/// While this guard lives, this thread's work goes to the stream that moves numbers between ranks.
+/// While this guard lives, this thread's work goes to another stream than the one that computes.
 #[derive(Debug)]
 pub struct Beside {
-    was_beside: bool,
+    before: Stream,
     /// The guard is valid on one thread only.
     _thread: PhantomData<*const ()>,
 }
 
 impl Beside {
-    /// Redirects this thread's work until the guard is dropped.
+    /// Redirects this thread's work to the stream between ranks until the guard is dropped.
     pub fn begin() -> Self {
-        Self { was_beside: IS_BESIDE.replace(true), _thread: PhantomData }
+        Self { before: CURRENT.replace(Stream::Transfer), _thread: PhantomData }
+    }
+
+    /// Redirects this thread's work to the stream that dequantises until the guard is dropped.
+    pub(super) fn dequantize() -> Self {
+        Self { before: CURRENT.replace(Stream::Dequantize), _thread: PhantomData }
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        IS_BESIDE.set(self.was_beside);
+        CURRENT.set(self.before);
     }
 }
 
 impl Streams {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
-        Ok(Self { compute: context.new_stream()?, transfer: context.new_stream()? })
+        let stream = || context.new_stream();
+        Ok(Self { compute: stream()?, transfer: stream()?, dequantize: stream()? })
     }
 
     /// The stream for this thread's work.
     pub(super) fn current(&self) -> &Arc<CudaStream> {
-        if IS_BESIDE.get() { &self.transfer } else { &self.compute }
+        match CURRENT.get() {
+            Stream::Compute => &self.compute,
+            Stream::Transfer => &self.transfer,
+            Stream::Dequantize => &self.dequantize,
+        }
     }
 
     /// The stream that computes.
@@ -58,7 +78,7 @@ impl Streams {
     /// and before everything it asks for later. So every rank's calls reach the communicator in the order of one
     /// stream.
     pub(super) fn transfer<R>(&self, f: impl FnOnce(&Arc<CudaStream>) -> R) -> Result<R, DriverError> {
-        let is_other = !IS_BESIDE.get();
+        let is_other = CURRENT.get() != Stream::Transfer;
         if is_other {
             self.transfer.join(&self.compute)?;
         }
@@ -76,9 +96,8 @@ impl Streams {
         if Arc::ptr_eq(owner, current) { Ok(()) } else { owner.join(current) }
     }
 
-    /// Returns when both streams are idle.
+    /// Returns when all streams are idle.
     pub(super) fn synchronize(&self) -> Result<(), DriverError> {
-        self.compute.synchronize()?;
-        self.transfer.synchronize()
+        [&self.compute, &self.transfer, &self.dequantize].into_iter().try_for_each(|stream| stream.synchronize())
     }
 }

@@ -24,6 +24,42 @@ struct Saved {
     const float* delta;
 };
 
+// The keys that a query sees: rows of [x, y) or [z, w). Where SOME is false, those of its whole sequence.
+//
+// With SOME, chunks[offsets[tile]] to chunks[offsets[tile + 1]] are the first rows of the chunks that a tile streams;
+// a chunk in which nobody sees anything isn't among them.
+struct Seen {
+    const int* offsets;
+    const int* chunks;
+    const int4* visible;
+
+    __device__ bool sees(const int4& v, int key) const { return (key >= v.x && key < v.y) || (key >= v.z && key < v.w); }
+};
+
+// A hidden score: finite, so that a row whose first chunks are hidden stays a number. Its exponential vanishes beside
+// that of any score that is seen.
+constexpr float HIDDEN = -1e30f;
+
+// The chunks of CHUNK rows that are streamed past a tile.
+template <bool SOME, int CHUNK>
+struct Stream {
+    int count;
+    int first;
+    const int* chunks;
+
+    __device__ Stream(int4 tile, const Seen& seen) {
+        first = tile.z;
+        count = (tile.w - tile.z + CHUNK - 1) / CHUNK;
+        chunks = nullptr;
+        if (SOME) {
+            chunks = seen.chunks + seen.offsets[blockIdx.x];
+            count = seen.offsets[blockIdx.x + 1] - seen.offsets[blockIdx.x];
+        }
+    }
+
+    __device__ int row(int step) const { return SOME ? chunks[step] : first + step * CHUNK; }
+};
+
 }  // namespace attention
 
 // delta = rowsum(dout out) [H, M]; one warp for each row and head.

@@ -14,6 +14,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 
 using Shape = attention::Shape;
 using Saved = attention::Saved<bf16>;
+using Seen = attention::Seen;
 
 // The columns of one head in the rows up to `rows_end`.
 struct Matrix {
@@ -174,10 +175,29 @@ __device__ inline void mask_columns(float (&scores)[TILES][COLUMNS][4], int colu
                 if (n * 8 + first + i % 2 >= columns) scores[t][n][i] = __uint_as_float(0xff800000u);
 }
 
+// Sets the scores of the keys from `key` on that the warp's queries from `row` on don't see. Queries beyond `rows_end`
+// see what the last one does.
+template <int TILES, int COLUMNS>
+__device__ inline void hide(float (&scores)[TILES][COLUMNS][4], const Seen& seen, int row, int rows_end, int key,
+                            float hidden) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int4 visible = seen.visible[min(row + t * 16 + half * 8 + lane / 4, rows_end - 1)];
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+                for (int i = half * 2; i < half * 2 + 2; i++)
+                    if (!seen.sees(visible, key + n * 8 + lane % 4 * 2 + i % 2)) scores[t][n][i] = hidden;
+        }
+}
+
 // A tile is {first query, queries' end, first key, keys' end}.
-template <int DIM>
+template <int DIM, bool SOME>
 __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, int4 tile,
-                               Shape shape) {
+                               Seen seen, Shape shape) {
     constexpr int TILES = QUERIES / (THREADS / 32) / 16;
     int head = blockIdx.y, kv_head = shape.kv_head(head), dim = shape.head_dim;
     int warp_row = threadIdx.x / 32 * TILES * 16, lane = threadIdx.x % 32;
@@ -192,22 +212,25 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
     set_zero(sums);
     for (int i = 0; i < TILES * 2; i++) max[i / 2][i % 2] = __uint_as_float(0xff800000u), sum[i / 2][i % 2] = 0.0f;
 
+    attention::Stream<SOME, KEYS> stream(tile, seen);
     load_rows<DIM, QUERIES>(query_rows, queries, tile.x, dim);
-    load_rows<DIM, KEYS>(key_rows, keys, tile.z, dim);
+    if (stream.count > 0) load_rows<DIM, KEYS>(key_rows, keys, stream.row(0), dim);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
-    for (int row = tile.z; row < tile.w; row += KEYS) {
+    for (int step = 0; step < stream.count; step++) {
+        int row = stream.row(step);
         // Values are loaded during the first matmul, the next keys during the second.
         load_rows<DIM, KEYS>(value_rows, values, row, dim);
         float scores[TILES][KEYS / 8][4];
         row_matmuls<DIM>(scores, query_rows + warp_row * STRIDE<DIM>, key_rows);
         mask_columns(scores, tile.w - row);
+        if (SOME) hide(scores, seen, tile.x + warp_row, tile.y, row, attention::HIDDEN);
         online_softmax<DIM>(scores, max, sum, sums, shape.scale() * LOG2_E);
         copy_async_commit();
         copy_async_wait<0>();
         __syncthreads();
-        if (row + KEYS < tile.w) load_rows<DIM, KEYS>(key_rows, keys, row + KEYS, dim);
+        if (step + 1 < stream.count) load_rows<DIM, KEYS>(key_rows, keys, stream.row(step + 1), dim);
         add_weighted_rows<DIM>(sums, scores, value_rows);
         copy_async_commit();
         copy_async_wait<0>();
@@ -232,14 +255,19 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
 
 }  // namespace attention_bf16
 
-#define ATTENTION_FORWARD_BF16(DIM)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16_##DIM(                                   \
-        bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const int4* tiles, int heads,             \
-        int kv_heads, int head_dim, int rows) {                                                                       \
-        attention_bf16::forward<DIM>(out, lse, q, k, v, tiles[blockIdx.x], {heads, kv_heads, head_dim, rows});        \
+#define ATTENTION_FORWARD_BF16(NAME, DIM, SOME)                                                                       \
+    extern "C" __global__ void __launch_bounds__(128) attention_forward_##NAME(                                       \
+        bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const int4* tiles, const int* offsets,    \
+        const int* chunks, const int4* visible, int heads, int kv_heads, int head_dim, int rows) {                    \
+        attention_bf16::forward<DIM, SOME>(out, lse, q, k, v, tiles[blockIdx.x], {offsets, chunks, visible},          \
+                                           {heads, kv_heads, head_dim, rows});                                        \
     }
 
-ATTENTION_FORWARD_BF16(32)
-ATTENTION_FORWARD_BF16(64)
-ATTENTION_FORWARD_BF16(96)
-ATTENTION_FORWARD_BF16(128)
+ATTENTION_FORWARD_BF16(bf16_32, 32, false)
+ATTENTION_FORWARD_BF16(bf16_64, 64, false)
+ATTENTION_FORWARD_BF16(bf16_96, 96, false)
+ATTENTION_FORWARD_BF16(bf16_128, 128, false)
+ATTENTION_FORWARD_BF16(some_bf16_32, 32, true)
+ATTENTION_FORWARD_BF16(some_bf16_64, 64, true)
+ATTENTION_FORWARD_BF16(some_bf16_96, 96, true)
+ATTENTION_FORWARD_BF16(some_bf16_128, 128, true)

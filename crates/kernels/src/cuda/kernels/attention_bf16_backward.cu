@@ -38,8 +38,8 @@ __device__ inline void store_statistic(Buffers<DIM>& s, int buffer, float statis
 }
 
 // A tile is {first key, keys' end, first query, queries' end}. A block loops over all query heads that read its keys.
-template <int DIM>
-__device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int4 tile, Shape shape) {
+template <int DIM, bool SOME>
+__device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int4 tile, Seen seen, Shape shape) {
     constexpr int TILES = OWN<DIM> / (THREADS / 32) / 16;
     int kv_head = blockIdx.y, dim = shape.head_dim, group = shape.heads / shape.kv_heads;
     int warp_row = threadIdx.x / 32 * TILES * 16, pair = threadIdx.x % 4 * 2;
@@ -52,16 +52,17 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int
     set_zero(value_sums);
 
     // Step i works on block i % blocks of the queries of head i / blocks of the group.
-    int blocks = (tile.w - tile.z + STREAMED - 1) / STREAMED, steps = blocks * group;
-    int next_head = kv_head * group, next_row = tile.z;
+    attention::Stream<SOME, STREAMED> stream(tile, seen);
+    int steps = stream.count * group;
+    int next_head = kv_head * group, next_block = 0;
     auto load_next = [&](int buffer) {
+        int next_row = stream.row(next_block);
         load_rows<DIM, STREAMED>(s.streamed_left[buffer], head_of(saved.q, shape.heads, next_head, dim, tile.w),
                                  next_row, dim);
         load_rows<DIM, STREAMED>(s.streamed_right[buffer], head_of(saved.dout, shape.heads, next_head, dim, tile.w),
                                  next_row, dim);
         float statistic = load_statistic(saved, (long long)next_head * shape.rows, next_row, tile.w);
-        next_row += STREAMED;
-        if (next_row >= tile.w) next_row = tile.z, next_head++;
+        if (++next_block == stream.count) next_block = 0, next_head++;
         return statistic;
     };
     if (steps > 0) {
@@ -78,14 +79,20 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int
         float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
         row_matmuls<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
         row_matmuls<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
+        int row = SOME ? stream.row(step % stream.count) : 0;
 #pragma unroll
         for (int n = 0; n < STREAMED / 8; n++) {
+            int4 visible[2];
+            if (SOME)
+                for (int i = 0; i < 2; i++) visible[i] = seen.visible[min(row + n * 8 + pair + i, tile.w - 1)];
             float2 lse = *(float2*)&s.lse[buffer][n * 8 + pair], delta = *(float2*)&s.delta[buffer][n * 8 + pair];
 #pragma unroll
             for (int t = 0; t < TILES; t++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     p[t][n][i] = exp2_approx(p[t][n][i] * scale - (i % 2 ? lse.y : lse.x));
+                    if (SOME && !seen.sees(visible[i % 2], tile.x + warp_row + t * 16 + i / 2 * 8 + threadIdx.x % 32 / 4))
+                        p[t][n][i] = 0.0f;
                     ds[t][n][i] = p[t][n][i] * (ds[t][n][i] - (i % 2 ? delta.y : delta.x));
                 }
         }
@@ -101,8 +108,8 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const Saved& saved, int
 }
 
 // A tile is as in `forward`; each block computes part `blockIdx.z` of it.
-template <int DIM>
-__device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile, Shape shape) {
+template <int DIM, bool SOME>
+__device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile, Seen seen, Shape shape) {
     constexpr int TILES = OWN<DIM> / (THREADS / 32) / 16;
     tile.x += blockIdx.z * OWN<DIM>;
     if (tile.x >= tile.y) return;
@@ -124,21 +131,26 @@ __device__ inline void backward_queries(bf16* dq, const Saved& saved, int4 tile,
 
     load_rows<DIM, OWN<DIM>>(s.left, queries, tile.x, dim);
     load_rows<DIM, OWN<DIM>>(s.right, head_of(saved.dout, shape.heads, head, dim, tile.y), tile.x, dim);
-    load_rows<DIM, STREAMED>(s.streamed_left[0], keys, tile.z, dim);
-    load_rows<DIM, STREAMED>(s.streamed_right[0], values, tile.z, dim);
-    for (int row = tile.z, buffer = 0; row < tile.w; row += STREAMED, buffer ^= 1) {
+    attention::Stream<SOME, STREAMED> stream(tile, seen);
+    if (stream.count > 0) {
+        load_rows<DIM, STREAMED>(s.streamed_left[0], keys, stream.row(0), dim);
+        load_rows<DIM, STREAMED>(s.streamed_right[0], values, stream.row(0), dim);
+    }
+    for (int step = 0; step < stream.count; step++) {
+        int row = stream.row(step), buffer = step % 2;
         copy_async_commit();
         copy_async_wait<0>();
         __syncthreads();
-        if (row + STREAMED < tile.w) {
-            load_rows<DIM, STREAMED>(s.streamed_left[buffer ^ 1], keys, row + STREAMED, dim);
-            load_rows<DIM, STREAMED>(s.streamed_right[buffer ^ 1], values, row + STREAMED, dim);
+        if (step + 1 < stream.count) {
+            load_rows<DIM, STREAMED>(s.streamed_left[buffer ^ 1], keys, stream.row(step + 1), dim);
+            load_rows<DIM, STREAMED>(s.streamed_right[buffer ^ 1], values, stream.row(step + 1), dim);
         }
         float p[TILES][STREAMED / 8][4], ds[TILES][STREAMED / 8][4];
         row_matmuls<DIM>(p, s.left + warp_row * STRIDE<DIM>, s.streamed_left[buffer]);
         row_matmuls<DIM>(ds, s.right + warp_row * STRIDE<DIM>, s.streamed_right[buffer]);
         // Without this, exp2 could overflow at a key that does not exist.
         mask_columns(p, tile.w - row);
+        if (SOME) hide(p, seen, tile.x + warp_row, tile.y, row, attention::HIDDEN);
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -161,21 +173,27 @@ extern "C" __global__ void attention_delta_bf16(float* delta, const bf16* dout, 
     attention_delta(delta, dout, out, heads, head_dim, rows);
 }
 
-#define ATTENTION_BACKWARD_BF16(DIM)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_bf16_##DIM(                             \
+#define ATTENTION_BACKWARD_BF16(NAME, DIM, SOME)                                                                      \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_##NAME(                                 \
         bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,          \
-        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
-        attention_bf16::backward_keys<DIM>(dk, dv, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                    \
-                                           {heads, kv_heads, head_dim, rows});                                        \
+        const float* delta, const int4* tiles, const int* offsets, const int* chunks, const int4* visible,            \
+        int heads, int kv_heads, int head_dim, int rows) {                                                            \
+        attention_bf16::backward_keys<DIM, SOME>(dk, dv, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],              \
+                                                 {offsets, chunks, visible}, {heads, kv_heads, head_dim, rows});      \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_bf16_##DIM(                          \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_##NAME(                              \
         bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,                    \
-        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
-        attention_bf16::backward_queries<DIM>(dq, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                     \
-                                              {heads, kv_heads, head_dim, rows});                                     \
+        const float* delta, const int4* tiles, const int* offsets, const int* chunks, const int4* visible,            \
+        int heads, int kv_heads, int head_dim, int rows) {                                                            \
+        attention_bf16::backward_queries<DIM, SOME>(dq, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],               \
+                                                    {offsets, chunks, visible}, {heads, kv_heads, head_dim, rows});   \
     }
 
-ATTENTION_BACKWARD_BF16(32)
-ATTENTION_BACKWARD_BF16(64)
-ATTENTION_BACKWARD_BF16(96)
-ATTENTION_BACKWARD_BF16(128)
+ATTENTION_BACKWARD_BF16(bf16_32, 32, false)
+ATTENTION_BACKWARD_BF16(bf16_64, 64, false)
+ATTENTION_BACKWARD_BF16(bf16_96, 96, false)
+ATTENTION_BACKWARD_BF16(bf16_128, 128, false)
+ATTENTION_BACKWARD_BF16(some_bf16_32, 32, true)
+ATTENTION_BACKWARD_BF16(some_bf16_64, 64, true)
+ATTENTION_BACKWARD_BF16(some_bf16_96, 96, true)
+ATTENTION_BACKWARD_BF16(some_bf16_128, 128, true)

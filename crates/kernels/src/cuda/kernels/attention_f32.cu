@@ -7,6 +7,7 @@ namespace attention_f32 {
 
 using Shape = attention::Shape;
 using Saved = attention::Saved<float>;
+using Seen = attention::Seen;
 
 constexpr int THREADS = 256;
 // The rows of a block's tile of queries, and of keys.
@@ -154,10 +155,15 @@ __device__ inline void online_softmax(float (&scores)[4][4], float (&max)[4], fl
     }
 }
 
+// What the queries row .. row + 3 see; those beyond the tile see what its last one does.
+__device__ inline void load_visible(int4 (&visible)[4], const Seen& seen, int row, int end) {
+    for (int i = 0; i < 4; i++) visible[i] = seen.visible[min(row + i, end - 1)];
+}
+
 // A tile is {first query, queries' end, first key, keys' end}.
-template <int CHUNKS>
+template <int CHUNKS, bool SOME>
 __device__ inline void forward(float* out, float* lse, const float* q, const float* k, const float* v, int4 tile,
-                               Shape shape) {
+                               Seen seen, Shape shape) {
     __shared__ Shared s;
     int head = blockIdx.y, kv_head = shape.kv_head(head), dim = shape.head_dim;
     int y = threadIdx.x / 16 * 4, x = threadIdx.x % 16 * 4;
@@ -166,12 +172,18 @@ __device__ inline void forward(float* out, float* lse, const float* q, const flo
     float max[4], sum[4], factors[4], sums[CHUNKS][4][4];
     for (int i = 0; i < 4; i++) max[i] = __uint_as_float(0xff800000u), sum[i] = 0.0f;
     set_zero(sums);
-    for (int row = tile.z; row < tile.w; row += TILE) {
+    int4 visible[4];
+    if (SOME) load_visible(visible, seen, tile.x + y, tile.y);
+    attention::Stream<SOME, TILE> stream(tile, seen);
+    for (int step = 0; step < stream.count; step++) {
+        int row = stream.row(step);
         float scores[4][4], transposed[4][4];
         row_matmuls(scores, queries, head_of(k, shape.kv_heads, kv_head, dim, row, tile.w), dim, s);
         for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++)
+            for (int j = 0; j < 4; j++) {
                 scores[i][j] = row + x + j < tile.w ? scores[i][j] * scale : __uint_as_float(0xff800000u);
+                if (SOME && !seen.sees(visible[i], row + x + j)) scores[i][j] = attention::HIDDEN;
+            }
         online_softmax(scores, max, sum, factors);
         for (int i = 0; i < 4; i++)
             for (int j = 0; j < 4; j++) transposed[j][i] = scores[i][j];
@@ -191,8 +203,8 @@ __device__ inline void forward(float* out, float* lse, const float* q, const flo
 }
 
 // A tile is {first key, keys' end, first query, queries' end}. A block loops over all query heads that read its keys.
-template <int CHUNKS>
-__device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 tile, Shape shape) {
+template <int CHUNKS, bool SOME>
+__device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 tile, Seen seen, Shape shape) {
     __shared__ Shared s;
     int kv_head = blockIdx.y, dim = shape.head_dim, group = shape.heads / shape.kv_heads;
     int y = threadIdx.x / 16 * 4, x = threadIdx.x % 16 * 4;
@@ -202,8 +214,12 @@ __device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 til
     float key_sums[CHUNKS][4][4], value_sums[CHUNKS][4][4];
     set_zero(key_sums);
     set_zero(value_sums);
+    attention::Stream<SOME, TILE> stream(tile, seen);
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++)
-        for (int row = tile.z; row < tile.w; row += TILE) {
+        for (int step = 0; step < stream.count; step++) {
+            int row = stream.row(step);
+            int4 visible[4];
+            if (SOME) load_visible(visible, seen, row + y, tile.w);
             Matrix queries = head_of(saved.q, shape.heads, head, dim, row, tile.w);
             Matrix dout = head_of(saved.dout, shape.heads, head, dim, row, tile.w);
             float p[4][4], ds[4][4];
@@ -214,6 +230,7 @@ __device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 til
                 long long query = (long long)head * shape.rows + row + y + i;
                 for (int j = 0; j < 4; j++) {
                     p[i][j] = expf(p[i][j] * scale - saved.lse[query]);
+                    if (SOME && !seen.sees(visible[i], tile.x + x + j)) p[i][j] = 0.0f;
                     ds[i][j] = p[i][j] * (ds[i][j] - saved.delta[query]);
                 }
             }
@@ -229,8 +246,8 @@ __device__ inline void backward_keys(float* dk, float* dv, Saved saved, int4 til
 }
 
 // A tile is as in `forward`.
-template <int CHUNKS>
-__device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Shape shape) {
+template <int CHUNKS, bool SOME>
+__device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Seen seen, Shape shape) {
     __shared__ Shared s;
     int head = blockIdx.y, kv_head = shape.kv_head(head), dim = shape.head_dim;
     int y = threadIdx.x / 16 * 4, x = threadIdx.x % 16 * 4;
@@ -244,13 +261,20 @@ __device__ inline void backward_queries(float* dq, Saved saved, int4 tile, Shape
         delta[j] = saved.delta[(long long)head * shape.rows + row];
     }
     set_zero(sums);
-    for (int row = tile.z; row < tile.w; row += TILE) {
+    int4 visible[4];
+    if (SOME) load_visible(visible, seen, tile.x + x, tile.y);
+    attention::Stream<SOME, TILE> stream(tile, seen);
+    for (int step = 0; step < stream.count; step++) {
+        int row = stream.row(step);
         Matrix keys = head_of(saved.k, shape.kv_heads, kv_head, dim, row, tile.w);
         float p[4][4], ds[4][4];
         row_matmuls(p, keys, queries, dim, s);
         row_matmuls(ds, head_of(saved.v, shape.kv_heads, kv_head, dim, row, tile.w), dout, dim, s);
         for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++) ds[i][j] = expf(p[i][j] * scale - lse[j]) * (ds[i][j] - delta[j]);
+            for (int j = 0; j < 4; j++) {
+                ds[i][j] = expf(p[i][j] * scale - lse[j]) * (ds[i][j] - delta[j]);
+                if (SOME && !seen.sees(visible[j], row + y + i)) ds[i][j] = 0.0f;
+            }
         store_scores(s, y, x, ds);
         add_weighted_rows(sums, keys, dim, s);
     }
@@ -266,26 +290,35 @@ extern "C" __global__ void attention_delta_f32(float* delta, const float* dout, 
     attention_delta(delta, dout, out, heads, head_dim, rows);
 }
 
-// The kernels for each largest head_dim; the sums of its 64-column chunks are in registers.
-#define ATTENTION_F32_KERNELS(DIM)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(256) attention_forward_f32_##DIM(                                    \
-        float* out, float* lse, const float* q, const float* k, const float* v, const int4* tiles, int heads,         \
-        int kv_heads, int head_dim, int rows) {                                                                       \
-        attention_f32::forward<DIM / 64>(out, lse, q, k, v, tiles[blockIdx.x], {heads, kv_heads, head_dim, rows});    \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256, DIM <= 64 ? 2 : 1) attention_backward_keys_f32_##DIM(           \
-        float* dk, float* dv, const float* q, const float* k, const float* v, const float* dout, const float* lse,    \
-        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
-        attention_f32::backward_keys<DIM / 64>(dk, dv, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                \
+// The kernels for each largest head_dim; the sums of its 64-column chunks are in registers. Each comes in two kinds: for
+// queries that see their whole sequence, and for queries that see some of it.
+#define ATTENTION_F32_KIND(NAME, DIM, SOME)                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) attention_forward_##NAME(                                       \
+        float* out, float* lse, const float* q, const float* k, const float* v, const int4* tiles,                    \
+        const int* offsets, const int* chunks, const int4* visible, int heads, int kv_heads, int head_dim,            \
+        int rows) {                                                                                                   \
+        attention_f32::forward<DIM / 64, SOME>(out, lse, q, k, v, tiles[blockIdx.x], {offsets, chunks, visible},      \
                                                {heads, kv_heads, head_dim, rows});                                    \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_f32_##DIM(                           \
+    extern "C" __global__ void __launch_bounds__(256, DIM <= 64 ? 2 : 1) attention_backward_keys_##NAME(              \
+        float* dk, float* dv, const float* q, const float* k, const float* v, const float* dout, const float* lse,    \
+        const float* delta, const int4* tiles, const int* offsets, const int* chunks, const int4* visible,            \
+        int heads, int kv_heads, int head_dim, int rows) {                                                            \
+        attention_f32::backward_keys<DIM / 64, SOME>(dk, dv, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],          \
+                                                     {offsets, chunks, visible}, {heads, kv_heads, head_dim, rows});  \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_##NAME(                              \
         float* dq, const float* q, const float* k, const float* v, const float* dout, const float* lse,               \
-        const float* delta, const int4* tiles, int heads, int kv_heads, int head_dim, int rows) {                     \
-        attention_f32::backward_queries<DIM / 64>(dq, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],                 \
-                                                  {heads, kv_heads, head_dim, rows});                                 \
+        const float* delta, const int4* tiles, const int* offsets, const int* chunks, const int4* visible,            \
+        int heads, int kv_heads, int head_dim, int rows) {                                                            \
+        attention_f32::backward_queries<DIM / 64, SOME>(dq, {q, k, v, dout, lse, delta}, tiles[blockIdx.x],           \
+                                                        {offsets, chunks, visible},                                   \
+                                                        {heads, kv_heads, head_dim, rows});                           \
     }
 
-ATTENTION_F32_KERNELS(64)
-ATTENTION_F32_KERNELS(128)
-ATTENTION_F32_KERNELS(256)
+ATTENTION_F32_KIND(f32_64, 64, false)
+ATTENTION_F32_KIND(f32_128, 128, false)
+ATTENTION_F32_KIND(f32_256, 256, false)
+ATTENTION_F32_KIND(some_f32_64, 64, true)
+ATTENTION_F32_KIND(some_f32_128, 128, true)
+ATTENTION_F32_KIND(some_f32_256, 256, true)
