@@ -80,7 +80,7 @@ pub fn named_base(folder: &Path) -> Option<String> {
     config_field(folder, "base_model_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-/// How the base was quantised on which an adapter was trained; `None` if its folder doesn't say that it was.
+/// How the base of an adapter was quantised during training; `None` if the adapter's folder doesn't say that it was.
 pub fn base_quantization(folder: &Path) -> Option<Quantization> {
     let field = config_field(folder, BASE_QUANTIZATION)?;
     Some(Quantization { double_quant: field.get("double_quant")?.as_bool()? })
@@ -156,7 +156,7 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "modules_to_save": null,
     });
     if let Some(Quantization { double_quant }) = model.quantization() {
-        // PEFT passes over fields that it doesn't know, with a warning.
+        // PEFT ignores fields that it doesn't know, with a warning.
         fields[BASE_QUANTIZATION] = serde_json::json!({ "quant_type": "nf4", "double_quant": double_quant });
     }
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");

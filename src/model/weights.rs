@@ -280,7 +280,7 @@ impl Checkpoint {
         self.take_as(name, shape, self.halves)
     }
 
-    /// Takes a tensor like [`Checkpoint::take`], with what becomes of it if it is of f16.
+    /// Takes a tensor like [`Checkpoint::take`], with the given conversion if it is f16.
     ///
     /// # Errors
     /// Those of [`Checkpoint::take`].

@@ -1,4 +1,4 @@
-//! `[sampler]` of a recipe: the settings of generation, what of them has no sense, and what has no effect.
+//! `[sampler]` of a recipe: the settings of generation, and checks for those that make no sense or have no effect.
 
 use serde::{Deserialize, Serialize};
 
@@ -115,7 +115,8 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The settings for a model: where they name none, its attention, its blocks and the remasking that goes with them.
+    /// The settings for a model: its attention, its blocks and the remasking that goes with them, unless the settings name
+    /// their own.
     pub fn for_model(&self, config: &Config) -> Self {
         let own = config.block_length.map_or(Attention::Bidirectional, |_| Attention::BlockCausal);
         let attention = self.attention.unwrap_or(own);
