@@ -30,7 +30,7 @@ pub struct Base {
     pub text: TextModel,
     /// The folder, the name of the embedded base, or the id on the hub.
     pub name: String,
-    /// The format that the weights are held in, taken from the embedding: that of the files, except for f16.
+    /// The number format in which the weights are held, taken from the embedding: that of the files, except for f16.
     pub dtype: Dtype,
     /// The configuration, with the facts that other files or the user add.
     config: ModelConfig,
@@ -87,7 +87,7 @@ impl Base {
         Ok((text, config))
     }
 
-    /// Whether the files of a base hold weights of f16, for which memory of their own is taken.
+    /// Whether the files of a base hold f16 weights, which are converted into memory of their own.
     ///
     /// # Errors
     /// The errors of [`Base::open_text`].
@@ -104,7 +104,7 @@ impl Base {
         self.is_half
     }
 
-    /// What became of weights of f16; `None` if there are none.
+    /// What f16 weights were converted to, as a sentence; `None` if there are none.
     pub fn told_of_halves(&self) -> Option<&'static str> {
         self.is_half.then_some(match self.overrides.rounds_halves {
             true => {
@@ -257,7 +257,7 @@ impl Base {
     }
 }
 
-/// Whether a folder's weights are of f16; by what config.json names where they aren't there.
+/// Whether a folder's weights are f16. If the weights aren't there yet, the dtype in config.json decides.
 fn is_half(folder: &Path, config: &ModelConfig) -> bool {
     match Checkpoint::is_in(folder) {
         true => Checkpoint::open(folder).is_ok_and(|checkpoint| checkpoint.has_halves()),
@@ -272,7 +272,7 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
         true => return Ok(path),
         false if path.is_file() => "it is a file; give a checkpoint's folder".to_owned(),
         false if has("checkpoint/config.json") => {
-            format!("it is a run's folder; its checkpoint is in {}", path.join("checkpoint").display())
+            format!("it is a run folder; its checkpoint is in {}", path.join("checkpoint").display())
         }
         false if has("adapter_config.json") => {
             let base = lora::named_base(&path).map(|base| format!(" ({base})")).unwrap_or_default();
@@ -283,7 +283,7 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
         false if has("adapter/adapter_config.json") => {
             let adapter = path.join("adapter");
             format!(
-                "it is a run's folder, whose adapter is in {}; give its base as the model, and the adapter as --adapter \
+                "it is a run folder, whose adapter is in {}; give its base as the model, and the adapter as --adapter \
                  (model.adapter in a recipe)",
                 adapter.display()
             )

@@ -64,16 +64,16 @@ pub enum Error {
         /// What is wrong and the fix.
         reason: String,
     },
-    /// Several rows of a source that can't be used.
-    #[error("{count} rows of {name} can't be used:{}mend them, or {skips}", lines(rows, *more))]
+    /// A source with several rows that can't be used.
+    #[error("{count} rows of {name} can't be used:{}fix them, or {skips}", lines(rows, *more))]
     Rows {
         /// The source.
         name: String,
         /// The number of such rows.
         count: usize,
-        /// What is wrong with each of the first ones, with its file and line.
+        /// What is wrong with each of the first rows, with its file and line.
         rows: Vec<String>,
-        /// The number of the others.
+        /// The number of rows that aren't listed.
         more: usize,
         /// The settings that skip such rows.
         skips: String,
@@ -83,7 +83,8 @@ pub enum Error {
     Recipe {
         /// The recipe.
         path: PathBuf,
-        /// The problems, one sentence each. Those of settings given by `--set` begin with it, and aren't the file's.
+        /// The problems, one sentence each. Those of settings given by `--set` begin with `--set` and aren't attributed to the
+        /// file.
         problems: Vec<String>,
     },
     /// A file that can't be written.
@@ -107,7 +108,7 @@ pub enum Error {
     Stopped {
         /// The last step that was finished.
         step: u64,
-        /// The run's folder.
+        /// The run folder.
         output: PathBuf,
     },
     /// Options or folders that don't go together.
@@ -121,7 +122,7 @@ pub enum Error {
     NonFinite(Box<Diagnosis>),
 }
 
-/// The first rows that can't be used, one a line, and how many there are more.
+/// The first rows that can't be used, one per line, and how many more there are.
 fn lines(rows: &[String], more: usize) -> String {
     let rows: String = rows.iter().map(|row| format!("\n  {row}")).collect();
     let more = if more > 0 { format!("and {more} more; ") } else { String::new() };

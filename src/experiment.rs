@@ -53,7 +53,7 @@ pub struct Experiment {
 }
 
 impl Experiment {
-    /// Opens the recipe's base on the process's device; reads its rows, or generates them into the run's folder.
+    /// Opens the recipe's base on the process's device; reads its rows, or generates them into the run folder.
     ///
     /// # Errors
     /// A base or rows that can't be read; sampler settings that make no sense for the base's family.
@@ -150,8 +150,8 @@ impl Experiment {
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, tokenizer: text.content_key() })
     }
 
-    /// The rows that are both trained on and held out; `None` if there are none. Names the first one, for which it reads
-    /// its files again.
+    /// The rows that are both trained on and held out; `None` if there are none. To name the place of the first one, the files
+    /// are read again.
     pub fn shared_rows(&self) -> Option<SharedRows> {
         self.sources.shared_rows(&self.train, self.held_out.as_ref())
     }
@@ -250,7 +250,7 @@ impl Experiment {
         &rows[..count.min(rows.len())]
     }
 
-    /// What the first held-out row asks, or without such rows the first training row: turns and tools.
+    /// The question of the first held-out row, or of the first training row if no rows are held out: turns and tools.
     pub fn first_question(&self) -> Option<(Vec<Turn>, Option<Value>)> {
         self.sources.held_out.iter().chain(&self.sources.train).find_map(data::first_question)
     }
@@ -294,7 +294,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The rows that are both trained on and held out, of what was read from these sources; `None` if there are none.
+    /// The rows that are both trained on and held out, given what was read from these sources; `None` if there are none.
     pub fn shared_rows(&self, train: &Mixed, held_out: Option<&Mixed>) -> Option<SharedRows> {
         SharedRows::find((train, &self.train), (held_out?, self.held_out.as_slice()))
     }
@@ -346,8 +346,8 @@ pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mix
     (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
 }
 
-/// Hands the recipe's `data.chat_template_kwargs` to the chat template, and says what `data.special_tokens` makes of
-/// special tokens in prompts.
+/// Passes the recipe's `data.chat_template_kwargs` to the chat template, and sets how special tokens in prompts are read
+/// (`data.special_tokens`).
 ///
 /// # Errors
 /// A variable that the template doesn't read.

@@ -1,5 +1,5 @@
-//! What the system says about memory: how much it can give, and how much this process uses; its processor, and which
-//! build of the program runs on it.
+//! Facts about the machine: how much memory it can give and this process uses, its processor, and the build of the program
+//! that runs on it.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};

@@ -35,7 +35,7 @@ pub fn check_out(out: &Path) -> Result<()> {
 /// files beside it unchanged. The folder appears under its name complete or not at all.
 ///
 /// # Errors
-/// A folder that isn't empty; a file that can't be read or written; a sum that the base's f16 has no number for.
+/// A folder that isn't empty; a file that can't be read or written; a sum that is too large for the base's f16.
 pub fn write(base: &Base, out: &Path) -> Result<()> {
     check_out(out)?;
     let checkpoint = base.checkpoint()?;
@@ -67,7 +67,7 @@ fn untied_head(model: &Transformer) -> Option<String> {
 
 /// Every tensor of the base's checkpoint, including those that the network doesn't read, with the adapter merged; and
 /// the head if it is no longer tied.
-/// `is_beyond` is set if a number is written that f16 doesn't have.
+/// `is_beyond` is set if a number is too large for f16.
 fn tensors<'a>(
     model: &'a Transformer,
     checkpoint: &'a Checkpoint,
@@ -104,7 +104,7 @@ fn tensors<'a>(
     tensors
 }
 
-/// A tensor of f16, merged with its adapter if it has one.
+/// An f16 tensor, merged with its adapter if it has one.
 fn of_half<'a>(
     (name, shape): (&'a str, &[usize]),
     half: impl Fn() -> Cow<'a, Weight> + 'a,

@@ -167,8 +167,8 @@ pub fn check(model: &Transformer, path: &Path) -> Result<Vec<Row>> {
     check_blocks(model, path, (None, None))
 }
 
-/// Like [`check`], in blocks of a length. What isn't given is taken from the file: one that holds a `block_length` is of
-/// block diffusion.
+/// Like [`check`], in blocks of a length. Values that aren't given are taken from the file: a file with a `block_length` is
+/// one of block diffusion.
 ///
 /// # Errors
 /// Those of [`check`]; blocks that the file isn't about.
@@ -214,7 +214,7 @@ pub fn check_blocks(
     Ok(rows)
 }
 
-/// The attention of a reference file: what is asked for must be what the file holds.
+/// The attention of a reference file, which must match the one asked for.
 fn attention_kind(tensors: &Tensors, blocks: Option<Blocks>, block_length: Option<usize>) -> Result<AttentionKind> {
     let of_file = match tensors.has("block_length") {
         true => tensors.integers("block_length")?.first().map(|length| *length as usize),
@@ -336,8 +336,8 @@ impl Case<'_> {
         self.quantities(prefix, objective, &noised, tensors)
     }
 
-    /// The quantities of an objective with its noised answers, whose names begin with `prefix`. Of LIFT and without a
-    /// prefix, the file holds what it likes of them.
+    /// The quantities of an objective with its noised answers, whose names begin with `prefix`. For LIFT, and without a
+    /// prefix, the file may hold any subset of them.
     fn quantities(
         &self,
         prefix: &str,

@@ -55,8 +55,8 @@ impl Recipe {
         parse(&recipe_file::without_comparison(text), path, settings, Self::problems)
     }
 
-    /// The sampler's settings for a model that the recipe trains: where they name none, the attention and the blocks that
-    /// it is trained with, or those of its checkpoint.
+    /// The sampler's settings for a model that the recipe trains. If they name no attention or blocks, they get those that the
+    /// model is trained with, or those of its checkpoint.
     pub fn sampling(&self, config: &Config) -> Sampling {
         let mut sampling = self.sampler.clone();
         let is_default = sampling.block_length == Sampling::default().block_length;
@@ -69,7 +69,7 @@ impl Recipe {
         sampling.for_model(config)
     }
 
-    /// The recipe as it is saved in a run's folder, together with the defaults.
+    /// The recipe as it is saved in a run folder, together with the defaults.
     pub fn resolved(&self) -> Resolved {
         let [recipe, defaults] = [self, &Self::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
         Resolved { recipe, defaults }

@@ -68,7 +68,7 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
     if problems.is_empty() { Ok(recipe) } else { Err(refuse(problems)) }
 }
 
-/// A problem that begins with `--set` if it is that of a setting given by this option.
+/// The problem, with `--set` before it if it is about a setting that this option gave.
 fn with_origin(problem: String, settings: &[String]) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
     let is_about = |text: &str, name: &str| text.strip_prefix(name).is_some_and(|rest| !rest.starts_with(is_word));
@@ -172,7 +172,7 @@ fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> 
 /// Where a key belongs, and what to write there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The setting, `table.key`; two for a name with two meanings.
+    /// The setting, `table.key`; two settings for a name with two meanings.
     pub keys: Vec<String>,
     /// What to write for it.
     pub take: Take,
@@ -189,7 +189,7 @@ impl Place {
         }
     }
 
-    /// What to write behind `--set`, for a value that was given under another name.
+    /// What to write after `--set`, for a value that was given under another name.
     pub fn setting(&self, value: &str) -> String {
         let all = |value: &str| self.keys.iter().map(|key| format!("{key}={value}")).collect::<Vec<_>>().join(" or ");
         match self.take {

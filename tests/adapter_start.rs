@@ -149,7 +149,7 @@ fn settings_that_contradict_the_adapter_are_refused() {
     train(&folder, &set(&["model.path=merged", "model.trainable=full", "train.output=d", "train.max_steps=1"]));
     assert!(refused(&folder, &run(&["model.adapter=''"])).contains("model.adapter is empty; name an adapter's folder"));
     let told = refused(&folder, &run(&["model.adapter=a"]));
-    assert!(told.contains("it is a run's folder; its adapter is in a/adapter"), "{told}");
+    assert!(told.contains("it is a run folder; its adapter is in a/adapter"), "{told}");
     // A setting that agrees is no contradiction, and the dropout is the new run's own.
     train(&folder, &set(&[&B[..], &["model.lora_rank=4", "model.lora_dropout=0.1", "train.max_steps=1"]].concat()));
     let config = json(&folder.join("b/adapter/adapter_config.json"));

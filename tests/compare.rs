@@ -89,7 +89,7 @@ fn runs_that_cant_be_compared_are_told() {
     assert!(output.status.success());
     assert_eq!(
         text(&output.stderr),
-        "warning: other can't be compared with one: its held-out rows are others than those of one\n"
+        "warning: other can't be compared with one: its held-out rows differ from those of one\n"
     );
     let shown = text(&output.stdout);
     assert!(shown.contains("data.held_out_rows"), "{shown}");
@@ -106,7 +106,7 @@ fn runs_that_cant_be_compared_are_told() {
     saved["recipe"]["tokenizer"] = "0".into();
     std::fs::write(&path, saved.to_string()).expect("it is written");
     let told = text(&weft(&folder, &["compare", "runs/one", "runs/other"]).stderr);
-    assert!(told.contains("its tokenizer or chat template is another than that of one"), "{told}");
+    assert!(told.contains("its tokenizer or chat template differs from that of one"), "{told}");
     // A run of an earlier version has neither hash nor rows; the losses are still shown.
     std::fs::remove_file(folder.join("runs/one/held_out.json")).expect("it was there");
     let output = weft(&folder, &["compare", "runs/one", "runs/other"]);

@@ -173,9 +173,9 @@ fn files_that_are_no_recipes_are_recognised() {
         ("a.yaml", format!("a.yaml: {yaml}")),
         ("b.toml", format!("b.toml: {yaml}")),
         ("c.json", "c.json: it is JSON, and recipes are TOML: ".to_owned()),
-        ("d.jsonl", "d.jsonl: it is a file of rows, and not a recipe; name it by --set data.train=d.jsonl".to_owned()),
-        ("e.tml", "there is no recipe e.tml; give e.toml, which is there".to_owned()),
-        ("e", "there is no recipe e; give e.toml, which is there".to_owned()),
+        ("d.jsonl", "d.jsonl: it is a file of rows, not a recipe; give it as --set data.train=d.jsonl".to_owned()),
+        ("e.tml", "there is no recipe e.tml, but there is e.toml".to_owned()),
+        ("e", "there is no recipe e, but there is e.toml".to_owned()),
         (".", ".: it is a folder, and a recipe is a file (TOML); name the file".to_owned()),
     ] {
         let told = refused(&here, &["train", name]);

@@ -99,7 +99,7 @@ fn what_was_cut_is_named() {
     assert!(shown.contains(cut) && warned.contains("warning: "), "{shown}");
     let skip = weft(&folder, &[&args[..], &["--set", "data.on_long_answer=skip"]].concat());
     let errors = String::from_utf8_lossy(&skip.stderr).into_owned();
-    let none = "a.jsonl: all its 5 rows are skipped; mend the rows, for most of them: prompt and answer together are longer \
-                than data.max_seq_len (the first in a.jsonl:1)\n";
+    let none = "a.jsonl: all its 5 rows are skipped, most of them for this reason: prompt and answer together are longer \
+                than data.max_seq_len (the first in a.jsonl:1); fix the rows\n";
     assert!(errors.ends_with(none), "{errors}");
 }

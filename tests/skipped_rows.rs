@@ -1,4 +1,4 @@
-//! Rows that can't be used as they are: told all at once, or skipped, which is the same as a file without them; what is
+//! Rows that can't be used as they are: reported all at once, or skipped, which is the same as a file without them; what is
 //! said of them, from the cache too; and rows that are both trained on and held out.
 
 mod scratch;
@@ -123,7 +123,7 @@ proptest! {
         for (i, (_, reason)) in bad.iter().enumerate() {
             let count = rows.iter().filter(|row| **row == i).count();
             let Some(told) = skipping.notes.skipped.get(*reason) else {
-                // Ten reasons are told apart.
+                // Ten reasons are counted separately.
                 prop_assert!(count == 0 || skipping.notes.skipped.contains_key("other reasons"), "{}", reason);
                 continue;
             };
@@ -174,7 +174,7 @@ fn all_bad_rows_are_told_at_once() {
         told(&[empty, good, b"{", empty], stop),
         format!(
             "3 rows of rows.jsonl can't be used:\n  rows.jsonl:1: {of_empty}\n  rows.jsonl:3: not JSON (EOF while parsing an \
-             object at column 1); write one object per line\n  rows.jsonl:4: {of_empty}\nmend them, or \
+             object at column 1); write one object per line\n  rows.jsonl:4: {of_empty}\nfix them, or \
              data.on_bad_row = \"skip\" skips and counts such rows"
         )
     );
@@ -182,7 +182,7 @@ fn all_bad_rows_are_told_at_once() {
     let lines: Vec<&str> = many.lines().collect();
     assert_eq!((lines[0], lines.len()), ("13 rows of rows.jsonl can't be used:", 12));
     assert_eq!(lines[10], format!("  rows.jsonl:11: {of_empty}"));
-    let last = "and 3 more; mend them, or data.on_bad_row = \"skip\" skips and counts such rows";
+    let last = "and 3 more; fix them, or data.on_bad_row = \"skip\" skips and counts such rows";
     assert_eq!(lines[11], last);
     // Each setting is named where it would help, and does.
     let of_prompt = "data.on_long_prompt = \"skip\" skips and counts such rows";
@@ -198,8 +198,8 @@ fn all_bad_rows_are_told_at_once() {
     let all = RowPolicy { long_prompt: OnRow::Skip, ..skips_bad };
     assert_eq!(load(&source(&path, all), &reading(&text)).expect("both are skipped").examples.len(), 1);
     // A file without any other rows is refused with a reason.
-    let none = "rows.jsonl: all its 2 rows are skipped; mend the rows, for most of them: the answer is empty (the first in \
-                rows.jsonl:1)";
+    let none = "rows.jsonl: all its 2 rows are skipped, most of them for this reason: the answer is empty (the first in \
+                rows.jsonl:1); fix the rows";
     assert_eq!(told(&[empty, empty], all), none);
 }
 
@@ -222,7 +222,7 @@ fn a_row_that_the_template_rejects_is_a_bad_row() {
     assert!(error.contains(&line(2)) && error.contains(&line(4)) && error.contains("no q1"), "{error}");
     let read = told(&rows, SKIP).expect("two rows are left");
     assert_eq!((read.examples.len(), read.notes.num_skipped()), (2, 2));
-    // What every row meets is told once.
+    // A problem that every row has is reported once.
     let error = told(&[chat(2), chat(3)], RowPolicy::default()).expect_err("all are rejected");
     assert!(error.contains("no q1") && !error.contains('\n'), "{error}");
 }
@@ -337,7 +337,7 @@ fn answers_are_skipped_one_by_one() {
     assert_eq!(read.notes.lines(), lines);
     // Of a chat's last answer alone, nothing is left here.
     let error = load(&source(&path, SKIP), &reading(&text)).expect_err("both rows are skipped").to_string();
-    assert!(error.contains("all its 2 rows are skipped; mend the rows"), "{error}");
+    assert!(error.contains("all its 2 rows are skipped, most of them for this reason"), "{error}");
 }
 
 #[test]

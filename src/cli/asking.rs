@@ -31,7 +31,7 @@ pub struct AskingArgs {
 }
 
 impl AskingArgs {
-    /// Whether nothing is asked on the command line, and a person sits at the terminal.
+    /// Whether the command line asks nothing and standard input is a terminal, so that a person can chat.
     pub fn is_chat(&self) -> bool {
         let is_asked = self.prompt.is_some() || self.messages.is_some() || self.raw;
         !is_asked && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
@@ -108,7 +108,7 @@ impl AskingArgs {
     }
 }
 
-/// The tokens of a prompt. Tells which special tokens in it are text.
+/// The tokens of a prompt. Warns of special tokens in it that are read as text.
 ///
 /// # Errors
 /// A prompt that holds the mask token, which the sampler would take for a token to be found.

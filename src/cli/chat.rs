@@ -23,7 +23,7 @@ const HELP: &str = "/reset forgets the turns so far, /system TEXT sets the syste
 /// The most bytes of a line that a terminal passes on while it edits the line, without the line's end.
 const LONGEST_LINE: usize = 4095;
 
-/// A chat, and what its answers are made by.
+/// A chat, with the model and the settings that generate its answers.
 struct Chat<'a> {
     base: &'a Base,
     sampling: &'a Sampling,
@@ -33,14 +33,14 @@ struct Chat<'a> {
     signals: Arc<Signals>,
 }
 
-/// What the thread that hears Ctrl-C is told, and tells.
+/// The flags that the chat shares with the thread that receives Ctrl-C.
 #[derive(Default)]
 struct Signals {
     is_answering: AtomicBool,
     stops: AtomicBool,
 }
 
-/// What a line of the user's asks for.
+/// What a line that the user typed asks for.
 enum Line {
     Quit,
     Turn(String),
@@ -73,7 +73,7 @@ pub fn run(base: &Base, system: Option<String>, sampling: &Sampling, keeps_speci
     Ok(())
 }
 
-/// Prints a text and the sign that a turn is waited for.
+/// Prints a text and then the prompt sign, which asks for the next turn.
 fn prompt(text: &str) {
     eprint!("{text}{READY}");
     let _ = stderr().flush();
@@ -106,7 +106,7 @@ fn read_line() -> Result<Option<String>> {
 }
 
 impl Chat<'_> {
-    /// Does what a line with a command asks for.
+    /// Runs the command in a line.
     fn command(&mut self, line: String) -> Line {
         let text = line.trim();
         let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
@@ -138,7 +138,7 @@ impl Chat<'_> {
         }
     }
 
-    /// Answers a turn of the user's. Both turns become part of the chat if there is an answer.
+    /// Answers a user's turn. Both turns become part of the chat if there is an answer.
     fn answer(&mut self, content: &str) -> Result<()> {
         let base = self.base;
         let system = self.system.iter().map(|system| Turn::new("system", system));
@@ -163,7 +163,7 @@ impl Chat<'_> {
         let answer = self.text(&output.ids[ids.len()..]);
         match answer.strip_prefix(&printed) {
             Some(rest) => say!("{rest}"),
-            // Some tokenizers write the beginning of a text otherwise once more of it is there.
+            // Some tokenizers decode the beginning of a text differently once more of it is there.
             None => say!("\n{answer}"),
         }
         if stops.load(Ordering::Relaxed) {
@@ -184,7 +184,7 @@ impl Chat<'_> {
             let whole = text.trim_end_matches('\u{fffd}');
             if let Some(more) = whole.strip_prefix(&printed).filter(|more| !more.is_empty()) {
                 let mut out = std::io::stdout();
-                // Where standard output can't be written, the whole answer is told of below.
+                // If standard output can't be written to, writing the whole answer below reports it.
                 let _ = write!(out, "{more}").and_then(|()| out.flush());
                 printed = whole.to_owned();
             }

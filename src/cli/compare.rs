@@ -1,4 +1,4 @@
-//! `weft compare`: runs beside each other.
+//! `weft compare`: prints the comparison of several runs and writes its page.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,8 +15,8 @@ use weft::report::visible::visible;
 /// Compare runs: their settings, held-out losses, scores and curves
 ///
 /// Prints the settings that differ, and each run's held-out loss and score with 95 % intervals. Differences from the first
-/// run are paired: they are taken row by row on the same rows and masks. A page shows the same with the runs' curves over
-/// each other. Runs with other held-out rows or another tokenizer are named, and their losses aren't compared.
+/// run are paired: they are taken row by row on the same rows and masks. A page shows the same, and charts with the curves
+/// of all runs. Runs with other held-out rows or another tokenizer are named, and their losses aren't compared.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  for lr in 1e-4 3e-4 1e-3; do\n    weft train my.toml --set train.lr=$lr --set train.output=runs/lr-$lr\n  done\n  weft compare runs/lr-*"

@@ -203,7 +203,7 @@ fn remarks(recipe: &Recipe, (train, held_out): (&Mixed, Option<&Mixed>), shared:
     // Generated rows always reach the requested number.
     for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        // A part that is held out of the training rows is among them.
+        // A part that is held out was taken from the training rows, so its rows count too.
         let is_part = recipe.data.held_out.as_ref().is_some_and(|held_out| held_out.files().is_none());
         let part = held_out.filter(|_| is_part).map_or(&[][..], |held_out| &held_out.parts);
         let there: usize = mixed.parts.iter().chain(part).map(|part| part.notes.rows).sum();

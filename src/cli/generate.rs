@@ -174,8 +174,8 @@ impl SamplingArgs {
     }
 }
 
-/// The options with which `weft generate` uses these settings, each after a space. Values that it chooses itself are left
-/// out.
+/// The options with which `weft generate` uses these settings, each preceded by a space. Values that the command chooses by
+/// default are left out.
 pub fn as_options(wanted: &Sampling) -> String {
     let own = Sampling::default().with_gen_length(wanted.gen_length);
     let half = (wanted.gen_length / 2).max(1).next_multiple_of(own.num_blocks());
@@ -231,7 +231,8 @@ impl Generate {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What special tokens are in a prompt that isn't rendered: its author writes what the template would have written.
+    /// How special tokens in a `--raw` prompt are read: by default as tokens, because its author writes what the template
+    /// would have written.
     fn raw_tokens(&self) -> SpecialTokens {
         self.model.special_tokens.unwrap_or(SpecialTokens::Tokens)
     }

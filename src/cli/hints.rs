@@ -1,4 +1,4 @@
-//! Hints for the options and commands of other programs: what stands in their place here. The names of settings are those
+//! Hints for the options and commands of other programs: what to write in Weft instead. The names of settings are those
 //! of `settings::other_names`; this file adds those that only command lines have.
 
 use std::process::exit as exit_with;
@@ -14,7 +14,7 @@ use super::Cli;
 /// The exit status of a command line that can't be run.
 const USAGE: i32 = 2;
 
-/// Other programs' options and the option that stands in their place, of a command that has it.
+/// Other programs' options, each with Weft's option for it, which is suggested if the command has that option.
 const OPTIONS: &[(&str, &str)] = &[
     ("-m", "--model"),
     ("--ckpt", "--model"),
@@ -83,7 +83,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ("--export", "weft merge writes adapter and base as one checkpoint"),
 ];
 
-/// Other programs' options for a recipe, whose path is an argument of its own here.
+/// Other programs' options for a recipe, whose path is a positional argument in Weft.
 const RECIPE: [&str; 5] = ["--config", "-c", "--config-file", "--recipe", "--yaml"];
 
 /// Other programs' names for commands.
@@ -116,7 +116,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("benchmark", "bench"),
 ];
 
-/// Prints clap's error, or the hint for what other programs call it, and ends the process.
+/// Prints a hint if the name belongs to another program, else clap's error, and ends the process.
 pub fn exit(error: &clap::Error) -> ! {
     let args: Vec<String> = std::env::args().collect();
     match hint(error, &args) {
@@ -152,7 +152,7 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
     }
 }
 
-/// The value that an option was given, if one stands behind it.
+/// The value that was given to an option, if there is one.
 fn value_of<'a>(option: &str, args: &'a [String]) -> Option<&'a str> {
     let place = args.iter().position(|arg| arg == option || arg.split('=').next() == Some(option))?;
     match args[place].split_once('=') {
@@ -194,7 +194,7 @@ fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
     }
 }
 
-/// An option of the command that sets what this place of a recipe does.
+/// An option of the command that sets what this key of a recipe sets.
 fn option_of(place: &Place, command: &Clap) -> Option<String> {
     let [place] = &place.keys[..] else { return None };
     let option = match place.as_str() {
@@ -207,7 +207,7 @@ fn option_of(place: &Place, command: &Clap) -> Option<String> {
     has(command, &option).then_some(option)
 }
 
-/// An option with the value that another was given.
+/// An option with the value that was given to another option.
 fn written(option: &str, value: Option<&str>, command: &Clap) -> String {
     let takes_value = |arg: clap::Arg| arg.get_action().takes_values();
     match argument(command, option).is_some_and(takes_value) {

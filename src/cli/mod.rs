@@ -291,7 +291,7 @@ struct ModelArgs {
     /// Variables for the chat template, as a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = object)]
     chat_template_kwargs: Option<Object>,
-    /// What special tokens that stand in the turns of a prompt are, as a recipe's data.special_tokens: text or tokens;
+    /// How to read special tokens in the turns of a prompt, like a recipe's data.special_tokens: as text or tokens;
     /// default: text
     #[arg(long, value_name = "WHAT", value_parser = SpecialTokens::parse)]
     special_tokens: Option<SpecialTokens>,

@@ -1,4 +1,5 @@
-//! The command at the end of a run that asks the trained model what the first held-out row asks, by the recipe's sampler.
+//! The command at the end of a run that asks the trained model the question of the first held-out row, with the recipe's
+//! sampler.
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ use weft_kernels::precision::Precision;
 use super::FactArgs;
 use super::generate::as_options;
 
-/// The file in the run's folder with the question, where it doesn't fit into a line of a shell.
+/// The file in the run folder with the question, where it doesn't fit into a line of a shell.
 const QUESTION: &str = "question.json";
 /// The longest question that is written into the command, in bytes.
 const LONGEST: usize = 200;
@@ -29,7 +30,7 @@ const ROUNDED: usize = 8;
 /// The share of answers that the command has room for.
 const SHARE: f64 = 0.95;
 
-/// The command that asks the model in `folder`. A question of several turns or lines is written into the run's folder.
+/// The command that asks the model in `folder`. A question of several turns or lines is written into the run folder.
 ///
 /// # Errors
 /// A file that can't be written.
@@ -42,7 +43,7 @@ pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<St
             let (model, adapter) = (shell_word(&recipe.model.path), shell_word(folder));
             command += &format!(" --model {model} --adapter {adapter}{facts}");
         }
-        // The saved config.json has what the recipe says of the base.
+        // A saved checkpoint's config.json already has the facts that the recipe gives of the base.
         Trainable::Full => command += &format!(" --model {}", shell_word(folder)),
     }
     if recipe.model.precision == Precision::Bf16 {
@@ -61,7 +62,7 @@ pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<St
     Ok(command + &asked(experiment, texts)?)
 }
 
-/// The length that so many answers don't exceed.
+/// The length that the share [`SHARE`] of the answers doesn't exceed.
 fn usual_length(examples: &[Example]) -> usize {
     let mut lengths: Vec<usize> = examples.iter().map(|example| example.answer_ids.len()).collect();
     lengths.sort_unstable();
@@ -99,7 +100,7 @@ fn sampling(recipe: &Recipe, config: &Config, length: usize) -> Sampling {
     Sampling { diffusion_steps: steps(gen_length).next_multiple_of(blocks), ..sized }
 }
 
-/// The options that say what is asked.
+/// The options that contain the question.
 fn asked(experiment: &Experiment, texts: bool) -> Result<String> {
     let (turns, tools) = experiment.first_question().unwrap_or_else(|| (vec![Turn::new("user", "...")], None));
     let raw = if texts { " --raw" } else { "" };
@@ -121,7 +122,7 @@ fn asked(experiment: &Experiment, texts: bool) -> Result<String> {
     Ok(format!(" --messages {}", shell_word(&path)))
 }
 
-/// A text as a shell takes it, always in quotes.
+/// A text quoted for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

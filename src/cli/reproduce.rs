@@ -28,7 +28,7 @@ pub struct Reproduce {
     settings: Vec<String>,
     #[command(flatten)]
     facts: super::FactArgs,
-    /// Continue a comparison that was stopped; one that isn't begun begins. This is what happens without the option too
+    /// Continue a comparison that was stopped, or begin one. This has no effect: the command does so without the option too
     #[arg(long, conflicts_with = "report_only")]
     resume: bool,
     /// Write the report from the finished runs only, and start no others

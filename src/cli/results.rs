@@ -96,7 +96,7 @@ impl Results<'_> {
         rows
     }
 
-    /// What was run, where and on what, for the report.
+    /// For the report: what was run, on which machine and on which rows.
     pub fn facts(&self) -> Vec<(String, String)> {
         let row = |name: &str, value: String| (name.to_owned(), value);
         let train = &self.experiment.train.dataset;

@@ -1,4 +1,4 @@
-//! What `weft data`, `plan` and `train` say alike of a recipe's rows: warnings, counts, and the objects of `--json`.
+//! What `weft data`, `plan` and `train` all report of a recipe's rows: warnings, counts, and the objects of `--json`.
 
 use serde_json::{Value, json};
 use weft::data::shared_rows::SharedRows;
@@ -7,10 +7,10 @@ use weft::experiment::Experiment;
 use weft::model::config::ModelConfig;
 use weft::model::positions::Beyond;
 
-/// The column in which `weft train` writes what it says of the rows.
+/// The indentation of the lines in which `weft train` describes the rows.
 const INDENT: &str = "           ";
 
-/// What of the rows lies beyond the positions that the model was trained for.
+/// How much of the rows lies beyond the positions that the model was trained for.
 pub fn beyond(config: &ModelConfig, rows: [Option<&Mixed>; 2]) -> Option<Beyond> {
     let examples = rows.into_iter().flatten().flat_map(|mixed| &mixed.dataset.examples);
     Beyond::of(config, examples.map(|e| e.prompt_ids.len() + e.answer_ids.len()))
@@ -25,7 +25,7 @@ pub fn warn(config: &ModelConfig, rows: [Option<&Mixed>; 2], shared: Option<Shar
     warnings.for_each(|warning| eprintln!("warning: {warning}"));
 }
 
-/// Says what a run trains on and holds out.
+/// Prints what a run trains on and holds out.
 pub fn say_of(experiment: &Experiment) {
     let Mixed { dataset: Dataset { examples, truncated, documents, .. }, mixture, parts } = &experiment.train;
     let tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.answer_ids.len()).sum();

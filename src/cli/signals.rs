@@ -1,6 +1,6 @@
 //! Handles SIGINT, SIGTERM and, among ranks, SIGUSR1, which launchers pass on. The first signal asks runs to stop after
 //! their current step; a later one stops the program at once. One request may arrive as several signals: `timeout`
-//! signals the process and its group, and a terminal and a launcher each send their own. A chat hears SIGINT itself.
+//! signals the process and its group, and a terminal and a launcher each send their own. A chat handles SIGINT itself.
 
 use weft::interrupt;
 use weft::parallel::Ranks;

@@ -1,5 +1,5 @@
 //! Shows the denoising of an answer step by step: redrawn in place on a terminal, one line per step elsewhere. An answer
-//! that is longer than the window is shown in part, around what the step found.
+//! that is longer than the window is shown in part, around the tokens that the step found.
 
 use std::sync::mpsc::Receiver;
 
@@ -39,7 +39,7 @@ impl Trace<'_> {
             let left = answer.iter().filter(|id| **id == self.mask_token_id).count();
             if term.is_term() {
                 let (height, width) = term.size();
-                // The cursor stands on a line of its own below what is drawn.
+                // The cursor is on its own line below the drawing.
                 let lines = within(&lines(&runs, usize::from(width)), usize::from(height).saturating_sub(2));
                 let _ = term.clear_last_lines(drawn);
                 let text: Vec<String> = lines.iter().map(|line| styled(line)).collect();

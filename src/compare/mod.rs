@@ -1,5 +1,5 @@
-//! Runs beside each other: what their recipes have that differs, their held-out losses and scores with intervals, and
-//! which of them can't be compared. Everything is read from the files in the runs' folders; `page` draws it.
+//! Compares runs: the settings in which their recipes differ, their held-out losses and scores with intervals, and which
+//! runs can't be compared. Everything is read from the files in the run folders; `page` draws it.
 
 pub mod page;
 mod run;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::reproduce::statistics::{Interval, interval};
 pub use run::Run;
 
-/// Several runs; the first one is that with which the others are compared.
+/// Several runs; the others are compared with the first one.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     /// The runs, in the order in which they were given.
@@ -24,7 +24,7 @@ pub struct Comparison {
     pub settings: Vec<Setting>,
 }
 
-/// A setting that isn't the same in all runs.
+/// A setting that differs between runs.
 #[derive(Debug, Serialize)]
 pub struct Setting {
     /// Its table and key.
@@ -33,7 +33,7 @@ pub struct Setting {
     pub values: Vec<Value>,
 }
 
-/// A run beside the first one.
+/// A run, and how it differs from the first one.
 #[derive(Debug, Serialize)]
 pub struct Compared {
     /// The run.
@@ -121,8 +121,8 @@ pub fn ratio(parts: &[f64], sizes: &[usize]) -> Option<Interval> {
     interval(&parts.iter().zip(sizes).map(linear).collect::<Vec<_>>())
 }
 
-/// The settings that aren't equal in all runs, in the order of the first recipe that has them, and the rows if they
-/// aren't. Where a run writes says nothing about it.
+/// The settings that differ between runs, in the order of the first recipe that has them, and the training rows if they
+/// differ. The output folder is left out, because it says nothing about a run.
 fn differing(runs: &[Run]) -> Vec<Setting> {
     let mut keys: Vec<(String, String)> = vec![];
     for run in runs {
@@ -144,7 +144,7 @@ fn differing(runs: &[Run]) -> Vec<Setting> {
     keys.into_iter().map(setting).chain([rows]).filter(differs).collect()
 }
 
-/// Names by which the folders can be told apart: as few of their last parts as that takes.
+/// Names that distinguish the folders: as few of their last parts as that takes.
 fn names(folders: &[PathBuf]) -> Vec<String> {
     let parts = |folder: &PathBuf, count: usize| {
         let all: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();

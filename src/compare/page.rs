@@ -1,4 +1,4 @@
-//! The page of a comparison: its tables, the differences with their intervals, and the runs' curves over each other.
+//! The page of a comparison: its tables, the differences with their intervals, and charts with the curves of all runs.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use crate::report::curves::thin;
 use crate::report::page::page;
 use crate::reproduce::statistics::Interval;
 
-/// The curves that are drawn over each other: title, unit, and the number in the log.
+/// The charts with a curve of each run: title, unit, and the key in the log.
 const CURVES: [(&str, &str, &str); 6] = [
     ("Held-out loss", "nats per answer token", "held_out_nll_bound"),
     ("nll of the masked tokens, unweighted", "nats per masked token", "nll"),
@@ -67,7 +67,7 @@ fn differences(comparison: &Comparison) -> Vec<String> {
     [held_out, accuracy].into_iter().flatten().collect()
 }
 
-/// The runs' curves over each other.
+/// The charts with a curve of each run.
 fn curves(comparison: &Comparison) -> Vec<String> {
     let drawn = |(title, y, key): (&str, &str, &str)| {
         let curve = |run: &Compared| {

@@ -1,4 +1,4 @@
-//! A run as its folder holds it.
+//! Reads a run for a comparison from the files in its folder.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::train::run::{RECIPE, RESULTS};
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// The name by which it is told apart from the others.
+    /// The name that distinguishes it from the others.
     pub name: String,
     /// Its folder.
     pub folder: PathBuf,
@@ -36,7 +36,7 @@ pub struct Run {
     pub train_seconds: f64,
     /// The median speed of its steps.
     pub tokens_per_second: Option<f64>,
-    /// What it was computed on, and by which build of the program; known when it is finished.
+    /// What it was computed on; known when it is finished.
     pub device: Option<String>,
     /// The build of the program.
     pub weft: Option<String>,
@@ -92,7 +92,7 @@ impl Run {
             tokens_per_second: (!speeds.is_empty()).then(|| speeds[speeds.len() / 2]),
             device: text(&results["device"]),
             weft: text(&results["weft"]).or_else(|| text(&saved["weft"])),
-            // Rows of another evaluation than the log's last one would say something else.
+            // The rows count only if they belong to the last evaluation in the log.
             rows: rows.filter(|rows| Some(rows.step) == last),
             problems: problems(folder, &results)?,
             recipe: saved["recipe"].clone(),
@@ -109,16 +109,16 @@ impl Run {
             (Some(own), Some(other)) if own != other => Some(match (tokenizer(self), tokenizer(first)) {
                 (Some(own), Some(other)) if own != other => {
                     format!(
-                        "its tokenizer or chat template is another than that of {first_name}, so a token is something else"
+                        "its tokenizer or chat template differs from that of {first_name}, so its tokens aren't the same"
                     )
                 }
-                _ => format!("its held-out rows are others than those of {first_name}"),
+                _ => format!("its held-out rows differ from those of {first_name}"),
             }),
             _ => None,
         }
     }
 
-    /// The beginnings of the keys of the rows that it is trained on.
+    /// The first characters of the keys of its training rows.
     pub(super) fn trained_rows(&self) -> Value {
         let held_out = usize::from(self.held_out_key().is_some());
         let rows = self.recipe[ROWS].as_array().map_or(&[][..], Vec::as_slice);

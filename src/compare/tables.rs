@@ -1,4 +1,4 @@
-//! A comparison as tables of words, for the terminal and for the page.
+//! A comparison as tables of text, for the terminal and for the page.
 
 use serde_json::Value;
 
@@ -11,21 +11,21 @@ pub struct Table {
     pub title: String,
     /// The names of the columns and the rows.
     pub rows: Vec<Vec<String>>,
-    /// What has to be known to read it; empty if nothing has.
+    /// A note that explains how to read it; may be empty.
     pub note: String,
 }
 
-/// What stands for a number that there isn't.
+/// The mark in place of a number that doesn't exist.
 const NONE: &str = "-";
 
 impl Comparison {
-    /// Everything that has something to say.
+    /// All tables that have content.
     pub fn tables(&self) -> Vec<Table> {
         let tables = [self.settings_table(), self.held_out_table(), self.scores_table(), self.runs_table()];
         tables.into_iter().flatten().collect()
     }
 
-    /// What is said of the comparison as a whole: the runs that can't be compared.
+    /// Remarks on the comparison as a whole: the runs that can't be compared.
     pub fn remarks(&self) -> Vec<String> {
         let of = |run: &Compared| {
             let reason = run.not_comparable.as_ref()?;
@@ -34,7 +34,7 @@ impl Comparison {
         self.runs.iter().filter_map(of).collect()
     }
 
-    /// The settings that differ; the runs are the columns, or the rows if they are more.
+    /// The settings that differ. The runs are the columns, or the rows if there are more runs than settings.
     fn settings_table(&self) -> Option<Table> {
         let word = |value: &Value| match value {
             Value::Null => NONE.to_owned(),
@@ -74,7 +74,7 @@ impl Comparison {
             let note = match self.runs.iter().all(|run| run.held_out.is_none()) {
                 true => "no run has the losses of its rows (runs of an earlier version have none), so there are no intervals",
                 false => {
-                    "intervals are over the held-out rows, and paired in differences; those of other seeds would be wider"
+                    "intervals are over the held-out rows, paired for differences; intervals over seeds would be wider"
                 }
             };
             table("held-out loss, nats per answer token", &head, self.runs.iter().map(row), note)
@@ -94,7 +94,7 @@ impl Comparison {
                 against(run.accuracy_difference, 100.0),
             ]
         };
-        let note = "intervals are over the problems, and paired in differences";
+        let note = "intervals are over the problems, paired for differences";
         Some(table(&format!("{task}, % of the points"), &head, self.runs.iter().map(row), note))
     }
 
@@ -120,7 +120,7 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or(NONE.to_owned(), |value| format!("{value:.decimals$}"))
 }
 
-/// The ends of an interval; items that are all alike, or only one, say nothing about others.
+/// The ends of an interval; a mark if the items are all alike or there is only one, because they say nothing about others.
 fn ends(Interval { low, high, deviation, .. }: Interval, unit: f64) -> String {
     if deviation == 0.0 {
         return NONE.to_owned();
@@ -131,7 +131,7 @@ fn ends(Interval { low, high, deviation, .. }: Interval, unit: f64) -> String {
     }
 }
 
-/// A difference with its interval, and whether it is one.
+/// A difference with its interval, marked if the interval contains 0.
 fn against(difference: Option<Interval>, unit: f64) -> String {
     let Some(interval) = difference else { return NONE.to_owned() };
     let mean = if unit == 1.0 { format!("{:+.4}", interval.mean) } else { format!("{:+.1}", unit * interval.mean) };

@@ -1,5 +1,5 @@
-//! Rows that can't be used: each with its place and the setting that would skip it, and the error that tells all of them
-//! at once.
+//! Rows that can't be used: each with its place and the setting that would skip it, and the error that reports all of
+//! them at once.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ pub(super) const ON_BAD_ROW: &str = "on_bad_row";
 /// The setting for prompts that leave no room for an answer.
 pub(super) const ON_LONG_PROMPT: &str = "on_long_prompt";
 
-/// The number of rows that are told.
+/// The largest number of rows that the error lists.
 const TOLD: usize = 10;
 
 impl BadRow {
@@ -75,12 +75,12 @@ impl BadRows {
         self.count == 0
     }
 
-    /// The error that tells the rows of the source with this name. A single row is its own error, which names the setting
-    /// that skips it only if it `hints`.
+    /// The error that lists the bad rows of the source with this name. A single bad row gives its own error, which names the
+    /// setting that skips the row only if `hints` is set.
     pub fn into_error(mut self, name: &str, hints: bool) -> Error {
         let settings: Vec<String> = self.settings.iter().map(|key| format!("data.{key} = \"skip\"")).collect();
         let skips = format!("{} skips and counts such rows", settings.join(", "));
-        // What is wrong with every row alike is no row's fault.
+        // If every row has the same problem, the rows aren't the cause.
         let first = self.first[0].error.to_string();
         let is_common = self.count == self.rows && self.first.iter().all(|row| row.error.to_string() == first);
         if self.count > 1 && !is_common {
@@ -113,7 +113,7 @@ impl From<Error> for Unread {
     }
 }
 
-/// The bad row that a reader's error is; the error itself if no row can follow it.
+/// Turns a reader's error into a bad row, or returns the error if no further row can be read after it.
 pub(super) fn of_reader(error: Error) -> Result<BadRow, Error> {
     if !is_of_row(&error) {
         return Err(error);

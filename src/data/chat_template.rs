@@ -36,9 +36,9 @@ const SPECIAL_TOKENS: [&str; 7] =
 /// A tokenizer with its chat template.
 pub struct TextModel {
     pub(super) tokenizer: Tokenizer,
-    /// The special tokens that may stand in turns.
+    /// The special tokens that may occur in turns.
     pub(super) special: SpecialFinder,
-    /// What special tokens in the turns of a prompt are.
+    /// How special tokens in the turns of a prompt are read.
     pub(super) special_tokens: SpecialTokens,
     environment: Arc<Environment<'static>>,
     pub(super) path: PathBuf,
@@ -156,7 +156,7 @@ impl TextModel {
         Ok(())
     }
 
-    /// Says what special tokens in the turns of a prompt are.
+    /// Sets how special tokens in the turns of a prompt are read.
     pub fn set_special_tokens(&mut self, special_tokens: SpecialTokens) {
         if self.special_tokens != special_tokens {
             self.content_key = text_key(&[&self.content_key.to_le_bytes(), b"special tokens"]);
@@ -164,8 +164,8 @@ impl TextModel {
         self.special_tokens = special_tokens;
     }
 
-    /// Fixes the time that the template's `strftime_now` writes, in seconds since 1970, in UTC. Without it the time is
-    /// that of `SOURCE_DATE_EPOCH`; where that isn't set, the template has no such function.
+    /// Fixes the time that the template's `strftime_now` writes, in seconds since 1970, in UTC. By default the time is
+    /// that of `SOURCE_DATE_EPOCH`; if that isn't set, the template has no such function.
     pub fn set_time(&mut self, seconds: i64) {
         let clock = Ok(Clock::at(seconds));
         self.content_key = text_key(&[&self.content_key.to_le_bytes(), &seconds.to_le_bytes()]);

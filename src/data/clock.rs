@@ -1,11 +1,11 @@
-//! The time that chat templates see by `strftime_now`, and its text in the formats of Python's `strftime`.
+//! The time that chat templates get from `strftime_now`, and its text in the formats of Python's `strftime`.
 
 use std::env;
 use std::fmt::Write;
 
 use chrono::DateTime;
 
-/// The variable of the environment that fixes the time, in seconds since 1970.
+/// The environment variable that fixes the time, in seconds since 1970.
 const VARIABLE: &str = "SOURCE_DATE_EPOCH";
 
 /// A time in UTC, in seconds since 1970.
@@ -13,8 +13,8 @@ const VARIABLE: &str = "SOURCE_DATE_EPOCH";
 pub(super) struct Clock(i64);
 
 impl Clock {
-    /// The time that `SOURCE_DATE_EPOCH` gives; `None` where it isn't set, because prompts that change from day to day make
-    /// a run that can't be repeated.
+    /// The time that `SOURCE_DATE_EPOCH` gives; `None` if it isn't set. Today's date is never used, because a run whose
+    /// prompts change from day to day can't be repeated.
     ///
     /// # Errors
     /// A value of the variable that is no number of seconds.
@@ -32,7 +32,7 @@ impl Clock {
         Self(seconds)
     }
 
-    /// The time by a format.
+    /// The time as text in a format.
     ///
     /// # Errors
     /// A directive that isn't known.
@@ -45,8 +45,8 @@ impl Clock {
     }
 }
 
-/// A format with Python's meaning of the directives that it understands otherwise: its times have no zone, and six digits
-/// of a second.
+/// Rewrites the directives of a format that chrono and Python interpret differently: Python's time has no zone here, and
+/// its seconds have six digits.
 fn as_python(format: &str) -> String {
     let (mut text, mut chars) = (String::new(), format.chars());
     while let Some(c) = chars.next() {

@@ -17,19 +17,19 @@ use crate::files::rows_file::{open, read_error};
 /// The columns whose cells may hold a list as JSON.
 const LISTS: [&str; 3] = ["messages", "conversations", "history"];
 
-/// The rows of a file, each with its first line. Further rows follow a row that is no row of the header's columns.
+/// The rows of a file, each with its first line. Reading goes on after a row that doesn't have the header's columns.
 pub(super) struct Rows {
     path: PathBuf,
     reader: Reader<Bounded>,
     ahead_of_reader: Rc<RefCell<Unread>>,
     names: Vec<String>,
-    /// The row that comes next, and whether a quote of it may be open: only the end of the file shows that.
+    /// The next row, and whether a quote in it may still be open, which only the end of the file shows.
     ahead: Option<(Result<(usize, Fields)>, bool)>,
     /// Whether the file can't be read further.
     has_failed: bool,
 }
 
-/// The bytes that the reader has taken from the file since the newest record began.
+/// The bytes that the reader has taken from the file since the current record began.
 #[derive(Default)]
 struct Unread {
     bytes: VecDeque<u8>,
@@ -70,7 +70,7 @@ impl Rows {
         let unread = Rc::new(RefCell::new(Unread::default()));
         let bounded = Bounded { from: open(path)?, unread: unread.clone() };
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bounded);
-        // Without the names of its columns the whole file can't be read, whatever becomes of bad rows.
+        // Without the names of its columns the whole file can't be read, even if bad rows are skipped.
         let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
         let header = reader.headers().cloned().map_err(|e| match told(path, 1, e) {
             Error::Row { reason, .. } => refuse(format!("the header can't be read: {reason}")),
@@ -113,7 +113,7 @@ impl Iterator for Rows {
     fn next(&mut self) -> Option<Self::Item> {
         let (row, is_open) = self.ahead.take()?;
         self.ahead = self.read();
-        // Quotes come in pairs; without its pair, one takes the rows behind it into its cell.
+        // Quotes come in pairs; a quote that isn't closed takes the rows after it into its cell.
         if self.ahead.is_none() && is_open {
             let reason = "a quote of this row is not closed before the end of the file; close it".to_owned();
             return Some(row.and_then(|(line, _)| Err(Error::Row { path: self.path.clone(), line, reason })));
@@ -167,7 +167,7 @@ fn fields(names: &[String], record: &StringRecord) -> Fields {
     names.iter().zip(record).map(|(name, cell)| (name.clone(), value(name, cell))).collect()
 }
 
-/// The error of a record that begins in a line.
+/// The error for a record that begins in this line.
 fn told(path: &Path, line: usize, error: CsvError) -> Error {
     let reason = match error.into_kind() {
         ErrorKind::Io(source) if source.kind() == IoKind::FileTooLarge => {

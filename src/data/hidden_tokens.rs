@@ -13,7 +13,7 @@ const LAST: u32 = 0x0010_FFFD;
 /// The first private character of the last plane.
 const FIRST: u32 = 0x0010_0000;
 
-/// The special tokens that stand as text in a chat, each with the character in its place.
+/// The special tokens that occur as text in a chat, each with the character in its place.
 #[derive(Debug, Default)]
 pub(super) struct Hidden {
     /// Sign, text and index of each, in the order in which they occur first.
@@ -23,13 +23,13 @@ pub(super) struct Hidden {
 }
 
 impl Hidden {
-    /// Nothing is hidden yet; signs will be other characters than those of this text.
+    /// Hides nothing yet. The signs will be characters that don't occur in this text.
     pub(super) fn beside(text: &str) -> Self {
         let taken = text.chars().filter(|c| u32::from(*c) >= FIRST).collect();
         Self { tokens: vec![], taken }
     }
 
-    /// Nothing is hidden yet, in turns and tools.
+    /// Like [`Hidden::beside`], for the texts of turns and tools.
     pub(super) fn of(turns: &[Turn], tools: Option<&Value>) -> Self {
         let json = serde_json::to_string(&(turns, tools)).expect("turns are JSON");
         Self::beside(&json)
@@ -77,7 +77,7 @@ impl Hidden {
     /// A turn without special tokens in its text and its other fields, except one that stays in the text.
     pub(super) fn turn(&mut self, finder: &SpecialFinder, turn: &Turn, stays: Option<&str>) -> Turn {
         let content = turn.content.as_ref().map(|content| self.text(finder, content, stays));
-        // The names of a turn's own fields are what the template asks for.
+        // The template reads a turn's own fields by their names, so the names stay.
         let fields = turn.fields.iter().map(|(key, value)| (key.clone(), self.value(finder, value))).collect();
         Turn { content, fields, ..turn.clone() }
     }

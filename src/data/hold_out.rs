@@ -1,5 +1,5 @@
-//! Which rows are held out: those of files of their own, or a part of the training rows. The part is chosen by the seed
-//! and by what a row says, so that equal rows are on the same side and no other setting moves a row.
+//! Which rows are held out: those of separate files, or a part of the training rows. The part is chosen by the seed
+//! and by the content of a row, so that equal rows are on the same side and no other setting moves a row.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ impl HeldOut {
         if let Self::Files(paths) = self { Some(paths) } else { None }
     }
 
-    /// The number of rows that are held out of so many; a share holds out at least one.
+    /// The number of rows that are held out of `rows`; a share holds out at least one.
     fn of(&self, rows: usize) -> usize {
         match self {
             Self::Files(_) => 0,
@@ -91,7 +91,7 @@ impl fmt::Display for HeldOut {
     }
 }
 
-/// One side of rows that are divided: those that are trained on, or those that are held out.
+/// One side of a division of rows: the rows that are trained on, or those that are held out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
     seed: u64,
@@ -101,7 +101,7 @@ pub struct Side {
 }
 
 impl Side {
-    /// Whether the held-out rows are this side.
+    /// Whether this side is that of the held-out rows.
     pub(super) fn is_held_out(&self) -> bool {
         self.is_held_out
     }
@@ -112,8 +112,8 @@ impl Side {
     }
 }
 
-/// The key by which rows are chosen: a hash of the seed and of what the row says. Columns that nothing reads, such as a
-/// row's number, don't count, because rows that differ in them alone are the same example.
+/// The key by which rows are chosen: a hash of the seed and of the row's content. Columns that nothing reads, such as a
+/// row's number, don't count, because rows that differ only in them become the same example.
 fn key(row: &Row, source: &Source, seed: u64) -> u128 {
     let said = match formats::chat(&row.fields, source.format) {
         Ok(Some(chat)) => json!([chat.turns, chat.tools]),
@@ -122,8 +122,8 @@ fn key(row: &Row, source: &Source, seed: u64) -> u128 {
     text_key(&[&seed.to_le_bytes(), said.to_string().as_bytes()])
 }
 
-/// Divides the rows of the training sources: the sources that are trained on, and the held-out ones. Of the whole, as
-/// many rows are held out as `held_out` says, or nearly as many where equal rows would otherwise be parted. A source
+/// Divides the rows of the training sources into the sources that are trained on and the held-out ones. Over all sources,
+/// as many rows are held out as `held_out` says, or nearly as many if equal rows would otherwise be separated. A source
 /// without held-out rows isn't among the held-out ones.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::strict_json;
 use crate::error::{Error, Result};
 use crate::files::rows_file::{open, read_error};
 
-/// Columns that tell an object which is a row from one that holds rows.
+/// Columns that distinguish an object that is a row from one that contains rows.
 const COLUMNS: [&str; 11] = [
     "messages",
     "conversations",
@@ -26,7 +26,7 @@ const COLUMNS: [&str; 11] = [
     "answer",
 ];
 
-/// Reads the rows of a JSON file: those of its one array, or the one that the whole file is.
+/// Reads the rows of a JSON file: those of its one array, or the file's only object as one row.
 pub(super) fn read(path: &Path) -> Result<Vec<Value>> {
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
     let large = |bytes: u64| {
@@ -34,7 +34,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Value>> {
             format!("its {bytes} bytes are more than the {MAX_JSON_BYTES} that Weft reads of a JSON file; write JSONL");
         Error::Config { path: path.to_owned(), reason }
     };
-    // A file that is too large as it lies there isn't read at all.
+    // A file that is too large even before it is decompressed isn't read at all.
     if let Ok(file) = fs::metadata(path).as_ref().map(fs::Metadata::len)
         && file > MAX_JSON_BYTES
     {

@@ -1,5 +1,5 @@
 //! Reads a source into a dataset: its rows in chunks, which all threads tokenize together, or its tokens from the cache.
-//! `row_content` decides what a row becomes; here rows that can't be used are counted, or told all at once.
+//! `row_content` decides what a row becomes; this file counts the rows that can't be used, or reports them all at once.
 
 use rayon::prelude::*;
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// The number of rows that all threads together tokenize at a time.
 const CHUNK: usize = 512;
 
-/// The error for a row of another kind than the first.
+/// The error for a row if, of it and the first one, one is a text and the other a conversation.
 const MIXED_FORMS: &str =
     "of this row and the first one, one is a plain text and the other a conversation; give them as two sources";
 
@@ -33,7 +33,7 @@ pub(super) fn read(source: &Source, reading: &Reading) -> std::result::Result<Da
     Ok(dataset)
 }
 
-/// What a thread makes of a row: its content with the row, whose fields are dropped.
+/// What a thread makes of a row: its content, its notes, and the row without its fields.
 type Made = std::result::Result<(Content, RowNotes, Row), Unmade>;
 
 /// Why nothing is made of a row.
@@ -58,7 +58,7 @@ fn read_rows(source: &Source, reading: &Reading) -> std::result::Result<Dataset,
         if chunk.is_empty() {
             break;
         }
-        // Rows are added in their order, whichever thread makes one first.
+        // Rows are added in their order, whichever thread finishes first.
         let made: Vec<Made> = chunk.into_par_iter().map(make).collect();
         for made in made {
             match made {
@@ -87,7 +87,7 @@ impl<'a> Loading<'a> {
         Self { source, dataset: Dataset::default(), texts, has_texts: None, bad: BadRows::default() }
     }
 
-    /// Adds what a row became.
+    /// Adds the content of a row.
     fn add(&mut self, (content, notes, row): (Content, RowNotes, Row)) {
         let is_text = matches!(content, Content::Text(_) | Content::Nothing(EMPTY));
         if *self.has_texts.get_or_insert(is_text) != is_text {
@@ -96,7 +96,7 @@ impl<'a> Loading<'a> {
         let place = notes.place.clone();
         self.dataset.notes.add(notes);
         match content {
-            // A source with bad rows is refused, whatever its other rows are.
+            // A source with bad rows is refused, so its other rows need no examples.
             _ if !self.bad.is_empty() => {}
             Content::Examples(examples) => self.add_examples(examples, &place),
             Content::Text(ids) => self.texts.push(&ids, &mut self.dataset),
@@ -118,7 +118,7 @@ impl<'a> Loading<'a> {
         }
     }
 
-    /// Passes over the last row that was added.
+    /// Skips the last row that was added.
     fn skip(&mut self, reason: &str, place: &str) {
         let dataset = &mut self.dataset;
         dataset.skipped_rows.push((dataset.notes.rows - 1) as u32);
@@ -126,7 +126,7 @@ impl<'a> Loading<'a> {
         dataset.notes.skip(reason, place);
     }
 
-    /// Skips a row that can't be used, or collects it to be told.
+    /// Skips a row that can't be used, or collects it for the error.
     fn add_bad(&mut self, bad: BadRow) {
         self.dataset.notes.rows += 1;
         if bad.setting == ON_BAD_ROW && self.source.policy.bad_row == OnRow::Skip {
@@ -136,7 +136,7 @@ impl<'a> Loading<'a> {
         }
     }
 
-    /// The error for a source that can't be read on, bad rows before it included.
+    /// The error for a source that can't be read further; it lists the bad rows before that place.
     fn end(mut self, error: Error) -> Unread {
         if self.bad.is_empty() {
             return Unread::Other(error);
@@ -174,7 +174,8 @@ fn no_examples(source: &Source, dataset: &Dataset) -> Error {
         (0, Some(rows), _) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
         (.., Some((reason, Skipped { first, .. }))) => {
             format!(
-                "all its {passed} rows are skipped; mend the rows, for most of them: {reason} (the first in {first})"
+                "all its {passed} rows are skipped, most of them for this reason: {reason} (the first in {first}); fix the \
+                 rows"
             )
         }
         _ if skipped.contains_key(EMPTY) => format!("all its {passed} texts are empty; give some text"),

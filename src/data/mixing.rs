@@ -1,7 +1,7 @@
 //! Which examples an epoch contains, and in which order. A source of n rows and weight w gives `round(w n)` examples
 //! per epoch: each row `floor(w)` times, plus once more the rows with the smallest draws of that epoch. All epochs have
-//! the same length, and each copy of a row has its own draws. Where the examples of a chat are its answers and an epoch
-//! trains on one of them, the chat takes the row's place, and each of its occurrences draws an answer.
+//! the same length, and each copy of a row has its own draws. If an epoch trains on one answer of each chat, n is the
+//! number of chats, and each occurrence of a chat draws one of its answers.
 
 use crate::rng::{Draws, Stream};
 
@@ -19,8 +19,8 @@ pub struct Mixture {
 pub struct Occurrence {
     /// The example.
     pub example: usize,
-    /// Identifies its draws, together with the epoch: the chat's index, which is the example's unless answers are drawn,
-    /// or for further copies a number beyond all indices.
+    /// Identifies its draws, together with the epoch: the index of the chat (of the example, unless answers are drawn), or
+    /// for further copies a number beyond all indices.
     pub draw: u64,
 }
 
@@ -30,8 +30,8 @@ impl Mixture {
         Self { parts, chats: vec![] }
     }
 
-    /// Draws one example of each chat per occurrence. `chats` holds the first example of each chat of all sources, in
-    /// ascending order; the sources' sizes are then numbers of chats.
+    /// Draws one example for each occurrence of a chat. `chats` holds the first example of each chat of all sources, in
+    /// ascending order; the sizes of the sources are then numbers of chats.
     pub fn with_chats(self, chats: Vec<usize>) -> Self {
         Self { chats, ..self }
     }
@@ -71,7 +71,7 @@ impl Mixture {
         first + (u * answers as f64) as usize
     }
 
-    /// The occurrences of an epoch before they are ordered; their examples are chats' indices.
+    /// The occurrences of an epoch before they are ordered; their `example` is still the index of a chat.
     fn chosen(&self, seed: u64, epoch: u64, len: usize) -> Vec<Occurrence> {
         let copy = |example: usize, copy: usize| Occurrence { example, draw: (example + copy * len) as u64 };
         if self.parts.is_empty() {

@@ -92,15 +92,15 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// The number of answers that were cut because of the longest sequence.
     pub truncated: usize,
-    /// The number of rows passed over because their own checks call none of their answers right, because they are texts
-    /// of white space, because they say that they aren't trained on, or because the recipe skips rows such as they are.
+    /// The number of rows skipped because their own checks call none of their answers right, because they are texts
+    /// of white space, because they say that they aren't trained on, or because the recipe skips such rows.
     pub passed_over: usize,
     /// The number of texts that are packed into the examples; 0 if the rows are conversations.
     pub documents: usize,
-    /// The row in which each example begins, counted from 0 without rows passed over. Empty if each row is one example,
+    /// The row in which each example begins, counted from 0 without skipped rows. Empty if each row is one example,
     /// and where several sources are mixed.
     pub starts: Vec<u32>,
-    /// The rows passed over, counted from 0 among all rows of the source. Empty where several sources are mixed.
+    /// The skipped rows, counted from 0 among all rows of the source. Empty where several sources are mixed.
     pub skipped_rows: Vec<u32>,
     /// What is said of the rows. Empty where several sources are mixed.
     pub notes: Notes,
@@ -223,14 +223,15 @@ impl Part {
 /// included, and is counted. Texts are packed into examples of `max_seq_len` tokens and lose nothing.
 ///
 /// # Errors
-/// The file and place of every row that can't be read, whose prompt leaves no room for an answer, or that contains the
-/// mask token, which would count as masked, or an end token within its answer, unless the source skips such rows; a source
-/// without rows, or one of texts and conversations.
+/// Lists each row that can't be read, whose prompt leaves no room for an answer, that contains the mask token (which would
+/// count as masked), or that contains an end token within its answer, unless the source skips such rows. A source without
+/// rows, and one with both texts and conversations, are errors too.
 pub fn load(source: &Source, reading: &Reading) -> Result<Dataset> {
     loading::read(source, reading).map_err(|unread| told(unread, source, false))
 }
 
-/// The error for a source that can't be read; whether it `hints` at the settings that skip a single bad row.
+/// The error for a source that can't be read. If `hints` is set, the error of a single bad row names the setting that skips
+/// it.
 fn told(unread: Unread, source: &Source, hints: bool) -> Error {
     match unread {
         Unread::Rows(bad) => bad.into_error(&source.name(), hints),
@@ -267,8 +268,8 @@ pub fn place(source: &Source, row: usize) -> Option<String> {
     source.rows().ok()?.nth(row)?.ok().map(|row| row.place())
 }
 
-/// What the first row of a source asks that becomes an example: the turns before its answer, and the tools. Of a text, its
-/// first words. `None` if there is no such row.
+/// The question of the first row of a source that becomes an example: the turns before its answer, and the tools. For a text,
+/// its first words. `None` if there is no such row.
 pub fn first_question(source: &Source) -> Option<(Vec<Turn>, Option<Value>)> {
     source.rows().ok()?.filter_map(Result::ok).find_map(|row| row_content::first_question(&row, source))
 }
@@ -299,7 +300,7 @@ pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
     Ok(Mixed { dataset: all, mixture, parts })
 }
 
-/// How sources are mixed. Sources of weight 1 are treated like one file in parts.
+/// How sources are mixed. Sources of weight 1 are treated like the parts of one file.
 fn mixture(parts: &[Part]) -> Mixture {
     let is_even = parts.iter().all(|part| part.weight == 1.0);
     let mixture = Mixture::new(if is_even { vec![] } else { parts.iter().map(Part::size).collect() });

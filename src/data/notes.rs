@@ -1,5 +1,5 @@
-//! What is said of a source's rows: which were skipped and why, which answers were cut, which of the rows' keys nothing
-//! reads, and which turns are context only. `weft data`, `weft plan` and `weft train` print it.
+//! The notes on a source's rows: which were skipped and why, which answers were cut, which of the rows' keys nothing
+//! reads, and which turns are context only. `weft data`, `weft plan` and `weft train` print them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct Notes {
     /// The number of rows.
     pub rows: usize,
-    /// The rows that are skipped, by the reason.
+    /// The rows that are skipped, by reason.
     pub skipped: BTreeMap<String, Skipped>,
-    /// The answers that are skipped in rows with other answers, by the reason.
+    /// The answers that are skipped in rows with other answers, by reason.
     pub skipped_answers: BTreeMap<String, Skipped>,
     /// The number of rows with an answer that was cut.
     pub cut_rows: usize,
@@ -23,7 +23,7 @@ pub struct Notes {
     pub unread: BTreeMap<String, usize>,
     /// The number of rows whose tools the chat template doesn't read.
     pub unread_tools: usize,
-    /// The special tokens that are text in prompts, each with the number of rows that have it.
+    /// The special tokens in prompts that are read as text, each with the number of rows that have it.
     #[serde(default)]
     pub typed: BTreeMap<String, usize>,
     /// The number of the assistant's turns that are in prompts only.
@@ -32,7 +32,7 @@ pub struct Notes {
     pub answer_turns: usize,
 }
 
-/// What is skipped for one reason.
+/// The rows or answers that are skipped for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// How many rows or answers are skipped.
@@ -48,7 +48,7 @@ pub(super) struct RowNotes {
     pub unread: Vec<String>,
     /// Whether it has tools that the chat template doesn't read.
     pub has_unread_tools: bool,
-    /// The special tokens that are text in its prompts.
+    /// The special tokens in its prompts that are read as text.
     pub typed: BTreeSet<String>,
     /// The number of the assistant's turns.
     pub assistant_turns: usize,
@@ -60,7 +60,7 @@ pub(super) struct RowNotes {
     pub place: String,
 }
 
-/// The most reasons that are told apart; all others are counted together.
+/// The largest number of reasons that are counted separately; all others are counted together.
 const MAX_REASONS: usize = 10;
 /// The reason under which the others are counted.
 const OTHER: &str = "other reasons";
@@ -164,8 +164,8 @@ impl Notes {
     }
 }
 
-/// Counts a row or answer under its reason. Reasons that differ in their numbers only count as one, under the first
-/// one's words.
+/// Counts a row or answer under its reason. Reasons that differ only in their numbers count as one, in the words of the
+/// first.
 fn count(skipped: &mut BTreeMap<String, Skipped>, reason: &str, place: &str) {
     let kind = without_numbers(reason);
     let known = skipped.keys().find(|known| without_numbers(known) == kind).cloned();

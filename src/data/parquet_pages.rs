@@ -22,7 +22,7 @@ const MAX_RATIO: u64 = 1 << 16;
 /// The most bytes that one byte expands to in gzip and in LZ4's frames; brotli has no such limit.
 const GZIP_RATIO: u64 = 1032;
 const LZ4_RATIO: u64 = 255;
-/// The bytes that are read of a brotli page at a time.
+/// The number of bytes of a brotli page that are read at a time.
 const BROTLI_BUFFER: usize = 4096;
 /// The deepest nesting of fields that is read.
 const MAX_DEPTH: usize = 32;

@@ -13,7 +13,7 @@ use crate::files::rows_file::kind;
 use crate::files::{is_named_as_rows, with_home};
 use crate::hub;
 
-/// One path of rows or several, which are read one after the other.
+/// One or several paths of rows, which are read one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct Paths(Vec<PathBuf>);
@@ -50,7 +50,7 @@ impl Paths {
         !self.0.is_empty() && self.0.iter().all(|path| is_named_as_rows(path))
     }
 
-    /// The paths as errors name them.
+    /// The paths as text for errors.
     pub fn to_path(&self) -> PathBuf {
         PathBuf::from(self.to_string())
     }
@@ -118,7 +118,7 @@ impl fmt::Display for Paths {
     }
 }
 
-/// Splits a text at the signs that join dLLM's data sets: `+`, or `|` in its older releases, behind brackets or between
+/// Splits a text at the signs that join dLLM's data sets: `+`, or `|` in its older releases, after brackets or between
 /// spaces. File names may have such signs elsewhere.
 fn parts(text: &str) -> Vec<&str> {
     let (mut parts, mut start) = (vec![], 0);
@@ -130,7 +130,7 @@ fn parts(text: &str) -> Vec<&str> {
             start = at + sign.len();
         }
     }
-    // A text without such signs is a path as it is, spaces included.
+    // A text without such signs is one path, spaces included.
     parts.push(if start == 0 { text } else { text[start..].trim() });
     parts
 }
@@ -220,7 +220,7 @@ impl Place {
             let is_wanted = |name: &&String| wanted.matches_with(name, MATCHING) && is_shown(name, within);
             let choose = |names: &[String]| {
                 let chosen: Vec<String> = names.iter().filter(is_wanted).cloned().collect();
-                if chosen.is_empty() { Err(format!("no file of it matches {within}")) } else { Ok(chosen) }
+                if chosen.is_empty() { Err(format!("none of its files matches {within}")) } else { Ok(chosen) }
             };
             folder = hub::rows(Path::new(fixed), &choose)?;
         }
@@ -245,7 +245,7 @@ impl Place {
     }
 }
 
-/// How patterns match: `*` and `?` stop at a slash. The crate `glob` panics on names that aren't UTF-8 if it is told to
+/// How patterns match: `*` and `?` stop at a slash. The crate `glob` panics on names that aren't UTF-8 if it is set to
 /// leave out names that begin with a dot, so [`is_shown`] does that.
 const MATCHING: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
@@ -259,7 +259,7 @@ fn is_shown(path: &str, pattern: &str) -> bool {
 /// The largest number of names that an error lists.
 const LISTED: usize = 5;
 
-/// Says that nothing matches a pattern, and which files of rows there are in its fixed folder.
+/// The error for a pattern that nothing matches, with the files of rows in its fixed folder.
 fn nothing(pattern: &str, fixed: &str) -> String {
     if let Some((name, split)) = pattern.strip_suffix(']').and_then(|pattern| pattern.split_once('[')) {
         return format!(

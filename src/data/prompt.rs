@@ -1,5 +1,5 @@
-//! From turns to tokens: prompts, examples whose last turn is the answer, and texts whose masks are filled. The turns are
-//! rendered by `chat_template`; special tokens that somebody typed in them are `typed_tokens`'.
+//! From turns to tokens: prompts, examples whose last turn is the answer, and texts whose masks are filled. `chat_template`
+//! renders the turns, and `typed_tokens` handles special tokens that somebody typed in them.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ pub struct Prompt {
 /// A chat whose last turn has holes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holes {
-    /// The tokens before the text of the last turn, those of the text, and those behind it.
+    /// The tokens before the text of the last turn, those of the text, and those after it.
     pub parts: [Vec<u32>; 3],
     /// The special tokens in the turns, where they are text.
     pub typed: Vec<String>,
@@ -32,7 +32,7 @@ pub struct Holes {
 
 impl TextModel {
     /// The tokens of a prompt, up to where the assistant begins. Without a template they are the turns' texts, each
-    /// followed by a line break. Special tokens in the turns are what [`TextModel::set_special_tokens`] says.
+    /// followed by a line break. Special tokens in the turns are read as [`TextModel::set_special_tokens`] says.
     ///
     /// # Errors
     /// An error that the template raises.
@@ -50,7 +50,7 @@ impl TextModel {
         Ok(self.prompt_of_turns(turns, tools)?.ids)
     }
 
-    /// Like [`TextModel::prompt_ids_of_turns`], with the special tokens that are text.
+    /// Like [`TextModel::prompt_ids_of_turns`], and also returns the special tokens that are read as text.
     ///
     /// # Errors
     /// An error that the template raises.
@@ -61,7 +61,7 @@ impl TextModel {
         })
     }
 
-    /// The tokens of a text that isn't rendered; special tokens in it are what `special_tokens` says.
+    /// The tokens of a text that isn't rendered; special tokens in it are read as `special_tokens` says.
     ///
     /// # Errors
     /// An error of the tokenizer.
@@ -99,7 +99,7 @@ impl TextModel {
         Ok(self.example_with_typed(turns, tools)?.0)
     }
 
-    /// Like [`TextModel::example_of_turns`], with the special tokens of the prompt that are text.
+    /// Like [`TextModel::example_of_turns`], and also returns the special tokens in the prompt that are read as text.
     pub(super) fn example_with_typed(&self, turns: &[Turn], tools: Option<&Value>) -> Result<(Example, Vec<String>)> {
         self.with_hidden((turns, turns.len() - 1), tools, |turns, tools, hidden| {
             let (last, asked) = turns.split_last().expect("a chat has an answer");
@@ -136,8 +136,8 @@ impl TextModel {
         Ok(answer_ids)
     }
 
-    /// The tokens of a chat whose last turn has holes: the token `mask` in its text is a token, whatever the other special
-    /// tokens in the turns are. `None` if the template changes the text of that turn.
+    /// The tokens of a chat whose last turn has holes. The text `mask` in that turn is read as a token, however the other
+    /// special tokens in the turns are read. `None` if the template changes the text of that turn.
     ///
     /// # Errors
     /// An error that the template raises.
@@ -154,7 +154,7 @@ impl TextModel {
         }
         let content = shown.last().map(Turn::text).unwrap_or_default().to_owned();
         let rendered = self.render_turns(&shown, given.as_ref(), false)?.unwrap_or_else(|| plain(&shown));
-        // Many templates trim what a turn says.
+        // Many templates trim the content of a turn.
         let found = [content.as_str(), content.trim()].into_iter().find_map(|text| Some((rendered.rfind(text)?, text)));
         let Some((start, text)) = found else { return Ok(None) };
         let [before, after] = [&rendered[..start], &rendered[start + text.len()..]];
@@ -182,8 +182,8 @@ impl TextModel {
         (hidden, text)
     }
 
-    /// Calls `render` with turns whose first `asked` have no special tokens in them, which are text, and with tools
-    /// without them.
+    /// Calls `render` with turns and tools in which special tokens that are read as text are hidden, in the first `asked`
+    /// turns.
     fn with_hidden<T>(
         &self,
         (turns, asked): (&[Turn], usize),
@@ -206,7 +206,7 @@ impl TextModel {
 
     /// The tokens of a rendered text in which special tokens are hidden.
     fn encode_beside(&self, rendered: &str, hidden: &Hidden) -> Result<Vec<u32>> {
-        // The ordinary path: what is not hidden is encoded as it always was.
+        // The ordinary path: a text without hidden tokens is encoded as it is.
         if hidden.within(rendered).is_empty() {
             return self.encode(rendered);
         }

@@ -1,5 +1,5 @@
-//! Methods of Python's strings and lists that chat templates call and `pycompat` lacks, or has with other arguments or
-//! another result. `template_environment` asks here first.
+//! Methods of Python's strings and lists that chat templates call and that `pycompat` lacks, or has with other arguments
+//! or another result. `template_environment` looks here first.
 
 use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -148,7 +148,7 @@ fn partition(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Erro
     Ok(Value::from(Tuple::new(parts.into_iter().map(Value::from).collect())))
 }
 
-/// A text with a capital behind everything that isn't a letter.
+/// A text with a capital after everything that isn't a letter.
 fn title(text: &str) -> String {
     let is_cased = |c: char| c.is_lowercase() || c.is_uppercase();
     let (mut titled, mut inside) = (String::with_capacity(text.len()), false);

@@ -88,7 +88,7 @@ fn write_quoted(out: &mut String, text: &str) -> fmt::Result {
     out.write_char(quote)
 }
 
-/// Whether Python prints a character as it is: not spaces other than the ASCII one, and nothing invisible.
+/// Whether Python prints a character as it is. It escapes spaces other than the ASCII one and invisible characters.
 fn is_printable(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -143,7 +143,7 @@ impl Json {
     /// A value as JSON.
     ///
     /// # Errors
-    /// A value that Python refuses, such as an undefined one, with Python's sentence.
+    /// A value that Python refuses, such as an undefined one, with Python's message.
     pub(super) fn dumps(&self, value: &Value) -> Result<String, Error> {
         let mut out = String::new();
         self.write(&mut out, value, 0)?;

@@ -131,8 +131,8 @@ fn check_not_json(row: &Row, source: &Source) -> Result<()> {
     Ok(())
 }
 
-/// What a row asks where its first example is made of it: the turns before the answer, and the tools. A text asks to be
-/// continued from its first words.
+/// The question of a row's first example: the turns before the answer, and the tools. For a text, it is the text's first
+/// words, which the model continues.
 pub(super) fn first_question(row: &Row, source: &Source) -> Option<(Vec<Turn>, Option<Value>)> {
     let Chat { mut turns, tools, .. } = formats::chat(&row.fields, source.format).ok()??;
     if formats::form_of(&row.fields, source.format) == Some(formats::Form::Text) {

@@ -32,13 +32,13 @@ pub struct DataTable {
     pub format: Option<Form>,
     /// Which of a chat's turns are trained on, except in sources that say it themselves.
     pub train_on: TrainOn,
-    /// What a row that can't be used does: `stop` refuses the source, `skip` passes over the row and counts it.
+    /// What happens at a row that can't be used: `stop` refuses the source, `skip` skips the row and counts it.
     pub on_bad_row: OnRow,
-    /// What an answer does whose prompt leaves no room for it: `stop` refuses the source, `skip` passes over the answer.
+    /// What happens if a prompt leaves no room for its answer: `stop` refuses the source, `skip` skips the answer.
     pub on_long_prompt: OnRow,
-    /// What happens to an answer that ends beyond the longest sequence: `cut` cuts it, `skip` passes over it.
+    /// What happens to an answer that ends beyond the longest sequence: `cut` cuts it, `skip` skips it.
     pub on_long_answer: OnLongAnswer,
-    /// What special tokens are that stand in the turns of a prompt, such as `<|eot_id|>`: text, or tokens.
+    /// How special tokens in the turns of a prompt, such as `<|eot_id|>`, are read: as text, or as tokens.
     pub special_tokens: SpecialTokens,
     /// Variables of the chat template beside its own, such as `enable_thinking`.
     pub chat_template_kwargs: Map<String, Value>,
@@ -64,26 +64,26 @@ pub enum TrainOn {
     Last,
     /// Each one, as an example of its own whose prompt is all that precedes it.
     All,
-    /// One of them in each epoch, drawn anew; each one has all that precedes it as its prompt.
+    /// One of them in each epoch, drawn anew; its prompt is all that precedes it.
     Drawn,
 }
 
 impl TrainOn {
-    /// The turns of held-out rows that are answers. An evaluation has no epochs to draw for, so that `drawn` holds out
-    /// every answer.
+    /// The turns of held-out rows that are answers. An evaluation has no epochs to draw for, so under `drawn` every answer
+    /// is evaluated.
     pub(super) fn of_held_out(self) -> Self {
         if self == Self::Drawn { Self::All } else { self }
     }
 }
 
-/// What a row that can't be used does.
+/// What happens at a row that can't be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnRow {
     /// The source is refused, with all such rows.
     #[default]
     Stop,
-    /// The row is passed over and counted.
+    /// The row is skipped and counted.
     Skip,
 }
 
@@ -94,7 +94,7 @@ pub enum OnLongAnswer {
     /// It loses its end.
     #[default]
     Cut,
-    /// It is passed over and counted.
+    /// It is skipped and counted.
     Skip,
 }
 
@@ -194,7 +194,7 @@ impl DataTable {
         })
     }
 
-    /// The problems of dLLM's counts and of a part of the training rows that is held out.
+    /// The problems with dLLM's counts, and with a held-out part of the training rows.
     fn held_out_problems(&self) -> Vec<String> {
         let mut problems = vec![];
         for (place, _, split) in self.counted() {

@@ -1,4 +1,4 @@
-//! Examples that are both trained on and held out, by their tokens: a loss on them says little.
+//! Finds examples that are both trained on and held out, by their tokens. The held-out loss says little about them.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Where rows come from: files (JSONL, JSON, parquet, CSV, plain text), recognized by their extensions, and folders of
+//! Where rows come from: files (JSONL, JSON, parquet, CSV, plain text), recognised by their extensions, and folders of
 //! files laid out as on the hub. `paths` finds them, `formats` interprets the rows.
 
 use std::collections::BTreeSet;
@@ -46,10 +46,10 @@ pub struct Source {
     pub train_on: Option<TrainOn>,
     /// How often each of its rows occurs in an epoch.
     pub weight: f64,
-    /// The side that is read of rows that are divided into those to train on and those held out; default: both.
+    /// The side that is read if the rows are divided into training and held-out rows; default: both.
     #[serde(skip)]
     pub side: Option<Side>,
-    /// What happens to its rows that can't be used as they are. The recipe says it for all sources.
+    /// What happens to its rows that can't be used as they are. The recipe sets it for all sources.
     #[serde(skip)]
     pub policy: RowPolicy,
     /// Unknown keys, which the recipe refuses.
@@ -77,7 +77,7 @@ impl Default for Source {
 pub struct Row {
     /// The row's fields.
     pub fields: Fields,
-    /// The keys whose values hold what JSON doesn't have, NaN or half of a surrogate pair.
+    /// The keys whose values contain something that isn't JSON: NaN, or half of a surrogate pair.
     pub(super) not_json: Vec<(String, NotJson)>,
     path: Arc<Path>,
     /// The row's number, counted from 1.
@@ -190,7 +190,7 @@ impl Source {
         let sided = self.side.map(|side| (side, self.clone()));
         let is_read = move |row: &Result<Row>| match (&sided, row) {
             (Some((side, source)), Ok(row)) => side.has(row, source),
-            // A row that can't be read is told once, as a training row.
+            // A row that can't be read is reported once, as a training row.
             (Some((side, _)), Err(_)) => !side.is_held_out(),
             (None, _) => true,
         };
@@ -207,8 +207,8 @@ fn count_all(parts: &[(Vec<PathBuf>, Option<usize>)]) -> Result<usize> {
     parts.iter().try_fold(0_usize, |n, part| of_part(part).map(|of_part| n.saturating_add(of_part)))
 }
 
-/// Whether an error of [`Source::rows`] is about one row, after which the others follow. No row follows damage in a
-/// parquet file.
+/// Whether an error of [`Source::rows`] is about one row, so that the rows after it can be read. No row can be read after
+/// damage in a parquet file.
 pub(crate) fn is_of_row(error: &Error) -> bool {
     match error {
         Error::Row { .. } => true,
@@ -289,8 +289,8 @@ pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use
     Ok(lines(path)?.map(row))
 }
 
-/// The non-empty lines with their numbers. The other lines follow one that is too long or isn't UTF-8; nothing follows a
-/// file that can't be read on.
+/// The non-empty lines with their numbers. Reading goes on after a line that is too long or isn't UTF-8, and ends where
+/// the file can't be read.
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
     let (path, mut file, mut number) = (path.to_owned(), BufReader::new(open(path)?), 0);
     let (mut failed, mut is_endless) = (false, false);

@@ -19,12 +19,12 @@ pub fn parse(text: &str) -> serde_json::Result<Value> {
 
 /// What stands for NaN in a text that is parsed. No text of a row has this value by chance.
 const NAN: &str = "\u{0}weft: NaN\u{0}";
-/// What stands for half of a surrogate pair in a string.
+/// The character that replaces half of a surrogate pair in a string.
 const HALF: &str = "\u{0}weft: half\u{0}";
 /// [`HALF`] as JSON writes it.
 const WRITTEN_HALF: &str = "\\u0000weft: half\\u0000";
 
-/// What a value holds that JSON doesn't have.
+/// Something in a value that isn't JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotJson {
     /// NaN, Infinity or -Infinity, which is read as null.

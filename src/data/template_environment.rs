@@ -61,7 +61,7 @@ pub(super) fn new() -> Environment<'static> {
     environment
 }
 
-/// Sets the time that `strftime_now` writes. An error is the template's, if it asks for the time.
+/// Sets the time that `strftime_now` writes. If it is an error, only a template that asks for the time fails with it.
 pub(super) fn set_clock(environment: &mut Environment<'static>, clock: Result<Clock, String>) {
     environment.add_function("strftime_now", move |format: &str| -> Result<String, Error> {
         let text = clock.clone().and_then(|clock| clock.strftime(format));

@@ -55,7 +55,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     });
 }
 
-/// Arguments by their names, where the first ones may be given by their places.
+/// Arguments by name; the first ones may be given by position.
 fn named(args: Rest<ValueOrKwargs>, names: &[&str]) -> Result<Kwargs, Error> {
     let values = args.into_values();
     let (placed, kwargs): (&[Value], Kwargs) = from_args(&values)?;
@@ -87,7 +87,7 @@ fn tojson(state: &mut State, value: &Value, args: Rest<ValueOrKwargs>) -> Result
         }),
     };
     args.assert_all_used()?;
-    // Each item of a list may be written behind one indentation a level.
+    // Each item of a list may be preceded by one indentation for each level.
     if let Some(indent) = &indent {
         pay_for_indents(state, value, indent.len() as u64, 1)?;
     }
@@ -138,7 +138,7 @@ fn list(state: &mut State, value: Value) -> Result<Value, Error> {
     if value.is_none() { Err(not_iterable()) } else { filters::list(state, value) }
 }
 
-/// Jinja's `title`: a capital behind white space, a hyphen or an opening bracket, and small letters behind it.
+/// Jinja's `title`: a capital after white space, a hyphen or an opening bracket, and small letters after it.
 fn title(state: &mut State, value: &Value) -> Result<String, Error> {
     pay_for_text(state, value)?;
     let text = python_text::text(value);
@@ -209,7 +209,7 @@ fn escape(state: &mut State, value: &Value) -> Result<Value, Error> {
     Ok(Value::from_safe_string(python_text::text(value).chars().map(name).collect()))
 }
 
-/// What a loop runs over: Python refuses none, which the engine takes for an empty list.
+/// Checks the value that a loop runs over: Python refuses none, which the engine takes for an empty list.
 fn looped(value: Value) -> Result<Value, Error> {
     if value.is_none() { Err(not_iterable()) } else { Ok(value) }
 }

@@ -1,5 +1,5 @@
-//! Python's `%` between a text and its values, as the filter `format` and as the operator, which the engine lacks:
-//! `template_source` writes the operator as a filter where its left side is a string of the template.
+//! Python's `%` between a text and its values, as the filter `format` and as the operator. The engine lacks the operator,
+//! so `template_source` writes it as a filter if its left side is a string of the template.
 
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
@@ -7,7 +7,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use super::python_text;
 use super::template_environment::pay_for_format;
 
-/// The filter that stands for the operator.
+/// The filter that replaces the operator.
 pub(super) const PERCENT: &str = "weft_percent";
 
 /// Adds both to an environment.

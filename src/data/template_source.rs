@@ -1,5 +1,5 @@
-//! The source text of chat templates, before it is parsed: what the engine lacks of transformers' Jinja is written in
-//! its own terms, and the names that a template reads are listed.
+//! Rewrites the source text of chat templates before it is parsed, so that parts of transformers' Jinja that the engine
+//! lacks become something that it has, and lists the names that a template reads.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,15 +21,15 @@ enum Piece {
 /// assignments renders its content, takes part in whitespace control and has a scope of its own, as the original has.
 const TAGS: [(&str, &str); 2] = [("generation", "with"), ("endgeneration", "endwith")];
 
-/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark what the assistant wrote and render as nothing; the
-/// operator `%` behind a string, by a filter; and what a loop runs over, by itself through a filter that refuses none.
-/// Strings, comments and the content of raw blocks stay as they are.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark what the assistant wrote and render as nothing;
+/// replaces the operator `%` after a string by a filter; and passes what a loop runs over through a filter that refuses
+/// none. Strings, comments and the content of raw blocks stay as they are.
 pub(super) fn for_engine(source: &str) -> String {
     let (mut replaced, mut copied) = (String::with_capacity(source.len()), 0);
     for piece in pieces(source) {
         let (range, code) = match piece {
             Piece::Expression(range) => (range.clone(), with_formats(&source[range], 0)),
-            // Jinja keeps the line break behind this tag, other than behind all others.
+            // Jinja keeps the line break after this tag, unlike after all others.
             Piece::Raw(range) if source[range.clone()].ends_with(['-', '+']) => continue,
             Piece::Raw(range) => (range.clone(), format!("{}+", &source[range])),
             Piece::Statement(range) => match tag(source, &range) {
@@ -48,7 +48,7 @@ pub(super) fn for_engine(source: &str) -> String {
     replaced
 }
 
-/// The name of a statement that is a tag of transformers alone, and the tag that stands for it.
+/// The name of a tag that only transformers has, and the tag that replaces it.
 fn tag(source: &str, range: &Range<usize>) -> Option<(Range<usize>, &'static str)> {
     let name = name_of(source, range);
     let (_, other) = TAGS.into_iter().find(|(tag, _)| *tag == &source[name.clone()])?;
@@ -68,7 +68,7 @@ fn with_looped(code: &str) -> Option<String> {
     Some(format!("{} ({list}) | {} {}", &code[..start], template_filters::LOOPED, &code[end..]))
 }
 
-/// The words of code that stand outside of strings and brackets.
+/// The words of code outside of strings and brackets.
 fn outer_words(code: &str) -> Vec<Range<usize>> {
     let (bytes, mut words, mut at, mut depth) = (code.as_bytes(), vec![], 0, 0_usize);
     while at < bytes.len() {
@@ -99,7 +99,7 @@ fn end_of_word(bytes: &[u8], start: usize) -> usize {
     start + bytes[start..].iter().take_while(|byte| is_word(**byte)).count()
 }
 
-/// How deep operands of `%` may stand in each other; deeper ones are left to the engine, which refuses them.
+/// How deep operands of `%` may be nested; deeper ones are left to the engine, which refuses them.
 const MAX_FORMATS: usize = 16;
 
 /// Code in which a filter stands for the operator `%` wherever its left side is a string.
@@ -116,7 +116,7 @@ fn with_formats(code: &str, depth: usize) -> String {
             continue;
         };
         let start = code.len() - rest.trim_start().len();
-        // What has no end doesn't parse either.
+        // An operand without an end doesn't parse either.
         let Some(operand_end) = end_of_operand(code, start) else { break };
         let values = with_formats(&code[start..operand_end], depth + 1);
         replaced.push_str(&code[copied..at]);
@@ -127,8 +127,8 @@ fn with_formats(code: &str, depth: usize) -> String {
     replaced
 }
 
-/// Where an operand ends that begins at `start`: a name, a number, a string or brackets, with what is called, looked up
-/// and filtered behind it.
+/// The end of the operand that begins at `start`: a name, a number, a string or brackets, with the calls, look-ups and
+/// filters after it.
 fn end_of_operand(code: &str, start: usize) -> Option<usize> {
     let bytes = code.as_bytes();
     let start = code.len() - code[start..].trim_start_matches(['-', ' ']).len();
@@ -150,7 +150,7 @@ fn end_of_operand(code: &str, start: usize) -> Option<usize> {
     }
 }
 
-/// The place behind the bracket that closes the one at `start`.
+/// The place after the bracket that closes the one at `start`.
 fn end_of_brackets(bytes: &[u8], start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     while at < bytes.len() {
@@ -186,8 +186,8 @@ pub(super) fn names(source: &str) -> BTreeSet<String> {
     names
 }
 
-/// The times that a template writes, as far as its own strings are their formats: tokens are cached for as long as these
-/// stay the same.
+/// The times that a template writes, as far as their formats are strings of the template. They are part of the key of cached
+/// tokens.
 pub(super) fn times(source: &str, clock: &Result<Clock, String>) -> String {
     let codes = pieces(source).into_iter().filter_map(|piece| match piece {
         Piece::Statement(range) | Piece::Expression(range) => Some(&source[range]),

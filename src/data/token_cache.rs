@@ -1,6 +1,7 @@
 //! A cache of tokens between runs. The key covers everything they depend on: the files' bytes, which rows, their form,
-//! which rows and answers are skipped, tokenizer and chat template, the longest sequence. The cache lies in the user's cache folder and not beside a run,
-//! because the runs of a comparison share their rows. A damaged file counts as a miss and is written anew.
+//! which rows and answers are skipped, tokenizer and chat template, the longest sequence. The cache lies in the user's
+//! cache folder and not in a run folder, because the runs of a comparison share their rows. A damaged file counts as a
+//! miss and is written anew.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ impl TokenCache {
         user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 
-    /// The tokens of some files under a key; `None` if they are missing or incomplete, or can't come from such a reading.
+    /// The cached tokens of some files under a key; `None` if they are missing, incomplete, or impossible for such a reading.
     pub(super) fn read(&self, key: u128, files: &[PathBuf], reading: &Reading) -> Option<Dataset> {
         let path = self.path(key);
         let mut dataset = decode(&fs::read(&path).ok()?, key).filter(|dataset| is_of(dataset, reading))?;
@@ -91,7 +92,7 @@ pub(super) fn key(source: &Source, reading: &Reading) -> Result<(u128, Vec<PathB
         text.content_key()
     );
     write_part(&mut hash, settings.as_bytes());
-    // Settings that most sources don't have count only where they are set, so that other sources keep their keys.
+    // Settings that most sources don't use are hashed only if they are set, so that the keys of other sources don't change.
     if let Some(side) = source.side {
         write_part(&mut hash, format!("{side:?}").as_bytes());
     }
@@ -149,13 +150,13 @@ fn absolute(place: &str, files: &[PathBuf]) -> Option<String> {
     Some(format!("{}{rest}", files.get(index.parse::<usize>().ok()?)?.display()))
 }
 
-/// Encodes magic, key, counts (of examples, cut ones, rows passed over, documents, starts, skipped rows and bytes of the
-/// notes), the lengths of prompts and answers, their ids, the row in which each example begins where there are such
-/// starts, the skipped rows, the notes as JSON that spaces fill to a multiple of 4 bytes, and a hash of all that. Numbers
+/// Encodes magic, key, counts (of examples, cut answers, skipped rows, documents, starts, indices of skipped rows and bytes
+/// of the notes), the lengths of prompts and answers, their ids, the row in which each example begins (if there are
+/// starts), the skipped rows, the notes as JSON that spaces fill to a multiple of 4 bytes, and a hash of all that. Numbers
 /// have 4 bytes, little-endian.
 fn encode(key: u128, dataset: &Dataset, files: &[PathBuf]) -> Vec<u8> {
     let Dataset { examples, truncated, passed_over, documents, starts, skipped_rows, notes } = dataset;
-    // A place in none of the files makes a later reading a miss.
+    // A place that lies in none of the files can't be restored: reading this file again is a miss.
     let notes = notes.clone().with_places(|place| Some(relative(place, files).unwrap_or_default()));
     let mut notes = serde_json::to_vec(&notes).expect("notes are JSON");
     notes.resize(notes.len().next_multiple_of(4), b' ');

@@ -1,5 +1,5 @@
-//! Turns read back from tokens: who says what in a prompt that a chat template rendered, for people to read. The formats
-//! are known by their special tokens alone, so a template that marks roles otherwise is shown as it is.
+//! Turns read back from the tokens of a prompt that a chat template rendered, so that people can see who says what. Formats
+//! are recognised by their special tokens alone; the text of a template that marks roles otherwise is shown as it is.
 
 use super::Message;
 use super::chat_template::TextModel;
@@ -18,9 +18,9 @@ pub fn turns(text: &TextModel, ids: &[u32]) -> Vec<Message> {
         let content = text.decode_canvas(part);
         let (first, rest) = content.split_once('\n').unwrap_or((&content, ""));
         match (named.take(), role(first)) {
-            // Between two special tokens stands the role alone, as in LLaDA and Llama 3; the content follows them.
+            // The role stands alone between two special tokens, as in LLaDA and Llama 3; the content follows them.
             (None, Some(role)) if rest.is_empty() && !content.contains('\n') => named = Some(role),
-            // The role has a line of its own before the content, as in ChatML.
+            // The role is on its own line before the content, as in ChatML.
             (None, Some(role)) => turns.push(turn(role, rest)),
             (Some(role), _) => turns.push(turn(role, &content)),
             (None, None) if content.trim().is_empty() => {}

@@ -1,7 +1,7 @@
-//! Special tokens that people type within a turn, such as `<|eot_id|>` in a question about templates. They are text, and
-//! no tokens, unless a recipe or an option asks for tokens. A chat is rendered with a private character in place of each
-//! of them, so that the rendered text tells them from the special tokens that the template itself writes. `hidden_tokens`
-//! does the first part, this file encodes what was rendered. A text in which nobody typed any takes the ordinary path.
+//! Special tokens that people type within a turn, such as `<|eot_id|>` in a question about templates. They are read as
+//! text, unless a recipe or an option asks for tokens. A chat is rendered with a private character in place of each of
+//! them, which distinguishes them from the special tokens that the template itself writes. `hidden_tokens` puts the
+//! characters in, and this file encodes the rendered text. A text without typed special tokens takes the ordinary path.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -16,14 +16,14 @@ use super::chat::Turn;
 use super::guarded::guarded;
 use super::hidden_tokens::Hidden;
 
-/// What special tokens are that stand in the turns of a prompt.
+/// How special tokens in the turns of a prompt are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpecialTokens {
     /// Text like any other.
     #[default]
     Text,
-    /// Tokens, as those of the chat template are.
+    /// Tokens, like those of the chat template.
     Tokens,
 }
 
@@ -47,9 +47,9 @@ pub(super) struct SpecialFinder {
     by_first: Vec<Vec<(String, usize)>>,
     /// The ids by index.
     ids: Vec<u32>,
-    /// The token for what the vocabulary lacks.
+    /// The token for characters that the vocabulary lacks.
     unk: Option<u32>,
-    /// Made when it is needed first: most data sets have no special token in their prompts.
+    /// Made when it is first needed, because most data sets have no special tokens in their prompts.
     renamed: OnceLock<Result<Renamed, String>>,
 }
 
@@ -103,14 +103,14 @@ impl SpecialFinder {
         })
     }
 
-    /// Whether a special token stands in turns or tools.
+    /// Whether turns or tools contain a special token.
     pub(super) fn is_in(&self, turns: &[Turn], tools: Option<&Value>) -> bool {
         let in_turn =
             |turn: &Turn| self.is_in_text(turn.text()) || turn.fields.values().any(|value| self.is_in_value(value));
         turns.iter().any(in_turn) || tools.is_some_and(|tools| self.is_in_value(tools))
     }
 
-    /// Whether a special token stands in a text.
+    /// Whether a text contains a special token.
     pub(super) fn is_in_text(&self, text: &str) -> bool {
         self.find(text).next().is_some()
     }

@@ -29,7 +29,8 @@ pub struct Asking {
     pub sampling: Sampling,
     /// A system turn for every row.
     pub system: Option<String>,
-    /// Gives a row's only turn to the model as it is, without the chat template, and says what special tokens in it are.
+    /// Gives a row's only turn to the model as it is, without the chat template; the value says how special tokens in it are
+    /// read.
     pub raw: Option<SpecialTokens>,
     /// Whether special tokens are written.
     pub keep_special_tokens: bool,
@@ -44,7 +45,7 @@ pub struct Answered {
     pub now: usize,
     /// The most tokens of a prompt and its answer.
     pub longest: usize,
-    /// What is said of the rows that were answered now, one sentence each.
+    /// The warnings about the rows that were answered in this call, one sentence each.
     pub told: Vec<String>,
 }
 
@@ -53,7 +54,7 @@ struct Asked {
     fields: Fields,
     ids: Vec<u32>,
     index: u64,
-    /// What nothing reads of the row, and which of its special tokens are text.
+    /// The parts of the row that nothing reads, and its special tokens that are read as text.
     idle: [Vec<String>; 2],
 }
 
@@ -167,8 +168,8 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
     Ok(Asked { fields: row.fields.clone(), ids, index, idle: [unread, typed] })
 }
 
-/// What is said of rows: what nothing reads of them, and which special tokens in them are text, each with its number of
-/// rows.
+/// The warnings about rows: the parts that nothing reads, and the special tokens that are read as text, each with its
+/// number of rows.
 fn told([unread, typed]: [BTreeMap<String, usize>; 2], is_raw: bool) -> Vec<String> {
     let list = |counts: &BTreeMap<String, usize>| {
         counts.iter().map(|(name, count)| format!("{name} ({count} rows)")).collect::<Vec<_>>().join(", ")

@@ -78,12 +78,12 @@ pub(super) fn question_of_messages(row: &Fields) -> Result<Question, String> {
 fn question_of(row: &Fields, form: Option<Form>) -> Result<Question, String> {
     let question = formats::chat(row, form)?.map(Question::from).unwrap_or_default();
     match question.turns.is_empty() {
-        true => Err("the row asks nothing; give it a prompt, or messages with a turn of the user".to_owned()),
+        true => Err("the row asks nothing; give it a prompt, or messages with a user's turn".to_owned()),
         false => Ok(question),
     }
 }
 
-/// The row whose list of turns ends with an answer.
+/// A row whose list of turns ends with an answer.
 fn with_answer(row: &Fields) -> Fields {
     let mut row = row.clone();
     for key in ["messages", "conversations"] {

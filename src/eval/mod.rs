@@ -47,7 +47,7 @@ pub enum Task {
 pub struct Problem {
     /// The question.
     pub question: String,
-    /// The turns before the answer, and the tools.
+    /// The question: the turns before the answer, and the tools.
     pub prompt: Question,
     /// The beginning of the answer, which is given to the model.
     pub prefill: String,
@@ -168,8 +168,8 @@ pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
     }
 }
 
-/// The problem of a row; `None` if the source skips such rows, which its reading counts: rows that can't be read or
-/// aren't of their form.
+/// The problem of a row; `None` if the row can't be read or isn't of its form and the source skips such rows. Reading the
+/// source counts them.
 fn problem(task: Task, row: Result<Row>, source: &Source) -> Option<Result<Problem>> {
     let skips = source.policy.bad_row == OnRow::Skip;
     let row = match row {

@@ -32,7 +32,7 @@ pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
     load_cached(folder, overrides, QuantizedCache::of_user().as_ref())
 }
 
-/// Opens a checkpoint's folder like [`load_with`]; if it is quantised, the result is kept in the given cache.
+/// Opens a checkpoint's folder like [`load_with`]; if it is quantised, the result is stored in the given cache.
 ///
 /// # Errors
 /// Those of [`load`].
@@ -73,7 +73,7 @@ pub fn load_meta(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
     Ok((model, config))
 }
 
-/// A configuration's model on the meta device, in the dtype in which weights of the dtype that it names are held.
+/// A configuration's model on the meta device, in the dtype in which weights of the named dtype are held.
 pub(crate) fn meta_of(config: &ModelConfig) -> Transformer {
     meta_with(config, false)
 }

@@ -28,7 +28,7 @@ pub struct Overrides {
     pub mask_token_id: Option<u32>,
     /// Whether the logits that predict position i sit at position i-1.
     pub logits_shifted: Option<bool>,
-    /// Whether weights of f16 are rounded to bf16 as they are read; else they are widened to f32.
+    /// Whether f16 weights are rounded to bf16 as they are read; otherwise they are widened to f32.
     pub rounds_halves: bool,
     /// How the linear layers of its blocks are quantised as they are loaded.
     pub quantize: Option<Quantization>,

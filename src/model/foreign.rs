@@ -1,5 +1,5 @@
-//! Weights in forms that Weft doesn't read: pickles, files that were cut short, and other dtypes. Each is named as what it
-//! is, with how to get a form that is read.
+//! Weights in forms that Weft doesn't read: pickles, files that were cut short, and other dtypes. Each error says what the
+//! file is, and how to convert it.
 
 use std::path::Path;
 

@@ -20,7 +20,7 @@ const OR_EMBEDDED: &str = ", or tiny-base";
 const NO_WEIGHTS: &str =
     "it has no model.safetensors, the format that Weft reads; name a revision that has it (@REVISION)";
 
-/// The error for a checkpoint that was given as an adapter.
+/// The error for a checkpoint that is given as an adapter.
 pub(super) const NO_ADAPTER: &str =
     "it is a checkpoint, and not an adapter; give it as the model (--model, or model.path in a recipe)";
 
@@ -67,7 +67,8 @@ pub(crate) fn is_companion(name: &str) -> bool {
 fn text_files(names: &[String]) -> std::result::Result<Vec<String>, String> {
     all_of(names, &["config.json"]).map_err(|lacks| match all_of(names, &["adapter_config.json"]) {
         Ok(_) => {
-            "it is an adapter; give its base as the model, and it as --adapter (model.adapter in a recipe)".to_owned()
+            "it is an adapter; give its base as the model, and the adapter as --adapter (model.adapter in a recipe)"
+                .to_owned()
         }
         Err(_) => lacks,
     })?;

@@ -1,6 +1,7 @@
-//! The numbers of f16, which files may hold and nothing computes in: widened to f32 exactly, and f32 rounded to them.
+//! Conversions between f16 and f32: f16 is widened exactly, and f32 is rounded. Files may hold f16, but nothing computes in
+//! it.
 
-/// The f32 numbers of f16 ones, which they represent exactly.
+/// Widens f16 numbers to f32, which represents them exactly.
 pub(crate) fn widened(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(2).map(|pair| wide(u16::from_le_bytes([pair[0], pair[1]]))).collect()
 }
@@ -15,8 +16,8 @@ fn wide(half: u16) -> f32 {
     }
 }
 
-/// The bytes of the f16 numbers nearest to f32 ones, of two equally near ones the even one, as PyTorch rounds. Numbers of
-/// 65520 and more become infinite.
+/// Rounds f32 numbers to the bytes of the nearest f16 numbers, ties to even, as PyTorch does. Numbers of 65520 and more
+/// become infinite.
 pub(crate) fn narrowed(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| narrow(*x).to_le_bytes()).collect()
 }
@@ -32,7 +33,7 @@ fn narrow(x: f32) -> u16 {
     }
 }
 
-/// Whether f16 has a number for each of these, and not only infinity.
+/// Whether each of these numbers is finite in f16.
 pub(crate) fn are_in_range(numbers: &[f32]) -> bool {
     numbers.iter().all(|x| !x.is_finite() || x.abs() < 65520.0)
 }

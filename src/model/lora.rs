@@ -48,11 +48,11 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     Ok(config)
 }
 
-/// What a folder is that was given as an adapter and isn't one, and the fix; `None` if that isn't known.
+/// For a path that was given as an adapter and isn't one: what it is, and the fix. `None` if that isn't known.
 fn other_folder(folder: &Path) -> Option<String> {
     let within = |name: &str| folder.join(name).exists();
     if within("adapter/adapter_config.json") {
-        return Some(format!("it is a run's folder; its adapter is in {}", folder.join("adapter").display()));
+        return Some(format!("it is a run folder; its adapter is in {}", folder.join("adapter").display()));
     }
     match folder.is_file() {
         true => Some("it is a file; give an adapter's folder".to_owned()),
@@ -80,7 +80,7 @@ pub fn named_base(folder: &Path) -> Option<String> {
     config_field(folder, "base_model_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-/// How the base was quantised on which an adapter was trained; `None` if its folder doesn't say that it was.
+/// How the base of an adapter was quantised during training; `None` if the adapter's folder doesn't say that it was.
 pub fn base_quantization(folder: &Path) -> Option<Quantization> {
     let field = config_field(folder, BASE_QUANTIZATION)?;
     Some(Quantization { double_quant: field.get("double_quant")?.as_bool()? })
@@ -156,7 +156,7 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "modules_to_save": null,
     });
     if let Some(Quantization { double_quant }) = model.quantization() {
-        // PEFT passes over fields that it doesn't know, with a warning.
+        // PEFT ignores fields that it doesn't know, with a warning.
         fields[BASE_QUANTIZATION] = serde_json::json!({ "quant_type": "nf4", "double_quant": double_quant });
     }
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");

@@ -25,21 +25,21 @@ pub fn warning(config: &ModelConfig, longest: usize, what: &str, fix: impl Fn(u6
     ))
 }
 
-/// What of a recipe's sequences lies beyond the positions that the model was trained for.
+/// How much of a recipe's sequences lies beyond the positions that the model was trained for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Beyond {
     /// The number of positions that the model was trained for.
     pub positions: u64,
-    /// The number of sequences that have more.
+    /// The number of sequences that have more tokens than that.
     pub examples: usize,
-    /// The number of their tokens that lie beyond.
+    /// The number of their tokens that lie beyond these positions.
     pub tokens: u64,
     /// The tokens of the longest sequence.
     pub longest: usize,
 }
 
 impl Beyond {
-    /// What lies beyond, of sequences of these lengths; `None` if nothing does.
+    /// How much of sequences of these lengths lies beyond; `None` if nothing does.
     pub fn of(config: &ModelConfig, lengths: impl Iterator<Item = usize>) -> Option<Self> {
         let (positions, _) = trained(config)?;
         let mut beyond = Self { positions, examples: 0, tokens: 0, longest: 0 };

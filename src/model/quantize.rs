@@ -1,4 +1,4 @@
-//! A frozen base in 4 bits: which weights are quantised, and when. A weight is quantised while it streams from the mapped
+//! A frozen base in 4 bits: which weights are quantised, and when. A weight is quantised while it is read from the mapped
 //! file, so the whole base is never in memory in its own format. The format is `weft_kernels::nf4`'s;
 //! `quantized_cache` stores the result for the next start.
 
@@ -77,7 +77,7 @@ pub(super) fn load(
     quantization: Quantization,
     cache: Option<&QuantizedCache>,
 ) -> Result<Transformer> {
-    // What bitsandbytes quantised is as small as it gets.
+    // A checkpoint that bitsandbytes quantised can't get smaller.
     let entry = cache.filter(|_| !checkpoint.has_quantized()).and_then(|cache| cache.entry(folder, quantization));
     if let Some(kept) = entry.as_ref().and_then(|entry| entry.read())
         && checkpoint.replace(kept)

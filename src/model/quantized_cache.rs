@@ -1,7 +1,7 @@
-//! Bases in 4 bits, kept between runs in `quantized` of the user's cache: the next start maps 4 GB instead of reading
-//! 16. A file holds the quantised tensors in bitsandbytes' layout; a record beside it holds the file's checksum. The key
-//! covers what the numbers depend on: the source files, the format and the settings. A damaged file is told and made
-//! again; a disk that is full costs only time.
+//! A cache of bases in 4 bits between runs, in `quantized` of the user's cache folder: the next start maps 4 GB instead of
+//! reading 16. A file holds the quantised tensors in bitsandbytes' layout; a record beside it holds the file's checksum.
+//! The key covers what the numbers depend on: the source files, the format and the settings. A damaged file is reported
+//! and rebuilt; a full disk costs only time.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -21,11 +21,11 @@ use crate::files::{content_hash, make_folder, partial_name, user_cache, write_wh
 
 /// The version of the files. Any change to them or to the quantised numbers gets another number.
 const VERSION: &str = "weft nf4 v1";
-/// Checkpoints with fewer bytes aren't kept, because quantising them takes no noticeable time.
+/// Checkpoints with fewer bytes aren't cached, because quantising them takes no noticeable time.
 const MIN_BYTES: u64 = 256 << 20;
-/// The number of bases that are kept, the most recently used ones.
+/// The number of bases that stay in the cache, the most recently used ones.
 const KEPT: usize = 4;
-/// A file that isn't named by its content is known by samples of so many bytes.
+/// The size in bytes of the samples that identify a file that isn't named by its content.
 const SAMPLE: usize = 4096;
 /// The number of samples.
 const SAMPLES: u64 = 256;
@@ -57,7 +57,7 @@ struct Record {
 }
 
 impl QuantizedCache {
-    /// A cache that keeps checkpoints of at least `min_bytes` bytes.
+    /// A cache for checkpoints of at least `min_bytes` bytes.
     pub fn new(folder: &Path, min_bytes: u64) -> Self {
         Self { folder: folder.to_owned(), min_bytes }
     }
@@ -103,7 +103,7 @@ impl Entry<'_> {
         self.cache.folder.join(self.name())
     }
 
-    /// The quantised tensors; `None` if they are missing. Damaged ones are removed and told.
+    /// The quantised tensors; `None` if they are missing. Damaged ones are removed and reported.
     pub(super) fn read(&self) -> Option<Checkpoint> {
         let (path, record) = (self.path(), self.path().with_extension("json"));
         let known: Record = serde_json::from_str(&fs::read_to_string(&record).ok()?).ok()?;
@@ -172,7 +172,7 @@ impl Entry<'_> {
     }
 }
 
-/// The key of a checkpoint's files. A file of the hub's cache is named by its content; another file is known by its
+/// The key of a checkpoint's files. A file of the hub's cache is named by its content; another file is identified by its
 /// path, its length, the time of its last change, and samples of its bytes.
 fn key(paths: &[PathBuf], quantization: Quantization) -> std::io::Result<u128> {
     let mut hash = XxHash3_128::new();

@@ -1,5 +1,5 @@
-//! Writes safetensors files. The bytes of a tensor are made when it is written, one tensor after the other. `weights`
-//! reads such files.
+//! Writes safetensors files. The bytes of each tensor are produced only when it is written, one tensor after the other.
+//! `weights` reads such files.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -17,16 +17,16 @@ use crate::files::write_whole_by;
 /// A number format of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Numbers of 4 bytes.
+    /// IEEE's single precision: 4 bytes.
     F32,
-    /// Numbers of 2 bytes with the exponents of f32.
+    /// bfloat16: 2 bytes, with the exponents of f32.
     Bf16,
-    /// IEEE's numbers of 2 bytes. Nothing is computed in them.
+    /// IEEE's half precision: 2 bytes. Nothing is computed in it.
     F16,
 }
 
 impl Format {
-    /// Bytes of a number.
+    /// The size of a number in bytes.
     pub fn size(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
@@ -41,7 +41,7 @@ impl From<Dtype> for Format {
     }
 }
 
-/// A tensor to be written; its bytes are made at that moment, one tensor after the other.
+/// A tensor to be written; its bytes are produced when it is written.
 pub struct Tensor<'a> {
     name: Cow<'a, str>,
     shape: Vec<usize>,
@@ -56,7 +56,7 @@ enum Numbers<'a> {
     Made(Make<'a>),
 }
 
-/// Makes a tensor's numbers when it is written.
+/// Produces a tensor's numbers when it is written.
 pub type Make<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
 
 impl<'a> Tensor<'a> {
@@ -82,12 +82,13 @@ impl<'a> Tensor<'a> {
         Self { name: name.into(), shape: shape.to_vec(), dtype: dtype.into(), numbers }
     }
 
-    /// Numbers that `make` produces when they are written: once, in the order of the tensors' names.
+    /// A tensor whose numbers `make` produces when it is written. Each `make` is called once, in the order of the tensors'
+    /// names.
     pub fn made(name: Cow<'a, str>, shape: &[usize], dtype: impl Into<Format>, make: Make<'a>) -> Self {
         Self { name, shape: shape.to_vec(), dtype: dtype.into(), numbers: Numbers::Made(make) }
     }
 
-    /// A tensor of f32 numbers.
+    /// An f32 tensor.
     pub fn f32(name: &'a str, shape: Vec<usize>, numbers: &'a [f32]) -> Self {
         Self { name: name.into(), shape, dtype: Format::F32, numbers: Numbers::Plain(numbers) }
     }
@@ -141,8 +142,8 @@ pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
     })
 }
 
-/// Makes and drops the numbers that are otherwise made while they are written. The other ranks that
-/// hold parts of the tensors call this while one rank writes them.
+/// Produces the numbers as writing would, and drops them. The other ranks that hold parts of the tensors call this while
+/// one rank writes them.
 pub fn make_in_order(mut tensors: Vec<Tensor>) {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     for tensor in tensors {

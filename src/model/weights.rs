@@ -1,5 +1,5 @@
 //! A checkpoint folder's tensors by name, memory-mapped from a single or sharded safetensors file. `tensor_file` writes
-//! such files, and `halves` has the numbers of f16.
+//! such files, and `halves` converts f16.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,7 +26,7 @@ pub struct Checkpoint {
     halves: Halves,
 }
 
-/// What becomes of tensors of f16, in which nothing is computed, when they are taken.
+/// What f16 tensors are converted to when they are read, since nothing is computed in f16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Halves {
     /// They are widened to f32, which represents their numbers exactly.
@@ -34,7 +34,7 @@ pub enum Halves {
     Widened,
     /// They are rounded to bf16, which has three bits fewer.
     Rounded,
-    /// They become f32 weights on the meta device, for which no number is read.
+    /// They become f32 weights on the meta device, without a number being read.
     Meta,
     /// They become bf16 weights on the meta device.
     RoundedMeta,
@@ -43,9 +43,9 @@ pub enum Halves {
 /// A tensor of a checkpoint, as it is stored.
 #[derive(Clone, Debug)]
 pub enum Held {
-    /// A tensor of f32 or bf16.
+    /// An f32 or bf16 tensor.
     Weight(Weight),
-    /// A tensor of f16, in its mapped file.
+    /// An f16 tensor, in its mapped file.
     Half {
         /// The file.
         file: MappedFile,
@@ -81,7 +81,7 @@ impl Held {
         }
     }
 
-    /// Its numbers as a weight; those of f16 are widened.
+    /// Its numbers as a weight; f16 is widened to f32.
     pub fn to_weight(&self) -> Cow<'_, Weight> {
         match self {
             Self::Weight(weight) => Cow::Borrowed(weight),
@@ -181,12 +181,12 @@ impl Checkpoint {
         all.checkpoint(folder)
     }
 
-    /// The checkpoint whose tensors of f16 become something else.
+    /// The checkpoint, with another conversion of its f16 tensors.
     pub fn with_halves(self, halves: Halves) -> Self {
         Self { halves, ..self }
     }
 
-    /// Whether a tensor is of f16.
+    /// Whether a tensor is f16.
     pub fn has_halves(&self) -> bool {
         self.tensors.values().any(|(_, held)| held.format() == Format::F16)
     }
@@ -280,7 +280,7 @@ impl Checkpoint {
         self.take_as(name, shape, self.halves)
     }
 
-    /// Takes a tensor like [`Checkpoint::take`], with what becomes of it if it is of f16.
+    /// Takes a tensor like [`Checkpoint::take`], with the given conversion if it is f16.
     ///
     /// # Errors
     /// Those of [`Checkpoint::take`].

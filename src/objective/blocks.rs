@@ -3,7 +3,7 @@
 //! ```text
 //! none       the answer is one canvas: all of it may be masked, and every token sees every other
 //! blockwise  one block of the answer is drawn and noised; the prompt and the blocks before it are clean, everything
-//!            behind it is masked, and the loss is the block's alone
+//!            after it is masked, and the loss is the block's alone
 //! bd3lm      the network reads [x_t ; x_0], the noised sequence and the clean one; tokens of a block of x_t see each
 //!            other and the blocks before them in x_0, so that all blocks are trained at once
 //! ```
@@ -30,7 +30,7 @@ pub enum Blocks {
     /// The whole answer is one canvas.
     #[default]
     None,
-    /// One drawn block, with clean tokens before it and masks behind it.
+    /// One drawn block, with clean tokens before it and masks after it.
     Blockwise,
     /// All blocks at once, each with clean blocks before it.
     Bd3lm,
@@ -62,7 +62,7 @@ impl Blocks {
 pub struct AnswerBlocks {
     /// Tokens of the answer itself.
     pub own: usize,
-    /// Tokens of the answer with the padding behind it.
+    /// Tokens of the answer with the padding after it.
     pub padded: usize,
     /// Tokens per block.
     pub block_length: usize,

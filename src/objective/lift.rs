@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 /// The least margin, where there is room for it.
 pub const LEAST_MARGIN: f64 = 0.1;
 
-/// How it is decided which candidates stay masked.
+/// How the candidates that stay masked are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LiftPolicy {

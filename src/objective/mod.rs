@@ -105,7 +105,7 @@ pub struct Objective {
     pub blocks: Blocks,
     /// Tokens per block (blockwise, bd3lm).
     pub block_length: usize,
-    /// How it is decided which tokens of the larger mask stay masked (lift).
+    /// How the tokens of the larger mask that stay masked are chosen (lift).
     pub lift_policy: LiftPolicy,
     /// Whether an example is trained twice, with its mask and with the mask's complement in the answer.
     pub complementary: bool,
@@ -168,8 +168,8 @@ impl Objective {
         self.normalizer.unwrap_or(self.kind.normalizer())
     }
 
-    /// The forward process of a micro-batch: relative uncertainties, rates, masks. LIFT's masks depend on the model and are
-    /// [`Objective::lift`]'s; here it has SFT's.
+    /// The forward process of a micro-batch: relative uncertainties, rates, masks. LIFT gets SFT's masks here, because its own
+    /// depend on the model and are made by [`Objective::lift`].
     pub fn noise(&self, batch: &[DrawnAnswer]) -> Vec<NoisedAnswer> {
         let relative = match self.kind.needs_entropy() {
             true => {

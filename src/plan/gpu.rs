@@ -80,7 +80,7 @@ mod tests {
         assert!((28.0..40.0).contains(&nothing_again), "{nothing_again} GB with nothing computed again");
     }
 
-    /// The same in 4 bits, with every layer computed again.
+    /// LLaDA-8B in 4 bits, with every layer recomputed.
     #[test]
     fn an_adapter_of_llada_8b_in_4_bits_is_trained_in_less_than_12_gb() {
         let mut model = meta_of(&new_llada(LLADA_8B).expect("LLaDA-8B's sizes"));

@@ -1,9 +1,9 @@
-//! The axes of a chart: which place a value has, and where the ticks stand.
+//! The axes of a chart: the position of each value, and of the ticks.
 
-/// The width of a character in the labels, about; the space between two labels.
+/// The approximate width of a character in the labels, and the space between two labels.
 const CHARACTER: f64 = 8.5;
 const SPACE: f64 = 8.0;
-/// From this ratio of the largest value to the median on, values are shown on a logarithmic axis.
+/// Values are shown on a logarithmic axis if the ratio of the largest to the median is at least this.
 const SPIKE: f64 = 20.0;
 /// The widest range of a logarithmic axis.
 const WIDEST: f64 = 1e6;
@@ -12,9 +12,9 @@ const WIDEST: f64 = 1e6;
 pub(super) struct Axis {
     values: [f64; 2],
     places: [f64; 2],
-    /// The values at which a line and a label stand.
+    /// The values that have a grid line and a label.
     pub(super) ticks: Vec<f64>,
-    /// Whether equal distances are equal ratios.
+    /// Whether the axis is logarithmic: equal distances are equal ratios.
     pub(super) is_log: bool,
 }
 
@@ -76,7 +76,7 @@ impl Axis {
         Self { values: [10f64.powf(first), 10f64.powf(last)], places, ticks, is_log: true }
     }
 
-    /// Whether single values are so far above the others that on a linear axis the others would lie in one line.
+    /// Whether single values are so far above the others that a linear axis would flatten the others into a line.
     pub(super) fn has_spikes(values: impl Iterator<Item = f64>) -> bool {
         let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);

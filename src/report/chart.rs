@@ -1,6 +1,6 @@
 //! Charts as self-contained SVG: curves with bands, and intervals one below the other. The colours follow the reader's
 //! light or dark scheme; a point shows its numbers when the pointer rests on it. A chart is small and its letters are
-//! large, so that it can be read on a phone and stands beside others on a wide screen.
+//! large, so that it can be read on a phone and fits beside others on a wide screen.
 
 use std::fmt::Write;
 
@@ -10,13 +10,13 @@ use super::visible::visible;
 const WIDTH: f64 = 480.0;
 const LEFT: f64 = 84.0;
 const RIGHT: f64 = 462.0;
-/// Where the first line of a title stands; the height of a line of text.
+/// The position of the first line of a title, and the height of a line of text.
 const TITLE: f64 = 24.0;
 const LINE: f64 = 21.0;
 /// The height of a chart's plot area, and of a row of intervals.
 const PLANE: f64 = 240.0;
 const ROW: f64 = 28.0;
-/// The width of a character, about, in a title and elsewhere.
+/// The approximate width of a character, in a title and elsewhere.
 const TITLE_CHARACTER: f64 = 8.8;
 const CHARACTER: f64 = 8.0;
 /// The smallest distance between dots that don't touch.
@@ -63,8 +63,8 @@ pub fn curves(titles: Titles, curves: &[Curve]) -> String {
     curves_over_bands(titles, &[], curves)
 }
 
-/// Draws curves like [`curves`], above bands that have names of their own: of a band only the interval is drawn. The y
-/// axis is logarithmic if single values are far above the others and there are no bands.
+/// Draws curves like [`curves`], over named bands, of which only the interval is drawn. The y axis is logarithmic if single
+/// values are far above the others and there are no bands.
 pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> String {
     let all = || bands.iter().chain(curves).flat_map(|c| &c.points);
     let title = lines(titles.title, ((RIGHT - 8.0) / TITLE_CHARACTER) as usize);
@@ -185,7 +185,7 @@ fn lines(text: &str, most: usize) -> Vec<String> {
     lines
 }
 
-/// A text of at most so many characters; of a longer one the end remains, which tells paths apart.
+/// A text of at most so many characters. A longer text keeps its end, which distinguishes paths.
 fn shortened(text: &str, most: usize) -> String {
     let count = text.chars().count();
     match count <= most {
@@ -214,8 +214,8 @@ fn look(index: usize) -> String {
     format!(r#"class="k{}"{dashes}"#, index % COLOURS)
 }
 
-/// The legend of curves, of which the first `bands` are bands, with its first line at this height; and the number of its
-/// lines. A band lies over the earlier ones, and so do their keys.
+/// The legend of curves, the first `bands` of which are bands, with its first line at this height, and the number of its
+/// lines. A band lies over the earlier ones, so its key is drawn over theirs.
 fn legend(names: &[&str], bands: usize, y: f64) -> (String, usize) {
     let (mut svg, mut row, mut x) = (String::new(), 0, 8.0);
     for (i, name) in names.iter().enumerate() {
@@ -248,7 +248,7 @@ fn grid(svg: &mut String, (x, y): (&Axis, Option<&Axis>), left: f64, [top, botto
     for tick in &x.ticks {
         let at = x.place(*tick);
         let _ = write!(svg, r#"<line class="grid" x1="{at:.1}" x2="{at:.1}" y1="{top}" y2="{bottom}"/>"#);
-        // The last label is as long as a step's number may be, and must not leave the chart.
+        // The last label may be a long step number, and must not leave the chart.
         let half = short(*tick).len() as f64 * CHARACTER / 2.0;
         text(svg, [at.min(WIDTH - half - 4.0), bottom + 18.0], "middle", &short(*tick));
     }

@@ -18,7 +18,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads the log in a run's folder.
+    /// Reads the log in a run folder.
     ///
     /// # Errors
     /// A file that can't be read.
@@ -47,7 +47,7 @@ impl Log {
 }
 
 /// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page. A group
-/// stands at the middle of its steps; the first and the last one stand at the curve's ends.
+/// is placed at the middle of its steps; the first and the last group are placed at the curve's ends.
 pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
     let group = points.len().div_ceil(MOST_POINTS).max(1);
     let together = |group: &[[f64; 2]]| {

@@ -1,4 +1,4 @@
-//! Dates for people.
+//! Formats dates for people.
 
 /// A time in seconds since 1970 as a date and a time of day, such as `2026-03-01 09:30 UTC`.
 ///

@@ -28,7 +28,7 @@ pub struct InspectedText {
 /// A token as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShownToken {
-    /// Its text; for a token that is a part of a character, the whole character.
+    /// Its text. If the token is a part of a character, it is the whole character.
     pub text: String,
     /// Which part of the text the token is, counted from 1, and of how many.
     pub part: [usize; 2],
@@ -37,14 +37,14 @@ pub struct ShownToken {
 /// The most tokens that are joined into characters: a character has at most four bytes.
 const MOST_PARTS: usize = 6;
 
-/// The tokens as they are shown: those that are parts of one character are decoded together.
+/// The tokens as they are shown. Tokens that are parts of one character are decoded together.
 pub fn shown_tokens(text: &TextModel, ids: &[u32]) -> Vec<ShownToken> {
     let (mut shown, mut start) = (vec![], 0);
     let is_broken = |ids: &[u32]| text.decode_canvas(ids).contains(char::REPLACEMENT_CHARACTER);
     while start < ids.len() {
         let most = (start + MOST_PARTS).min(ids.len());
         let whole = (start + 1..=most).find(|end| !is_broken(&ids[start..*end]));
-        // Bytes that are no character stay what they are.
+        // Bytes that form no character stay as they are.
         let end = whole.unwrap_or(start + 1);
         let text = text.decode_canvas(&ids[start..end]);
         shown.extend((start..end).map(|i| ShownToken { text: text.clone(), part: [i - start + 1, end - start] }));
@@ -114,7 +114,7 @@ fn tokens(text: &InspectedText, largest: f32) -> String {
         // A line break is shown as a sign and also breaks the line.
         let mut shown = escape(&shown).replace('\n', "\u{21b5}\n");
         if *parts > 1 {
-            // A character stands at the first of its parts.
+            // A character is shown at the first of its parts.
             shown = format!("{}<sup>{part}/{parts}</sup>", if *part == 1 { &shown } else { "" });
         }
         let of_parts = if *parts > 1 { format!(" data-part=\"{part} of {parts}\"") } else { String::new() };

@@ -1,5 +1,5 @@
 //! The page of a training run, report.html: its results, its curves, answers before and after training, and its recipe.
-//! It is made from the files in the run's folder.
+//! It is made from the files in the run folder.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole};
 use crate::train::run::RECIPE;
 
-/// The name of the page in a run's folder.
+/// The name of the page in a run folder.
 pub const REPORT: &str = "report.html";
 
 /// An answer before and after training.
@@ -34,8 +34,8 @@ pub struct Sample {
 /// Names and values, in the order in which they are shown.
 pub type Facts = [(String, String)];
 
-/// Writes the page of a run's folder. `results` are the names and values at the top of the page, `facts` those that say
-/// what was run, where and on what.
+/// Writes the page of a run folder. `results` are the names and values at the top of the page; `facts` are those that say
+/// what was run, on which machine and on which rows.
 ///
 /// # Errors
 /// A file of the run that can't be read; a page that can't be written.
@@ -71,7 +71,7 @@ pub fn write(output: &Path, (results, facts): (&Facts, &Facts), samples: &[Sampl
     write_whole(&output.join(REPORT), page(&title, &body).as_bytes())
 }
 
-/// What is said above the curves.
+/// The note above the curves.
 const NOTE: &str = "The loss as trained weights each masked token, so that single steps stand far above the others; the nll of \
                     the masked tokens is the same forward without weights. With more than 100 steps, each point is the mean \
                     of several steps and its band their range. Rest the pointer on a curve, or touch it, for its numbers.";
@@ -92,7 +92,7 @@ fn charts(log: &Log) -> Vec<String> {
         let points = low.iter().zip(&high).map(|(l, h)| [l[0], f64::midpoint(l[1], h[1]), l[1], h[1]]).collect();
         Curve { name: name.to_owned(), points }
     };
-    // The median's own range over its steps would be taken for a band of quantiles.
+    // The range of the median over its steps would look like a band of quantiles.
     let median = quantile(2).into_iter().map(|[x, y, ..]| [x, y, y, y]).collect();
     let mean = thin(&log.of("mean_entropy")).into_iter().map(|[x, y, ..]| [x, y, y, y]).collect();
     let entropies = [("median", median), ("mean", mean)].map(|(name, points)| Curve { name: name.to_owned(), points });

@@ -1,5 +1,5 @@
-//! Makes visible what would act on a terminal or on the order of letters instead of being shown: texts of rows and of
-//! models are printed through this.
+//! Makes characters visible that would act on a terminal or on the order of letters instead of being shown. Pages,
+//! `weft data` and `--trace` print the texts of rows and models through this.
 
 use std::borrow::Cow;
 

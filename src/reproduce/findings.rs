@@ -173,7 +173,7 @@ impl Findings {
 }
 
 impl Findings {
-    /// What the settings are scored by, the most telling first: the accuracy if any of them has a task, and the held-out
+    /// The metrics that score the settings, the most telling first: the accuracy if any of them has a task, and the held-out
     /// loss.
     pub fn metrics(&self) -> Vec<Metric> {
         let is_scored = |setting: &SettingFindings| setting.base.accuracy.is_some();
@@ -222,7 +222,7 @@ impl SettingFindings {
         findings
     }
 
-    /// What the setting is scored by, the most telling first: a task's accuracy if it has one, and the held-out loss.
+    /// The metrics that score the setting, the most telling first: the accuracy if it has a task, and the held-out loss.
     pub fn metrics(&self) -> Vec<Metric> {
         let accuracy = self.base.accuracy.map(|_| Metric::Accuracy);
         accuracy.into_iter().chain([Metric::NllBound]).collect()

@@ -15,7 +15,7 @@ use crate::report::chart::{self, Curve, Titles};
 /// SFT and WeFT under both divisors; all other arms are ablations.
 const MAIN: [&str; 4] = ["sft-answer", "sft-masked", "weft-answer", "weft-masked"];
 
-/// The largest number of curves in a chart; of more arms it shows the main ones.
+/// The largest number of curves in a chart; with more arms it shows only the main ones.
 const MOST_CURVES: usize = 4;
 
 /// What the symbols of the tables mean.
@@ -58,7 +58,7 @@ pub fn page(findings: &Findings, recipe: &Path) -> String {
     page
 }
 
-/// The differences at the end, a sentence each.
+/// The differences at the end, one sentence each.
 fn in_short(page: &mut String, findings: &Findings) {
     page.push_str("## In short\n\n");
     for setting in &findings.settings {

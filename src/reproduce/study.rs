@@ -91,7 +91,7 @@ pub struct Study {
     pub runs: Vec<PlannedRun>,
     /// The recipe of each setting, for scoring its base and measuring its times.
     pub bases: Vec<Recipe>,
-    /// The settings of the file that a comparison doesn't use, one sentence each.
+    /// Warnings of settings in the file that a comparison doesn't use, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -102,7 +102,7 @@ const IDLE: [(&str, &[&str], &str); 2] = [
         &["eval_every", "keep_best", "patience"],
         "every run is scored at the steps that reproduce.evaluations gives, and none ends early",
     ),
-    ("eval", &["samples"], "a comparison reports scores and no answers"),
+    ("eval", &["samples"], "a comparison reports scores, not answers"),
 ];
 
 /// A run of a comparison.
@@ -192,7 +192,7 @@ fn of_setting(error: Error, setting: &Setting, given: &[String]) -> Error {
     Error::Recipe { path, problems: problems.into_iter().map(named).collect() }
 }
 
-/// What to say where a command other than `weft reproduce` reads a recipe with a comparison of its own.
+/// The warning if a command other than `weft reproduce` reads a recipe with a `[reproduce]` table.
 pub fn warning(path: &Path) -> Option<String> {
     let mut tables: toml::Table = toml::from_str(&read_text(path).ok()?).ok()?;
     let table: std::result::Result<ReproduceTable, _> = tables.remove("reproduce")?.try_into();

@@ -1,9 +1,9 @@
-//! Sampling with block-causal attention, for models that were trained so: block after block, within a block as in LLaDA's
-//! loop. A token sees its own block and those before it, so a finished block never changes again: its keys and values stay
+//! Sampling with block-causal attention, for models that were trained with it: block after block, and within a block as in
+//! LLaDA's loop. A token sees its own block and those before it, so a finished block never changes again: its keys and values stay
 //! in a cache, and the tokens are those that recomputing every row would give.
 //!
 //! Blocks are counted from the start of the prompt, as in training, so the first one may hold the prompt's end. The canvas
-//! reaches to the end of its last block; what lies behind the answer's length is cut off. Every prompt of a batch goes on
+//! reaches to the end of its last block; tokens beyond the answer's length are cut off. Every prompt of a batch advances
 //! by itself: none waits for another's block.
 
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::model::block::Transformer;
 use crate::model::cached::{KeysValues, Part};
 use crate::rng::{Draws, Stream};
 
-/// An answer in the making.
+/// An answer that is being generated.
 struct Canvas {
     /// Prompt and answer, up to the end of a block.
     ids: Vec<u32>,
@@ -29,7 +29,7 @@ struct Canvas {
     answer: Range<usize>,
     /// The block that is being denoised.
     block: Range<usize>,
-    /// How many tokens are kept at each step of the block that is left.
+    /// How many tokens are unmasked at each remaining step of the block.
     counts: Vec<usize>,
     /// The number of steps so far, which names their draws.
     steps: u64,

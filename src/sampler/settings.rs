@@ -1,4 +1,4 @@
-//! `[sampler]` of a recipe: the settings of generation, what of them has no sense, and what has no effect.
+//! `[sampler]` of a recipe: the settings of generation, and checks for those that make no sense or have no effect.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::settings::in_plain_words;
 /// The largest answer length, and the largest number of steps.
 const MAX_GEN_LENGTH: usize = 1 << 20;
 
-/// The shortest block that is chosen where none is given.
+/// The shortest block that is chosen if no block length is given.
 const LEAST_BLOCK: usize = 8;
 
 /// Which tokens a token attends to while an answer is sampled.
@@ -115,7 +115,8 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The settings for a model: where they name none, its attention, its blocks and the remasking that goes with them.
+    /// The settings for a model: its attention, its blocks and the remasking that goes with them, unless the settings name
+    /// their own.
     pub fn for_model(&self, config: &Config) -> Self {
         let own = config.block_length.map_or(Attention::Bidirectional, |_| Attention::BlockCausal);
         let attention = self.attention.unwrap_or(own);
@@ -132,8 +133,8 @@ impl Sampling {
         self.attention == Some(Attention::BlockCausal)
     }
 
-    /// The settings with an answer of `gen_length` tokens, in blocks of the default length, or else of the largest length
-    /// below it that divides the answer; an answer that only short blocks divide is one block.
+    /// The settings for an answer of `gen_length` tokens. Its blocks have the default length, or else the largest length
+    /// below it that divides the answer; if only short blocks would divide it, the answer is one block.
     pub fn with_gen_length(self, gen_length: usize) -> Self {
         let default = Self::default().block_length;
         let divides = |block: &usize| gen_length.is_multiple_of(*block);

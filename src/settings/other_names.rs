@@ -1,5 +1,5 @@
-//! Other programs' names for settings: what stands in their place here, or why nothing does. docs/from-pytorch.md says
-//! which program uses which name. The command line's hints for options use the same tables.
+//! Other programs' names for settings: what to write in Weft instead, or why there is no such setting. docs/from-pytorch.md
+//! says which program uses which name. The command line's hints for options use the same tables.
 
 /// What to write for another program's setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub enum Take {
 
 use Take::{Other, Same, Value};
 
-/// Other programs' names, the setting that stands in their place, and what to write for it. A name with two meanings is
-/// listed once for each table.
+/// Other programs' names, Weft's setting for each, and what to write for it. A name with two meanings is listed once for
+/// each table.
 pub const SYNONYMS: &[(&str, &str, Take)] = &[
     // The base and its adapter.
     ("model_name_or_path", "model.path", Same),
@@ -76,7 +76,7 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("train_split", "data.split", Same),
     ("dataset_train_split", "data.split", Same),
     ("dataset_text_field", "data.format", Value("\"text\"")),
-    ("dataset_format", "data.format", Other("a form's name, or leave it out: the keys of each row tell")),
+    ("dataset_format", "data.format", Other("a form's name, or leave it out: Weft finds it by the keys of each row")),
     ("max_samples", "data.train_rows", Same),
     ("num_samples", "data.train_rows", Same),
     ("max_length", "data.max_seq_len", Same),

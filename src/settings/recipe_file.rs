@@ -1,4 +1,4 @@
-//! Reads a recipe's file. A file in another format, or a name that is nearly that of a recipe, is answered with what to do
+//! Reads a recipe's file. For a file in another format, or a name that is nearly that of a recipe, the error says what to do
 //! instead.
 
 use std::borrow::Cow;
@@ -22,14 +22,14 @@ pub fn read(path: &Path) -> Result<String> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if ["jsonl", "parquet"].contains(&extension) && is_named_as_rows(path) && path.exists() {
         let shown = path.display();
-        return Err(refuse(format!("it is a file of rows, and not a recipe; name it by --set data.train={shown}")));
+        return Err(refuse(format!("it is a file of rows, not a recipe; give it as --set data.train={shown}")));
     }
     if path.is_dir() {
         return Err(refuse("it is a folder, and a recipe is a file (TOML); name the file".to_owned()));
     }
     let text = read_text(path).map_err(|error| match &error {
         Error::Read { source, .. } if source.kind() == ErrorKind::NotFound => near(path).map_or(error, |near| {
-            Error::Usage(format!("there is no recipe {}; give {}, which is there", path.display(), near.display()))
+            Error::Usage(format!("there is no recipe {}, but there is {}", path.display(), near.display()))
         }),
         _ => error,
     })?;
@@ -47,7 +47,7 @@ pub fn read(path: &Path) -> Result<String> {
     }
 }
 
-/// Whether the first line that says anything is a key of YAML.
+/// Whether the first line with content is a key of YAML.
 fn looks_like_yaml(text: &str) -> bool {
     let is_said = |line: &&str| !line.is_empty() && !line.starts_with('#') && *line != "---";
     let first = text.lines().map(str::trim_end).find(is_said).unwrap_or_default();

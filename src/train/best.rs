@@ -1,4 +1,4 @@
-//! The best point of a run: its lowest held-out loss after a step, whose weights may stay in the run's folder beside the
+//! The best point of a run: its lowest held-out loss after a step, whose weights may stay in the run folder beside the
 //! last ones (`train.keep_best`), and after which a run may end early (`train.patience`).
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::files::{read_text, write_folder_whole, write_whole};
 use crate::model::block::Transformer;
 use crate::model::weights::{Checkpoint, make_in_order, write_tensors};
 
-/// The names of the folder in the run's folder and of its files.
+/// The names of the folder in the run folder and of its files.
 const FOLDER: &str = "best";
 const TENSORS: &str = "weights.safetensors";
 const STATE: &str = "best.json";

@@ -62,7 +62,7 @@ const CHECKSUMS: &str = "checksums";
 /// The name of the tensor that holds the reused entropies.
 const ENTROPIES: &str = "token_entropy";
 
-/// Saves a checkpoint in the run's folder and deletes all but the newest two. Every rank calls it; the first writes
+/// Saves a checkpoint in the run folder and deletes all but the newest two. Every rank calls it; the first writes
 /// what a single rank would have written, so that any number of ranks can resume.
 ///
 /// # Errors
@@ -143,7 +143,7 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Op
     damaged.map_or(Ok(None), Err)
 }
 
-/// The step of the newest checkpoint in a run's folder, whether damaged or not; `None` if there is none.
+/// The step of the newest checkpoint in a run folder, whether damaged or not; `None` if there is none.
 pub(super) fn newest(output: &Path) -> Option<u64> {
     list(output).ok()?.into_iter().next_back()
 }

@@ -21,7 +21,7 @@ pub const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
 /// The most tokens of a forward, except for a single longer sequence.
 pub const PACKED_TOKENS: usize = 2048;
 
-/// The name of the file in a run's folder with the last evaluation's rows.
+/// The name of the file in a run folder with the rows' losses in the last evaluation.
 const ROWS: &str = "held_out.json";
 
 /// What each held-out row contributes to an evaluation; a comparison of runs takes its intervals from them.
@@ -36,7 +36,7 @@ pub struct HeldOutRows {
 }
 
 impl HeldOutRows {
-    /// Saves the rows in a run's folder, in place of those of an earlier evaluation.
+    /// Saves the rows' losses in a run folder, in place of those of an earlier evaluation.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -49,7 +49,7 @@ impl HeldOutRows {
         self.nll_bound.iter().copied().collect()
     }
 
-    /// The rows of a run's last evaluation; `None` in the folder of an earlier version and where nothing is held out.
+    /// The rows' losses in a run's last evaluation; `None` in the folder of an earlier version, and if nothing is held out.
     ///
     /// # Errors
     /// A file that can't be read or is damaged.
@@ -103,7 +103,7 @@ pub fn evaluate_seen(
     }
     let total: f64 = ranks.all_gather_dealt(&sums).iter().sum();
     let answer_tokens: usize = examples.iter().map(|e| e.answer_ids.len()).sum();
-    // A case is one rank's; the others add zeros to it, which change no bit.
+    // Each case belongs to one rank; the others add zeros to it, which change no bit.
     let all = ranks.all_gather_f64(&of_cases);
     let of_case = |case: usize| all.iter().map(|of_rank| of_rank[case]).sum::<f64>();
     let of_row = |row: usize| (0..TIMES.len()).map(|k| of_case(TIMES.len() * row + k)).sum::<f64>();
@@ -130,8 +130,8 @@ fn batches(examples: &[Example], view: &View) -> Vec<Vec<(usize, usize)>> {
     batches
 }
 
-/// `nll / t` of each masked token of some examples at some times, with the number of its case: the example's times the
-/// number of times, plus the time's.
+/// `nll / t` of each masked token of some examples at some times, with the number of its case: `TIMES.len() * i + k` for
+/// example `i` and time `k`.
 fn weighted_nll(
     model: &Transformer,
     (examples, view): (&[Example], &View),

@@ -39,9 +39,9 @@ pub struct Earlier {
     pub record: Record,
 }
 
-/// The name of the log in a run's folder.
+/// The name of the log in a run folder.
 pub const METRICS: &str = "metrics.jsonl";
-/// The event file for TensorBoard, whose `--logdir` is the run's folder or one above it. It lies in the run's folder
+/// The event file for TensorBoard, whose `--logdir` is the run folder or one above it. It lies in the run folder
 /// itself, because TensorBoard names a run after the folder of its events.
 pub const EVENTS: &str = "events.out.tfevents.weft";
 /// The folder in which earlier versions wrote the event file.
@@ -194,7 +194,7 @@ impl Earlier {
     }
 }
 
-/// Rewrites the event file of a run from the lines of its log that are kept. The file of an earlier version, which would
+/// Rewrites the event file of a run from the remaining lines of its log. The file of an earlier version, which would
 /// show the run twice, is removed.
 fn repeat_events(output: &Path, lines: &[Value]) -> Result<EventFile> {
     let path = output.join(EVENTS);
@@ -206,7 +206,7 @@ fn repeat_events(output: &Path, lines: &[Value]) -> Result<EventFile> {
     };
     let events = whole().map_err(|source| Error::Write { path: path.clone(), source })?;
     let former = output.join(FORMER_FOLDER);
-    // Neither is there in a run of this version, and a folder with other files stays.
+    // A run of this version has neither, and a folder with other files stays.
     let _ = remove_file(former.join(EVENTS));
     let _ = remove_dir(former);
     Ok(events)

@@ -1,16 +1,16 @@
-//! How fast a run advances: tokens per second of its recent steps, and the time that it still takes, evaluations included.
+//! How fast a run advances: tokens per second over its recent steps, and the time that is left, evaluations included.
 
 use std::collections::VecDeque;
 use std::fmt;
 
-/// How many recent steps the speed is taken from: enough to even out sequences of different lengths.
+/// The number of recent steps over which the speed is measured: enough to even out sequences of different lengths.
 const RECENT: usize = 50;
 
 /// The pace of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     num_steps: u64,
-    /// A run is evaluated after so many steps, and at its end; `None` if it never is.
+    /// The number of steps between evaluations, the last one at the end; `None` if the run is never evaluated.
     eval_every: Option<u64>,
     /// The tokens and seconds of the recent steps.
     recent: VecDeque<(usize, f64)>,
@@ -19,12 +19,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The pace of a run of so many steps that has only begun.
+    /// The pace of a run of so many steps, before its first step.
     pub(super) fn new(num_steps: u64, eval_every: Option<u64>) -> Self {
         Self { num_steps, eval_every, recent: VecDeque::new(), eval_secs: 0.0 }
     }
 
-    /// Takes note of a step's tokens and seconds.
+    /// Records a step's tokens and seconds.
     pub(super) fn step(&mut self, tokens: usize, seconds: f64) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -32,7 +32,7 @@ impl Pace {
         self.recent.push_back((tokens, seconds));
     }
 
-    /// Takes note of the seconds of an evaluation.
+    /// Records the seconds of an evaluation.
     pub(super) fn evaluated(&mut self, seconds: f64) {
         self.eval_secs = seconds;
     }

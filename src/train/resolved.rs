@@ -12,7 +12,7 @@ use crate::model::settings::shell_word;
 /// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
 pub(crate) const ROWS: &str = "rows";
 /// The key under which a resolved recipe holds the hash of the base's tokenizer and chat template. It says which runs can
-/// be compared; whether one can be resumed, the rows' keys say.
+/// be compared; the rows' keys say whether a run can be resumed.
 pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// The settings of a run with every default filled in, as its folder and its checkpoints store them.
@@ -81,23 +81,23 @@ fn same_recipe(path: PathBuf, was: &Value, resolved: &Resolved) -> Result<()> {
     Ok(())
 }
 
-/// The settings of a run's length.
+/// The settings that decide a run's length.
 const LENGTH: [(&str, &str); 2] = [("train", "epochs"), ("train", "max_steps")];
 
-/// Whether a run differs in its length at most by being longer, and its learning rate doesn't depend on the length: every
-/// step is then the one that it would have been in a run of that length.
+/// Whether the new length of a run is not shorter than the old one and the learning rate doesn't depend on the length. Every
+/// step is then the same as in a run that had the new length from the start.
 fn is_only_longer(was: &Value, is: &Value) -> bool {
     let constant = |recipe: &Value| recipe["train"]["lr_schedule"] == "constant";
     let [epochs, steps] = LENGTH.map(|(_, key)| {
         let [was, is] = [was, is].map(|recipe| recipe["train"][key].as_u64());
-        // No number of steps means all that the epochs have.
+        // Without train.max_steps, a run has all steps of its epochs.
         is.is_none() || was.is_some_and(|was| is.is_some_and(|is| is >= was))
     });
     constant(was) && constant(is) && epochs && steps
 }
 
-/// What to do for a longer run under a schedule of the learning rate that depends on a run's length: it can't be resumed,
-/// but its adapter can be trained further.
+/// The advice for a longer run if the learning rate depends on a run's length: the run can't be resumed, but its adapter can
+/// be trained further.
 fn further(differing: &[String], recipe: &Value) -> String {
     let is_longer =
         ["train.epochs ", "train.max_steps "].iter().any(|key| differing.iter().any(|d| d.starts_with(key)));

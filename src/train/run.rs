@@ -43,10 +43,10 @@ pub struct Summary {
     pub ended_early: bool,
 }
 
-/// The resolved recipe in a run's folder; it is written as soon as the run begins.
+/// The resolved recipe in a run folder; it is written as soon as the run begins.
 pub const RECIPE: &str = "recipe.json";
 
-/// The file in a run's folder with the results of a finished run: the object that `weft train --json` prints.
+/// The file in a run folder with the results of a finished run: the object that `weft train --json` prints.
 pub const RESULTS: &str = "results.json";
 
 /// Refuses, before any work is done, a folder that holds another run, a folder without a run to resume, and a file.
@@ -120,7 +120,7 @@ pub fn train(
     run.finish(trainer)
 }
 
-/// Adds to a training error the newest checkpoint of the run's folder.
+/// Adds to a training error the newest checkpoint of the run folder.
 fn with_saved(error: Error, output: &Path) -> Error {
     let Error::NonFinite(mut diagnosis) = error else { return error };
     diagnosis.saved = checkpoint::newest(output);

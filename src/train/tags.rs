@@ -1,5 +1,5 @@
-//! The names under which TensorBoard shows a run's numbers. A name begins with its section: TensorBoard sorts sections by
-//! name, so `curves`, with what tells how training goes, comes first.
+//! The names under which TensorBoard shows a run's numbers. A name begins with its section. TensorBoard sorts sections by
+//! name, so `curves`, which shows how training goes, comes first.
 
 use std::io::Result;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::tensorboard::EventFile;
 
-/// The numbers of the first section; those without a section of their own are in `run`.
+/// The numbers of the first section; numbers that have no other section are in `run`.
 const CURVES: [&str; 6] = ["loss", "nll", "held_out_nll_bound", "grad_norm", "lr", "masked_share"];
 /// The names of the quantiles in [`super::step::QUANTILES`].
 const QUANTILES: [&str; 5] = ["p05", "p25", "median", "p75", "p95"];

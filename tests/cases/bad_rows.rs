@@ -1,4 +1,4 @@
-//! Rows that can't be used: passed over and counted where the recipe says so, and all told at once where it doesn't.
+//! Rows that can't be used: skipped and counted if the recipe says so, and all reported at once if it doesn't.
 
 use serde_json::{Value, json};
 

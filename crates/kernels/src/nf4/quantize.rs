@@ -61,7 +61,7 @@ fn quantize_block(numbers: &[f32], codes: &mut [u8]) -> f32 {
             *distance = if is_nearer { d } else { *distance };
         }
     }
-    // The place behind an odd last number holds code 0.
+    // The place after an odd last number holds code 0.
     nearest[numbers.len()..].fill(0);
     for (byte, pair) in codes.iter_mut().zip(nearest.as_chunks::<2>().0) {
         *byte = (pair[0] << 4 | pair[1]) as u8;
