@@ -144,8 +144,7 @@ impl Experiment {
         };
         problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
         let reading = reading(&recipe, text, config.mask_token_id);
-        let train = data::load_mixed(&sources.train, &reading)?;
-        let held_out = held_out_rows(held_out, &reading)?;
+        let (train, held_out) = sources.read(&reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
         Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, tokenizer: text.content_key() })
     }
@@ -320,6 +319,24 @@ impl Sources {
         let [train, held_out] = generated::write(puzzle, recipe.train.seed, rows, folder)?;
         Ok(Self { train: vec![Source::at(&train, "train")], held_out: vec![Source::at(&held_out, "test")] })
     }
+
+    /// The training rows, and the held-out rows; `None` if there are no sources of them.
+    ///
+    /// # Errors
+    /// The errors of [`data::load_mixed`]. Where the held-out rows are a part of the training rows, the bad rows of both sides
+    /// are reported together.
+    pub fn read(&self, reading: &Reading) -> Result<(Mixed, Option<Mixed>)> {
+        let held_out = || (!self.held_out.is_empty()).then(|| data::load_mixed(&self.held_out, reading)).transpose();
+        let both = data::load_mixed(&self.train, reading).and_then(|train| Ok((train, held_out()?)));
+        let is_divided = self.train.iter().any(|source| source.side.is_some());
+        both.or_else(|error| {
+            if is_divided {
+                let whole = |source: &Source| Source { side: None, ..source.clone() };
+                data::load_mixed(&self.train.iter().map(whole).collect::<Vec<_>>(), reading)?;
+            }
+            Err(error)
+        })
+    }
 }
 
 /// Refuses to train every weight of a base that is stored in 4 bits.
@@ -336,14 +353,6 @@ pub fn check_trainable(recipe: &Recipe, model: &Transformer) -> Result<()> {
             recipe.model.path.display()
         ))),
     }
-}
-
-/// The held-out rows; `None` if there are no sources of them.
-///
-/// # Errors
-/// The errors of [`data::load_mixed`].
-pub fn held_out_rows(sources: &[Source], reading: &Reading) -> Result<Option<Mixed>> {
-    (!sources.is_empty()).then(|| data::load_mixed(sources, reading)).transpose()
 }
 
 /// Passes the recipe's `data.chat_template_kwargs` to the chat template, and sets how special tokens in prompts are read

@@ -46,8 +46,7 @@ impl Tolerances {
     /// The tolerances of a comparison whose matmuls have operands in this precision. A bf16 operand is off by up to
     /// 2^-9, and the reference models are only some 64 numbers wide, so few rounding errors cancel: on the CPU and the
     /// GPU the worst errors were 5e-2 of the largest logit and 2e-1 of the largest number in a gradient. A flipped sign
-    /// is off by about 1. In bf16x3 an operand is off by up to 2^-18; the worst errors were those of the gradients of queries
-    /// and keys, 1.5e-4 of the largest number.
+    /// is off by about 1. In bf16x3 the worst errors were 1.5e-4 in the gradients of queries and keys.
     pub fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::all(1e-4),

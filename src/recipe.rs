@@ -111,7 +111,7 @@ impl Recipe {
             (self.model.quantize.is_none(), "model", &["double_quant"], "model.quantize is not set".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
             (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
-            (has_held_out && self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),
+            (has_held_out && self.train.eval_every == 0, "train", &["patience"], at_the_end),
             (!has_held_out, "eval", &["task"], held_out),
         ];
         let Resolved { recipe: own, defaults: default } = self.resolved();
@@ -177,7 +177,10 @@ mod tests {
             ("train.epochs=-1", "--set train.epochs = -1: give a whole number, 0 or above"),
             ("train.epochs=1.5", "--set train.epochs = 1.5: give a whole number, 0 or above"),
             ("model.use_rslora=1", "--set model.use_rslora = 1: give true or false"),
-            ("model.lora_targets=q_proj", "--set model.lora_targets = \"q_proj\": give a list in [ ]"),
+            (
+                "model.lora_targets=q_proj",
+                "--set model.lora_targets = \"q_proj\": give a list in [ ], such as [\"a\", \"b\"]",
+            ),
             ("train.output=1", "--set train.output = 1: give a string in quotes"),
             ("model.trainable=all", "--set model.trainable = \"all\": the known values are lora, full"),
             ("model.trainable=1", "--set model.trainable = 1: give one of its names, in quotes"),

@@ -141,7 +141,7 @@ pub(crate) fn in_plain_words(error: &str) -> String {
         Some((_, "u64" | "usize")) => "a whole number, 0 or above",
         Some((_, "a boolean")) => "true or false",
         Some((_, "a string" | "path string")) => "a string in quotes",
-        Some((_, "a sequence")) => "a list in [ ]",
+        Some((_, "a sequence")) => "a list in [ ], such as [\"a\", \"b\"]",
         Some((_, "a map")) => "a table in { }",
         Some((_, other)) if other.starts_with("string or") || other.contains("enum") => "one of its names, in quotes",
         _ => return error.to_owned(),

@@ -10,9 +10,9 @@ use weft::base::Base;
 use weft::data::chat_template::TextModel;
 use weft::data::lengths::Lengths;
 use weft::data::shared_rows::SharedRows;
-use weft::data::{self, Example, Mixed, Part};
+use weft::data::{Example, Mixed, Part};
 use weft::error::Result;
-use weft::experiment::{Sources, check_padding, held_out_rows, reading, set_template_kwargs};
+use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
 use weft::model::config::ModelConfig;
 use weft::recipe::Recipe;
 use weft::report::visible::visible;
@@ -67,8 +67,7 @@ impl Data {
         let (mut train, mut held_out, shared) = read_aside(quiet, |scratch| {
             let sources = Sources::of(&recipe, scratch)?;
             let reading = reading(&recipe, &text, config.mask_token_id());
-            let held_out = held_out_rows(&sources.held_out, &reading)?;
-            let train = data::load_mixed(&sources.train, &reading)?;
+            let (train, held_out) = sources.read(&reading)?;
             check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
             let shared = sources.shared_rows(&train, held_out.as_ref());
             Ok((train, held_out, shared))

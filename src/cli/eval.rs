@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
-use weft::error::Result;
+use weft::error::{Error, Result};
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
 use weft::parallel::Ranks;
@@ -51,6 +51,9 @@ impl Eval {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let quiet = quiet || !ranks.is_first();
         let task = Task::parse(&self.task)?;
+        if self.limit == Some(0) {
+            return Err(Error::Usage("--limit 0 scores nothing; give at least 1, or leave it out".to_owned()));
+        }
         let mut problems = read_problems(task, &self.data)?;
         problems.truncate(self.limit.unwrap_or(problems.len()));
         let base = self.model.open()?;

@@ -35,7 +35,7 @@ pub struct Generate {
     model: super::ModelArgs,
     #[command(flatten, next_help_heading = "Prompt")]
     asking: AskingArgs,
-    /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, parquet)
+    /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, CSV, parquet)
     #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"], help_heading = "Prompt")]
     data: Option<PathBuf>,
     /// Write the rows of --data with their answers (the key generation) to this file (JSONL). Rows that are already in it

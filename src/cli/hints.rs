@@ -38,7 +38,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("-n", "--gen-length"),
     ("-l", "--gen-length"),
     ("--length", "--gen-length"),
-    ("--chat", "--messages"),
     ("--system-prompt", "--system"),
     ("--lora", "--adapter"),
     ("--lora-path", "--adapter"),
@@ -118,7 +117,7 @@ const COMMANDS: &[(&str, &str)] = &[
 
 /// Prints a hint if the name belongs to another program, else clap's error, and ends the process.
 pub fn exit(error: &clap::Error) -> ! {
-    let args: Vec<String> = std::env::args().collect();
+    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     match hint(error, &args) {
         Some(hint) => {
             eprintln!("error: {hint}");
@@ -172,6 +171,13 @@ fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
     }
     if let Some(sentence) = find(SENTENCES) {
         return Some(sentence.to_owned());
+    }
+    if let Some(number) = value.filter(|value| ["--gpu", "--cuda"].contains(&&*name) && value.parse::<usize>().is_ok())
+    {
+        return Some(format!("write --device cuda:{number}"));
+    }
+    if name == "--limit" && has(command, "--examples") {
+        return Some(written("--examples", value, command));
     }
     if let Some(option) = find(OPTIONS).filter(|option| has(command, option)) {
         return Some(written(option, value, command));

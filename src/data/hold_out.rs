@@ -6,8 +6,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::bad_rows::of_reader;
 use super::formats;
 use super::paths::Paths;
+use super::row_content::has_answer;
 use super::sources::{Row, Source};
 use super::token_cache::text_key;
 use crate::error::{Error, Result};
@@ -131,8 +133,14 @@ fn key(row: &Row, source: &Source, seed: u64) -> u128 {
 pub fn divide(sources: Vec<Source>, held_out: &HeldOut, seed: u64) -> Result<(Vec<Source>, Vec<Source>)> {
     let mut keys = vec![];
     for (i, source) in sources.iter().enumerate() {
-        // A row that can't be read is reported, or skipped, when the rows are read as examples.
-        keys.extend(source.rows()?.flatten().map(|row| (key(&row, source, seed), i)));
+        for row in source.rows()? {
+            match row.map_err(of_reader) {
+                Ok(row) if has_answer(&row, source) => keys.push((key(&row, source, seed), i)),
+                // A row that can't be used is reported, or skipped, when the rows are read as examples.
+                Ok(_) | Err(Ok(_)) => {}
+                Err(Err(error)) => return Err(error),
+            }
+        }
     }
     keys.sort_unstable();
     let rows = keys.len();

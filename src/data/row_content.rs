@@ -45,6 +45,8 @@ enum Answer {
 
 /// Why an answer is skipped whose prompt leaves no room for it.
 const LONG_PROMPT: &str = "the prompt leaves no room for an answer within data.max_seq_len";
+/// Why an answer is skipped of which the chat template shows nothing, such as one that only calls tools.
+const RENDERS_EMPTY: &str = "the chat template renders the answer as nothing";
 /// Why an answer is skipped that would be cut.
 const LONG_ANSWER: &str = "prompt and answer together are longer than data.max_seq_len";
 
@@ -147,6 +149,14 @@ pub(super) fn first_question(row: &Row, source: &Source) -> Option<(Vec<Turn>, O
     Some((turns, chat.tools))
 }
 
+/// Whether an answer of a row is trained on that isn't empty, as far as that is known before the row is tokenized. A text has
+/// one.
+pub(super) fn has_answer(row: &Row, source: &Source) -> bool {
+    let Ok(Some(chat)) = formats::chat(&row.fields, source.format) else { return false };
+    formats::form_of(&row.fields, source.format) == Some(formats::Form::Text)
+        || answers(&chat, source.train_on.unwrap_or_default()).into_iter().any(|i| !chat.turns[i].is_empty())
+}
+
 /// Notes the fields of a chat that the chat template doesn't read.
 fn note_template(chat: &Chat, reading: &Reading, notes: &mut RowNotes) {
     notes.assistant_turns = chat.turns.iter().filter(|turn| turn.role == "assistant").count();
@@ -188,6 +198,9 @@ fn answer(
     let mut example = example(row, (chat, last), reading, notes).map_err(|error| BadRow::new(error, row.place()))?;
     let (max_seq_len, policy) = (reading.max_seq_len, source.policy);
     let prompt = example.prompt_ids.len();
+    if example.answer_ids.len() <= 1 && last + 1 < chat.turns.len() {
+        return Ok(Answer::Skipped(RENDERS_EMPTY));
+    }
     if prompt >= max_seq_len {
         if policy.long_prompt == OnRow::Skip {
             return Ok(Answer::Skipped(LONG_PROMPT));
@@ -234,6 +247,9 @@ fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading, notes: &m
         return Err(wrong(HAS_MASK));
     }
     typed.into_iter().for_each(|token| _ = notes.typed.insert(token));
+    if example.answer_ids.len() <= 1 && last + 1 == chat.turns.len() {
+        return Err(wrong("the chat template renders the answer as nothing; set its weight to 0, or give it a text"));
+    }
     let (ends, (_, before_end)) =
         (text.end_token_ids(), example.answer_ids.split_last().expect("it has its end token"));
     if before_end.iter().any(|id| ends.contains(id)) {

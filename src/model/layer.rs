@@ -5,8 +5,9 @@ use std::ops::{Deref, Range};
 use weft_kernels::attention::{self, Qkv, Shape, Visible};
 use weft_kernels::device::Device;
 use weft_kernels::lora_linear::DropoutKeys;
-use weft_kernels::precision::{Precision, Saved};
+use weft_kernels::precision::Precision;
 use weft_kernels::rope::{Rope, Rotation};
+use weft_kernels::saved::Saved;
 use weft_kernels::tensor::{Into, Tensor};
 use weft_kernels::{rms_norm, rows, swiglu};
 

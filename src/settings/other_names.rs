@@ -260,7 +260,7 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("neftune_noise_alpha", "no noise is added to embeddings"),
     ("label_smoothing_factor", "the loss is the plain cross-entropy of masked tokens"),
     ("do_sample", "sampler.temperature above 0 samples"),
-    ("num_return_sequences", "one answer is generated; another --seed gives another"),
+    ("num_return_sequences", "one answer is generated; with --temperature above 0, another --seed gives another"),
     ("stage", "weft train fine-tunes on rows or texts, by their form"),
     ("do_train", "the command says what is done"),
     ("do_eval", "the command says what is done"),

@@ -28,6 +28,7 @@ pub mod predict;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod saved;
 pub mod slice;
 pub mod swiglu;
 pub mod tensor;

@@ -12,7 +12,6 @@ use crate::cpu::amx;
 use crate::cpu::exp::vectorised;
 use crate::cpu::matrix::View;
 use crate::slice::Slice;
-use crate::tensor::Tensor;
 use crate::weight::Dtype;
 
 /// How many words a task of a layout writes.
@@ -236,71 +235,6 @@ fn as_operand<'w>(a: View, words: Slice<'w>, [rows, cols]: [usize; 2]) -> View<'
     if a.is_row_major() { words } else { words.t() }
 }
 
-/// Numbers saved for backward. The CPU packs them in the format that their readers round them to anyway; a GPU already
-/// stores them in that format.
-pub struct Saved {
-    words: Tensor,
-    len: usize,
-    precision: Precision,
-}
-
-impl Saved {
-    /// Saves numbers for backward.
-    pub fn new(numbers: Tensor, precision: Precision) -> Self {
-        let len = numbers.len();
-        let words = match (numbers, precision) {
-            (Tensor::Host(numbers), Precision::Bf16) => {
-                let mut words = Buffer::unset(numbers.meta(), len.div_ceil(2));
-                if numbers.meta().is_some() {
-                    return Self { words: Tensor::Host(words), len, precision };
-                }
-                let pieces = words.par_chunks_mut(CHUNK).zip(numbers.par_chunks(2 * CHUNK));
-                pieces.for_each(|(words, numbers)| {
-                    vectorised(
-                        #[inline(always)]
-                        || write_pairs(words, numbers),
-                    );
-                });
-                Tensor::Host(words)
-            }
-            (numbers, _) => numbers,
-        };
-        Self { words, len, precision }
-    }
-
-    /// Returns the saved numbers as f32.
-    pub fn take(self) -> Tensor {
-        let words = match self.words {
-            Tensor::Host(words) if self.precision == Precision::Bf16 => words,
-            numbers => return numbers,
-        };
-        let mut numbers = Buffer::unset(words.meta(), self.len);
-        if words.meta().is_some() {
-            return Tensor::Host(numbers);
-        }
-        numbers.par_chunks_mut(2 * CHUNK).zip(words.par_chunks(CHUNK)).for_each(|(numbers, words)| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (numbers, word) in numbers.chunks_mut(2).zip(words) {
-                        let halves = [word.to_bits() << 16, word.to_bits() & 0xffff_0000];
-                        numbers.iter_mut().zip(halves).for_each(|(x, half)| *x = f32::from_bits(half));
-                    }
-                },
-            );
-        });
-        Tensor::Host(numbers)
-    }
-
-    /// The bytes that `numbers` saved numbers take.
-    pub fn bytes(numbers: usize, precision: Precision) -> usize {
-        match precision {
-            Precision::F32 | Precision::Bf16x3 => 4 * numbers,
-            Precision::Bf16 => 4 * numbers.div_ceil(2),
-        }
-    }
-}
-
 /// A number rounded to bf16.
 #[inline(always)]
 pub(crate) fn round(x: f32) -> f32 {
@@ -341,7 +275,7 @@ fn lower(x: f32) -> f32 {
 
 /// Writes a row as words of pairs; an odd last number is paired with 0, and words that are left over are 0.
 #[inline(always)]
-fn write_pairs(to: &mut [f32], row: &[f32]) {
+pub(crate) fn write_pairs(to: &mut [f32], row: &[f32]) {
     let (pairs, rest) = row.as_chunks::<2>();
     to.iter_mut().zip(pairs).for_each(|(to, [x, y])| *to = pair(*x, *y));
     to[pairs.len()..].fill(0.0);
@@ -381,22 +315,6 @@ mod tests {
             assert_eq!(round(x), bf16::from_f32(x).to_f32(), "{x}");
         }
         assert!(round(f32::from_bits(0x7fff_ffff)).is_nan(), "a number gone wrong must stay visible");
-    }
-
-    #[test]
-    fn what_is_saved_comes_back_rounded() {
-        for len in [0, 1, 2, 7, 2 * CHUNK + 3] {
-            let mut numbers = Buffer::unset(None, len);
-            numbers.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 7.0 - 1.0);
-            let expected: Vec<f32> = numbers.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-            let exact = numbers.to_vec();
-            let saved = Saved::new(Tensor::Host(numbers), Precision::Bf16);
-            assert_eq!(4 * saved.words.len(), Saved::bytes(len, Precision::Bf16));
-            let rounded = saved.take();
-            assert_eq!(rounded.host()[..], expected[..]);
-            assert_eq!(Saved::new(rounded, Precision::F32).take().host()[..], expected[..]);
-            assert!(len < 3 || exact != expected, "the test sees no rounding");
-        }
     }
 
     #[test]
