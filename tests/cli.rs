@@ -134,7 +134,10 @@ fn bad_input_is_one_sentence_with_its_place() {
         "error: bad.jsonl:2: the key \"response\" is missing; a row needs \"prompt\" and \"response\"; data.on_bad_row = \
          \"skip\" skips and counts such rows"
     );
-    assert!(train(&["data.max_seq_len=4"]).contains("rows.jsonl:1: the prompt's "));
+    // Every row is too long: the first ten are reported, a line each.
+    let told = stderr(&output(&folder, &["train", "recipe.toml", "--set", "data.max_seq_len=4"]));
+    assert!(told.starts_with("error: 64 rows of rows.jsonl can't be used:\n  rows.jsonl:1: the prompt's "), "{told}");
+    assert!(told.lines().count() == 12 && told.contains("\nand 54 more; "), "{told}");
     assert!(
         train(&["model.lora_targets=[\"q_prj\"]"])
             .contains("name no layer of the model; it has attn_out, ff_out, ff_proj, k_proj, ")

@@ -46,7 +46,7 @@ fn decoded(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
         Dtype::F16 => {
             let half = u32::from(u16::from_le_bytes([b[0], b[1]]));
             let is_zero = half & 0x7fff == 0;
-            if is_zero { 0.0 } else { f32::from_bits((half >> 15) << 31 | ((half & 0x7fff) << 13) + (112 << 23)) }
+            if is_zero { 0.0 } else { f32::from_bits(((half >> 15) << 31) | (((half & 0x7fff) << 13) + (112 << 23))) }
         }
         _ => f32::from_le_bytes([0, 0, b[0], b[1]]),
     };
