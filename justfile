@@ -51,8 +51,8 @@ no-hub:
 
 # Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
 mpi:
-    cargo clippy --features mpi --lib --bins --test mpi --test mpi_faults --locked -- -D warnings
-    cargo test --features mpi --test mpi --test mpi_faults --locked
+    cargo clippy --features mpi --lib --bins --test mpi --test mpi_faults --test block_runs --locked -- -D warnings
+    cargo test --features mpi --test mpi --test mpi_faults --test block_runs --locked
 
 # Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)
 fuzz seconds:

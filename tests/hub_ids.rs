@@ -256,7 +256,11 @@ fn an_adapter_is_fetched_for_its_base() {
     assert_eq!(told(run(weft(&home, &hub.endpoint, &ask(&model, &["--adapter", "tiny/adapter"])))), expected);
     assert_eq!(names(&snapshot(&home, "models--tiny--adapter")), ["adapter_config.json", "adapter_model.safetensors"]);
     let error = refused(&run(weft(&home, &hub.endpoint, &ask("tiny/adapter", &[]))));
-    assert_eq!(error, "error: tiny/adapter: it has no config.json");
+    assert_eq!(
+        error,
+        "error: tiny/adapter: it is an adapter; give its base as the model, and the adapter as --adapter (model.adapter in a \
+         recipe)"
+    );
 }
 
 #[test]

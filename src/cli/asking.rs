@@ -76,11 +76,11 @@ impl AskingArgs {
             None => (Question { turns: vec![Turn::new("user", &self.content()?)], tools: None }, vec![]),
         };
         if let (Some(path), false) = (&self.messages, unread.is_empty()) {
-            eprintln!("warning: {}: the keys {} are not read", path.display(), unread.join(", "));
+            tell!("warning: {}: the keys {} are not read", path.display(), unread.join(", "));
         }
         let unread = base.text.unread(&question.turns, question.tools.as_ref());
         if !unread.is_empty() {
-            eprintln!("warning: the chat template does not read {}", unread.join(", "));
+            tell!("warning: the chat template does not read {}", unread.join(", "));
         }
         match &self.system {
             Some(system) => question.with_system(system).map_err(Error::Usage),
@@ -122,7 +122,7 @@ pub fn asked(base: &Base, prompt: Prompt) -> Result<Vec<u32>> {
     }
     if !prompt.typed.is_empty() {
         let tokens = prompt.typed.join(", ");
-        eprintln!(
+        tell!(
             "warning: {tokens} in the prompt is read as text; --special-tokens tokens reads special tokens as tokens"
         );
     }

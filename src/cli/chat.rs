@@ -56,14 +56,14 @@ pub fn run(base: &Base, system: Option<String>, sampling: &Sampling, keeps_speci
         false => prompt("\n/quit or Ctrl-D ends the chat\n"),
     });
     let mut chat = Chat { base, sampling, keeps_special_tokens, system, turns: vec![], signals };
-    eprintln!("{}: {HELP}", base.name);
+    tell!("{}: {HELP}", base.name);
     while let Some(line) = read_line()? {
         match chat.command(line) {
             Line::Quit => return Ok(()),
             Line::Turn(content) => {
                 if let Err(error) = chat.answer(&content) {
                     // The chat goes on without the turn that can't be answered.
-                    eprintln!("error: {error}");
+                    tell!("error: {error}");
                 }
             }
             Line::Nothing => {}
@@ -90,9 +90,7 @@ fn read_line() -> Result<Option<String>> {
             return Ok((!lines.is_empty()).then_some(lines));
         }
         if line.len() >= LONGEST_LINE {
-            eprintln!(
-                "warning: the terminal passes on {LONGEST_LINE} bytes of a line at most; --prompt takes longer ones"
-            );
+            tell!("warning: the terminal passes on {LONGEST_LINE} bytes of a line at most; --prompt takes longer ones");
         }
         let line = line.trim_end_matches(['\r', '\n']);
         match line.strip_suffix('\\') {
@@ -115,23 +113,20 @@ impl Chat<'_> {
             ("/quit" | "/exit" | "/bye", "") => Line::Quit,
             ("/reset", "") => {
                 self.turns.clear();
-                eprintln!("the turns so far are forgotten");
+                tell!("the turns so far are forgotten");
                 Line::Nothing
             }
             ("/system", system) => {
                 self.system = (!system.is_empty()).then(|| system.to_owned());
-                eprintln!(
-                    "{}",
-                    if system.is_empty() { "there is no system turn now" } else { "the system turn is set" }
-                );
+                tell!("{}", if system.is_empty() { "there is no system turn now" } else { "the system turn is set" });
                 Line::Nothing
             }
             ("/help" | "/?", "") => {
-                eprintln!("{HELP}");
+                tell!("{HELP}");
                 Line::Nothing
             }
             _ if line.starts_with('/') => {
-                eprintln!("no such command: {command}; {HELP}; a space before the / makes it a turn");
+                tell!("no such command: {command}; {HELP}; a space before the / makes it a turn");
                 Line::Nothing
             }
             _ => Line::Turn(line),
@@ -167,7 +162,7 @@ impl Chat<'_> {
             None => say!("\n{answer}"),
         }
         if stops.load(Ordering::Relaxed) {
-            eprintln!("stopped");
+            tell!("stopped");
         }
         if !answer.trim().is_empty() {
             self.turns.extend([Turn::new("user", content), Turn::new("assistant", &answer)]);
@@ -204,6 +199,6 @@ impl Chat<'_> {
         let longest = prompt + self.sampling.gen_length;
         let fix = |_| "/reset forgets the turns so far".to_owned();
         let warning = positions::warning(self.base.config(), longest, "the chat with its answer", fix);
-        warning.into_iter().for_each(|warning| eprintln!("warning: {warning}"));
+        warning.into_iter().for_each(|warning| tell!("warning: {warning}"));
     }
 }

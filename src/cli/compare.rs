@@ -43,7 +43,7 @@ impl Compare {
             say!("{object}");
             return Ok(ExitCode::SUCCESS);
         }
-        comparison.remarks().iter().for_each(|remark| eprintln!("warning: {}", visible(remark)));
+        comparison.remarks().iter().for_each(|remark| tell!("warning: {}", visible(remark)));
         comparison.tables().iter().for_each(print);
         say!("the page is in {}", self.out.display());
         Ok(ExitCode::SUCCESS)

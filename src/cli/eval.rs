@@ -67,7 +67,7 @@ impl Eval {
         if !quiet {
             let (count, seconds) = (problems.len(), started.elapsed().as_secs_f64());
             let [forwards, rows] = [forwards, rows].map(|total| total as f64 / count as f64);
-            eprintln!(
+            tell!(
                 "{count} answers in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each"
             );
         }

@@ -210,7 +210,7 @@ pub fn as_options(wanted: &Sampling) -> String {
 /// Warns of settings without effect.
 pub fn tell_idle(sampling: &Sampling) {
     let warnings = sampling.remasking.map(|remasking| sampling.warnings(remasking));
-    warnings.into_iter().flatten().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.into_iter().flatten().for_each(|warning| tell!("warning: {warning}"));
 }
 
 impl Generate {
@@ -222,7 +222,7 @@ impl Generate {
             _ if self.asking.is_chat() => {
                 let sampling = self.sampling.sampling(&base)?;
                 if self.trace {
-                    eprintln!("warning: --trace has no effect in a chat; add --prompt 'TEXT'");
+                    tell!("warning: --trace has no effect in a chat; add --prompt 'TEXT'");
                 }
                 chat::run(&base, self.asking.system.clone(), &sampling, self.keep_special_tokens)?;
             }
@@ -286,7 +286,7 @@ impl Generate {
         };
         let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
-        told.iter().for_each(|line| eprintln!("warning: {line}"));
+        told.iter().for_each(|line| tell!("warning: {line}"));
         let earlier = if before > 0 { format!(" ({before} were there)") } else { String::new() };
         say!("{} answers are in {}{earlier}", before + now, out.display());
         Ok(())
@@ -318,5 +318,5 @@ impl Generate {
 fn warn_of_positions(base: &Base, longest: usize) {
     let fix = |_| "shorten the prompt or --gen-length".to_owned();
     let warning = positions::warning(base.config(), longest, "the longest prompt with its answer", fix);
-    warning.into_iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warning.into_iter().for_each(|warning| tell!("warning: {warning}"));
 }

@@ -120,7 +120,7 @@ pub fn exit(error: &clap::Error) -> ! {
     let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     match hint(error, &args) {
         Some(hint) => {
-            eprintln!("error: {hint}");
+            tell!("error: {hint}");
             exit_with(USAGE)
         }
         None => error.exit(),

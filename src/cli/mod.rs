@@ -13,6 +13,15 @@ macro_rules! say {
     }};
 }
 
+/// Prints a line on standard error. If that fails, on a full disk for example, only the line is lost: `eprintln` would end
+/// the program.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod asking;
 mod bench;
 mod best;
@@ -306,7 +315,7 @@ impl ModelArgs {
         let rounds_halves = self.precision == Precision::Bf16;
         let mut base = Base::open_with(&self.model, Overrides { rounds_halves, ..self.facts.overrides() })?;
         if rounds_halves {
-            base.told_of_halves().iter().for_each(|told| eprintln!("note: {told}"));
+            base.told_of_halves().iter().for_each(|told| tell!("note: {told}"));
         }
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
@@ -331,9 +340,7 @@ fn warn_of_base(adapter: &Path, base: &str) {
     };
     if let Some(named) = lora::named_base(adapter).filter(|named| last(named) != last(base)) {
         let adapter = adapter.display();
-        eprintln!(
-            "warning: {adapter} was trained on {named} but is applied to {base}; it is meaningless on another base"
-        );
+        tell!("warning: {adapter} was trained on {named} but is applied to {base}; it is meaningless on another base");
     }
 }
 
@@ -341,7 +348,7 @@ fn warn_of_base(adapter: &Path, base: &str) {
 fn warn_of_bits(adapter: &Path, quantization: Option<Quantization>) {
     if let (Some(of), None) = (lora::base_quantization(adapter), quantization) {
         let adapter = adapter.display();
-        eprintln!(
+        tell!(
             "warning: {adapter} was trained on a base in {of} but is applied to the original weights; --quantize nf4 \
              applies it to those that it was trained on"
         );

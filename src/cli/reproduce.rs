@@ -40,11 +40,11 @@ impl Reproduce {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let study = Study::read(&self.recipe, &self.facts.after(&self.settings))?;
         for warning in study.warnings.iter().filter(|_| ranks.is_first()) {
-            eprintln!("warning: {warning}");
+            tell!("warning: {warning}");
         }
         let outcomes = go(&**ranks, &study, !self.report_only, &|line| {
             if !quiet && ranks.is_first() {
-                eprintln!("{line}")
+                tell!("{line}")
             }
         })?;
         if !ranks.is_first() {

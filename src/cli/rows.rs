@@ -22,7 +22,7 @@ pub fn warn(config: &ModelConfig, rows: [Option<&Mixed>; 2], shared: Option<Shar
     let skipped = rows.into_iter().flatten().flat_map(Mixed::warnings);
     let beyond = beyond(config, rows).and_then(|beyond| beyond.warning(config));
     let warnings = skipped.chain(beyond).chain(shared.map(|shared| shared.to_string()));
-    warnings.for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.for_each(|warning| tell!("warning: {warning}"));
 }
 
 /// Prints what a run trains on and holds out.

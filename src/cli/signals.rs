@@ -28,7 +28,7 @@ pub fn listen(ranks: &Ranks) {
                 Some(first) if first.elapsed() < SAME_WISH => {}
                 Some(_) => {
                     if is_alone {
-                        eprintln!("stopped at once; --resume continues from the last checkpoint");
+                        tell!("stopped at once; --resume continues from the last checkpoint");
                     }
                     // Exits without the usual cleanup, because other threads are still running.
                     signal_hook::low_level::exit(i32::from(STOPPED));
@@ -39,7 +39,7 @@ pub fn listen(ranks: &Ranks) {
                     // Among ranks this may be the end of the program: the launcher sends the signal when one of them
                     // has failed.
                     if is_alone {
-                        eprintln!("stopping after this step, which is saved; a second signal stops at once");
+                        tell!("stopping after this step, which is saved; a second signal stops at once");
                     }
                 }
             }

@@ -47,7 +47,7 @@ impl Trace<'_> {
                 drawn = 1 + lines.len();
             } else {
                 let text: String = runs.into_iter().map(|(_, text)| text).collect();
-                eprintln!("step {step}, {left} masked: {}", text.replace('\n', "\u{21b5}"));
+                tell!("step {step}, {left} masked: {}", text.replace('\n', "\u{21b5}"));
             }
             before = answer.to_vec();
         }

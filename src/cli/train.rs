@@ -228,7 +228,7 @@ impl Train {
         let newest = || checkpoint::newest_step(output, &experiment.resolved(), ranks.size());
         let step = if ranks.is_first() { newest()? } else { None };
         if step.is_none() && !quiet {
-            eprintln!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
+            tell!("{} has no checkpoint to resume from; the run begins at step 0", output.display());
         }
         let is_whole = [matmul, RESULTS].iter().all(|name| output.join(name).exists());
         // A run that ended early has fewer steps than were planned, and so has one that goes on for more epochs.
@@ -269,7 +269,7 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
     };
     let comparison = path.and_then(study::warning);
     let warnings = recipe.warnings().into_iter().chain(comparison);
-    warnings.filter(|_| tells).for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.filter(|_| tells).for_each(|warning| tell!("warning: {warning}"));
     Ok(recipe)
 }
 
@@ -279,7 +279,7 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     // A run that stops after a few steps is a trial.
     if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
         let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
-        eprintln!(
+        tell!(
             "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
         );
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::download::{Client, Failure};
 use super::{Id, Kind, is_inside, is_quiet};
 use crate::error::{Error, Result};
-use crate::files::{make_folder, partial_name, write_whole};
+use crate::files::{make_folder, partial_name, tell, write_whole};
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ impl<'a> Repository<'a> {
                 own.commit = commit;
                 own.files = files_below(&own.folder(), "");
                 if !is_offline() {
-                    eprintln!("warning: {}; continuing with the files in {}", own.reason(), own.root.display());
+                    tell(&format!("warning: {}; continuing with the files in {}", own.reason(), own.root.display()));
                 }
                 Ok(own)
             }
@@ -143,7 +143,7 @@ impl<'a> Repository<'a> {
         if !is_quiet {
             let (given, root) = (&self.id.given, self.root.display());
             let files = if missing.len() == 1 { "a file".to_owned() } else { format!("{} files", missing.len()) };
-            eprintln!("fetching {files} of {given}, {}, into {root}", HumanBytes(total));
+            tell(&format!("fetching {files} of {given}, {}, into {root}", HumanBytes(total)));
         }
         let fetched = missing.iter().try_for_each(|file| self.fetch(file, &bar));
         bar.finish_and_clear();
@@ -187,7 +187,7 @@ impl<'a> Repository<'a> {
     fn wait_for(&self, lock: &File, name: &str) {
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             if !is_quiet() {
-                eprintln!("waiting for another process that fetches {name} of {}", self.id.given);
+                tell(&format!("waiting for another process that fetches {name} of {}", self.id.given));
             }
             let _ = lock.lock();
         }

@@ -17,7 +17,7 @@ use super::block::Transformer;
 use super::quantize::Quantization;
 use super::weights::{Checkpoint, files};
 use crate::error::Result;
-use crate::files::{content_hash, make_folder, partial_name, user_cache, write_whole, write_whole_by};
+use crate::files::{content_hash, make_folder, partial_name, tell, user_cache, write_whole, write_whole_by};
 
 /// The version of the files. Any change to them or to the quantised numbers gets another number.
 const VERSION: &str = "weft nf4 v1";
@@ -126,7 +126,7 @@ impl Entry<'_> {
                 Some(kept)
             }
             Err(error) => {
-                eprintln!("warning: the kept base in 4 bits is damaged and is made again: {error}");
+                tell(&format!("warning: the kept base in 4 bits is damaged and is made again: {error}"));
                 let _ = fs::remove_file(&record);
                 let _ = fs::remove_file(&path);
                 None
@@ -157,9 +157,9 @@ impl Entry<'_> {
             Err(error) => {
                 let _ = fs::remove_file(partial_name(&path));
                 let _ = fs::remove_file(&path);
-                eprintln!(
+                tell(&format!(
                     "warning: the base in 4 bits can't be kept for the next run, which will quantise it again: {error}"
-                );
+                ));
             }
         }
     }
@@ -167,7 +167,7 @@ impl Entry<'_> {
     fn say(&self, what: &str, path: &Path) {
         if !crate::hub::is_quiet() {
             let bytes = fs::metadata(path).map_or(0, |file| file.len());
-            eprintln!("{what} {} ({})", path.display(), HumanBytes(bytes));
+            tell(&format!("{what} {} ({})", path.display(), HumanBytes(bytes)));
         }
     }
 }

@@ -14,12 +14,13 @@ use crate::error::{Error, Result};
 use crate::eval::Accuracy;
 use crate::eval::generations::accuracy_of;
 use crate::experiment::Experiment;
+use crate::files::tell;
 use crate::files::{make_folder, read_text, write_whole};
 use crate::model::block::Transformer;
 use crate::parallel::Solo;
 use crate::recipe::Recipe;
 use crate::train::held_out::nll_bound_seen;
-use crate::train::metrics::{Progress, tell};
+use crate::train::metrics::Progress;
 use crate::train::run::Run;
 use crate::train::view::View;
 

@@ -15,11 +15,11 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::Trainer;
 use super::entropy_reuse::KeptEntropy;
 use super::guard::Guard;
-use super::metrics::tell;
 use super::optimizer::moment_names;
 use super::resolved::{Resolved, began_with, same_run};
 use super::run::RECIPE;
 use crate::error::{Error, Result};
+use crate::files::tell;
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, make_in_order, write_tensors};
 

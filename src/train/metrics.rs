@@ -15,7 +15,7 @@ use super::step::StepReport;
 use super::tags;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_whole};
+use crate::files::{read_text, tell, write_whole};
 
 /// Seconds between lines of progress if there is no terminal.
 const LINE_SECS: u64 = 15;
@@ -210,12 +210,6 @@ fn repeat_events(output: &Path, lines: &[Value]) -> Result<EventFile> {
     let _ = remove_file(former.join(EVENTS));
     let _ = remove_dir(former);
     Ok(events)
-}
-
-/// Prints a line on standard error. If that fails, for example on a full disk, only the line is lost: `eprintln` would
-/// end the program.
-pub fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn unix_seconds() -> f64 {

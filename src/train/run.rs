@@ -12,13 +12,13 @@ use super::best::{self, Best, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::{self, HeldOutRows};
-use super::metrics::{Earlier, Metrics, Progress, tell};
+use super::metrics::{Earlier, Metrics, Progress};
 use super::resolved::Resolved;
 use super::step::StepReport;
 use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
-use crate::files::{make_folder, write_whole};
+use crate::files::{make_folder, tell, write_whole};
 use crate::interrupt;
 
 /// What a finished run did.
