@@ -97,9 +97,13 @@ fn gradients_lie_within_five_hundredths_of_f32s() {
 #[test]
 fn training_curves_lie_on_each_other() {
     for kind in [Kind::Sft, Kind::Weft] {
-        let [exact, rounded, in_parts] = PRECISIONS.map(|precision| run_steps(&mut trainer(precision, kind, 40)));
+        let [exact, rounded] =
+            [Precision::F32, Precision::Bf16].map(|precision| run_steps(&mut trainer(precision, kind, 40)));
+        // A model in plain Rust stands in for the instructions, so a part of the run has to do.
+        let mut slow = trainer(Precision::Bf16x3, kind, 40);
+        let in_parts: Vec<f64> = (0..8).map(|_| slow.step().expect("the step works").loss).collect();
         assert_ne!(exact, rounded);
-        assert_ne!(exact, in_parts);
+        assert_ne!(exact[..8], in_parts);
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
         assert!(mean(&exact[60..]) < 0.9 * mean(&exact[..20]), "nothing is learnt: {exact:?}");
         for (exact, rounded) in exact.chunks(10).zip(rounded.chunks(10)) {
