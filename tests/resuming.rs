@@ -176,7 +176,7 @@ fn an_output_that_is_a_file_or_nothing_is_refused() {
         stderr(&output)
     };
     assert_eq!(refused("train.output=rows.jsonl"), "error: train.output = rows.jsonl is a file; name a folder\n");
-    let empty = "error: recipe.toml: train.output is empty; name a folder, or leave it out\n";
+    let empty = "error: --set train.output is empty; name a folder, or leave it out\n";
     assert_eq!(refused("train.output=''"), empty);
     assert!(refused("data.held_out=''").contains("data.held_out is empty; name a file or folder of rows"));
 }

@@ -82,7 +82,9 @@ fn lists_and_patterns_are_read_in_order() {
             "DIR/b[train]: no file matches this pattern; for the first rows of a split write their number: DIR/b[train:1000]",
         ),
         (&["DIR/a***.jsonl"], "DIR/a***.jsonl: the pattern can't be read (Pattern syntax error near position "),
-        (&["DIR/b/*"], "DIR/b/notes.md: files named .md aren't read; give the rows as "),
+        (&["DIR/b/n*"], "DIR/b/notes.md: files named .md aren't read; give the rows as "),
+        // A folder that a pattern names is read like one that is named itself.
+        (&["DIR/b/*"], "DIR/b/deep: it has no train-*.parquet, .jsonl or .json, nor has its data folder; "),
         (
             &["DIR/b/one.jsonl", "DIR/b/*.jsonl"],
             "DIR/b/one.jsonl: DIR/b/one.jsonl, DIR/b/*.jsonl names it twice; name it once, ",

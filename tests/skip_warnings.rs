@@ -44,7 +44,7 @@ fn commands_warn_of_what_is_skipped_and_shared() {
     let refused = weft(&folder, &["data", "recipe.toml"]);
     assert_eq!(refused.status.code(), Some(2));
     let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(errors.contains("rows of held-out.jsonl can't be used:\n  held-out.jsonl:3: not JSON"), "{errors}");
+    assert!(errors.contains("4 rows of b.jsonl can't be used:\n  b.jsonl:1: not JSON"), "{errors}");
     let skip = ["--set", "data.on_bad_row=skip"];
     let reason = "not JSON (EOF while parsing an object at column 1)";
     let warning = |rows: &str, first: &str| {

@@ -28,8 +28,8 @@ fn files() -> Vec<PathBuf> {
 fn turns(messages: &Value) -> Vec<Turn> {
     let turn = |message: &Value| {
         let mut fields: Map<String, Value> = message.as_object().expect("a message").clone();
-        let role = fields.remove("role").expect("a role");
-        let content = fields.remove("content").map(|content| content.as_str().expect("a text").to_owned());
+        let role = fields.shift_remove("role").expect("a role");
+        let content = fields.shift_remove("content").map(|content| content.as_str().expect("a text").to_owned());
         Turn { content, fields, ..Turn::new(role.as_str().expect("a name"), "") }
     };
     messages.as_array().expect("a list").iter().map(turn).collect()

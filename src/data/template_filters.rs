@@ -44,7 +44,10 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter(LOOPED, looped);
     template_formats::add(environment);
     environment.add_test("sequence", |value: &Value| {
-        value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        // Of what can be looped over, `range(n)` has a length.
+        value.is_undefined()
+            || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+            || value.kind() == ValueKind::Iterable && value.len().is_some()
     });
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("callable", |value: &Value| value.is_undefined() || value.kind() == ValueKind::Plain);

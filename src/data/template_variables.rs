@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 /// The variables that every rendering sets itself.
 const OWN: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
+/// A function of transformers that templates may call if it is there.
+const FUNCTION: &str = "strftime_now";
 
 /// Checks values that are to be handed to a template; the error begins with the name of the first wrong one.
 pub(super) fn check(kwargs: &Map<String, Value>, (environment, name): (&Environment, &str)) -> Result<(), String> {
@@ -19,7 +21,7 @@ pub(super) fn check(kwargs: &Map<String, Value>, (environment, name): (&Environm
         };
         let globals: BTreeSet<String> = environment.globals().map(|(name, _)| name.to_owned()).collect();
         let mut read: BTreeSet<String> = template.undeclared_variables(false).into_iter().collect();
-        read.retain(|read| !globals.contains(read) && !OWN.contains(&read.as_str()));
+        read.retain(|read| !globals.contains(read) && read != FUNCTION && !OWN.contains(&read.as_str()));
         if !read.contains(key) && !is_default_of(template.source(), key) {
             let read: Vec<String> = read.into_iter().collect();
             return Err(match read.is_empty() {
