@@ -148,7 +148,7 @@ fn bad_input_is_one_sentence_with_its_place() {
     assert!(train(&["model.path=qwen"]).contains("model_type \"gpt2\" is not supported"));
     assert_eq!(
         refused(&folder, &["bench", "--objective", "sft,dream"]),
-        "error: --objective dream: the known objectives are weft, sft, cart, token_weight"
+        "error: --objective dream: the known objectives are weft, sft, cart, token_weight, lift"
     );
     assert!(refused(&folder, &["train", "recipe.toml", "--device", "cuda"]).contains("use --device cpu"));
     assert!(
