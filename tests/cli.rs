@@ -155,8 +155,9 @@ fn bad_input_is_one_sentence_with_its_place() {
         refused(&folder, &["eval", "--model", "tiny-base", "--task", "chess", "--data", "x", "--out", "y"])
             .contains("unknown task \"chess\"; the known ones are sudoku, countdown, gsm8k, math500")
     );
+    let ask = ["generate", "--model", "tiny-base", "--prompt", "a"];
     assert!(
-        refused(&folder, &["generate", "--model", "tiny-base", "--prompt", "a", "--gen-length", "40"])
+        refused(&folder, &[&ask[..], &["--gen-length", "40", "--block-length", "32"]].concat())
             .contains("gen_length 40 is not a multiple of block_length 32; set gen_length 64 or another block_length")
     );
 }
