@@ -16,10 +16,9 @@ macro_rules! say {
 /// Prints a line on standard error. If that fails, on a full disk for example, only the line is lost: `eprintln` would end
 /// the program.
 macro_rules! tell {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => {
+        weft::files::tell(&format!($($text)*))
+    };
 }
 
 mod asking;

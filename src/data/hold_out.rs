@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bad_rows::of_reader;
+use super::chat::Chat;
 use super::formats;
 use super::paths::Paths;
 use super::row_content::has_answer;
@@ -110,17 +111,15 @@ impl Side {
 
     /// Whether a row is on this side.
     pub(super) fn has(&self, row: &Row, source: &Source) -> bool {
-        (key(row, source, self.seed) <= self.last) == self.is_held_out
+        let chat = formats::chat(&row.fields, source.format).ok().flatten();
+        (key(row, chat.as_ref(), self.seed) <= self.last) == self.is_held_out
     }
 }
 
 /// The key by which rows are chosen: a hash of the seed and of the row's content. Columns that nothing reads, such as a
 /// row's number, don't count, because rows that differ only in them become the same example.
-fn key(row: &Row, source: &Source, seed: u64) -> u128 {
-    let said = match formats::chat(&row.fields, source.format) {
-        Ok(Some(chat)) => json!([chat.turns, chat.tools]),
-        _ => json!(row.fields),
-    };
+fn key(row: &Row, chat: Option<&Chat>, seed: u64) -> u128 {
+    let said = chat.map_or_else(|| json!(row.fields), |chat| json!([chat.turns, chat.tools]));
     text_key(&[&seed.to_le_bytes(), said.to_string().as_bytes()])
 }
 
@@ -134,11 +133,15 @@ pub fn divide(sources: Vec<Source>, held_out: &HeldOut, seed: u64) -> Result<(Ve
     let mut keys = vec![];
     for (i, source) in sources.iter().enumerate() {
         for row in source.rows()? {
-            match row.map_err(of_reader) {
-                Ok(row) if has_answer(&row, source) => keys.push((key(&row, source, seed), i)),
-                // A row that can't be used is reported, or skipped, when the rows are read as examples.
-                Ok(_) | Err(Ok(_)) => {}
+            // A row that can't be used is reported, or skipped, when the rows are read as examples.
+            let row = match row.map_err(of_reader) {
+                Ok(row) => row,
+                Err(Ok(_)) => continue,
                 Err(Err(error)) => return Err(error),
+            };
+            let Ok(Some(chat)) = formats::chat(&row.fields, source.format) else { continue };
+            if has_answer(&row, &chat, source) {
+                keys.push((key(&row, Some(&chat), seed), i));
             }
         }
     }

@@ -151,10 +151,9 @@ pub(super) fn first_question(row: &Row, source: &Source) -> Option<(Vec<Turn>, O
 
 /// Whether an answer of a row is trained on that isn't empty, as far as that is known before the row is tokenized. A text has
 /// one.
-pub(super) fn has_answer(row: &Row, source: &Source) -> bool {
-    let Ok(Some(chat)) = formats::chat(&row.fields, source.format) else { return false };
+pub(super) fn has_answer(row: &Row, chat: &Chat, source: &Source) -> bool {
     formats::form_of(&row.fields, source.format) == Some(formats::Form::Text)
-        || answers(&chat, source.train_on.unwrap_or_default()).into_iter().any(|i| !chat.turns[i].is_empty())
+        || answers(chat, source.train_on.unwrap_or_default()).into_iter().any(|i| !chat.turns[i].is_empty())
 }
 
 /// Notes the fields of a chat that the chat template doesn't read.

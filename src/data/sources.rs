@@ -362,20 +362,21 @@ fn as_row(value: Value, path: &Arc<Path>, number: usize, is_line: bool) -> Resul
     }
 }
 
+/// The number of rows that a reader gives; one that can't be read is a row too.
+fn count_rows<T>(mut rows: impl Iterator<Item = Result<T>>) -> Result<usize> {
+    rows.try_fold(0, |n, row| match row {
+        Err(error) if !is_of_row(&error) => Err(error),
+        _ => Ok(n + 1),
+    })
+}
+
 /// The number of rows in a file.
 fn count(path: &Path) -> Result<usize> {
     match kind_within(path)? {
-        // A line that can't be read is a row too.
-        "jsonl" => lines(path)?.try_fold(0, |n, line| match line {
-            Err(error) if !is_of_row(&error) => Err(error),
-            _ => Ok(n + 1),
-        }),
+        "jsonl" => count_rows(lines(path)?),
         "json" => Ok(json_file::read(path)?.len()),
         "txt" => Ok(1),
-        kind @ ("csv" | "tsv") => csv_rows(path, kind)?.try_fold(0, |n, row| match row {
-            Err(error) if !is_of_row(&error) => Err(error),
-            _ => Ok(n + 1),
-        }),
+        kind @ ("csv" | "tsv") => count_rows(csv_rows(path, kind)?),
         _ => parquet_file::count(path),
     }
 }
