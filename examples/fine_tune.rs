@@ -7,7 +7,7 @@ use weft::base::Base;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
 use weft::data::{Conversation, Message};
-use weft::error::{Error, Result};
+use weft::error::Result;
 use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
 use weft::sampler::generate::{Prompt, Sampling, generate};
@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     // 1. A base and an adapter on all of its linear layers.
     let mut base = Base::open(Path::new("tiny-base"))?;
     let config = LoraConfig::new(16, 32.0, 0.0, vec!["all-linear".to_owned()], false);
-    lora::attach_fresh(&mut base.model, &config, 1).map_err(Error::Usage)?;
+    lora::attach_fresh(&mut base.model, &config, 1)?;
     // 2. Rows: a greeting for every name.
     let names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry"];
     let question = |name: &str| vec![Message { role: "user".to_owned(), content: format!("I am {name}.") }];
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         Sampling { gen_length, block_length: gen_length, diffusion_steps: gen_length, ..Sampling::default() };
     let prompt = base.text.prompt_ids(&question("Emma"))?;
     let ask = |model| -> Result<String> {
-        let outputs = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling)?;
         Ok(base.text.decode_answer(&outputs[0].ids[prompt.len()..]))
     };
     println!("before: {:?}", ask(&base.model)?);

@@ -236,7 +236,7 @@ impl Experiment {
         let rows = self.sampled();
         let prompts: Vec<Prompt> =
             rows.iter().zip(0..).map(|(row, example)| Prompt { ids: &row.prompt_ids, example }).collect();
-        let outputs = generate(model, &prompts, &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &prompts, &sampling)?;
         let answers =
             rows.iter().zip(outputs).map(|(row, output)| text.decode_answer(&output.ids[row.prompt_ids.len()..]));
         Ok(answers.collect())

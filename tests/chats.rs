@@ -18,7 +18,8 @@ use weft::eval::{Task, read_problems};
 
 /// What a row becomes, as "role: text" lines of which the last one is the answer.
 fn told(row: &Value) -> Result<String, String> {
-    let conversation = conversation(row.as_object().expect("a row"), None)?.expect("the row isn't passed over");
+    let conversation = conversation(row.as_object().expect("a row"), None).map_err(|e| e.to_string())?;
+    let conversation = conversation.expect("the row isn't passed over");
     let turns = conversation.prompt.iter().map(|turn| format!("{}: {}|", turn.role, turn.content));
     Ok(format!("{}{}", turns.collect::<String>(), conversation.answer))
 }

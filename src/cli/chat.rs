@@ -154,7 +154,7 @@ impl Chat<'_> {
             (outputs, printing.join().unwrap_or_default())
         });
         is_answering.store(false, Ordering::Relaxed);
-        let output = outputs.map_err(Error::Usage)?.remove(0);
+        let output = outputs?.remove(0);
         let answer = self.text(&output.ids[ids.len()..]);
         match answer.strip_prefix(&printed) {
             Some(rest) => say!("{rest}"),

@@ -136,7 +136,7 @@ impl SamplingArgs {
             sampling.diffusion_steps = sampling.diffusion_steps.next_multiple_of(sampling.num_blocks());
         }
         tell_idle(&sampling);
-        sampling.check().map_err(Error::Usage)?;
+        sampling.check()?;
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
@@ -297,11 +297,11 @@ impl Generate {
         &self,
         base: &Base,
         (start, quiet): (usize, bool),
-        sample: impl FnOnce(Option<Sender<Vec<Vec<u32>>>>) -> std::result::Result<Output, String>,
+        sample: impl FnOnce(Option<Sender<Vec<Vec<u32>>>>) -> Result<Output>,
     ) -> Result<Output> {
         let (sender, steps) = channel();
         let trace = Trace { text: &base.text, prompt_len: start, mask_token_id: base.model.config.mask_token_id };
-        let output = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let bar = bar(quiet);
             let is_shown = self.trace || !bar.is_hidden();
             scope.spawn(move || match self.trace {
@@ -309,8 +309,7 @@ impl Generate {
                 false => count_unmasked(&steps, (trace.prompt_len, trace.mask_token_id), &bar),
             });
             sample(is_shown.then_some(sender))
-        });
-        output.map_err(Error::Usage)
+        })
     }
 }
 

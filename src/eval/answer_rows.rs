@@ -64,7 +64,7 @@ struct Asked {
 /// # Errors
 /// A row that asks nothing, or holds a mask token; an output of other rows; a file that can't be read or written.
 pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, bar: &ProgressBar) -> Result<Answered> {
-    asking.sampling.for_model(&base.model.config).check().map_err(Error::Usage)?;
+    asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
     }
@@ -142,7 +142,7 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
     if row.fields.contains_key(GENERATION) {
         return Err(wrong(format!("the row has a key {GENERATION:?} of its own, where its answer belongs; rename it")));
     }
-    let question = turns_of_row(&row.fields).map_err(wrong)?;
+    let question = turns_of_row(&row.fields).map_err(|e| wrong(e.to_string()))?;
     let (prompt, unread) = match (asking.raw, &question.turns[..]) {
         (Some(special_tokens), [turn]) => {
             let tools = question.tools.as_ref().map(|_| "tools".to_owned());
@@ -153,7 +153,7 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
         }
         (None, _) => {
             let question = match &asking.system {
-                Some(system) => question.with_system(system).map_err(wrong)?,
+                Some(system) => question.with_system(system).map_err(|e| wrong(e.to_string()))?,
                 None => question,
             };
             let tools = question.tools.as_ref();
@@ -188,7 +188,7 @@ fn told([unread, typed]: [BTreeMap<String, usize>; 2], is_raw: bool) -> Vec<Stri
 /// Answers a batch and appends it to the output, which is created with the first one.
 fn write(base: &Base, batch: Vec<Asked>, asking: &Asking, (out, file): (&Path, &mut Option<File>)) -> Result<()> {
     let prompts: Vec<Prompt> = batch.iter().map(|asked| Prompt { ids: &asked.ids, example: asked.index }).collect();
-    let outputs = generate(&base.model, &prompts, &asking.sampling).map_err(Error::Usage)?;
+    let outputs = generate(&base.model, &prompts, &asking.sampling)?;
     let mut lines = String::new();
     for (mut asked, output) in batch.into_iter().zip(outputs) {
         let answer = shown(base, &output.ids[asked.ids.len()..], asking.keep_special_tokens);

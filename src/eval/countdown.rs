@@ -18,7 +18,7 @@ Think between <reasoning> and </reasoning>, then write the expression, without a
 ///
 /// # Errors
 /// What is missing, as one sentence.
-pub fn problem(row: &Fields) -> Result<Problem, String> {
+pub(super) fn problem(row: &Fields) -> Result<Problem, String> {
     let text = |key: &str| {
         row.get(key).and_then(Value::as_str).ok_or_else(|| {
             format!("the text {key:?} is missing; a row is {{\"input\": \"30,100,93\", \"output\": \"23\"}}")

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Accuracy, Problem, Score, Task, accuracy, score};
 use crate::data::chat_template::TextModel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::write_whole;
 use crate::model::block::Transformer;
 use crate::parallel::collective::Collective;
@@ -45,7 +45,7 @@ pub fn answer(
     (ranks, bar): (&dyn Collective, &ProgressBar),
 ) -> Result<Vec<Generation>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
-    sampling.check().map_err(Error::Usage)?;
+    sampling.check()?;
     let prompts = prompt_ids(text, problems)?;
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let style =
@@ -65,7 +65,7 @@ pub fn answer(
     let mut written: Vec<Vec<Written>> = vec![];
     for batch in own {
         let asked: Vec<Prompt> = batch.iter().map(|&i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
-        let outputs = generate(model, &asked, &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &asked, &sampling)?;
         let text = |(&i, output): (&usize, Output)| {
             (text.decode_canvas(&output.ids[prompts[i].len()..]), output.work.forwards, output.work.rows)
         };

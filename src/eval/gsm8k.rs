@@ -18,7 +18,7 @@ and </reasoning>, then write the final answer between <answer> and </answer> as 
 ///
 /// # Errors
 /// What is missing, as one sentence.
-pub fn problem(row: &Fields) -> Result<Problem, String> {
+pub(super) fn problem(row: &Fields) -> Result<Problem, String> {
     let text = |key: &str| {
         let form = "a row is {\"question\": \"...\", \"answer\": \"... #### 18\"}";
         row.get(key).and_then(Value::as_str).ok_or_else(|| format!("the text {key:?} is missing; {form}"))

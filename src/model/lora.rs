@@ -96,21 +96,22 @@ fn config_field(folder: &Path, field: &str) -> Option<Value> {
 /// so that the model computes what its base computes.
 ///
 /// # Errors
-/// Settings that make no sense, or targets that match no layer, as one sentence.
-pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> std::result::Result<(), String> {
-    attach_new(model, config, |index, [[r, inputs], [outputs, _]]| {
+/// Settings that make no sense, or targets that match no layer.
+pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> Result<()> {
+    let attached = attach_new(model, config, |index, [[r, inputs], [outputs, _]]| {
         let draws = Draws::new(seed, Stream::Init, 0, index as u64);
         let bound = 1.0 / (inputs as f64).sqrt();
         let a = (0..r * inputs).map(|i| ((2.0 * draws.unit_f64(i as u64) - 1.0) * bound) as f32).collect();
         let b = vec![0.0; outputs * r];
         [Weight::from_f32(r, inputs, a), Weight::from_f32(outputs, r, b)]
-    })
+    });
+    attached.map_err(Error::Usage)
 }
 
 /// Attaches an adapter without storage to a model on the meta device.
 ///
 /// # Errors
-/// Those of [`attach_fresh`].
+/// Those of [`attach_fresh`], as one sentence.
 pub(crate) fn attach_meta(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
     attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::meta(rows, cols, Dtype::F32)))
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::settings::in_plain_words;
 
 /// The time at which Dream's schedule ends (`eps` in its code).
@@ -54,8 +55,8 @@ impl Remasking {
     ///
     /// # Errors
     /// An unknown name, with those that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
+    pub fn parse(name: &str) -> Result<Self> {
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| Error::Usage(in_plain_words(&e.to_string())))
     }
 
     /// The remasking's name.

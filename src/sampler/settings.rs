@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::Caching;
 use super::remasking::{Loop, Remasking};
+use crate::error::{Error, Result};
 use crate::model::block::Config;
 use crate::settings::in_plain_words;
 
@@ -36,8 +37,8 @@ impl Attention {
     ///
     /// # Errors
     /// An unknown name, with those that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
+    pub fn parse(name: &str) -> Result<Self> {
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| Error::Usage(in_plain_words(&e.to_string())))
     }
 }
 
@@ -151,7 +152,11 @@ impl Sampling {
     ///
     /// # Errors
     /// What is wrong, as one sentence with the values.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<()> {
+        self.check_all().map_err(Error::Usage)
+    }
+
+    fn check_all(&self) -> std::result::Result<(), String> {
         let Self { gen_length, diffusion_steps, top_p, .. } = self;
         let scales = [("temperature", self.temperature), ("cfg_scale", self.cfg_scale), ("alg_temp", self.alg_temp)];
         let threshold = self.confidence_threshold.map(|threshold| ("confidence_threshold", threshold));
@@ -180,7 +185,7 @@ impl Sampling {
         })
     }
 
-    fn check_block_causal(&self) -> Result<(), String> {
+    fn check_block_causal(&self) -> std::result::Result<(), String> {
         if self.block_length == 0 {
             return Err("block_length 0 must be at least 1".to_owned());
         }
@@ -201,7 +206,7 @@ impl Sampling {
         }
     }
 
-    fn check_blocks(&self, remasking: Remasking) -> Result<(), String> {
+    fn check_blocks(&self, remasking: Remasking) -> std::result::Result<(), String> {
         let Self { gen_length, block_length, diffusion_steps, .. } = self;
         if *block_length == 0 {
             return Err("block_length 0 must be at least 1".to_owned());
@@ -228,7 +233,7 @@ impl Sampling {
     }
 
     /// Refuses settings that need blocks, which Dream's loop doesn't have.
-    fn check_no_blocks(&self, remasking: Remasking) -> Result<(), String> {
+    fn check_no_blocks(&self, remasking: Remasking) -> std::result::Result<(), String> {
         let threshold = self.confidence_threshold.map(|threshold| format!("confidence_threshold {threshold}"));
         let cache = (self.cache != Caching::None).then(|| format!("cache {}", self.cache.name()));
         match threshold.or(cache) {
