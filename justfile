@@ -44,10 +44,11 @@ gpu:
 tools:
     test -d target/checks/lib/python3*/site-packages/nvidia || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 
-# The build without the hub's client
+# The build without the hub's client, and the library alone
 no-hub:
-    cargo clippy --no-default-features --lib --bins --test no_hub --locked -- -D warnings
-    cargo test --no-default-features --test no_hub --locked
+    cargo clippy --no-default-features --features cli --lib --bins --test no_hub --locked -- -D warnings
+    cargo test --no-default-features --features cli --test no_hub --locked
+    cargo check --no-default-features --lib --locked
 
 # Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
 mpi:

@@ -5,7 +5,6 @@ pub mod adapter;
 
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::base::Base;
@@ -28,6 +27,7 @@ use crate::model::lora::{self, LoraConfig};
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::Blocks;
 use crate::parallel::{Ranks, solo};
+use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
@@ -267,10 +267,10 @@ impl Experiment {
         &self,
         model: &Transformer,
         text: &TextModel,
-        bar: &ProgressBar,
+        progress: &Progress,
     ) -> Result<Option<Vec<Generation>>> {
         let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
-        answer((model, text), (task, &self.problems), &self.sampling(model), (&*self.ranks, bar)).map(Some)
+        answer((model, text), (task, &self.problems), &self.sampling(model), (&*self.ranks, progress)).map(Some)
     }
 }
 

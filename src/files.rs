@@ -211,10 +211,3 @@ pub fn user_cache() -> Option<PathBuf> {
         }
     }
 }
-
-/// Prints a line on standard error. If that fails, for example on a full disk, only the line is lost: `eprintln` would
-/// end the program.
-pub fn tell(line: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{line}");
-}

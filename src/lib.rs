@@ -88,6 +88,7 @@ pub mod objective;
 pub mod parallel;
 pub mod parity;
 pub mod plan;
+pub mod progress;
 pub mod recipe;
 pub mod report;
 pub mod reproduce;

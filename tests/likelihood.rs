@@ -6,13 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use indicatif::ProgressBar;
 use serde_json::Value;
 use weft::data::Example;
 use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds};
 use weft::model::batch::Batch;
 use weft::model::block::Transformer;
 use weft::model::checkpoint;
+use weft::progress::Progress;
 
 /// Golden checkpoints of three layouts, the head scaled so that the context matters.
 fn models() -> [Transformer; 3] {
@@ -30,7 +30,7 @@ fn example(prompt: &[u32], answer: &[u32]) -> Example {
 }
 
 fn bounds(model: &Transformer, examples: &[Example], settings: MonteCarlo) -> Vec<NllBound> {
-    nll_bounds(model, examples, settings, &ProgressBar::hidden()).expect("the settings are sound")
+    nll_bounds(model, examples, settings, &Progress::hidden()).expect("the settings are sound")
 }
 
 /// Every mask of an answer: how many tokens it masks and what it estimates.
@@ -161,7 +161,7 @@ fn batches_and_other_examples_change_nothing() {
 fn too_few_samples_and_empty_answers_are_refused() {
     let [model, ..] = models();
     let refused = |example: Example, mc_samples| {
-        nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() }, &ProgressBar::hidden())
+        nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() }, &Progress::hidden())
             .expect_err("refused")
             .to_string()
     };

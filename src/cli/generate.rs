@@ -18,7 +18,7 @@ use weft::sampler::remasking::{Loop, Remasking};
 
 use super::asking::AskingArgs;
 use super::chat;
-use super::progress::{bar, count_unmasked};
+use super::progress::{bar, count_unmasked, drawn};
 use super::trace::Trace;
 
 /// Answer a prompt, a chat, or the rows of a file
@@ -302,7 +302,7 @@ impl Generate {
         let (sender, steps) = channel();
         let trace = Trace { text: &base.text, prompt_len: start, mask_token_id: base.model.config.mask_token_id };
         std::thread::scope(|scope| {
-            let bar = bar(quiet);
+            let bar = drawn(quiet);
             let is_shown = self.trace || !bar.is_hidden();
             scope.spawn(move || match self.trace {
                 true => trace.show(&steps),

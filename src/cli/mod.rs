@@ -17,7 +17,7 @@ macro_rules! say {
 /// the program.
 macro_rules! tell {
     ($($text:tt)*) => {
-        weft::files::tell(&format!($($text)*))
+        weft::progress::tell(&format!($($text)*))
     };
 }
 
@@ -172,6 +172,7 @@ impl Cli {
         if let Some(threads) = self.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
             return Err(Error::Usage(format!("--threads {threads}: give 1 to {MAX_THREADS}")));
         }
+        progress::install();
         if self.quiet {
             weft::hub::be_quiet();
         }

@@ -1,6 +1,7 @@
 //! `weft train`: the main command. Reads a recipe, scores the base, trains an adapter or every weight, saves it and
 //! scores again.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -127,7 +128,7 @@ impl Train {
         }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let options = run::Options { resume: self.resume, quiet };
-        let summary = run::train(&mut trainer, (held_out, &output), &resolved, options)
+        let summary = run::train(&mut trainer, (held_out, &output), &resolved, options, |_| ControlFlow::Continue(()))
             .map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;

@@ -6,7 +6,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::asked::turns_of_row;
@@ -17,6 +16,7 @@ use crate::data::sources::{Fields, Row, Source};
 use crate::data::typed_tokens::SpecialTokens;
 use crate::error::{Error, Result};
 use crate::files::make_folder;
+use crate::progress::Progress;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 
 /// The key under which a row's answer is written: `weft score` reads it there.
@@ -63,7 +63,7 @@ struct Asked {
 ///
 /// # Errors
 /// A row that asks nothing, or holds a mask token; an output of other rows; a file that can't be read or written.
-pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, bar: &ProgressBar) -> Result<Answered> {
+pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, progress: &Progress) -> Result<Answered> {
     asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
@@ -87,7 +87,7 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
             let batch: Vec<Asked> = waiting.drain(..size).collect();
             write(base, batch, asking, (out, &mut file))?;
             answered.now += size;
-            bar.inc(size as u64);
+            progress.add(size as u64);
         }
     }
     let size = waiting.len();
@@ -95,7 +95,7 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
         write(base, waiting, asking, (out, &mut file))?;
         answered.now += size;
     }
-    bar.finish_and_clear();
+    progress.finish();
     answered.told = told(idle, asking.raw.is_some());
     match answered.before + answered.now {
         0 => Err(Error::Config { path: data.to_owned(), reason: "it has no rows; give a row per question".to_owned() }),

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{Accuracy, Problem, Score, Task, accuracy, score};
 use crate::data::chat_template::TextModel;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::block::Transformer;
 use crate::parallel::collective::Collective;
+use crate::progress::{Progress, Unit};
 use crate::sampler::cache::Work;
 use crate::sampler::generate::{Output, Prompt, Sampling, generate};
 
@@ -42,15 +42,12 @@ pub fn answer(
     (model, text): (&Transformer, &TextModel),
     (task, problems): (Task, &[Problem]),
     sampling: &Sampling,
-    (ranks, bar): (&dyn Collective, &ProgressBar),
+    (ranks, progress): (&dyn Collective, &Progress),
 ) -> Result<Vec<Generation>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
     sampling.check()?;
     let prompts = prompt_ids(text, problems)?;
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    let style =
-        ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
-    bar.set_style(style);
     // 1. Generate this rank's batches.
     let all: Vec<usize> = (0..problems.len()).collect();
     let mut rest = &*all;
@@ -61,7 +58,7 @@ pub fn answer(
     };
     let batches: Vec<&[usize]> = batch_sizes(&lengths, sampling.gen_length).into_iter().map(batch).collect();
     let own: Vec<&[usize]> = batches.iter().copied().skip(ranks.rank()).step_by(ranks.size()).collect();
-    bar.set_length(own.iter().map(|batch| batch.len() as u64).sum());
+    progress.begin(Unit::Problems, Some(own.iter().map(|batch| batch.len() as u64).sum()));
     let mut written: Vec<Vec<Written>> = vec![];
     for batch in own {
         let asked: Vec<Prompt> = batch.iter().map(|&i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
@@ -70,9 +67,9 @@ pub fn answer(
             (text.decode_canvas(&output.ids[prompts[i].len()..]), output.work.forwards, output.work.rows)
         };
         written.push(batch.iter().zip(outputs).map(text).collect());
-        bar.inc(batch.len() as u64);
+        progress.add(batch.len() as u64);
     }
-    bar.finish_and_clear();
+    progress.finish();
     // 2. Put all ranks' batches in order and score them.
     let mut dealt = written_by_all(ranks, written);
     let in_order =

@@ -8,7 +8,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 
@@ -17,7 +16,8 @@ use super::block::Transformer;
 use super::quantize::Quantization;
 use super::weights::{Checkpoint, files};
 use crate::error::Result;
-use crate::files::{content_hash, make_folder, partial_name, tell, user_cache, write_whole, write_whole_by};
+use crate::files::{content_hash, make_folder, partial_name, user_cache, write_whole, write_whole_by};
+use crate::progress::{as_bytes, tell};
 
 /// The version of the files. Any change to them or to the quantised numbers gets another number.
 const VERSION: &str = "weft nf4 v1";
@@ -167,7 +167,7 @@ impl Entry<'_> {
     fn say(&self, what: &str, path: &Path) {
         if !crate::hub::is_quiet() {
             let bytes = fs::metadata(path).map_or(0, |file| file.len());
-            tell(&format!("{what} {} ({})", path.display(), HumanBytes(bytes)));
+            tell(&format!("{what} {} ({})", path.display(), as_bytes(bytes)));
         }
     }
 }

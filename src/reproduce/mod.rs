@@ -16,8 +16,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
-
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
 use crate::parallel::collective::Collective;
@@ -121,7 +119,7 @@ fn work(
             let stopped = failed.lock().expect("no worker panicked").is_some();
             let Some(index) = left.lock().expect("no worker panicked").pop_front().filter(|_| !stopped) else { return };
             let run = &study.runs[index];
-            match run::go(&run.recipe, study.table.evaluations, &ProgressBar::hidden()) {
+            match run::go(&run.recipe, study.table.evaluations) {
                 Ok(outcome) => {
                     let done = 1 + done.fetch_add(1, Ordering::Relaxed);
                     let rest = began.elapsed() * (count - done) as u32 / done as u32;

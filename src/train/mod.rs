@@ -210,6 +210,7 @@ impl Trainer {
             entropy_drift: Drift::mean(&drifts),
             skipped,
             skipped_steps: self.guard.skipped.total(),
+            held_out: None,
             phases,
             traffic: self.ranks.traffic().since(sent),
         };

@@ -38,6 +38,8 @@ pub struct StepReport {
     pub skipped: Option<Skip>,
     /// How many of the run's steps so far were skipped.
     pub skipped_steps: u64,
+    /// The loss on held-out rows after the step, in nats per answer token, if a run evaluated it there.
+    pub held_out: Option<f64>,
     /// Where the time went.
     pub phases: Phases,
     /// What this rank sent to others, and how much of the step's time that took.
