@@ -3,22 +3,13 @@
 
 use std::path::Path;
 
-use weft::base::Base;
-use weft::data::mixing::Mixture;
-use weft::data::packing::Padding;
-use weft::data::{Conversation, Message};
-use weft::error::Result;
-use weft::model::lora::{self, LoraConfig};
-use weft::objective::Objective;
-use weft::sampler::generate::{Prompt, Sampling, generate};
-use weft::train::settings::TrainTable;
-use weft::train::{Job, Trainer};
+use weft::prelude::*;
 
 fn main() -> Result<()> {
     // 1. A base and an adapter on all of its linear layers.
     let mut base = Base::open(Path::new("tiny-base"))?;
     let config = LoraConfig::new(16, 32.0, 0.0, vec!["all-linear".to_owned()], false);
-    lora::attach_fresh(&mut base.model, &config, 1)?;
+    attach_fresh(&mut base.model, &config, 1)?;
     // 2. Rows: a greeting for every name.
     let names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry"];
     let question = |name: &str| vec![Message { role: "user".to_owned(), content: format!("I am {name}.") }];
@@ -54,7 +45,7 @@ fn main() -> Result<()> {
     // 4. The answer, and the adapter as PEFT stores it.
     println!("after: {:?}", ask(&trainer.model)?);
     let folder = std::env::temp_dir().join("weft-example-adapter");
-    lora::save(&folder, &trainer.model, &config, "tiny-base")?;
+    save_adapter(&folder, &trainer.model, &config, "tiny-base")?;
     println!("the adapter is in {}", folder.display());
     Ok(())
 }

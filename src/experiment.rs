@@ -2,6 +2,7 @@
 //! The training loop is in `train`; the commands print the results.
 
 pub mod adapter;
+pub mod trained;
 
 use std::path::Path;
 
@@ -45,6 +46,7 @@ pub struct Experiment {
     /// The problems of the recipe's task; none without a task.
     pub problems: Vec<Problem>,
     /// The ranks that take part in the experiment.
+    #[doc(hidden)]
     pub ranks: Ranks,
     /// The sources of the training rows, and that of the held-out rows.
     sources: Sources,
@@ -74,6 +76,7 @@ impl Experiment {
     ///
     /// # Errors
     /// The errors of [`Experiment::open`].
+    #[doc(hidden)]
     pub fn open_on(ranks: Ranks, recipe: Recipe) -> Result<(Self, Base)> {
         let opened = match ranks.is_first() {
             true => {

@@ -23,7 +23,6 @@ macro_rules! tell {
 
 mod asking;
 mod bench;
-mod best;
 mod chat;
 mod compare;
 mod completions;

@@ -15,9 +15,7 @@ use weft::eval::generations::{accuracy_of, save};
 use weft::experiment::Experiment;
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
-use weft::model::lora;
 use weft::model::settings::Trainable;
-use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
@@ -25,12 +23,10 @@ use weft::recipe::Recipe;
 use weft::report::training::{self, Sample};
 use weft::reproduce::study;
 use weft::train::checkpoint;
-use weft::train::optimizer::Optimizer;
 use weft::train::rank_log::RankLog;
 use weft::train::run::{self, RESULTS};
 use weft_kernels::cuda::WORKSPACE;
 
-use super::best;
 use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
@@ -133,11 +129,7 @@ impl Train {
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);
-        match &adapter {
-            Some(config) if is_first => lora::save(&folder, &base.model, config, &base.name)?,
-            Some(_) => {}
-            None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
-        }
+        experiment.save(&base, adapter.as_ref(), &trainer.optimizer, &folder)?;
         // 4. The score and answers after training, the report, and the list of what was written.
         let after = evaluate(&experiment, &base, &output.join(format!("{matmul}-generations.json")), quiet)?;
         if !is_first {
@@ -146,7 +138,7 @@ impl Train {
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
-        let best = best::save(&experiment, &mut base, (adapter.as_ref(), matmul), summary.best)?;
+        let best = experiment.save_best(&mut base, (adapter.as_ref(), matmul), summary.best)?;
         let named = |(before, after)| [("base", before), (matmul, after)];
         let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
         let results = Results {
@@ -321,18 +313,6 @@ fn describe(experiment: &Experiment, base: &Base) {
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
     rows::say_of(experiment);
-}
-
-/// Saves every weight as it was trained. Every rank calls it; the first one writes.
-fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folder: &Path) -> Result<()> {
-    let dtype = experiment.recipe.model.save_dtype.map_or(base.dtype, Into::into);
-    let params = base.model.params.iter().enumerate();
-    let tensors = params.map(|(id, param)| optimizer.saved(id, param, dtype)).collect();
-    if !experiment.ranks.is_first() {
-        make_in_order(tensors);
-        return Ok(());
-    }
-    base.save_tensors(folder, dtype, tensors)
 }
 
 /// The base's answers to the rows that the report shows.

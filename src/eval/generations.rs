@@ -6,11 +6,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{Accuracy, Problem, Score, Task, accuracy, score};
+use crate::base::Base;
+use crate::data::Message;
 use crate::data::chat_template::TextModel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::write_whole;
 use crate::model::block::Transformer;
-use crate::parallel::collective::Collective;
+use crate::parallel::collective::{Collective, Solo};
 use crate::progress::{Progress, Unit};
 use crate::sampler::cache::Work;
 use crate::sampler::generate::{Output, Prompt, Sampling, generate};
@@ -33,7 +35,31 @@ pub struct Generation {
     pub work: Work,
 }
 
-/// Answers and scores every problem. Batching doesn't change an answer. The ranks divide the batches, and each rank
+/// A base's answer to a question of one turn, up to its first end token.
+///
+/// # Errors
+/// Sampling lengths that don't divide, or a chat template that fails.
+pub fn ask(base: &Base, question: &str, sampling: &Sampling) -> Result<String> {
+    let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content: question.to_owned() }])?;
+    let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling.clone() };
+    let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling)?.remove(0);
+    Ok(base.text.decode_answer(&output.ids[ids.len()..]))
+}
+
+/// A base's scored answers to problems of a task. Batching doesn't change an answer.
+///
+/// # Errors
+/// Sampling lengths that don't divide, or a chat template that fails.
+pub fn evaluate(
+    base: &Base,
+    (task, problems): (Task, &[Problem]),
+    sampling: &Sampling,
+    progress: &Progress,
+) -> Result<Vec<Generation>> {
+    answer((&base.model, &base.text), (task, problems), sampling, (&Solo, progress))
+}
+
+/// Answers and scores every problem, like [`evaluate`]. The ranks divide the batches, and each rank
 /// returns all answers.
 ///
 /// # Errors

@@ -64,6 +64,7 @@ pub struct Trainer {
     job: Job,
     ranks: Ranks,
     /// This rank's own log, if it has one.
+    #[doc(hidden)]
     pub rank_log: Option<RankLog>,
     /// Entropies of earlier epochs that are kept for reuse.
     entropies: EntropyReuse,
@@ -95,6 +96,7 @@ impl Trainer {
 
     /// Like [`Trainer::new`], for one rank of a data-parallel group, in which every rank passes the same model and
     /// examples.
+    #[doc(hidden)]
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
         model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
@@ -121,6 +123,7 @@ impl Trainer {
     }
 
     /// The ranks that train together.
+    #[doc(hidden)]
     pub fn ranks(&self) -> &Ranks {
         &self.ranks
     }
