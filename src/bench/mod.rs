@@ -1,7 +1,6 @@
 //! Measures training steps of a shape: seconds by phase, tokens/s, peak memory, and the share of the machine's own
 //! matmul rate that a step's arithmetic reaches. Times are medians; nothing here is a test.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -207,9 +206,7 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
     let lengths: Vec<Lengths> = job.examples.iter().map(|e| Lengths::of(e, usize::MAX)).collect();
     let recipe = Recipe { objective: job.objective, train: job.settings.clone(), ..Recipe::default() };
     let batches = Batches::of(&recipe, &job.mixture, &lengths);
-    let ids: HashSet<&u32> = job.examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).collect();
     let work = Work {
-        distinct_ids: 1 + ids.len(),
         program_bytes,
         rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
         needs_entropy: job.objective.kind.needs_pass_1(),
