@@ -125,7 +125,11 @@ impl MatmulRate {
     /// Measures the rates in f32 and bf16, and in bf16x3 on a CPU with tiles (elsewhere it is only slow).
     fn measure_all() -> Vec<Self> {
         let is_offered = |dtype: &Precision| *dtype != Precision::Bf16x3 || dtype.is_fast() && device::gpu().is_none();
-        Precision::ALL.into_iter().filter(is_offered).map(|dtype| Self { dtype, instructions: instructions(dtype), gflops: gemm_gflops(dtype, 0.0) }).collect()
+        Precision::ALL
+            .into_iter()
+            .filter(is_offered)
+            .map(|dtype| Self { dtype, instructions: instructions(dtype), gflops: gemm_gflops(dtype, 0.0) })
+            .collect()
     }
 }
 

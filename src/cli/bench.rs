@@ -146,7 +146,8 @@ fn print(m: &Measurement) {
         m.floor_seconds,
         100.0 * m.gemm_share
     );
-    let rates: Vec<String> = m.matmul_rates.iter().map(|r| format!("{} {:.0} ({})", r.dtype, r.gflops, r.instructions)).collect();
+    let rates: Vec<String> =
+        m.matmul_rates.iter().map(|r| format!("{} {:.0} ({})", r.dtype, r.gflops, r.instructions)).collect();
     say!("  by format   {} GFLOP/s", rates.join(", "));
     print_kernels(&m.kernels);
 }

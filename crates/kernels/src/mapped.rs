@@ -49,8 +49,9 @@ impl MappedFile {
         if !range.is_empty() {
             // SAFETY: the map is of a file and never written to, so that its pages can be read again at any time. A
             // system that refuses only keeps the pages.
-            let _ =
-                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let _ = unsafe {
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
         }
     }
 }
@@ -64,7 +65,9 @@ mod tests {
     fn a_row_that_is_copied_is_the_mapped_one() {
         let path = std::env::temp_dir().join(format!("weft-mapped-{}", std::process::id()));
         let numbers: Vec<f32> = (0..7 * 5).map(|i| i as f32 * 0.37 - 3.0).collect();
-        for (dtype, bytes) in [(Dtype::F32, bytemuck::cast_slice(&numbers).to_vec()), (Dtype::Bf16, to_bf16_bytes(&numbers))] {
+        for (dtype, bytes) in
+            [(Dtype::F32, bytemuck::cast_slice(&numbers).to_vec()), (Dtype::Bf16, to_bf16_bytes(&numbers))]
+        {
             // The tensor begins behind other bytes, as it does in a checkpoint.
             std::fs::write(&path, [vec![0; 64], bytes.clone()].concat()).expect("the file is written");
             let file = MappedFile::open(&File::open(&path).expect("it is there")).expect("it is mapped");
