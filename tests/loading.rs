@@ -145,6 +145,7 @@ fn names_choose_layers_as_peft_does() {
         let mut model = golden.load();
         lora::attach_fresh(&mut model, &LoraConfig::new(2, 2.0, 0.0, vec![target.to_owned()], false), 1)
             .map(|()| model.params.iter().filter(|p| p.trainable).count() / 2)
+            .map_err(|e| e.to_string())
     };
     assert_eq!(adapted(LLADA, "ff_out"), Ok(3), "two blocks and the head");
     assert_eq!(adapted(DREAM, "down_proj"), Ok(2), "two blocks");
