@@ -27,14 +27,7 @@ fn main() -> Result<()> {
     println!("before: {:?}", ask(&base.model)?);
     // 3. Steps of WeFT.
     let settings = TrainTable { epochs: 60, micro_batch_size: names.len(), lr: 3e-3, ..TrainTable::default() };
-    let job = Job {
-        examples,
-        mixture: Mixture::default(),
-        objective: Objective::default(),
-        padding: Padding::None,
-        eos_token_id: base.text.eos_token_id(),
-        settings,
-    };
+    let job = Job::new(examples, Objective::default(), settings, base.text.eos_token_id());
     let mut trainer = Trainer::new(base.model.clone(), job);
     for _ in 0..trainer.num_steps() {
         let report = trainer.step()?;

@@ -7,17 +7,14 @@
 //! - A recipe's run: [`Recipe`], [`Experiment`], [`Trained`], [`Options`], [`StepReport`], [`Summary`].
 //! - A loop of one's own: [`Base`], [`LoraConfig`], [`attach_fresh`], [`Job`], [`TrainTable`], [`Trainer`].
 //! - Answers and their scores: [`ask`], [`generate`], [`Prompt`], [`Sampling`]; [`Task`], [`read_problems`], [`evaluate`],
-//!   [`accuracy_of`], [`nll_bounds`].
+//!   [`accuracy_of`].
 //! - The method without a network: [`Objective`], [`Kind`], [`AnswerEntropy`], [`DrawnAnswer`], [`NoisedAnswer`].
 //! - A checkpoint for others: [`merge`].
 
 pub use crate::base::Base;
-pub use crate::data::mixing::Mixture;
-pub use crate::data::packing::Padding;
 pub use crate::data::{Conversation, Example, Message};
 pub use crate::error::{Error, Result};
 pub use crate::eval::generations::{Generation, accuracy_of, ask, evaluate};
-pub use crate::eval::likelihood::{MonteCarlo, NllBound, nll_bounds};
 pub use crate::eval::{Accuracy, Problem, Task, read_problems};
 pub use crate::experiment::Experiment;
 pub use crate::experiment::trained::Trained;

@@ -88,6 +88,13 @@ pub struct Job {
     pub settings: TrainTable,
 }
 
+impl Job {
+    /// A job in which every example occurs once in an epoch and nothing is padded.
+    pub fn new(examples: Vec<Example>, objective: Objective, settings: TrainTable, eos_token_id: u32) -> Self {
+        Self { examples, mixture: Mixture::default(), objective, padding: Padding::None, eos_token_id, settings }
+    }
+}
+
 impl Trainer {
     /// Begins to train a model on one rank; the model's trainable parameters are trained.
     pub fn new(model: Transformer, job: Job) -> Self {

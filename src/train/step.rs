@@ -43,6 +43,7 @@ pub struct StepReport {
     /// Where the time went.
     pub phases: Phases,
     /// What this rank sent to others, and how much of the step's time that took.
+    #[doc(hidden)]
     pub traffic: Traffic,
 }
 
