@@ -20,7 +20,7 @@ use crate::model::lora;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// The embedded base's name.
-pub const TINY_BASE: &str = "tiny-base";
+pub(crate) const TINY_BASE: &str = "tiny-base";
 
 /// A network with its text side.
 pub struct Base {

@@ -1,6 +1,6 @@
 //! All errors, each as one sentence with the value, the place and the fix.
 
-pub mod diagnosis;
+pub(crate) mod diagnosis;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! An experiment as its recipe describes it: the base, its rows, what is trained, and the score on the recipe's task.
 //! The training loop is in `train`; the commands print the results.
 
-pub mod adapter;
-pub mod trained;
+pub(crate) mod adapter;
+pub(crate) mod trained;
 
 use std::path::Path;
 

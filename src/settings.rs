@@ -3,7 +3,7 @@
 //! that read them.
 
 pub mod other_names;
-pub mod recipe_file;
+pub(crate) mod recipe_file;
 
 use std::path::Path;
 

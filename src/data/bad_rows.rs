@@ -77,7 +77,7 @@ impl BadRows {
 
     /// The error that lists the bad rows of the source with this name. A single bad row gives its own error, which names the
     /// setting that skips the row only if `hints` is set.
-    pub fn into_error(mut self, name: &str, hints: bool) -> Error {
+    pub(crate) fn into_error(mut self, name: &str, hints: bool) -> Error {
         let settings: Vec<String> = self.settings.iter().map(|key| format!("data.{key} = \"skip\"")).collect();
         let skips = format!("{} skips and counts such rows", settings.join(", "));
         // If every row has the same problem, the rows aren't the cause.

@@ -296,7 +296,7 @@ impl TextModel {
     }
 
     /// The ids of the tokenizer's special tokens.
-    pub fn special_ids(&self) -> BTreeSet<u32> {
+    pub(crate) fn special_ids(&self) -> BTreeSet<u32> {
         let added = self.tokenizer.get_added_tokens_decoder();
         added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect()
     }

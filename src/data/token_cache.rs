@@ -35,7 +35,7 @@ impl TokenCache {
     }
 
     /// The user's cache, in [`user_cache`].
-    pub fn of_user() -> Option<Self> {
+    pub(crate) fn of_user() -> Option<Self> {
         user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 

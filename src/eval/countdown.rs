@@ -10,7 +10,7 @@ use super::{Problem, Score, Task, answer, arithmetic, by_protocol};
 use crate::data::sources::Fields;
 
 /// The instruction of d1's protocol, in our words.
-pub const INSTRUCTION: &str = "Make the target out of the numbers. Use each number exactly once, and +, -, * and /. \
+pub(crate) const INSTRUCTION: &str = "Make the target out of the numbers. Use each number exactly once, and +, -, * and /. \
 Think between <reasoning> and </reasoning>, then write the expression, without an equals sign, between <answer> and \
 </answer> as \\boxed{expression}.";
 

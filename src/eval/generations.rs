@@ -135,7 +135,7 @@ pub fn prompt_ids(text: &TextModel, problems: &[Problem]) -> Result<Vec<Vec<u32>
 }
 
 /// Divides prompts of these lengths into batches; returns the batch sizes.
-pub fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
+pub(crate) fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
     let (mut sizes, mut tokens) = (vec![], 0);
     for prompt in prompts {
         tokens += prompt + gen_length;

@@ -9,7 +9,7 @@ use super::{Problem, Score, Task, answer, by_protocol};
 use crate::data::sources::Fields;
 
 /// The instruction of d1's protocol, in our words.
-pub const INSTRUCTION: &str = "You are good at mathematics. Solve the problem step by step. Think between <reasoning> \
+pub(crate) const INSTRUCTION: &str = "You are good at mathematics. Solve the problem step by step. Think between <reasoning> \
 and </reasoning>, then write the final answer between <answer> and </answer> as \\boxed{answer}.";
 
 /// A row of GSM8K: `{"question": ..., "answer": "... #### 18"}`.

@@ -81,7 +81,7 @@ impl<'a> Repository<'a> {
     }
 
     /// Whether the list of files was recorded earlier and isn't the hub's current one.
-    pub fn is_from_record(&self) -> bool {
+    pub(crate) fn is_from_record(&self) -> bool {
         self.is_from_record
     }
 
@@ -272,7 +272,7 @@ impl<'a> Repository<'a> {
 
 impl RemoteFile {
     /// Whether the name and the hash are safe to use in paths.
-    pub fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         !self.name.is_empty() && is_inside(&self.name) && (is_hash(&self.blob, 40) || is_hash(&self.blob, 64))
     }
 }

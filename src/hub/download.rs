@@ -77,7 +77,7 @@ struct Lfs {
 
 impl Client {
     /// A client with the endpoint and certificates of the environment; the error says what is wrong with them.
-    pub fn of_user(token: Option<String>) -> Result<Self, String> {
+    pub(crate) fn of_user(token: Option<String>) -> Result<Self, String> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
         let endpoint = endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/').to_owned();
         let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
@@ -260,7 +260,7 @@ impl Client {
     }
 
     /// The error that says why a request failed and what to do.
-    pub fn explain(&self, id: &Id, failure: Failure) -> Error {
+    pub(crate) fn explain(&self, id: &Id, failure: Failure) -> Error {
         let (endpoint, kind) = (&self.endpoint, id.kind.name());
         let path = id.kind.prefix();
         let page = format!("{endpoint}/{path}{}", id.name);

@@ -101,7 +101,7 @@ fn meta_with(config: &ModelConfig, rounds_halves: bool) -> Transformer {
 ///
 /// # Errors
 /// A tensor that is missing or has another shape.
-pub fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<Transformer> {
+pub(crate) fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<Transformer> {
     assemble_quantized(config, checkpoint, None)
 }
 

@@ -117,7 +117,7 @@ impl ModelConfig {
     }
 
     /// Rows of the embedding, of which there may be more than tokens.
-    pub fn num_rows(&self) -> usize {
+    pub(crate) fn num_rows(&self) -> usize {
         self.layout.rows
     }
 

@@ -61,7 +61,7 @@ struct Added {
 
 /// What a checkpoint's tokenizer files say of special tokens. It takes no tokenizer: only their lists are read.
 #[derive(Default)]
-pub struct TokenizerFiles {
+pub(crate) struct TokenizerFiles {
     /// The vocabulary proper, by id.
     vocabulary: std::collections::HashMap<u32, String>,
     added: Vec<Added>,

@@ -36,7 +36,7 @@ pub fn checkpoint(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Those of [`checkpoint`].
-pub fn without_weights(path: &Path) -> Result<PathBuf> {
+pub(crate) fn without_weights(path: &Path) -> Result<PathBuf> {
     hub::model(path, Needs { files: &text_files, behind: None, alternative: OR_EMBEDDED })
 }
 

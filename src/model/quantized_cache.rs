@@ -63,7 +63,7 @@ impl QuantizedCache {
     }
 
     /// The user's cache, in [`user_cache`].
-    pub fn of_user() -> Option<Self> {
+    pub(crate) fn of_user() -> Option<Self> {
         user_cache().map(|folder| Self::new(&folder.join("quantized"), MIN_BYTES))
     }
 

@@ -13,14 +13,14 @@ use weft_kernels::nf4::Bytes;
 use weft_kernels::weight::{Dtype, MappedFile, Weight, to_bf16_bytes};
 
 use super::bitsandbytes::{self, Part, is_part};
-pub use super::tensor_file::{Format, Make, Tensor, make_in_order, write_tensors};
+pub(crate) use super::tensor_file::{Format, Tensor, make_in_order, write_tensors};
 use super::{foreign, halves};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::files::stand_in::{cannot_open, check_bytes};
 
 /// The tensors of a checkpoint.
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     folder: PathBuf,
     tensors: HashMap<String, (Vec<usize>, Held)>,
     halves: Halves,
@@ -82,7 +82,7 @@ impl Held {
     }
 
     /// Its numbers as a weight; f16 is widened to f32.
-    pub fn to_weight(&self) -> Cow<'_, Weight> {
+    pub(crate) fn to_weight(&self) -> Cow<'_, Weight> {
         match self {
             Self::Weight(weight) => Cow::Borrowed(weight),
             Self::Half { .. } => Cow::Owned(self.clone().into_weight(Halves::Widened)),
@@ -152,7 +152,7 @@ pub(crate) fn files(folder: &Path) -> Result<BTreeSet<String>> {
 
 impl Checkpoint {
     /// Whether a folder has all of its weights.
-    pub fn is_in(folder: &Path) -> bool {
+    pub(crate) fn is_in(folder: &Path) -> bool {
         files(folder).is_ok_and(|files| files.iter().all(|file| folder.join(file).exists()))
     }
 
@@ -182,12 +182,12 @@ impl Checkpoint {
     }
 
     /// The checkpoint, with another conversion of its f16 tensors.
-    pub fn with_halves(self, halves: Halves) -> Self {
+    pub(crate) fn with_halves(self, halves: Halves) -> Self {
         Self { halves, ..self }
     }
 
     /// Whether a tensor is f16.
-    pub fn has_halves(&self) -> bool {
+    pub(crate) fn has_halves(&self) -> bool {
         self.tensors.values().any(|(_, held)| held.format() == Format::F16)
     }
 
@@ -195,7 +195,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Those of [`Checkpoint::open`].
-    pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
+    pub(crate) fn open_file(folder: &Path, file: &str) -> Result<Self> {
         let mut mapped = Mapped::default();
         map_file(&folder.join(file), &mut mapped)?;
         mapped.checkpoint(folder)

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// The default of `objective.block_length`, as in Weft's sampler.
-pub const BLOCK_LENGTH: usize = 32;
+pub(crate) const BLOCK_LENGTH: usize = 32;
 
 /// Which part of an answer is noised at once, and what the network sees of the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

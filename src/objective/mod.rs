@@ -12,9 +12,9 @@ use crate::noising::schedule::T_MIN;
 pub mod blocks;
 pub mod cart;
 pub mod lift;
-pub mod normalizer;
-pub mod sft;
-pub mod token_weight;
+pub(crate) mod normalizer;
+pub(crate) mod sft;
+pub(crate) mod token_weight;
 pub mod weft;
 
 pub use blocks::Blocks;

@@ -117,7 +117,7 @@ impl<'a> Work<'a> {
     }
 
     /// The parts of a GPU's memory at the run's largest moment there.
-    pub fn parts_of_gpu(&self) -> Vec<Part> {
+    pub(crate) fn parts_of_gpu(&self) -> Vec<Part> {
         gpu::parts(self)
     }
 

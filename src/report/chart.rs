@@ -65,7 +65,7 @@ pub fn curves(titles: Titles, curves: &[Curve]) -> String {
 
 /// Draws curves like [`curves`], over named bands, of which only the interval is drawn. The y axis is logarithmic if single
 /// values are far above the others and there are no bands.
-pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> String {
+pub(crate) fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> String {
     let all = || bands.iter().chain(curves).flat_map(|c| &c.points);
     let title = lines(titles.title, ((RIGHT - 8.0) / TITLE_CHARACTER) as usize);
     let top = TITLE + LINE * title.len() as f64 - 7.0;

@@ -13,7 +13,7 @@ const MOST_POINTS: usize = 100;
 
 /// The lines of a run's metrics.jsonl.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub(crate) struct Log {
     lines: Vec<Value>,
 }
 
@@ -33,7 +33,7 @@ impl Log {
     }
 
     /// The steps and values of one of the entropies' quantiles.
-    pub fn quantile(&self, index: usize) -> Vec<[f64; 2]> {
+    pub(crate) fn quantile(&self, index: usize) -> Vec<[f64; 2]> {
         let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
         self.lines.iter().filter_map(value).collect()
     }
@@ -48,7 +48,7 @@ impl Log {
 
 /// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page. A group
 /// is placed at the middle of its steps; the first and the last group are placed at the curve's ends.
-pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
+pub(crate) fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
     let group = points.len().div_ceil(MOST_POINTS).max(1);
     let together = |group: &[[f64; 2]]| {
         let mean = |k: usize| group.iter().map(|p| p[k]).sum::<f64>() / group.len() as f64;

@@ -2,13 +2,13 @@
 //! order of the rows, and the draws. Finished work is stored in the recipe's `train.output` and isn't repeated, so a
 //! comparison that was killed resumes where it was.
 
-pub mod findings;
-pub mod markdown;
-pub mod run;
+pub(crate) mod findings;
+pub(crate) mod markdown;
+pub(crate) mod run;
 pub mod sentences;
-pub mod statistics;
+pub(crate) mod statistics;
 pub mod study;
-pub mod timing;
+pub(crate) mod timing;
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -21,7 +21,7 @@ pub fn summary(findings: &Findings) -> Vec<String> {
 }
 
 /// A sentence on each difference of a score at the end of the runs.
-pub fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
+pub(crate) fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
     let sentences: Vec<String> = setting.differences_at_end(metric).map(of_difference).collect();
     match sentences.is_empty() {
         true => vec!["no two arms have finished runs of the same seed, so there is no difference to report".to_owned()],

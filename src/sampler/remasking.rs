@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::settings::in_plain_words;
 
 /// The time at which Dream's schedule ends (`eps` in its code).
-pub const T_END: f32 = 1e-3;
+pub(crate) const T_END: f32 = 1e-3;
 
 /// A sampling loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
 }
 
 /// The `count` indices of highest confidence; of equal ones, the earlier come first.
-pub fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
+pub(crate) fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..confidence.len()).collect();
     order.sort_by(|a, b| confidence[*b].total_cmp(&confidence[*a]));
     order.truncate(count);

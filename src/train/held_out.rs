@@ -16,17 +16,17 @@ use crate::parallel::collective::{Collective, Solo};
 use crate::rng::{Draws, Stream};
 
 /// The times of an evaluation: the midpoints of four equal parts of (0, 1).
-pub const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
+pub(crate) const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
 
 /// The most tokens of a forward, except for a single longer sequence.
-pub const PACKED_TOKENS: usize = 2048;
+pub(crate) const PACKED_TOKENS: usize = 2048;
 
 /// The name of the file in a run folder with the rows' losses in the last evaluation.
 const ROWS: &str = "held_out.json";
 
 /// What each held-out row contributes to an evaluation; a comparison of runs takes its intervals from them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HeldOutRows {
+pub(crate) struct HeldOutRows {
     /// The step after which the rows were evaluated.
     pub step: u64,
     /// The number of each row's answer tokens.

@@ -32,7 +32,7 @@ pub struct Earlier {
 }
 
 /// The name of the log in a run folder.
-pub const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 /// The event file for TensorBoard, whose `--logdir` is the run folder or one above it. It lies in the run folder
 /// itself, because TensorBoard names a run after the folder of its events.
 pub const EVENTS: &str = "events.out.tfevents.weft";
@@ -40,7 +40,7 @@ pub const EVENTS: &str = "events.out.tfevents.weft";
 const FORMER_FOLDER: &str = "tensorboard";
 
 /// The run's log.
-pub struct Metrics {
+pub(crate) struct Metrics {
     path: PathBuf,
     file: File,
     events: EventFile,

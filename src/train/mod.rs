@@ -2,7 +2,7 @@
 //! losses, runs backward micro-batch by micro-batch, and updates. Which tokens are masked depends on seed, epoch and
 //! example alone. The formulas are in `noising` and `objective`; folders, files and progress are `run`'s.
 
-pub mod best;
+pub(crate) mod best;
 pub mod checkpoint;
 mod diagnosis;
 pub mod entropy_reuse;
@@ -12,7 +12,7 @@ pub mod guard;
 pub mod held_out;
 pub mod lift;
 pub mod lr_schedule;
-pub mod metrics;
+pub(crate) mod metrics;
 mod noised;
 pub mod optimizer;
 mod pace;
@@ -21,10 +21,10 @@ pub mod rank_log;
 pub mod resolved;
 pub mod run;
 pub mod settings;
-pub mod shards;
+pub(crate) mod shards;
 pub mod step;
 mod tags;
-pub mod tensorboard;
+pub(crate) mod tensorboard;
 pub mod view;
 
 use std::time::Instant;

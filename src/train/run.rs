@@ -141,7 +141,7 @@ pub struct Run<'a> {
 }
 
 /// What is called after every step; `ControlFlow::Break` asks the run to stop.
-pub type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
+pub(crate) type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
 
 impl<'a> Run<'a> {
     /// Opens a folder. A run in it resumes from its newest checkpoint, which is loaded into the trainer; in an empty
@@ -198,7 +198,7 @@ impl<'a> Run<'a> {
 
     /// Calls `observe` after every step. Ranks call their own, all with the report of the same step; one that asks to stop
     /// stops all of them.
-    pub fn observed(mut self, observe: Observe<'a>) -> Self {
+    pub(crate) fn observed(mut self, observe: Observe<'a>) -> Self {
         self.observe = Some(observe);
         self
     }

@@ -7,7 +7,7 @@ use super::guard::Skip;
 use crate::parallel::collective::Traffic;
 
 /// The levels of [`EntropySummary::quantiles`]: the shares of a step's answer tokens that lie below them.
-pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
+pub(crate) const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 
 /// What a step did.
 #[derive(Clone, Debug)]
