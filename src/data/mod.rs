@@ -15,7 +15,7 @@ mod json_file;
 pub mod lengths;
 mod loading;
 pub mod mixing;
-pub(crate) mod notes;
+pub mod notes;
 mod packed_texts;
 pub mod packing;
 mod parquet_file;
