@@ -177,7 +177,7 @@ impl Experiment {
     /// `model.adapter`, or `None` if every weight is trained.
     ///
     /// # Errors
-    /// LoRA targets that the network doesn't have; the errors of [`adapter::load`].
+    /// LoRA targets that the network doesn't have; an adapter of `model.adapter` that can't be loaded.
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
         if self.recipe.objective.blocks == Blocks::Bd3lm {

@@ -30,11 +30,11 @@ pub enum Kind {
     #[default]
     #[serde(alias = "gift")]
     Weft,
-    /// SFT: one rate for a whole answer, as in LLaDA's loss ([`sft`]).
+    /// SFT: one rate for a whole answer, as in LLaDA's loss (`sft`).
     Sft,
     /// CART: SFT's rates, and weights from the clean context, as in Dream's loss ([`cart`]).
     Cart,
-    /// Token weights: SFT's rates, and weights from entropies ([`token_weight`]).
+    /// Token weights: SFT's rates, and weights from entropies (`token_weight`).
     TokenWeight,
     /// LIFT: of a larger mask, the easiest, the hardest or random tokens stay masked ([`lift`]).
     Lift,

@@ -73,7 +73,7 @@ pub fn num_transfer_tokens(num_masked: usize, diffusion_steps: usize) -> Vec<usi
 }
 
 /// The share of the masked tokens that is unmasked at each of Dream's steps: `1 - t_(i+1) / t_i` for times spaced
-/// evenly from 1 to [`T_END`], and all of them at the last step. The times are computed in f32 from both ends, as
+/// evenly from 1 to `T_END`, and all of them at the last step. The times are computed in f32 from both ends, as
 /// `torch.linspace` does: the number of tokens is rounded down, so a single bit may move a token to another step.
 pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
     let stride = (T_END - 1.0) / diffusion_steps as f32;

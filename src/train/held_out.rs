@@ -61,7 +61,7 @@ impl HeldOutRows {
     }
 }
 
-/// An upper bound on the negative log-likelihood per answer token, in nats: the mean over [`TIMES`] of the sum over
+/// An upper bound on the negative log-likelihood per answer token, in nats: the mean over `TIMES` of the sum over
 /// masked tokens of `nll / t`, divided by the answer tokens.
 ///
 /// # Source
