@@ -72,6 +72,7 @@ pub mod base;
 pub mod bench;
 pub mod compare;
 pub mod convert;
+pub mod counted;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -199,7 +199,7 @@ fn a_recipe_scores_base_and_adapter_on_gsm8k() {
     assert!(text.contains("gsm8k on the same 1 held-out problems:\n  base     0.0 %"), "{text}");
     for side in ["base", "adapter"] {
         let file = format!("run/{side}-generations.json");
-        assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generations: "));
+        assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generation: "));
     }
     let error = refused(&folder, &["train", "recipe.toml", "--set", "data.generate=gsm8k"]);
     let reason = "data.generate = \"gsm8k\": the known values are sudoku, countdown, countdown_in_order";

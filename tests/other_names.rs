@@ -108,7 +108,8 @@ fn an_error_of_a_setting_names_the_option() {
     );
     assert_eq!(
         told("[train]\nepochs = 0", &["train.lr=-1"]),
-        "r.toml: train.epochs = 0; give at least 1; --set train.lr = -1 is not a positive number"
+        "the recipe has 2 problems:\n  r.toml: train.epochs = 0; give at least 1\n  --set train.lr = -1 is not a positive \
+         number"
     );
     // A setting is not blamed for a key whose name begins like its own.
     assert_eq!(told("[train]\nlr_schedule = 1", &["train.lr=1e-3"]), told("[train]\nlr_schedule = 1", &[]));

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use clap::Args;
 use weft::base::Base;
+use weft::counted::{counted, verb};
 use weft::data::typed_tokens::SpecialTokens;
 use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
@@ -287,8 +288,10 @@ impl Generate {
         let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
         told.iter().for_each(|line| tell!("warning: {line}"));
-        let earlier = if before > 0 { format!(" ({before} were there)") } else { String::new() };
-        say!("{} answers are in {}{earlier}", before + now, out.display());
+        let earlier =
+            if before > 0 { format!(" ({before} {} there)", verb(before, ["was", "were"])) } else { String::new() };
+        let are = verb(before + now, ["is", "are"]);
+        say!("{} {are} in {}{earlier}", counted(before + now, "answer"), out.display());
         Ok(())
     }
 

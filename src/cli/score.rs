@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use weft::counted::counted;
 use weft::error::Result;
 use weft::eval::Task;
 use weft::eval::stored::{load, save_scores};
@@ -21,7 +22,7 @@ pub struct Score {
     task: String,
     /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth
     file: PathBuf,
-    /// Write one row per generation with the extracted answer and its points to this file (JSONL)
+    /// Write one row per generation with the extracted answer and its points to this new file (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print the accuracy as JSON
@@ -32,6 +33,7 @@ pub struct Score {
 impl Score {
     pub fn run(self) -> Result<ExitCode> {
         let task = Task::parse(&self.task)?;
+        self.out.iter().try_for_each(|out| super::check_new(out))?;
         let scores = load(task, &self.file)?;
         if let Some(out) = &self.out {
             save_scores(out, &scores)?;
@@ -41,7 +43,7 @@ impl Score {
             say!("{}", as_json(task, scores.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        say!("{} on {} generations: {}", self.task, scores.len(), in_percent(&accuracy));
+        say!("{} on {}: {}", self.task, counted(scores.len(), "generation"), in_percent(&accuracy));
         if let Some(out) = &self.out {
             say!("scores are in {}", out.display());
         }
