@@ -161,8 +161,15 @@ fn an_evaluation_is_d1s_json_and_scores_the_same_again() {
     for (task, problems, truth) in [("gsm8k", 2, json!(3.0)), ("math500", 1, json!("\\frac{3}{4}"))] {
         let data = format!("{task}.jsonl");
         let eval = ["eval", "--model", "tiny-base", "--task", task, "--data", &data, "--gen-length", "32"];
-        let first = printed(&folder, &[&eval[..], &["--out", "out.json"]].concat());
-        assert!(first.starts_with(&format!("{task} on {problems} problems: ")), "{first}");
+        let _ = fs::remove_file(folder.join("out.json"));
+        let eval = [&eval[..], &["--out", "out.json"]].concat();
+        let first = printed(&folder, &eval);
+        let count = if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") };
+        assert!(first.starts_with(&format!("{task} on {count}: ")), "{first}");
+        assert_eq!(
+            refused(&folder, &eval),
+            "error: --out out.json is there already; name another file, or remove it\n"
+        );
         let text = fs::read_to_string(folder.join("out.json")).expect("the generations lie there");
         let out: Value = serde_json::from_str(&text).expect("JSON");
         let [generation, ..] = &out["generations"].as_array().expect("a list")[..] else { panic!("{text}") };

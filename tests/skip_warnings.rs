@@ -101,3 +101,16 @@ fn what_was_cut_is_named() {
                 than data.max_seq_len (the first in a.jsonl:1); fix the rows\n";
     assert!(errors.ends_with(none), "{errors}");
 }
+
+#[test]
+fn the_most_frequent_reason_is_told_with_its_number() {
+    let folder = recipe("reasons");
+    let empty = || pair("2?", "") + "\n";
+    let good = |i: usize| pair(&format!("{i} - 1?"), "1") + "\n";
+    let rows = ["{\n".to_owned(), empty(), "[]\n".to_owned(), empty(), pair("", "") + "\n"].concat();
+    fs::write(folder.join("b.jsonl"), rows + &(0..8).map(good).collect::<String>()).expect("it is written");
+    let [_, warned] = told(&weft(&folder, &["data", "recipe.toml", "--set", "data.on_bad_row=skip"]));
+    let expected = "warning: 5 of the 13 rows of b.jsonl are skipped, more than a tenth, 3 of them for this reason: the answer is \
+                    empty (the first in b.jsonl:2)\n";
+    assert!(warned.contains(expected), "{warned}");
+}

@@ -22,7 +22,7 @@ pub struct Score {
     task: String,
     /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth
     file: PathBuf,
-    /// Write one row per generation with the extracted answer and its points to this new file (JSONL)
+    /// Write one row per generation with the extracted answer and its points to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print the accuracy as JSON
@@ -33,9 +33,11 @@ pub struct Score {
 impl Score {
     pub fn run(self) -> Result<ExitCode> {
         let task = Task::parse(&self.task)?;
-        self.out.iter().try_for_each(|out| super::check_new(out))?;
         let scores = load(task, &self.file)?;
         if let Some(out) = &self.out {
+            if out.is_file() {
+                tell!("warning: {} was there already and is written over", out.display());
+            }
             save_scores(out, &scores)?;
         }
         let accuracy = weft::eval::accuracy(&scores);
