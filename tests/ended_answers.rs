@@ -13,7 +13,7 @@ use weft::data::{Dataset, Reading, load, tokenizer};
 
 fn text_model(folder: &Path, template: Option<&str>) -> TextModel {
     tokenizer::train(&folder.join("text"), &["one two three".to_owned()], 300).expect("the tokenizer trains");
-    for template in template {
+    if let Some(template) = template {
         fs::write(folder.join("text/chat_template.jinja"), template).expect("it is written");
     }
     TextModel::open(&folder.join("text")).expect("the tokenizer opens")

@@ -144,7 +144,10 @@ impl SamplingArgs {
     /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
         let sampling = self.over(Sampling::default()).for_model(&base.model.config);
-        tell_idle(&sampling);
+        tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });
+        if self.whole_canvas {
+            tell!("warning: whole_canvas has no effect with --infill, where an end token ends nothing");
+        }
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
     }
