@@ -337,7 +337,7 @@ fn answers_are_skipped_one_by_one() {
     assert_eq!(read.notes.lines(), lines);
     // Of a chat's last answer alone, nothing is left here.
     let error = load(&source(&path, SKIP), &reading(&text)).expect_err("both rows are skipped").to_string();
-    assert!(error.contains("all its 2 rows are skipped, for this reason"), "{error}");
+    assert!(error.contains("all its 2 rows are skipped, 1 of them for this reason"), "{error}");
 }
 
 #[test]
