@@ -145,7 +145,7 @@ fn prompt_and_completion_may_be_turns() {
     assert_eq!(texts(&text, &read), [[prompt, "4|"]], "the prompt's own turns aren't trained on");
     assert_eq!(
         read.notes.lines(),
-        ["columns not read: system", "1 of 2 assistant turns are context only (data.train_on)"]
+        ["columns not read: system", "1 of 2 assistant turns is context only (data.train_on)"]
     );
 }
 
@@ -225,7 +225,7 @@ fn tools_and_fields_of_turns_reach_the_template() {
         let row = json!({ "messages": messages, "tools": given });
         let read = read(&text, &folder, &[row], TrainOn::Last).expect("the row is read");
         assert_eq!(texts(&text, &read), [answer]);
-        assert_eq!(read.notes.lines(), ["1 of 2 assistant turns are context only (data.train_on)"]);
+        assert_eq!(read.notes.lines(), ["1 of 2 assistant turns is context only (data.train_on)"]);
     }
     // A problem of `weft eval` is asked in the same tokens, with or without an answer in its row.
     let asked = messages.as_array().map(|turns| &turns[..4]);
