@@ -168,7 +168,7 @@ fn an_evaluation_is_d1s_json_and_scores_the_same_again() {
         assert!(first.starts_with(&format!("{task} on {count}: ")), "{first}");
         assert_eq!(
             refused(&folder, &eval),
-            "error: --out out.json is there already; name another file, or remove it\n"
+            "error: --out out.json is there already; name another file, or remove it"
         );
         let text = fs::read_to_string(folder.join("out.json")).expect("the generations lie there");
         let out: Value = serde_json::from_str(&text).expect("JSON");
@@ -203,7 +203,7 @@ fn a_recipe_scores_base_and_adapter_on_gsm8k() {
                   [eval]\ntask = \"gsm8k\"\nlimit = 1\n";
     write(&folder, "recipe.toml", recipe);
     let text = printed(&folder, &["train", "recipe.toml"]);
-    assert!(text.contains("gsm8k on the same 1 held-out problems:\n  base     0.0 %"), "{text}");
+    assert!(text.contains("gsm8k on the same 1 held-out problem:\n  base     0.0 %"), "{text}");
     for side in ["base", "adapter"] {
         let file = format!("run/{side}-generations.json");
         assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generation: "));
