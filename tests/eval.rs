@@ -166,10 +166,7 @@ fn an_evaluation_is_d1s_json_and_scores_the_same_again() {
         let first = printed(&folder, &eval);
         let count = if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") };
         assert!(first.starts_with(&format!("{task} on {count}: ")), "{first}");
-        assert_eq!(
-            refused(&folder, &eval),
-            "error: --out out.json is there already; name another file, or remove it"
-        );
+        assert_eq!(refused(&folder, &eval), "error: --out out.json is there already; name another file, or remove it");
         let text = fs::read_to_string(folder.join("out.json")).expect("the generations lie there");
         let out: Value = serde_json::from_str(&text).expect("JSON");
         let [generation, ..] = &out["generations"].as_array().expect("a list")[..] else { panic!("{text}") };
