@@ -80,6 +80,8 @@ pub mod compare;
 #[doc(hidden)]
 pub mod convert;
 #[doc(hidden)]
+pub mod counted;
+#[doc(hidden)]
 pub mod data;
 #[doc(hidden)]
 pub mod device;

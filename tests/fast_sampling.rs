@@ -221,6 +221,7 @@ fn weft_eval_tells_what_an_answer_took() {
     let folder = scratch::folder("fast");
     let [_, held_out] = generated::write(Puzzle::Sudoku, 1, [1, 3], &folder).expect("the rows are written");
     let eval = |more: &[&str]| {
+        let _ = std::fs::remove_file(folder.join("out.json"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
         command.args(["eval", "--model", "tiny-base", "--task", "sudoku", "--data"]).arg(&held_out).arg("--out");
         command.arg(folder.join("out.json")).args(["--gen-length", "16", "--block-length", "8"]).args(more);

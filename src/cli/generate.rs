@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use clap::Args;
 use weft::base::Base;
+use weft::counted::{counted, verb};
 use weft::data::typed_tokens::SpecialTokens;
 use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
@@ -143,7 +144,10 @@ impl SamplingArgs {
     /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
         let sampling = self.over(Sampling::default()).for_model(&base.model.config);
-        tell_idle(&sampling);
+        tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });
+        if self.whole_canvas {
+            tell!("warning: whole_canvas has no effect with --infill, where an end token ends nothing");
+        }
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
     }
@@ -287,8 +291,10 @@ impl Generate {
         let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
         told.iter().for_each(|line| tell!("warning: {line}"));
-        let earlier = if before > 0 { format!(" ({before} were there)") } else { String::new() };
-        say!("{} answers are in {}{earlier}", before + now, out.display());
+        let earlier =
+            if before > 0 { format!(" ({before} {} there)", verb(before, ["was", "were"])) } else { String::new() };
+        let are = verb(before + now, ["is", "are"]);
+        say!("{} {are} in {}{earlier}", counted(before + now, "answer"), out.display());
         Ok(())
     }
 

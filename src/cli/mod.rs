@@ -56,6 +56,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
+use weft::counted::counted;
 use weft::data::typed_tokens::SpecialTokens;
 use weft::device::Name;
 use weft::error::{Error, Result};
@@ -202,7 +203,7 @@ impl Cli {
         // each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        let pool = pool.map_err(|e| Error::Run(format!("{} can't be started: {e}", counted(threads, "thread"))))?;
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
             signals::listen(ranks);
         }
@@ -240,10 +241,10 @@ struct FactArgs {
     /// model's family
     #[arg(long, value_name = "BOOL")]
     logits_shifted: Option<bool>,
-    /// Quantise the linear layers to 4 bits as they are loaded: nf4; default: as they are stored
+    /// Quantize the linear layers to 4 bits as they are loaded: nf4; default: as they are stored
     #[arg(long, value_name = "FORMAT", value_parser = quantize)]
     quantize: Option<Quantize>,
-    /// Whether the scales of --quantize are quantised to 8 bits (true or false); default: true
+    /// Whether the scales of --quantize are quantized to 8 bits (true or false); default: true
     #[arg(long, value_name = "BOOL", requires = "quantize")]
     double_quant: Option<bool>,
 }
@@ -323,6 +324,7 @@ impl ModelArgs {
         if rounds_halves {
             base.told_of_halves().iter().for_each(|told| tell!("note: {told}"));
         }
+        base.told_of_quantizing().iter().for_each(|told| tell!("warning: --quantize {told}"));
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
@@ -335,6 +337,14 @@ impl ModelArgs {
         base.model.config.precision = self.precision;
         base.model.put_on(&weft::device::current());
         Ok(base)
+    }
+}
+
+/// Refuses a file of results that is there already, before any work is done.
+fn check_new(out: &Path) -> Result<()> {
+    match out.exists() {
+        true => Err(Error::Usage(format!("--out {} is there already; name another file, or remove it", out.display()))),
+        false => Ok(()),
     }
 }
 

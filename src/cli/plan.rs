@@ -6,17 +6,18 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 use weft::base::{Base, is_embedded};
+use weft::counted::counted;
 use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::experiment::{Experiment, check_trainable, set_template_kwargs};
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
-use weft::recipe::Recipe;
+use weft::recipe::{Recipe, RunSize};
 use weft_kernels::precision::Precision;
 
 use super::data::read_aside;
 use super::rows;
-use super::train::read_recipe;
+use super::train::{of_size, read_recipe};
 
 /// Predict a run's peak memory and step time before anything is loaded
 ///
@@ -81,6 +82,7 @@ impl Plan {
         }
         let memory_gb = self.memory_gb.or(self.gpu.map(|gpu| gpu.memory_gb));
         let plan = planner.plan(memory_gb.map(as_bytes))?;
+        rows::warn_of_run(&experiment.recipe, RunSize { ranks: self.ranks, ..of_size(&experiment, plan.steps) });
         let sending = plan.communication.zip(self.wire_gbit).map(|(c, gbit)| c.sent_bytes() * 8e-9 / gbit);
         let time = Time::of(&planner, on, plan.steps, sending)?;
         match self.json {
@@ -212,7 +214,7 @@ const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
     let line = |name: &str, bytes: usize| say!("  {name:26}{:>9.3} GB", bytes as f64 / 1e9);
-    say!("peak memory by part; the largest micro-batch has {} tokens", plan.largest_micro_batch);
+    say!("peak memory by part; the largest micro-batch has {}", counted(plan.largest_micro_batch, "token"));
     for part in plan.parts.iter().filter(|part| part.bytes > 0) {
         line(part.name, part.bytes);
     }
@@ -234,9 +236,9 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         parts.iter().for_each(|(name, bytes)| say!("  {name:26}{:>9.3} MB", bytes / 1e6));
         say!("the rank with the most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }
-    let (precision, steps) = (recipe.model.precision, plan.steps);
+    let (precision, steps) = (recipe.model.precision, counted(plan.steps, "step"));
     let Some(time) = time else {
-        say!("{steps} steps; --gpu NAME predicts what one takes, weft bench --device cuda measures it");
+        say!("{steps}; --gpu NAME predicts what one takes, weft bench --device cuda measures it");
         return;
     };
     time.say_source(precision);
@@ -253,7 +255,7 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
     if let Some(seconds) = sending {
         say!("  sending takes {} s of each step, none of it overlapped", significant(seconds));
     }
-    say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
+    say!("  {} s a step, {steps}, {duration}", significant(step_seconds));
 }
 
 /// Formats a number with at least three significant digits.

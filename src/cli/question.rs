@@ -72,10 +72,12 @@ fn usual_length(examples: &[Example]) -> usize {
 
 /// The recipe's sampler with room for answers of `length` tokens, in whole blocks, at as many tokens a step.
 fn sampling(recipe: &Recipe, config: &Config, length: usize) -> Sampling {
-    let (for_model, recipe) = (recipe.sampling(config), &recipe.sampler);
+    let for_model = recipe.sampling(config);
+    let Sampling { block_length, diffusion_steps, .. } = for_model;
+    let recipe = &Sampling { block_length, diffusion_steps, ..recipe.sampler.clone() };
     let steps = |gen_length: usize| (gen_length * recipe.diffusion_steps / recipe.gen_length.max(1)).max(1);
     if for_model.is_block_causal() {
-        let Sampling { attention, block_length, .. } = for_model;
+        let attention = for_model.attention;
         return Sampling {
             gen_length: length,
             diffusion_steps: steps(length),

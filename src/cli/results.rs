@@ -1,6 +1,7 @@
 //! The results of a run of `weft train`, for a person, for the run's report and for a program.
 
 use serde_json::{Map, Value, json};
+use weft::counted::counted;
 use weft::eval::{Accuracy, Task};
 use weft::experiment::Experiment;
 use weft::machine;
@@ -41,7 +42,7 @@ impl Results<'_> {
         let Summary { first_step, train_secs, .. } = self.summary;
         let resumed = if *first_step > 0 { format!(", resumed at step {first_step}") } else { String::new() };
         let skipped = self.skipped().map(|skipped| format!("; {skipped}")).unwrap_or_default();
-        say!("trained {} steps in {train_secs:.0} s{resumed}{skipped}", self.steps);
+        say!("trained {} in {train_secs:.0} s{resumed}{skipped}", counted(self.steps, "step"));
         if let Some(Drift { rank_correlation, mean_change }) = self.summary.entropy_drift {
             say!(
                 "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
@@ -57,7 +58,7 @@ impl Results<'_> {
             say!("lowest held-out loss {:.4} at step {}, saved in {path}", best.held_out_loss, best.step);
         }
         if let Some((task, problems, scores)) = &self.scores {
-            say!("{} on the same {problems} held-out problems:", task.name());
+            say!("{} on the same {}:", task.name(), counted(*problems, "held-out problem"));
             let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
             scores.iter().for_each(|(name, accuracy)| say!("  {name:width$}  {}", in_percent(accuracy)));
         }
@@ -103,7 +104,7 @@ impl Results<'_> {
         let [examples, tokens, cut] = counts(self.experiment);
         let examples = match train.documents {
             0 => format!("{examples}, {cut} of them cut at {} tokens", self.experiment.recipe.data.max_seq_len.0),
-            documents => format!("{documents} texts in {examples} sequences"),
+            documents => format!("{} in {}", counted(documents, "text"), counted(examples, "sequence")),
         };
         let mut facts = vec![row("training examples", examples), row("tokens in them", tokens.to_string())];
         if let Some(held_out) = &self.experiment.held_out {
@@ -123,13 +124,18 @@ impl Results<'_> {
     /// The number of skipped steps as text; `None` if none was skipped.
     fn skipped(&self) -> Option<String> {
         let Skipped { non_finite, spikes } = self.summary.skipped;
-        let of = self.steps;
+        let of = counted(self.steps, "step");
         (non_finite + spikes > 0).then(|| match (non_finite, spikes) {
-            (_, 0) => format!("{non_finite} of {of} steps skipped, not finite"),
-            (0, _) => format!("{spikes} of {of} steps skipped, spikes of the gradient"),
+            (_, 0) => format!("{non_finite} of {of} skipped, not finite"),
+            (0, _) => format!(
+                "{} of {of} skipped, {} of the gradient",
+                spikes,
+                if spikes == 1 { "a spike" } else { "spikes" }
+            ),
             _ => format!(
-                "{} of {of} steps skipped: {non_finite} not finite, {spikes} spikes of the gradient",
-                non_finite + spikes
+                "{} of {of} skipped: {non_finite} not finite, {} of the gradient",
+                non_finite + spikes,
+                counted(spikes, "spike")
             ),
         })
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::base::{Base, is_embedded};
+use weft::counted::counted;
 use weft::data::Example;
 use weft::data::turns::turns;
 use weft::error::{Error, Result};
@@ -19,9 +20,10 @@ use weft::model::settings::Trainable;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
-use weft::recipe::Recipe;
+use weft::recipe::{Recipe, RunSize};
 use weft::report::training::{self, Sample};
 use weft::reproduce::study;
+use weft::sampler::generate::Sampling;
 use weft::train::checkpoint;
 use weft::train::rank_log::RankLog;
 use weft::train::run::{self, RESULTS};
@@ -233,7 +235,11 @@ impl Train {
     fn tell_finished(&self, output: &Path, steps: u64) -> Result<ExitCode> {
         match self.json {
             true => say!("{}", read_text(&output.join(RESULTS))?.trim_end()),
-            false => say!("the run in {} is finished ({steps} steps); there is nothing to resume", output.display()),
+            false => say!(
+                "the run in {} is finished ({}); there is nothing to resume",
+                output.display(),
+                counted(steps, "step")
+            ),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -269,16 +275,12 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
 /// Prints warnings and what the run will do, before it starts.
 fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     let recipe = &experiment.recipe;
-    // A run that stops after a few steps is a trial.
-    if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
-        let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
-        tell!(
-            "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
-        );
-    }
-    tell_idle(&recipe.sampling(&base.model.config));
+    // The recipe's warnings say what becomes of the sampler's seed.
+    tell_idle(&Sampling { seed: Sampling::default().seed, ..recipe.sampling(&base.model.config) });
     let of_run = [Some(&experiment.train), experiment.held_out.as_ref()];
     rows::warn(base.config(), of_run, experiment.shared_rows());
+    rows::warn_of_run(recipe, of_size(experiment, plan.steps));
+    base.told_of_quantizing().iter().for_each(|told| tell!("warning: model.quantize {told}"));
     if let Some(adapter) = &recipe.model.adapter {
         warn_of_base(adapter, &base.name);
     }
@@ -295,6 +297,17 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     }
 }
 
+/// The size of a run whose rows and problems are read.
+pub(super) fn of_size(experiment: &Experiment, steps: u64) -> RunSize<'_> {
+    RunSize {
+        train: &experiment.train,
+        held_out: experiment.held_out.as_ref(),
+        problems: Some(experiment.problems.len()),
+        steps,
+        ranks: experiment.ranks.size(),
+    }
+}
+
 fn describe(experiment: &Experiment, base: &Base) {
     let recipe = &experiment.recipe;
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
@@ -307,11 +320,18 @@ fn describe(experiment: &Experiment, base: &Base) {
     let ranks = &experiment.ranks;
     if ranks.size() > 1 {
         let batch = recipe.train.global_batch_size() * ranks.size();
-        let threads = rayon::current_num_threads();
-        say!("ranks      {}, {threads} threads each on this machine; {batch} examples a step", ranks.size());
+        let threads = counted(rayon::current_num_threads(), "thread");
+        say!("ranks      {}, {threads} each on this machine; {batch} examples a step", ranks.size());
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
+    let (given, sampling) = (&recipe.sampler, recipe.sampling(&base.model.config));
+    let blocks = sampling.block_length;
+    if recipe.eval.generates() && !sampling.is_block_causal() && blocks != given.block_length {
+        let (tokens, steps) = (counted(given.gen_length, "token"), counted(sampling.diffusion_steps, "step"));
+        let other = given.block_length;
+        say!("answers    {tokens} in blocks of {blocks}, because {other} don't divide them; {steps}");
+    }
     rows::say_of(experiment);
 }
 

@@ -11,6 +11,8 @@ use serde_json::Value;
 use super::asked::turns_of_row;
 use super::generations::batch_sizes;
 use crate::base::Base;
+use crate::counted::counted;
+use crate::data::bad_rows::{BadRow, BadRows, of_reader};
 use crate::data::prompt;
 use crate::data::sources::{Fields, Row, Source};
 use crate::data::typed_tokens::SpecialTokens;
@@ -62,14 +64,19 @@ struct Asked {
 /// stopping change no answer: a row's draws belong to its number.
 ///
 /// # Errors
-/// A row that asks nothing, or holds a mask token; an output of other rows; a file that can't be read or written.
+/// Every row that asks nothing, or holds a mask token, before any is answered; an output of other rows; a file that can't be
+/// read or written.
 pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, progress: &Progress) -> Result<Answered> {
     asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
     }
-    let mut rows = Source::at(data, "test").rows()?;
+    let source = Source::at(data, "test");
+    let mut rows = source.rows()?;
     let before = skip_answered(&mut rows, out)?;
+    // All bad rows are reported before the first answer is computed.
+    check_rows(base, (rows, before as u64), asking, &source)?;
+    let rows = source.rows()?.skip(before);
     let mut answered = Answered { before, ..Answered::default() };
     let mut waiting: Vec<Asked> = vec![];
     let mut file: Option<File> = None;
@@ -100,6 +107,30 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, pr
     match answered.before + answered.now {
         0 => Err(Error::Config { path: data.to_owned(), reason: "it has no rows; give a row per question".to_owned() }),
         _ => Ok(answered),
+    }
+}
+
+/// Returns an error that lists the rows that can't be asked, if there are any; the first row has the given index.
+fn check_rows(
+    base: &Base,
+    (rows, first): (impl Iterator<Item = Result<Row>>, u64),
+    asking: &Asking,
+    source: &Source,
+) -> Result<()> {
+    let mut bad = BadRows::default();
+    for (index, row) in (first..).zip(rows) {
+        match row {
+            Err(error) => bad.push(of_reader(error)?),
+            Ok(row) => {
+                let asked = ask(base, &row, index, asking);
+                asked.err().into_iter().for_each(|error| bad.push(BadRow::new(error, row.place())));
+            }
+        }
+        bad.rows += 1;
+    }
+    match bad.is_empty() {
+        true => Ok(()),
+        false => Err(bad.into_error_without_skipping(&source.name())),
     }
 }
 
@@ -172,7 +203,7 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
 /// number of rows.
 fn told([unread, typed]: [BTreeMap<String, usize>; 2], is_raw: bool) -> Vec<String> {
     let list = |counts: &BTreeMap<String, usize>| {
-        counts.iter().map(|(name, count)| format!("{name} ({count} rows)")).collect::<Vec<_>>().join(", ")
+        counts.iter().map(|(name, count)| format!("{name} ({})", counted(*count, "row"))).collect::<Vec<_>>().join(", ")
     };
     let unread = (!unread.is_empty()).then(|| match is_raw {
         true => format!("--raw leaves out {}", list(&unread)),

@@ -122,7 +122,7 @@ impl ModelConfig {
     }
 
     /// The value of a field.
-    pub(super) fn field(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn field(&self, key: &str) -> Option<&Value> {
         self.fields.get(key)
     }
 

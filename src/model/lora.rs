@@ -54,9 +54,13 @@ fn other_folder(folder: &Path) -> Option<String> {
     if within("adapter/adapter_config.json") {
         return Some(format!("it is a run folder; its adapter is in {}", folder.join("adapter").display()));
     }
-    match folder.is_file() {
-        true => Some("it is a file; give an adapter's folder".to_owned()),
-        false => within("config.json").then(|| from_hub::NO_ADAPTER.to_owned()),
+    match () {
+        () if folder.is_file() => Some("it is a file; give an adapter's folder".to_owned()),
+        () if within("config.json") => Some(from_hub::NO_ADAPTER.to_owned()),
+        () => from_hub::to_resume_from(folder).or_else(|| {
+            let reason = "it has no adapter_config.json; give an adapter's folder, such as adapter in a run folder";
+            folder.is_dir().then(|| reason.to_owned())
+        }),
     }
 }
 
@@ -80,7 +84,7 @@ pub fn named_base(folder: &Path) -> Option<String> {
     config_field(folder, "base_model_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-/// How the base of an adapter was quantised during training; `None` if the adapter's folder doesn't say that it was.
+/// How the base of an adapter was quantized during training; `None` if the adapter's folder doesn't say that it was.
 pub fn base_quantization(folder: &Path) -> Option<Quantization> {
     let field = config_field(folder, BASE_QUANTIZATION)?;
     Some(Quantization { double_quant: field.get("double_quant")?.as_bool()? })

@@ -225,12 +225,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether any tensor is quantised.
+    /// Whether any tensor is quantized.
     pub(super) fn has_quantized(&self) -> bool {
         self.tensors.values().any(|(_, held)| held.is_quantized())
     }
 
-    /// Puts quantised tensors in the place of those with the same names. Returns false, and changes nothing, if there are
+    /// Puts quantized tensors in the place of those with the same names. Returns false, and changes nothing, if there are
     /// others or their shapes differ.
     pub(super) fn replace(&mut self, quantized: Self) -> bool {
         let fits = |(name, (shape, held)): (&String, &(Vec<usize>, Held))| {
@@ -303,7 +303,7 @@ fn have_equal_numbers(a: &Weight, b: &Weight) -> bool {
     is_of_size && (0..a.rows()).all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1))
 }
 
-/// The tensors of mapped files, and the parts of quantised ones, which may lie in several files.
+/// The tensors of mapped files, and the parts of quantized ones, which may lie in several files.
 #[derive(Default)]
 struct Mapped {
     tensors: HashMap<String, (Vec<usize>, Held)>,
@@ -352,7 +352,7 @@ fn map_file(path: &Path, mapped: &mut Mapped) -> Result<()> {
 enum Stored {
     As(Dtype),
     F16,
-    /// As a part of a quantised weight.
+    /// As a part of a quantized weight.
     Part(safetensors::Dtype),
 }
 

@@ -4,12 +4,14 @@
 use super::findings::{Difference, Findings, Metric, SettingFindings};
 use super::markdown::main_table;
 use super::statistics::Interval;
+use crate::counted::counted;
 
 /// The main table, for a terminal, and a sentence on each difference at the end.
 pub fn summary(findings: &Findings) -> Vec<String> {
     let metric = findings.metrics()[0];
     let (header, rows) = main_table(findings, metric);
-    let title = format!("{} at the end: mean [95 % interval] over {}", metric.name(), seeds(findings.seeds.len()));
+    let title =
+        format!("{} at the end: mean [95 % interval] over {}", metric.name(), counted(findings.seeds.len(), "seed"));
     let mut lines = vec![title];
     lines.extend(columns(&[vec![header], rows].concat()));
     for setting in &findings.settings {
@@ -43,16 +45,12 @@ fn of_difference(difference: &Difference) -> String {
     };
     let [mean, low, high] = [mean, low, high].map(|value| without_sign_of_zero(value, decimals));
     let interval = if count > 1 { format!(" [{low:.decimals$}, {high:.decimals$}]") } else { String::new() };
-    format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), seeds(count))
+    format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), counted(count, "seed"))
 }
 
 /// A value that would be printed as -0.0 as 0.0.
 fn without_sign_of_zero(value: f64, decimals: usize) -> f64 {
     if value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) { 0.0 } else { value }
-}
-
-fn seeds(count: usize) -> String {
-    if count == 1 { "1 seed".to_owned() } else { format!("{count} seeds") }
 }
 
 /// The two arms of a difference.
