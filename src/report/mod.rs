@@ -7,5 +7,6 @@ pub mod curves;
 pub mod date;
 pub mod entropy_map;
 pub mod page;
+pub mod table;
 pub mod training;
 pub mod visible;
