@@ -80,7 +80,7 @@ def make_pages(weft, folder):
     (folder / "recipe.toml").write_text(RECIPE)
     run(weft, "train", "recipe.toml", cwd=folder)
     run(weft, "train", "recipe.toml", "--set", "train.lr=1e-4", "--set", "train.output=slow", cwd=folder)
-    run(weft, "train", "recipe.toml", "--set", "train.weight_decay=0.1", "--set", f"train.output={LONG}", cwd=folder)
+    run(weft, "train", "recipe.toml", "--set", "train.lr=5e-4", "--set", f"train.output={LONG}", cwd=folder)
     run(weft, "compare", "run", "slow", LONG, cwd=folder)
     (folder / "study.toml").write_text(STUDY)
     run(weft, "reproduce", "study.toml", cwd=folder)
