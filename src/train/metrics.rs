@@ -77,7 +77,8 @@ impl Metrics {
             .map_err(|source| Error::Write { path: path.clone(), source })?;
         let kept: Vec<Value> = kept.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let events = repeat_events(output, &kept)?;
-        let style = "{bar:24} step {pos}/{len}  {msg}";
+        // A narrow window cuts the end of the message.
+        let style = "{bar:16} step {pos}/{len}  {wide_msg}";
         let bar = &progress.bar;
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         bar.set_position(step);
@@ -118,11 +119,11 @@ impl Metrics {
         }
         let nll = report.nll.map(|nll| format!("nll {nll:.3}  ")).unwrap_or_default();
         let message = format!(
-            "loss {:.4}  {nll}gradient {:.3}  {:.0} tokens/s  {} left",
+            "loss {:.4}  {nll}{} left  {:.0} tokens/s  gradient {:.3}",
             report.loss,
-            report.grad_norm,
+            self.pace.left(report.step),
             self.pace.tokens_per_second(),
-            self.pace.left(report.step)
+            report.grad_norm
         );
         let Progress { bar, tells } = &self.progress;
         bar.set_message(message.clone());
