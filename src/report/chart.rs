@@ -30,12 +30,12 @@ const COLOURS: usize = 8;
 /// # Source
 /// Okabe and Ito, Color Universal Design (2008), two of them darkened or lightened.
 const STYLE: &str = "<style>svg{color-scheme:light dark;font:15px system-ui,sans-serif}\
-.ink{fill:#222}.line{stroke:#222}.grid{stroke:#ddd}.paper{fill:#fff}.band{fill:currentColor;opacity:.2}\
+.ink{fill:#222}.line{stroke:#222}.grid{stroke:#ddd}.paper{fill:#fff}.band{fill:currentColor;opacity:.2}.several .band{opacity:.1}\
 .hit{opacity:0}.hit:hover{opacity:1}\
 .k0{color:#0072b2}.k1{color:#d55e00}.k2{color:#009e73}.k3{color:#cc79a7}.k4{color:#e69f00}.k5{color:#56b4e9}\
 .k6{color:#8a6fd1}.k7{color:#7f7f7f}\
 @media(prefers-color-scheme:dark){.ink{fill:#ddd}.line{stroke:#ddd}.grid{stroke:#3c3c3c}.paper{fill:#181818}\
-.band{opacity:.38}.k0{color:#4db1e8}.k1{color:#ff8a4c}.k2{color:#2fc99a}.k3{color:#e6a3c9}.k4{color:#f5b93d}\
+.band{opacity:.38}.several .band{opacity:.17}.k0{color:#4db1e8}.k1{color:#ff8a4c}.k2{color:#2fc99a}.k3{color:#e6a3c9}.k4{color:#f5b93d}\
 .k5{color:#8fd0f5}.k6{color:#b09cf0}.k7{color:#b0b0b0}}</style>";
 
 /// A curve.
@@ -101,10 +101,15 @@ pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> S
         band(&mut svg, (&x, &y), curve);
         svg.push_str("</g>");
     }
-    for (i, curve) in curves.iter().enumerate() {
-        let _ = write!(svg, r#"<g {}>"#, look(i));
-        band(&mut svg, (&x, &y), curve);
-        line(&mut svg, (&x, &y), curve);
+    // No band hides a line, and several bands are fainter.
+    let several = if curves.len() > 1 { r#"<g class="several">"# } else { "<g>" };
+    for (opening, draw) in [(several, band as fn(&mut String, (&Axis, &Axis), &Curve)), ("<g>", line)] {
+        svg.push_str(opening);
+        for (i, curve) in curves.iter().enumerate() {
+            let _ = write!(svg, r#"<g {}>"#, look(i));
+            draw(&mut svg, (&x, &y), curve);
+            svg.push_str("</g>");
+        }
         svg.push_str("</g>");
     }
     svg + &legend + "</svg>\n"
