@@ -2,6 +2,7 @@
 //! The training loop is in `train`; the commands print the results.
 
 pub(crate) mod adapter;
+pub mod answer_length;
 pub(crate) mod trained;
 
 use std::path::Path;
@@ -230,12 +231,14 @@ impl Experiment {
         Ok(Some(config))
     }
 
-    /// A network's answers to the first rows, for people to read; held-out rows are used if there are any.
+    /// A network's answers to the first rows, for people to read; held-out rows are used if there are any. Their sampler is
+    /// [`answer_length::of_report`].
     ///
     /// # Errors
     /// Sampling lengths that aren't divisible.
     pub fn samples(&self, model: &Transformer, text: &TextModel) -> Result<Vec<String>> {
-        let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..self.sampling(model) };
+        let own = answer_length::of_report(&self.recipe, &model.config, &self.train);
+        let sampling = Sampling { eos_token_ids: text.end_token_ids(), seed: self.recipe.train.seed, ..own };
         let rows = self.sampled();
         let prompts: Vec<Prompt> =
             rows.iter().zip(0..).map(|(row, example)| Prompt { ids: &row.prompt_ids, example }).collect();

@@ -109,14 +109,15 @@ impl Data {
             print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
         }
         for remark in remarks {
-            say!("note: {remark}");
+            sentence!(6, "note: {remark}");
         }
         let (steps, all) = num_steps(recipe, train);
         let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
         let (examples, tokens) = (counted(epoch, "example"), counted(tokens.round(), "token"));
-        say!("an epoch: {examples}, {tokens}, {} of {}", counted(steps, "step"), recipe.train.global_batch_size());
+        let (per_epoch, batch) = (counted(steps, "step"), recipe.train.global_batch_size());
+        sentence!(10, "an epoch: {examples}, {tokens}, {per_epoch} of {batch}");
         say!("the run:  {}, {:.2} epochs", counted(all, "step"), all as f64 / steps as f64);
-        say!("model:    {}: {}", config.family().name, config.facts());
+        sentence!(10, "model:    {}: {}", config.family().name, config.facts());
         let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         for (part, examples) in train.by_source() {
             for (i, example) in examples.iter().take(self.examples).enumerate() {
@@ -228,7 +229,7 @@ fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
 
 fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
     for (part, examples) in mixed.by_source() {
-        say!("{what}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+        sentence!(2, "{what}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
         say!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
         // A text is neither prompt nor answer.
         let hidden = if part.documents > 0 { 2 } else { 0 };
@@ -242,7 +243,7 @@ fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
             _ => say!("  nothing cut: texts are packed into sequences of {max_seq_len} tokens"),
         }
         for line in part.notes.lines() {
-            say!("  {line}");
+            sentence!(4, "  {line}");
         }
         say!();
     }

@@ -14,10 +14,18 @@ macro_rules! say {
 }
 
 /// Prints a line on standard error. If that fails, on a full disk for example, only the line is lost: `eprintln` would end
-/// the program.
+/// the program. On a terminal it is broken between words.
 macro_rules! tell {
     ($($text:tt)*) => {
-        weft::progress::tell(&format!($($text)*))
+        weft::progress::tell(&$crate::cli::window::told(&format!($($text)*)))
+    };
+}
+
+/// Prints a line of results like `say`. On a terminal it is broken between words, and what follows a break is indented by so
+/// many columns.
+macro_rules! sentence {
+    ($indent:expr, $($text:tt)*) => {
+        say!("{}", $crate::cli::window::said(&format!($($text)*), $indent))
     };
 }
 
@@ -34,6 +42,7 @@ pub mod hints;
 mod inspect;
 mod installation;
 mod likelihood;
+mod line_editor;
 mod merge;
 mod model_card;
 mod parity;
@@ -49,6 +58,7 @@ mod score;
 mod signals;
 mod trace;
 mod train;
+mod window;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

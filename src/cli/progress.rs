@@ -36,7 +36,8 @@ struct Drawn(ProgressBar);
 impl Bar for Drawn {
     fn begin(&self, unit: Unit, len: Option<u64>) {
         let template = match unit {
-            Unit::Steps => Some("{bar:24} step {pos}/{len}  {msg}"),
+            // A narrow window cuts the end of the message.
+            Unit::Steps => Some("{bar:16} step {pos}/{len}  {wide_msg}"),
             Unit::Problems => Some("{bar:24} {pos}/{len} problems  {eta} left"),
             Unit::Answers => Some("{bar:24} {pos}/{len} answers  {eta} left"),
             Unit::Bytes => Some("{bar:24} {bytes}/{total_bytes}  {msg}  {binary_bytes_per_sec}  {eta} left"),

@@ -2,16 +2,17 @@
 
 use serde_json::{Value, json};
 use weft::counted::{counted, verb};
-use weft::data::notes::Notes;
+use weft::data::notes::{Notes, Skipped};
 use weft::data::shared_rows::SharedRows;
 use weft::data::{Dataset, Mixed, Part};
 use weft::experiment::Experiment;
 use weft::model::config::ModelConfig;
 use weft::model::positions::Beyond;
 use weft::recipe::{Recipe, RunSize};
+use weft::report::table::Table;
 
 /// The indentation of the lines in which `weft train` describes the rows.
-const INDENT: &str = "           ";
+pub const INDENT: &str = "           ";
 
 /// How much of the rows lies beyond the positions that the model was trained for.
 pub fn beyond(config: &ModelConfig, rows: [Option<&Mixed>; 2]) -> Option<Beyond> {
@@ -61,29 +62,44 @@ pub fn say_of(experiment: &Experiment) {
     match parts.iter().all(|part| part.documents > 0) {
         true => {
             let (documents, sequences) = (counted(*documents, "text"), counted(count, "sequence"));
-            say!("data       {documents}, {tokens} tokens, packed into {sequences} of at most {longest}")
+            sentence!(
+                INDENT.len(),
+                "data       {documents}, {tokens} tokens, packed into {sequences} of at most {longest}"
+            )
         }
         false => {
             let (examples, cut) = (counted(count, "example"), counted(*truncated, "answer"));
-            say!("data       {examples}, {tokens} tokens; {cut} cut at {longest} tokens")
+            sentence!(INDENT.len(), "data       {examples}, {tokens} tokens; {cut} cut at {longest} tokens")
         }
     }
     for part in parts {
         if parts.len() > 1 || part.num_chats().is_some() {
-            say!("{INDENT}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+            sentence!(
+                INDENT.len(),
+                "{INDENT}{}: {}, each {} in an epoch",
+                part.name,
+                part.how_many(),
+                part.how_often()
+            );
         }
-        part.notes.lines().iter().for_each(|line| say!("{INDENT}{line}"));
+        part.notes.lines().iter().for_each(|line| sentence!(INDENT.len(), "{INDENT}{line}"));
     }
     if parts.len() > 1 {
-        say!("{INDENT}an epoch has {}", counted(mixture.epoch_len(count), "example"));
+        sentence!(INDENT.len(), "{INDENT}an epoch has {}", counted(mixture.epoch_len(count), "example"));
     }
     if let Some(Mixed { dataset, parts, .. }) = &experiment.held_out {
         let count = dataset.examples.len();
         match dataset.documents {
-            0 => say!("held out   {}; {} cut", counted(count, "example"), counted(dataset.truncated, "answer")),
-            documents => say!("held out   {} in {}", counted(documents, "text"), counted(count, "sequence")),
+            0 => {
+                let (examples, cut) = (counted(count, "example"), counted(dataset.truncated, "answer"));
+                sentence!(INDENT.len(), "held out   {examples}; {cut} cut")
+            }
+            documents => {
+                let (texts, sequences) = (counted(documents, "text"), counted(count, "sequence"));
+                sentence!(INDENT.len(), "held out   {texts} in {sequences}")
+            }
         }
-        parts.iter().flat_map(|part| part.notes.lines()).for_each(|line| say!("{INDENT}{line}"));
+        parts.iter().flat_map(|part| part.notes.lines()).for_each(|line| sentence!(INDENT.len(), "{INDENT}{line}"));
     }
 }
 
@@ -92,6 +108,36 @@ pub fn lines_of_options(notes: &Notes) -> Vec<String> {
     let of_option =
         |line: String| line.replace("data.special_tokens", "--special-tokens").replace(" (data.train_on)", "");
     notes.lines().into_iter().map(of_option).collect()
+}
+
+/// The counts of a run's rows for its report, a source in each row.
+pub fn table(train: &Mixed, held_out: Option<&Mixed>) -> Table {
+    let head = ["", "used", "rows", "skipped", "gives", "answers cut"].map(str::to_owned).to_vec();
+    let row = |(part, used): (&Part, &str)| {
+        let [rows, skipped, cut] = [part.notes.rows, part.notes.num_skipped(), part.truncated].map(|n| n.to_string());
+        vec![part.name.clone(), used.to_owned(), rows, skipped, part.how_many(), cut]
+    };
+    let held_out = held_out.iter().flat_map(|mixed| &mixed.parts).map(|part| row((part, "held out")));
+    let rows = train.parts.iter().map(|part| row((part, "training"))).chain(held_out);
+    Table { title: "rows".to_owned(), rows: [head].into_iter().chain(rows).collect(), note: String::new() }
+}
+
+/// What a run leaves out of a source: rows and answers that are skipped, with the reasons, and the ends of answers that are
+/// cut at so many tokens.
+pub fn left_out(part: &Part, max_seq_len: usize) -> Vec<String> {
+    let Notes { rows, skipped, skipped_answers, first_cut, cut_rows, .. } = &part.notes;
+    let because = |what: String, reason: &str, first: &str| format!("{what} skipped: {reason} (the first in {first})");
+    let of_rows = skipped.iter().map(|(reason, Skipped { count, first })| {
+        because(format!("{count} of {}", counted(*rows, "row")), reason, first)
+    });
+    let of_answers =
+        skipped_answers.iter().map(|(reason, Skipped { count, first })| because(counted(*count, "answer"), reason, first));
+    let cut = (part.truncated > 0 && part.documents == 0).then(|| {
+        let more = if *cut_rows > first_cut.len() { ", ..." } else { "" };
+        let answers = counted(part.truncated, "answer");
+        format!("{answers} cut at {max_seq_len} tokens (in {}{more})", first_cut.join(", "))
+    });
+    of_rows.chain(of_answers).chain(cut).collect()
 }
 
 /// The rows as one JSON object: the counts of each source that is trained on and held out.

@@ -13,7 +13,7 @@ use weft::data::turns::turns;
 use weft::error::{Error, Result};
 use weft::eval::Accuracy;
 use weft::eval::generations::{accuracy_of, save};
-use weft::experiment::Experiment;
+use weft::experiment::{Experiment, answer_length};
 use weft::files::{make_folder, read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::settings::Trainable;
@@ -21,7 +21,7 @@ use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::{Recipe, RunSize};
-use weft::report::training::{self, Sample};
+use weft::report::training::{self, Contents, Sample};
 use weft::reproduce::study;
 use weft::sampler::generate::Sampling;
 use weft::train::checkpoint;
@@ -35,7 +35,7 @@ use super::plan::as_bytes;
 use super::progress::{bar, doing};
 use super::question;
 use super::results::Results;
-use super::rows;
+use super::rows::{self, INDENT};
 use super::warn_of_base;
 
 /// The recipe that `weft train` runs when none is given.
@@ -158,12 +158,23 @@ impl Train {
         for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
             model_card::write(folder, &experiment, &base.name, &results)?;
         }
-        self.finish(&output, &results, &samples)
+        let sampling = answer_length::of_report(recipe, &base.model.config, &experiment.train);
+        self.finish(&results, (&samples, &answer_length::told(&sampling, &experiment.train)))
     }
 
     /// Writes the report and the results, and prints these.
-    fn finish(&self, output: &Path, results: &Results, samples: &[Sample]) -> Result<ExitCode> {
-        training::write(output, (&results.rows(), &results.facts()), samples)?;
+    fn finish(&self, results: &Results, (samples, sampler): (&[Sample], &str)) -> Result<ExitCode> {
+        let Experiment { recipe, train, held_out, .. } = results.experiment;
+        let output = &recipe.train.output;
+        let contents = Contents {
+            results: &results.rows(),
+            facts: &results.facts(),
+            rows: &rows::table(train, held_out.as_ref()),
+            remarks: &results.remarks(),
+            samples,
+            sampler,
+        };
+        training::write(output, &contents)?;
         let object = results.to_json();
         // This file is written last: where it exists, the run is finished.
         write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
@@ -289,11 +300,14 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     }
     describe(experiment, base);
     if let (Some(folder), Some(told)) = (&recipe.model.adapter, &plan.adapter) {
-        say!("adapter    starts from {}: {told}", folder.display());
+        sentence!(INDENT.len(), "adapter    starts from {}: {told}", folder.display());
     }
-    say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
+    sentence!(INDENT.len(), "memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
     if recipe.train.checkpoint_every == 0 {
-        say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way");
+        sentence!(
+            INDENT.len(),
+            "saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way"
+        );
     }
 }
 
@@ -312,25 +326,32 @@ fn describe(experiment: &Experiment, base: &Base) {
     let recipe = &experiment.recipe;
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
-    say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
-    say!("model      {}", base.told());
+    sentence!(INDENT.len(), "base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    sentence!(INDENT.len(), "model      {}", base.told());
     if let Some(gpu) = weft::device::gpu() {
-        say!("device     {}", gpu.name());
+        sentence!(INDENT.len(), "device     {}", gpu.name());
     }
     let ranks = &experiment.ranks;
     if ranks.size() > 1 {
         let batch = recipe.train.global_batch_size() * ranks.size();
         let threads = counted(rayon::current_num_threads(), "thread");
-        say!("ranks      {}, {threads} each on this machine; {batch} examples a step", ranks.size());
+        sentence!(
+            INDENT.len(),
+            "ranks      {}, {threads} each on this machine; {batch} examples a step",
+            ranks.size()
+        );
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
-    say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
+    sentence!(INDENT.len(), "objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
     let (given, sampling) = (&recipe.sampler, recipe.sampling(&base.model.config));
     let blocks = sampling.block_length;
     if recipe.eval.generates() && !sampling.is_block_causal() && blocks != given.block_length {
         let (tokens, steps) = (counted(given.gen_length, "token"), counted(sampling.diffusion_steps, "step"));
         let other = given.block_length;
-        say!("answers    {tokens} in blocks of {blocks}, because {other} don't divide them; {steps}");
+        sentence!(
+            INDENT.len(),
+            "answers    {tokens} in blocks of {blocks}, because {other} don't divide them; {steps}"
+        );
     }
     rows::say_of(experiment);
 }

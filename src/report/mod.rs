@@ -7,5 +7,6 @@ pub(crate) mod curves;
 pub(crate) mod date;
 pub mod entropy_map;
 pub(crate) mod page;
+pub mod table;
 pub mod training;
 pub mod visible;

@@ -97,13 +97,13 @@ fn file_name(chart: &str, setting: &str) -> String {
 fn charts_of(setting: &SettingFindings) -> Vec<(&'static str, &str, String)> {
     let mut charts = vec![];
     for metric in setting.metrics() {
-        let (name, y) = match metric {
-            Metric::Accuracy => ("accuracy", "accuracy, %"),
-            Metric::NllBound => ("loss", "held-out loss, nats per answer token"),
+        let (name, what, y) = match metric {
+            Metric::Accuracy => ("accuracy", "accuracy", "accuracy, %"),
+            Metric::NllBound => ("loss", "held-out loss", "nats per answer token"),
         };
         let is_shown = |arm: &&ArmFindings| setting.arms.len() <= MOST_CURVES || MAIN.contains(&&*arm.name);
         let curves: Vec<Curve> = setting.arms.iter().filter(is_shown).map(|arm| curve(setting, arm, metric)).collect();
-        let title = format!("{}: {name} by step, with 95 % intervals over seeds", setting.name);
+        let title = format!("{}: {what} by step, with 95 % intervals over seeds", setting.name);
         let titles = Titles { title: &title, x: "step", y };
         if curves.iter().any(|curve| curve.points.len() > 1) {
             charts.push((name, setting.name.as_str(), chart::curves(titles, &curves)));

@@ -113,11 +113,11 @@ impl Metrics {
         }
         let nll = report.nll.map(|nll| format!("nll {nll:.3}  ")).unwrap_or_default();
         let message = format!(
-            "loss {:.4}  {nll}gradient {:.3}  {:.0} tokens/s  {} left",
+            "loss {:.4}  {nll}{} left  {:.0} tokens/s  gradient {:.3}",
             report.loss,
-            report.grad_norm,
+            self.pace.left(report.step),
             self.pace.tokens_per_second(),
-            self.pace.left(report.step)
+            report.grad_norm
         );
         self.progress.set_message(&message);
         self.progress.set_position(report.step);
