@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use weft::base::Base;
 use weft::data::chat::Turn;
-use weft::error::{Error, Result};
+use weft::error::Result;
 use weft::eval::answer_rows::shown;
 use weft::model::positions;
 use weft::sampler::generate::{Prompt, Sampling, generate_until};

@@ -130,8 +130,9 @@ pub fn left_out(part: &Part, max_seq_len: usize) -> Vec<String> {
     let of_rows = skipped.iter().map(|(reason, Skipped { count, first })| {
         because(format!("{count} of {}", counted(*rows, "row")), reason, first)
     });
-    let of_answers =
-        skipped_answers.iter().map(|(reason, Skipped { count, first })| because(counted(*count, "answer"), reason, first));
+    let of_answers = skipped_answers
+        .iter()
+        .map(|(reason, Skipped { count, first })| because(counted(*count, "answer"), reason, first));
     let cut = (part.truncated > 0 && part.documents == 0).then(|| {
         let more = if *cut_rows > first_cut.len() { ", ..." } else { "" };
         let answers = counted(part.truncated, "answer");

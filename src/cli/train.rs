@@ -335,11 +335,7 @@ fn describe(experiment: &Experiment, base: &Base) {
     if ranks.size() > 1 {
         let batch = recipe.train.global_batch_size() * ranks.size();
         let threads = counted(rayon::current_num_threads(), "thread");
-        sentence!(
-            INDENT.len(),
-            "ranks      {}, {threads} each on this machine; {batch} examples a step",
-            ranks.size()
-        );
+        sentence!(INDENT.len(), "ranks      {}, {threads} each on this machine; {batch} examples a step", ranks.size());
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
     sentence!(INDENT.len(), "objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
