@@ -93,5 +93,6 @@ pub mod report;
 pub mod reproduce;
 pub mod rng;
 pub mod sampler;
+pub mod serve;
 pub mod settings;
 pub mod train;
