@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages old-processor examples no-hub test gpu mpi
+check: fmt clippy doc deny advisories pages serve old-processor examples no-hub test gpu mpi
 
 fmt:
     cargo fmt --all --check
@@ -23,6 +23,12 @@ pages: tools
     cargo build --locked
     target/checks/bin/python scripts/pages.py target/debug/weft target/pages
 
+# The server: its playground in a browser, and OpenAI's own client
+serve: tools
+    cargo build --locked
+    target/checks/bin/python scripts/playground.py target/debug/weft target/playground
+    target/checks/bin/python scripts/openai_client.py target/debug/weft
+
 # An x86-64 processor of the first kind, without AVX, computes PyTorch's numbers (Debian's qemu-user)
 old-processor:
     cargo build --locked
@@ -40,7 +46,7 @@ gpu:
     EMULATED_CUDA_DEVICES=2 scripts/emulated_gpu scripts/gpu_check run target/gpu_check_rehearsal --small
     scripts/emulated_gpu cargo test --test network --locked
 
-# cargo-deny, cargo-audit, Playwright, TensorBoard and NVRTC, once
+# cargo-deny, cargo-audit, Playwright, TensorBoard, OpenAI's client and NVRTC, once
 tools:
     test -d target/checks/lib/python3*/site-packages/nvidia || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 

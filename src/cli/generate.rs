@@ -151,9 +151,9 @@ impl SamplingArgs {
             alg_temp: self.alg_temp,
             cfg_scale: self.cfg_scale,
             remasking: self.remasking,
-            whole_canvas: self.whole_canvas,
-            forbid_eos: self.forbid_eos,
-            defer_eos: self.defer_eos,
+            whole_canvas: self.whole_canvas.then_some(true),
+            forbid_eos: self.forbid_eos.then_some(true),
+            defer_eos: self.defer_eos.then_some(true),
             seed: self.seed,
         }
     }

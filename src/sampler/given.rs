@@ -34,11 +34,11 @@ pub struct Given {
     /// Which predictions are kept.
     pub remasking: Option<Remasking>,
     /// Whether the blocks behind an end token are denoised too.
-    pub whole_canvas: bool,
+    pub whole_canvas: Option<bool>,
     /// Whether end tokens are never predicted.
-    pub forbid_eos: bool,
+    pub forbid_eos: Option<bool>,
     /// Whether a predicted end token is kept last.
-    pub defer_eos: bool,
+    pub defer_eos: Option<bool>,
     /// The seed of all draws.
     pub seed: Option<u64>,
 }
@@ -64,9 +64,9 @@ impl Given {
             alg_temp: self.alg_temp.or(others.alg_temp),
             cfg_scale: self.cfg_scale.or(others.cfg_scale),
             remasking: self.remasking.or(others.remasking),
-            whole_canvas: self.whole_canvas || others.whole_canvas,
-            forbid_eos: self.forbid_eos || others.forbid_eos,
-            defer_eos: self.defer_eos || others.defer_eos,
+            whole_canvas: self.whole_canvas.or(others.whole_canvas),
+            forbid_eos: self.forbid_eos.or(others.forbid_eos),
+            defer_eos: self.defer_eos.or(others.defer_eos),
             seed: self.seed.or(others.seed),
         }
     }
@@ -115,9 +115,9 @@ impl Given {
             remasking: self.remasking.or(base.remasking),
             eos_token_ids: base.eos_token_ids,
             predicts_mask: base.predicts_mask,
-            whole_canvas: self.whole_canvas,
-            forbid_eos: self.forbid_eos,
-            defer_eos: self.defer_eos,
+            whole_canvas: self.whole_canvas.unwrap_or(base.whole_canvas),
+            forbid_eos: self.forbid_eos.unwrap_or(base.forbid_eos),
+            defer_eos: self.defer_eos.unwrap_or(base.defer_eos),
             seed: self.seed.unwrap_or(base.seed),
         }
     }

@@ -69,15 +69,20 @@ impl Door {
     /// # Errors
     /// A request that isn't let in, or that asks for nothing that is here.
     pub fn route(&self, head: &Head) -> Result<Route, Refusal> {
-        self.check_site(head)?;
+        let host = self.host(head)?;
         let (path, query) = head.target.split_once('?').unwrap_or((head.target, ""));
         let route = route(path)?;
+        // Anybody may have a link to the playground.
+        let is_open = matches!(route, Route::File(_) | Route::Health);
+        if !is_open {
+            check_origin(head, host)?;
+        }
         let reads = if matches!(route, Route::Answer(_)) { "POST" } else { "GET, HEAD" };
         if !reads.split(", ").any(|method| method == head.method) {
             let message = format!("{} takes {reads}, not {}", quoted(path), quoted(head.method));
             return Err(Refusal { allow: Some(reads), ..Refusal::new(405, message) });
         }
-        if matches!(route, Route::File(_) | Route::Health) {
+        if is_open {
             return Ok(route);
         }
         self.check_key(head)?;
@@ -98,8 +103,8 @@ impl Door {
         Ok(route)
     }
 
-    /// Refuses requests that a page of another site sent, or that reached a server of this machine by another name.
-    fn check_site(&self, head: &Head) -> Result<(), Refusal> {
+    /// The host that the request names. Refuses one that reached a server of this machine by another name.
+    fn host<'a>(&self, head: &Head<'a>) -> Result<&'a str, Refusal> {
         let Some(host) = head.host else {
             return Err(Refusal::new(400, "the header Host is missing; send it, as HTTP/1.1 requires"));
         };
@@ -113,20 +118,7 @@ impl Door {
                 ),
             ));
         }
-        let is_own =
-            |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
-        let foreign = head.origin.filter(|origin| !is_own(origin));
-        let foreign = foreign.or(head.fetch_site.filter(|site| *site == "cross-site"));
-        match foreign {
-            Some(origin) => Err(Refusal::new(
-                403,
-                format!(
-                    "pages of other sites ({}) may not ask; use the playground, or a program of your own",
-                    quoted(origin)
-                ),
-            )),
-            None => Ok(()),
-        }
+        Ok(host)
     }
 
     fn check_key(&self, head: &Head) -> Result<(), Refusal> {
@@ -141,6 +133,23 @@ impl Door {
             None => "the API key is missing; send it as Authorization: Bearer KEY",
         };
         Err(Refusal::new(401, message).with_code("invalid_api_key"))
+    }
+}
+
+/// Refuses requests that a page of another site sent.
+fn check_origin(head: &Head, host: &str) -> Result<(), Refusal> {
+    let is_own =
+        |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
+    let foreign = head.origin.filter(|origin| !is_own(origin));
+    match foreign.or(head.fetch_site.filter(|site| *site == "cross-site")) {
+        Some(origin) => Err(Refusal::new(
+            403,
+            format!(
+                "pages of other sites ({}) may not ask; use the playground, or a program of your own",
+                quoted(origin)
+            ),
+        )),
+        None => Ok(()),
     }
 }
 
@@ -244,6 +253,7 @@ mod tests {
             assert_eq!(status(&public, from(origin)), 403, "{origin}");
         }
         assert_eq!(status(&local, Head { fetch_site: Some("cross-site"), ..head("POST", "/api/denoise") }), 403);
+        assert_eq!(status(&local, Head { fetch_site: Some("cross-site"), ..head("GET", "/") }), 200, "a link");
     }
 
     #[test]

@@ -158,9 +158,9 @@ fn given(fields: &mut Fields) -> Result<Given, Refusal> {
         alg_temp: fields.number("alg_temp")?,
         cfg_scale: fields.number("cfg_scale")?,
         remasking: fields.named("remasking", Remasking::parse)?,
-        whole_canvas: fields.flag("whole_canvas")?.unwrap_or(false),
-        forbid_eos: fields.flag("forbid_eos")?.unwrap_or(false),
-        defer_eos: fields.flag("defer_eos")?.unwrap_or(false),
+        whole_canvas: fields.flag("whole_canvas")?,
+        forbid_eos: fields.flag("forbid_eos")?,
+        defer_eos: fields.flag("defer_eos")?,
         seed: fields.whole("seed")?,
     })
 }
