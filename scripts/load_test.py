@@ -26,9 +26,8 @@ SETTINGS = [("--gen-length", "16"), ("--gen-length", "24", "--temperature", "0.8
 FIELDS = [{"max_tokens": 16}, {"max_tokens": 24, "temperature": 0.8, "seed": 3}]
 
 
-def expected_answers(weft, folder, models):
-    """The answer of `weft generate` to each question, by model and settings. Choice 0 is row 0 of a file, so each question is
-    a file of its own row: the draws belong to the row's number."""
+def expected_answers(weft, models):
+    """The answer of `weft generate` to each question, by model and settings."""
     answers = {}
     for name, adapter in models.items():
         for which, settings in enumerate(SETTINGS):
@@ -139,7 +138,7 @@ def main():
     given = arguments.parse_args()
     weft = str(pathlib.Path(given.weft).resolve())
     models = {"tiny-base": None} | {f"adapter-{i}": path for i, path in enumerate(given.adapter)}
-    answers = expected_answers(weft, None, models)
+    answers = expected_answers(weft, models)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

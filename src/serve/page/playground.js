@@ -52,6 +52,8 @@ class Pane {
   }
 
   async ask(body, signal) {
+    // Steps aren't read out one by one, the end is.
+    this.status.ariaLive = "off";
     this.status.textContent = "waiting";
     const response = await fetch("/api/denoise", {
       method: "POST",
@@ -81,6 +83,7 @@ class Pane {
     if (event.event === "tokens") this.finish(event);
     if (event.event === "done") {
       this.answer.textContent = event.text;
+      this.status.ariaLive = "polite";
       const why = event.finish_reason === "stop" ? "the answer ended" : "the answer fills its length";
       this.status.textContent = `${this.steps} steps; ${why}`;
       this.text.dataset.done = "true";
