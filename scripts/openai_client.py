@@ -89,7 +89,7 @@ def texts(client, weft):
 
 def main():
     weft = str(pathlib.Path(sys.argv[1]).resolve())
-    server, address = start(weft, "--api-key", "secret")
+    server, address = start(weft, "--api-key", "secret", "--max-length", "8192")
     try:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0)
         names = [model.id for model in client.models.list()]
@@ -102,9 +102,9 @@ def main():
         wrong = openai.OpenAI(base_url=f"{address}/v1", api_key="guess", max_retries=0)
         refused(openai.AuthenticationError, lambda: wrong.chat.completions.create(**ASKED))
         long = ASKED | {"max_tokens": 4000}
-        for part in client.chat.completions.create(**long, stream=True, extra_body={"block_length": 8, "diffusion_steps": 4000}):
-            if part.choices and part.choices[0].delta.content:
-                break
+        stream = client.chat.completions.create(**long, stream=True, extra_body={"block_length": 8, "diffusion_steps": 4000})
+        check(next(part for part in stream if part.choices and part.choices[0].delta.content), "it begins")
+        stream.close()
         after = client.with_options(timeout=60).chat.completions.create(**ASKED)
         check(after.choices[0].message.content, "a stream that is left is not waited for")
     finally:

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 from playwright.sync_api import sync_playwright
 
@@ -32,6 +33,14 @@ def check(holds, what):
     CHECKS += 1
     if not holds:
         sys.exit(f"failed: {what}")
+
+
+def wait(page, expression, seconds=120):
+    """Waits until an expression is true. The page's policy forbids Playwright's own waiting, which evaluates text."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        check(time.monotonic() < end, f"in {seconds} s: {expression}")
+        page.wait_for_timeout(20)
 
 
 def make_adapter(weft, folder):
@@ -55,7 +64,7 @@ def open_page(browser, address, scheme="light", width=1280):
     page.on("pageerror", lambda error: page.told.append(str(error)))
     page.on("request", lambda request: check(request.url.startswith((address, "data:")), f"{request.url} is another place"))
     page.goto(address)
-    page.wait_for_function("document.getElementById('model-a').options.length > 0")
+    wait(page, "document.getElementById('model-a').options.length > 0")
     return page
 
 
@@ -70,7 +79,7 @@ def denoise(page, tokens=32, beside=True):
 
 
 def wait_until_done(page, panes):
-    page.wait_for_function(f"document.querySelectorAll('.text[data-done]').length === {panes}", timeout=120_000)
+    wait(page, f"document.querySelectorAll('.text[data-done]').length === {panes}")
 
 
 def look(browser, address, folder):
@@ -78,7 +87,7 @@ def look(browser, address, folder):
         page = open_page(browser, address, scheme, width)
         name = f"the playground ({scheme}, {width} pixels)"
         denoise(page)
-        page.wait_for_function("document.querySelectorAll('.pane .token.masked').length < 64")
+        wait(page, "Number(document.querySelector('.step').max) >= 8")
         page.screenshot(path=folder / f"playground-{scheme}-{width}-live.png", full_page=True)
         wait_until_done(page, 2)
         page.locator(".token").nth(2).click()
@@ -109,7 +118,7 @@ def replay(page):
     shares = page.locator(".pane").first.locator(".token").evaluate_all("all => all.map(token => token.style.background)")
     check(len(set(shares)) > 1, "colours differ")
     page.locator(".play").first.click()
-    page.wait_for_function("document.querySelector('.step').value === document.querySelector('.step').max", timeout=30_000)
+    wait(page, "document.querySelector('.step').value === document.querySelector('.step').max")
     check(masked() == 0, "a replay ends with the answer")
     page.locator("#colour").select_option("entropy")
     check("nats" in page.locator("#high").inner_text(), "the scale is of entropies")
@@ -130,9 +139,9 @@ def keyboard(page):
 
 def stop(page):
     denoise(page, 4000, beside=False)
-    page.wait_for_function("Number(document.querySelector('.step')?.max) >= 3", timeout=60_000)
+    wait(page, "Number(document.querySelector('.step')?.max) >= 3")
     page.locator("#stop").click()
-    page.wait_for_function("document.querySelector('.status').textContent.startsWith('stopped after step')")
+    wait(page, "document.querySelector('.status').textContent.startsWith('stopped after step')")
     check(page.locator("#go").is_enabled() and page.locator("#stop").is_disabled(), "one can ask again")
     # The server has given it up: the next answer doesn't wait.
     denoise(page, 16, beside=False)
@@ -146,7 +155,7 @@ def hostile(page):
     check(page.title() == "Weft playground", "text stays text")
     page.locator("#max_tokens").fill("9999")
     page.locator("#go").click()
-    page.wait_for_function("document.getElementById('problem').textContent.includes('max_tokens 9999')")
+    wait(page, "document.getElementById('problem').textContent.includes('max_tokens 9999')")
     # A refusal's status is a line of the browser's own.
     page.told[:] = [line for line in page.told if "the server responded with a status of 400" not in line]
 
@@ -156,10 +165,10 @@ def keys(browser, weft, folder):
     try:
         page = browser.new_page()
         page.goto(address)
-        page.wait_for_function("document.getElementById('problem').textContent.includes('API key is missing')")
+        wait(page, "document.getElementById('problem').textContent.includes('API key is missing')")
         page.locator("#key").fill("secret")
         page.locator("#key").blur()
-        page.wait_for_function("document.getElementById('model-a').options.length === 2")
+        wait(page, "document.getElementById('model-a').options.length === 2")
         denoise(page, 16)
         wait_until_done(page, 2)
         page.close()

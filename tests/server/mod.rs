@@ -113,7 +113,13 @@ pub fn read(stream: &mut TcpStream) -> Option<Reply> {
     let (headers, body) = text.split_once("\r\n\r\n")?;
     let status = headers.split(' ').nth(1)?.parse().ok()?;
     let headers = headers.to_ascii_lowercase();
-    let body = if headers.contains("transfer-encoding: chunked") { dechunked(body) } else { body.to_owned() };
+    let length = headers.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    let body = match (headers.contains("transfer-encoding: chunked"), length) {
+        (true, _) => dechunked(body),
+        // What is left of a damaged request may have a reply of its own.
+        (false, Some(length)) => body.get(..length)?.to_owned(),
+        (false, None) => body.to_owned(),
+    };
     Some(Reply { status, headers, body })
 }
 
