@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 
-QUESTIONS = [f"What is {a} + {b}?" for a in range(8) for b in range(4)]
+QUESTIONS = [f"What is {a} + {b}?" for a in range(8) for b in range(2)]
 SETTINGS = [("--gen-length", "16"), ("--gen-length", "24", "--temperature", "0.8", "--seed", "3")]
 FIELDS = [{"max_tokens": 16}, {"max_tokens": 24, "temperature": 0.8, "seed": 3}]
 

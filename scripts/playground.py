@@ -138,7 +138,7 @@ def keyboard(page):
 
 
 def stop(page):
-    denoise(page, 4000, beside=False)
+    denoise(page, 1000, beside=False)
     wait(page, "Number(document.querySelector('.step')?.max) >= 3")
     page.locator("#stop").click()
     wait(page, "document.querySelector('.status').textContent.startsWith('stopped after step')")

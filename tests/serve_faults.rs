@@ -6,8 +6,11 @@ mod server;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use server::{Reply, Server, question, read, text};
+use weft::serve::door::{Door, Endpoint, Head};
+use weft::serve::request;
 use weft_kernels::philox::philox;
 
 /// A request that takes minutes.
@@ -105,6 +108,22 @@ fn a_thousand_malformed_requests_are_refused_in_a_sentence_each() {
     assert!(told > 800 && silent < 150, "{told} were told, {silent} had no whole head");
     assert_eq!(server.get("/health").status, 200);
     assert!(!text(&server.chat(&question("What is 7 + 5?", json!({}))), 0).is_empty());
+}
+
+proptest! {
+    /// The fuzzers' property (fuzz/fuzz_targets/request.rs), on fewer inputs: a refusal is a sentence that blames the client.
+    #[test]
+    fn any_bytes_are_read_or_refused(body in any::<Vec<u8>>(), method in ".{0,8}", target in "(/v1/|/)?.{0,20}", text in ".{0,20}") {
+        let body = [b"{\"model\": \"m\", \"messages\": ".as_slice(), &body].concat();
+        let text = Some(text.as_str());
+        let door = Door { is_loopback: body.len() % 2 == 0, api_key: Some("a".to_owned()) };
+        let head = Head { method: &method, target: &target, host: text, origin: text, fetch_site: text, authorization: text, content_type: text };
+        let refusals = [door.route(&head).err(), request::read(Endpoint::Chat, &body).err(), request::read(Endpoint::Completions, &body[27..]).err()];
+        for refusal in refusals.into_iter().flatten() {
+            prop_assert!((400..500).contains(&refusal.status), "{refusal:?}");
+            prop_assert!(!refusal.message.is_empty() && !refusal.message.contains(['\n', '\r']), "{refusal:?}");
+        }
+    }
 }
 
 #[test]

@@ -103,25 +103,13 @@ impl Serve {
         let (listener, address) = self.listen()?;
         let adapters = named_adapters(&self.adapter, &self.model)?;
         // 2. The models.
-        let base = self.base_args().open()?;
-        let defaults = self.sampling.sampling(&base).map(|_| self.sampling.given())?;
-        let limits = self.limits(&base);
-        let mut names = vec![name_of(&self.model)];
-        let Base { model, text, name: base_name, .. } = base;
-        let (config, quantization) = (model.config, model.quantization());
-        let mut models = Models::new(model);
-        for (name, folder) in adapters {
-            models.attach(&folder)?;
-            warn_of_base(&folder, &base_name);
-            warn_of_bits(&folder, quantization);
-            names.push(name);
-        }
+        let (mut models, serving) = self.models(adapters)?;
+        let serving = Arc::new(serving);
         // 3. The connections have a thread of their own, and this one computes.
         let door = Door { is_loopback: address.ip().to_canonical().is_loopback(), api_key };
         if !door.is_loopback && door.api_key.is_none() {
             tell!("warning: other machines can ask at {address} without a key; set {API_KEY}, or leave out --host");
         }
-        let serving = Arc::new(Serving::new(names, text, config, defaults, limits));
         let server = Arc::new(Server { serving: serving.clone(), door });
         let (ended, has_ended) = watch::channel(false);
         let runtime = http::runtime()?;
@@ -142,6 +130,28 @@ impl Serve {
             Ok(Err(e)) => Err(Error::Run(format!("the connections ended: {e}"))),
             Err(_) => Err(Error::Run("the connections ended because of a bug in Weft".to_owned())),
         }
+    }
+
+    /// Opens the base and its adapters.
+    fn models(&self, adapters: Vec<(String, PathBuf)>) -> Result<(Models, Serving)> {
+        let base = self.base_args().open()?;
+        let usual = self.sampling.sampling(&base)?.gen_length;
+        if usual > self.max_gen_length {
+            let most = self.max_gen_length;
+            return Err(Error::Usage(format!("--gen-length {usual} is more than --max-gen-length {most}; raise that")));
+        }
+        let limits = self.limits(&base);
+        let mut names = vec![name_of(&self.model)];
+        let Base { model, text, name: base_name, .. } = base;
+        let (config, quantization) = (model.config, model.quantization());
+        let mut models = Models::new(model);
+        for (name, folder) in adapters {
+            models.attach(&folder)?;
+            warn_of_base(&folder, &base_name);
+            warn_of_bits(&folder, quantization);
+            names.push(name);
+        }
+        Ok((models, Serving::new(names, text, config, self.sampling.given(), limits)))
     }
 
     /// Listens at the address that was asked for.

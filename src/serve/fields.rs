@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::refusal::{Refusal, quoted};
+use crate::data::strict_json;
 
 /// The fields that haven't been taken yet.
 pub(super) struct Fields {
@@ -14,9 +15,11 @@ pub(super) struct Fields {
 impl Fields {
     /// Reads an object.
     pub(super) fn read(body: &[u8]) -> Result<Self, Refusal> {
-        let value: Value = serde_json::from_slice(body).map_err(|e| {
-            Refusal::new(400, format!("the body is not JSON: {e}; send an object with the request's fields"))
-        })?;
+        let wrong = |reason: String| {
+            Refusal::new(400, format!("the body is not JSON: {reason}; send an object with the request's fields"))
+        };
+        let text = std::str::from_utf8(body).map_err(|e| wrong(e.to_string()))?;
+        let value = strict_json::parse(text).map_err(|e| wrong(one_line(&e.to_string())))?;
         Self::of(value, "the body")
     }
 

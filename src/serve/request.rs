@@ -348,7 +348,15 @@ mod tests {
         }
         let told = chat(json!({ "max_token": 8 })).expect_err("it is refused").message;
         assert_eq!(told, "unknown field \"max_token\"; the nearest known one is max_tokens");
-        for body in [&b"{"[..], b"", b"[]", b"\xff", b"{\"model\": \"\\ud800\"}", b"null"] {
+        for body in [
+            &b"{"[..],
+            b"",
+            b"{\"model\": \"a\", \"model\": \"b\"}",
+            b"[]",
+            b"\xff",
+            b"{\"model\": \"\\ud800\"}",
+            b"null",
+        ] {
             assert_eq!(read(Endpoint::Chat, body).expect_err("it is refused").status, 400);
         }
     }

@@ -16,6 +16,10 @@ use crate::eval::asked::Question;
 use crate::model::block::Config;
 use crate::sampler::generate::Sampling;
 use crate::sampler::given::Given;
+use crate::sampler::remasking::Remasking;
+
+/// The most tokens of an answer whose steps are told: each step tells the entropies of all masked tokens.
+const MOST_WATCHED: usize = 1024;
 
 /// What a server serves.
 pub struct Serving {
@@ -99,6 +103,11 @@ impl Serving {
         let request = request::read(endpoint, body)?;
         let model = self.model(&request.model)?;
         let sampling = self.sampling(&request.given)?;
+        if endpoint == Endpoint::Denoise && sampling.gen_length > MOST_WATCHED {
+            let message =
+                format!("max_tokens {} is more than {MOST_WATCHED}, the most that are watched", sampling.gen_length);
+            return Err(Refusal::of_field("max_tokens", format!("{message}; lower it")));
+        }
         let prompts = self.prompts(&request.asked)?;
         for ids in &prompts {
             self.check_length(ids.len(), &sampling)?;
@@ -160,7 +169,7 @@ impl Serving {
         let own = idle(&self.defaults);
         match idle(&given.or(&self.defaults)).into_iter().find(|warning| !own.contains(warning)) {
             Some(warning) => Err(refuse(format!("{warning}; leave it out"))),
-            None => Ok(Sampling { eos_token_ids: self.text.end_token_ids(), ..whole }),
+            None => Ok(Sampling { eos_token_ids: self.text.end_token_ids(), seed: seed_of(&whole), ..whole }),
         }
     }
 
@@ -216,6 +225,15 @@ impl Serving {
             sampling.gen_length
         );
         Err(Refusal::new(400, message).with_code("context_length_exceeded"))
+    }
+}
+
+/// The seed of an answer. One that draws nothing is the same for all, so that such answers are computed together.
+fn seed_of(sampling: &Sampling) -> u64 {
+    let keeps_by_draws = matches!(sampling.remasking, Some(Remasking::Random | Remasking::Origin));
+    match sampling.temperature > 0.0 || sampling.alg_temp > 0.0 || keeps_by_draws {
+        true => sampling.seed,
+        false => Sampling::default().seed,
     }
 }
 

@@ -44,6 +44,7 @@ impl Read for Wording {
     }
 }
 
+// There are no vectored writes: the system would end the program by SIGPIPE where a client has left.
 impl Write for Wording {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
