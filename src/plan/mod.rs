@@ -108,7 +108,6 @@ pub struct Planner<'a> {
     stored: Stored,
     /// Tokens of each of the task's prompts.
     prompts: Vec<usize>,
-    distinct_ids: usize,
     program_bytes: usize,
     ranks: usize,
     /// `Some` if the run uses a GPU; the inner value is the GPU's free bytes, if they are known.
@@ -136,19 +135,11 @@ impl<'a> Planner<'a> {
             base = base.to_meta();
         }
         let prompts = prompt_ids(text, &experiment.problems)?.iter().map(Vec::len).collect();
-        let mut is_read = vec![false; base.params[base.embedding].weight.rows()];
-        for example in experiment.train.dataset.examples.iter().chain(experiment.held_out_examples()) {
-            for id in example.prompt_ids.iter().chain(&example.answer_ids) {
-                is_read[*id as usize] = true;
-            }
-        }
-        let distinct_ids = 1 + is_read.iter().filter(|is_read| **is_read).count();
         Ok(Self {
             experiment,
             base,
             stored,
             prompts,
-            distinct_ids,
             program_bytes,
             ranks: experiment.ranks.size(),
             gpu: None,
@@ -303,7 +294,6 @@ impl<'a> Planner<'a> {
         let work = Work {
             model: &model,
             stored: self.stored,
-            distinct_ids: self.distinct_ids,
             program_bytes: self.program_bytes,
             rows_bytes: self.rows_bytes(recipe),
             steps: &batches.largest_steps,
