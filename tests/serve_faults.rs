@@ -3,7 +3,8 @@
 
 mod server;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -248,4 +249,41 @@ fn a_connection_serves_many_requests() {
         assert!(count > 0, "three replies: {text}");
         text += &String::from_utf8_lossy(&bytes[..count]);
     }
+}
+
+#[test]
+fn what_cannot_be_served_is_told_before_a_weight_is_read() {
+    let refused = |options: &[&str]| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_weft")).args(["serve", "--model", "tiny-base"]).args(options).output();
+        let output = output.expect("weft starts");
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    };
+    let server = Server::start(&[]);
+    let port = server.address.rsplit(':').next().expect("a port");
+    for (options, told) in [
+        (&["--port", port][..], "error: cannot listen at 127.0.0.1, port "),
+        (&["--port", "0", "--api-key", " "], "error: the API key is empty; give --api-key KEY, or unset WEFT_API_KEY"),
+        (&["--port", "0", "--batch-size", "0"], "error: --batch-size 0: give at least 1"),
+        (
+            &["--port", "0", "--max-gen-length", "64"],
+            "error: --gen-length 128 is more than --max-gen-length 64; raise that",
+        ),
+        (
+            &["--port", "0", "--adapter", "tiny-base=a"],
+            "error: --adapter tiny-base=a: \"tiny-base\" is the name of another model",
+        ),
+        (&["--port", "0", "--adapter", "a=/nowhere"], "error: "),
+    ] {
+        assert!(refused(options).contains(told), "{told:?} in {}", refused(options));
+    }
+    // Others may come in without a key, but not unnoticed.
+    let mut open = Command::new(env!("CARGO_BIN_EXE_weft"));
+    open.args(["serve", "--model", "tiny-base", "--port", "0", "--host", "0.0.0.0"]).env_remove("WEFT_API_KEY");
+    let mut open = open.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("weft starts");
+    let mut line = String::new();
+    BufReader::new(open.stderr.take().expect("it is piped")).read_line(&mut line).expect("it is read");
+    open.kill().and_then(|()| open.wait()).expect("it ends");
+    assert!(line.starts_with("warning: other machines can ask at 0.0.0.0:"), "{line}");
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::door::Endpoint;
 use super::queue::{Answer, Event};
 use super::serving::{Serving, Taken};
+use crate::report::visible::visible;
 
 /// Puts the events of a request into words.
 pub struct Reply {
@@ -73,7 +74,7 @@ impl Reply {
             }
             Event::Done { index, rest, answer } => {
                 if self.taken.endpoint == Endpoint::Denoise {
-                    data.push(json!({ "event": "done", "text": answer.text, "finish_reason": finish_reason(&answer) }));
+                    data.push(json!({ "event": "done", "text": visible(&answer.text), "finish_reason": finish_reason(&answer) }));
                 } else {
                     if !rest.is_empty() {
                         data.push(self.part(index, &rest, None));
