@@ -33,6 +33,7 @@ mod eval;
 mod generate;
 pub mod hints;
 mod inspect;
+mod installation;
 mod likelihood;
 mod merge;
 mod model_card;
@@ -92,7 +93,8 @@ pub struct Cli {
     quiet: bool,
 }
 
-/// The version, the build's features, and the processor features that the kernels use.
+/// The version, the build's features, the processor features that the kernels use, the commit, and how the program was
+/// installed.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
@@ -100,7 +102,12 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
         "" => String::new(),
         commit => format!("\ncommit: {commit}"),
     };
-    format!("{}\nfeatures: {features}\nprocessor: {}{commit}", env!("CARGO_PKG_VERSION"), processor())
+    let installed = installation::installation();
+    format!(
+        "{}\nfeatures: {features}\nprocessor: {}{commit}\ninstalled: {installed}",
+        env!("CARGO_PKG_VERSION"),
+        processor()
+    )
 });
 
 /// Cargo features that change what the program can do.
