@@ -94,9 +94,13 @@ fn a_thousand_malformed_requests_are_refused_in_a_sentence_each() {
                 server.request("POST", path, json, &damaged(case))
             }
         };
-        match server.raw(&bytes) {
-            // Bytes that end before a whole head can't be answered.
-            None => silent += 1,
+        // A client that closes its side has left, but only that ends bytes that may lack a part of a request.
+        let reply = if case % 8 < 2 { server.raw(&bytes) } else { read(&mut server.send(&bytes)) };
+        match reply {
+            None => {
+                assert!(case % 8 < 2, "{case}: a whole request has a reply");
+                silent += 1;
+            }
             // A damaged request may still be a good one: a changed letter of the question, for example.
             Some(reply) if reply.status == 200 => {}
             Some(reply) => {
@@ -106,7 +110,7 @@ fn a_thousand_malformed_requests_are_refused_in_a_sentence_each() {
             }
         }
     }
-    assert!(told > 800 && silent < 150, "{told} were told, {silent} had no whole head");
+    assert!(told > 750, "{told} were told, {silent} were not whole");
     assert_eq!(server.get("/health").status, 200);
     assert!(!text(&server.chat(&question("What is 7 + 5?", json!({}))), 0).is_empty());
 }
