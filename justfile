@@ -61,10 +61,12 @@ gpu:
 tools:
     test -x target/checks/bin/maturin || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 
-# The build without the hub's client
+# The build without the hub's client, and the library alone
 no-hub:
-    cargo clippy --no-default-features --lib --bins --test no_hub --locked -- -D warnings
-    cargo test --no-default-features --test no_hub --locked
+    cargo clippy --no-default-features --features cli --lib --bins --test no_hub --locked -- -D warnings
+    cargo test --no-default-features --features cli --test no_hub --locked
+    cargo check --no-default-features --lib --locked
+    if cargo tree -e normal --no-default-features --locked | grep -E 'clap|console|indicatif|sigpipe|signal-hook'; then exit 1; fi
 
 # Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
 mpi:

@@ -8,4 +8,4 @@ pub mod given;
 pub mod infill;
 mod llada;
 pub mod remasking;
-pub mod settings;
+pub(crate) mod settings;

@@ -68,7 +68,7 @@ fn answer(model: &Transformer, serving: &Serving, batch: &[Job]) -> Result<(), S
         }
     };
     let watch = Watch { after_step: &mut after_step, unwanted: &unwanted };
-    let outputs = generate_watched(model, &prompts, &batch[0].sampling, watch)?;
+    let outputs = generate_watched(model, &prompts, &batch[0].sampling, watch).map_err(|e| e.to_string())?;
     for (running, output) in running.iter_mut().zip(outputs) {
         running.finish(&output.ids[running.job.ids.len()..]);
     }

@@ -1,6 +1,8 @@
 //! The fields of a request's JSON, taken one by one. A field that is null counts as absent, as in OpenAI's own clients. What
 //! nothing takes is unknown.
 
+use std::fmt::Display;
+
 use serde_json::{Map, Value};
 
 use super::refusal::{Refusal, quoted};
@@ -75,13 +77,13 @@ impl Fields {
     }
 
     /// A value that is given by its name.
-    pub(super) fn named<T>(
+    pub(super) fn named<T, E: Display>(
         &mut self,
         name: &'static str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<Option<T>, Refusal> {
         let parsed = self.text(name)?.map(|text| parse(&text)).transpose();
-        parsed.map_err(|reason| Refusal::of_field(name, format!("{name}: {}", one_line(&reason))))
+        parsed.map_err(|reason| Refusal::of_field(name, format!("{name}: {}", one_line(&reason.to_string()))))
     }
 
     /// Refuses fields that nothing has taken.

@@ -254,7 +254,7 @@ fn chat(value: Option<Value>) -> Result<Question, Refusal> {
         return Err(refuse("the last turn is the assistant's; end with the user's turn".to_owned()));
     }
     let text = Value::Array(messages).to_string();
-    let (question, _) = turns_of_text(&text).map_err(|reason| refuse(one_line(&reason)))?;
+    let (question, _) = turns_of_text(&text).map_err(|e| refuse(one_line(&e.to_string())))?;
     match question.turns.iter().any(|turn| !turn.text().trim().is_empty()) {
         true => Ok(question),
         false => Err(refuse("messages hold no text; ask something".to_owned())),

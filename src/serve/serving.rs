@@ -160,7 +160,7 @@ impl Serving {
             );
             return Err(Refusal::of_field("max_tokens", message));
         }
-        whole.check().map_err(refuse)?;
+        whole.check().map_err(|e| refuse(e.to_string()))?;
         // The server's own defaults were warned of when it started.
         let idle = |given: &Given| {
             let sampling = given.sampling(&self.config);
