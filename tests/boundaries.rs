@@ -76,7 +76,18 @@ fn the_network_is_the_hubs_and_the_servers_alone() {
 fn the_command_lines_dependencies_are_the_programs_alone() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("it is there");
-    for name in ["clap", "clap_complete", "console", "hyper", "hyper-util", "indicatif", "rustyline", "signal-hook", "sigpipe", "tokio"] {
+    for name in [
+        "clap",
+        "clap_complete",
+        "console",
+        "hyper",
+        "hyper-util",
+        "indicatif",
+        "rustyline",
+        "signal-hook",
+        "sigpipe",
+        "tokio",
+    ] {
         let line = manifest.lines().find(|line| line.starts_with(&format!("{name} = "))).expect("it is a dependency");
         assert!(line.contains("optional = true"), "{line}");
         let word = format!("{}::", name.replace('-', "_"));

@@ -191,10 +191,13 @@ async fn read_body(mut body: Incoming, expects: bool) -> std::result::Result<Vec
         let frame = frame.map_err(|e| Refusal::new(400, format!("the body can't be read: {e}; send it again")))?;
         let Ok(data) = frame.into_data() else { continue };
         len += data.len();
-        match len {
-            ..=MOST_BODY => bytes.extend_from_slice(&data),
-            ..=MOST_DRAINED => bytes = vec![],
-            _ => break,
+        if len > MOST_DRAINED {
+            break;
+        }
+        if len > MOST_BODY {
+            bytes = vec![];
+        } else {
+            bytes.extend_from_slice(&data);
         }
     }
     if len > MOST_BODY { Err(too_large()) } else { Ok(bytes) }
