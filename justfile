@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages old-processor wheel examples no-hub test gpu mpi
+check: fmt clippy doc deny advisories pages serve old-processor wheel examples no-hub test gpu mpi
 
 fmt:
     cargo fmt --all --check
@@ -22,6 +22,12 @@ advisories: tools
 pages: tools
     cargo build --locked
     target/checks/bin/python scripts/pages.py target/debug/weft target/pages
+
+# The server: its playground in a browser, and OpenAI's own client
+serve: tools
+    cargo build --locked
+    target/checks/bin/python scripts/playground.py target/debug/weft target/playground
+    target/checks/bin/python scripts/openai_client.py target/debug/weft
 
 # An x86-64 processor of the first kind, without AVX, computes PyTorch's numbers (Debian's qemu-user)
 old-processor:
@@ -51,7 +57,7 @@ gpu:
     EMULATED_CUDA_DEVICES=2 scripts/emulated_gpu scripts/gpu_check run target/gpu_check_rehearsal --small
     scripts/emulated_gpu cargo test --test network --locked
 
-# cargo-deny, cargo-audit, maturin, Playwright, TensorBoard and NVRTC, once
+# cargo-deny, cargo-audit, maturin, Playwright, TensorBoard, OpenAI's client and NVRTC, once
 tools:
     test -x target/checks/bin/maturin || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 

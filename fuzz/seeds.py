@@ -149,3 +149,13 @@ trained = {f"base_model.model.model.transformer.blocks.0.q_proj.lora_{ab}.weight
                                                                                                    ("B", [WIDTH, 1])]}
 tensors = {prefix + n: s for n, s in trained.items() for prefix in ["", "m.", "v."]} | {"token_entropy": [6]}
 seed("training_state", "kept", json.dumps(state), safetensors(tensors))
+
+# A request's head, one part a line, and its body.
+post = "POST\n{}\n127.0.0.1:8000\nhttp://127.0.0.1:8000\nsame-origin\nBearer secret\napplication/json"
+turns = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+sampler = {"max_tokens": 8, "temperature": 0.5, "seed": 1, "stop": ["a", "b"], "n": 2, "stream": True, "top_p": 1.0,
+           "stream_options": {"include_usage": True}, "remasking": "random", "cache": "dual", "block_length": 4, "user": "u"}
+seed("request", "chat", post.format("/v1/chat/completions"), json.dumps({"model": "m", "messages": turns} | sampler))
+seed("request", "text", post.format("/v1/completions?a=b"), json.dumps({"model": "m", "prompt": ["a", [1, 2]], "logprobs": 1}))
+seed("request", "watched", post.format("/api/denoise"), json.dumps({"model": "m", "messages": turns[1:], "tools": []}))
+seed("request", "model", "GET\n/v1/models/a%2Fb\n[::1]", "")

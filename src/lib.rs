@@ -122,6 +122,8 @@ pub mod rng;
 #[doc(hidden)]
 pub mod sampler;
 #[doc(hidden)]
+pub mod serve;
+#[doc(hidden)]
 pub mod settings;
 #[doc(hidden)]
 pub mod train;

@@ -75,6 +75,7 @@ fn every_command_has_help_with_an_example() {
         "eval",
         "score",
         "generate",
+        "serve",
         "likelihood",
         "merge",
         "convert",

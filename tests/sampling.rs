@@ -4,6 +4,7 @@ mod device;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use device::on_device;
 use safetensors::SafeTensors;
@@ -11,7 +12,7 @@ use weft::model::block::Transformer;
 use weft::model::checkpoint;
 use weft::parity::check_sampling;
 use weft::sampler::cache::Caching;
-use weft::sampler::generate::{Output, Prompt, Sampling, generate};
+use weft::sampler::generate::{Attention, Output, Prompt, Sampling, Watch, generate, generate_watched};
 use weft::sampler::infill::infill;
 use weft::sampler::remasking::{Remasking, transfer_shares};
 
@@ -263,4 +264,42 @@ fn settings_without_sense_are_refused_with_their_values() {
     assert_eq!(told.len(), 2);
     assert_eq!(told[0], "top_p has no effect with remasking random");
     assert_eq!(idle.warnings(Remasking::Origin).len(), 2, "block_length and alg_temp");
+}
+
+#[test]
+fn an_answer_that_nobody_wants_is_left_and_the_others_stay() {
+    for family in FAMILIES {
+        let model = model(family);
+        let prompts: [Vec<u32>; 3] = [vec![5, 6, 7], vec![9; 6], vec![1, 2]];
+        let prompts: Vec<Prompt> = (3..).zip(&prompts).map(|(example, ids)| Prompt { ids, example }).collect();
+        let loops = [
+            sampling(16, 4, 8),
+            Sampling { temperature: 0.8, remasking: Some(Remasking::Entropy), ..sampling(16, 16, 8) },
+            Sampling { attention: Some(Attention::BlockCausal), ..sampling(16, 4, 8) },
+        ];
+        for sampling in loops {
+            let sampling = Sampling { eos_token_ids: vec![], ..sampling };
+            let wanted = generate(&model, &prompts, &sampling).expect("it samples");
+            let flags = [(); 3].map(|()| AtomicBool::new(false));
+            let mut steps = 0;
+            let mut after_step = |canvases: &[Vec<u32>]| {
+                assert_eq!(canvases.len(), 3);
+                steps += 1;
+                flags[1].store(steps >= 2, Ordering::Relaxed);
+            };
+            let unwanted = flags.each_ref();
+            let watch = Watch { after_step: &mut after_step, unwanted: &unwanted };
+            let outputs = generate_watched(&model, &prompts, &sampling, watch).expect("it samples");
+            assert_eq!((&outputs[0].ids, &outputs[2].ids), (&wanted[0].ids, &wanted[2].ids), "{family}");
+            assert!(outputs[1].ids.contains(&model.config.mask_token_id), "{family}: nobody computes it");
+            assert!(outputs[1].work.rows < wanted[1].work.rows);
+            // Once nobody wants any of them, the sampler ends.
+            let all = [(); 3].map(|()| AtomicBool::new(true));
+            let mut steps = 0;
+            let mut after_step = |_: &[Vec<u32>]| steps += 1;
+            let watch = Watch { after_step: &mut after_step, unwanted: &all.each_ref() };
+            generate_watched(&model, &prompts, &sampling, watch).expect("it samples");
+            assert!(steps <= 1, "{family}: {steps} steps");
+        }
+    }
 }

@@ -14,8 +14,9 @@ use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
 use weft::model::positions;
 use weft::sampler::cache::Caching;
 use weft::sampler::generate::{Attention, Output, Prompt, Sampling, generate_told};
+use weft::sampler::given::Given;
 use weft::sampler::infill::infill;
-use weft::sampler::remasking::{Loop, Remasking};
+use weft::sampler::remasking::Remasking;
 
 use super::asking::AskingArgs;
 use super::chat;
@@ -123,19 +124,7 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
-        let mut sampling = self.over(Sampling::default()).for_model(&base.model.config);
-        let has_blocks = sampling.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Llada);
-        if sampling.is_block_causal() {
-            let own = self.block_length.or(base.model.config.block_length);
-            sampling.block_length = own.unwrap_or(sampling.block_length);
-        } else if has_blocks && self.block_length.is_none() {
-            let gen_length = sampling.gen_length;
-            sampling = sampling.with_gen_length(gen_length);
-        }
-        let needs_multiple = has_blocks && !sampling.is_block_causal() && sampling.confidence_threshold.is_none();
-        if needs_multiple && self.diffusion_steps.is_none() {
-            sampling.diffusion_steps = sampling.diffusion_steps.next_multiple_of(sampling.num_blocks());
-        }
+        let sampling = self.given().sampling(&base.model.config);
         tell_idle(&sampling);
         sampling.check()?;
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
@@ -143,37 +132,33 @@ impl SamplingArgs {
 
     /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
-        let sampling = self.over(Sampling::default()).for_model(&base.model.config);
+        let sampling = self.given().filling(&base.model.config, masks);
         tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });
         if self.whole_canvas {
             tell!("warning: whole_canvas has no effect with --infill, where an end token ends nothing");
         }
-        let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
-        Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
+        Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling }
     }
 
-    fn over(&self, base: Sampling) -> Sampling {
-        let confidence_threshold = self.confidence_threshold.or(base.confidence_threshold);
-        let half = self.gen_length.filter(|_| confidence_threshold.is_none()).map(|tokens| (tokens / 2).max(1));
-        Sampling {
-            gen_length: self.gen_length.unwrap_or(base.gen_length),
-            block_length: self.block_length.unwrap_or(base.block_length),
-            attention: self.attention.or(base.attention),
-            diffusion_steps: self.diffusion_steps.or(half).unwrap_or(base.diffusion_steps),
-            confidence_threshold,
-            cache: self.cache.unwrap_or(base.cache),
-            temperature: self.temperature.unwrap_or(base.temperature),
-            top_p: self.top_p.unwrap_or(base.top_p),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            alg_temp: self.alg_temp.unwrap_or(base.alg_temp),
-            cfg_scale: self.cfg_scale.unwrap_or(base.cfg_scale),
-            remasking: self.remasking.or(base.remasking),
-            eos_token_ids: base.eos_token_ids,
-            predicts_mask: base.predicts_mask,
-            whole_canvas: self.whole_canvas || base.whole_canvas,
-            forbid_eos: self.forbid_eos || base.forbid_eos,
-            defer_eos: self.defer_eos || base.defer_eos,
-            seed: self.seed.unwrap_or(base.seed),
+    /// The options that are given.
+    pub fn given(&self) -> Given {
+        Given {
+            gen_length: self.gen_length,
+            block_length: self.block_length,
+            attention: self.attention,
+            diffusion_steps: self.diffusion_steps,
+            confidence_threshold: self.confidence_threshold,
+            cache: self.cache,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            alg_temp: self.alg_temp,
+            cfg_scale: self.cfg_scale,
+            remasking: self.remasking,
+            whole_canvas: self.whole_canvas.then_some(true),
+            forbid_eos: self.forbid_eos.then_some(true),
+            defer_eos: self.defer_eos.then_some(true),
+            seed: self.seed,
         }
     }
 }

@@ -55,6 +55,7 @@ mod reproduce;
 mod results;
 mod rows;
 mod score;
+mod serve;
 mod signals;
 mod trace;
 mod train;
@@ -154,6 +155,7 @@ enum Command {
     Eval(eval::Eval),
     Score(score::Score),
     Generate(generate::Generate),
+    Serve(serve::Serve),
     Inspect(inspect::Inspect),
     Likelihood(likelihood::Likelihood),
     Merge(merge::Merge),
@@ -172,7 +174,7 @@ impl Command {
     fn computes(&self) -> bool {
         match self {
             Self::Train(_) | Self::Eval(_) | Self::Generate(_) | Self::Inspect(_) | Self::Likelihood(_) => true,
-            Self::Parity(_) | Self::Pretrain(_) | Self::Reproduce(_) | Self::Bench(_) => true,
+            Self::Parity(_) | Self::Pretrain(_) | Self::Reproduce(_) | Self::Bench(_) | Self::Serve(_) => true,
             Self::Recipe(_) | Self::Data(_) | Self::Score(_) | Self::Merge(_) | Self::Plan(_) => false,
             Self::Compare(_) | Self::Convert(_) | Self::Completions(_) => false,
         }
@@ -224,6 +226,7 @@ impl Cli {
             Command::Eval(command) => command.run(self.quiet, ranks),
             Command::Score(command) => command.run(),
             Command::Generate(command) => command.run(self.quiet),
+            Command::Serve(command) => command.run(self.quiet),
             Command::Inspect(command) => command.run(self.quiet),
             Command::Likelihood(command) => command.run(self.quiet),
             Command::Merge(command) => command.run(self.quiet),

@@ -64,3 +64,26 @@ pub fn on_interrupt(interrupted: impl Fn() + Send + 'static) {
 
 #[cfg(not(unix))]
 pub fn on_interrupt(_: impl Fn() + Send + 'static) {}
+
+/// The first SIGINT or SIGTERM calls `asked`, on a thread of its own; a later one ends the program at once.
+#[cfg(unix)]
+pub fn on_stop(asked: impl FnOnce() + Send + 'static) {
+    use signal_hook::consts::TERM_SIGNALS;
+    use signal_hook::iterator::Signals;
+    // Where the system refuses, the signal ends the program as usual.
+    let Ok(mut signals) = Signals::new(TERM_SIGNALS) else { return };
+    std::thread::spawn(move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            asked();
+            let first = std::time::Instant::now();
+            if signals.any(|_| first.elapsed() >= SAME_WISH) {
+                // Exits without the usual cleanup, because other threads are still running.
+                signal_hook::low_level::exit(i32::from(STOPPED));
+            }
+        }
+    });
+}
+
+#[cfg(not(unix))]
+pub fn on_stop(_: impl FnOnce() + Send + 'static) {}

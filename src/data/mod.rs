@@ -32,7 +32,7 @@ pub mod settings;
 pub mod shared_rows;
 pub mod sources;
 mod splits;
-mod strict_json;
+pub(crate) mod strict_json;
 pub(crate) mod synthetic;
 mod template_environment;
 mod template_filters;

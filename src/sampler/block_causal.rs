@@ -7,14 +7,12 @@
 //! by itself: none waits for another's block.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 
 use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
 use weft_kernels::tensor::Tensor;
 
 use super::cache::Work;
-use super::generate::{Output, Prompt, Sampling};
+use super::generate::{Output, Prompt, Sampling, Watch};
 use super::remasking::{Remasking, confident, most_confident, num_transfer_tokens};
 use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
@@ -39,20 +37,19 @@ struct Canvas {
     work: Work,
 }
 
-/// Answers the prompts of a batch, until all are answered or `stops` has become true. The settings have their model's
+/// Answers the prompts of a batch, until all are answered or unwanted. The settings have their model's
 /// attention and remasking.
 ///
 /// # Source
 /// BD3LM, arXiv 2503.09573, section 5: semi-autoregressive sampling with cached blocks.
-pub(super) fn generate(
-    model: &Transformer,
-    prompts: &[Prompt],
-    sampling: &Sampling,
-    (steps, stops): (Option<&Sender<Vec<Vec<u32>>>>, &AtomicBool),
-) -> Vec<Output> {
+pub(super) fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling, watch: Watch) -> Vec<Output> {
     let mut canvases: Vec<Canvas> = prompts.iter().map(|prompt| Canvas::new(prompt, sampling, model)).collect();
     let mut caches: [Option<KeysValues>; 2] = [None, None];
-    while canvases.iter().any(|canvas| !canvas.is_done) && !stops.load(Ordering::Relaxed) {
+    loop {
+        canvases.iter_mut().enumerate().for_each(|(i, canvas)| canvas.is_done |= watch.is_unwanted(i));
+        if canvases.iter().all(|canvas| canvas.is_done) {
+            break;
+        }
         // 1. Predict the masked tokens of every canvas's block, and with guidance without the prompts too.
         let masked: Vec<Vec<usize>> = canvases.iter().map(|canvas| canvas.masked(model)).collect();
         let x = head_inputs(model, &mut canvases, &masked, &mut caches[0], None);
@@ -83,10 +80,8 @@ pub(super) fn generate(
                 canvas.go_on(sampling, model);
             }
         }
-        if let Some(steps) = steps {
-            // The receiver may be gone, but the answer is still wanted.
-            let _ = steps.send(canvases.iter().map(|canvas| canvas.ids[..canvas.answer.end].to_vec()).collect());
-        }
+        let shown: Vec<Vec<u32>> = canvases.iter().map(|canvas| canvas.ids[..canvas.answer.end].to_vec()).collect();
+        (watch.after_step)(&shown);
     }
     let output = |canvas: Canvas| {
         let mut ids = canvas.ids;

@@ -34,6 +34,26 @@ pub struct Output {
     pub work: Work,
 }
 
+/// Follows the denoising of a batch.
+pub struct Watch<'a> {
+    /// Is called after every step with the token ids of all canvases.
+    pub after_step: &'a mut dyn FnMut(&[Vec<u32>]),
+    /// A flag for each prompt. Once it is true, the answer isn't computed any further, and it may hold masks.
+    pub unwanted: &'a [&'a AtomicBool],
+}
+
+impl Watch<'_> {
+    /// Whether nobody wants the answer to the prompt of this index any more.
+    pub(super) fn is_unwanted(&self, prompt: usize) -> bool {
+        self.unwanted.get(prompt).is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// Whether nobody wants any of the answers any more.
+    pub(super) fn is_over(&self) -> bool {
+        !self.unwanted.is_empty() && (0..self.unwanted.len()).all(|prompt| self.is_unwanted(prompt))
+    }
+}
+
 /// Appends an answer of `gen_length` tokens to each prompt. The prompts are packed into one forward and don't see each
 /// other: each gets the answer that it would get alone. LLaDA's loop leaves no mask; Dream's loop, like Dream's own
 /// code, treats the mask token as a prediction like any other, and leaves one where it is still predicted at the last
@@ -73,12 +93,37 @@ pub fn generate_until(
     steps: Option<Sender<Vec<Vec<u32>>>>,
     stops: &AtomicBool,
 ) -> Result<Vec<Output>> {
+    let unwanted = vec![stops; prompts.len()];
+    let mut after_step = told(steps);
+    generate_watched(model, prompts, sampling, Watch { after_step: &mut after_step, unwanted: &unwanted })
+}
+
+/// A function that sends the canvases of a step to a channel, if there is one.
+pub(super) fn told(steps: Option<Sender<Vec<Vec<u32>>>>) -> impl FnMut(&[Vec<u32>]) {
+    move |canvases| {
+        if let Some(steps) = &steps {
+            // The receiver may be gone, but the answer is still wanted.
+            let _ = steps.send(canvases.to_vec());
+        }
+    }
+}
+
+/// Like [`generate`], while the caller watches every step and may give up single answers.
+///
+/// # Errors
+/// Those of [`generate`].
+pub fn generate_watched(
+    model: &Transformer,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    watch: Watch,
+) -> Result<Vec<Output>> {
     let sampling = sampling.for_model(&model.config);
     sampling.check()?;
     if sampling.is_block_causal() {
-        return Ok(block_causal::generate(model, prompts, &sampling, (steps.as_ref(), stops)));
+        return Ok(block_causal::generate(model, prompts, &sampling, watch));
     }
-    let mut canvases = Canvases { steps, stops: Some(stops), ..Canvases::new(model, prompts, &sampling) };
+    let mut canvases = Canvases::new(model, prompts, &sampling, watch);
     match sampling.remasking.expect("a default was chosen") {
         remasking if remasking.sampling_loop() == Loop::Llada => llada::denoise(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),
@@ -89,7 +134,7 @@ pub fn generate_until(
 }
 
 /// Prompts with their answers so far.
-pub(super) struct Canvases<'a> {
+pub(super) struct Canvases<'a, 'w> {
     pub(super) mask_token_id: u32,
     pub(super) prompts: &'a [Prompt<'a>],
     pub(super) sequences: Vec<Vec<u32>>,
@@ -101,14 +146,17 @@ pub(super) struct Canvases<'a> {
     pub(super) block: Range<usize>,
     /// Whether the masks that earlier blocks left are denoised too.
     denoises_earlier: bool,
-    /// The channel that receives the canvases after every step.
-    pub(super) steps: Option<Sender<Vec<Vec<u32>>>>,
-    /// Whether somebody has asked the sampler to stop.
-    stops: Option<&'a AtomicBool>,
+    /// Whoever follows the denoising.
+    watch: Watch<'w>,
 }
 
-impl<'a> Canvases<'a> {
-    pub(super) fn new(model: &'a Transformer, prompts: &'a [Prompt<'a>], sampling: &Sampling) -> Self {
+impl<'a, 'w> Canvases<'a, 'w> {
+    pub(super) fn new(
+        model: &'a Transformer,
+        prompts: &'a [Prompt<'a>],
+        sampling: &Sampling,
+        watch: Watch<'w>,
+    ) -> Self {
         let mask_token_id = model.config.mask_token_id;
         let canvas = |p: &Prompt| {
             let mut ids = p.ids.to_vec();
@@ -125,14 +173,13 @@ impl<'a> Canvases<'a> {
             networks,
             block: 0..sampling.gen_length,
             denoises_earlier: sampling.predicts_mask,
-            steps: None,
-            stops: None,
+            watch,
         }
     }
 
-    /// Whether the sampler has been asked to stop.
+    /// Whether nobody wants any of the answers any more.
     pub(super) fn are_stopped(&self) -> bool {
-        self.stops.is_some_and(|stops| stops.load(Ordering::Relaxed))
+        self.watch.is_over()
     }
 
     /// Starts denoising a block of the answers.
@@ -142,11 +189,8 @@ impl<'a> Canvases<'a> {
     }
 
     /// Reports a finished step.
-    pub(super) fn tell(&self) {
-        if let Some(steps) = &self.steps {
-            // The receiver may be gone, but the answer is still wanted.
-            let _ = steps.send(self.sequences.clone());
-        }
+    pub(super) fn tell(&mut self) {
+        (self.watch.after_step)(&self.sequences);
     }
 
     /// The block's positions in each sequence.
@@ -166,13 +210,15 @@ impl<'a> Canvases<'a> {
         }
     }
 
-    /// The positions to denoise in each sequence: those of the block that are masked, and perhaps of earlier blocks.
+    /// The positions to denoise in each sequence: those of the block that are masked, and perhaps of earlier blocks. A
+    /// sequence whose answer is unwanted has none.
     pub(super) fn masked(&self) -> Vec<Vec<usize>> {
         let before = if self.denoises_earlier { self.block.start } else { 0 };
-        let of = |(ids, block): (&Vec<u32>, Range<usize>)| {
-            (block.start - before..block.end).filter(|at| ids[*at] == self.mask_token_id).collect()
+        let of = |(prompt, (ids, block)): (usize, (&Vec<u32>, Range<usize>))| match self.watch.is_unwanted(prompt) {
+            true => vec![],
+            false => (block.start - before..block.end).filter(|at| ids[*at] == self.mask_token_id).collect(),
         };
-        self.sequences.iter().zip(self.blocks()).map(of).collect()
+        self.sequences.iter().zip(self.blocks()).enumerate().map(of).collect()
     }
 
     /// Predicts tokens for some of the block's positions, sequence after sequence, with noise from `draws(example)`. If

@@ -3,7 +3,7 @@
 
 use std::sync::mpsc::Sender;
 
-use super::generate::{Canvases, Output, Prompt, Sampling};
+use super::generate::{Canvases, Output, Prompt, Sampling, Watch, told};
 use super::remasking::Loop;
 use super::{dream, llada};
 use crate::error::{Error, Result};
@@ -44,9 +44,11 @@ pub fn infill(
     let has_sense = Sampling { gen_length: sampling.block_length, ..sampling.clone() };
     has_sense.check()?;
     let prompts = [text];
-    let mut canvases = Canvases::new(model, &prompts, &sampling);
+    let mut after_step = told(steps);
+    let watch = Watch { after_step: &mut after_step, unwanted: &[] };
+    let mut canvases = Canvases::new(model, &prompts, &sampling, watch);
     (canvases.sequences, canvases.starts) = (vec![text.ids.to_vec()], vec![first]);
-    (canvases.block, canvases.steps) = (0..last + 1 - first, steps);
+    canvases.block = 0..last + 1 - first;
     match sampling.remasking.expect("a default was chosen") {
         remasking if remasking.sampling_loop() == Loop::Llada => llada::infill(&mut canvases, &sampling, remasking),
         remasking => dream::denoise(&mut canvases, &sampling, remasking),

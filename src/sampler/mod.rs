@@ -4,6 +4,7 @@ mod block_causal;
 pub mod cache;
 mod dream;
 pub mod generate;
+pub mod given;
 pub mod infill;
 mod llada;
 pub mod remasking;

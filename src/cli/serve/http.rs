@@ -1,0 +1,250 @@
+//! The connections of `weft serve`: HTTP/1.1 by hyper, on one thread of tokio's. Bodies, heads, connections and the time that
+//! each may take are bounded. What a request means is `weft::serve`'s.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::TcpListener;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioTimer;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use weft::error::{Error, Result};
+use weft::serve::door::{Door, Endpoint, Head, Route};
+use weft::serve::page;
+use weft::serve::queue::Event;
+use weft::serve::refusal::Refusal;
+use weft::serve::reply::{self, Reply};
+use weft::serve::serving::{Client, Serving};
+
+use super::body::Body;
+use super::wording::Wording;
+
+/// The largest body, a thousand times a long question.
+pub const MOST_BODY: usize = 1 << 20;
+/// Of a body that is too large, so much is read, so that the client reads the refusal instead of a broken connection.
+const MOST_DRAINED: usize = 1 << 24;
+/// The largest head.
+const MOST_HEAD: usize = 1 << 16;
+/// The most connections at a time; others wait to be accepted.
+const MOST_CONNECTIONS: usize = 1024;
+/// The most threads that read requests into tokens.
+const READERS: usize = 4;
+/// The time that a head may take, which also ends a connection that asks for nothing more.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// The time that a body may take.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// The time that clients have to take their last answers.
+const LAST_TIME: Duration = Duration::from_secs(10);
+
+/// What the connections share.
+pub struct Server {
+    pub serving: Arc<Serving>,
+    pub door: Door,
+}
+
+/// Sets a flag once it is dropped: nobody waits for an answer any more.
+pub struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The thread of the connections.
+pub fn runtime() -> Result<Runtime> {
+    let runtime = Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(READERS).build();
+    runtime.map_err(|e| Error::Run(format!("the connections' thread can't be started: {e}")))
+}
+
+/// Answers connections until `ended` becomes true, and then finishes those that are being answered.
+pub async fn serve(
+    listener: TcpListener,
+    server: Arc<Server>,
+    mut ended: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = ended.changed() => break,
+        };
+        let Ok((stream, _)) = accepted else {
+            // The process has too many open files, for example.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (server, mut ended) = (server.clone(), ended.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(server.clone(), request));
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MOST_HEAD);
+            let mut connection = pin!(http.serve_connection(Wording::new(stream), service));
+            // A connection that breaks off has nobody to tell.
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                _ = ended.changed() => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let _ = timeout(LAST_TIME, permits.acquire_many(MOST_CONNECTIONS as u32)).await;
+    Ok(())
+}
+
+async fn answer(server: Arc<Server>, request: Request<Incoming>) -> std::result::Result<Response<Body>, Infallible> {
+    Ok(reply(&server, request).await.unwrap_or_else(|refusal| refused(&refusal)))
+}
+
+async fn reply(server: &Server, request: Request<Incoming>) -> std::result::Result<Response<Body>, Refusal> {
+    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    let head = Head {
+        method: request.method().as_str(),
+        target,
+        host: text(header::HOST).or(request.uri().authority().map(|authority| authority.as_str())),
+        origin: text(header::ORIGIN),
+        fetch_site: text(HeaderName::from_static("sec-fetch-site")),
+        authorization: text(header::AUTHORIZATION),
+        content_type: text(header::CONTENT_TYPE),
+    };
+    let serving = &server.serving;
+    match server.door.route(&head)? {
+        Route::File(path) => Ok(file(path)),
+        Route::Health if serving.queue.is_closed() => Err(Refusal::new(503, "the server is being stopped")),
+        Route::Health => Ok(json(200, "{\"status\": \"ok\"}".to_owned())),
+        Route::Models => Ok(json(200, reply::models(serving).to_string())),
+        Route::Model(name) => match serving.names.iter().position(|own| *own == name) {
+            Some(index) => Ok(json(200, reply::model(serving, index).to_string())),
+            None => {
+                Err(Refusal::new(404, "there is no such model; /v1/models lists them").with_code("model_not_found"))
+            }
+        },
+        Route::Answer(endpoint) => ask(serving.clone(), endpoint, request).await,
+    }
+}
+
+/// Asks for an answer and waits for it, or for its beginning if it is sent in parts.
+async fn ask(
+    serving: Arc<Serving>,
+    endpoint: Endpoint,
+    request: Request<Incoming>,
+) -> std::result::Result<Response<Body>, Refusal> {
+    let expects = request.headers().contains_key(header::EXPECT);
+    let read = timeout(BODY_TIME, read_body(request.into_body(), expects)).await;
+    let body = read.map_err(|_| Refusal::new(408, format!("the body took more than {} s", BODY_TIME.as_secs())))??;
+    let (sender, events) = unbounded_channel();
+    let gone = Arc::new(AtomicBool::new(false));
+    let waiting = Waiting(gone.clone());
+    let listener = Arc::new(move |event| drop(sender.send(event)));
+    // A long text takes a while to become tokens, and the other connections don't wait for it.
+    let taken = spawn_blocking(move || serving.take(endpoint, &body, &Client { listener, gone })).await;
+    let taken = taken.map_err(|_| Refusal::new(500, "the request could not be read because of a bug in Weft"))??;
+    let reply = Reply::new(taken);
+    match reply.streams() {
+        true => {
+            let stream = response(200, "text/event-stream; charset=utf-8", Body::stream(events, reply, waiting));
+            Ok(with(stream, HeaderName::from_static("x-accel-buffering"), "no"))
+        }
+        false => whole(events, reply).await,
+    }
+}
+
+async fn whole(mut events: UnboundedReceiver<Event>, mut reply: Reply) -> std::result::Result<Response<Body>, Refusal> {
+    while let Some(event) = events.recv().await {
+        match reply.whole(event) {
+            Some(Ok(value)) => return Ok(json(200, value.to_string())),
+            Some(Err(reason)) => return Err(Refusal::new(500, reason)),
+            None => {}
+        }
+    }
+    Err(Refusal::new(500, "the answer was lost because of a bug in Weft"))
+}
+
+/// Reads a body that isn't too large.
+async fn read_body(mut body: Incoming, expects: bool) -> std::result::Result<Vec<u8>, Refusal> {
+    let too_large = || Refusal::new(413, format!("the body is larger than {MOST_BODY} bytes; shorten the prompt"));
+    if expects && body.size_hint().lower() > MOST_BODY as u64 {
+        return Err(too_large());
+    }
+    let (mut bytes, mut len): (Vec<u8>, usize) = (vec![], 0);
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|e| Refusal::new(400, format!("the body can't be read: {e}; send it again")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        len += data.len();
+        if len > MOST_DRAINED {
+            break;
+        }
+        if len > MOST_BODY {
+            bytes = vec![];
+        } else {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if len > MOST_BODY { Err(too_large()) } else { Ok(bytes) }
+}
+
+fn file(path: &str) -> Response<Body> {
+    let Some((content, kind)) = page::file(path) else {
+        return refused(&Refusal::new(404, "there is no such file"));
+    };
+    let response = response(200, kind, Body::whole(Bytes::from_static(content.as_bytes())));
+    with(response, header::CONTENT_SECURITY_POLICY, page::POLICY)
+}
+
+fn json(status: u16, text: String) -> Response<Body> {
+    response(status, "application/json", Body::whole(Bytes::from(text)))
+}
+
+fn refused(refusal: &Refusal) -> Response<Body> {
+    let mut response = json(refusal.status, refusal.to_json().to_string());
+    if let Some(secs) = refusal.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
+    }
+    if refusal.status == 401 {
+        response = with(response, header::WWW_AUTHENTICATE, "Bearer");
+    }
+    match refusal.allow {
+        Some(methods) => with(response, header::ALLOW, methods),
+        None => response,
+    }
+}
+
+fn response(status: u16, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ]
+    .into_iter()
+    .fold(response, |response, (name, value)| with(response, name, value))
+}
+
+fn with(mut response: Response<Body>, name: HeaderName, value: &'static str) -> Response<Body> {
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+    response
+}

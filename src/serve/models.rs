@@ -1,0 +1,61 @@
+//! A base with several adapters. Their weights lie beside the base's own, which exist once, and one of them at a time is
+//! attached.
+
+use std::path::Path;
+
+use crate::error::Result;
+use crate::model::block::{Block, Linear, Transformer};
+use crate::model::lora;
+
+/// A base and its adapters.
+pub struct Models {
+    model: Transformer,
+    /// What each of them attaches, the bare base first.
+    attached: Vec<Attached>,
+}
+
+/// The layers of a model with the indices of their adapter's weights, and its scale.
+#[derive(Clone)]
+struct Attached {
+    blocks: Vec<Block>,
+    head: Linear,
+    lora_scale: f32,
+    lora_dropout: f32,
+}
+
+impl Models {
+    /// A base without adapters.
+    pub fn new(model: Transformer) -> Self {
+        let attached = vec![Attached::of(&model)];
+        Self { model, attached }
+    }
+
+    /// Loads one more adapter and puts it where the base is.
+    ///
+    /// # Errors
+    /// Those of [`lora::load`].
+    pub fn attach(&mut self, folder: &Path) -> Result<()> {
+        self.select(0);
+        lora::load(folder, &mut self.model)?;
+        let device = self.model.device.clone();
+        self.model.put_on(&device);
+        self.attached.push(Attached::of(&self.model));
+        Ok(())
+    }
+
+    /// The model of this index: 0 is the base, then follow the adapters in the order in which they were attached.
+    pub fn select(&mut self, index: usize) -> &Transformer {
+        let Attached { blocks, head, lora_scale, lora_dropout } = self.attached[index].clone();
+        (self.model.blocks, self.model.head) = (blocks, head);
+        (self.model.config.lora_scale, self.model.config.lora_dropout) = (lora_scale, lora_dropout);
+        &self.model
+    }
+}
+
+impl Attached {
+    fn of(model: &Transformer) -> Self {
+        let config = &model.config;
+        let (lora_scale, lora_dropout) = (config.lora_scale, config.lora_dropout);
+        Self { blocks: model.blocks.clone(), head: model.head, lora_scale, lora_dropout }
+    }
+}

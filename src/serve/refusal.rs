@@ -1,0 +1,59 @@
+//! Why a request isn't answered, as OpenAI's error object.
+
+use serde_json::{Value, json};
+
+/// A request that isn't answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong and the fix, as one sentence.
+    pub message: String,
+    /// The field that is at fault.
+    pub param: Option<String>,
+    /// A name for programs, such as `model_not_found`.
+    pub code: Option<&'static str>,
+    /// The seconds after which it is worth another try.
+    pub retry_after: Option<u64>,
+    /// The methods that the path has, if the method is what is wrong.
+    pub allow: Option<&'static str>,
+}
+
+impl Refusal {
+    /// A refusal with a status.
+    pub fn new(status: u16, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after: None, allow: None }
+    }
+
+    /// A request whose field has a value that can't be used.
+    pub fn of_field(field: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(field.to_owned()), ..Self::new(400, message) }
+    }
+
+    /// The refusal with a name for programs.
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// OpenAI's error object.
+    pub fn to_json(&self) -> Value {
+        let kind = match self.status {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+    }
+}
+
+/// The most characters of a client's text that an error repeats.
+const MOST: usize = 60;
+
+/// A client's text in quotation marks, on one line and shortened, as errors repeat it.
+pub(super) fn quoted(text: &str) -> String {
+    let short: String = text.chars().take(MOST).collect();
+    let more = if short.len() < text.len() { "..." } else { "" };
+    format!("{short:?}{more}")
+}

@@ -1,0 +1,255 @@
+//! What a server serves: names, limits and defaults, and how a request becomes jobs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::door::Endpoint;
+use super::fields::one_line;
+use super::queue::{Closed, Event, Job, Queue};
+use super::refusal::{Refusal, quoted};
+use super::request::{self, Asked, Request, Text};
+use crate::data::chat_template::TextModel;
+use crate::data::prompt::Prompt;
+use crate::data::typed_tokens::SpecialTokens;
+use crate::eval::asked::Question;
+use crate::model::block::Config;
+use crate::sampler::generate::Sampling;
+use crate::sampler::given::Given;
+use crate::sampler::remasking::Remasking;
+
+/// The most tokens of an answer whose steps are told: each step tells the entropies of all masked tokens.
+const MOST_WATCHED: usize = 1024;
+
+/// What a server serves.
+pub struct Serving {
+    /// The names of the models, the base's first.
+    pub names: Vec<String>,
+    /// The text side of the base.
+    pub text: TextModel,
+    /// The sizes and constants of the base.
+    pub config: Config,
+    /// The settings of requests that don't give their own.
+    pub defaults: Given,
+    /// The limits.
+    pub limits: Limits,
+    /// The jobs that wait.
+    pub queue: Queue,
+    /// When the server started, in seconds since 1970.
+    pub started: u64,
+    count: AtomicU64,
+}
+
+/// The limits of requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most answers that are computed together.
+    pub batch_size: usize,
+    /// The most answers that wait.
+    pub queue: usize,
+    /// The most tokens of an answer.
+    pub gen_length: usize,
+    /// The most tokens of a prompt and its answer.
+    pub length: usize,
+}
+
+/// Whoever waits for a request's answer.
+#[derive(Clone)]
+pub struct Client {
+    /// Is told what happens.
+    pub listener: Arc<dyn Fn(Event) + Send + Sync>,
+    /// Becomes true once nobody waits any more.
+    pub gone: Arc<AtomicBool>,
+}
+
+/// A request that has been taken.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// How it was asked.
+    pub endpoint: Endpoint,
+    /// The id of its answer.
+    pub id: String,
+    /// When it was taken, in seconds since 1970.
+    pub created: u64,
+    /// The name of the model.
+    pub model: String,
+    /// The number of choices in all.
+    pub choices: usize,
+    /// The number of choices for each prompt.
+    pub n: usize,
+    /// Whether the answer is sent in parts.
+    pub streams: bool,
+    /// Whether a last part of the stream counts tokens.
+    pub includes_usage: bool,
+    /// The tokens of the prompts.
+    pub prompt_tokens: usize,
+}
+
+impl Serving {
+    /// A server of models with these names.
+    pub fn new(names: Vec<String>, text: TextModel, config: Config, defaults: Given, limits: Limits) -> Self {
+        // The base's own attention decides which of the defaults hold for other lengths.
+        let attention = defaults.sampling(&config).attention;
+        let defaults = Given { attention, ..defaults };
+        let (queue, count) = (Queue::new(limits.queue), AtomicU64::new(0));
+        Self { names, text, config, defaults, limits, queue, started: now(), count }
+    }
+
+    /// Reads a request and adds its jobs to the queue.
+    ///
+    /// # Errors
+    /// A request that can't be answered, and why.
+    pub fn take(&self, endpoint: Endpoint, body: &[u8], client: &Client) -> Result<Taken, Refusal> {
+        let request = request::read(endpoint, body)?;
+        let model = self.model(&request.model)?;
+        let sampling = self.sampling(&request.given)?;
+        if endpoint == Endpoint::Denoise && sampling.gen_length > MOST_WATCHED {
+            let message =
+                format!("max_tokens {} is more than {MOST_WATCHED}, the most that are watched", sampling.gen_length);
+            return Err(Refusal::of_field("max_tokens", format!("{message}; lower it")));
+        }
+        let prompts = self.prompts(&request.asked)?;
+        for ids in &prompts {
+            self.check_length(ids.len(), &sampling)?;
+        }
+        let Request { n, stop, streams, includes_usage, .. } = request;
+        let choices = n * prompts.len();
+        if choices > self.limits.queue {
+            let message =
+                format!("{choices} choices are more than the server's queue of {}; ask for fewer", self.limits.queue);
+            return Err(Refusal::of_field("n", message));
+        }
+        let job = |choice: usize| Job {
+            index: choice,
+            ids: prompts[choice / n].clone(),
+            example: (choice % n) as u64,
+            model,
+            sampling: sampling.clone(),
+            stop: stop.clone(),
+            is_watched: endpoint == Endpoint::Denoise,
+            gone: client.gone.clone(),
+            listener: client.listener.clone(),
+        };
+        let prompt_tokens = prompts.iter().map(|ids| ids.len()).sum();
+        self.queue.push((0..choices).map(job).collect()).map_err(refusal_of)?;
+        let kind = if endpoint == Endpoint::Completions { "cmpl" } else { "chatcmpl" };
+        let id = format!("{kind}-{:x}{:06x}", self.started, self.count.fetch_add(1, Ordering::Relaxed));
+        let model = self.names[model].clone();
+        Ok(Taken { endpoint, id, created: now(), model, choices, n, streams, includes_usage, prompt_tokens })
+    }
+
+    fn model(&self, name: &str) -> Result<usize, Refusal> {
+        self.names.iter().position(|own| own == name).ok_or_else(|| {
+            let known = self.names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+            let message = format!("there is no model {}; there are {known}", quoted(name));
+            Refusal { status: 404, ..Refusal::of_field("model", message) }.with_code("model_not_found")
+        })
+    }
+
+    /// The settings of a request, of which none is idle.
+    fn sampling(&self, given: &Given) -> Result<Sampling, Refusal> {
+        let whole = given.or(&self.defaults).sampling(&self.config);
+        let refuse = |message: String| {
+            let param = message.split(' ').next().unwrap_or_default().to_owned();
+            Refusal::of_field(&param, one_line(&message))
+        };
+        if whole.gen_length > self.limits.gen_length {
+            let message = format!(
+                "max_tokens {} is more than {}, the most that this server answers; lower it",
+                whole.gen_length, self.limits.gen_length
+            );
+            return Err(Refusal::of_field("max_tokens", message));
+        }
+        whole.check().map_err(|e| refuse(e.to_string()))?;
+        // The server's own defaults were warned of when it started.
+        let idle = |given: &Given| {
+            let sampling = given.sampling(&self.config);
+            sampling.remasking.map(|remasking| sampling.warnings(remasking)).unwrap_or_default()
+        };
+        let own = idle(&self.defaults);
+        match idle(&given.or(&self.defaults)).into_iter().find(|warning| !own.contains(warning)) {
+            Some(warning) => Err(refuse(format!("{warning}; leave it out"))),
+            None => Ok(Sampling { eos_token_ids: self.text.end_token_ids(), seed: seed_of(&whole), ..whole }),
+        }
+    }
+
+    fn prompts(&self, asked: &Asked) -> Result<Vec<Arc<[u32]>>, Refusal> {
+        match asked {
+            Asked::Chat(question) => Ok(vec![self.chat(question)?]),
+            Asked::Texts(texts) => texts.iter().map(|text| self.text(text)).collect(),
+        }
+    }
+
+    fn chat(&self, question: &Question) -> Result<Arc<[u32]>, Refusal> {
+        let refuse = |message: String| Refusal::of_field("messages", message);
+        let unread = self.text.unread(&question.turns, None);
+        if !unread.is_empty() {
+            let message = format!("the chat template does not read {}; leave it out", unread.join(", "));
+            return Err(refuse(message));
+        }
+        let prompt = self.text.prompt_of_turns(&question.turns, None).map_err(|e| refuse(one_line(&e.to_string())))?;
+        self.without_mask(prompt).map_err(refuse)
+    }
+
+    fn text(&self, text: &Text) -> Result<Arc<[u32]>, Refusal> {
+        let refuse = |message: String| Refusal::of_field("prompt", message);
+        let prompt = match text {
+            Text::Text(text) => self.text.prompt_of_text(text, SpecialTokens::Tokens),
+            Text::Ids(ids) => match ids.iter().find(|id| **id > self.text.last_id()) {
+                Some(id) => {
+                    return Err(refuse(format!("there is no token {id}; the last one is {}", self.text.last_id())));
+                }
+                None => Ok(Prompt { ids: ids.clone(), typed: vec![] }),
+            },
+        };
+        self.without_mask(prompt.map_err(|e| refuse(one_line(&e.to_string())))?).map_err(refuse)
+    }
+
+    /// The tokens of a prompt, none of which may be a mask: the sampler would take it for a token to be found.
+    fn without_mask(&self, prompt: Prompt) -> Result<Arc<[u32]>, String> {
+        let mask = self.config.mask_token_id;
+        match prompt.ids.contains(&mask) || prompt.typed.iter().any(|token| self.text.token_id(token) == Some(mask)) {
+            true => Err(format!("the prompt contains the mask token {}; remove it", self.text.decode_canvas(&[mask]))),
+            false => Ok(prompt.ids.into()),
+        }
+    }
+
+    fn check_length(&self, prompt: usize, sampling: &Sampling) -> Result<(), Refusal> {
+        let (length, most) = (prompt + sampling.gen_length, self.limits.length);
+        if length <= most {
+            return Ok(());
+        }
+        let message = format!(
+            "the prompt has {prompt} tokens and the answer {}, {length} together, but this server takes {most}; shorten the \
+             prompt, or lower max_tokens",
+            sampling.gen_length
+        );
+        Err(Refusal::new(400, message).with_code("context_length_exceeded"))
+    }
+}
+
+/// The seed of an answer. One that draws nothing is the same for all, so that such answers are computed together.
+fn seed_of(sampling: &Sampling) -> u64 {
+    let keeps_by_draws = matches!(sampling.remasking, Some(Remasking::Random | Remasking::Origin));
+    match sampling.temperature > 0.0 || sampling.alg_temp > 0.0 || keeps_by_draws {
+        true => sampling.seed,
+        false => Sampling::default().seed,
+    }
+}
+
+fn refusal_of(closed: Closed) -> Refusal {
+    match closed {
+        Closed::Full(secs) => Refusal {
+            retry_after: Some(secs),
+            ..Refusal::new(429, format!("too many requests wait; try again in {secs} s")).with_code("queue_full")
+        },
+        Closed::Stopping => {
+            Refusal { retry_after: Some(1), ..Refusal::new(503, "the server is being stopped; try again later") }
+        }
+    }
+}
+
+/// The seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
