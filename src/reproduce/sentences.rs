@@ -1,6 +1,7 @@
 //! The findings of a comparison in plain sentences, and its main table as text for a terminal. `markdown` has the whole
 //! report.
 
+use super::arms::Arm;
 use super::findings::{Difference, Findings, Metric, SettingFindings};
 use super::markdown::main_table;
 use super::statistics::Interval;
@@ -15,7 +16,11 @@ pub fn summary(findings: &Findings) -> Vec<String> {
     for setting in &findings.settings {
         let setting_name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
         let sentences = of_setting(setting, setting.metrics()[0]);
-        lines.extend(sentences.into_iter().map(|sentence| format!("{setting_name}{sentence}")));
+        // The report has both scores of rows that have a task.
+        let is_first = |i: &usize| *i == 0 || setting.forgetting[i - 1].domain != setting.forgetting[*i].domain;
+        let firsts = (0..setting.forgetting.len()).filter(is_first);
+        let elsewhere = firsts.flat_map(|i| setting.forgetting[i].sentences());
+        lines.extend(sentences.into_iter().chain(elsewhere).map(|sentence| format!("{setting_name}{sentence}")));
     }
     lines
 }
@@ -30,7 +35,7 @@ pub fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
 }
 
 /// A sentence such as `WeFT - SFT: +1.2 [-0.3, 2.7] percentage points over 10 seeds; not told apart`.
-fn of_difference(difference: &Difference) -> String {
+pub(super) fn of_difference(difference: &Difference) -> String {
     let Difference { arm, reference, metric, paired, .. } = difference;
     let Interval { mean, low, high, count, .. } = paired.difference;
     let (decimals, unit) = (metric.decimals(), metric.unit_of_difference());
@@ -66,16 +71,8 @@ fn pair(arm: &str, reference: &str) -> String {
 }
 
 /// An arm's name in a sentence.
-fn name(arm: &str) -> String {
-    match arm {
-        "sft-masked" => "SFT".to_owned(),
-        "sft-answer" => "SFT divided by answer tokens".to_owned(),
-        "weft-masked" => "WeFT".to_owned(),
-        "weft-answer" => "WeFT divided by answer tokens".to_owned(),
-        "cart" => "CART".to_owned(),
-        "token_weight" => "token weights".to_owned(),
-        other => other.strip_prefix("weft-").map_or(other.to_owned(), |what| format!("WeFT with {what}")),
-    }
+fn name(arm: &str) -> &str {
+    Arm::named(arm).map_or(arm, |arm| arm.said)
 }
 
 /// Rows of text in columns of equal width.
