@@ -84,7 +84,7 @@ fn what_their_files_leave_open_is_known_of_the_family() {
     ] {
         let fields = with(fields, whole.clone());
         let none = with(fields.clone(), json!({ "bd_size": null }));
-        let told = open(&none, None).told(false);
+        let told = open(&none, None).told(true);
         let family = format!("its family, {name}");
         assert_eq!(
             told,
@@ -94,7 +94,7 @@ fn what_their_files_leave_open_is_known_of_the_family() {
             )
         );
         // What the files say comes first.
-        let told = open(&with(none, json!({ "block_size": 8 })), Some((151_700, token))).told(false);
+        let told = open(&with(none, json!({ "block_size": 8 })), Some((151_700, token))).told(true);
         assert!(told.contains(&format!("mask token 151700 (from the tokenizer's added token {token:?})")), "{told}");
         assert!(told.ends_with("its block of 8 and those before it in sampling (from config.json)"), "{told}");
         // The class decides, whatever model_type says; no field is unknown.
@@ -156,7 +156,7 @@ fn block_diffusion_is_the_plain_networks() {
             for ((i, id), got) in masked.iter().zip(&ids).zip(model.nll(&batch, &masked, &ids)) {
                 let total: f64 = logits[*i].iter().map(|z| z.exp()).sum();
                 let expected = total.ln() - logits[*i][*id as usize];
-                assert!((f64::from(got) - expected).abs() < 5e-4, "{name} {len} {block_length} {i}: {got}, {expected}");
+                assert!((f64::from(got) - expected).abs() < 1e-3, "{name} {len} {block_length} {i}: {got}, {expected}");
             }
         }
     }

@@ -11,10 +11,10 @@ use super::run::Point;
 use crate::data::chat_template::TextModel;
 use crate::data::formats::Form;
 use crate::data::generated::{self, Puzzle};
-use crate::data::load_mixed;
 use crate::data::paths::Paths;
 use crate::data::row_range::RowRange;
 use crate::data::sources::Source;
+use crate::data::{Dataset, Example, load_mixed};
 use crate::error::{Error, Result};
 use crate::eval::generations::{accuracy_of, answer};
 use crate::eval::{Accuracy, Task, problems_of};
@@ -54,7 +54,7 @@ pub struct Domain {
     /// The task that scores answers; without one, only the held-out loss is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
-    /// Changes to the recipe's sampler, as `sampler.key=value`, or to `data.max_seq_len`.
+    /// Changes to the recipe's sampler, as `sampler.key=value`, or to `data.max_seq_len`, at which texts are divided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
 }
@@ -109,6 +109,15 @@ pub struct PlannedDomain {
     pub recipe: Recipe,
 }
 
+/// Packed texts as sequences of their own, divided where they are longer than a sequence: how well a model knows a text must
+/// not depend on the texts that it happens to be packed with. Each text ends with its end token.
+fn apart(packed: &[Example], eos_token_id: u32, max_seq_len: usize) -> Vec<Example> {
+    let ids: Vec<u32> = packed.iter().flat_map(|example| example.answer_ids.iter().copied()).collect();
+    let texts = ids.split_inclusive(|id| *id == eos_token_id);
+    let parts = texts.flat_map(|text| text.chunks(max_seq_len));
+    parts.map(|part| Example { prompt_ids: vec![], answer_ids: part.to_vec() }).collect()
+}
+
 /// A model's scores in a domain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DomainScore {
@@ -147,9 +156,13 @@ impl PlannedDomain {
                 Some(accuracy_of(&answer((model, text), (task, &problems), &sampling, (&Solo, &bar))?))
             }
         };
-        let rows = load_mixed(&[source], &reading(&self.recipe, text, model.config.mask_token_id))?;
+        let Dataset { mut examples, documents, .. } =
+            load_mixed(&[source], &reading(&self.recipe, text, model.config.mask_token_id))?.dataset;
+        if documents > 0 {
+            examples = apart(&examples, text.eos_token_id(), self.recipe.data.max_seq_len.0);
+        }
         let view = View::of(&self.recipe.objective, text.eos_token_id());
-        Ok(DomainScore { name, accuracy, nll_bound: nll_bound_seen(&Solo, model, &rows.dataset.examples, &view) })
+        Ok(DomainScore { name, accuracy, nll_bound: nll_bound_seen(&Solo, model, &examples, &view) })
     }
 
     /// Whether the domain is the held-out rows of a run, scored in the same way.
