@@ -65,7 +65,7 @@ set = ["sampler.gen_length=16", "sampler.block_length=16", "sampler.diffusion_st
 [[reproduce.also_score]]
 name = "text"
 held_out = "texts.jsonl"
-set = ["data.max_seq_len=64"]
+set = ["data.max_seq_len=12"]
 "#;
 
 /// Sums in the form of the chats that the embedded base was pretrained on; it gets some of them right.
@@ -115,22 +115,35 @@ fn near(value: &Value, expected: f64) {
     assert!((value - expected).abs() < 1e-9, "{value} for {expected}");
 }
 
-/// The loss of a base, or of an adapter on it, on the first rows of a file under an objective's view.
-fn loss(
-    folder: &Path,
-    adapter: Option<&str>,
-    (file, rows, max_seq_len): (&str, usize, usize),
-    view: &Objective,
-) -> f64 {
+/// The loss of a base, or of an adapter on it, under an objective's view: on the first sums, or on the texts, each a sequence
+/// of its own or several where it is longer than 12 tokens.
+fn loss(folder: &Path, adapter: Option<&str>, file: &str, view: &Objective) -> f64 {
     let mut base = Base::open("tiny-base".as_ref()).expect("it is part of the program");
     if let Some(adapter) = adapter {
         lora::load(&folder.join(adapter), &mut base.model).expect("the adapter loads");
     }
-    let mask_token_id = base.model.config.mask_token_id;
-    let reading = Reading { text: &base.text, mask_token_id, max_seq_len, cache: None };
-    let source = Source { path: folder.join(file).into(), rows: Some(RowRange::first(rows)), ..Source::default() };
-    let examples: Vec<Example> = data::load(&source, &reading).expect("the rows are read").examples;
-    let view = View::of(view, base.text.eos_token_id());
+    let eos_token_id = base.text.eos_token_id();
+    let examples: Vec<Example> = match file {
+        "sums.jsonl" => {
+            let mask_token_id = base.model.config.mask_token_id;
+            let reading = Reading { text: &base.text, mask_token_id, max_seq_len: 4096, cache: None };
+            let rows = Some(RowRange::first(12));
+            let source = Source { path: folder.join(file).into(), rows, ..Source::default() };
+            data::load(&source, &reading).expect("the rows are read").examples
+        }
+        _ => {
+            let texts = fs::read_to_string(folder.join(file)).expect("the texts are there");
+            let of_text = |line: &str| {
+                let row: Value = serde_json::from_str(line).expect("a row is JSON");
+                let mut ids = base.text.encode(row["text"].as_str().expect("a text")).expect("it is text");
+                ids.push(eos_token_id);
+                let parts = ids.chunks(12).map(|part| Example { prompt_ids: vec![], answer_ids: part.to_vec() });
+                parts.collect::<Vec<_>>()
+            };
+            texts.lines().flat_map(of_text).collect()
+        }
+    };
+    let view = View::of(view, eos_token_id);
     nll_bound_seen(&Solo, &base.model, &examples, &view)
 }
 
@@ -160,8 +173,8 @@ fn the_tables_numbers_are_those_of_separate_calls() {
     near(&sums["base"], of_base);
     assert!(of_base > 0.0 && of_base < 100.0, "the base gets some sums right: {of_base}");
     let plain = Objective::default();
-    near(&sums_loss["base"], loss(&folder, None, ("sums.jsonl", 12, 4096), &plain));
-    near(&text["base"], loss(&folder, None, ("texts.jsonl", 99, 64), &plain));
+    near(&sums_loss["base"], loss(&folder, None, "sums.jsonl", &plain));
+    near(&text["base"], loss(&folder, None, "texts.jsonl", &plain));
     // 2. And so are those of arms, trained by `weft train`.
     for (arm, sampler) in [
         ("weft-masked", whole),
@@ -185,8 +198,8 @@ fn the_tables_numbers_are_those_of_separate_calls() {
         };
         near(&sums["arms"][place]["scores"][1], eval(&["--adapter", &adapter], &more));
         let adapter = Some(adapter.as_str());
-        near(&sums_loss["arms"][place]["scores"][1], loss(&folder, adapter, ("sums.jsonl", 12, 4096), &objective));
-        near(&text["arms"][place]["scores"][1], loss(&folder, adapter, ("texts.jsonl", 99, 64), &objective));
+        near(&sums_loss["arms"][place]["scores"][1], loss(&folder, adapter, "sums.jsonl", &objective));
+        near(&text["arms"][place]["scores"][1], loss(&folder, adapter, "texts.jsonl", &objective));
     }
     // 3. Changes and differences are those of the scores, seed by seed.
     for of in [&sums, &sums_loss, &text] {
@@ -291,12 +304,12 @@ fn what_cannot_be_compared_is_told_before_anything_is_done() {
         ("rows = 12", "rows = 0", "reproduce.also_score \"sums\" has rows = 0; give at least 1"),
         ("rows = 12", "row = 12", "unknown field `row`"),
         (
-            "data.max_seq_len=64",
+            "data.max_seq_len=12",
             "train.lr=1",
             "reproduce.also_score \"text\" sets \"train.lr=1\"; it can set keys of [sampler] and data.max_seq_len alone",
         ),
         (
-            "data.max_seq_len=64",
+            "data.max_seq_len=12",
             "sampler.gen_len=1",
             "reproduce.also_score \"text\": unknown key sampler.gen_len; the nearest known one is sampler.gen_length",
         ),
