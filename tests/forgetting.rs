@@ -68,14 +68,17 @@ held_out = "texts.jsonl"
 set = ["data.max_seq_len=12"]
 "#;
 
-/// Sums in the form of the chats that the embedded base was pretrained on; it gets some of them right.
+/// Sums in the form of the chats that the embedded base was pretrained on. To most it answers 0, which is the truth of some.
 fn sums() -> String {
     let row = |i: u64| {
         let (a, b) = (i * 7 % 10 + 1, i * 3 % 9 + 1);
         let question = format!("What is {a} + {b}");
         let answer = format!("<answer>\n{}\n</answer>", a + b);
         let messages = json!([{ "role": "user", "content": question }, { "role": "assistant", "content": answer }]);
-        format!("{}\n", json!({ "messages": messages, "question": question, "ground_truth": a + b }))
+        format!(
+            "{}\n",
+            json!({ "messages": messages, "question": question, "ground_truth": if i % 2 == 0 { 0 } else { a + b } })
+        )
     };
     (0..20).map(row).collect()
 }
