@@ -15,7 +15,6 @@ use weft::data::sources::Source;
 use weft::data::{self, Example, Reading};
 use weft::model::lora;
 use weft::objective::Objective;
-use weft::parallel::collective::Solo;
 use weft::train::held_out::nll_bound_seen;
 use weft::train::view::View;
 
@@ -147,7 +146,7 @@ fn loss(folder: &Path, adapter: Option<&str>, file: &str, view: &Objective) -> f
         }
     };
     let view = View::of(view, eos_token_id);
-    nll_bound_seen(&Solo, &base.model, &examples, &view)
+    nll_bound_seen(&base.model, &examples, &view)
 }
 
 #[test]

@@ -229,7 +229,7 @@ fn settings_without_effect_are_told() {
         Recipe::parse("[data]\ntrain = \"a.jsonl\"\n", Path::new("r.toml"), &settings).expect("it is whole").warnings()
     };
     let entropy = ["objective.transform=cbrt", "objective.reference=batch", "objective.entropy_every=2"];
-    let entropy = [&entropy[..], &["objective.entropy_precision=bf16"]].concat();
+    let entropy = [&entropy[..], &["objective.entropy_precision=bf16", "train.micro_batch_size=2"]].concat();
     for (kind, asks) in [("weft", true), ("token_weight", true), ("sft", false), ("cart", false)] {
         let kind = format!("objective.kind={kind}");
         let told = warnings(&[&[kind.as_str()][..], &entropy].concat());

@@ -198,7 +198,7 @@ fn all_bad_rows_are_told_at_once() {
     let all = RowPolicy { long_prompt: OnRow::Skip, ..skips_bad };
     assert_eq!(load(&source(&path, all), &reading(&text)).expect("both are skipped").examples.len(), 1);
     // A file without any other rows is refused with a reason.
-    let none = "rows.jsonl: all its 2 rows are skipped, most of them for this reason: the answer is empty (the first in \
+    let none = "rows.jsonl: all its 2 rows are skipped, for this reason: the answer is empty (the first in \
                 rows.jsonl:1); fix the rows";
     assert_eq!(told(&[empty, empty], all), none);
 }
@@ -247,7 +247,7 @@ fn damage_is_no_row_that_is_skipped() {
     let skipping = |path: &Path| load(&source(path, SKIP), &reading);
     // A row of null is a bad row, and the only one here.
     let null = skipping(&fixture("null.parquet")).expect_err("no row is left").to_string();
-    assert!(null.contains("all its 1 rows are skipped") && null.contains("null.parquet row 1"), "{null}");
+    assert!(null.contains("its only row is skipped") && null.contains("null.parquet row 1"), "{null}");
     let whole = fs::read(fixture("messages.parquet")).expect("it is there");
     assert_eq!(skipping(&fixture("messages.parquet")).expect("it is read").examples.len(), 8);
     let path = folder.join("rows.parquet");
@@ -332,12 +332,12 @@ fn answers_are_skipped_one_by_one() {
     let answer = "prompt and answer together are longer than data.max_seq_len";
     let lines = [
         format!("2 answers skipped: {answer} (the first in {at}:1)"),
-        format!("1 answers skipped: {prompt} (the first in {at}:2)"),
+        format!("1 answer skipped: {prompt} (the first in {at}:2)"),
     ];
     assert_eq!(read.notes.lines(), lines);
     // Of a chat's last answer alone, nothing is left here.
     let error = load(&source(&path, SKIP), &reading(&text)).expect_err("both rows are skipped").to_string();
-    assert!(error.contains("all its 2 rows are skipped, most of them for this reason"), "{error}");
+    assert!(error.contains("all its 2 rows are skipped, 1 of them for this reason"), "{error}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
+use weft::counted::counted;
 use weft::error::{Error, Result};
 use weft::eval::generations::{accuracy_of, answer, save};
 use weft::eval::{Accuracy, Task, read_problems};
@@ -37,7 +38,7 @@ pub struct Eval {
     /// The number of problems to answer; default: all
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Write the generations and the accuracy to this file (JSON)
+    /// Write the generations and the accuracy to this new file (JSON)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Print the accuracy as JSON
@@ -51,6 +52,9 @@ impl Eval {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let quiet = quiet || !ranks.is_first();
         let task = Task::parse(&self.task)?;
+        if ranks.is_first() {
+            super::check_new(&self.out)?;
+        }
         if self.limit == Some(0) {
             return Err(Error::Usage("--limit 0 scores nothing; give at least 1, or leave it out".to_owned()));
         }
@@ -67,9 +71,8 @@ impl Eval {
         if !quiet {
             let (count, seconds) = (problems.len(), started.elapsed().as_secs_f64());
             let [forwards, rows] = [forwards, rows].map(|total| total as f64 / count as f64);
-            tell!(
-                "{count} answers in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each"
-            );
+            let answers = counted(count, "answer");
+            tell!("{answers} in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each");
         }
         save(&self.out, task, &generations)?;
         let accuracy = accuracy_of(&generations);
@@ -77,7 +80,7 @@ impl Eval {
             say!("{}", as_json(task, problems.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        say!("{} on {} problems: {}", self.task, problems.len(), in_percent(&accuracy));
+        say!("{} on {}: {}", self.task, counted(problems.len(), "problem"), in_percent(&accuracy));
         say!("generations are in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use weft::counted::counted;
 use weft::error::Result;
 use weft::eval::Task;
 use weft::eval::stored::{load, save_scores};
@@ -34,6 +35,9 @@ impl Score {
         let task = Task::parse(&self.task)?;
         let scores = load(task, &self.file)?;
         if let Some(out) = &self.out {
+            if out.is_file() {
+                tell!("warning: {} was there already and is written over", out.display());
+            }
             save_scores(out, &scores)?;
         }
         let accuracy = weft::eval::accuracy(&scores);
@@ -41,7 +45,7 @@ impl Score {
             say!("{}", as_json(task, scores.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        say!("{} on {} generations: {}", self.task, scores.len(), in_percent(&accuracy));
+        say!("{} on {}: {}", self.task, counted(scores.len(), "generation"), in_percent(&accuracy));
         if let Some(out) = &self.out {
             say!("scores are in {}", out.display());
         }

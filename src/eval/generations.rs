@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{Accuracy, Problem, Score, Task, accuracy, score};
+use crate::base::Base;
+use crate::data::Message;
 use crate::data::chat_template::TextModel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::write_whole;
 use crate::model::block::Transformer;
-use crate::parallel::collective::Collective;
+use crate::parallel::collective::{Collective, Solo};
+use crate::progress::{Progress, Unit};
 use crate::sampler::cache::Work;
 use crate::sampler::generate::{Output, Prompt, Sampling, generate};
 
@@ -33,7 +35,31 @@ pub struct Generation {
     pub work: Work,
 }
 
-/// Answers and scores every problem. Batching doesn't change an answer. The ranks divide the batches, and each rank
+/// A base's answer to a question of one turn, up to its first end token.
+///
+/// # Errors
+/// Sampling lengths that don't divide, or a chat template that fails.
+pub fn ask(base: &Base, question: &str, sampling: &Sampling) -> Result<String> {
+    let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content: question.to_owned() }])?;
+    let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling.clone() };
+    let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling)?.remove(0);
+    Ok(base.text.decode_answer(&output.ids[ids.len()..]))
+}
+
+/// A base's scored answers to problems of a task. Batching doesn't change an answer.
+///
+/// # Errors
+/// Sampling lengths that don't divide, or a chat template that fails.
+pub fn evaluate(
+    base: &Base,
+    (task, problems): (Task, &[Problem]),
+    sampling: &Sampling,
+    progress: &Progress,
+) -> Result<Vec<Generation>> {
+    answer((&base.model, &base.text), (task, problems), sampling, (&Solo, progress))
+}
+
+/// Answers and scores every problem, like [`evaluate`]. The ranks divide the batches, and each rank
 /// returns all answers.
 ///
 /// # Errors
@@ -42,15 +68,12 @@ pub fn answer(
     (model, text): (&Transformer, &TextModel),
     (task, problems): (Task, &[Problem]),
     sampling: &Sampling,
-    (ranks, bar): (&dyn Collective, &ProgressBar),
+    (ranks, progress): (&dyn Collective, &Progress),
 ) -> Result<Vec<Generation>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
-    sampling.check().map_err(Error::Usage)?;
+    sampling.check()?;
     let prompts = prompt_ids(text, problems)?;
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    let style =
-        ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
-    bar.set_style(style);
     // 1. Generate this rank's batches.
     let all: Vec<usize> = (0..problems.len()).collect();
     let mut rest = &*all;
@@ -61,18 +84,18 @@ pub fn answer(
     };
     let batches: Vec<&[usize]> = batch_sizes(&lengths, sampling.gen_length).into_iter().map(batch).collect();
     let own: Vec<&[usize]> = batches.iter().copied().skip(ranks.rank()).step_by(ranks.size()).collect();
-    bar.set_length(own.iter().map(|batch| batch.len() as u64).sum());
+    progress.begin(Unit::Problems, Some(own.iter().map(|batch| batch.len() as u64).sum()));
     let mut written: Vec<Vec<Written>> = vec![];
     for batch in own {
         let asked: Vec<Prompt> = batch.iter().map(|&i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
-        let outputs = generate(model, &asked, &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &asked, &sampling)?;
         let text = |(&i, output): (&usize, Output)| {
             (text.decode_canvas(&output.ids[prompts[i].len()..]), output.work.forwards, output.work.rows)
         };
         written.push(batch.iter().zip(outputs).map(text).collect());
-        bar.inc(batch.len() as u64);
+        progress.add(batch.len() as u64);
     }
-    bar.finish_and_clear();
+    progress.finish();
     // 2. Put all ranks' batches in order and score them.
     let mut dealt = written_by_all(ranks, written);
     let in_order =
@@ -112,7 +135,7 @@ pub fn prompt_ids(text: &TextModel, problems: &[Problem]) -> Result<Vec<Vec<u32>
 }
 
 /// Divides prompts of these lengths into batches; returns the batch sizes.
-pub fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
+pub(crate) fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
     let (mut sizes, mut tokens) = (vec![], 0);
     for prompt in prompts {
         tokens += prompt + gen_length;

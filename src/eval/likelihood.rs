@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::data::Example;
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
+use crate::progress::{Progress, Unit};
 use crate::rng::{Draws, Stream};
 
 /// The epoch in the key of the draw that starts the sequence of mask counts.
@@ -66,7 +66,7 @@ pub fn nll_bounds(
     model: &Transformer,
     examples: &[Example],
     settings: MonteCarlo,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> Result<Vec<NllBound>> {
     let mc_samples = settings.mc_samples;
     if mc_samples < 2 {
@@ -77,12 +77,12 @@ pub fn nll_bounds(
     }
     let Some(block_length) = model.config.block_length else {
         let keyed: Vec<(u64, &Example)> = (0..).zip(examples).collect();
-        return Ok(bounds(model, AttentionKind::Bidirectional, &keyed, settings, bar));
+        return Ok(bounds(model, AttentionKind::Bidirectional, &keyed, settings, progress));
     };
     let blocks: Vec<(usize, u64, Example)> =
         (0..examples.len()).flat_map(|i| in_blocks(i, &examples[i], block_length)).collect();
     let keyed: Vec<(u64, &Example)> = blocks.iter().map(|(_, key, block)| (*key, block)).collect();
-    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, bar);
+    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, progress);
     let mut whole = vec![NllBound { nll_bound: 0.0, standard_error: 0.0, answer_tokens: 0 }; examples.len()];
     for ((example, ..), block) in blocks.iter().zip(of_blocks) {
         let sum = &mut whole[*example];
@@ -112,13 +112,10 @@ fn bounds(
     kind: AttentionKind,
     examples: &[(u64, &Example)],
     settings: MonteCarlo,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> Vec<NllBound> {
     let batch_tokens = settings.batch_tokens;
-    bar.set_length(examples.len() as u64);
-    let style =
-        ProgressStyle::with_template("{bar:24} {pos}/{len} answers  {eta} left").expect("the template is valid");
-    bar.set_style(style);
+    progress.begin(Unit::Answers, Some(examples.len() as u64));
     let (mut samples, mut values, mut waiting, mut masks) = (vec![], vec![], Noised::default(), 0);
     for (index, (key, example)) in examples.iter().enumerate() {
         let drawn = DrawnMasks::new(example.answer_ids.len(), *key, &settings);
@@ -126,7 +123,7 @@ fn bounds(
             let len = example.prompt_ids.len() + example.answer_ids.len();
             if waiting.tokens > 0 && waiting.tokens + len > batch_tokens {
                 values.extend(std::mem::take(&mut waiting).estimates(model, kind));
-                bar.set_position(index as u64);
+                progress.set_position(index as u64);
             }
             waiting.push(example, masked, model.config.mask_token_id);
         }
@@ -134,7 +131,7 @@ fn bounds(
         masks += drawn.masks.len();
     }
     values.extend(waiting.estimates(model, kind));
-    bar.finish_and_clear();
+    progress.finish();
     let bound = |((_, example), samples): (&(u64, &Example), &Vec<usize>)| {
         let values: Vec<f64> = samples.iter().map(|mask| values[*mask]).collect();
         let (n, answer_tokens) = (values.len() as f64, example.answer_ids.len());

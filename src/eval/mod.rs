@@ -5,14 +5,14 @@ pub mod answer;
 pub mod answer_rows;
 pub mod arithmetic;
 pub mod asked;
-pub mod countdown;
+pub(crate) mod countdown;
 pub mod generations;
-pub mod gsm8k;
+pub(crate) mod gsm8k;
 pub mod likelihood;
-pub mod math500;
-pub mod settings;
+pub(crate) mod math500;
+pub(crate) mod settings;
 pub mod stored;
-pub mod sudoku;
+pub(crate) mod sudoku;
 
 use std::path::Path;
 

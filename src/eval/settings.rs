@@ -22,7 +22,7 @@ pub struct EvalTable {
 
 impl EvalTable {
     /// The number of rows whose answers the report shows.
-    pub fn num_samples(&self) -> usize {
+    pub(crate) fn num_samples(&self) -> usize {
         self.samples.unwrap_or(if self.task.is_some() { SAMPLES } else { 0 })
     }
 

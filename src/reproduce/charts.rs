@@ -43,11 +43,12 @@ pub fn of_setting(setting: &SettingFindings) -> Vec<(String, String)> {
     for metric in setting.metrics() {
         let (name, y) = match metric {
             Metric::Accuracy => ("accuracy", "accuracy, %"),
-            Metric::NllBound => ("loss", "held-out loss, nats per answer token"),
+            Metric::NllBound => ("loss", "nats per answer token"),
         };
+        let what = metric.quantity();
         for (i, arms) in divided(&setting.arms).iter().enumerate() {
             let curves: Vec<Curve> = arms.iter().map(|arm| curve(setting, arm, metric)).collect();
-            let title = format!("{}: {name} by step, with 95 % intervals over seeds", setting.name);
+            let title = format!("{}: {what} by step, with 95 % intervals over seeds", setting.name);
             let titles = Titles { title: &title, x: "step", y };
             if curves.iter().any(|curve| curve.points.len() > 1) {
                 let name = if i == 0 { name.to_owned() } else { format!("{name}-{}", i + 1) };
@@ -61,7 +62,7 @@ pub fn of_setting(setting: &SettingFindings) -> Vec<(String, String)> {
         (format!("{} - {}", d.arm, d.reference), [mean, low, high])
     };
     let rows: Vec<(String, [f64; 3])> = setting.differences_at_end(metric).map(row).collect();
-    let what = if metric == Metric::Accuracy { "accuracy" } else { "held-out loss" };
+    let what = metric.quantity();
     let last = setting.steps.last().copied().unwrap_or(0);
     let title = format!("{}: differences of {what} at step {last}, with 95 % intervals", setting.name);
     let titles = Titles { title: &title, x: metric.unit_of_difference(), y: "" };

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -21,6 +20,7 @@ use crate::eval::{Accuracy, Task, problems_of};
 use crate::experiment::reading;
 use crate::model::block::Transformer;
 use crate::parallel::Solo;
+use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::sampler::generate::Sampling;
 use crate::train::held_out::nll_bound_seen;
@@ -152,8 +152,8 @@ impl PlannedDomain {
             Some(task) => {
                 let problems = problems_of(task, &source)?;
                 let sampling = Sampling { seed: self.recipe.train.seed, ..self.recipe.sampling(&model.config) };
-                let bar = ProgressBar::hidden();
-                Some(accuracy_of(&answer((model, text), (task, &problems), &sampling, (&Solo, &bar))?))
+                let progress = Progress::hidden();
+                Some(accuracy_of(&answer((model, text), (task, &problems), &sampling, (&Solo, &progress))?))
             }
         };
         let Dataset { mut examples, documents, .. } =
@@ -162,7 +162,7 @@ impl PlannedDomain {
             examples = apart(&examples, text.eos_token_id(), self.recipe.data.max_seq_len.0);
         }
         let view = View::of(&self.recipe.objective, text.eos_token_id());
-        Ok(DomainScore { name, accuracy, nll_bound: nll_bound_seen(&Solo, model, &examples, &view) })
+        Ok(DomainScore { name, accuracy, nll_bound: nll_bound_seen(model, &examples, &view) })
     }
 
     /// Whether the domain is the held-out rows of a run, scored in the same way.

@@ -1,32 +1,34 @@
-//! The findings of a comparison in plain sentences, and its main table as text for a terminal. `markdown` has the whole
+//! The findings of a comparison in plain sentences, and its main table, for a terminal. `markdown` has the whole
 //! report.
 
 use super::arms::Arm;
 use super::findings::{Difference, Findings, Metric, SettingFindings};
 use super::markdown::main_table;
 use super::statistics::Interval;
+use crate::counted::counted;
+use crate::report::table::Table;
 
-/// The main table, for a terminal, and a sentence on each difference at the end.
-pub fn summary(findings: &Findings) -> Vec<String> {
+/// The main table, and a sentence on each difference at the end.
+pub fn summary(findings: &Findings) -> (Table, Vec<String>) {
     let metric = findings.metrics()[0];
     let (header, rows) = main_table(findings, metric);
-    let title = format!("{} at the end: mean [95 % interval] over {}", metric.name(), seeds(findings.seeds.len()));
-    let mut lines = vec![title];
-    lines.extend(columns(&[vec![header], rows].concat()));
-    for setting in &findings.settings {
-        let setting_name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
-        let sentences = of_setting(setting, setting.metrics()[0]);
+    let seeds = counted(findings.seeds.len(), "seed");
+    let title = format!("{} at the end: mean [95 % interval] over {seeds}", metric.name());
+    let table = Table { title, rows: [vec![header], rows].concat(), note: String::new() };
+    let of_all = |setting: &SettingFindings| -> Vec<String> {
+        let name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
         // The report has both scores of rows that have a task.
         let is_first = |i: &usize| *i == 0 || setting.forgetting[i - 1].domain != setting.forgetting[*i].domain;
         let firsts = (0..setting.forgetting.len()).filter(is_first);
         let elsewhere = firsts.flat_map(|i| setting.forgetting[i].sentences());
-        lines.extend(sentences.into_iter().chain(elsewhere).map(|sentence| format!("{setting_name}{sentence}")));
-    }
-    lines
+        let sentences = of_setting(setting, setting.metrics()[0]);
+        sentences.into_iter().chain(elsewhere).map(|sentence| format!("{name}{sentence}")).collect()
+    };
+    (table, findings.settings.iter().flat_map(of_all).collect())
 }
 
 /// A sentence on each difference of a score at the end of the runs.
-pub fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
+pub(crate) fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
     let sentences: Vec<String> = setting.differences_at_end(metric).map(of_difference).collect();
     match sentences.is_empty() {
         true => vec!["no two arms have finished runs of the same seed, so there is no difference to report".to_owned()],
@@ -48,16 +50,12 @@ pub(super) fn of_difference(difference: &Difference) -> String {
     };
     let [mean, low, high] = [mean, low, high].map(|value| without_sign_of_zero(value, decimals));
     let interval = if count > 1 { format!(" [{low:.decimals$}, {high:.decimals$}]") } else { String::new() };
-    format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), seeds(count))
+    format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), counted(count, "seed"))
 }
 
 /// A value that would be printed as -0.0 as 0.0.
 fn without_sign_of_zero(value: f64, decimals: usize) -> f64 {
     if value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) { 0.0 } else { value }
-}
-
-fn seeds(count: usize) -> String {
-    if count == 1 { "1 seed".to_owned() } else { format!("{count} seeds") }
 }
 
 /// The two arms of a difference.
@@ -73,16 +71,6 @@ fn pair(arm: &str, reference: &str) -> String {
 /// An arm's name in a sentence.
 fn name(arm: &str) -> &str {
     Arm::named(arm).map_or(arm, |arm| arm.said)
-}
-
-/// Rows of text in columns of equal width.
-fn columns(rows: &[Vec<String>]) -> Vec<String> {
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(i, cell)| format!("{cell:w$}", w = width(i).unwrap_or(0)));
-        format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]
