@@ -96,7 +96,7 @@ fn a_mask_token_is_found_in_every_place() {
         assert_eq!(mask(&files(json!({}), &others)), expected, "{what}");
     }
     assert_eq!(mask(&files(json!({ "mask_token_id": 159 }), &[])), found(159, "config.json"));
-    assert_eq!(MASK_TOKENS, ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>"]);
+    assert_eq!(MASK_TOKENS, ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>", "|<MASK>|"]);
     for name in MASK_TOKENS {
         let expected = found(152, &format!("the tokenizer's added token {name:?}"));
         let decoder = json!({ "added_tokens_decoder": { "150": { "content": end.1 }, "152": { "content": name } } });
@@ -221,6 +221,8 @@ fn the_shift_is_found_by_setting_file_or_family() {
         ("a2d-qwen2", "A2D Qwen2", false),
         ("a2d-qwen3", "A2D Qwen3", false),
         ("a2d-llama", "A2D Llama", false),
+        ("sdar", "SDAR", false),
+        ("Fast_dLLM_Qwen", "Fast-dLLM v2", true),
         ("qwen2", "Qwen2", true),
         ("qwen3", "Qwen3", true),
         ("llama", "Llama", true),

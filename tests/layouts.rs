@@ -144,6 +144,8 @@ fn layouts() -> Vec<(&'static str, Value)> {
         ("odd", fields("a2d-qwen2", json!({ "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1 }))),
         ("odd-qwen3", fields("qwen3", json!({ "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 6 }))),
         ("a2d-llama", fields("a2d-llama", json!({ "tie_word_embeddings": true }))),
+        ("sdar", fields("sdar", json!({ "num_key_value_heads": 3, "head_dim": 20 }))),
+        ("fast-dllm-v2", fields("Fast_dLLM_Qwen", json!({ "num_key_value_heads": 3, "tie_word_embeddings": true }))),
         ("llama", fields("llama", json!({ "num_key_value_heads": 3, "head_dim": 12 }))),
         ("qwen2", fields("qwen2", json!({ "num_key_value_heads": 3 }))),
         ("qwen2-same", fields("qwen2", json!({ "num_key_value_heads": 3, "logits_shifted": false }))),

@@ -239,7 +239,7 @@ fn what_weft_does_not_compute_is_refused_by_its_name() {
             (
                 json!({"model_type": "gpt2"}),
                 "DIR/config.json: model_type \"gpt2\" is not supported; give a checkpoint of model_type llada, Dream, illada, \
-                 a2d-qwen2, a2d-qwen3, a2d-llama, qwen2, qwen3 or llama"
+                 a2d-qwen2, a2d-qwen3, a2d-llama, sdar, Fast_dLLM_Qwen, qwen2, qwen3 or llama"
                     .to_owned(),
             ),
             (

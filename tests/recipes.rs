@@ -8,7 +8,8 @@ use weft::data::paths::Paths;
 use weft::model::settings::Trainable;
 use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::Recipe;
-use weft::reproduce::study::{ARMS, ReproduceTable, Study};
+use weft::reproduce::arms::ARMS;
+use weft::reproduce::study::{ReproduceTable, Study};
 use weft::train::pretrain::PretrainRecipe;
 
 #[test]
@@ -23,6 +24,17 @@ fn every_recipe_is_whole() {
             "reproduce.toml" => {
                 let study = Study::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
                 assert_eq!(study.runs.len(), 360, "nine arms, four settings, ten seeds");
+            }
+            "reproduce-blocks.toml" => {
+                let study = Study::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(study.runs.len(), 240, "six arms, four settings, ten seeds");
+                assert!(study.runs.iter().all(|run| run.also.len() == study.table.also_score.len()));
+                assert!(study.warnings.is_empty(), "{:?}", study.warnings);
+            }
+            "reproduce-entropy.toml" => {
+                let study = Study::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(study.runs.len(), 180, "nine arms, two settings, ten seeds");
+                assert!(study.warnings.is_empty(), "{:?}", study.warnings);
             }
             _ => {
                 let recipe = Recipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
@@ -104,7 +116,7 @@ fn every_key_of_a_comparison_is_printed_with_its_default() {
         let value = serde_json::to_value(&table["value"]).expect("TOML values are JSON values");
         assert_eq!(default.get(&key), Some(&value), "{key}");
         if key == "arms" {
-            ARMS.iter().for_each(|(arm, _)| assert!(words.contains(arm), "{arm} isn't named: {words}"));
+            ARMS.iter().for_each(|arm| assert!(words.contains(arm.name), "{} isn't named: {words}", arm.name));
         }
     }
     // The whole file is a comparison, once it has held-out rows.

@@ -37,7 +37,8 @@ fn refuse(model_type: &str, changes: Value, reason: &str) {
     }
 }
 
-const LAYOUTS: [&str; 7] = ["a2d-qwen2", "a2d-qwen3", "a2d-llama", "qwen2", "qwen3", "llama", "illada"];
+const LAYOUTS: [&str; 9] =
+    ["a2d-qwen2", "a2d-qwen3", "a2d-llama", "qwen2", "qwen3", "llama", "illada", "sdar", "Fast_dLLM_Qwen"];
 
 #[test]
 fn only_one_value_of_a_field_is_computed() {
@@ -63,7 +64,7 @@ fn only_one_value_of_a_field_is_computed() {
         accept(model_type, off);
         match model_type {
             // Their biases are the layout's own.
-            "qwen2" | "a2d-qwen2" => accept(model_type, json!({ "attention_bias": true })),
+            "qwen2" | "a2d-qwen2" | "Fast_dLLM_Qwen" => accept(model_type, json!({ "attention_bias": true })),
             _ => only("attention_bias", json!(true), "false"),
         }
     }
@@ -80,7 +81,7 @@ fn windows_are_refused() {
         let off = json!({ "sliding_window": 4096, "max_window_layers": 1, "use_sliding_window": false });
         accept(model_type, off);
         let window = json!({ "sliding_window": 4096, "max_window_layers": 1 });
-        match model_type.contains("qwen") {
+        match ["qwen", "Qwen", "sdar"].iter().any(|name| model_type.contains(name)) {
             // Their code looks at it only where use_sliding_window is true.
             true => accept(model_type, window),
             false => refuse(model_type, window, "sliding_window = 4096 is not supported; only null is"),
@@ -172,12 +173,12 @@ fn experts_are_refused_whatever_the_model_calls_itself() {
             accept(model_type, json!({ key: 0 }));
         }
     }
-    let known = "llada, Dream, illada, a2d-qwen2, a2d-qwen3, a2d-llama, qwen2, qwen3 or llama";
+    let known = "llada, Dream, illada, a2d-qwen2, a2d-qwen3, a2d-llama, sdar, Fast_dLLM_Qwen, qwen2, qwen3 or llama";
     for (model_type, what) in [
         ("llada2_moe", "is a mixture of experts, which is not supported"),
         ("qwen3_moe", "is a mixture of experts, which is not supported"),
-        ("sdar", "is not supported"),
-        ("Fast_dLLM_Qwen", "is not supported"),
+        ("sdar_moe", "is a mixture of experts, which is not supported"),
+        ("Fast_dLLM", "is not supported"),
         ("qwen2_vl", "is not supported"),
         ("LLADA", "is not supported"),
     ] {

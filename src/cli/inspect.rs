@@ -11,6 +11,7 @@ use weft::experiment::Experiment;
 use weft::files::{read_text, write_whole};
 use weft::model::lora;
 use weft::noising::entropy::Transform;
+use weft::objective::Blocks;
 use weft::recipe::Recipe;
 use weft::report::entropy_map::{entropy_page, inspect};
 use weft_kernels::precision::Precision;
@@ -20,7 +21,7 @@ use super::progress::doing;
 /// Show what a model is uncertain about: a page of answers coloured by entropy
 ///
 /// On hover, the page shows each answer token's entropy with the whole answer masked, and the rate at which WeFT masks
-/// it. The answers are the first held-out rows of a recipe (its training rows if it has none), or the text of a file.
+/// it. A model that was trained by block diffusion sees the answer's clean blocks before each block. The answers are the first held-out rows of a recipe (its training rows if it has none), or the text of a file.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft inspect recipes/gsm8k.toml --examples 5\n  weft inspect --model tiny-base --text answer.txt --prompt 'What is 7 + 5?' --out entropy.html"
@@ -88,7 +89,13 @@ impl Inspect {
     fn of_recipe(&self, path: &Path) -> Result<(Base, Vec<Example>, Transform)> {
         let recipe = Recipe::read(path, &self.facts.after(&self.settings))?;
         let transform = recipe.objective.transform;
-        let (experiment, base) = Experiment::open(recipe)?;
+        let blocks = recipe.objective.blocks;
+        let block_length = recipe.objective.block_length;
+        let (experiment, mut base) = Experiment::open(recipe)?;
+        if blocks == Blocks::Bd3lm {
+            // The recipe's pass 1 sees the blocks before.
+            base.model.config.block_length = Some(block_length);
+        }
         let held_out = experiment.held_out_examples();
         let rows = if held_out.is_empty() { &experiment.train.dataset.examples } else { held_out };
         Ok((base, rows.iter().take(self.examples).cloned().collect(), transform))

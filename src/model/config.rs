@@ -105,7 +105,13 @@ impl ModelConfig {
         let attention = match self.layout.config.block_length {
             None => "every token attends to its whole sequence".to_owned(),
             Some(length) => {
-                format!("a token attends to its block of {length} and those before it in sampling (from config.json)")
+                let is_named =
+                    BLOCK_LENGTHS.iter().any(|key| self.fields.get(*key).is_some_and(|value| !value.is_null()));
+                let source = match is_named {
+                    true => "config.json".to_owned(),
+                    false => format!("its family, {}", self.family().name),
+                };
+                format!("a token attends to its block of {length} and those before it in sampling (from {source})")
             }
         };
         format!("{}; {}; {attention}{head}", self.family().name, self.facts)
@@ -219,7 +225,7 @@ impl Reader<'_> {
         Ok(layout)
     }
 
-    /// Tokens per block, if a field names them: the model was then trained by block diffusion.
+    /// Tokens per block, if a field names them or they are known of the family: the model was then trained by block diffusion.
     fn block_length(&self) -> std::result::Result<Option<usize>, String> {
         for key in BLOCK_LENGTHS {
             match self.get::<usize>(key)? {
@@ -228,7 +234,7 @@ impl Reader<'_> {
                 length => return Ok(length),
             }
         }
-        Ok(None)
+        Ok(self.family.block_length)
     }
 
     /// Refuses fields whose value isn't the one that Weft supports; an absent or null field has that value.

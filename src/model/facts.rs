@@ -17,9 +17,9 @@ use crate::files::read_if_there;
 /// Contents by which a tokenizer's added token is known as its mask token.
 ///
 /// # Source
-/// The tokenizers of Dream, dLLM, LLaDA and Open-dLLM. The first one is dLLM's, which `weft convert` adds where a tokenizer
+/// The tokenizers of Dream, dLLM, LLaDA, Open-dLLM, SDAR and Fast-dLLM v2. The first one is dLLM's, which `weft convert` adds where a tokenizer
 /// has none.
-pub const MASK_TOKENS: [&str; 6] = ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>"];
+pub const MASK_TOKENS: [&str; 7] = ["<|mask|>", "<|MASK|>", "[MASK]", "<M>", "<|mdm_mask|>", "<[MASK]>", "|<MASK>|"];
 
 /// What a user says of a checkpoint, against whatever its files say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

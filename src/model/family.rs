@@ -22,6 +22,8 @@ pub struct Family {
     pub(super) logits_shifted: bool,
     /// The mask token's id, where its authors write it in none of a checkpoint's files.
     pub(super) mask_token_id: Option<u32>,
+    /// Tokens per block where config.json doesn't say, if its checkpoints are trained by block diffusion.
+    pub(super) block_length: Option<usize>,
     /// What its tensors are called.
     pub(crate) names: &'static Names,
     /// What config.json calls its sizes and constants.
@@ -47,9 +49,10 @@ impl Family {
 ///
 /// # Source
 /// The modelling code beside LLaDA-8B (arXiv 2502.09992), Dream-7B (arXiv 2508.15487) and iLLaDA-8B; dLLM's A2D models;
-/// transformers' Qwen2, Qwen3 and Llama. The last three are read as checkpoints of autoregressive models that were
+/// JetLM's SDAR (arXiv 2510.06303) and NVIDIA's Fast-dLLM v2 (arXiv 2509.26328), whose blocks have 4 and 32 tokens in most
+/// checkpoints; transformers' Qwen2, Qwen3 and Llama. The last three are read as checkpoints of autoregressive models that were
 /// trained on to see both sides: as in Open-dLLM, the logits stay shifted.
-pub static FAMILIES: [Family; 9] = [
+pub static FAMILIES: [Family; 11] = [
     Family {
         name: "LLaDA",
         model_type: "llada",
@@ -63,6 +66,23 @@ pub static FAMILIES: [Family; 9] = [
     Family { name: "A2D Qwen2", model_type: "a2d-qwen2", class: Some("A2DQwen2LMHeadModel"), ..QWEN2 },
     Family { name: "A2D Qwen3", model_type: "a2d-qwen3", class: Some("A2DQwen3LMHeadModel"), ..QWEN3 },
     Family { name: "A2D Llama", model_type: "a2d-llama", class: Some("A2DLlamaLMHeadModel"), ..LLAMA },
+    Family {
+        name: "SDAR",
+        model_type: "sdar",
+        class: Some("SDARForCausalLM"),
+        mask_token_id: Some(151_669),
+        block_length: Some(4),
+        ..QWEN3
+    },
+    Family {
+        name: "Fast-dLLM v2",
+        model_type: "Fast_dLLM_Qwen",
+        class: Some("Fast_dLLM_QwenForCausalLM"),
+        logits_shifted: true,
+        mask_token_id: Some(151_665),
+        block_length: Some(32),
+        ..QWEN2
+    },
     Family { logits_shifted: true, ..QWEN2 },
     Family { logits_shifted: true, ..QWEN3 },
     Family { logits_shifted: true, ..LLAMA },
@@ -79,6 +99,7 @@ const LLAMA: Family = Family {
     derives_head_dim: false,
     logits_shifted: false,
     mask_token_id: None,
+    block_length: None,
     names: &QWEN_NAMES,
     keys: &QWEN_KEYS,
 };

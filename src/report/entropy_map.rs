@@ -8,7 +8,7 @@ use super::page::{page, turns};
 use crate::data::chat_template::TextModel;
 use crate::data::turns;
 use crate::data::{Example, Message};
-use crate::model::batch::Batch;
+use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
 use crate::noising::entropy::{AnswerEntropy, Reference, Transform, relative_uncertainty};
 
@@ -23,6 +23,8 @@ pub struct InspectedText {
     pub token_entropy: Vec<f32>,
     /// The relative uncertainty `r_i` of each token.
     pub relative_uncertainty: Vec<f32>,
+    /// The tokens per block, if each block was predicted given the clean ones before it.
+    pub block_length: Option<usize>,
 }
 
 /// A token as it is shown.
@@ -53,13 +55,17 @@ pub fn shown_tokens(text: &TextModel, ids: &[u32]) -> Vec<ShownToken> {
     shown
 }
 
-/// Runs pass 1 on an example, with its whole answer masked.
+/// Runs pass 1 on an example, with its whole answer masked. Of a model that is trained by block diffusion, each block is
+/// predicted given the clean blocks before it.
 pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transform: Transform) -> InspectedText {
     let Example { prompt_ids, answer_ids } = example;
-    let mut ids = prompt_ids.clone();
-    ids.resize(prompt_ids.len() + answer_ids.len(), model.config.mask_token_id);
+    let clean = [prompt_ids.as_slice(), answer_ids].concat();
+    let mut ids = clean.clone();
+    ids[prompt_ids.len()..].fill(model.config.mask_token_id);
+    let in_blocks = |block_length| AttentionKind::BlockDiffusion { block_length };
+    let kind = model.config.block_length.map_or(AttentionKind::Bidirectional, in_blocks);
     let rows: Vec<usize> = (prompt_ids.len()..ids.len()).collect();
-    let token_entropy = model.entropy(&Batch::pack([&*ids]), &rows);
+    let token_entropy = model.entropy(&Batch::pack_as(kind, [[ids.as_slice(), &clean]]), &rows);
     let answer = AnswerEntropy { token_entropy: &token_entropy, num_supervised: answer_ids.len() };
     let relative_uncertainty = relative_uncertainty(&[answer], transform, Reference::Sequence).remove(0);
     InspectedText {
@@ -67,6 +73,7 @@ pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transfo
         tokens: shown_tokens(text, answer_ids),
         token_entropy,
         relative_uncertainty,
+        block_length: model.config.block_length,
     }
 }
 
@@ -92,9 +99,11 @@ pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) 
     for (i, text) in texts.iter().enumerate() {
         let count = text.tokens.len();
         let mean = text.token_entropy.iter().map(|h| f64::from(*h)).sum::<f64>() / count.max(1) as f64;
+        let blocks = |length| format!("; each block of {length} tokens is given the blocks before it");
+        let blocks = text.block_length.map(blocks).unwrap_or_default();
         let _ = writeln!(
             body,
-            "<h2>Text {}</h2>\n<p class=\"note\">{count} answer tokens, mean entropy {mean:.3} nats</p>\n{}\
+            "<h2>Text {}</h2>\n<p class=\"note\">{count} answer tokens, mean entropy {mean:.3} nats{blocks}</p>\n{}\
              <div class=\"text\">{}</div>",
             i + 1,
             turns(&text.prompt),

@@ -4,26 +4,11 @@
 use serde::Serialize;
 
 use super::Outcomes;
+use super::arms::pairs;
+use super::forgetting::Forgetting;
 use super::run::{Outcome, OverSteps, Point};
 use super::statistics::{Interval, Paired, Variation, interval, paired, variation};
 use super::study::{PlannedRun, Study};
-
-/// The arms that are compared, each with its reference arm.
-pub(crate) const PAIRS: [(&str, &str); 13] = [
-    ("weft-masked", "sft-masked"),
-    ("weft-answer", "sft-answer"),
-    ("sft-masked", "sft-answer"),
-    ("weft-masked", "weft-answer"),
-    ("token_weight", "sft-masked"),
-    ("cart", "sft-masked"),
-    ("weft-identity", "sft-masked"),
-    ("weft-cbrt", "sft-masked"),
-    ("weft-log1p", "sft-masked"),
-    ("weft-elbo", "sft-masked"),
-    ("weft-identity", "weft-masked"),
-    ("weft-cbrt", "weft-masked"),
-    ("weft-log1p", "weft-masked"),
-];
 
 /// What an arm is scored by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -41,6 +26,14 @@ impl Metric {
         match self {
             Self::Accuracy => "accuracy in percent",
             Self::NllBound => "held-out loss in nats per answer token",
+        }
+    }
+
+    /// The name without a unit.
+    pub fn quantity(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::NllBound => "held-out loss",
         }
     }
 
@@ -70,6 +63,8 @@ pub struct Findings {
     pub seeds: Vec<u64>,
     /// The names of the arms.
     pub arms: Vec<String>,
+    /// The tokens per block of the arms in blocks.
+    pub block_length: usize,
     /// The findings under each setting.
     pub settings: Vec<SettingFindings>,
     /// Each arm's accuracy in percent at the end, averaged over the settings; `None` if one of them has no task.
@@ -93,6 +88,8 @@ pub struct SettingFindings {
     pub differences: Vec<Difference>,
     /// The effects of method and divisor on SFT and WeFT, if all four arms were run.
     pub factors: Vec<Factors>,
+    /// What the runs change of the base's scores on rows of other kinds.
+    pub forgetting: Vec<Forgetting>,
     /// The median time of a step in seconds, for each arm.
     pub step_seconds: Option<Vec<f64>>,
     /// The number of threads that computed the timed steps.
@@ -168,7 +165,8 @@ impl Findings {
             interval(&(0..seeds.len()).filter_map(of_seed).collect::<Vec<f64>>())
         };
         let average = (0..study.table.arms.len()).map(average).collect();
-        Self { weft: env!("CARGO_PKG_VERSION"), seeds, arms: study.table.arms.clone(), settings, average }
+        let (arms, block_length) = (study.table.arms.clone(), study.table.block_length);
+        Self { weft: env!("CARGO_PKG_VERSION"), seeds, arms, block_length, settings, average }
     }
 }
 
@@ -202,6 +200,7 @@ impl SettingFindings {
             arms,
             differences: vec![],
             factors: vec![],
+            forgetting: vec![],
             step_seconds: times.map(|t| t.step_seconds.clone()),
             timed_threads: times.map(|t| t.threads),
         };
@@ -219,6 +218,7 @@ impl SettingFindings {
                 findings.factors.extend(findings.factors_at(at, metric));
             }
         }
+        findings.forgetting = Forgetting::of(&study.table.also_score, &outcomes.bases[setting], &findings);
         findings
     }
 
@@ -247,7 +247,7 @@ impl SettingFindings {
         })
     }
 
-    fn num_seeds(&self) -> usize {
+    pub(super) fn num_seeds(&self) -> usize {
         self.arms.iter().map(|arm| arm.outcomes.len()).max().unwrap_or(0)
     }
 
@@ -262,7 +262,7 @@ impl SettingFindings {
             let paired = paired(&(0..self.num_seeds()).filter_map(of_seed).collect::<Vec<f64>>())?;
             Some(Difference { arm, reference, metric, step: self.steps[at], paired })
         };
-        PAIRS.into_iter().filter_map(difference).collect()
+        pairs().filter_map(difference).collect()
     }
 
     fn factors_at(&self, at: usize, metric: Metric) -> Option<Factors> {

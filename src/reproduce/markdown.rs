@@ -1,23 +1,17 @@
-//! The report of a comparison, with its charts: each arm's scores (the paper's Table 1), ablations (its Table 3), gradient
+//! The report of a comparison: each arm's scores (the paper's Table 1), ablations (its Table 3), gradient
 //! norms (its Table 4) and times. It adds what the paper doesn't report: the differences seed by seed, also during
 //! training, and what they are due to.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use super::findings::{ArmFindings, Difference, Factors, Findings, Metric, PAIRS, SettingFindings};
+use super::arms::{Arm, Group, pairs};
+use super::charts;
+use super::findings::{ArmFindings, Difference, Factors, Findings, Metric, SettingFindings};
 use super::run::{OverSteps, Point};
-use super::sentences;
 use super::statistics::{Interval, Paired};
-use super::study::ARMS;
+use super::{forgetting, sentences};
 use crate::counted::counted;
-use crate::report::chart::{self, Curve, Titles};
-
-/// SFT and WeFT under both divisors; all other arms are ablations.
-const MAIN: [&str; 4] = ["sft-answer", "sft-masked", "weft-answer", "weft-masked"];
-
-/// The largest number of curves in a chart; with more arms it shows only the main ones.
-const MOST_CURVES: usize = 4;
 
 /// What the symbols of the tables mean.
 const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval (Student's t). A \
@@ -50,10 +44,12 @@ pub fn page(findings: &Findings, recipe: &Path) -> String {
         let (header, rows) = main_table(findings, metric);
         table(&mut page, header, rows);
     }
+    forgetting::section(&mut page, findings);
     for setting in &findings.settings {
         of_setting(&mut page, setting);
     }
-    ablations(&mut page, findings);
+    against_sft(&mut page, findings, (Group::Method, "LIFT and training in blocks"));
+    against_sft(&mut page, findings, (Group::Ablation, "Ablations"));
     gradients(&mut page, findings);
     times(&mut page, findings);
     page
@@ -77,61 +73,13 @@ fn in_short(page: &mut String, findings: &Findings) {
 /// What the symbols of the tables mean, and what each arm sets.
 fn legend(page: &mut String, findings: &Findings) {
     let _ = writeln!(page, "## How to read the tables\n\n{LEGEND}\n");
-    for (name, set) in ARMS.iter().filter(|(name, _)| findings.arms.iter().any(|arm| arm == name)) {
-        let _ = writeln!(page, "- `{name}` sets `{}`", set.join(" "));
+    for arm in findings.arms.iter().filter_map(|name| Arm::named(name)) {
+        let _ = writeln!(page, "- `{}` sets `{}`", arm.name, arm.sets(findings.block_length).join(" "));
     }
     page.push('\n');
 }
 
-/// The charts, as file names and contents.
-pub fn charts(findings: &Findings) -> Vec<(String, String)> {
-    let all = findings.settings.iter().flat_map(charts_of);
-    all.map(|(name, setting, svg)| (file_name(name, setting), svg)).collect()
-}
-
-fn file_name(chart: &str, setting: &str) -> String {
-    format!("{chart}-{setting}.svg")
-}
-
-/// The charts of a setting, each with its name and the setting's. A chart of a single point or row isn't drawn.
-fn charts_of(setting: &SettingFindings) -> Vec<(&'static str, &str, String)> {
-    let mut charts = vec![];
-    for metric in setting.metrics() {
-        let (name, what, y) = match metric {
-            Metric::Accuracy => ("accuracy", "accuracy", "accuracy, %"),
-            Metric::NllBound => ("loss", "held-out loss", "nats per answer token"),
-        };
-        let is_shown = |arm: &&ArmFindings| setting.arms.len() <= MOST_CURVES || MAIN.contains(&&*arm.name);
-        let curves: Vec<Curve> = setting.arms.iter().filter(is_shown).map(|arm| curve(setting, arm, metric)).collect();
-        let title = format!("{}: {what} by step, with 95 % intervals over seeds", setting.name);
-        let titles = Titles { title: &title, x: "step", y };
-        if curves.iter().any(|curve| curve.points.len() > 1) {
-            charts.push((name, setting.name.as_str(), chart::curves(titles, &curves)));
-        }
-    }
-    let metric = setting.metrics()[0];
-    let row = |d: &Difference| {
-        let Interval { mean, low, high, .. } = d.paired.difference;
-        (format!("{} - {}", d.arm, d.reference), [mean, low, high])
-    };
-    let rows: Vec<(String, [f64; 3])> = setting.differences_at_end(metric).map(row).collect();
-    let what = if metric == Metric::Accuracy { "accuracy" } else { "held-out loss" };
-    let last = setting.steps.last().copied().unwrap_or(0);
-    let title = format!("{}: differences of {what} at step {last}, with 95 % intervals", setting.name);
-    let titles = Titles { title: &title, x: metric.unit_of_difference(), y: "" };
-    if rows.len() > 1 {
-        charts.push(("differences", setting.name.as_str(), chart::intervals(titles, &rows)));
-    }
-    charts
-}
-
-fn curve(setting: &SettingFindings, arm: &ArmFindings, metric: Metric) -> Curve {
-    let intervals = of_metric(arm, metric);
-    let point = |(step, i): (&u64, &Option<Interval>)| i.map(|i| [*step as f64, i.mean, i.low, i.high]);
-    Curve { name: arm.name.clone(), points: setting.steps.iter().zip(intervals).filter_map(point).collect() }
-}
-
-fn of_metric(arm: &ArmFindings, metric: Metric) -> &[Option<Interval>] {
+pub(super) fn of_metric(arm: &ArmFindings, metric: Metric) -> &[Option<Interval>] {
     match metric {
         Metric::Accuracy => &arm.accuracy,
         Metric::NllBound => &arm.nll_bound,
@@ -179,7 +127,7 @@ pub(super) fn main_table(findings: &Findings, metric: Metric) -> (Vec<String>, V
     (header, rows)
 }
 
-fn value_of(point: &Point, metric: Metric) -> Option<f64> {
+pub(super) fn value_of(point: &Point, metric: Metric) -> Option<f64> {
     match metric {
         Metric::Accuracy => point.accuracy.map(|accuracy| 100.0 * accuracy.accuracy),
         Metric::NllBound => Some(point.nll_bound),
@@ -210,16 +158,16 @@ fn of_setting(page: &mut String, setting: &SettingFindings) {
             let name = format!("{arm} - {reference}");
             (!cells.is_empty()).then(|| [name].into_iter().chain(cells).collect())
         };
-        let pairs: Vec<Vec<String>> = PAIRS.into_iter().filter_map(of_pair).collect();
-        if !pairs.is_empty() {
+        let rows: Vec<Vec<String>> = pairs().filter_map(of_pair).collect();
+        if !rows.is_empty() {
             page.push_str("Paired differences:\n\n");
-            table(page, by_step("arm - reference", setting), pairs);
+            table(page, by_step("arm - reference", setting), rows);
         }
         factors(page, setting, metric, decimals);
     }
-    let charts = charts_of(setting);
+    let charts = charts::of_setting(setting);
     if !charts.is_empty() {
-        let image = |(name, of, _): &(&str, &str, String)| format!("![{name}]({})", file_name(name, of));
+        let image = |(name, _): &(String, String)| format!("![{name}]({})", charts::file_name(name, &setting.name));
         let _ = writeln!(page, "{}\n", charts.iter().map(image).collect::<Vec<_>>().join(" "));
     }
 }
@@ -249,21 +197,21 @@ fn factors(page: &mut String, setting: &SettingFindings, metric: Metric, decimal
     }
 }
 
-/// Every arm that isn't one of SFT and WeFT under both divisors, against SFT.
-fn ablations(page: &mut String, findings: &Findings) {
-    let is_ablation = |name: &str| !MAIN.contains(&name);
-    if !findings.arms.iter().any(|name| is_ablation(name)) {
+/// The arms of a group against SFT, beside SFT and WeFT under the same divisor.
+fn against_sft(page: &mut String, findings: &Findings, (group, title): (Group, &str)) {
+    let is_of_group = |name: &str| Arm::named(name).is_some_and(|arm| arm.group == group);
+    if !findings.arms.iter().any(|name| is_of_group(name)) {
         return;
     }
     let metric = findings.metrics()[0];
     let decimals = metric.decimals();
     let _ = writeln!(
         page,
-        "## Ablations at the end\n\n{}; below it the difference to `sft-masked`.\n",
+        "## {title} at the end\n\n{}; below it the difference to `sft-masked`.\n",
         if metric == Metric::Accuracy { "Accuracy in percent" } else { "Held-out loss in nats per answer token" }
     );
     let header = ["".to_owned()].into_iter().chain(findings.settings.iter().map(|s| s.name.clone())).collect();
-    let is_shown = |name: &str| is_ablation(name) || name.ends_with("-masked");
+    let is_shown = |name: &str| is_of_group(name) || name.ends_with("-masked");
     let of_setting = |setting: &SettingFindings, arm: usize| {
         let is_own = |d: &&Difference| d.arm == setting.arms[arm].name && d.reference == "sft-masked";
         let difference = setting.differences_at_end(metric).find(is_own);
@@ -319,7 +267,7 @@ fn times(page: &mut String, findings: &Findings) {
 }
 
 /// A table followed by an empty line.
-fn table(page: &mut String, header: Vec<String>, rows: Vec<Vec<String>>) {
+pub(super) fn table(page: &mut String, header: Vec<String>, rows: Vec<Vec<String>>) {
     let rule = vec!["---".to_owned(); header.len()];
     for row in [header, rule].into_iter().chain(rows) {
         let _ = writeln!(page, "| {} |", row.join(" | "));
@@ -338,7 +286,7 @@ fn cell(interval: Option<&Interval>, decimals: usize) -> String {
 }
 
 /// A paired difference as text: `+1.2 [-0.3, 2.7], p 0.11/0.13, 7:3`.
-fn difference_cell(paired: &Paired, decimals: usize) -> String {
+pub(super) fn difference_cell(paired: &Paired, decimals: usize) -> String {
     let Interval { mean, low, high, .. } = paired.difference;
     let p = |p: Option<f64>| match p {
         None => "-".to_owned(),

@@ -2,7 +2,11 @@
 //! order of the rows, and the draws. Finished work is stored in the recipe's `train.output` and isn't repeated, so a
 //! comparison that was killed resumes where it was.
 
+pub mod arms;
+mod charts;
+pub(crate) mod domains;
 pub(crate) mod findings;
+pub(crate) mod forgetting;
 pub(crate) mod markdown;
 pub(crate) mod run;
 pub mod sentences;
@@ -23,7 +27,7 @@ use crate::parallel::collective::Collective;
 use crate::train::run::lock;
 use findings::Findings;
 use run::Outcome;
-use study::{PlannedRun, Study};
+use study::{PlannedBase, PlannedRun, Study};
 
 /// The outcomes of a comparison so far.
 pub struct Outcomes {
@@ -50,10 +54,10 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
     tell(&format!("{}, {} of them done", counted(runs.len(), "run"), runs.len() - left.len()));
     // 2. Score the bases.
     let mut bases = vec![];
-    for recipe in study.bases.iter().filter(|_| is_first) {
-        bases.push(match run::read(recipe)? {
+    for PlannedBase { recipe, also } in study.bases.iter().filter(|_| is_first) {
+        bases.push(match run::read(recipe, also)? {
             Some(outcome) => outcome,
-            None => run::base(recipe)?,
+            None => run::base(recipe, also)?,
         });
     }
     // 3. Do the runs, several at a time.
@@ -77,7 +81,7 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
 }
 
 fn read_runs(study: &Study) -> Result<Vec<Option<Outcome>>> {
-    study.runs.iter().map(|run| run::read(&run.recipe)).collect()
+    study.runs.iter().map(|run| run::read(&run.recipe, &run.also)).collect()
 }
 
 /// Does this rank's runs and waits for the other ranks.
@@ -120,7 +124,7 @@ fn work(
             let stopped = failed.lock().expect("no worker panicked").is_some();
             let Some(index) = left.lock().expect("no worker panicked").pop_front().filter(|_| !stopped) else { return };
             let run = &study.runs[index];
-            match run::go(&run.recipe, study.table.evaluations) {
+            match run::go(&run.recipe, &run.also, study.table.evaluations) {
                 Ok(outcome) => {
                     let done = 1 + done.fetch_add(1, Ordering::Relaxed);
                     let rest = began.elapsed() * (count - done) as u32 / done as u32;
@@ -166,7 +170,7 @@ pub fn write(study: &Study, outcomes: &Outcomes, recipe: &Path) -> Result<Findin
     let findings = Findings::of(study, outcomes);
     let json = serde_json::to_string_pretty(&findings).expect("findings are JSON");
     write_whole(&study.output.join("report.json"), json.as_bytes())?;
-    for (name, svg) in markdown::charts(&findings) {
+    for (name, svg) in charts::files(&findings) {
         write_whole(&study.output.join(name), svg.as_bytes())?;
     }
     write_whole(&study.output.join("report.md"), markdown::page(&findings, recipe).as_bytes())?;

@@ -7,8 +7,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::domains::{DomainScore, PlannedDomain};
 use crate::base::Base;
 use crate::data::Mixed;
+use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::eval::Accuracy;
 use crate::eval::generations::accuracy_of;
@@ -57,6 +59,9 @@ pub struct Outcome {
     pub uncertainty_spread: Option<OverSteps>,
     /// Why the run stopped early: a non-finite loss.
     pub diverged: Option<String>,
+    /// The scores on rows of other kinds at the end of the run; none if it diverged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<DomainScore>,
 }
 
 /// The file of a run's outcome, and the file of its scores so far.
@@ -66,15 +71,16 @@ const POINTS: &str = "points.json";
 /// Reads a run's outcome if the run is finished.
 ///
 /// # Errors
-/// An outcome of another recipe; a file that can't be read.
-pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
+/// An outcome of another recipe, or without the scores on `also`; a file that can't be read.
+pub fn read(recipe: &Recipe, also: &[PlannedDomain]) -> Result<Option<Outcome>> {
     let path = recipe.train.output.join(OUTCOME);
     if !path.exists() {
         return Ok(None);
     }
     let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
     let mut saved: Value = serde_json::from_str(&read_text(&path)?).map_err(format)?;
-    let differing = recipe.resolved().differences(&saved["recipe"]);
+    let mut differing = recipe.resolved().differences(&saved["recipe"]);
+    differing.extend(also.iter().filter_map(|domain| domain.differs_from(&saved["also_score"])));
     if !differing.is_empty() {
         let reason = format!(
             "the run was made with another recipe: {}; undo that, or choose another train.output",
@@ -89,7 +95,7 @@ pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
 ///
 /// # Errors
 /// Any failure of the run except a non-finite loss, which is an outcome.
-pub fn go(recipe: &Recipe, evaluations: u64) -> Result<Outcome> {
+pub fn go(recipe: &Recipe, also: &[PlannedDomain], evaluations: u64) -> Result<Outcome> {
     let folder = recipe.train.output.clone();
     make_folder(&folder)?;
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
@@ -115,6 +121,9 @@ pub fn go(recipe: &Recipe, evaluations: u64) -> Result<Outcome> {
         let lines = serde_json::to_string_pretty(&points).expect("points are JSON");
         write_whole(&folder.join(POINTS), lines.as_bytes())?;
     }
+    // After the last evaluation, the model is that of the end.
+    let end = points.last().filter(|point| diverged.is_none() && point.step == num_steps);
+    let also_scored = end.map(|end| score_also(recipe, also, (&trainer.model, &text), end)).transpose()?;
     let steps = read_steps(&folder.join("metrics.jsonl"))?;
     let over = |key: &str| over_steps(steps.iter().filter_map(|line| line[key].as_f64()).collect());
     let outcome = Outcome {
@@ -123,8 +132,9 @@ pub fn go(recipe: &Recipe, evaluations: u64) -> Result<Outcome> {
         mean_entropy: over("mean_entropy"),
         uncertainty_spread: over("uncertainty_spread"),
         diverged,
+        also: also_scored.unwrap_or_default(),
     };
-    save(recipe, &outcome)?;
+    save(recipe, also, &outcome)?;
     Ok(outcome)
 }
 
@@ -132,24 +142,38 @@ pub fn go(recipe: &Recipe, evaluations: u64) -> Result<Outcome> {
 ///
 /// # Errors
 /// The errors of [`go`].
-pub fn base(recipe: &Recipe) -> Result<Outcome> {
+pub fn base(recipe: &Recipe, also: &[PlannedDomain]) -> Result<Outcome> {
     make_folder(&recipe.train.output)?;
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
     let warnings =
         [Some(&experiment.train), experiment.held_out.as_ref()].into_iter().flatten().flat_map(Mixed::warnings);
     warnings.for_each(|warning| tell(&format!("warning: {warning}")));
-    let points = vec![score(&experiment, &model, &text, 0)?];
-    let outcome = Outcome { points, grad_norm: None, mean_entropy: None, uncertainty_spread: None, diverged: None };
-    save(recipe, &outcome)?;
+    let own = score(&experiment, &model, &text, 0)?;
+    let also_scored = score_also(recipe, also, (&model, &text), &own)?;
+    let outcome = Outcome {
+        points: vec![own],
+        grad_norm: None,
+        mean_entropy: None,
+        uncertainty_spread: None,
+        diverged: None,
+        also: also_scored,
+    };
+    save(recipe, also, &outcome)?;
     Ok(outcome)
 }
 
-fn score(
-    experiment: &Experiment,
-    model: &Transformer,
-    text: &crate::data::chat_template::TextModel,
-    step: u64,
-) -> Result<Point> {
+/// A model's scores on rows of other kinds.
+fn score_also(
+    recipe: &Recipe,
+    also: &[PlannedDomain],
+    of: (&Transformer, &TextModel),
+    own: &Point,
+) -> Result<Vec<DomainScore>> {
+    let folder = recipe.train.output.join("data").join("also");
+    also.iter().map(|domain| domain.score(of, (recipe, own), &folder)).collect()
+}
+
+fn score(experiment: &Experiment, model: &Transformer, text: &TextModel, step: u64) -> Result<Point> {
     let generations = experiment.evaluate(model, text, &Progress::hidden())?;
     let view = View::of(&experiment.recipe.objective, text.eos_token_id());
     let nll_bound = nll_bound_seen(model, experiment.held_out_examples(), &view);
@@ -157,9 +181,12 @@ fn score(
 }
 
 /// Saves an outcome and removes rows and checkpoints, which are no longer needed.
-fn save(recipe: &Recipe, outcome: &Outcome) -> Result<()> {
+fn save(recipe: &Recipe, also: &[PlannedDomain], outcome: &Outcome) -> Result<()> {
     let folder = &recipe.train.output;
-    let saved = json!({ "recipe": recipe, "outcome": outcome });
+    let mut saved = json!({ "recipe": recipe, "outcome": outcome });
+    if !also.is_empty() {
+        saved["also_score"] = also.iter().map(|domain| domain.resolved().recipe).collect();
+    }
     let text = serde_json::to_string_pretty(&saved).expect("an outcome is JSON");
     write_whole(&folder.join(OUTCOME), text.as_bytes())?;
     drop_spent(folder)

@@ -1,6 +1,7 @@
 //! The findings of a comparison in plain sentences, and its main table, for a terminal. `markdown` has the whole
 //! report.
 
+use super::arms::Arm;
 use super::findings::{Difference, Findings, Metric, SettingFindings};
 use super::markdown::main_table;
 use super::statistics::Interval;
@@ -14,9 +15,14 @@ pub fn summary(findings: &Findings) -> (Table, Vec<String>) {
     let seeds = counted(findings.seeds.len(), "seed");
     let title = format!("{} at the end: mean [95 % interval] over {seeds}", metric.name());
     let table = Table { title, rows: [vec![header], rows].concat(), note: String::new() };
-    let of_all = |setting: &SettingFindings| {
+    let of_all = |setting: &SettingFindings| -> Vec<String> {
         let name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
-        of_setting(setting, setting.metrics()[0]).into_iter().map(move |sentence| format!("{name}{sentence}"))
+        // The report has both scores of rows that have a task.
+        let is_first = |i: &usize| *i == 0 || setting.forgetting[i - 1].domain != setting.forgetting[*i].domain;
+        let firsts = (0..setting.forgetting.len()).filter(is_first);
+        let elsewhere = firsts.flat_map(|i| setting.forgetting[i].sentences());
+        let sentences = of_setting(setting, setting.metrics()[0]);
+        sentences.into_iter().chain(elsewhere).map(|sentence| format!("{name}{sentence}")).collect()
     };
     (table, findings.settings.iter().flat_map(of_all).collect())
 }
@@ -31,7 +37,7 @@ pub(crate) fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<Strin
 }
 
 /// A sentence such as `WeFT - SFT: +1.2 [-0.3, 2.7] percentage points over 10 seeds; not told apart`.
-fn of_difference(difference: &Difference) -> String {
+pub(super) fn of_difference(difference: &Difference) -> String {
     let Difference { arm, reference, metric, paired, .. } = difference;
     let Interval { mean, low, high, count, .. } = paired.difference;
     let (decimals, unit) = (metric.decimals(), metric.unit_of_difference());
@@ -63,16 +69,8 @@ fn pair(arm: &str, reference: &str) -> String {
 }
 
 /// An arm's name in a sentence.
-fn name(arm: &str) -> String {
-    match arm {
-        "sft-masked" => "SFT".to_owned(),
-        "sft-answer" => "SFT divided by answer tokens".to_owned(),
-        "weft-masked" => "WeFT".to_owned(),
-        "weft-answer" => "WeFT divided by answer tokens".to_owned(),
-        "cart" => "CART".to_owned(),
-        "token_weight" => "token weights".to_owned(),
-        other => other.strip_prefix("weft-").map_or(other.to_owned(), |what| format!("WeFT with {what}")),
-    }
+fn name(arm: &str) -> &str {
+    Arm::named(arm).map_or(arm, |arm| arm.said)
 }
 
 #[cfg(test)]

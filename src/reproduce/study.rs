@@ -5,29 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::arms::{ARMS, Arm, DEFAULT_ARMS};
+use super::domains::{Domain, PlannedDomain};
 use crate::error::{Error, Result};
 use crate::files::read_text;
+use crate::objective::Blocks;
+use crate::objective::blocks::BLOCK_LENGTH;
 use crate::recipe::Recipe;
+use crate::sampler::generate::Sampling;
+use crate::sampler::remasking::{Loop, Remasking};
 use crate::settings::{self, recipe_file};
 use crate::train::resolved::Resolved;
-
-/// The known arms: a name, and what it sets. All arms except `sft-answer` and `weft-answer` divide by the masked
-/// tokens, so that only the method differs.
-pub const ARMS: [(&str, &[&str]); 10] = [
-    ("sft-masked", &["objective.kind=sft", "objective.normalizer=masked"]),
-    ("sft-answer", &["objective.kind=sft", "objective.normalizer=answer"]),
-    ("weft-masked", &["objective.kind=weft", "objective.normalizer=masked"]),
-    ("weft-answer", &["objective.kind=weft", "objective.normalizer=answer"]),
-    ("token_weight", &["objective.kind=token_weight", "objective.normalizer=masked"]),
-    ("cart", &["objective.kind=cart", "objective.normalizer=masked"]),
-    ("weft-identity", &["objective.kind=weft", "objective.normalizer=masked", "objective.transform=identity"]),
-    ("weft-cbrt", &["objective.kind=weft", "objective.normalizer=masked", "objective.transform=cbrt"]),
-    ("weft-log1p", &["objective.kind=weft", "objective.normalizer=masked", "objective.transform=log1p"]),
-    ("weft-elbo", &["objective.kind=weft", "objective.normalizer=masked", "objective.weighting=elbo"]),
-];
-
-/// The number of arms that a comparison has by default: those of the paper.
-const DEFAULT_ARMS: usize = 9;
 
 /// The `[reproduce]` table: the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +27,10 @@ pub struct ReproduceTable {
     pub arms: Vec<String>,
     /// The settings that the arms are compared under; by default the recipe as it is.
     pub settings: Vec<Setting>,
+    /// The tokens per block of the arms that train and sample in blocks.
+    pub block_length: usize,
+    /// Rows of other kinds that the base and the end of every run are scored on; default: none.
+    pub also_score: Vec<Domain>,
     /// The number of evaluations of a run, equally spaced, the last one at its end.
     pub evaluations: u64,
     /// The number of simultaneous runs, each with its share of the threads. Small models make better use of the cores
@@ -63,8 +55,10 @@ impl Default for ReproduceTable {
     fn default() -> Self {
         Self {
             seeds: 10,
-            arms: ARMS[..DEFAULT_ARMS].iter().map(|(name, _)| (*name).to_owned()).collect(),
+            arms: ARMS[..DEFAULT_ARMS].iter().map(|arm| arm.name.to_owned()).collect(),
             settings: vec![],
+            block_length: BLOCK_LENGTH,
+            also_score: vec![],
             evaluations: 3,
             parallel_runs: 1,
             timing_rounds: 15,
@@ -89,8 +83,8 @@ pub struct Study {
     pub output: PathBuf,
     /// Every run, grouped by seed, so that a study that is stopped has complete seeds.
     pub runs: Vec<PlannedRun>,
-    /// The recipe of each setting, for scoring its base and measuring its times.
-    pub bases: Vec<Recipe>,
+    /// The base under each setting, to be scored, and to measure times on.
+    pub bases: Vec<PlannedBase>,
     /// Warnings of settings in the file that a comparison doesn't use, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -105,6 +99,15 @@ const IDLE: [(&str, &[&str], &str); 2] = [
     ("eval", &["samples"], "a comparison reports scores, not answers"),
 ];
 
+/// The base under a setting.
+#[derive(Clone)]
+pub struct PlannedBase {
+    /// The recipe, whose `train.output` is the base's own folder.
+    pub recipe: Recipe,
+    /// The rows of other kinds that it is scored on.
+    pub also: Vec<PlannedDomain>,
+}
+
 /// A run of a comparison.
 #[derive(Clone)]
 pub struct PlannedRun {
@@ -116,6 +119,8 @@ pub struct PlannedRun {
     pub seed: u64,
     /// The recipe, whose `train.output` is the run's own folder.
     pub recipe: Recipe,
+    /// The rows of other kinds that the run is scored on at its end.
+    pub also: Vec<PlannedDomain>,
 }
 
 impl Study {
@@ -131,41 +136,115 @@ impl Study {
             table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
         }
         let is_runs = |setting: &&String| !setting.trim_start().starts_with("reproduce.");
-        let settings: Vec<String> = settings.iter().filter(is_runs).cloned().collect();
-        let resolve = |setting: &Setting, arm: &[&str], own: Vec<String>| {
-            let arm = arm.iter().map(|s| (*s).to_owned());
-            let all: Vec<String> = settings.iter().chain(&setting.set).cloned().chain(arm).chain(own).collect();
-            // Recipe::parse leaves out [reproduce].
-            Recipe::parse(&text, path, &all).map_err(|error| of_setting(error, setting, &settings))
-        };
+        let given = settings.iter().filter(is_runs).cloned().collect();
+        let file = Resolver { text: &text, path, given, table: &table };
         let (output, first_seed) = (recipe.train.output.clone(), recipe.train.seed);
-        let own = |folder: PathBuf, seed: u64| {
-            let folder = toml::Value::from(folder.display().to_string());
-            vec![format!("train.output={folder}"), format!("train.seed={seed}"), "train.eval_every=0".to_owned()]
-        };
         let mut runs = vec![];
         for seed in first_seed..first_seed + table.seeds {
             for (s, setting) in table.settings.iter().enumerate() {
                 for (a, name) in table.arms.iter().enumerate() {
-                    let (_, arm) = ARMS.iter().find(|(known, _)| known == name).expect("checked above");
                     let folder = output.join(&setting.name).join(name).join(format!("seed-{seed}"));
-                    let recipe = resolve(setting, arm, own(folder, seed))?;
-                    runs.push(PlannedRun { setting: s, arm: a, seed, recipe });
+                    let (recipe, also) = file.resolve(setting, Arm::named(name), (&folder, seed))?;
+                    runs.push(PlannedRun { setting: s, arm: a, seed, recipe, also });
                 }
             }
         }
-        let base = |setting: &Setting| resolve(setting, &[], own(output.join(&setting.name).join("base"), first_seed));
-        let bases: Vec<Recipe> = table.settings.iter().map(base).collect::<Result<_>>()?;
-        match table.settings.iter().zip(&bases).find(|(_, recipe)| !recipe.data.has_held_out()) {
-            Some((setting, _)) => Err(Error::Recipe {
-                path: path.to_owned(),
-                problems: vec![format!(
-                    "setting {:?} has no held-out rows, so there is nothing to compare; set data.held_out (docs/data.md)",
-                    setting.name
-                )],
-            }),
-            None => Ok(Self { warnings: warnings(&recipe), table, output, runs, bases }),
+        let base = |setting: &Setting| {
+            let folder = output.join(&setting.name).join("base");
+            let (recipe, also) = file.resolve(setting, None, (&folder, first_seed))?;
+            Ok(PlannedBase { recipe, also })
+        };
+        let bases: Vec<PlannedBase> = table.settings.iter().map(base).collect::<Result<_>>()?;
+        let mut problems: Vec<String> = table
+            .settings
+            .iter()
+            .zip(&bases)
+            .filter(|(_, base)| !base.recipe.data.has_held_out())
+            .map(|(setting, _)| {
+                let name = &setting.name;
+                format!("setting {name:?} has no held-out rows, so there is nothing to compare; set data.held_out (docs/data.md)")
+            })
+            .collect();
+        let of_first_seed = runs.iter().take_while(|run| run.seed == first_seed);
+        problems.extend(of_first_seed.flat_map(|run| run.problems(&table)));
+        if !problems.is_empty() {
+            return Err(Error::Recipe { path: path.to_owned(), problems });
         }
+        let warnings = [warnings(&recipe), table.warnings(&runs)].concat();
+        Ok(Self { warnings, table, output, runs, bases })
+    }
+}
+
+/// A recipe's text, from which the recipe of each run is resolved.
+struct Resolver<'a> {
+    text: &'a str,
+    path: &'a Path,
+    /// The settings of the command line that are those of runs.
+    given: Vec<String>,
+    table: &'a ReproduceTable,
+}
+
+impl Resolver<'_> {
+    /// The recipe of a run, and those of the rows that it is also scored on; without an arm, those of the base. What a
+    /// setting changes replaces what is given on the command line, and an arm's changes replace both.
+    fn resolve(
+        &self,
+        setting: &Setting,
+        arm: Option<&Arm>,
+        (folder, seed): (&Path, u64),
+    ) -> Result<(Recipe, Vec<PlannedDomain>)> {
+        let output = toml::Value::from(folder.display().to_string());
+        let own = [format!("train.output={output}"), format!("train.seed={seed}"), "train.eval_every=0".to_owned()];
+        let of_arm = arm.map(|arm| arm.sets(self.table.block_length)).unwrap_or_default();
+        let parse = |of: &str, set: &[String]| -> Result<Recipe> {
+            let all = [&self.given[..], &setting.set[..], set, &of_arm[..], &own[..]].concat();
+            // Recipe::parse leaves out [reproduce].
+            let mut recipe =
+                Recipe::parse(self.text, self.path, &all).map_err(|error| of_table(error, of, &self.given))?;
+            if arm.is_some_and(Arm::is_in_blocks) && recipe.objective.blocks == Blocks::Blockwise {
+                // Dream's own loop has no blocks.
+                recipe.sampler.remasking.get_or_insert(Remasking::LowConfidence);
+            }
+            Ok(recipe)
+        };
+        let recipe = parse(&format!("reproduce.settings {:?}", setting.name), &[])?;
+        let planned = |domain: &Domain| {
+            let mut recipe = parse(&format!("reproduce.also_score {:?}", domain.name), &domain.set)?;
+            recipe.eval.task = domain.task;
+            Ok(PlannedDomain { domain: domain.clone(), recipe })
+        };
+        let also = self.table.also_score.iter().map(planned).collect::<Result<_>>()?;
+        Ok((recipe, also))
+    }
+}
+
+impl PlannedRun {
+    /// What keeps an arm in blocks from being scored by its own decoding, one sentence each.
+    fn problems(&self, table: &ReproduceTable) -> Vec<String> {
+        let arm = &table.arms[self.arm];
+        if !Arm::named(arm).is_some_and(Arm::is_in_blocks) {
+            return vec![];
+        }
+        let of_own = (format!("setting {:?}", table.settings[self.setting].name), &self.recipe);
+        let of_domain = |of: &PlannedDomain| format!("reproduce.also_score {:?}", of.domain.name);
+        let all = [of_own].into_iter().chain(self.also.iter().map(|of| (of_domain(of), &of.recipe)));
+        let problem = |(of, recipe): (String, &Recipe)| {
+            let reason = problem_in_blocks(&recipe.sampler).filter(|_| recipe.eval.task.is_some())?;
+            Some(format!("{of}, arm {arm}: sampler: {reason}"))
+        };
+        all.filter_map(problem).collect()
+    }
+}
+
+/// What keeps a sampler from decoding block by block.
+fn problem_in_blocks(sampler: &Sampling) -> Option<String> {
+    let loop_of = |remasking: &Remasking| remasking.sampling_loop();
+    match sampler.remasking.as_ref().filter(|remasking| loop_of(remasking) == Loop::Dream) {
+        Some(remasking) => Some(format!(
+            "remasking {} has no blocks; set sampler.remasking to low_confidence, or leave the arm out",
+            remasking.name()
+        )),
+        None => sampler.check().err().map(|error| error.to_string()),
     }
 }
 
@@ -187,14 +266,14 @@ fn warnings(recipe: &Recipe) -> Vec<String> {
     IDLE.iter().flat_map(of_table).chain(of_runs).collect()
 }
 
-/// An error of a run's recipe, whose problems name `reproduce.settings` where they come from a setting's own changes
-/// and not from `--set`.
-fn of_setting(error: Error, setting: &Setting, given: &[String]) -> Error {
+/// An error of a run's recipe, whose problems name the table `of` of the comparison where they come from the table's own
+/// changes and not from `--set`.
+fn of_table(error: Error, of: &str, given: &[String]) -> Error {
     let Error::Recipe { path, problems } = error else { return error };
     let key = |change: &String| change.split('=').next().unwrap_or_default().trim().to_owned();
     let is_given = |problem: &str| given.iter().any(|change| problem.contains(&key(change)));
     let named = |problem: String| match problem.strip_prefix("--set").filter(|rest| !is_given(rest)) {
-        Some(rest) => format!("reproduce.settings {:?}: {}", setting.name, rest.trim_start_matches([':', ' '])),
+        Some(rest) => format!("{of}: {}", rest.trim_start_matches([':', ' '])),
         None => problem,
     };
     Error::Recipe { path, problems: problems.into_iter().map(named).collect() }
@@ -216,8 +295,9 @@ impl ReproduceTable {
             refuse(value == 0, format!("reproduce.{key} = 0; give at least 1"));
         }
         refuse(self.parallel_runs == 0, "reproduce.parallel_runs = 0; give at least 1".to_owned());
+        refuse(self.block_length == 0, "reproduce.block_length = 0; give at least 1".to_owned());
         refuse(self.arms.is_empty(), "reproduce.arms is empty; leave it out for the paper's".to_owned());
-        let known = ARMS.map(|(name, _)| name);
+        let known = ARMS.map(|arm| arm.name);
         for (i, arm) in self.arms.iter().enumerate() {
             let list = known.join(", ");
             refuse(!known.contains(&&**arm), format!("reproduce.arms has {arm:?}; the known ones are {list}"));
@@ -230,11 +310,39 @@ impl ReproduceTable {
             let is_twice = self.settings[..i].iter().any(|other| other.name == *name);
             refuse(is_twice, format!("reproduce.settings has the name {name:?} twice"));
         }
+        for (i, domain) in self.also_score.iter().enumerate() {
+            let is_twice = self.also_score[..i].iter().any(|other| other.name == domain.name);
+            refuse(is_twice, format!("reproduce.also_score has the name {:?} twice", domain.name));
+            domain.problems().into_iter().for_each(|problem| refuse(true, problem));
+        }
         let steps = recipe.train.max_steps.unwrap_or(u64::MAX);
         refuse(
             self.evaluations > steps,
             format!("reproduce.evaluations = {} is more than train.max_steps = {steps}", self.evaluations),
         );
         problems
+    }
+
+    /// What has no effect, or is done twice.
+    fn warnings(&self, runs: &[PlannedRun]) -> Vec<String> {
+        let is_in_blocks = |name: &String| Arm::named(name).is_some_and(Arm::is_in_blocks);
+        let is_idle = self.block_length != BLOCK_LENGTH && !self.arms.iter().any(is_in_blocks);
+        let mut warnings = vec![];
+        if is_idle {
+            warnings.push("reproduce.block_length has no effect: no arm trains in blocks".to_owned());
+        }
+        let of_setting: Vec<&PlannedRun> = runs.iter().take(self.arms.len()).collect();
+        for (i, run) in of_setting.iter().enumerate() {
+            let is_same = |other: &&&PlannedRun| {
+                let mut other = other.recipe.clone();
+                other.train.output.clone_from(&run.recipe.train.output);
+                other == run.recipe
+            };
+            if let Some(other) = of_setting[..i].iter().find(is_same) {
+                let [arm, other] = [run.arm, other.arm].map(|arm| &self.arms[arm]);
+                warnings.push(format!("the arms {other} and {arm} do the same in this recipe; leave one of them out"));
+            }
+        }
+        warnings
     }
 }

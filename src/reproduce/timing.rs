@@ -66,7 +66,7 @@ fn arms(study: &Study, setting: usize) -> Vec<&Recipe> {
 }
 
 fn measure(study: &Study, setting: usize, arms: &[&Recipe]) -> Result<Times> {
-    let mut recipe = study.bases[setting].clone();
+    let mut recipe = study.bases[setting].recipe.clone();
     // The steps may go beyond the end of the recipe; the trained weights are discarded.
     (recipe.train.max_steps, recipe.train.epochs) = (None, u64::MAX);
     let folder = recipe.train.output.clone();

@@ -255,3 +255,38 @@ fn text(data: &DataTable, seed: u64, index: u64) -> Text {
     let answer = format!("<answer>\n{result}\n</answer>");
     Text { question: format!("{question}{left}"), answer, is_chat: true }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Rows of the first held-out texts that `row` takes, as JSONL.
+    fn rows(count: usize, row: impl Fn(Text) -> Option<Value>) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/tiny-base.toml");
+        let recipe = PretrainRecipe::read(&path, &[]).expect("the recipe is whole");
+        let held_out = (FIRST_HELD_OUT..).map(|index| text(&recipe.data, recipe.train.seed, index));
+        held_out.filter_map(row).take(count).map(|row| format!("{row}\n")).collect()
+    }
+
+    /// What comparisons score to see what the embedded base forgets: texts and chats of its own kinds that it never saw.
+    #[test]
+    fn the_assets_are_held_out_texts_of_the_embedded_base() {
+        let texts = rows(128, |Text { question, answer, is_chat }| {
+            (!is_chat).then(|| json!({ "text": format!("{question}{answer}") }))
+        });
+        let sums = rows(96, |Text { question, answer, is_chat }| {
+            let result: i64 = answer.lines().nth(1)?.parse().ok()?;
+            let turns = [("user", &question), ("assistant", &answer)];
+            let messages = turns.map(|(role, content)| json!({ "role": role, "content": content }));
+            is_chat.then(|| json!({ "messages": messages, "question": question, "ground_truth": result }))
+        });
+        for (name, expected) in [("tiny-base-texts.jsonl", texts), ("tiny-base-sums.jsonl", sums)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(name);
+            assert_eq!(read_text(&path).unwrap_or_default(), expected, "{}", path.display());
+        }
+    }
+}
