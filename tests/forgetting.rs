@@ -166,6 +166,8 @@ fn the_tables_numbers_are_those_of_separate_calls() {
     let sampling = ["--gen-length", "16", "--diffusion-steps", "16"];
     let eval = |model: &[&str], more: &[&str]| {
         let asked = ["eval", "--model", "tiny-base", "--task", "gsm8k", "--data", "sums.jsonl", "--limit", "12"];
+        // A file that is there is refused.
+        let _ = fs::remove_file(folder.join("out.json"));
         let told = done(&folder, &[&asked[..], &["--out", "out.json", "--json"], &sampling, model, more].concat());
         let accuracy: Value = serde_json::from_str(&told).expect("it is JSON");
         100.0 * accuracy["accuracy"].as_f64().expect("a number")

@@ -59,11 +59,11 @@ mod serve;
 mod signals;
 mod trace;
 mod train;
+mod version;
 mod window;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
@@ -87,7 +87,7 @@ const MAX_THREADS: usize = 1024;
 
 /// Fine-tunes masked diffusion language models by entropy-weighted masking (WeFT).
 #[derive(Parser)]
-#[command(name = "weft", version, long_version = VERSION.as_str(), propagate_version = true)]
+#[command(name = "weft", version, long_version = version::VERSION.as_str(), propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -101,50 +101,6 @@ pub struct Cli {
     /// Print results and errors only: no progress, no evaluations during training
     #[arg(short, long, global = true, help_heading = "Output")]
     quiet: bool,
-}
-
-/// The version, the build's features, the processor features that the kernels use, the commit, and how the program was
-/// installed.
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
-    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
-    let commit = match env!("WEFT_COMMIT") {
-        "" => String::new(),
-        commit => format!("\ncommit: {commit}"),
-    };
-    let installed = installation::installation();
-    format!(
-        "{}\nfeatures: {features}\nprocessor: {}{commit}\ninstalled: {installed}",
-        env!("CARGO_PKG_VERSION"),
-        processor()
-    )
-});
-
-/// Cargo features that change what the program can do.
-const FEATURES: [(&str, bool); 2] = [("hub", cfg!(feature = "hub")), ("mpi", cfg!(feature = "mpi"))];
-
-/// The processor, which of its features the kernels can use, and which instructions compute bf16 matmuls on it.
-fn processor() -> String {
-    #[cfg(target_arch = "x86_64")]
-    let found = [
-        ("avx2", is_x86_feature_detected!("avx2")),
-        ("fma", is_x86_feature_detected!("fma")),
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
-        ("amx_bf16", Precision::Bf16x3.is_fast()),
-    ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let found: [(&str, bool); 0] = [];
-    let found = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| format!(" {name}"));
-    let [bf16, best] = [Precision::Bf16, Precision::fastest_accurate()].map(|p| (p, p.instructions()));
-    format!(
-        "{}{}; bf16 by {}; the fastest format of f32's accuracy is {} by {}",
-        std::env::consts::ARCH,
-        found.collect::<String>(),
-        bf16.1,
-        best.0,
-        best.1
-    )
 }
 
 #[derive(Subcommand)]

@@ -170,7 +170,7 @@ impl Study {
         if !problems.is_empty() {
             return Err(Error::Recipe { path: path.to_owned(), problems });
         }
-        let warnings = [warnings(&recipe), table.warnings(&runs)].concat();
+        let warnings = [warnings(&recipe, &bases), table.warnings(&runs)].concat();
         Ok(Self { warnings, table, output, runs, bases })
     }
 }
@@ -248,16 +248,22 @@ fn problem_in_blocks(sampler: &Sampling) -> Option<String> {
     }
 }
 
-/// The settings of the recipe that a comparison doesn't use, and those that no run of it uses. What its objective doesn't use
-/// an arm may.
-fn warnings(recipe: &Recipe) -> Vec<String> {
+/// The settings of the recipe that a comparison doesn't use, and those that have no effect under any of its settings
+/// tables. What its objective doesn't use, an arm may use.
+fn warnings(recipe: &Recipe, bases: &[PlannedBase]) -> Vec<String> {
     let is_idle_here = |warning: &String| {
         let named = |(table, keys, _): &(&str, &[&str], &str)| {
             keys.iter().any(|key| warning.starts_with(&format!("{table}.{key} ")))
         };
         warning.starts_with("objective.") || IDLE.iter().any(named)
     };
-    let of_runs: Vec<String> = recipe.warnings().into_iter().filter(|warning| !is_idle_here(warning)).collect();
+    let (first, others) = bases.split_first().expect("a comparison has a setting");
+    let mut of_runs = first.recipe.warnings();
+    others.iter().for_each(|base| {
+        let of_base = base.recipe.warnings();
+        of_runs.retain(|warning| of_base.contains(warning));
+    });
+    of_runs.retain(|warning| !is_idle_here(warning));
     let Resolved { recipe, defaults } = recipe.resolved();
     let of_table = |(table, keys, reason): &(&str, &[&str], &str)| -> Vec<String> {
         let set = keys.iter().filter(|key| recipe[table][key] != defaults[table][key]);
