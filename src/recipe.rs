@@ -11,12 +11,13 @@ use crate::data::packing::Padding;
 use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
-use crate::eval::settings::EvalTable;
+use crate::eval::settings::{EvalTable, TaskTable};
 use crate::model::block::Config;
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::{Blocks, Kind, Objective};
 use crate::sampler::generate::{Attention, Sampling};
 use crate::settings::{parse, recipe_file};
+use crate::train::best::BestBy;
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
 
@@ -91,7 +92,8 @@ impl Recipe {
         let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());
         let in_blocks = self.objective.blocks != Blocks::None;
         let no_pass = !kind.needs_pass_1();
-        let idle: [(bool, &str, &[&str], String); 16] = [
+        let by_task = self.train.best_by == BestBy::Task;
+        let idle: [(bool, &str, &[&str], String); 18] = [
             (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
             (is_file(self.data.train.as_ref()), "data", &["split"], "data.train is a file".to_owned()),
             (
@@ -110,9 +112,21 @@ impl Recipe {
             (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
             (self.model.quantize.is_none(), "model", &["double_quant"], "model.quantize is not set".to_owned()),
             (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
-            (!has_held_out, "train", &["eval_every", "keep_best", "patience"], held_out.clone()),
-            (has_held_out && self.train.eval_every == 0, "train", &["patience"], at_the_end),
-            (!has_held_out, "eval", &["task"], held_out),
+            (!has_held_out, "train", &["eval_every"], held_out.clone()),
+            (!has_held_out && !by_task, "train", &["keep_best", "patience"], held_out.clone()),
+            (has_held_out && !by_task && self.train.eval_every == 0, "train", &["patience"], at_the_end),
+            (
+                !has_held_out && self.eval.entries().iter().all(TaskTable::needs_held_out),
+                "eval",
+                &["task", "tasks"],
+                held_out,
+            ),
+            (
+                !self.eval.has_tasks(),
+                "eval",
+                &["mc_samples", "run_code", "each_epoch"],
+                "there is no eval.task".to_owned(),
+            ),
         ];
         let Resolved { recipe: own, defaults: default } = self.resolved();
         let mut warnings = vec![];
@@ -124,7 +138,8 @@ impl Recipe {
     }
 
     fn problems(&self) -> Vec<String> {
-        let mut problems = [self.train.problems(), self.data.problems(), self.model.problems()].concat();
+        let mut problems =
+            [self.train.problems(), self.data.problems(), self.model.problems(), self.eval.problems()].concat();
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         let (data, objective) = (&self.data, &self.objective);
         let floor = objective.rate_floor;
@@ -142,6 +157,12 @@ impl Recipe {
         refuse(every > 1 && objective.blocks == Blocks::Blockwise, changing.to_owned());
         let t_min = objective.t_min;
         refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
+        let by_task = self.train.best_by == BestBy::Task && !self.eval.is_each_epoch();
+        let how = "train.best_by = \"task\" needs the first task's score after each epoch; set eval.tasks, or eval.task and \
+                   eval.each_epoch = true";
+        if by_task || (self.train.best_by == BestBy::Task && !self.eval.has_tasks()) {
+            problems.push(how.to_owned());
+        }
         if self.eval.generates() {
             problems.extend(self.sampler.check().err().map(|e| format!("sampler: {e}")));
         }

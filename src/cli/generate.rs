@@ -120,6 +120,17 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// The seed of the draws.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(Sampling::default().seed)
+    }
+
+    /// Whether an option other than the seed is given.
+    pub fn are_given(&self) -> bool {
+        let own = Sampling::default();
+        Sampling { seed: own.seed, ..self.over(own.clone()) } != own
+    }
+
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let mut sampling = self.over(Sampling::default()).for_model(&base.model.config);

@@ -46,6 +46,7 @@ mod reproduce;
 mod results;
 mod rows;
 mod score;
+mod scores;
 mod signals;
 mod trace;
 mod train;

@@ -1,0 +1,63 @@
+//! A run that is scored on tasks: before the first step, after each epoch if that is asked for, and at its end. `run` does
+//! everything else; what the tasks are is up to the caller.
+
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressDrawTarget};
+
+use super::Trainer;
+use super::metrics::Progress;
+use super::resolved::Resolved;
+use super::run::{Options, Run, Summary, check_output};
+use crate::data::Example;
+use crate::error::Result;
+use crate::eval::task_score::TaskScore;
+
+/// Scores a model that is being trained; the second argument says whether the run ends with it.
+pub type Score<'a> = &'a mut dyn FnMut(&Trainer, bool) -> Result<Vec<TaskScore>>;
+
+/// How a run is scored.
+pub struct Scoring<'a> {
+    /// The scores before the first step.
+    pub before: &'a [TaskScore],
+    /// Whether each epoch is scored, or the end alone.
+    pub each_epoch: bool,
+    /// Computes the scores. Every rank calls it.
+    pub score: Score<'a>,
+}
+
+/// Trains like [`super::run::train`] and writes the scores into the log. The end of a run that ends early is scored too.
+///
+/// # Errors
+/// Those of [`super::run::train`] and of the scoring.
+pub fn train_scored(
+    trainer: &mut Trainer,
+    (held_out, output): (&[Example], &Path),
+    recipe: &Resolved,
+    Options { resume, quiet }: Options,
+    scoring: Scoring,
+) -> Result<Summary> {
+    if trainer.ranks.is_first() {
+        check_output(output, resume)?;
+    }
+    let num_steps = trainer.num_steps();
+    let bar = match quiet {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::with_draw_target(Some(num_steps), ProgressDrawTarget::stderr()),
+    };
+    let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: !quiet })?;
+    if trainer.step == 0 {
+        run.scored(trainer, scoring.before)?;
+    }
+    loop {
+        let epoch = trainer.steps_per_epoch();
+        let end = if scoring.each_epoch { (trainer.step / epoch + 1) * epoch } else { num_steps };
+        run.advance(trainer, end)?;
+        let is_last = trainer.step >= num_steps || run.ends(trainer);
+        let scores = (scoring.score)(trainer, is_last)?;
+        run.scored(trainer, &scores)?;
+        if is_last {
+            return run.finish(trainer);
+        }
+    }
+}
