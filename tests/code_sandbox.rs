@@ -122,7 +122,7 @@ fn a_fork_bomb_ends_and_leaves_nothing_behind() {
     }
     // Each process sleeps beyond the limit under a name of its own, in a session of its own where it can.
     let bomb = "import os, subprocess, sys\nmade = 0\nfor _ in range(400):\n    try:\n        subprocess.Popen([sys.executable, '-c', \
-                'import os, time; os.setsid(); time.sleep(60)', 'weft-marker-of-a-bomb'], start_new_session=True)\n        made += 1\n    \
+                'import time; time.sleep(60)', 'weft-marker-of-a-bomb'], start_new_session=True)\n        made += 1\n    \
                 except OSError: break\nraise ValueError(str(made))";
     let reason = failed(bomb);
     let made = reason.strip_prefix("ValueError: ").and_then(|made| made.parse::<usize>().ok());
@@ -175,6 +175,8 @@ fn code_is_found_in_an_answer() {
         "a block that is never closed"
     );
     assert_eq!(extracted("    return x\n", "f"), "    return x");
+    assert_eq!(extracted("Here:\n```\ndef f(x):\n    return x", "f"), "def f(x):\n    return x");
+    assert_eq!(extracted("Here:\n```\nprint(1)", ""), "print(1)");
     assert_eq!(extracted("return x\n```\nrest", "f"), "return x", "a fence that was opened in the prompt");
     let truth =
         json!({ "prompt": "def f(x):\n    \"\"\"Twice.\"\"\"\n", "entry_point": "f", "tests": "assert f(2) == 4" });

@@ -207,8 +207,7 @@ fn several_tasks_are_scored_in_one_command() {
     write(&folder, "arc.jsonl", ARC);
     let tasks = ["eval", "--model", "tiny-base", "--gen-length", "32", "--diffusion-steps", "2", "--mc-samples", "8"];
     let both = format!("arc,{examples}");
-    let args =
-        [&tasks[..], &["--task", &both, "--data", "arc.jsonl", "--out", "out.json"]].concat();
+    let args = [&tasks[..], &["--task", &both, "--data", "arc.jsonl", "--out", "out.json"]].concat();
     // One file would be that of every task.
     assert!(refused(&folder, &args).contains("arc.jsonl:1: the row has no \"country\", which task.prompt reads"));
     let args = [&tasks[..], &["--task", &examples, "--out", "own.json"]].concat();

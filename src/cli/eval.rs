@@ -36,40 +36,40 @@ pub struct Eval {
     model: super::ModelArgs,
     /// A task, or several (repeated, or with commas): sudoku, countdown, gsm8k, math500, hellaswag, arc, naturalquestions,
     /// raft, humaneval, mbpp, or a file that describes one (FILE.toml, docs/tasks.md)
-    #[arg(long, value_name = "TASK", required = true, value_delimiter = ',')]
+    #[arg(long, value_name = "TASK", required = true, value_delimiter = ',', help_heading = "Tasks")]
     task: Vec<String>,
     /// The problems: the task's rows (JSONL, JSON, CSV, parquet), rows with their own prompts, or a data set of the hub;
-    /// repeated, one for each --task in order. Default: the rows that a task file names, or the task's data set of the hub
-    /// (hellaswag, arc, naturalquestions, humaneval, mbpp)
-    #[arg(long, value_name = "FILE")]
+    /// repeated, one for each --task in order, or one for all. Default: the rows that a task file names, or the task's data
+    /// set of the hub (hellaswag, arc, naturalquestions, humaneval, mbpp)
+    #[arg(long, value_name = "FILE", help_heading = "Tasks")]
     data: Vec<PathBuf>,
     /// The split where --data is a folder or a data set of the hub; default: test, or validation for hellaswag and
     /// naturalquestions
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Tasks")]
     split: Option<String>,
     /// The number of problems of each task; default: all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Tasks")]
     limit: Option<usize>,
-    /// Choices: the masks drawn for each one; the same for all choices of a question
-    #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().mc_samples)]
+    /// The masks drawn for each choice, the same for all choices of a question
+    #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().mc_samples, help_heading = "Choices")]
     mc_samples: usize,
-    /// Choices: let them continue the prompt's text, without the chat template, as base models are scored
-    #[arg(long)]
+    /// Let choices continue the prompt's text, without the chat template, as base models are scored
+    #[arg(long, help_heading = "Choices")]
     raw: bool,
-    /// Programs: run what the model writes, in a child with limits (docs/tasks.md)
-    #[arg(long)]
+    /// Run the programs that the model writes, each in a child with limits (docs/tasks.md)
+    #[arg(long, help_heading = "Programs")]
     run_code: bool,
-    /// Programs: the seconds that each may take; default: 10
-    #[arg(long, value_name = "N", requires = "run_code", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// The seconds that each program may take; default: 10
+    #[arg(long, value_name = "N", requires = "run_code", value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = "Programs")]
     code_seconds: Option<u64>,
-    /// Programs: the Python to run them with; default: python3
-    #[arg(long, value_name = "PROGRAM", requires = "run_code")]
+    /// The Python to run programs with; default: python3
+    #[arg(long, value_name = "PROGRAM", requires = "run_code", help_heading = "Programs")]
     python: Option<PathBuf>,
     /// Write the generations and the accuracy to this file (JSON); with several tasks, to a file for each: NAME-TASK.json
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     out: PathBuf,
     /// Print the scores as JSON, a line for each task
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -84,7 +84,9 @@ impl Eval {
         let tasks = self.tasks(quiet)?;
         let runs_code = tasks.iter().any(|(task, _)| task.is_code());
         let sandbox = runs_code.then(|| self.sandbox(!quiet)).transpose()?;
-        self.tell_idle(&tasks);
+        if ranks.is_first() {
+            self.tell_idle(&tasks);
+        }
         let base = self.model.open()?;
         let sampling = self.sampling.sampling(&base)?;
         let draws = MonteCarlo { mc_samples: self.mc_samples, seed: self.sampling.seed(), ..MonteCarlo::default() };
@@ -191,7 +193,8 @@ impl Eval {
         say!("{} on {} problems: {score}", score.task, score.problems);
         if let Some(count @ 1..) = score.unsettled {
             say!(
-                "  {count} choices lead by less than two Monte Carlo standard errors; --mc-samples above {} settles more",
+                "  {count} of {} lead by less than two Monte Carlo standard errors; --mc-samples above {} settles more",
+                score.problems,
                 self.mc_samples
             );
         }

@@ -96,16 +96,22 @@ pub fn program(generation: &str, ground_truth: &Value) -> Program {
 }
 
 /// The code in an answer: the first fenced block that defines the entry point, else the first fenced block, else the
-/// answer up to a fence that is never opened. A block that isn't closed ends with the answer.
+/// answer, up to a fence that closes it. A block that isn't closed ends with the answer.
 pub fn extracted(generation: &str, entry_point: &str) -> String {
     static FENCED: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"(?s)```[^\n`]*\n(.*?)(?:\n[ \t]*```|```|$)").expect("the pattern is valid"));
     let blocks: Vec<&str> =
         FENCED.captures_iter(generation).filter_map(|block| block.get(1)).map(|block| block.as_str()).collect();
-    let named = blocks.iter().find(|block| !entry_point.is_empty() && defines(block, entry_point));
-    match named.or(blocks.first()) {
+    let is_named = |block: &&&str| !entry_point.is_empty() && defines(block, entry_point);
+    let before = generation.split("```").next().unwrap_or_default().trim_matches('\n').trim_end();
+    // A single fence closes what precedes it, unless the entry point comes after it.
+    let parts: Vec<&str> = generation.split("```").collect();
+    let names_no_language = |after: &str| after.lines().next().unwrap_or_default().trim().is_empty();
+    let is_closing = !before.is_empty() && parts.len() == 2 && names_no_language(parts[1]);
+    let closes = is_closing && blocks.iter().all(|block| block.trim().is_empty() || !entry_point.is_empty());
+    match blocks.iter().find(is_named).or(blocks.first().filter(|_| !closes)) {
         Some(block) => (*block).to_owned(),
-        None => generation.split("```").next().unwrap_or_default().trim_matches('\n').trim_end().to_owned(),
+        None => before.to_owned(),
     }
 }
 
