@@ -10,19 +10,19 @@ use weft::model::block::Transformer;
 
 use super::progress::bar;
 
-/// A network's scores on the recipe's tasks. If a name is given, the generations are saved under it: in
-/// `NAME-generations.json`, or with several tasks in a file for each.
+/// A network's scores on the recipe's tasks, whose generations are saved in `NAME-generations.json`, or with several tasks in a
+/// file for each.
 pub fn evaluate(
     experiment: &Experiment,
     (model, text): (&Transformer, &TextModel),
-    name: Option<&str>,
+    name: &str,
     quiet: bool,
 ) -> Result<Vec<TaskScore>> {
     let output = &experiment.recipe.train.output;
     let mut scores = vec![];
     for posed in &experiment.tasks {
         let generations = experiment.answer((model, text), posed, &bar(quiet))?;
-        if let Some(name) = name.filter(|_| experiment.ranks.is_first()) {
+        if experiment.ranks.is_first() {
             // The base is scored before the run creates its folder.
             make_folder(output)?;
             let file = match &experiment.tasks[..] {

@@ -117,7 +117,7 @@ impl Train {
         }
         base.model.put_on(&weft::device::current());
         // 2. The base's score and answers before training.
-        let before = scores::evaluate(&experiment, (&base.model, &base.text), Some("base"), quiet)?;
+        let before = scores::evaluate(&experiment, (&base.model, &base.text), "base", quiet)?;
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
@@ -129,10 +129,9 @@ impl Train {
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let options = run::Options { resume: self.resume, quiet };
         let mut after = vec![];
-        let mut score = |trainer: &Trainer, is_last: bool| {
-            let scores = scores::evaluate(&experiment, (&trainer.model, &base.text), is_last.then_some(matmul), quiet)?;
-            after.clone_from(&scores);
-            Ok(scores)
+        let mut score = |trainer: &Trainer| {
+            after = scores::evaluate(&experiment, (&trainer.model, &base.text), matmul, quiet)?;
+            Ok(after.clone())
         };
         let each_epoch = recipe.eval.is_each_epoch();
         let scoring = Scoring { before: &before, each_epoch, score: &mut score };

@@ -161,7 +161,7 @@ impl EvalTable {
                 let known = ["task", "data", "split", "limit"];
                 refuse(true, crate::settings::unknown("key", key, "eval.tasks.", known));
             }
-            let is_first = entries.iter().position(|other| other.task == entry.task) == Some(index);
+            let is_first = both || entries.iter().position(|other| other.task == entry.task) == Some(index);
             refuse(!is_first, format!("eval.tasks names {name:?} twice; name it once"));
             let is_file = entry.data.as_ref().is_some_and(Paths::are_files);
             let idle = format!("eval.tasks has a split for {name}, whose data is a file; leave it out");

@@ -1,6 +1,8 @@
 //! Tasks that a file describes (TOML): where their rows are, how a row becomes a prompt, and how answers are scored.
 //! `any_task` uses them like Weft's own; `template` renders what a file says of a row.
 
+mod errors;
+
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
@@ -12,7 +14,7 @@ use super::{Problem, template, text_answer};
 use crate::data::chat::Turn;
 use crate::data::paths::Paths;
 use crate::data::sources::{Fields, Source};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::settings::{parse, recipe_file};
 
 /// How answers are scored.
@@ -125,7 +127,7 @@ impl OwnTask {
     pub fn read(path: &Path) -> Result<Self> {
         let text = recipe_file::read(path)?;
         let parsed = parse::<TaskFile>(&text, path, &[], TaskFile::problems);
-        let file = parsed.map_err(|error| with_lines(error, &text))?;
+        let file = parsed.map_err(|error| errors::with_lines(error, &text))?;
         let compile = |pattern: &String| Regex::new(pattern).expect("the pattern was checked");
         let stem = path.file_stem().map_or_else(|| "task".into(), |stem| stem.to_string_lossy().into_owned());
         Ok(Self {
@@ -288,6 +290,9 @@ impl TaskFile {
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         let prompt = "task.prompt is missing; give the question's template, such as \"Question: {{ question }}\"";
         refuse(task.prompt.is_none(), prompt.to_owned());
+        let name = task.name.as_deref().unwrap_or("own");
+        let is_plain = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
+        refuse(!is_plain, format!("task.name = {name:?} names files too; use letters, digits, - and _"));
         let kinds = "scoring.kind is missing; give exact, number, choice, regex or code";
         refuse(scoring.kind.is_none(), kinds.to_owned());
         let [own, default] =
@@ -341,45 +346,4 @@ impl TaskFile {
         }
         problems
     }
-}
-
-/// An error of a task file, with the line of each key that it names, and with this kind of file's own hint.
-fn with_lines(error: Error, text: &str) -> Error {
-    let Error::Recipe { path, problems } = error else { return error };
-    let recipes = "\"weft recipe\" prints those that are known";
-    let told = |problem: String| {
-        let problem = problem.replace(recipes, "docs/tasks.md lists those that are known");
-        match line_of(&problem, text) {
-            Some(line) => format!("line {line}: {problem}"),
-            None => problem,
-        }
-    };
-    Error::Recipe { path, problems: problems.into_iter().map(told).collect() }
-}
-
-/// The line of the key with which a problem begins.
-fn line_of(problem: &str, text: &str) -> Option<usize> {
-    let start =
-        ["unknown key ", "unknown table "].iter().find_map(|start| problem.strip_prefix(start)).unwrap_or(problem);
-    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
-    let name = start.split(|c| !is_word(c)).next().filter(|name| !name.is_empty())?;
-    let (table, key) = name.split_once('.').map_or((name, None), |(table, key)| (table, Some(key)));
-    let mut within = String::new();
-    for (number, line) in (1..).zip(text.lines().map(str::trim_start)) {
-        if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
-            within = header.trim().to_owned();
-            if key.is_none() && within == table {
-                return Some(number);
-            }
-        }
-        let own = line.split('=').next().unwrap_or_default().trim();
-        let is_it = match key {
-            Some(key) => within == table && own == key,
-            None => within.is_empty() && own == table,
-        };
-        if is_it && line.contains('=') {
-            return Some(number);
-        }
-    }
-    None
 }

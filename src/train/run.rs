@@ -233,6 +233,17 @@ impl<'a> Run<'a> {
         self.record.ends(trainer.settings().patience)
     }
 
+    /// Saves a run that a score ended before its last step; where a loss ended it, [`Run::advance`] has saved it.
+    pub(super) fn save_early_end(&self, trainer: &Trainer) -> Result<()> {
+        match trainer.step < trainer.num_steps() && trainer.settings().best_by == BestBy::Task {
+            true => {
+                self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
+                checkpoint::save(self.output, trainer, &self.recipe)
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Adds a model's scores on tasks to the log.
     pub(super) fn scored(&mut self, trainer: &Trainer, scores: &[TaskScore]) -> Result<()> {
         let epoch = trainer.step as f64 / trainer.steps_per_epoch() as f64;

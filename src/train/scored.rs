@@ -13,8 +13,8 @@ use crate::data::Example;
 use crate::error::Result;
 use crate::eval::task_score::TaskScore;
 
-/// Scores a model that is being trained; the second argument says whether the run ends with it.
-pub type Score<'a> = &'a mut dyn FnMut(&Trainer, bool) -> Result<Vec<TaskScore>>;
+/// Scores a model that is being trained.
+pub type Score<'a> = &'a mut dyn FnMut(&Trainer) -> Result<Vec<TaskScore>>;
 
 /// How a run is scored.
 pub struct Scoring<'a> {
@@ -53,10 +53,10 @@ pub fn train_scored(
         let epoch = trainer.steps_per_epoch();
         let end = if scoring.each_epoch { (trainer.step / epoch + 1) * epoch } else { num_steps };
         run.advance(trainer, end)?;
-        let is_last = trainer.step >= num_steps || run.ends(trainer);
-        let scores = (scoring.score)(trainer, is_last)?;
+        let scores = (scoring.score)(trainer)?;
         run.scored(trainer, &scores)?;
-        if is_last {
+        if trainer.step >= num_steps || run.ends(trainer) {
+            run.save_early_end(trainer)?;
             return run.finish(trainer);
         }
     }
