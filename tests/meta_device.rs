@@ -138,7 +138,7 @@ fn steps_on_the_meta_device_take_the_buffers_of_steps() {
     };
     let planned = vec![vec![micro; 2]; 2];
     let meta = model.to_meta();
-    let work = Work { distinct_ids: 500, needs_entropy: true, ..Work::of_steps(&meta, Stored::Embedded, &planned) };
+    let work = Work { needs_entropy: true, ..Work::of_steps(&meta, Stored::Embedded, &planned) };
     assert_near(work.buffer_bytes() as f64, taken, "the planner's steps");
     // 4. The sampler's forwards beside the largest step's gradients.
     let with_predictions = |model: &Transformer| {

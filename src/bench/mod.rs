@@ -1,7 +1,6 @@
 //! Measures training steps of a shape: seconds by phase, tokens/s, peak memory, and the share of the machine's own
 //! matmul rate that a step's arithmetic reaches. Times are medians; nothing here is a test.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -100,13 +99,43 @@ pub struct Measurement {
     pub phases: Phases,
     /// The machine's rate of such matmuls, in 10^9 operations per second, measured in the same run.
     pub gemm_gflops: f64,
-    /// Seconds of the step's arithmetic, without recomputation, at that rate.
+    /// The machine's rates of matmuls in f32, in bf16, and where it has tiles in bf16x3, measured before the steps.
+    pub matmul_rates: Vec<MatmulRate>,
+    /// Seconds of the step's arithmetic, without recomputation, at `gemm_gflops`.
     pub floor_seconds: f64,
     /// `floor_seconds` as a share of the step.
     pub gemm_share: f64,
     /// The kernels of one step, if they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<Kernel>,
+}
+
+/// The machine's rate of matmuls in one format.
+#[derive(Clone, Debug, Serialize)]
+pub struct MatmulRate {
+    /// The format of the operands.
+    pub dtype: Precision,
+    /// The instructions with which this processor computes such matmuls.
+    pub instructions: &'static str,
+    /// The rate, in 10^9 operations per second.
+    pub gflops: f64,
+}
+
+impl MatmulRate {
+    /// Measures the rates in f32 and bf16, and in bf16x3 on a CPU with tiles (elsewhere it is only slow).
+    fn measure_all() -> Vec<Self> {
+        let is_offered = |dtype: &Precision| *dtype != Precision::Bf16x3 || dtype.is_fast() && device::gpu().is_none();
+        Precision::ALL
+            .into_iter()
+            .filter(is_offered)
+            .map(|dtype| Self { dtype, instructions: instructions(dtype), gflops: gemm_gflops(dtype, 0.0) })
+            .collect()
+    }
+}
+
+/// How the process's device computes matmuls in a format.
+fn instructions(dtype: Precision) -> &'static str {
+    if device::gpu().is_some() { "cuBLASLt" } else { dtype.instructions() }
 }
 
 /// Measures the objectives one after the other.
@@ -117,6 +146,7 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
     let program_bytes = machine::resident_bytes() as usize;
     let (mut model, stored) = shapes::model(plan)?;
     let gpu_rates = device::gpu().map(|_| GpuRates::measure());
+    let matmul_rates = MatmulRate::measure_all();
     let mut measurements: Vec<Measurement> = vec![];
     for kind in objectives {
         let job = job(plan, &model, *kind);
@@ -130,6 +160,7 @@ pub fn measure(plan: &Plan, objectives: &[Kind]) -> Result<Vec<Measurement>> {
                 measurement.planned_rss_bytes = earlier.max(planned_bytes);
             }
         }
+        measurement.matmul_rates = matmul_rates.clone();
         measurements.push(measurement);
         model = trained;
     }
@@ -179,9 +210,7 @@ fn planned(model: &Transformer, job: &Job, (stored, program_bytes): (Stored, usi
     let lengths: Vec<Lengths> = job.examples.iter().map(|e| Lengths::of(e, usize::MAX)).collect();
     let recipe = Recipe { objective: job.objective, train: job.settings.clone(), ..Recipe::default() };
     let batches = Batches::of(&recipe, &job.mixture, &lengths);
-    let ids: HashSet<&u32> = job.examples.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.answer_ids)).collect();
     let work = Work {
-        distinct_ids: 1 + ids.len(),
         program_bytes,
         rows_bytes: size_of::<u32>() * lengths.iter().map(|l| l.total()).sum::<usize>(),
         needs_entropy: job.objective.kind.needs_pass_1(),
@@ -240,7 +269,7 @@ fn measure_objective(
         tokens: plan.tokens,
         dtype: plan.precision,
         entropy_dtype: plan.entropy_precision,
-        instructions: if device::gpu().is_some() { "cuBLASLt" } else { plan.precision.instructions() },
+        instructions: instructions(plan.precision),
         trainable: if plan.full { "full" } else { "lora" },
         objective: objective.kind.name(),
         step_seconds,
@@ -262,6 +291,7 @@ fn measure_objective(
             optimizer: of(&|p| p.optimizer),
         },
         gemm_gflops: training,
+        matmul_rates: vec![],
         floor_seconds,
         gemm_share: floor_seconds / step_seconds,
         kernels,

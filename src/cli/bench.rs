@@ -14,8 +14,8 @@ use super::progress::doing;
 
 /// Measure training steps of a model shape
 ///
-/// A quarter of each sequence is prompt. Prints the median step time, its phases, the peak resident size, and this
-/// machine's matmul rate, measured between the steps.
+/// A quarter of each sequence is prompt. Prints the median step time, its phases, the peak resident size, the share of
+/// this machine's matmul rate that a step reaches, and the rate in each format.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft bench --shape P --objective sft,weft --trainable lora --json\n  \
 weft bench --shape llada-8b --dtype bf16 --objective weft --sequences 1 --warm-up 1 --steps 1")]
@@ -146,6 +146,9 @@ fn print(m: &Measurement) {
         m.floor_seconds,
         100.0 * m.gemm_share
     );
+    let rates: Vec<String> =
+        m.matmul_rates.iter().map(|r| format!("{} {:.0} ({})", r.dtype, r.gflops, r.instructions)).collect();
+    say!("  by format   {} GFLOP/s", rates.join(", "));
     print_kernels(&m.kernels);
 }
 

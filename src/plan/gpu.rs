@@ -99,7 +99,7 @@ mod tests {
         // On a CPU, with 512 tokens.
         let batch = MicroBatch { tokens: 512, longest: 512, answers: 384, masked: 192, ..MicroBatch::default() };
         let steps = vec![vec![batch]];
-        let work = Work { needs_entropy: true, distinct_ids: 500, ..Work::of_steps(&model, Stored::Mapped, &steps) };
+        let work = Work { needs_entropy: true, ..Work::of_steps(&model, Stored::Mapped, &steps) };
         let gb = work.parts().iter().map(|part| part.bytes as f64 / 1e9).sum::<f64>();
         assert!((5.0..8.0).contains(&gb), "{gb} GB on a CPU");
     }

@@ -13,9 +13,6 @@ use crate::model::batch::AttentionKind;
 use crate::model::block::{Param, Transformer};
 use crate::train::shards::MESSAGE;
 
-/// Bytes that the system maps around a page when a mapped file is read.
-const FAULT_AROUND: usize = 1 << 16;
-
 /// A part of a run's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
@@ -45,8 +42,6 @@ pub struct Work<'a> {
     pub model: &'a Transformer,
     /// Where the base's weights are.
     pub stored: Stored,
-    /// Rows of the embedding that are read at any time.
-    pub distinct_ids: usize,
     /// The resident size before any weight is read: program, tokenizer and rows.
     pub program_bytes: usize,
     /// What training holds besides: its own copy of the rows, and entropies kept for reuse.
@@ -77,12 +72,11 @@ pub struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// The steps of training alone, without evaluations, rows or anything that is written; the caller fills in
-    /// `distinct_ids` and `program_bytes`.
+    /// `program_bytes`.
     pub fn of_steps(model: &'a Transformer, stored: Stored, steps: &'a [Vec<MicroBatch>]) -> Self {
         Self {
             model,
             stored,
-            distinct_ids: 0,
             program_bytes: 0,
             rows_bytes: 0,
             steps,
@@ -160,8 +154,8 @@ impl<'a> Work<'a> {
     ///
     /// A frozen weight takes its stored size, and a trained one 4 bytes per number, because the file from which it was
     /// mapped is unmapped before the first step. Moments take 8 bytes per trained number. A weight that several ranks
-    /// hold in bf16 takes 2 bytes per number, plus 4 that are split among them. Of a mapped embedding, only the rows
-    /// that are read become resident, each with the 64 KiB that the system maps at once.
+    /// hold in bf16 takes 2 bytes per number, plus 4 that are split among them. A mapped embedding takes nothing: its
+    /// rows are copied from the file, and the system may drop what it caches of that.
     fn stored_parts(&self) -> [usize; 3] {
         let len = |p: &Param| p.weight.rows() * p.weight.cols();
         let stored = |(id, p): (usize, &Param)| {
@@ -173,9 +167,7 @@ impl<'a> Work<'a> {
             let bytes = if p.trainable { size_of::<f32>() * len(p) } else { p.weight.encoding().bytes(len(p)) };
             let is_lookup = id == self.model.embedding && !self.model.has_tied_head();
             match self.stored {
-                Stored::Mapped if is_lookup && !p.trainable => {
-                    bytes.min(self.distinct_ids * FAULT_AROUND.max(bytes / p.weight.rows().max(1)))
-                }
+                Stored::Mapped if is_lookup && !p.trainable => 0,
                 Stored::Mapped | Stored::Owned => bytes,
                 Stored::Embedded if p.trainable => bytes + bytes / 2,
                 // For a weight that was quantised, the program holds the original.

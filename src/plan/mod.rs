@@ -111,7 +111,6 @@ pub struct Planner<'a> {
     prompts: Vec<usize>,
     /// The largest batch that bounds the choices of tasks.
     choices: Option<MicroBatch>,
-    distinct_ids: usize,
     program_bytes: usize,
     ranks: usize,
     /// `Some` if the run uses a GPU; the inner value is the GPU's free bytes, if they are known.
@@ -142,20 +141,12 @@ impl<'a> Planner<'a> {
         let prompts = generated.map(|posed| prompt_ids(text, &posed.problems)).collect::<Result<Vec<_>>>()?;
         let prompts = prompts.iter().flatten().map(Vec::len).collect();
         let choices = choices::batch(experiment, text, base.config.mask_token_id)?;
-        let mut is_read = vec![false; base.params[base.embedding].weight.rows()];
-        for example in experiment.train.dataset.examples.iter().chain(experiment.held_out_examples()) {
-            for id in example.prompt_ids.iter().chain(&example.answer_ids) {
-                is_read[*id as usize] = true;
-            }
-        }
-        let distinct_ids = 1 + is_read.iter().filter(|is_read| **is_read).count();
         Ok(Self {
             experiment,
             base,
             stored,
             prompts,
             choices,
-            distinct_ids,
             program_bytes,
             ranks: experiment.ranks.size(),
             gpu: None,
@@ -311,7 +302,6 @@ impl<'a> Planner<'a> {
         let work = Work {
             model: &model,
             stored: self.stored,
-            distinct_ids: self.distinct_ids,
             program_bytes: self.program_bytes,
             rows_bytes: self.rows_bytes(recipe),
             steps: &batches.largest_steps,

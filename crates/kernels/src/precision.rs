@@ -52,6 +52,9 @@ pub(crate) enum Layout {
 const TILE: usize = 32;
 
 impl Precision {
+    /// Every format.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Bf16x3];
+
     /// The fastest layout on this processor.
     pub(crate) fn layout(self) -> Layout {
         match self {

@@ -232,6 +232,21 @@ impl Weight {
         }
     }
 
+    /// Copies one row as f32; a mapped file's row doesn't become resident.
+    pub(crate) fn copy_row(&self, row: usize, to: &mut [f32]) {
+        let Storage::Mapped { file, bytes, dtype } = &self.storage else { return self.read(row * self.cols, to) };
+        let size = self.cols * dtype.size();
+        let start = bytes.start + row * size;
+        match dtype {
+            Dtype::F32 => file.copy(start, bytemuck::cast_slice_mut(to)),
+            Dtype::Bf16 => {
+                let mut stored = vec![bf16::ZERO; self.cols];
+                file.copy(start, bytemuck::cast_slice_mut(&mut stored));
+                to.iter_mut().zip(&stored).for_each(|(to, x)| *to = widen(*x));
+            }
+        }
+    }
+
     /// Calls `f` with some rows and columns as f32, borrowed if they are stored so.
     pub(crate) fn with_block<R>(&self, rows: Range<usize>, cols: Range<usize>, f: impl FnOnce(View) -> R) -> R {
         match self.numbers() {

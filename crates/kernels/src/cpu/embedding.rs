@@ -10,7 +10,7 @@ use crate::weight::Weight;
 /// `x` `[N, D]`, `weight` `[V, D]`; every id is below `V`.
 pub fn forward(x: &mut [f32], ids: &[u32], weight: &Weight) {
     x.par_chunks_mut(weight.cols()).zip(ids).for_each(|(row, &id)| {
-        row.copy_from_slice(&weight.rows_f32(id as usize..id as usize + 1));
+        weight.copy_row(id as usize, row);
     });
 }
 
