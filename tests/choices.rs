@@ -166,8 +166,8 @@ fn rows_of_the_hub_become_questions() {
     assert_eq!(row.question, "Making tea: A woman fills a kettle. The water");
     assert_eq!(
         row.choices,
-        ["boils after a while.", "[title] reads a newspaper.", "is painted blue.", "sings."]
-            .map(|c| c.replace("[title] ", ""))
+        // The space behind a mark at the start stays, as in lm-evaluation-harness.
+        ["boils after a while.", " reads a newspaper.", "is painted blue.", "sings."]
     );
     assert_eq!(row.ground_truth, json!(2));
     assert!(refused(Task::Hellaswag, hellaswag(json!(""))).contains("--split validation"));
