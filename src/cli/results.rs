@@ -50,7 +50,9 @@ impl Results<'_> {
             say!("held-out loss {before:.4} -> {after:.4} nats per answer token");
         }
         if self.summary.ended_early {
-            say!("the run ended early: the held-out loss fell no further (train.patience)");
+            let by_task = self.summary.best.is_some_and(|best| best.accuracy.is_some());
+            let what = if by_task { "the first task's accuracy rose" } else { "the held-out loss fell" };
+            say!("the run ended early: {what} no further (train.patience)");
         }
         if let (Some(best), Some(path)) = (self.summary.best, &self.best) {
             let (what, number) = best.told();
