@@ -1,5 +1,5 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages old-processor examples no-hub test gpu mpi
+check: fmt clippy doc deny advisories pages old-processor wheel examples no-hub test gpu mpi
 
 fmt:
     cargo fmt --all --check
@@ -28,6 +28,17 @@ old-processor:
     cargo build --locked
     qemu-x86_64 -cpu qemu64 target/debug/weft parity --model tests/golden/llada --reference tests/golden/llada/objectives.safetensors
 
+# The wheel of the program that is built, tried in an empty virtual environment; `scripts/wheel_check release` for users
+wheel: tools
+    cargo build --locked
+    scripts/wheel_check
+
+# The notebook on a short run, in a virtual environment of its own; no part of `check`, since Jupyter's packages take half a minute
+notebook:
+    cargo build --locked
+    test -d target/notebook_env || (python3 -m venv target/notebook_env && target/notebook_env/bin/pip install -q -r scripts/notebook-requirements.txt)
+    target/notebook_env/bin/python scripts/run_notebook.py target/debug/weft target/notebook
+
 examples:
     for example in examples/*.rs; do cargo run --locked --example $(basename $example .rs) || exit 1; done
 
@@ -40,14 +51,16 @@ gpu:
     EMULATED_CUDA_DEVICES=2 scripts/emulated_gpu scripts/gpu_check run target/gpu_check_rehearsal --small
     scripts/emulated_gpu cargo test --test network --locked
 
-# cargo-deny, cargo-audit, Playwright, TensorBoard and NVRTC, once
+# cargo-deny, cargo-audit, maturin, Playwright, TensorBoard and NVRTC, once
 tools:
-    test -d target/checks/lib/python3*/site-packages/nvidia || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
+    test -x target/checks/bin/maturin || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 
-# The build without the hub's client
+# The build without the hub's client, and the library alone
 no-hub:
-    cargo clippy --no-default-features --lib --bins --test no_hub --locked -- -D warnings
-    cargo test --no-default-features --test no_hub --locked
+    cargo clippy --no-default-features --features cli --lib --bins --test no_hub --locked -- -D warnings
+    cargo test --no-default-features --features cli --test no_hub --locked
+    cargo check --no-default-features --lib --locked
+    if cargo tree -e normal --no-default-features --locked | grep -E 'clap|console|indicatif|sigpipe|signal-hook'; then exit 1; fi
 
 # Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
 mpi:

@@ -3,22 +3,13 @@
 
 use std::path::Path;
 
-use weft::base::Base;
-use weft::data::mixing::Mixture;
-use weft::data::packing::Padding;
-use weft::data::{Conversation, Message};
-use weft::error::{Error, Result};
-use weft::model::lora::{self, LoraConfig};
-use weft::objective::Objective;
-use weft::sampler::generate::{Prompt, Sampling, generate};
-use weft::train::settings::TrainTable;
-use weft::train::{Job, Trainer};
+use weft::prelude::*;
 
 fn main() -> Result<()> {
     // 1. A base and an adapter on all of its linear layers.
     let mut base = Base::open(Path::new("tiny-base"))?;
     let config = LoraConfig::new(16, 32.0, 0.0, vec!["all-linear".to_owned()], false);
-    lora::attach_fresh(&mut base.model, &config, 1).map_err(Error::Usage)?;
+    attach_fresh(&mut base.model, &config, 1)?;
     // 2. Rows: a greeting for every name.
     let names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry"];
     let question = |name: &str| vec![Message { role: "user".to_owned(), content: format!("I am {name}.") }];
@@ -30,20 +21,13 @@ fn main() -> Result<()> {
         Sampling { gen_length, block_length: gen_length, diffusion_steps: gen_length, ..Sampling::default() };
     let prompt = base.text.prompt_ids(&question("Emma"))?;
     let ask = |model| -> Result<String> {
-        let outputs = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &[Prompt { ids: &prompt, example: 0 }], &sampling)?;
         Ok(base.text.decode_answer(&outputs[0].ids[prompt.len()..]))
     };
     println!("before: {:?}", ask(&base.model)?);
     // 3. Steps of WeFT.
     let settings = TrainTable { epochs: 60, micro_batch_size: names.len(), lr: 3e-3, ..TrainTable::default() };
-    let job = Job {
-        examples,
-        mixture: Mixture::default(),
-        objective: Objective::default(),
-        padding: Padding::None,
-        eos_token_id: base.text.eos_token_id(),
-        settings,
-    };
+    let job = Job::new(examples, Objective::default(), settings, base.text.eos_token_id());
     let mut trainer = Trainer::new(base.model.clone(), job);
     for _ in 0..trainer.num_steps() {
         let report = trainer.step()?;
@@ -54,7 +38,7 @@ fn main() -> Result<()> {
     // 4. The answer, and the adapter as PEFT stores it.
     println!("after: {:?}", ask(&trainer.model)?);
     let folder = std::env::temp_dir().join("weft-example-adapter");
-    lora::save(&folder, &trainer.model, &config, "tiny-base")?;
+    save_adapter(&folder, &trainer.model, &config, "tiny-base")?;
     println!("the adapter is in {}", folder.display());
     Ok(())
 }

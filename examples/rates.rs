@@ -1,7 +1,6 @@
 //! The method without a model: entropies in, rates, masks and loss weights out. `cargo run --example rates`.
 
-use weft::noising::entropy::AnswerEntropy;
-use weft::objective::{DrawnAnswer, Kind, Objective};
+use weft::prelude::*;
 
 fn main() {
     // Entropies of an answer's tokens in nats, from pass 1 or from anywhere, and the draws of one step.

@@ -21,6 +21,7 @@ RECIPE = """
 train = "rows.jsonl"
 held_out = "rows.jsonl"
 held_out_rows = 2
+on_bad_row = "skip"
 [train]
 output = "run"
 max_steps = 20
@@ -33,6 +34,27 @@ diffusion_steps = 8
 [eval]
 samples = 2
 """
+STUDY = """
+[data]
+train = "rows.jsonl"
+held_out = "rows.jsonl"
+held_out_rows = 2
+on_bad_row = "skip"
+[train]
+output = "study"
+max_steps = 4
+micro_batch_size = 2
+[reproduce]
+seeds = 2
+evaluations = 2
+timing_rounds = 0
+arms = ["sft-masked", "sft-answer", "weft-masked", "weft-answer"]
+[[reproduce.settings]]
+name = "a-setting-of-many-letters"
+"""
+# A name that is longer than a phone's line.
+LONG = "a-run-with-a-name-that-is-longer-than-the-line-of-a-phone"
+SCREENS = [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
 CHECKS = 0
 
 
@@ -53,17 +75,59 @@ def make_pages(weft, folder):
     hostile = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
     answer = hostile + "\nand & two  spaces, \U0001f600 and \u202etxt"
     rows = [{"messages": [{"role": "user", "content": hostile}, {"role": "assistant", "content": answer}]}] * 64
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": "<b>"}\n')
     (folder / "answer.txt").write_text(answer)
     (folder / "recipe.toml").write_text(RECIPE)
     run(weft, "train", "recipe.toml", cwd=folder)
     run(weft, "train", "recipe.toml", "--set", "train.lr=1e-4", "--set", "train.output=slow", cwd=folder)
-    run(weft, "compare", "run", "slow", cwd=folder)
+    run(weft, "train", "recipe.toml", "--set", "train.lr=5e-4", "--set", f"train.output={LONG}", cwd=folder)
+    run(weft, "compare", "run", "slow", LONG, cwd=folder)
+    (folder / "study.toml").write_text(STUDY)
+    run(weft, "reproduce", "study.toml", cwd=folder)
     run(weft, "inspect", "--model", "tiny-base", "--text", "answer.txt", "--prompt", hostile, cwd=folder)
 
 
+# Texts of a chart that lie on each other, and those that leave it.
+LABELS = """svg => {
+  const all = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+  const paper = svg.getBoundingClientRect();
+  const pairs = all.flatMap(([one, a], i) => all.slice(i + 1).filter(([, b]) => over(a, b)).map(([other]) => `${one} on ${other}`));
+  const out = all.filter(([, a]) => a.left < paper.left - 0.5 || a.right > paper.right + 0.5 || a.top < paper.top - 0.5 || a.bottom > paper.bottom + 0.5);
+  return pairs.concat(out.map(([text]) => `${text} outside`));
+}"""
+
+
+def fits(page, name):
+    """The page doesn't scroll sideways; its tables are whole, or scroll in a box of their own; labels stand apart."""
+    wide = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    check(wide[0] <= wide[1], f"{name}: {wide[0]} pixels on a screen of {wide[1]}")
+    cells = page.locator(".stacked td").evaluate_all("all => all.filter(cell => cell.getBoundingClientRect().right > innerWidth).map(cell => cell.textContent)")
+    check(not cells, f"{name}: {cells} beyond the screen")
+    wrong = [label for svg in page.locator("svg").all() for label in svg.evaluate(LABELS)]
+    check(not wrong, f"{name}: labels {wrong}")
+
+
+def charts(browser, folder):
+    """The charts of a comparison, shown as on a page that includes them as images."""
+    paths = sorted(folder.glob("*.svg"))
+    check(len(paths) == 2, f"a chart of the losses and one of their differences, not {paths}")
+    images = "".join(f'<img src="{path.name}" style="max-width:100%">' for path in paths)
+    (folder / "charts.html").write_text(f'<!doctype html><meta name="viewport" content="width=device-width">{images}')
+    for scheme, width in SCREENS:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.goto((folder / "charts.html").resolve().as_uri())
+        fits(page, f"charts ({scheme}, {width} pixels)")
+        page.screenshot(path=folder / f"charts-{scheme}-{width}.png", full_page=True)
+        for path in paths:
+            page.goto(path.resolve().as_uri())
+            wrong = page.locator("svg").first.evaluate(LABELS)
+            check(not wrong, f"{path.name}: labels {wrong}")
+        page.close()
+
+
 def look(browser, page_path, hovered):
-    for scheme, width in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]:
+    for scheme, width in SCREENS:
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         told = []
         page.on("console", lambda message: told.append(message.text))
@@ -71,8 +135,7 @@ def look(browser, page_path, hovered):
         page.goto(page_path.resolve().as_uri())
         name = f"{page_path.stem} ({scheme}, {width} pixels)"
         check(page.title() != "broken", f"{name}: text from data ran as a script")
-        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        check(overflow <= 0, f"{name}: {overflow} pixels wider than the screen")
+        fits(page, name)
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         check((paper == "rgb(255, 255, 255)") == (scheme == "light"), f"{name}: paper is {paper}")
         check(page.locator("#tip").is_hidden(), f"{name}: something is told before the pointer rests on anything")
@@ -130,9 +193,6 @@ def points(browser, page_path):
     check(page.locator("#tip").is_visible(), "a point near the pointer tells its numbers")
     heights = page.locator("svg text:not([transform])").evaluate_all("all => all.map(text => text.getBoundingClientRect().height)")
     check(min(heights) >= 11, f"letters of {min(heights):.1f} pixels on a phone")
-    outside = page.evaluate("""[...document.querySelectorAll('svg')].flatMap(svg => [...svg.querySelectorAll('text')].filter(text =>
-        text.getBoundingClientRect().right > svg.getBoundingClientRect().right + 0.5).map(text => text.textContent))""")
-    check(not outside, f"{outside} leave their charts")
 
 
 def events(folder):
@@ -166,6 +226,7 @@ def main():
         colours(browser, folder / "entropy.html")
         points(browser, folder / "run/report.html")
         points(browser, folder / "compare.html")
+        charts(browser, folder / "study")
         browser.close()
     events(folder / "run")
     print(f"{CHECKS} passed, 0 failed")

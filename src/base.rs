@@ -20,7 +20,7 @@ use crate::model::lora;
 use crate::model::weights::{Checkpoint, Tensor, write_tensors};
 
 /// The embedded base's name.
-pub const TINY_BASE: &str = "tiny-base";
+pub(crate) const TINY_BASE: &str = "tiny-base";
 
 /// A network with its text side.
 pub struct Base {
@@ -115,6 +115,13 @@ impl Base {
         })
     }
 
+    /// What becomes of quantizing a base that is stored in 4 bits; `None` for any other, and if nobody asks for it.
+    pub fn told_of_quantizing(&self) -> Option<String> {
+        let is_stored = self.config.field("quantization_config").is_some_and(|field| !field.is_null());
+        (self.overrides.quantize.is_some() && is_stored)
+            .then(|| format!("has no effect on the layers that {} stores in 4 bits", self.name))
+    }
+
     /// Opens the text side and the configuration, and the network on the meta device, for which no weight is read.
     ///
     /// # Errors
@@ -204,7 +211,7 @@ impl Base {
         if fields.get(tie_key).and_then(Value::as_bool).unwrap_or(false) != is_tied {
             fields[tie_key] = Value::from(is_tied);
         }
-        // What is saved is dequantised.
+        // What is saved is dequantized.
         fields.as_object_mut().and_then(|fields| fields.shift_remove("quantization_config"));
         if let Some(id) = self.overrides.mask_token_id {
             fields["mask_token_id"] = Value::from(id);
@@ -288,7 +295,10 @@ fn checkpoint_folder(path: PathBuf) -> Result<PathBuf> {
                 adapter.display()
             )
         }
-        false => return Ok(path),
+        false => match from_hub::to_resume_from(&path) {
+            Some(reason) => reason,
+            None => return Ok(path),
+        },
     };
     Err(Error::Config { path, reason })
 }

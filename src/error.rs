@@ -1,6 +1,6 @@
 //! All errors, each as one sentence with the value, the place and the fix.
 
-pub mod diagnosis;
+pub(crate) mod diagnosis;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub enum Error {
         reason: String,
     },
     /// A source with several rows that can't be used.
-    #[error("{count} rows of {name} can't be used:{}fix them, or {skips}", lines(rows, *more))]
+    #[error("{count} rows of {name} can't be used:{}fix them{}", lines(rows, *more), or(skips))]
     Rows {
         /// The source.
         name: String,
@@ -75,7 +75,7 @@ pub enum Error {
         rows: Vec<String>,
         /// The number of rows that aren't listed.
         more: usize,
-        /// The settings that skip such rows.
+        /// The settings that skip such rows; empty if there are none.
         skips: String,
     },
     /// A recipe with all its problems.
@@ -129,12 +129,21 @@ fn lines(rows: &[String], more: usize) -> String {
     format!("{rows}\n{more}")
 }
 
-/// A recipe's problems as one line: those of the file after its name, then those of `--set`.
+/// Another way than to fix them.
+fn or(way: &str) -> String {
+    if way.is_empty() { String::new() } else { format!(", or {way}") }
+}
+
+/// A recipe's problems, one per line: those of the file after its name, then those of `--set`. A single one is the whole
+/// message.
 fn problems_of(path: &Path, problems: &[String]) -> String {
-    let (given, own): (Vec<&str>, Vec<&str>) =
-        problems.iter().map(String::as_str).partition(|problem| problem.starts_with("--set"));
-    let own = (!own.is_empty()).then(|| format!("{}: {}", path.display(), own.join("; ")));
-    own.iter().map(String::as_str).chain(given).collect::<Vec<_>>().join("; ")
+    let (given, own): (Vec<&String>, Vec<&String>) = problems.iter().partition(|problem| problem.starts_with("--set"));
+    let own = own.into_iter().map(|problem| format!("{}: {problem}", path.display()));
+    let all: Vec<String> = own.chain(given.into_iter().cloned()).collect();
+    match &all[..] {
+        [one] => one.clone(),
+        several => format!("the recipe has {} problems:\n  {}", several.len(), several.join("\n  ")),
+    }
 }
 
 impl Error {

@@ -1,8 +1,10 @@
 //! An experiment as its recipe describes it: the base, its rows, what is trained, and the score on the recipe's task.
 //! The training loop is in `train`; the commands print the results.
 
-pub mod adapter;
+pub(crate) mod adapter;
+pub mod answer_length;
 pub mod tasks;
+pub(crate) mod trained;
 
 use std::path::Path;
 
@@ -47,6 +49,7 @@ pub struct Experiment {
     /// Where programs of answers run, if the recipe runs any.
     pub sandbox: Option<Sandbox>,
     /// The ranks that take part in the experiment.
+    #[doc(hidden)]
     pub ranks: Ranks,
     /// The sources of the training rows, and that of the held-out rows.
     sources: Sources,
@@ -76,6 +79,7 @@ impl Experiment {
     ///
     /// # Errors
     /// The errors of [`Experiment::open`].
+    #[doc(hidden)]
     pub fn open_on(ranks: Ranks, recipe: Recipe) -> Result<(Self, Base)> {
         let opened = match ranks.is_first() {
             true => {
@@ -173,7 +177,7 @@ impl Experiment {
     /// `model.adapter`, or `None` if every weight is trained.
     ///
     /// # Errors
-    /// LoRA targets that the network doesn't have; the errors of [`adapter::load`].
+    /// LoRA targets that the network doesn't have; an adapter of `model.adapter` that can't be loaded.
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
         if self.recipe.objective.blocks == Blocks::Bd3lm {
@@ -226,16 +230,18 @@ impl Experiment {
         Ok(Some(config))
     }
 
-    /// A network's answers to the first rows, for people to read; held-out rows are used if there are any.
+    /// A network's answers to the first rows, for people to read; held-out rows are used if there are any. Their sampler is
+    /// [`answer_length::of_report`].
     ///
     /// # Errors
     /// Sampling lengths that aren't divisible.
     pub fn samples(&self, model: &Transformer, text: &TextModel) -> Result<Vec<String>> {
-        let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..self.sampling(model) };
+        let own = answer_length::of_report(&self.recipe, &model.config, &self.train);
+        let sampling = Sampling { eos_token_ids: text.end_token_ids(), seed: self.recipe.train.seed, ..own };
         let rows = self.sampled();
         let prompts: Vec<Prompt> =
             rows.iter().zip(0..).map(|(row, example)| Prompt { ids: &row.prompt_ids, example }).collect();
-        let outputs = generate(model, &prompts, &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &prompts, &sampling)?;
         let answers =
             rows.iter().zip(outputs).map(|(row, output)| text.decode_answer(&output.ids[row.prompt_ids.len()..]));
         Ok(answers.collect())

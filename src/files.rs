@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 const MAX_SMALL_BYTES: u64 = 1 << 28;
 
 /// Whether a path has the name of a file with rows.
-pub fn is_named_as_rows(path: &Path) -> bool {
+pub(crate) fn is_named_as_rows(path: &Path) -> bool {
     rows_file::kind_of_name(path).is_some()
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
 /// Reads a small text file.
 ///
 /// # Errors
-/// Those of [`read_small`]; a file that isn't text.
+/// An error of the operating system; a file that isn't text or isn't small, or is a Git LFS pointer.
 pub fn read_text(path: &Path) -> Result<String> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     String::from_utf8(read_small(path)?).map_err(|e| read_error(io::Error::new(io::ErrorKind::InvalidData, e)))
@@ -51,7 +51,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// An error of the operating system; a file that isn't small, or is a Git LFS pointer.
-pub fn read_small(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let mut bytes = vec![];
     let file = File::open(path).map_err(|source| stand_in::cannot_open(path, source))?;
@@ -80,7 +80,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// The errors of [`write_whole`].
-pub fn write_whole_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+pub(crate) fn write_whole_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let partial = partial_name(path);
     let whole = || {
         write(&partial)?;
@@ -130,7 +130,7 @@ pub fn write_folder_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>)
 ///
 /// # Errors
 /// An error of the operating system.
-pub fn settle_folder(folder: &Path) -> Result<()> {
+pub(crate) fn settle_folder(folder: &Path) -> Result<()> {
     let (partial, earlier) = (partial_name(folder), earlier_name(folder));
     let settle = || {
         if earlier.exists() && !folder.exists() {
@@ -164,13 +164,13 @@ fn sync_files(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// An error of the operating system.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
 
 /// The name that a file has while it is being written.
-pub fn partial_name(path: &Path) -> PathBuf {
+pub(crate) fn partial_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     path.with_file_name(name)
@@ -200,7 +200,7 @@ pub fn content_hash(path: &Path) -> io::Result<u128> {
 
 /// The user's folder for data that can be recreated: `WEFT_CACHE`, or `weft` in `XDG_CACHE_HOME` or `~/.cache`. `None`
 /// if the first is set but empty, or if the user's folders are unknown.
-pub fn user_cache() -> Option<PathBuf> {
+pub(crate) fn user_cache() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let is_some = |path: &PathBuf| !path.as_os_str().is_empty();
     match variable("WEFT_CACHE") {
@@ -210,11 +210,4 @@ pub fn user_cache() -> Option<PathBuf> {
             variable("XDG_CACHE_HOME").filter(is_some).or_else(home).map(|cache| cache.join("weft"))
         }
     }
-}
-
-/// Prints a line on standard error. If that fails, for example on a full disk, only the line is lost: `eprintln` would
-/// end the program.
-pub fn tell(line: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,21 +1,24 @@
 //! Weft fine-tunes masked diffusion language models by entropy-weighted masking
 //! (WeFT, arXiv 2509.20863, later named GIFT).
 //!
-//! From the command down: [`train`] and [`eval`] run; [`objective`] and [`sampler`] decide; [`noising`] and [`model`]
-//! compute, on the kernels of `weft_kernels`. [`noising`] and [`objective`] are pure functions of entropies and
-//! explicit random draws, which [`rng`] makes; they know no model. [`recipe`] is what a user writes, [`data`] reads the
-//! user's rows, [`hub`] fetches models and rows, [`plan`] predicts what a run will take, [`parity`] compares with
-//! PyTorch, [`merge`] turns a run into a checkpoint that transformers loads, and [`convert`] an autoregressive
-//! checkpoint into one to be trained. A model computes where its weights are: [`device`] opens a GPU, and
-//! [`model::block::Transformer::put_on`] moves them there.
+//! [`prelude`] is the library: what a program needs to train, to generate, to score, and to use the method alone.
+//! [`progress`] shows progress in the program's own way, and [`interrupt`] stops runs from a signal handler. The other
+//! modules are public for the command `weft` and the tests; they are hidden here and may change with any version. Programs
+//! leave out the command's dependencies: `weft-dllm = { ..., default-features = false, features = ["hub"] }`.
+//!
+//! From the command down: `train` and `eval` run; `objective` and `sampler` decide; `noising` and `model` compute, on the
+//! kernels of `weft_kernels`. `noising` and `objective` are pure functions of entropies and explicit random draws, which
+//! `rng` makes; they know no model. `recipe` is what a user writes, `data` reads the user's rows, `hub` fetches models and
+//! rows, `plan` predicts what a run will take, `parity` compares with PyTorch, `merge` turns a run into a checkpoint that
+//! transformers loads, and `convert` an autoregressive checkpoint into one to be trained. A model computes where its weights
+//! are: `device` opens a GPU, and `model` moves them there.
 //!
 //! # The library by example
 //!
 //! The method alone, on entropies from any source:
 //!
 //! ```
-//! use weft::noising::entropy::AnswerEntropy;
-//! use weft::objective::{DrawnAnswer, Objective};
+//! use weft::prelude::*;
 //!
 //! let token_entropy = [0.1, 2.4]; // nats
 //! let answer = DrawnAnswer {
@@ -34,23 +37,19 @@
 //! An answer from a base, here the embedded one; a folder or an id of the hub works the same way:
 //!
 //! ```
-//! use weft::base::Base;
-//! use weft::data::Message;
-//! use weft::sampler::generate::{Prompt, Sampling, generate};
+//! use weft::prelude::*;
 //!
 //! let base = Base::open("tiny-base".as_ref())?;
-//! let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content: "What is 7 + 5?".to_owned() }])?;
 //! let sampling = Sampling { gen_length: 8, block_length: 8, diffusion_steps: 8, ..Sampling::default() };
-//! let outputs = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling)?;
-//! println!("{}", base.text.decode_answer(&outputs[0].ids[ids.len()..]));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! println!("{}", ask(&base, "What is 7 + 5?", &sampling)?);
+//! # Ok::<(), weft::prelude::Error>(())
 //! ```
 //!
-//! A recipe's run, step by step; [`train::run::train`] does all of it, with checkpoints and files:
+//! A recipe's run, step by step; [`Experiment::train`](prelude::Experiment::train) does all of it, with checkpoints and
+//! files, and shows how a program watches a run and stops it:
 //!
 //! ```
-//! use weft::experiment::Experiment;
-//! use weft::recipe::Recipe;
+//! use weft::prelude::*;
 //!
 //! # let folder = std::env::temp_dir().join(format!("weft-doc-{}", std::process::id()));
 //! # let output = folder.display();
@@ -65,33 +64,69 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/` holds complete programs.
+//! `docs/library.md` shows more of what a program does, and `examples/` holds complete programs.
 #![forbid(unsafe_code)]
 
-pub mod base;
-pub mod bench;
-pub mod compare;
-pub mod convert;
-pub mod data;
-pub mod device;
-pub mod error;
-pub mod eval;
-pub mod experiment;
-pub mod files;
-pub mod hub;
 pub mod interrupt;
+pub mod prelude;
+pub mod progress;
+
+#[doc(hidden)]
+pub mod base;
+#[doc(hidden)]
+pub mod bench;
+#[doc(hidden)]
+pub mod compare;
+#[doc(hidden)]
+pub mod convert;
+#[doc(hidden)]
+pub mod counted;
+#[doc(hidden)]
+pub mod data;
+#[doc(hidden)]
+pub mod device;
+#[doc(hidden)]
+pub mod error;
+#[doc(hidden)]
+pub mod eval;
+#[doc(hidden)]
+pub mod experiment;
+#[doc(hidden)]
+pub mod files;
+#[doc(hidden)]
+pub mod hub;
+#[doc(hidden)]
 pub mod machine;
+#[doc(hidden)]
 pub mod merge;
+#[doc(hidden)]
 pub mod model;
+#[doc(hidden)]
 pub mod noising;
+#[doc(hidden)]
 pub mod objective;
+#[doc(hidden)]
 pub mod parallel;
+#[doc(hidden)]
 pub mod parity;
+#[doc(hidden)]
 pub mod plan;
+#[doc(hidden)]
 pub mod recipe;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod reproduce;
+#[doc(hidden)]
 pub mod rng;
+#[doc(hidden)]
 pub mod sampler;
+#[doc(hidden)]
 pub mod settings;
+#[doc(hidden)]
 pub mod train;
+
+/// The examples of `docs/library.md`, as doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct Library;

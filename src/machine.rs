@@ -4,6 +4,8 @@
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
+use crate::counted::counted;
+
 /// Memory that the system can give; `None` where it doesn't say. A control group's limit counts where it is lower.
 pub fn available_bytes() -> Option<u64> {
     let of_system = field("/proc/meminfo", "MemAvailable:");
@@ -28,7 +30,7 @@ pub fn processor() -> String {
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let name = name.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{name}, {threads} threads")
+    format!("{name}, {}", counted(threads, "thread"))
 }
 
 /// The program's version with the commit that it was built from; a debug build has only the version.

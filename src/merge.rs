@@ -1,5 +1,5 @@
 //! A base and its adapter as one checkpoint: each `scale B A` is added to its weight, and every weight keeps its dtype.
-//! Weights in 4 bits are dequantised.
+//! Weights in 4 bits are dequantized.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -83,7 +83,7 @@ fn tensors<'a>(
         .map(|&(name, shape, held)| {
             let layer = layer_of(name);
             let lora = layer.and_then(|layer| model.adapter(layer));
-            // The weight that the network computes with, if it was quantised on the way from its file.
+            // The weight that the network computes with, if it was quantized on the way from its file.
             let own = layer.map(|layer| &model.params[layer.weight].weight).filter(|own| own.is_quantized());
             match (own, held) {
                 (own, Held::Weight(weight)) => Tensor::merged(name, shape, own.unwrap_or(weight), lora, weight.dtype()),

@@ -2,24 +2,25 @@
 //! defined. All problems are reported at once, before a file is opened; the error for an unknown key suggests the
 //! nearest known one.
 
+mod idle;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::hold_out::HeldOut;
 use crate::data::packing::Padding;
-use crate::data::paths::Paths;
 use crate::data::settings::DataTable;
 use crate::error::Result;
-use crate::eval::settings::{EvalTable, TaskTable};
+use crate::eval::settings::EvalTable;
 use crate::model::block::Config;
-use crate::model::settings::{ModelTable, Trainable};
-use crate::objective::{Blocks, Kind, Objective};
+use crate::model::settings::ModelTable;
+use crate::objective::{Blocks, Objective};
 use crate::sampler::generate::{Attention, Sampling};
 use crate::settings::{parse, recipe_file};
 use crate::train::best::BestBy;
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
+pub use idle::RunSize;
 
 /// A fine-tuning experiment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ impl Recipe {
     }
 
     /// The sampler's settings for a model that the recipe trains. If they name no attention or blocks, they get those that the
-    /// model is trained with, or those of its checkpoint.
+    /// model is trained with, or those of its checkpoint, and blocks that divide the answer ([`Sampling::fitted`]).
     pub fn sampling(&self, config: &Config) -> Sampling {
         let mut sampling = self.sampler.clone();
         let is_default = sampling.block_length == Sampling::default().block_length;
@@ -67,74 +68,13 @@ impl Recipe {
         } else if let (true, Some(own)) = (is_default && sampling.is_block_causal(), config.block_length) {
             sampling.block_length = own;
         }
-        sampling.for_model(config)
+        sampling.for_model(config).fitted()
     }
 
     /// The recipe as it is saved in a run folder, together with the defaults.
     pub fn resolved(&self) -> Resolved {
         let [recipe, defaults] = [self, &Self::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
         Resolved { recipe, defaults }
-    }
-
-    /// The settings without effect, one sentence each.
-    pub fn warnings(&self) -> Vec<String> {
-        let (kind, is_full) = (self.objective.kind, self.model.trainable == Trainable::Full);
-        let has_held_out = self.data.has_held_out();
-        let entropy = ["transform", "reference", "entropy_every"];
-        let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora"];
-        let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
-        let held_out = "there is no data.held_out".to_owned();
-        let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
-        let (generated, of_files) =
-            (self.data.generate.is_some(), ["split", "held_out", "held_out_split", "format", "train_on", "on_bad_row"]);
-        let is_file = |paths: Option<&Paths>| paths.is_some_and(Paths::are_files);
-        let of_held_out = self.data.held_out.as_ref();
-        let is_part = of_held_out.is_some_and(|held_out| held_out.files().is_none());
-        let in_blocks = self.objective.blocks != Blocks::None;
-        let no_pass = !kind.needs_pass_1();
-        let by_task = self.train.best_by == BestBy::Task;
-        let idle: [(bool, &str, &[&str], String); 18] = [
-            (generated, "data", &of_files, "data.generate makes the rows".to_owned()),
-            (is_file(self.data.train.as_ref()), "data", &["split"], "data.train is a file".to_owned()),
-            (
-                is_file(of_held_out.and_then(HeldOut::files)),
-                "data",
-                &["held_out_split"],
-                "data.held_out is a file".to_owned(),
-            ),
-            (is_part, "data", &["held_out_split"], "data.held_out is a part of the training rows".to_owned()),
-            (!kind.needs_entropy(), "objective", &entropy, of_kind("which uses no entropies")),
-            (no_pass, "objective", &["entropy_precision"], of_kind("which has one pass only")),
-            (kind != Kind::Lift, "objective", &["lift_policy"], of_kind("not lift")),
-            (kind != Kind::Weft, "objective", &["weighting"], of_kind("not weft")),
-            (kind != Kind::Cart, "objective", &["geo_p"], of_kind("not cart")),
-            (!in_blocks, "objective", &["block_length"], "objective.blocks is none".to_owned()),
-            (is_full, "model", &lora, "model.trainable is full, without an adapter".to_owned()),
-            (self.model.quantize.is_none(), "model", &["double_quant"], "model.quantize is not set".to_owned()),
-            (!is_full, "model", &["save_dtype"], "model.trainable is lora, and adapters are saved in f32".to_owned()),
-            (!has_held_out, "train", &["eval_every"], held_out.clone()),
-            (!has_held_out && !by_task, "train", &["keep_best", "patience"], held_out.clone()),
-            (has_held_out && !by_task && self.train.eval_every == 0, "train", &["patience"], at_the_end),
-            (
-                !has_held_out && self.eval.entries().iter().all(TaskTable::needs_held_out),
-                "eval",
-                &["task", "tasks"],
-                held_out,
-            ),
-            (
-                !self.eval.has_tasks(),
-                "eval",
-                &["mc_samples", "run_code", "each_epoch"],
-                "there is no eval.task".to_owned(),
-            ),
-        ];
-        let Resolved { recipe: own, defaults: default } = self.resolved();
-        let mut warnings = vec![];
-        for (_, table, keys, reason) in idle.iter().filter(|(is_idle, ..)| *is_idle) {
-            let set = keys.iter().filter(|key| own[table][key] != default[table][key]);
-            warnings.extend(set.map(|key| format!("{table}.{key} has no effect: {reason}")));
-        }
-        warnings
     }
 
     fn problems(&self) -> Vec<String> {
@@ -164,7 +104,7 @@ impl Recipe {
             problems.push(how.to_owned());
         }
         if self.eval.generates() {
-            problems.extend(self.sampler.check().err().map(|e| format!("sampler: {e}")));
+            problems.extend(self.sampler.clone().fitted().check().err().map(|e| format!("sampler: {e}")));
         }
         problems
     }

@@ -74,7 +74,7 @@ impl Draws {
 
     /// The key of a row's Gumbel noise (`weft_kernels::predict::RowDraw`). The uniform number for a position and a
     /// token is [`Draws::unit_f64`] at `(position + 1) << 32 | token`.
-    pub fn row_key(&self) -> u64 {
+    pub(crate) fn row_key(&self) -> u64 {
         self.key
     }
 

@@ -3,7 +3,7 @@
 //! that read them.
 
 pub mod other_names;
-pub mod recipe_file;
+pub(crate) mod recipe_file;
 
 use std::path::Path;
 
@@ -205,6 +205,11 @@ impl Place {
 pub fn own_place(key: &str, table: &str, known: &Map<String, Value>) -> Option<Place> {
     let key = &*normal(key);
     let has = |table: &str, key: &str| known.get(table).is_some_and(|keys| keys.get(key).is_some());
+    // What a name means in the table where it stands comes before another table's key of this name.
+    let here = SYNONYMS.iter().find(|(name, place, _)| *name == key && table_of(place) == table && !has(table, key));
+    if let Some((_, place, take)) = here.filter(|(_, place, _)| has(table, &place[table.len() + 1..])) {
+        return Some(Place { keys: vec![(*place).to_owned()], take: *take });
+    }
     let tables: Vec<&String> = known.keys().filter(|table| has(table, key)).collect();
     match tables[..] {
         [] => {}

@@ -267,6 +267,20 @@ fn a_chat_is_asked_with_its_tools_and_fields() {
 
 /// The embedded base was trained for 512 positions.
 #[test]
+fn all_bad_rows_are_reported_before_the_first_is_answered() {
+    let folder = folder("bad-rows");
+    let rows = "{\"prompt\": \"What is 7 + 5?\"}\n{\n{\"prompt\": 3}\n{\"generation\": 1, \"prompt\": \"a\"}\n";
+    fs::write(folder.join("rows.jsonl"), rows).expect("the rows are written");
+    let told = refused(&folder, &[&SHORT[..], &["--data", "rows.jsonl", "--out", "out.jsonl"]].concat());
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!((lines[0], lines[4]), ("error: 3 rows of rows.jsonl can't be used:", "fix them"), "{told}");
+    for (line, at) in lines[1..4].iter().zip(2..) {
+        assert!(line.starts_with(&format!("  rows.jsonl:{at}: ")), "{told}");
+    }
+    assert!(!folder.join("out.jsonl").exists(), "nothing is answered");
+}
+
+#[test]
 fn more_positions_than_the_model_was_trained_for_are_told() {
     let folder = folder("asking-positions");
     let long = "1 + 1, ".repeat(400);
@@ -321,6 +335,7 @@ fn nothing_is_computed_behind_an_answers_end() {
     fs::write(folder.join("rows.jsonl"), format!("{row}\n")).expect("it is written");
     let eval = |more: &[&str]| {
         let fixed = ["eval", "--model", "tiny-base", "--task", "gsm8k", "--data", "rows.jsonl", "--out", "out.json"];
+        let _ = fs::remove_file(folder.join("out.json"));
         let output = weft(&folder, &[&fixed[..], &blocks, more].concat());
         let stored: Value =
             serde_json::from_slice(&fs::read(folder.join("out.json")).expect("it is there")).expect("JSON");

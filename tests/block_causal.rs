@@ -194,7 +194,8 @@ fn steps_are_told_and_the_prompt_is_never_edited() {
 #[test]
 fn settings_that_have_no_sense_are_refused_by_name() {
     let model = golden("dream");
-    let refused = |s: &Sampling| generate(&model, &[Prompt { ids: &[1], example: 0 }], s).expect_err("no sense");
+    let refused =
+        |s: &Sampling| generate(&model, &[Prompt { ids: &[1], example: 0 }], s).expect_err("no sense").to_string();
     for (setting, told) in [
         (Sampling { block_length: 0, ..sampling(4) }, "block_length 0"),
         (Sampling { cache: Caching::Dual, ..sampling(4) }, "cache dual"),
@@ -203,7 +204,8 @@ fn settings_that_have_no_sense_are_refused_by_name() {
         assert!(refused(&setting).contains(told), "{}", refused(&setting));
     }
     let text = [1, model.config.mask_token_id, 2];
-    let error = infill(&model, Prompt { ids: &text, example: 0 }, &sampling(4), None).expect_err("no sense");
+    let error =
+        infill(&model, Prompt { ids: &text, example: 0 }, &sampling(4), None).expect_err("no sense").to_string();
     assert!(error.contains("attention block-causal"), "{error}");
     let prefix = Sampling { cache: Caching::Prefix, ..sampling(4) };
     assert!(prefix.warnings(Remasking::LowConfidence)[0].contains("cache has no effect"));

@@ -14,7 +14,7 @@ use std::path::Path;
 use fixtures::{QWEN3, stdout, weft};
 use scratch::folder;
 use serde_json::{Value, json};
-use small_run::{BEGIN, RESUME, examples};
+use small_run::{BEGIN, RESUME, examples, go_on};
 use weft::data::packing::Padding;
 use weft::objective::{Blocks, Kind, LiftPolicy, Objective};
 use weft::train::resolved::Resolved;
@@ -52,7 +52,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
         let held_out = &examples()[..3];
         let mut whole = trainer(objective);
         let output = folder(&format!("blocks-{name}-whole"));
-        let first = run::train(&mut whole, (held_out, &output), &recipe, BEGIN).expect("the run works");
+        let first = run::train(&mut whole, (held_out, &output), &recipe, BEGIN, go_on).expect("the run works");
         let output = folder(&format!("blocks-{name}-resumed"));
         let mut killed = trainer(objective);
         fs::create_dir_all(&output).expect("the folder is made");
@@ -63,7 +63,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
             }
         }
         let mut resumed = trainer(objective);
-        let summary = run::train(&mut resumed, (held_out, &output), &recipe, RESUME).expect("the run resumes");
+        let summary = run::train(&mut resumed, (held_out, &output), &recipe, RESUME, go_on).expect("the run resumes");
         assert_eq!(summary.first_step, 4, "{name}");
         assert_eq!(weights(&resumed), weights(&whole), "{name}");
         assert_eq!(summary.held_out.expect("rows")[1], first.held_out.expect("rows")[1], "{name}");

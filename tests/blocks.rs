@@ -18,8 +18,8 @@ use weft::model::block::Transformer;
 use weft::model::checkpoint;
 use weft::objective::blocks::AnswerBlocks;
 use weft::objective::{Blocks, Kind, Objective};
-use weft::parallel::collective::Solo;
 use weft::parity::{Tolerances, check, check_blocks};
+use weft::progress::Progress;
 use weft::train::held_out::{nll_bound, nll_bound_seen};
 use weft::train::settings::TrainTable;
 use weft::train::view::View;
@@ -225,7 +225,7 @@ fn one_block_of_the_whole_answer_is_plain_training_bit_for_bit() {
             assert_eq!(run(&mut plain), run(&mut blockwise));
             assert_eq!(weights(&plain), weights(&blockwise));
             let [plain, blockwise] =
-                [plain, blockwise].map(|t| nll_bound_seen(&Solo, &t.model, &examples(), &t.view()).to_bits());
+                [plain, blockwise].map(|t| nll_bound_seen(&t.model, &examples(), &t.view()).to_bits());
             assert_eq!(plain, blockwise);
         }
     }
@@ -255,7 +255,7 @@ fn training_in_blocks_lowers_the_loss() {
         let objective = Objective { kind, blocks, block_length: 4, ..Objective::default() };
         let long = TrainTable { epochs: 40, ..settings() };
         let mut trainer = trainer("a2d-qwen2", objective, Padding::None, long);
-        let bound = |t: &Trainer| nll_bound_seen(&Solo, &t.model, &examples(), &t.view());
+        let bound = |t: &Trainer| nll_bound_seen(&t.model, &examples(), &t.view());
         let before = bound(&trainer);
         run(&mut trainer);
         let after = bound(&trainer);
@@ -307,7 +307,7 @@ fn rounded_operands_stay_close_in_blocks() {
 fn a_view_of_whole_answers_is_the_bound_without_a_view() {
     let model = golden("llada");
     let rows = examples();
-    assert_eq!(nll_bound(&Solo, &model, &rows), nll_bound_seen(&Solo, &model, &rows, &View::WHOLE));
+    assert_eq!(nll_bound(&model, &rows), nll_bound_seen(&model, &rows, &View::WHOLE));
 }
 
 /// In blocks of one token, a bound is the likelihood itself: that token is masked in every sample.
@@ -316,9 +316,8 @@ fn a_likelihood_in_blocks_is_that_of_the_blocks_one_after_the_other() {
     let mut model = golden("a2d-qwen3");
     let settings = MonteCarlo { mc_samples: 4, ..MonteCarlo::default() };
     let rows = &examples()[..3];
-    let bounds = |model: &Transformer| {
-        nll_bounds(model, rows, settings, &indicatif::ProgressBar::hidden()).expect("they are bounded")
-    };
+    let bounds =
+        |model: &Transformer| nll_bounds(model, rows, settings, &Progress::hidden()).expect("they are bounded");
     for block_length in [1, 3] {
         model.config.block_length = Some(block_length);
         for (bound, row) in bounds(&model).iter().zip(rows) {

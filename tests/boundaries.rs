@@ -72,12 +72,30 @@ fn the_network_is_the_hubs_alone() {
     assert!(client.contains("optional = true"), "{client}");
 }
 
+#[test]
+fn the_command_lines_dependencies_are_the_programs_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("it is there");
+    for name in ["clap", "clap_complete", "console", "indicatif", "rustyline", "signal-hook", "sigpipe"] {
+        let line = manifest.lines().find(|line| line.starts_with(&format!("{name} = "))).expect("it is a dependency");
+        assert!(line.contains("optional = true"), "{line}");
+        let word = format!("{}::", name.replace('-', "_"));
+        for path in sources(&root.join("src")) {
+            let is_program = path.starts_with(root.join("src/cli")) || path == root.join("src/main.rs");
+            let text = fs::read_to_string(&path).expect("it is there");
+            assert!(is_program || !text.contains(&word), "{} names {name}", path.display());
+        }
+    }
+}
+
 /// The folders and files of src/, the lowest first: each may import those before it, and none after it. The order is
 /// total, so there is no circle.
-const LAYERS: [&str; 28] = [
-    // What knows no model: errors, the system, reading settings, files, the hub, the device.
+const LAYERS: [&str; 31] = [
+    // What knows no model: counts in sentences, errors, the system, reading settings, files, the hub, the device.
+    "counted",
     "error",
     "interrupt",
+    "progress",
     "machine",
     "rng",
     "files",
@@ -108,6 +126,8 @@ const LAYERS: [&str; 28] = [
     "bench",
     "reproduce",
     "compare",
+    // What a program imports of all of them.
+    "prelude",
     // The program: src/cli and src/main.rs.
     "cli",
 ];

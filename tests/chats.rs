@@ -18,7 +18,8 @@ use weft::eval::{Task, read_problems};
 
 /// What a row becomes, as "role: text" lines of which the last one is the answer.
 fn told(row: &Value) -> Result<String, String> {
-    let conversation = conversation(row.as_object().expect("a row"), None)?.expect("the row isn't passed over");
+    let conversation = conversation(row.as_object().expect("a row"), None).map_err(|e| e.to_string())?;
+    let conversation = conversation.expect("the row isn't passed over");
     let turns = conversation.prompt.iter().map(|turn| format!("{}: {}|", turn.role, turn.content));
     Ok(format!("{}{}", turns.collect::<String>(), conversation.answer))
 }
@@ -145,7 +146,7 @@ fn prompt_and_completion_may_be_turns() {
     assert_eq!(texts(&text, &read), [[prompt, "4|"]], "the prompt's own turns aren't trained on");
     assert_eq!(
         read.notes.lines(),
-        ["columns not read: system", "1 of 2 assistant turns are context only (data.train_on)"]
+        ["columns not read: system", "1 of 2 assistant turns is context only (data.train_on)"]
     );
 }
 
@@ -225,7 +226,7 @@ fn tools_and_fields_of_turns_reach_the_template() {
         let row = json!({ "messages": messages, "tools": given });
         let read = read(&text, &folder, &[row], TrainOn::Last).expect("the row is read");
         assert_eq!(texts(&text, &read), [answer]);
-        assert_eq!(read.notes.lines(), ["1 of 2 assistant turns are context only (data.train_on)"]);
+        assert_eq!(read.notes.lines(), ["1 of 2 assistant turns is context only (data.train_on)"]);
     }
     // A problem of `weft eval` is asked in the same tokens, with or without an answer in its row.
     let asked = messages.as_array().map(|turns| &turns[..4]);
@@ -266,7 +267,7 @@ fn what_nothing_reads_is_told() {
     ];
     let read = read(&text, &folder, &rows, TrainOn::Last).expect("the rows are read");
     let expected = [
-        "1 rows have tools, which the chat template does not read",
+        "1 row has tools, which the chat template does not read",
         "columns not read: completion (1 of 3 rows), id, messages[].reasoning_content (1 of 3 rows), score (1 of 3 rows)",
     ];
     assert_eq!(read.notes.lines(), expected);
@@ -307,7 +308,7 @@ fn turns_are_trained_on_as_they_say() {
     let of_row = |row: usize| place(&source(&folder, TrainOn::All), row);
     assert!(of_row(1).is_some_and(|place| place.ends_with("rows.jsonl:2")) && of_row(3).is_none());
     let error = read(&text, &folder, &rows[2..], TrainOn::All).expect_err("nothing is trained on");
-    let expected = "rows.jsonl: no turn of its 1 rows is trained on; remove weight 0 or train false from the turns to be \
+    let expected = "rows.jsonl: no turn of its 1 row is trained on; remove weight 0 or train false from the turns to be \
                     trained on";
     assert_eq!(error, expected);
     let error = read(&text, &folder, &[chat([json!({ "weight": 0.5 }), none.clone(), none.clone()])], TrainOn::All);

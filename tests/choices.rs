@@ -5,7 +5,6 @@ mod scratch;
 
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use weft::base::Base;
@@ -17,6 +16,7 @@ use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds};
 use weft::eval::task_score::{TaskScore, wilson};
 use weft::eval::{Problem, Task};
 use weft::parallel::Solo;
+use weft::progress::Progress;
 
 fn base() -> Base {
     Base::open(Path::new("tiny-base")).expect("the embedded base opens")
@@ -58,11 +58,11 @@ fn hellaswag(label: Value) -> Value {
 fn plain(base: &Base, example: &Example, index: usize, settings: MonteCarlo) -> NllBound {
     let before = vec![Example { prompt_ids: vec![5], answer_ids: vec![7] }; index];
     let all = [before, vec![example.clone()]].concat();
-    nll_bounds(&base.model, &all, settings, &ProgressBar::hidden()).expect("the settings are sound")[index]
+    nll_bounds(&base.model, &all, settings, &Progress::hidden()).expect("the settings are sound")[index]
 }
 
 fn paired(base: &Base, questions: &[(u64, Vec<Example>)], settings: MonteCarlo) -> Vec<PairedBounds> {
-    paired_bounds(&base.model, questions, settings, &ProgressBar::hidden()).expect("the settings are sound")
+    paired_bounds(&base.model, questions, settings, &Progress::hidden()).expect("the settings are sound")
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn raft_names_the_labels_of_the_whole_file_and_has_macro_f1() {
     let base = base();
     let how = Answering { draws: few(), ..Answering::default() };
     let models = (&base.model, &base.text);
-    let generations = answer(models, (&task, &problems), &how, (&Solo, &ProgressBar::hidden())).expect("it answers");
+    let generations = answer(models, (&task, &problems), &how, (&Solo, &Progress::hidden())).expect("it answers");
     let score = TaskScore::of(&task, &generations);
     let names: Vec<&str> = score.others.iter().map(|metric| metric.name).collect();
     assert_eq!(names, ["acc_norm", "macro_f1"]);

@@ -96,9 +96,12 @@ fn a_recipes_problems_are_told_at_once_with_the_nearest_key() {
         "[data]\ntrain = \"x\"\n[objectiv]\nkind = 1\n[train]\nlearning_rate = 1\nlr = -1\nepochs = 0\n[objective]\ntransform = \"square\"\n",
     )
     .expect("the recipe is written");
-    let error = refused(&folder, &["train", "bad.toml", "--set", "model.lora_rnak=8"]);
+    let refusal = output(&folder, &["train", "bad.toml", "--set", "model.lora_rnak=8"]);
+    let error = stderr(&refusal);
+    assert_eq!((refusal.status.code(), error.lines().count()), (Some(2), 7), "a line for each: {error}");
     for part in [
-        "error: bad.toml: ",
+        "error: the recipe has 6 problems:\n  bad.toml: ",
+        "\n  --set: unknown key model.lora_rnak; the nearest known one is model.lora_rank\n",
         "unknown table objectiv; the nearest known one is objective",
         "unknown key train.learning_rate; set train.lr",
         "unknown key model.lora_rnak; the nearest known one is model.lora_rank",

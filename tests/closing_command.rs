@@ -49,8 +49,16 @@ fn run_folder(name: &str, held_out: &Value, more: &str) -> PathBuf {
 fn the_printed_command_runs_and_asks_a_held_out_row() {
     let model = "weft generate --model tiny-base --adapter 'my run/adapter'";
     let row = json!({ "prompt": "What's 3 + 4?", "response": "7" });
-    let command = train(&run_folder("plain", &row, ""), &["recipe.toml"]);
+    let folder = run_folder("plain", &row, "");
+    let command = train(&folder, &["recipe.toml", "--set", "eval.samples=1"]);
     assert_eq!(command, format!("{model} --gen-length 3 --prompt 'What'\\''s 3 + 4?'"));
+    // The report shows the same answer.
+    let answer = String::from_utf8(paste(&folder, &command).stdout).expect("UTF-8");
+    let page = fs::read_to_string(folder.join("my run/report.html")).expect("there is a page");
+    let shown = page.split("<h3>after</h3><pre>").nth(1).and_then(|rest| rest.split("</pre>").next());
+    let shown = shown.expect("there is an answer").replace("&quot;", "\"").replace("&#39;", "'").replace("&amp;", "&");
+    assert_eq!(shown.replace("&lt;", "<").replace("&gt;", ">"), answer.trim_end_matches('\n'));
+    assert!(page.contains("Answers of at most 3 tokens in one step."), "{page}");
     let folder = run_folder(
         "sampler",
         &row,

@@ -244,7 +244,7 @@ fn the_command_runs_code_only_where_it_is_told_to() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        text.starts_with("humaneval on 1 problems: pass@1 0.0 % +- 0.0 (0 of 1), 95 % interval 0.0 to 79.3\n"),
+        text.starts_with("humaneval on 1 problem: pass@1 0.0 % +- 0.0 (0 of 1), 95 % interval 0.0 to 79.3\n"),
         "{text}"
     );
     let saved: Value =
@@ -257,6 +257,6 @@ fn the_command_runs_code_only_where_it_is_told_to() {
             command.current_dir(&folder).args(["score", "--task", "humaneval", "out.json"]).args(more).output();
         String::from_utf8(output.expect("weft starts").stdout).expect("UTF-8")
     };
-    assert_eq!(score(&[]), "humaneval on 1 generations: 0.0 % +- 0.0 (0 of 1)\n");
+    assert_eq!(score(&[]), "humaneval on 1 generation: 0.0 % +- 0.0 (0 of 1)\n");
     assert_eq!(score(&["--run-code"]), score(&[]));
 }

@@ -70,6 +70,11 @@ fn runs_of_a_sweep_are_compared() {
     let difference = &object["runs"][1]["held_out_difference"];
     assert!((difference["mean"].as_f64().expect("a number") - (high - low)).abs() < 1e-9, "{difference}");
     assert_eq!(object["runs"][0]["held_out_difference"], Value::Null);
+    // A folder of runs stands for the runs in it.
+    let of_folder = weft(&folder, &["compare", "runs", "--json", "--out", "other.html"]);
+    let of_folder: Value = serde_json::from_slice(&of_folder.stdout).expect("one object");
+    let names: Vec<&Value> = of_folder["runs"].as_array().expect("a list").iter().map(|run| &run["name"]).collect();
+    assert_eq!(names, ["high", "low"]);
     let page = std::fs::read_to_string(folder.join("page.html")).expect("there is a page");
     assert_eq!(page.matches("<svg").count(), 7, "a chart of differences and six of curves");
     assert_eq!(page.matches("<script").count(), 1);

@@ -43,7 +43,7 @@ fn the_examples_are_shown_as_they_are_tokenized() {
     assert_eq!(lines[0], "a.jsonl: 8 examples, each 1.5 times in an epoch");
     assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["tokens", "min", "median", "mean", "95", "%", "max"]);
     assert_eq!(lines[5], "  0 answers cut at 4096 tokens");
-    assert!(summary.contains("\nb.json: 1 examples, each once in an epoch\n"), "{summary}");
+    assert!(summary.contains("\nb.json: 1 example, each once in an epoch\n"), "{summary}");
     assert!(summary.contains("\nheld out: a.jsonl [0:2]: 2 examples, "), "{summary}");
     assert!(summary.contains("\nan epoch: 13 examples, "), "8 rows 1.5 times and one: {summary}");
     assert!(summary.contains(" tokens, 4 steps of 4\nthe run:  12 steps, 3.00 epochs\n"), "{summary}");
@@ -70,7 +70,7 @@ fn long_texts_lose_their_middle_and_cut_answers_their_end() {
     assert!(shown.contains("\n[... 701 characters; --full shows them ...]\n"), "{shown}");
     assert!(weft(&folder, &[&args[..], &["--full"]].concat()).contains(&response));
     let cut = weft(&folder, &[&args[..], &["--set", "data.max_seq_len=90"]].concat());
-    assert!(cut.contains("\n  1 answers cut at 90 tokens\n") && cut.contains("\n-- cut: no end token\n"), "{cut}");
+    assert!(cut.contains("\n  1 answer cut at 90 tokens\n") && cut.contains("\n-- cut: no end token\n"), "{cut}");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn what_is_hardly_meant_is_remarked() {
         "data.held_out_rows=100",
     ];
     let few = json(&few);
-    assert_eq!(few["remarks"], serde_json::json!(["data.held_out_rows = 100, but there are only 1 rows"]));
+    assert_eq!(few["remarks"], serde_json::json!(["data.held_out_rows = 100, but there is only 1 row"]));
     let cut = json(&[apart[0], apart[1], "data.max_seq_len=25"]);
     let remark =
         "6 of 6 answers are cut and have no end token; a model that is trained on them doesn't stop (data.max_seq_len)";

@@ -164,8 +164,12 @@ fn an_evaluation_is_d1s_json_and_scores_the_same_again() {
     for (task, problems, truth) in [("gsm8k", 2, json!(3.0)), ("math500", 1, json!("\\frac{3}{4}"))] {
         let data = format!("{task}.jsonl");
         let eval = ["eval", "--model", "tiny-base", "--task", task, "--data", &data, "--gen-length", "32"];
-        let first = printed(&folder, &[&eval[..], &["--out", "out.json"]].concat());
-        assert!(first.starts_with(&format!("{task} on {problems} problems: ")), "{first}");
+        let _ = fs::remove_file(folder.join("out.json"));
+        let eval = [&eval[..], &["--out", "out.json"]].concat();
+        let first = printed(&folder, &eval);
+        let count = if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") };
+        assert!(first.starts_with(&format!("{task} on {count}: ")), "{first}");
+        assert_eq!(refused(&folder, &eval), "error: --out out.json is there already; name another file, or remove it");
         let text = fs::read_to_string(folder.join("out.json")).expect("the generations lie there");
         let out: Value = serde_json::from_str(&text).expect("JSON");
         let [generation, ..] = &out["generations"].as_array().expect("a list")[..] else { panic!("{text}") };
@@ -199,10 +203,10 @@ fn a_recipe_scores_base_and_adapter_on_gsm8k() {
                   [eval]\ntask = \"gsm8k\"\nlimit = 1\n";
     write(&folder, "recipe.toml", recipe);
     let text = printed(&folder, &["train", "recipe.toml"]);
-    assert!(text.contains("gsm8k on the same 1 held-out problems:\n  base     0.0 %"), "{text}");
+    assert!(text.contains("gsm8k on the same 1 held-out problem:\n  base     0.0 %"), "{text}");
     for side in ["base", "adapter"] {
         let file = format!("run/{side}-generations.json");
-        assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generations: "));
+        assert!(printed(&folder, &["score", "--task", "gsm8k", &file]).starts_with("gsm8k on 1 generation: "));
     }
     let error = refused(&folder, &["train", "recipe.toml", "--set", "data.generate=gsm8k"]);
     let reason = "data.generate = \"gsm8k\": the known values are sudoku, countdown, countdown_in_order";

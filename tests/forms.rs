@@ -6,7 +6,7 @@ use weft::data::{Conversation, Message};
 
 fn read(row: &Value, form: Option<&str>) -> Result<Option<Conversation>, String> {
     let form = form.map(|form| serde_json::from_value::<Form>(json!(form)).expect("the form is known"));
-    conversation(row.as_object().expect("a row"), form)
+    conversation(row.as_object().expect("a row"), form).map_err(|e| e.to_string())
 }
 
 fn turns(turns: &[(&str, &str)]) -> Vec<Message> {

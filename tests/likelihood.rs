@@ -6,13 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use indicatif::ProgressBar;
 use serde_json::Value;
 use weft::data::Example;
 use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds};
 use weft::model::batch::Batch;
 use weft::model::block::Transformer;
 use weft::model::checkpoint;
+use weft::progress::Progress;
 
 /// Golden checkpoints of three layouts, the head scaled so that the context matters.
 fn models() -> [Transformer; 3] {
@@ -30,7 +30,7 @@ fn example(prompt: &[u32], answer: &[u32]) -> Example {
 }
 
 fn bounds(model: &Transformer, examples: &[Example], settings: MonteCarlo) -> Vec<NllBound> {
-    nll_bounds(model, examples, settings, &ProgressBar::hidden()).expect("the settings are sound")
+    nll_bounds(model, examples, settings, &Progress::hidden()).expect("the settings are sound")
 }
 
 /// Every mask of an answer: how many tokens it masks and what it estimates.
@@ -161,7 +161,7 @@ fn batches_and_other_examples_change_nothing() {
 fn too_few_samples_and_empty_answers_are_refused() {
     let [model, ..] = models();
     let refused = |example: Example, mc_samples| {
-        nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() }, &ProgressBar::hidden())
+        nll_bounds(&model, &[example], MonteCarlo { mc_samples, ..MonteCarlo::default() }, &Progress::hidden())
             .expect_err("refused")
             .to_string()
     };
@@ -210,4 +210,46 @@ fn the_command_prints_means_and_writes_a_row_for_each_line() {
     assert!(String::from_utf8_lossy(&refused.stderr).starts_with("error: mc_samples 1 gives no standard error"));
     let refused = weft(&folder, &[&args[..5], &["--limit", "0"]].concat());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("holds no answer to bound"));
+}
+
+#[test]
+fn what_rows_hold_and_nothing_reads_is_told() {
+    let folder = scratch::folder("likelihood-notes");
+    let chat = |answer: &str| {
+        format!(
+            "{{\"id\": 1, \"messages\": [{{\"role\": \"user\", \"content\": \"7 + 5?\"}}, {{\"role\": \"assistant\", {answer}}}]}}\n"
+        )
+    };
+    let untrained = chat("\"content\": \"11\", \"weight\": 0");
+    let rows = [chat("\"content\": \"12\""), untrained.clone(), chat("\"content\": \"13<|eot_id|>\"")].concat();
+    fs::write(folder.join("rows.jsonl"), &rows).expect("the rows are written");
+    let args = ["likelihood", "--model", "tiny-base", "--data", "rows.jsonl", "--mc-samples", "4"];
+    let output = weft(&folder, &args);
+    let [shown, told] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
+    let skipped = "weight 0 or train false says that their answers are not trained on (the first in rows.jsonl:2)";
+    let end = "turn of the assistant ends with an end token, taken as the one that belongs there";
+    let expected = format!("4 masks each\n  1 row skipped: {skipped}\n  columns not read: id\n  1 {end}\nat most ");
+    assert!(shown.starts_with("2 answers, ") && shown.contains(&expected), "{shown}{told}");
+    assert_eq!(
+        told,
+        format!("warning: 1 of the 3 rows of rows.jsonl is skipped, more than a tenth, for this reason: {skipped}\n")
+    );
+    let output = weft(&folder, &[&args[..], &["--json"]].concat());
+    let object: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!((&object["notes"]["unread"]["id"], &object["notes"]["own_ends"]), (&3.into(), &1.into()), "{object}");
+    // Where nothing is left, the reason is told; bad rows are reported all at once.
+    fs::write(folder.join("rows.jsonl"), &untrained).expect("the row is written");
+    let refused = String::from_utf8(weft(&folder, &args).stderr).expect("UTF-8");
+    assert!(refused.contains("rows.jsonl holds no answer to bound (1 row skipped: weight 0"), "{refused}");
+    fs::write(folder.join("rows.jsonl"), format!("{{\n{rows}[]\n")).expect("the rows are written");
+    let refused = String::from_utf8(weft(&folder, &args).stderr).expect("UTF-8");
+    let lines: Vec<&str> = refused.lines().collect();
+    assert_eq!((lines[0], lines[3]), ("error: 2 rows of rows.jsonl can't be used:", "fix them"), "{refused}");
+    assert!(lines[1].starts_with("  rows.jsonl:1: ") && lines[2].starts_with("  rows.jsonl:5: "), "{refused}");
+    // Results aren't written over.
+    fs::write(folder.join("bounds.jsonl"), "mine").expect("it is written");
+    let refused = weft(&folder, &[&args[..], &["--out", "bounds.jsonl"]].concat());
+    let told = String::from_utf8(refused.stderr).expect("UTF-8");
+    assert_eq!(told, "error: --out bounds.jsonl is there already; name another file, or remove it\n");
+    assert_eq!(fs::read_to_string(folder.join("bounds.jsonl")).expect("it is there"), "mine");
 }

@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use scratch::folder;
 use weft::data::mixing::{Mixture, Occurrence};
 use weft::experiment::Experiment;
 use weft::model::block::Transformer;
+use weft::progress::Progress;
 use weft::recipe::Recipe;
-use weft::train::metrics::Progress;
 use weft::train::run::Run;
 
 /// How often each example comes.
@@ -83,7 +82,7 @@ fn train_to(recipe: Recipe, step: u64) -> Result<Transformer, String> {
     let (experiment, base) = Experiment::open(recipe).map_err(|e| e.to_string())?;
     let (mut trainer, _) = experiment.trainer(base.model, &base.text).map_err(|e| e.to_string())?;
     assert_eq!(trainer.steps_per_epoch(), 5, "3 rows twice and 3 of 6 rows");
-    let progress = Progress { bar: ProgressBar::hidden(), tells: false };
+    let progress = Progress::hidden();
     let output = experiment.recipe.train.output.clone();
     let held_out = experiment.held_out_examples();
     assert_eq!(held_out.len(), 3);
@@ -223,7 +222,7 @@ fn drawn_answers_are_the_same_whatever_the_batch_and_resume_to_the_same_bits() {
         let (experiment, base) = Experiment::open(chats(&folder, output)).expect("it opens");
         let (mut trainer, _) = experiment.trainer(base.model, &base.text).expect("it begins");
         assert_eq!(trainer.steps_per_epoch(), 5);
-        let progress = Progress { bar: ProgressBar::hidden(), tells: false };
+        let progress = Progress::hidden();
         let output = experiment.recipe.train.output.clone();
         let run = Run::open(&mut trainer, experiment.held_out_examples(), &output, experiment.resolved(), progress);
         run.and_then(|mut run| run.advance(&mut trainer, step)).expect("it trains");

@@ -1,5 +1,5 @@
 //! NF4 against bitsandbytes: its numbers bit for bit (`tests/golden/nf4.safetensors`), its checkpoints, and the cache of
-//! bases that were quantised here.
+//! bases that were quantized here.
 
 mod fixtures;
 mod scratch;
@@ -36,7 +36,7 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
     numbers.iter().map(|x| x.to_bits()).collect()
 }
 
-/// A matrix that bitsandbytes quantised.
+/// A matrix that bitsandbytes quantized.
 struct Case<'a> {
     file: &'a SafeTensors<'a>,
     name: String,
@@ -74,7 +74,7 @@ impl Case<'_> {
         Nf4::new(self.shape().iter().product(), own("packed"), scales, self.original()).expect("the parts fit")
     }
 
-    /// The matrix as it is quantised here.
+    /// The matrix as it is quantized here.
     fn own(&self) -> Nf4 {
         let weight = f32s(self.bytes("weight"));
         let is_nested = self.state().get("nested_offset").is_some();
@@ -101,7 +101,7 @@ fn dequantized(nf4: &Nf4) -> Vec<f32> {
 }
 
 #[test]
-fn what_bitsandbytes_quantised_is_dequantised_bit_for_bit() {
+fn what_bitsandbytes_quantized_is_dequantized_bit_for_bit() {
     each_case(|case| {
         assert_eq!(bits(&f32s(case.bytes("packed_state.quant_map"))), bits(&CODEBOOK));
         let stored = case.stored();
@@ -117,7 +117,7 @@ fn what_bitsandbytes_quantised_is_dequantised_bit_for_bit() {
 /// Codes and plain scales are bitsandbytes' bit for bit. Its nested scales are not always the nearest of their map:
 /// its kernel for CPUs takes the neighbour for 5 of these 588, and sums their mean in f32.
 #[test]
-fn quantising_gives_the_codes_of_bitsandbytes() {
+fn quantizing_gives_the_codes_of_bitsandbytes() {
     let (mut nested, mut others) = (0, 0);
     each_case(|case| {
         let (own, stored) = (case.own(), case.stored());
@@ -196,9 +196,9 @@ fn checkpoints_of_bitsandbytes_load_in_every_family() {
     }
 }
 
-/// What is merged onto a base in 4 bits is dequantised, and so config.json no longer says otherwise.
+/// What is merged onto a base in 4 bits is dequantized, and so config.json no longer says otherwise.
 #[test]
-fn a_checkpoint_of_bitsandbytes_is_merged_dequantised() {
+fn a_checkpoint_of_bitsandbytes_is_merged_dequantized() {
     let saved = as_bitsandbytes(&LLADA, "to-merge", str::to_owned, config_of_nf4());
     let mut base = Base::open(&LLADA.with_text("to-merge-text", &saved)).unwrap_or_else(|e| panic!("{e}"));
     let config = LoraConfig::new(3, 6.0, 0.0, vec!["all-linear".to_owned()], false);
@@ -221,7 +221,7 @@ fn refusal(folder: &Path) -> String {
 fn other_formats_are_refused_by_name() {
     let fp4 = |name: &str| name.replace("bitsandbytes__nf4", "bitsandbytes__fp4");
     let told = refusal(&as_bitsandbytes(&LLADA, "fp4", fp4, config_of_nf4()));
-    assert!(told.contains("quantised to fp4") && told.contains("model.quantize=nf4"), "{told}");
+    assert!(told.contains("quantized to fp4") && told.contains("model.quantize=nf4"), "{told}");
     for (change, expected) in [
         (json!({ "bnb_4bit_quant_type": "fp4" }), "bnb_4bit_quant_type = \"fp4\" is not supported"),
         (json!({ "bnb_4bit_quant_type": null }), "bnb_4bit_quant_type = null is not supported"),
@@ -241,7 +241,7 @@ fn other_formats_are_refused_by_name() {
 }
 
 #[test]
-fn a_quantised_base_is_kept_and_a_damaged_one_is_made_again() {
+fn a_quantized_base_is_kept_and_a_damaged_one_is_made_again() {
     let (at, base) = (folder("cache"), LLADA.checkpoint("kept", json!({}), &LLADA.tensors()));
     let cache = QuantizedCache::new(&at, 0);
     let first = bits(&logits(&quantized(&base, Some(&cache))));

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use fixtures::LLADA;
 use scratch::folder;
 use serde_json::{Value, json};
-use small_run::{BEGIN, RESUME, settings};
+use small_run::{BEGIN, RESUME, go_on, settings};
 use weft::data::packing::Padding;
 use weft::error::Error;
 use weft::objective::{Kind, Objective};
@@ -165,7 +165,7 @@ fn a_resumed_run_passes_over_the_same_steps() {
     let recipe = Resolved::from(json!({ "train": { "lr": 1e-2 } }));
     let mut whole = start();
     let of_whole = folder("whole");
-    let summary = run::train(&mut whole, (&[], &of_whole), &recipe, BEGIN).expect("the run works");
+    let summary = run::train(&mut whole, (&[], &of_whole), &recipe, BEGIN, go_on).expect("the run works");
     assert_eq!(summary.skipped, Skipped { non_finite: 3, spikes: 0 });
     let lines = |output: &Path| -> Vec<(Value, Value, bool)> {
         let text = fs::read_to_string(output.join("metrics.jsonl")).expect("there are metrics");
@@ -180,7 +180,7 @@ fn a_resumed_run_passes_over_the_same_steps() {
         }
         checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
         let mut resumed = start();
-        let summary = run::train(&mut resumed, (&[], &output), &recipe, RESUME).expect("the run resumes");
+        let summary = run::train(&mut resumed, (&[], &output), &recipe, RESUME, go_on).expect("the run resumes");
         assert_eq!((summary.first_step, summary.skipped), (stop, Skipped { non_finite: 3, spikes: 0 }));
         assert_eq!((state(&resumed), &resumed.guard), (state(&whole), &whole.guard), "resumed at step {stop}");
         assert_eq!(lines(&output), lines(&of_whole)[stop as usize..]);

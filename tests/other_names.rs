@@ -89,6 +89,22 @@ fn a_name_with_two_meanings_is_taken_by_its_table() {
         "r.toml: unknown key train.warmup_ratio; set train.warmup_steps, a number of steps"
     );
     assert_eq!(told("[train]\nbf16 = true"), "r.toml: unknown key train.bf16; set model.precision = \"bf16\"");
+    for (key, place) in [
+        ("data.path", "data.train"),
+        ("data.train_file", "data.train"),
+        ("data.val", "data.held_out"),
+        ("train.num_epochs", "train.epochs"),
+        ("model.name", "model.path"),
+        ("train.name", "train.output, a folder with the run's name, such as \"runs/NAME\""),
+        ("objective.loss", "objective.kind, \"weft\", \"sft\", \"cart\", \"token_weight\" or \"lift\""),
+    ] {
+        let error = parse("", &[format!("{key}=\"a\"")]).expect_err(key);
+        assert_eq!(error, format!("--set: unknown key {key}; set {place}"));
+    }
+    assert_eq!(
+        told("[train]\nresume = true"),
+        "r.toml: unknown key train.resume; leave it out: the option --resume continues a run from its newest checkpoint"
+    );
     assert_eq!(told("[lora]\nr = 8"), "r.toml: unknown table lora; write [model]");
     assert_eq!(told("[train]\nlearning-rate = 1"), "r.toml: unknown key train.learning-rate; set train.lr");
 }
@@ -108,7 +124,8 @@ fn an_error_of_a_setting_names_the_option() {
     );
     assert_eq!(
         told("[train]\nepochs = 0", &["train.lr=-1"]),
-        "r.toml: train.epochs = 0; give at least 1; --set train.lr = -1 is not a positive number"
+        "the recipe has 2 problems:\n  r.toml: train.epochs = 0; give at least 1\n  --set train.lr = -1 is not a positive \
+         number"
     );
     // A setting is not blamed for a key whose name begins like its own.
     assert_eq!(told("[train]\nlr_schedule = 1", &["train.lr=1e-3"]), told("[train]\nlr_schedule = 1", &[]));
@@ -145,6 +162,37 @@ fn options_of_other_programs_lead_to_ours() {
         (&["generate", "--adapter-path", "a"], "weft generate has no --adapter-path; write --adapter a"),
         (&["likelihood", "--mc-num", "8"], "weft likelihood has no --mc-num; write --mc-samples 8"),
         (&["eval", "--tasks", "gsm8k"], "weft eval has no --tasks; write --task gsm8k"),
+        (&["train", "--model", "x/y"], "weft train has no --model; write --set model.path=x/y"),
+        (&["train", "--data", "a.jsonl"], "weft train has no --data; write --set data.train=a.jsonl"),
+        (&["train", "-o", "runs/a"], "weft train has no -o; write --set train.output=runs/a"),
+        (&["plan", "--out", "runs/a"], "weft plan has no --out; write --set train.output=runs/a"),
+        (
+            &["train", "--adapter", "runs/a/adapter"],
+            "weft train has no --adapter; write --set model.adapter=runs/a/adapter",
+        ),
+        (&["train", "--limit", "9"], "weft train has no --limit; write --set eval.limit=9"),
+        (&["train", "--batch-size", "8"], "weft train has no --batch-size; write --set train.micro_batch_size=8"),
+        (&["data", "-n", "5"], "weft data has no -n; write --examples 5"),
+        (&["data", "--limit", "5"], "weft data has no --limit; write --examples 5"),
+        (
+            &["eval", "--config", "a.toml"],
+            "weft eval has no --config; it takes no recipe, but options (--help lists them); a recipe's eval.task scores",
+        ),
+        (
+            &["eval", "--batch-size", "8"],
+            "weft eval has no --batch-size; leave it out: batches are formed by the tokens of their rows",
+        ),
+        (
+            &["generate", "What is it?"],
+            "weft generate takes no argument \"What is it?\" by itself; write --prompt 'What is it?'",
+        ),
+        (&["likelihood", "a.jsonl"], "weft likelihood takes no argument \"a.jsonl\" by itself; write --data a.jsonl"),
+        (&["generate", "--json"], "weft generate has no --json; --data FILE --out FILE writes answers as JSONL"),
+        (
+            &["generate", "--greedy"],
+            "weft generate has no --greedy; answers are greedy unless --temperature is above 0",
+        ),
+        (&["train", "--top-p", "0.9"], "weft train has no --top-p; write --set sampler.top_p=0.9"),
         (&["finetune", "a.toml"], "weft has no command finetune; write weft train"),
         (&["infer"], "weft has no command infer; write weft generate"),
     ] {
@@ -201,6 +249,27 @@ fn a_checkpoint_as_an_adapter_and_the_reverse_are_told() {
         ),
         "{told}"
     );
+    // A step that a run saved to resume from, and the folder of all of them.
+    let steps = here.join("run/checkpoints");
+    fs::create_dir_all(steps.join("step-1")).expect("the folder is made");
+    fs::write(steps.join("step-1/state.safetensors"), "").expect("the file is written");
+    for saved in ["run/checkpoints/step-1", "run/checkpoints"] {
+        for args in [["--model", &checkpoint, "--adapter", saved].as_slice(), &["--model", saved]] {
+            assert_eq!(
+                generate(args),
+                format!(
+                    "{saved}: it is for weft train --resume, which finishes the run and then writes what was trained into run"
+                )
+            );
+        }
+    }
+    fs::create_dir(here.join("run/adapter")).expect("the folder is made");
+    assert_eq!(
+        generate(&["--model", &checkpoint, "--adapter", "run/checkpoints/step-1"]),
+        "run/checkpoints/step-1: it is for weft train --resume; what its run trained is in run/adapter"
+    );
+    let told = generate(&["--model", &checkpoint, "--adapter", "run/adapter"]);
+    assert!(told.starts_with("run/adapter: it has no adapter_config.json; give an adapter's folder"), "{told}");
     let told = generate(&["--model", &adapter]);
     assert!(
         told.contains(": it is an adapter; give its base")

@@ -1,4 +1,4 @@
-//! Training adapters on a base in 4 bits: the gradients are those of the same network with dequantised weights, and a
+//! Training adapters on a base in 4 bits: the gradients are those of the same network with dequantized weights, and a
 //! run by the command line trains, resumes, is planned, asked and merged.
 
 mod device;
@@ -53,7 +53,7 @@ fn gradients(model: &Transformer) -> (Vec<f32>, Vec<f32>) {
 }
 
 #[test]
-fn gradients_are_those_of_the_dequantised_network() {
+fn gradients_are_those_of_the_dequantized_network() {
     for golden in FAMILIES {
         for (precision, double_quant) in [(Precision::F32, false), (Precision::F32, true), (Precision::Bf16, true)] {
             let mut model = quantized(golden, double_quant);
@@ -150,7 +150,7 @@ fn an_adapter_is_merged_into_either_base() {
     };
     let told = [merge("original", &[]), merge("four-bits", &["--quantize", "nf4"])];
     assert!(told[0].contains("trained on a base in nf4") && told[0].contains("--quantize nf4"), "{}", told[0]);
-    assert!(told[1].contains("dequantised"), "{}", told[1]);
+    assert!(told[1].contains("dequantized"), "{}", told[1]);
     let [original, four_bits] = ["original", "four-bits"].map(|out| fixtures::load(&folder.join(out)));
     let differ = |part: &str| {
         let of = |model: &Transformer| -> Vec<Vec<f32>> {

@@ -106,6 +106,63 @@ fn a_runs_page_has_its_curves_and_answers_as_text() {
 }
 
 #[test]
+fn what_is_left_out_of_the_rows_is_told() {
+    let folder = folder("report-rows");
+    let row = |answer: &str| format!("{}\n", serde_json::json!({ "prompt": "1 + 1?", "response": answer }));
+    let rows = [row("2"), "{\"id\": \"<i>\"}\n".to_owned(), row("2"), row(&"two ".repeat(60)), row(" ")].concat();
+    std::fs::write(folder.join("rows.jsonl"), rows).expect("rows can be written");
+    std::fs::write(folder.join("held-out.jsonl"), [row("2"), row("")].concat()).expect("rows can be written");
+    let settings = ["data.held_out=held-out.jsonl", "data.on_bad_row=skip", "data.max_seq_len=64", "train.max_steps=2"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let output = weft(&folder, &[&["train", "recipe.toml"], &settings[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (page, card) = (read(&folder, "run/report.html"), read(&folder, "run/adapter/README.md"));
+    for (of_source, skipped) in [
+        ("", "1 of 5 rows skipped: the answer is empty (the first in rows.jsonl:5)"),
+        ("", "1 of 5 rows skipped: the keys [\"id\"] match no known format (the first in rows.jsonl:2)"),
+        ("held out: ", "1 of 2 rows skipped: the answer is empty (the first in held-out.jsonl:2)"),
+        ("", "1 answers cut at 64 tokens (in rows.jsonl:4)"),
+    ] {
+        assert!(page.contains(&format!("<li>{}", as_html(&format!("{of_source}{skipped}")))), "{skipped}: {page}");
+        assert!(card.contains(&format!("\n  - {skipped}")), "{skipped}: {card}");
+    }
+    assert!(shown.contains("1 rows skipped: the answer is empty (the first in rows.jsonl:5)"), "{shown}");
+    let cells = |cells: [&str; 6]| {
+        let names =
+            ["", " data-name=\"used\"", " data-name=\"rows\"", " data-name=\"skipped\"", " data-name=\"gives\""];
+        let names = names.into_iter().chain([" data-name=\"answers cut\""]);
+        names.zip(cells).map(|(name, cell)| format!("<td{name}>{cell}</td>")).collect::<String>()
+    };
+    assert!(page.contains(&cells(["rows.jsonl", "training", "5", "2", "3 examples", "1"])), "{page}");
+    assert!(page.contains(&cells(["held-out.jsonl [0:2]", "held out", "2", "1", "1 examples", "0"])), "{page}");
+    assert!(
+        card.contains("- rows.jsonl: 3 examples\n") && card.contains("- held-out.jsonl [0:2]: 1 examples, held out\n")
+    );
+}
+
+#[test]
+fn a_step_in_which_nothing_was_masked_is_a_gap() {
+    let folder = folder("report-gaps");
+    let row = serde_json::json!({ "prompt": "1 + 1?", "response": "2" });
+    std::fs::write(folder.join("rows.jsonl"), format!("{row}\n").repeat(8)).expect("rows can be written");
+    let settings = ["objective.kind=sft", "train.max_steps=16", "train.micro_batch_size=1", "train.epochs=2"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let output = weft(&folder, &[&["train", "recipe.toml"], &settings[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<Value> = read(&folder, "run/metrics.jsonl").lines().flat_map(serde_json::from_str).collect();
+    let unmasked = lines.iter().filter(|line| line["masked_share"] == 0.0).count();
+    let masked = lines.iter().filter(|line| line["masked_share"].as_f64() > Some(0.0)).count();
+    assert!(unmasked > 1 && unmasked + masked == 16, "{unmasked} of {}", unmasked + masked);
+    let page = read(&folder, "run/report.html");
+    assert!(page.contains(&format!(" In {unmasked} steps nothing was masked: they have no loss")), "{page}");
+    for curve in ["<title>loss: ", "<title>nll: ", "<title>gradient norm: "] {
+        assert_eq!(page.matches(curve).count(), masked, "{curve}");
+    }
+    assert_eq!(page.matches("<title>masked share: ").count(), 16, "other curves have every step");
+}
+
+#[test]
 fn names_of_files_and_models_are_text() {
     let folder = folder("report-names");
     let rows = format!("{HOSTILE_NAME}.jsonl");

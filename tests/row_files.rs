@@ -318,3 +318,24 @@ fn halves_of_surrogate_pairs_are_named_where_they_are_read() {
     let (is_read, told) = weft(&format!("{good}{}", line("b", "cut \\ud83d")));
     assert!(is_read && told.contains("columns not read: meta"), "{told}");
 }
+
+#[test]
+fn semicolons_and_tabs_that_separate_a_csv_are_found_by_its_header() {
+    let read_csv = |name: &str, text: &str| {
+        let folder = folder(name);
+        fs::write(folder.join("a.csv"), text).expect("it is written");
+        read(&Source::at(&folder.join("a.csv"), "train"))
+    };
+    for (name, text) in [
+        ("semicolons", "prompt;response\n\"a\";b\nc;\"d\"\n"),
+        ("semicolons-and-mark", "\u{feff}prompt;response\r\na;b\r\nc;d\r\n"),
+        ("tabs", "prompt\tresponse\na\tb\nc\td\n"),
+    ] {
+        assert_eq!(read_csv(name, text), Ok(rows()), "{name}");
+    }
+    // A comma in the header decides, and commas in cells don't.
+    let fields = read_csv("commas", "prompt,response\na;b,c\n").expect("it is read");
+    assert_eq!((&fields[0]["prompt"], &fields[0]["response"]), (&"a;b".into(), &"c".into()));
+    let fields = read_csv("decimals", "prompt;response\n1,5;2,5\n").expect("it is read");
+    assert_eq!((&fields[0]["prompt"], &fields[0]["response"]), (&"1,5".into(), &"2,5".into()));
+}

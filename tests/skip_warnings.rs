@@ -48,9 +48,7 @@ fn commands_warn_of_what_is_skipped_and_shared() {
     let skip = ["--set", "data.on_bad_row=skip"];
     let reason = "not JSON (EOF while parsing an object at column 1)";
     let warning = |rows: &str, first: &str| {
-        format!(
-            "warning: {rows} are skipped, more than a tenth, most of them for this reason: {reason} (the first in {first})\n"
-        )
+        format!("warning: {rows} are skipped, more than a tenth, for this reason: {reason} (the first in {first})\n")
     };
     let warnings = [
         warning("4 of the 10 rows of b.jsonl", "b.jsonl:1"),
@@ -99,7 +97,20 @@ fn what_was_cut_is_named() {
     assert!(shown.contains(cut) && warned.contains("warning: "), "{shown}");
     let skip = weft(&folder, &[&args[..], &["--set", "data.on_long_answer=skip"]].concat());
     let errors = String::from_utf8_lossy(&skip.stderr).into_owned();
-    let none = "a.jsonl: all its 5 rows are skipped, most of them for this reason: prompt and answer together are longer \
+    let none = "a.jsonl: all its 5 rows are skipped, for this reason: prompt and answer together are longer \
                 than data.max_seq_len (the first in a.jsonl:1); fix the rows\n";
     assert!(errors.ends_with(none), "{errors}");
+}
+
+#[test]
+fn the_most_frequent_reason_is_told_with_its_number() {
+    let folder = recipe("reasons");
+    let empty = || pair("2?", "") + "\n";
+    let good = |i: usize| pair(&format!("{i} - 1?"), "1") + "\n";
+    let rows = ["{\n".to_owned(), empty(), "[]\n".to_owned(), empty(), pair("", "") + "\n"].concat();
+    fs::write(folder.join("b.jsonl"), rows + &(0..8).map(good).collect::<String>()).expect("it is written");
+    let [_, warned] = told(&weft(&folder, &["data", "recipe.toml", "--set", "data.on_bad_row=skip"]));
+    let expected = "warning: 5 of the 13 rows of b.jsonl are skipped, more than a tenth, 3 of them for this reason: the answer is \
+                    empty (the first in b.jsonl:2)\n";
+    assert!(warned.contains(expected), "{warned}");
 }

@@ -16,7 +16,8 @@ use weft::data::settings::{OnLongAnswer, OnRow, RowPolicy, TrainOn};
 use weft::data::sources::{MAX_LINE_BYTES, Source};
 use weft::data::token_cache::TokenCache;
 use weft::data::{Dataset, Reading, load, load_mixed, place, tokenizer};
-use weft::eval::{Task, problems_of};
+use weft::eval::Task;
+use weft::eval::any_task::AnyTask;
 
 /// The longest sequence of these tests, and a word that is longer.
 const MAX_SEQ_LEN: usize = 60;
@@ -198,7 +199,7 @@ fn all_bad_rows_are_told_at_once() {
     let all = RowPolicy { long_prompt: OnRow::Skip, ..skips_bad };
     assert_eq!(load(&source(&path, all), &reading(&text)).expect("both are skipped").examples.len(), 1);
     // A file without any other rows is refused with a reason.
-    let none = "rows.jsonl: all its 2 rows are skipped, most of them for this reason: the answer is empty (the first in \
+    let none = "rows.jsonl: all its 2 rows are skipped, for this reason: the answer is empty (the first in \
                 rows.jsonl:1); fix the rows";
     assert_eq!(told(&[empty, empty], all), none);
 }
@@ -247,7 +248,7 @@ fn damage_is_no_row_that_is_skipped() {
     let skipping = |path: &Path| load(&source(path, SKIP), &reading);
     // A row of null is a bad row, and the only one here.
     let null = skipping(&fixture("null.parquet")).expect_err("no row is left").to_string();
-    assert!(null.contains("all its 1 rows are skipped") && null.contains("null.parquet row 1"), "{null}");
+    assert!(null.contains("its only row is skipped") && null.contains("null.parquet row 1"), "{null}");
     let whole = fs::read(fixture("messages.parquet")).expect("it is there");
     assert_eq!(skipping(&fixture("messages.parquet")).expect("it is read").examples.len(), 8);
     let path = folder.join("rows.parquet");
@@ -332,12 +333,12 @@ fn answers_are_skipped_one_by_one() {
     let answer = "prompt and answer together are longer than data.max_seq_len";
     let lines = [
         format!("2 answers skipped: {answer} (the first in {at}:1)"),
-        format!("1 answers skipped: {prompt} (the first in {at}:2)"),
+        format!("1 answer skipped: {prompt} (the first in {at}:2)"),
     ];
     assert_eq!(read.notes.lines(), lines);
     // Of a chat's last answer alone, nothing is left here.
     let error = load(&source(&path, SKIP), &reading(&text)).expect_err("both rows are skipped").to_string();
-    assert!(error.contains("all its 2 rows are skipped, most of them for this reason"), "{error}");
+    assert!(error.contains("all its 2 rows are skipped, 1 of them for this reason"), "{error}");
 }
 
 #[test]
@@ -346,12 +347,12 @@ fn problems_skip_the_rows_that_held_out_rows_skip() {
     let path = folder.join("rows.jsonl");
     let good = json!({ "question": "1 + 1?", "answer": "#### 2" }).to_string();
     write(&path, &[good.as_bytes(), b"{", b"{\"question\": \"a\"}", good.as_bytes()]);
-    assert_eq!(problems_of(Task::Gsm8k, &source(&path, SKIP)).expect("they are read").len(), 2);
-    let error = problems_of(Task::Gsm8k, &Source::at(&path, "test")).expect_err("a row is bad").to_string();
+    assert_eq!(AnyTask::from(Task::Gsm8k).problems(&source(&path, SKIP)).expect("they are read").len(), 2);
+    let error = AnyTask::from(Task::Gsm8k).problems(&Source::at(&path, "test")).expect_err("a row is bad").to_string();
     assert!(error.contains("rows.jsonl:2: not JSON"), "{error}");
     // A row that can be held out but not scored isn't skipped in silence.
     write(&path, &[good.as_bytes(), pair("a", "b").as_bytes()]);
-    problems_of(Task::Gsm8k, &source(&path, SKIP)).expect_err("it is no problem of the task");
+    AnyTask::from(Task::Gsm8k).problems(&source(&path, SKIP)).expect_err("it is no problem of the task");
 }
 
 #[test]

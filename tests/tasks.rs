@@ -223,7 +223,7 @@ fn several_tasks_are_scored_in_one_command() {
     let text = printed(&folder, &[&args[..], &["--out", "out.json"]].concat());
     let lines: Vec<&str> = text.lines().filter(|line| line.contains(" problems: ")).collect();
     assert!(lines[0].starts_with("arc on 2 problems: acc ") && lines[0].contains("; acc_norm "), "{text}");
-    assert!(lines[1].starts_with("mine on 1 problems: exact match ") && lines[1].contains("; f1 "), "{text}");
+    assert!(lines[1].starts_with("mine on 1 problem: exact match ") && lines[1].contains("; f1 "), "{text}");
     let saved = read(&folder, "out-arc.json");
     let row = &saved["generations"][0];
     assert_eq!(row["choices"], json!(["honey", "bread", "iron"]));
@@ -262,7 +262,7 @@ fn a_recipe_is_scored_on_two_tasks_after_each_epoch() {
     write(&folder, "recipe.toml", RECIPE);
     let text = printed(&folder, &["train", "recipe.toml"]);
     assert!(text.contains("gsm8k on the same 2 held-out problems:\n  base     0.0 %"), "{text}");
-    assert!(text.contains("arc on the same 1 problems:\n  base     acc "), "{text}");
+    assert!(text.contains("arc on the same 1 problem:\n  base     acc "), "{text}");
     let at: Vec<(u64, String)> = scores(&folder, "run").into_iter().map(|(step, task, _)| (step, task)).collect();
     let expected: Vec<(u64, String)> =
         [0, 2, 4, 6].iter().flat_map(|step| ["gsm8k", "arc"].map(|task| (*step, task.to_owned()))).collect();

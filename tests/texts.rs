@@ -229,7 +229,7 @@ fn data_tells_texts_sequences_and_tokens() {
     for part in [
         &format!("texts [2:]: 10 texts in {sequences} sequences, each once in an epoch\n"),
         "  nothing cut: texts are packed into sequences of 32 tokens\n",
-        "held out: texts test [0:2]: 2 texts in 1 sequences",
+        "held out: texts test [0:2]: 2 texts in 1 sequence",
         &format!("an epoch: {sequences} examples, {tokens} tokens, "),
         "\n-- text, 32 tokens\n2 + 1 = 3. 2 + 1 = 3. 2 + 1 = 3. <|eot_id|>3 + 1",
     ] {
@@ -256,7 +256,7 @@ fn every_objective_trains_on_texts_and_resumes() {
         let of_kind = ["train", "recipe.toml", "--set", &kind_key, "--set", &whole];
         let printed = weft(&folder, &of_kind);
         assert!(printed.contains("data       10 texts, "), "{printed}");
-        assert!(printed.contains("held out   2 texts in 1 sequences"), "{printed}");
+        assert!(printed.contains("held out   2 texts in 1 sequence"), "{printed}");
         assert!(printed.contains("--raw --prompt"), "{printed}");
         let metrics = fs::read_to_string(folder.join(format!("whole-{kind}/metrics.jsonl"))).expect("it is there");
         let losses: Vec<f64> = metrics
@@ -278,7 +278,7 @@ fn every_objective_trains_on_texts_and_resumes() {
     weft(&folder, &["inspect", "recipe.toml", "--examples", "1"]);
     weft(&folder, &["train", "recipe.toml", "--set", "train.output=samples", "--set", "eval.samples=1"]);
     let bound = weft(&folder, &["likelihood", "--model", "tiny-base", "--data", "texts/00.txt", "--mc-samples", "2"]);
-    assert!(bound.starts_with("1 answers, "), "{bound}");
+    assert!(bound.starts_with("1 answer, "), "{bound}");
 }
 
 #[test]

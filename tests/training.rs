@@ -10,7 +10,7 @@ use std::path::Path;
 use device::on_device;
 use scratch::folder;
 use serde_json::{Value, json};
-use small_run::{BEGIN, RESUME, examples};
+use small_run::{BEGIN, RESUME, examples, go_on};
 use weft::data::Example;
 use weft::data::packing::Padding;
 use weft::model::batch::{Batch, Targets};
@@ -269,7 +269,7 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
     let recipe = Resolved::from(json!({ "train": { "lr": 1e-2 } }));
     let whole = |output: &Path| {
         let mut trainer = start();
-        run::train(&mut trainer, (&examples()[..3], output), &recipe, BEGIN).expect("the run works");
+        run::train(&mut trainer, (&examples()[..3], output), &recipe, BEGIN, go_on).expect("the run works");
         weights(&trainer)
     };
     let uninterrupted = whole(&folder(&format!("{name}-whole")));
@@ -286,7 +286,8 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
                 weft::train::checkpoint::save(&output, &killed, &recipe).expect("the checkpoint is saved");
             }
         }
-        let summary = run::train(&mut job, (&examples()[..3], &output), &recipe, RESUME).expect("the run resumes");
+        let summary =
+            run::train(&mut job, (&examples()[..3], &output), &recipe, RESUME, go_on).expect("the run resumes");
         assert_eq!(summary.first_step, stop / 2 * 2);
         assert_eq!(weights(&job), uninterrupted, "killed at step {stop}");
     }
@@ -300,12 +301,12 @@ fn resumes_bit_for_bit(name: &str, start: impl Fn() -> Trainer) {
 fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     let output = folder("refused");
     let mut first = trainer(settings(), Objective::default(), Padding::None);
-    run::train(&mut first, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), BEGIN)
+    run::train(&mut first, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), BEGIN, go_on)
         .expect("the run works");
     let mut second = trainer(settings(), Objective::default(), Padding::None);
     let mut error = |recipe: Value, resume: bool| {
         let recipe = Resolved::from(recipe);
-        run::train(&mut second, (&[], &output), &recipe, Options { resume, quiet: true })
+        run::train(&mut second, (&[], &output), &recipe, Options { resume, quiet: true }, go_on)
             .expect_err("the run is refused")
             .to_string()
     };
@@ -319,8 +320,9 @@ fn a_run_is_neither_overwritten_nor_resumed_with_another_recipe() {
     };
     cut("00000009");
     let mut third = trainer(settings(), Objective::default(), Padding::None);
-    let summary = run::train(&mut third, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), RESUME)
-        .expect("the run resumes");
+    let summary =
+        run::train(&mut third, (&[], &output), &Resolved::from(json!({ "train": { "lr": 1 } })), RESUME, go_on)
+            .expect("the run resumes");
     assert_eq!(summary.first_step, 8, "the checkpoint before the damaged one is taken");
     assert_eq!(weights(&third), weights(&first));
     cut("00000009");

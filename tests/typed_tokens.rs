@@ -160,8 +160,8 @@ fn rows_are_read_as_text_and_told_of() {
     let (as_tokens, with_tokens) = read("rows.jsonl", SpecialTokens::Tokens).expect("it is read");
     assert_eq!(as_text, as_tokens, "the same text");
     assert_eq!((ends(&dataset), ends(&with_tokens)), (1, 2));
-    let told = "special tokens in prompts are read as text (data.special_tokens): <|end_header_id|> (1 of 1 rows), \
-                <|eot_id|> (1 of 1 rows), <|start_header_id|> (1 of 1 rows)";
+    let told = "special tokens in prompts are read as text (data.special_tokens): <|end_header_id|> (1 of 1 row), \
+                <|eot_id|> (1 of 1 row), <|start_header_id|> (1 of 1 row)";
     assert_eq!(dataset.notes.lines(), [told]);
     assert!(with_tokens.notes.lines().is_empty());
     for special_tokens in [SpecialTokens::Text, SpecialTokens::Tokens] {
@@ -207,14 +207,14 @@ fn commands_read_typed_tokens_as_text() {
     )
     .expect("they are written");
     let rows = |out: &str, more: &[&str]| ask(&[&["--data", "rows.jsonl", "--out", out], more].concat())[1].clone();
-    let warned = "warning: the chat template does not read tools (1 rows)\nwarning: special tokens in prompts are read as text: \
-                  <|end_header_id|> (1 rows), <|eot_id|> (1 rows), <|start_header_id|> (1 rows); --special-tokens tokens reads \
+    let warned = "warning: the chat template does not read tools (1 row)\nwarning: special tokens in prompts are read as text: \
+                  <|end_header_id|> (1 row), <|eot_id|> (1 row), <|start_header_id|> (1 row); --special-tokens tokens reads \
                   them as tokens\n";
     assert_eq!(rows("text.jsonl", &[]), warned);
     let answers = fs::read_to_string(folder.join("text.jsonl")).expect("they are there");
     let first: Value = serde_json::from_str(answers.lines().next().expect("a row")).expect("it is JSON");
     assert_eq!(first["generation"], as_text.trim_end_matches('\n'));
-    assert_eq!(rows("raw.jsonl", &["--raw"]), "warning: --raw leaves out tools (1 rows)\n");
+    assert_eq!(rows("raw.jsonl", &["--raw"]), "warning: --raw leaves out tools (1 row)\n");
 }
 
 #[test]

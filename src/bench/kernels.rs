@@ -33,7 +33,7 @@ impl Kernel {
 }
 
 /// A step's kernels; those that take most time come first.
-pub fn of_launches(launches: &[Launches], rates: &GpuRates) -> Vec<Kernel> {
+pub(crate) fn of_launches(launches: &[Launches], rates: &GpuRates) -> Vec<Kernel> {
     let mut kernels: BTreeMap<&str, (Kernel, f64, f64)> = BTreeMap::new();
     for l in launches {
         let (kernel, operations, bytes) = kernels.entry(&l.kernel).or_default();

@@ -108,7 +108,7 @@ pub(super) fn model(plan: &Plan) -> Result<(Transformer, Stored)> {
         let rank = named.map_or(32, |shape| shape.lora_rank);
         let targets = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
         let config = LoraConfig::new(rank, 2.0 * rank as f64, 0.0, targets, false);
-        lora::attach_fresh(&mut model, &config, 1).map_err(Error::Usage)?;
+        lora::attach_fresh(&mut model, &config, 1)?;
     }
     Ok((model, stored))
 }

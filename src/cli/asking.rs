@@ -70,9 +70,8 @@ impl AskingArgs {
 
     fn question(&self, base: &Base) -> Result<Question> {
         let (question, unread) = match &self.messages {
-            Some(path) => {
-                turns_of_text(&read_text(path)?).map_err(|reason| Error::Config { path: path.clone(), reason })?
-            }
+            Some(path) => turns_of_text(&read_text(path)?)
+                .map_err(|e| Error::Config { path: path.clone(), reason: e.to_string() })?,
             None => (Question { turns: vec![Turn::new("user", &self.content()?)], tools: None }, vec![]),
         };
         if let (Some(path), false) = (&self.messages, unread.is_empty()) {
@@ -83,7 +82,7 @@ impl AskingArgs {
             tell!("warning: the chat template does not read {}", unread.join(", "));
         }
         match &self.system {
-            Some(system) => question.with_system(system).map_err(Error::Usage),
+            Some(system) => question.with_system(system),
             None => Ok(question),
         }
     }

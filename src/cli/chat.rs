@@ -1,27 +1,31 @@
 //! `weft generate` on a terminal: a chat of several turns. An answer is printed as far as it is found, and Ctrl-C stops
-//! it. The terminal edits the lines.
+//! it. Lines are read by `line_editor`.
 
-use std::io::{Write, stderr, stdin};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use weft::base::Base;
 use weft::data::chat::Turn;
-use weft::error::{Error, Result};
+use weft::error::Result;
 use weft::eval::answer_rows::shown;
 use weft::model::positions;
 use weft::sampler::generate::{Prompt, Sampling, generate_until};
 
 use super::asking::asked;
+use super::line_editor::LineEditor;
 use super::signals;
 
-/// What is printed before the user's turn.
-const READY: &str = "> ";
-const HELP: &str = "/reset forgets the turns so far, /system TEXT sets the system turn (without TEXT there is none), /quit or \
-                    Ctrl-D ends the chat, Ctrl-C stops an answer; a line that ends with \\ goes on in the next one";
-/// The most bytes of a line that a terminal passes on while it edits the line, without the line's end.
-const LONGEST_LINE: usize = 4095;
+/// What `/help` prints.
+const HELP: &str = "\
+/reset        forgets the turns so far
+/system TEXT  sets the system turn; without TEXT there is none
+/help         prints these lines
+exit          leaves the chat, and so do quit, /exit, /quit, Ctrl-C and Ctrl-D
+Ctrl-C        stops an answer
+\\             at the end of a line continues it in the next one
+Up, Down      bring back what was typed before; Ctrl-R searches it";
 
 /// A chat, with the model and the settings that generate its answers.
 struct Chat<'a> {
@@ -53,11 +57,13 @@ pub fn run(base: &Base, system: Option<String>, sampling: &Sampling, keeps_speci
     let heard = signals.clone();
     signals::on_interrupt(move || match heard.is_answering.load(Ordering::Relaxed) {
         true => heard.stops.store(true, Ordering::Relaxed),
-        false => prompt("\n/quit or Ctrl-D ends the chat\n"),
+        // The line editor reads Ctrl-C as a key, so this signal came from elsewhere, or from a terminal without editing.
+        false => std::process::exit(i32::from(signals::STOPPED)),
     });
     let mut chat = Chat { base, sampling, keeps_special_tokens, system, turns: vec![], signals };
-    tell!("{}: {HELP}", base.name);
-    while let Some(line) = read_line()? {
+    let mut editor = LineEditor::open()?;
+    tell!("a chat with {}; /help lists the commands, Ctrl-D leaves", base.name);
+    while let Some(line) = editor.read()? {
         match chat.command(line) {
             Line::Quit => return Ok(()),
             Line::Turn(content) => {
@@ -69,48 +75,16 @@ pub fn run(base: &Base, system: Option<String>, sampling: &Sampling, keeps_speci
             Line::Nothing => {}
         }
     }
-    say!("");
     Ok(())
-}
-
-/// Prints a text and then the prompt sign, which asks for the next turn.
-fn prompt(text: &str) {
-    eprint!("{text}{READY}");
-    let _ = stderr().flush();
-}
-
-/// The user's next line, or several that are joined by a backslash at the end; `None` at the end of the input.
-fn read_line() -> Result<Option<String>> {
-    prompt("");
-    let mut lines = String::new();
-    loop {
-        let mut line = String::new();
-        let read = stdin().read_line(&mut line);
-        if read.map_err(|source| Error::Read { path: "standard input".into(), source })? == 0 {
-            return Ok((!lines.is_empty()).then_some(lines));
-        }
-        if line.len() >= LONGEST_LINE {
-            tell!("warning: the terminal passes on {LONGEST_LINE} bytes of a line at most; --prompt takes longer ones");
-        }
-        let line = line.trim_end_matches(['\r', '\n']);
-        match line.strip_suffix('\\') {
-            Some(line) => lines.extend([line, "\n"]),
-            None => {
-                lines.push_str(line);
-                return Ok(Some(lines));
-            }
-        }
-    }
 }
 
 impl Chat<'_> {
     /// Runs the command in a line.
     fn command(&mut self, line: String) -> Line {
-        let text = line.trim();
-        let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((&line[..], ""));
         match (command, rest.trim()) {
-            ("", _) => Line::Nothing,
-            ("/quit" | "/exit" | "/bye", "") => Line::Quit,
+            _ if line.trim().is_empty() => Line::Nothing,
+            ("exit" | "quit" | "/exit" | "/quit" | "/bye", "") => Line::Quit,
             ("/reset", "") => {
                 self.turns.clear();
                 tell!("the turns so far are forgotten");
@@ -126,7 +100,7 @@ impl Chat<'_> {
                 Line::Nothing
             }
             _ if line.starts_with('/') => {
-                tell!("no such command: {command}; {HELP}; a space before the / makes it a turn");
+                tell!("no such command: {command}; a space before the / makes it a turn\n{HELP}");
                 Line::Nothing
             }
             _ => Line::Turn(line),
@@ -154,17 +128,21 @@ impl Chat<'_> {
             (outputs, printing.join().unwrap_or_default())
         });
         is_answering.store(false, Ordering::Relaxed);
-        let output = outputs.map_err(Error::Usage)?.remove(0);
+        let output = outputs?.remove(0);
         let answer = self.text(&output.ids[ids.len()..]);
+        let is_empty = answer.trim().is_empty();
         match answer.strip_prefix(&printed) {
+            Some(_) if is_empty && printed.is_empty() => {}
             Some(rest) => say!("{rest}"),
             // Some tokenizers decode the beginning of a text differently once more of it is there.
             None => say!("\n{answer}"),
         }
-        if stops.load(Ordering::Relaxed) {
-            tell!("stopped");
+        match (stops.load(Ordering::Relaxed), is_empty) {
+            (true, _) => tell!("(stopped)"),
+            (false, true) => tell!("(the answer is empty)"),
+            _ => {}
         }
-        if !answer.trim().is_empty() {
+        if !is_empty {
             self.turns.extend([Turn::new("user", content), Turn::new("assistant", &answer)]);
         }
         Ok(())

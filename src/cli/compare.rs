@@ -7,10 +7,11 @@ use clap::Args;
 use serde_json::json;
 use weft::compare::Comparison;
 use weft::compare::page::comparison_page;
-use weft::compare::tables::Table;
 use weft::error::Result;
 use weft::files::write_whole;
 use weft::report::visible::visible;
+
+use super::window;
 
 /// Compare runs: their settings, held-out losses, scores and curves
 ///
@@ -44,30 +45,11 @@ impl Compare {
             return Ok(ExitCode::SUCCESS);
         }
         comparison.remarks().iter().for_each(|remark| tell!("warning: {}", visible(remark)));
-        comparison.tables().iter().for_each(print);
+        for table in comparison.tables() {
+            window::print(&table);
+            say!();
+        }
         say!("the page is in {}", self.out.display());
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Prints a table with aligned columns, the first one to the left.
-fn print(Table { title, rows, note }: &Table) {
-    say!("{title}");
-    let columns = rows.first().map_or(0, Vec::len);
-    let shown: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| visible(cell).into_owned()).collect()).collect();
-    let width = |column: usize| shown.iter().map(|row| console::measure_text_width(&row[column])).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in &shown {
-        let mut line = String::from(" ");
-        for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let space = " ".repeat(width - console::measure_text_width(cell));
-            line += &if i == 0 { format!(" {cell}{space}") } else { format!("  {space}{cell}") };
-        }
-        say!("{}", line.trim_end());
-    }
-    match note.is_empty() {
-        true => say!(),
-        false => say!("  ({note})\n"),
     }
 }

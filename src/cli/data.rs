@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 use weft::base::Base;
+use weft::counted::{counted, verb};
 use weft::data::chat_template::TextModel;
 use weft::data::lengths::Lengths;
 use weft::data::shared_rows::SharedRows;
@@ -14,7 +15,7 @@ use weft::data::{Example, Mixed, Part};
 use weft::error::Result;
 use weft::experiment::{Sources, check_padding, reading, set_template_kwargs};
 use weft::model::config::ModelConfig;
-use weft::recipe::Recipe;
+use weft::recipe::{Recipe, RunSize};
 use weft::report::visible::visible;
 
 use super::progress::doing;
@@ -75,6 +76,9 @@ impl Data {
         let of_run = [Some(&train), held_out.as_ref()];
         // Shared rows are a remark here.
         rows::warn(&config, of_run, None);
+        let steps = num_steps(&recipe, &train).1;
+        let run = RunSize { train: &train, held_out: held_out.as_ref(), problems: None, steps, ranks: 1 };
+        recipe.warnings_of_run(&run).iter().for_each(|warning| tell!("warning: {warning}"));
         let beyond = rows::beyond(&config, of_run);
         let remarks = remarks(&recipe, (&train, held_out.as_ref()), shared);
         if let Some(puzzle) = recipe.data.generate {
@@ -105,13 +109,15 @@ impl Data {
             print_lengths(held_out, "held out: ", recipe.data.max_seq_len.0);
         }
         for remark in remarks {
-            say!("note: {remark}");
+            sentence!(6, "note: {remark}");
         }
         let (steps, all) = num_steps(recipe, train);
         let (epoch, tokens) = (train.epoch_len(), train.tokens_per_epoch());
-        say!("an epoch: {epoch} examples, {tokens:.0} tokens, {steps} steps of {}", recipe.train.global_batch_size());
-        say!("the run:  {all} steps, {:.2} epochs", all as f64 / steps as f64);
-        say!("model:    {}: {}", config.family().name, config.facts());
+        let (examples, tokens) = (counted(epoch, "example"), counted(tokens.round(), "token"));
+        let (per_epoch, batch) = (counted(steps, "step"), recipe.train.global_batch_size());
+        sentence!(10, "an epoch: {examples}, {tokens}, {per_epoch} of {batch}");
+        say!("the run:  {}, {:.2} epochs", counted(all, "step"), all as f64 / steps as f64);
+        sentence!(10, "model:    {}: {}", config.family().name, config.facts());
         let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         for (part, examples) in train.by_source() {
             for (i, example) in examples.iter().take(self.examples).enumerate() {
@@ -129,11 +135,11 @@ impl Data {
             false => text.to_owned(),
         };
         if part.documents > 0 {
-            say!("-- text, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
+            say!("-- text, {}\n{}", counted(example.answer_ids.len(), "token"), paint(32, &self.shown(&answer)));
             return;
         }
-        say!("-- prompt, {} tokens\n{}", example.prompt_ids.len(), paint(2, &self.shown(&prompt)));
-        say!("-- answer, {} tokens\n{}", example.answer_ids.len(), paint(32, &self.shown(&answer)));
+        say!("-- prompt, {}\n{}", counted(example.prompt_ids.len(), "token"), paint(2, &self.shown(&prompt)));
+        say!("-- answer, {}\n{}", counted(example.answer_ids.len(), "token"), paint(32, &self.shown(&answer)));
         match end.is_empty() {
             true => say!("-- cut: no end token"),
             false => say!("-- end token\n{}", paint(7, &end)),
@@ -192,24 +198,13 @@ fn remarks(recipe: &Recipe, (train, held_out): (&Mixed, Option<&Mixed>), shared:
     let mut remarks: Vec<String> = shared.iter().map(SharedRows::to_string).collect();
     let (cut, count) = (train.dataset.truncated, train.dataset.examples.len());
     if 2 * cut > count {
+        let are = verb(cut, ["is cut and has", "are cut and have"]);
         remarks.push(format!(
-            "{cut} of {count} answers are cut and have no end token; a model that is trained on them doesn't stop \
-             (data.max_seq_len)"
+            "{cut} of {} {are} no end token; a model that is trained on them doesn't stop (data.max_seq_len)",
+            counted(count, "answer")
         ));
     }
-    let asked =
-        [("train_rows", recipe.data.train_rows, Some(train)), ("held_out_rows", recipe.data.held_out_rows, held_out)];
-    // Generated rows always reach the requested number.
-    for (key, rows, mixed) in asked.into_iter().filter(|_| recipe.data.generate.is_none()) {
-        let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        // A part that is held out was taken from the training rows, so its rows count too.
-        let is_part = recipe.data.held_out.as_ref().is_some_and(|held_out| held_out.files().is_none());
-        let part = held_out.filter(|_| is_part).map_or(&[][..], |held_out| &held_out.parts);
-        let there: usize = mixed.parts.iter().chain(part).map(|part| part.notes.rows).sum();
-        if there < wanted {
-            remarks.push(format!("data.{key} = {wanted}, but there are only {there} rows"));
-        }
-    }
+    remarks.extend(rows::fewer_than_wanted(recipe, (train, held_out)));
     remarks
 }
 
@@ -234,7 +229,7 @@ fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
 
 fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
     for (part, examples) in mixed.by_source() {
-        say!("{what}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
+        sentence!(2, "{what}{}: {}, each {} in an epoch", part.name, part.how_many(), part.how_often());
         say!("  {:8}{:>8}{:>8}{:>10}{:>8}{:>8}", "tokens", "min", "median", "mean", "95 %", "max");
         // A text is neither prompt nor answer.
         let hidden = if part.documents > 0 { 2 } else { 0 };
@@ -244,11 +239,11 @@ fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {
             say!("  {name:8}{min:>8}{median:>8}{mean:>10.1}{p95:>8}{max:>8}");
         }
         match part.documents {
-            0 => say!("  {} answers cut at {max_seq_len} tokens", part.truncated),
+            0 => say!("  {} cut at {max_seq_len} tokens", counted(part.truncated, "answer")),
             _ => say!("  nothing cut: texts are packed into sequences of {max_seq_len} tokens"),
         }
         for line in part.notes.lines() {
-            say!("  {line}");
+            sentence!(4, "  {line}");
         }
         say!();
     }

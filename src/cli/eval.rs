@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::Value;
+use weft::counted::{counted, verb};
 use weft::data::sources::Source;
 use weft::error::{Error, Result};
 use weft::eval::Problem;
@@ -65,7 +66,8 @@ pub struct Eval {
     /// The Python to run programs with; default: python3
     #[arg(long, value_name = "PROGRAM", requires = "run_code", help_heading = "Programs")]
     python: Option<PathBuf>,
-    /// Write the generations and the accuracy to this file (JSON); with several tasks, to a file for each: NAME-TASK.json
+    /// Write the generations and the accuracy to this new file (JSON); with several tasks, to a file for each:
+    /// NAME-TASK.json
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     out: PathBuf,
     /// Print the scores as JSON, a line for each task
@@ -81,7 +83,7 @@ impl Eval {
         if self.limit == Some(0) {
             return Err(Error::Usage("--limit 0 scores nothing; give at least 1, or leave it out".to_owned()));
         }
-        let tasks = self.tasks(quiet)?;
+        let tasks = self.tasks(quiet, ranks.is_first())?;
         let runs_code = tasks.iter().any(|(task, _)| task.is_code());
         let sandbox = runs_code.then(|| self.sandbox(!quiet)).transpose()?;
         if ranks.is_first() {
@@ -98,14 +100,14 @@ impl Eval {
                 if !quiet {
                     tell_work(task, &generations, started.elapsed().as_secs_f64());
                 }
-                self.finish(task, &generations, tasks.len())?;
+                self.finish(task, &generations)?;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The tasks with their problems.
-    fn tasks(&self, quiet: bool) -> Result<Vec<(AnyTask, Vec<Problem>)>> {
+    /// The tasks with their problems; on the first rank also checks that their files are new.
+    fn tasks(&self, quiet: bool, is_first: bool) -> Result<Vec<(AnyTask, Vec<Problem>)>> {
         let (tasks, data) = (self.task.len(), self.data.len());
         if data > tasks || (data > 1 && data < tasks) {
             return Err(Error::Usage(format!(
@@ -117,6 +119,9 @@ impl Eval {
             let task = AnyTask::parse(name)?;
             if opened.iter().any(|(other, _)| other.name() == task.name()) {
                 return Err(Error::Usage(format!("two tasks are named {:?}; name each once", task.name())));
+            }
+            if is_first {
+                super::check_new(&self.out_of(&task))?;
             }
             // A single file is that of every task.
             let data = self.data.get(if data == 1 { 0 } else { index });
@@ -181,19 +186,26 @@ impl Eval {
         }
     }
 
+    /// The file of a task.
+    fn out_of(&self, task: &AnyTask) -> PathBuf {
+        if self.task.len() == 1 { self.out.clone() } else { of_task(&self.out, task.name()) }
+    }
+
     /// Saves and prints a task's score.
-    fn finish(&self, task: &AnyTask, generations: &[Generation], tasks: usize) -> Result<()> {
-        let out = if tasks == 1 { self.out.clone() } else { of_task(&self.out, task.name()) };
+    fn finish(&self, task: &AnyTask, generations: &[Generation]) -> Result<()> {
+        let out = self.out_of(task);
         save(&out, task, generations)?;
         let score = TaskScore::of(task, generations);
         if self.json {
             say!("{}", score.to_json());
             return Ok(());
         }
-        say!("{} on {} problems: {score}", score.task, score.problems);
+        say!("{} on {}: {score}", score.task, counted(score.problems, "problem"));
         if let Some(count @ 1..) = score.unsettled {
-            say!(
-                "  {count} of {} lead by less than two Monte Carlo standard errors; --mc-samples above {} settles more",
+            let lead = verb(count, ["leads", "lead"]);
+            sentence!(
+                2,
+                "  {count} of {} {lead} by less than two Monte Carlo standard errors; --mc-samples above {} settles more",
                 score.problems,
                 self.mc_samples
             );
@@ -213,13 +225,14 @@ fn of_task(out: &Path, task: &str) -> PathBuf {
 /// Says how long the answers took.
 fn tell_work(task: &AnyTask, generations: &[Generation], seconds: f64) {
     let count = generations.len();
+    let answers = counted(count, "answer");
     if task.is_choice() {
-        tell!("{count} answers in {seconds:.1} s");
+        tell!("{answers} in {seconds:.1} s");
         return;
     }
     let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
     let [forwards, rows] = [forwards, rows].map(|total| total as f64 / count as f64);
-    tell!("{count} answers in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each");
+    tell!("{answers} in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each");
 }
 
 /// A task's score as one line of JSON.

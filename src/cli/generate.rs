@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use clap::Args;
 use weft::base::Base;
+use weft::counted::{counted, verb};
 use weft::data::typed_tokens::SpecialTokens;
 use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
@@ -18,7 +19,7 @@ use weft::sampler::remasking::{Loop, Remasking};
 
 use super::asking::AskingArgs;
 use super::chat;
-use super::progress::{bar, count_unmasked};
+use super::progress::{bar, count_unmasked, drawn};
 use super::trace::Trace;
 
 /// Answer a prompt, a chat, or the rows of a file
@@ -147,14 +148,17 @@ impl SamplingArgs {
             sampling.diffusion_steps = sampling.diffusion_steps.next_multiple_of(sampling.num_blocks());
         }
         tell_idle(&sampling);
-        sampling.check().map_err(Error::Usage)?;
+        sampling.check()?;
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
     /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
         let sampling = self.over(Sampling::default()).for_model(&base.model.config);
-        tell_idle(&sampling);
+        tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });
+        if self.whole_canvas {
+            tell!("warning: whole_canvas has no effect with --infill, where an end token ends nothing");
+        }
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, eos_token_ids: base.text.end_token_ids(), ..sampling }
     }
@@ -298,8 +302,10 @@ impl Generate {
         let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
         told.iter().for_each(|line| tell!("warning: {line}"));
-        let earlier = if before > 0 { format!(" ({before} were there)") } else { String::new() };
-        say!("{} answers are in {}{earlier}", before + now, out.display());
+        let earlier =
+            if before > 0 { format!(" ({before} {} there)", verb(before, ["was", "were"])) } else { String::new() };
+        let are = verb(before + now, ["is", "are"]);
+        say!("{} {are} in {}{earlier}", counted(before + now, "answer"), out.display());
         Ok(())
     }
 
@@ -308,20 +314,19 @@ impl Generate {
         &self,
         base: &Base,
         (start, quiet): (usize, bool),
-        sample: impl FnOnce(Option<Sender<Vec<Vec<u32>>>>) -> std::result::Result<Output, String>,
+        sample: impl FnOnce(Option<Sender<Vec<Vec<u32>>>>) -> Result<Output>,
     ) -> Result<Output> {
         let (sender, steps) = channel();
         let trace = Trace { text: &base.text, prompt_len: start, mask_token_id: base.model.config.mask_token_id };
-        let output = std::thread::scope(|scope| {
-            let bar = bar(quiet);
+        std::thread::scope(|scope| {
+            let bar = drawn(quiet);
             let is_shown = self.trace || !bar.is_hidden();
             scope.spawn(move || match self.trace {
                 true => trace.show(&steps),
                 false => count_unmasked(&steps, (trace.prompt_len, trace.mask_token_id), &bar),
             });
             sample(is_shown.then_some(sender))
-        });
-        output.map_err(Error::Usage)
+        })
     }
 }
 

@@ -79,10 +79,35 @@ const SENTENCES: &[(&str, &str)] = &[
     ("--verbose", "everything is printed unless --quiet is given"),
     ("-v", "everything is printed unless --quiet is given; -V prints the version"),
     ("--do-sample", "--temperature above 0 samples"),
+    ("--greedy", "answers are greedy unless --temperature is above 0"),
     ("--force", "no run is written over another; choose a new train.output or remove the folder"),
     ("--overwrite", "no run is written over another; choose a new train.output or remove the folder"),
     ("--export", "weft merge writes adapter and base as one checkpoint"),
 ];
+
+/// Options that other commands have, or that other programs have for it: what to write if the command has this one, and the
+/// setting if that is `--set`.
+const ELSEWHERE: [(&str, &str, Option<&str>); 12] = [
+    ("-n", "--examples", None),
+    ("--limit", "--examples", None),
+    ("--num-examples", "--examples", None),
+    ("--num-samples", "--examples", None),
+    ("--limit", "--set", Some("eval.limit")),
+    ("--task", "--set", Some("eval.task")),
+    ("--model", "--set", Some("model.path")),
+    ("-m", "--set", Some("model.path")),
+    ("--adapter", "--set", Some("model.adapter")),
+    ("--data", "--set", Some("data.train")),
+    ("--out", "--set", Some("train.output")),
+    ("-o", "--set", Some("train.output")),
+];
+
+/// Other programs' options for the size of batches, which commands without a recipe choose by themselves.
+const BATCHES: [&str; 4] = ["--batch-size", "--eval-batch-size", "--per-device-eval-batch-size", "-b"];
+const BATCHED: &str = "leave it out: batches are formed by the tokens of their rows, and no result depends on them";
+const NO_RECIPE: &str = "it takes no recipe, but options (--help lists them); a recipe's eval.task scores its held-out rows \
+                         in weft train";
+const AS_JSON: &str = "--data FILE --out FILE writes answers as JSONL";
 
 /// Other programs' options for a recipe, whose path is a positional argument in Weft.
 const RECIPE: [&str; 5] = ["--config", "-c", "--config-file", "--recipe", "--yaml"];
@@ -147,7 +172,10 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
             let is_command = |arg: &&String| weft.find_subcommand(arg.as_str()).is_some();
             let command = weft.find_subcommand(args.iter().skip(1).find(is_command)?)?;
             let fix = fix(given, value_of(given, args), command)?;
-            Some(format!("weft {} has no {given}; {fix}", command.get_name()))
+            Some(match given.starts_with('-') {
+                true => format!("weft {} has no {given}; {fix}", command.get_name()),
+                false => format!("weft {} takes no argument {given:?} by itself; {fix}", command.get_name()),
+            })
         }
         _ => None,
     }
@@ -165,29 +193,56 @@ fn value_of<'a>(option: &str, args: &'a [String]) -> Option<&'a str> {
 /// What to write in place of another program's option.
 fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
     let name = if given.starts_with("--") { given.replace('_', "-").to_lowercase() } else { given.to_owned() };
-    let find =
-        |table: &'static [(&str, &'static str)]| table.iter().find(|(known, _)| *known == name).map(|(_, own)| *own);
-    if RECIPE.contains(&&*name) && has(command, "--set") {
-        let recipe = value.map_or("my.toml".to_owned(), quoted);
-        return Some(format!("give the recipe's path alone: weft {} {recipe}", command.get_name()));
+    if !name.starts_with('-') {
+        return positional(given, command);
     }
-    if let Some(sentence) = find(SENTENCES) {
-        return Some(sentence.to_owned());
+    if RECIPE.contains(&&*name) {
+        let recipe = value.map_or("my.toml".to_owned(), quoted);
+        let path = || format!("give the recipe's path alone: weft {} {recipe}", command.get_name());
+        return Some(if has(command, "--set") { path() } else { NO_RECIPE.to_owned() });
+    }
+    if let Some((_, sentence)) = SENTENCES.iter().find(|(known, _)| *known == name) {
+        return Some((*sentence).to_owned());
+    }
+    if BATCHES.contains(&&*name) && !has(command, "--set") {
+        return Some(BATCHED.to_owned());
+    }
+    if name == "--json" && has(command, "--gen-length") {
+        return Some(AS_JSON.to_owned());
     }
     if let Some(number) = value.filter(|value| ["--gpu", "--cuda"].contains(&&*name) && value.parse::<usize>().is_ok())
     {
         return Some(format!("write --device cuda:{number}"));
     }
-    if name == "--limit" && has(command, "--examples") {
-        return Some(written("--examples", value, command));
-    }
-    if let Some(option) = find(OPTIONS).filter(|option| has(command, option)) {
+    let option = OPTIONS.iter().find(|(known, own)| *known == name && has(command, own));
+    if let Some((_, option)) = option {
         return Some(written(option, value, command));
     }
+    match ELSEWHERE.iter().find(|(known, own, _)| *known == name && has(command, own)) {
+        Some((_, _, Some(key))) => {
+            Some(format!("write --set {}", quoted(&format!("{key}={}", value.unwrap_or("VALUE")))))
+        }
+        Some((_, option, None)) => Some(written(option, value, command)),
+        None => as_setting(&name, value, command),
+    }
+}
+
+/// What to write in place of an argument without an option's name.
+fn positional(given: &str, command: &Clap) -> Option<String> {
+    match () {
+        () if given.ends_with(".toml") && !has(command, "--set") => Some(NO_RECIPE.to_owned()),
+        () if has(command, "--prompt") => Some(format!("write --prompt {}", quoted(given))),
+        () if has(command, "--data") => Some(format!("write --data {}", quoted(given))),
+        () => None,
+    }
+}
+
+/// What to write for an option that has the name of a setting, here or in another program.
+fn as_setting(name: &str, value: Option<&str>, command: &Clap) -> Option<String> {
     let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
     let known = known.as_object().expect("a recipe is a table");
     let table = if has(command, "--gen-length") { "sampler" } else { "train" };
-    let place = if name.starts_with("--") { own_place(&normal(&name), table, known) } else { None };
+    let place = if name.starts_with("--") { own_place(&normal(name), table, known) } else { None };
     let option = place.as_ref().and_then(|place| option_of(place, command));
     match (option, place) {
         (Some(option), Some(Place { take: Take::Value(value), .. })) => {
@@ -198,7 +253,7 @@ fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
         (None, Some(place)) if has(command, "--set") => {
             Some(format!("write --set {}", place.setting(value.unwrap_or("VALUE"))))
         }
-        _ => why_not(&name).map(|why| format!("leave it out: {why}")),
+        _ => why_not(name).map(|why| format!("leave it out: {why}")),
     }
 }
 

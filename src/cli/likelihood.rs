@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
+use weft::counted::counted;
+use weft::data::notes::Notes;
 use weft::data::row_range::RowRange;
 use weft::data::sources::Source;
 use weft::data::{self, Example, Reading};
@@ -12,6 +14,7 @@ use weft::error::{Error, Result};
 use weft::eval::likelihood::{MonteCarlo, NllBound, nll_bounds, save};
 
 use super::progress::bar;
+use super::rows;
 
 /// Bound the negative log-likelihood of given answers
 ///
@@ -37,7 +40,7 @@ pub struct Likelihood {
     /// The seed of the random draws
     #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().seed)]
     seed: u64,
-    /// Write one row per answer with line, nll_bound, standard_error and answer_tokens to this file (JSONL)
+    /// Write one row per answer with line, nll_bound, standard_error and answer_tokens to this new file (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print the bounds as one JSON object
@@ -47,25 +50,32 @@ pub struct Likelihood {
 
 impl Likelihood {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
+        self.out.iter().try_for_each(|out| super::check_new(out))?;
         let base = self.model.open()?;
         let source =
             Source { path: self.data.clone().into(), rows: self.limit.map(RowRange::first), ..Source::default() };
         let mask_token_id = base.model.config.mask_token_id;
         let reading = Reading { text: &base.text, mask_token_id, max_seq_len: usize::MAX, cache: None };
-        let (lines, examples): (Vec<usize>, Vec<Example>) = data::numbered(&source, &reading)?.into_iter().unzip();
+        let (numbered, notes) = data::numbered_with_notes(&source, &reading)?;
+        let (lines, examples): (Vec<usize>, Vec<Example>) = numbered.into_iter().unzip();
         if examples.is_empty() {
-            return Err(Error::Usage(format!("{} holds no answer to bound; give a row per answer", source.name())));
+            let skipped = notes.lines().into_iter().next().map(|line| format!(" ({line})")).unwrap_or_default();
+            return Err(Error::Usage(format!(
+                "{} holds no answer to bound{skipped}; give a row per answer",
+                source.name()
+            )));
         }
+        notes.warning(&source.name()).into_iter().for_each(|warning| tell!("warning: {warning}"));
         let settings = MonteCarlo { mc_samples: self.mc_samples, seed: self.seed, ..MonteCarlo::default() };
         let bounds = nll_bounds(&base.model, &examples, settings, &bar(quiet))?;
         if let Some(out) = &self.out {
             save(out, &lines, &bounds)?;
         }
-        self.print(&bounds);
+        self.print(&bounds, &notes);
         Ok(ExitCode::SUCCESS)
     }
 
-    fn print(&self, bounds: &[NllBound]) {
+    fn print(&self, bounds: &[NllBound], notes: &Notes) {
         let answers = bounds.len() as f64;
         let tokens = bounds.iter().map(|b| b.answer_tokens).sum::<usize>();
         let nats: f64 = bounds.iter().map(|b| b.nll_bound).sum();
@@ -82,11 +92,14 @@ impl Likelihood {
                     "per_answer": per(answers),
                     "per_token": per(tokens as f64),
                     "perplexity": (nats / tokens as f64).exp(),
+                    "notes": notes,
                 })
             );
             return;
         }
-        say!("{answers} answers, {tokens} tokens, {} masks each", self.mc_samples);
+        let [answers_told, tokens_told] = [(bounds.len(), "answer"), (tokens, "token")].map(|(n, of)| counted(n, of));
+        say!("{answers_told}, {tokens_told}, {} each", counted(self.mc_samples, "mask"));
+        rows::lines_of_options(notes).iter().for_each(|line| say!("  {line}"));
         say!("at most {:.4} +- {:.4} nats per answer", nats / answers, error / answers);
         say!("at most {:.4} +- {:.4} nats per token", nats / tokens as f64, error / tokens as f64);
         say!("perplexity at most {:.4} per token", (nats / tokens as f64).exp());

@@ -16,7 +16,7 @@ use super::progress::doing;
 /// Writes a checkpoint that transformers loads: the base's tensors plus the adapter's product lora_b lora_a, each in
 /// the number format it has in the base, and the base's other files unchanged. An adapter that was trained on a base in
 /// 4 bits is merged onto the original weights; with --quantize nf4, and into a base that is stored in 4 bits, it is merged
-/// onto the dequantised weights that it was trained on.
+/// onto the dequantized weights that it was trained on.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  weft merge --model tiny-base --adapter runs/quickstart/adapter --out runs/quickstart/merged"
@@ -45,7 +45,7 @@ impl Merge {
         drop(merging);
         match (base.model.quantization(), lora::base_quantization(&self.adapter)) {
             (Some(of), _) => {
-                say!("the base is in {of}: its layers were dequantised, and the adapter was merged onto those")
+                say!("the base is in {of}: its layers were dequantized, and the adapter was merged onto those")
             }
             (None, Some(of)) => say!(
                 "the adapter was trained on a base in {of}, and was merged onto the original weights; --quantize nf4 merges \

@@ -14,16 +14,23 @@ macro_rules! say {
 }
 
 /// Prints a line on standard error. If that fails, on a full disk for example, only the line is lost: `eprintln` would end
-/// the program.
+/// the program. On a terminal it is broken between words.
 macro_rules! tell {
     ($($text:tt)*) => {
-        weft::files::tell(&format!($($text)*))
+        weft::progress::tell(&$crate::cli::window::told(&format!($($text)*)))
+    };
+}
+
+/// Prints a line of results like `say`. On a terminal it is broken between words, and what follows a break is indented by so
+/// many columns.
+macro_rules! sentence {
+    ($indent:expr, $($text:tt)*) => {
+        say!("{}", $crate::cli::window::said(&format!($($text)*), $indent))
     };
 }
 
 mod asking;
 mod bench;
-mod best;
 mod chat;
 mod compare;
 mod completions;
@@ -33,7 +40,9 @@ mod eval;
 mod generate;
 pub mod hints;
 mod inspect;
+mod installation;
 mod likelihood;
+mod line_editor;
 mod merge;
 mod model_card;
 mod parity;
@@ -50,6 +59,7 @@ mod scores;
 mod signals;
 mod trace;
 mod train;
+mod window;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -57,6 +67,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
+use weft::counted::counted;
 use weft::data::typed_tokens::SpecialTokens;
 use weft::device::Name;
 use weft::error::{Error, Result};
@@ -92,7 +103,8 @@ pub struct Cli {
     quiet: bool,
 }
 
-/// The version, the build's features, and the processor features that the kernels use.
+/// The version, the build's features, the processor features that the kernels use, the commit, and how the program was
+/// installed.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
@@ -100,7 +112,12 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
         "" => String::new(),
         commit => format!("\ncommit: {commit}"),
     };
-    format!("{}\nfeatures: {features}\nprocessor: {}{commit}", env!("CARGO_PKG_VERSION"), processor())
+    let installed = installation::installation();
+    format!(
+        "{}\nfeatures: {features}\nprocessor: {}{commit}\ninstalled: {installed}",
+        env!("CARGO_PKG_VERSION"),
+        processor()
+    )
 });
 
 /// Cargo features that change what the program can do.
@@ -173,6 +190,7 @@ impl Cli {
         if let Some(threads) = self.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
             return Err(Error::Usage(format!("--threads {threads}: give 1 to {MAX_THREADS}")));
         }
+        progress::install();
         if self.quiet {
             weft::hub::be_quiet();
         }
@@ -196,7 +214,7 @@ impl Cli {
         // each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        let pool = pool.map_err(|e| Error::Run(format!("{} can't be started: {e}", counted(threads, "thread"))))?;
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
             signals::listen(ranks);
         }
@@ -234,10 +252,10 @@ struct FactArgs {
     /// model's family
     #[arg(long, value_name = "BOOL")]
     logits_shifted: Option<bool>,
-    /// Quantise the linear layers to 4 bits as they are loaded: nf4; default: as they are stored
+    /// Quantize the linear layers to 4 bits as they are loaded: nf4; default: as they are stored
     #[arg(long, value_name = "FORMAT", value_parser = quantize)]
     quantize: Option<Quantize>,
-    /// Whether the scales of --quantize are quantised to 8 bits (true or false); default: true
+    /// Whether the scales of --quantize are quantized to 8 bits (true or false); default: true
     #[arg(long, value_name = "BOOL", requires = "quantize")]
     double_quant: Option<bool>,
 }
@@ -317,6 +335,7 @@ impl ModelArgs {
         if rounds_halves {
             base.told_of_halves().iter().for_each(|told| tell!("note: {told}"));
         }
+        base.told_of_quantizing().iter().for_each(|told| tell!("warning: --quantize {told}"));
         if let Some(adapter) = &self.adapter {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
@@ -329,6 +348,14 @@ impl ModelArgs {
         base.model.config.precision = self.precision;
         base.model.put_on(&weft::device::current());
         Ok(base)
+    }
+}
+
+/// Refuses a file of results that is there already, before any work is done.
+fn check_new(out: &Path) -> Result<()> {
+    match out.exists() {
+        true => Err(Error::Usage(format!("--out {} is there already; name another file, or remove it", out.display()))),
+        false => Ok(()),
     }
 }
 

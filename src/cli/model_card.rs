@@ -10,8 +10,10 @@ use weft::files::write_whole;
 use weft::hub::name_and_revision;
 use weft::model::settings::Trainable;
 use weft::recipe::Recipe;
+use weft::report::visible::visible;
 
 use super::results::Results;
+use super::rows;
 
 /// The card's file name.
 const CARD: &str = "README.md";
@@ -40,11 +42,13 @@ fn card(experiment: &Experiment, base: &str, results: &Results) -> String {
          the objective {kind}.{from}\n\n## Data\n\n",
         env!("CARGO_PKG_VERSION")
     );
-    for part in &experiment.train.parts {
-        card += &format!("- {}: {} examples\n", part.name, part.examples);
-    }
-    for part in experiment.held_out.iter().flat_map(|held_out| &held_out.parts) {
-        card += &format!("- {}: {} examples, held out\n", part.name, part.examples);
+    let train = experiment.train.parts.iter().map(|part| (part, ""));
+    let held_out = experiment.held_out.iter().flat_map(|mixed| &mixed.parts).map(|part| (part, ", held out"));
+    for (part, used) in train.chain(held_out) {
+        card += &format!("- {}: {}{used}\n", part.name, part.how_many());
+        let left_out = rows::left_out(part, recipe.data.max_seq_len.0);
+        // A reason may name what a row holds, and Markdown would take that for tags.
+        left_out.iter().for_each(|remark| card += &format!("  - {}\n", visible(remark).replace('<', "\\<")));
     }
     card += "\n## Results\n\n| | |\n|---|---|\n";
     for (name, value) in results.rows() {

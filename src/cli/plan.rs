@@ -6,17 +6,18 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 use weft::base::{Base, is_embedded};
+use weft::counted::counted;
 use weft::device::Name;
 use weft::error::{Error, Result};
 use weft::experiment::{Experiment, check_trainable, set_template_kwargs};
 use weft::parallel::session::local_rank;
 use weft::plan::{GPU_MODELS, GpuModel, GpuRates, Plan as Planned, Planner, Stored};
-use weft::recipe::Recipe;
+use weft::recipe::{Recipe, RunSize};
 use weft_kernels::precision::Precision;
 
 use super::data::read_aside;
 use super::rows;
-use super::train::read_recipe;
+use super::train::{of_size, read_recipe};
 
 /// Predict a run's peak memory and step time before anything is loaded
 ///
@@ -81,6 +82,7 @@ impl Plan {
         }
         let memory_gb = self.memory_gb.or(self.gpu.map(|gpu| gpu.memory_gb));
         let plan = planner.plan(memory_gb.map(as_bytes))?;
+        rows::warn_of_run(&experiment.recipe, RunSize { ranks: self.ranks, ..of_size(&experiment, plan.steps) });
         let sending = plan.communication.zip(self.wire_gbit).map(|(c, gbit)| c.sent_bytes() * 8e-9 / gbit);
         let time = Time::of(&planner, on, plan.steps, sending)?;
         match self.json {
@@ -99,18 +101,18 @@ impl Plan {
             }
             false => {
                 let in_bits = quantization.map(|of| format!("; its linear layers are in {of}")).unwrap_or_default();
-                say!("model: {}{in_bits}", config.told(is_tied));
+                sentence!(7, "model: {}{in_bits}", config.told(is_tied));
                 if let (Some(folder), Some(told)) = (&experiment.recipe.model.adapter, &plan.adapter) {
-                    say!("adapter: starts from {}: {told}", folder.display());
+                    sentence!(9, "adapter: starts from {}: {told}", folder.display());
                 }
                 let unknown = config.unknown_fields();
                 if !unknown.is_empty() {
-                    say!("fields of config.json that Weft doesn't know: {}", unknown.join(", "));
+                    sentence!(2, "fields of config.json that Weft doesn't know: {}", unknown.join(", "));
                 }
                 for part in
                     experiment.train.parts.iter().chain(experiment.held_out.iter().flat_map(|held_out| &held_out.parts))
                 {
-                    part.notes.lines().iter().for_each(|line| say!("{}: {line}", part.name));
+                    part.notes.lines().iter().for_each(|line| sentence!(2, "{}: {line}", part.name));
                 }
                 print(&plan, (&experiment.recipe, is_narrow), time, sending);
             }
@@ -185,23 +187,26 @@ impl Time {
         let rate = self.gemm_gflops;
         match self.on {
             On::DataSheet(GpuModel { name, tflops: [bf16, f32], bandwidth, .. }) => {
-                say!(
-                    "time, a prediction: what the data sheet of {name} allows ({bf16:.0} TFLOP/s of bf16 matmuls, {f32:.0} of f32,"
+                sentence!(
+                    2,
+                    "time, a prediction: what the data sheet of {name} allows ({bf16:.0} TFLOP/s of bf16 matmuls, {f32:.0} of f32,\n\
+                     {bandwidth:.0} GB/s); no step is faster, and none has been measured; evaluations come on top"
                 );
-                say!("{bandwidth:.0} GB/s); no step is faster, and none has been measured; evaluations come on top");
             }
             On::Gpu(rates) => {
                 let [bf16, f32] = [rates.bf16, rates.f32].map(|rate| rate * 1e-12);
                 let bandwidth = rates.bytes * 1e-9;
-                say!(
-                    "time, a prediction: what this GPU's measured rates allow ({bf16:.0} TFLOP/s of bf16 matmuls, {f32:.0} of f32,"
-                );
-                say!(
-                    "{bandwidth:.0} GB/s); no step is faster; weft bench --device cuda measures one; evaluations come on top"
+                sentence!(
+                    2,
+                    "time, a prediction: what this GPU's measured rates allow ({bf16:.0} TFLOP/s of bf16 matmuls, {f32:.0} of f32,\n\
+                     {bandwidth:.0} GB/s); no step is faster; weft bench --device cuda measures one; evaluations come on top"
                 );
             }
             On::Cpu | On::SomeGpu => {
-                say!("time, at {rate:.0} GFLOP/s of {precision} matmuls on this machine now; evaluations come on top");
+                sentence!(
+                    2,
+                    "time, at {rate:.0} GFLOP/s of {precision} matmuls on this machine now; evaluations come on top"
+                );
             }
         }
     }
@@ -212,7 +217,7 @@ const NARROW: usize = 512;
 
 fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time>, sending: Option<f64>) {
     let line = |name: &str, bytes: usize| say!("  {name:26}{:>9.3} GB", bytes as f64 / 1e9);
-    say!("peak memory by part; the largest micro-batch has {} tokens", plan.largest_micro_batch);
+    say!("peak memory by part; the largest micro-batch has {}", counted(plan.largest_micro_batch, "token"));
     for part in plan.parts.iter().filter(|part| part.bytes > 0) {
         line(part.name, part.bytes);
     }
@@ -225,18 +230,23 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         None => say!("  this system doesn't report how much memory is available"),
     }
     if let Some(c) = &plan.communication {
-        say!("each of {} ranks sends in a step of {} examples", c.ranks, c.ranks * recipe.train.global_batch_size());
+        sentence!(
+            2,
+            "each of {} ranks sends in a step of {} examples",
+            c.ranks,
+            c.ranks * recipe.train.global_batch_size()
+        );
         let parts = [
             ("gradients", c.gradient_bytes),
             ("updated parameters", c.update_bytes),
             ("gathered from answers", c.gathered_bytes),
         ];
         parts.iter().for_each(|(name, bytes)| say!("  {name:26}{:>9.3} MB", bytes / 1e6));
-        say!("the rank with the most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
+        sentence!(2, "the rank with the most tokens has {:.2} times the mean; the others wait for it", c.imbalance);
     }
-    let (precision, steps) = (recipe.model.precision, plan.steps);
+    let (precision, steps) = (recipe.model.precision, counted(plan.steps, "step"));
     let Some(time) = time else {
-        say!("{steps} steps; --gpu NAME predicts what one takes, weft bench --device cuda measures it");
+        sentence!(2, "{steps}; --gpu NAME predicts what one takes, weft bench --device cuda measures it");
         return;
     };
     time.say_source(precision);
@@ -248,12 +258,15 @@ fn print(plan: &Planned, (recipe, is_narrow): (&Recipe, bool), time: Option<Time
         _ => format!("{hours:.1} hours"),
     };
     if is_narrow && matches!(on, On::Cpu) {
-        say!("  a model this narrow takes 1.5 to 1.75 times that, because the work between its matmuls weighs more");
+        sentence!(
+            2,
+            "  a model this narrow takes 1.5 to 1.75 times that, because the work between its matmuls weighs more"
+        );
     }
     if let Some(seconds) = sending {
-        say!("  sending takes {} s of each step, none of it overlapped", significant(seconds));
+        sentence!(2, "  sending takes {} s of each step, none of it overlapped", significant(seconds));
     }
-    say!("  {} s a step, {steps} steps, {duration}", significant(step_seconds));
+    say!("  {} s a step, {steps}, {duration}", significant(step_seconds));
 }
 
 /// Formats a number with at least three significant digits.

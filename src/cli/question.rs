@@ -5,17 +5,14 @@ use std::path::Path;
 
 use serde_json::json;
 use weft::base::Base;
-use weft::data::Example;
 use weft::data::chat::Turn;
 use weft::data::typed_tokens::SpecialTokens;
 use weft::error::Result;
 use weft::experiment::Experiment;
+use weft::experiment::answer_length::{usual_length, with_room};
 use weft::files::write_whole;
-use weft::model::block::Config;
 use weft::model::settings::{Trainable, shell_word};
-use weft::recipe::Recipe;
 use weft::sampler::generate::Sampling;
-use weft::sampler::remasking::Loop;
 use weft_kernels::precision::Precision;
 
 use super::FactArgs;
@@ -25,10 +22,6 @@ use super::generate::as_options;
 const QUESTION: &str = "question.json";
 /// The longest question that is written into the command, in bytes.
 const LONGEST: usize = 200;
-/// Lengths above this one are rounded up to a multiple of it, or of the sampler's block.
-const ROUNDED: usize = 8;
-/// The share of answers that the command has room for.
-const SHARE: f64 = 0.95;
 
 /// The command that asks the model in `folder`. A question of several turns or lines is written into the run folder.
 ///
@@ -58,46 +51,8 @@ pub fn command(experiment: &Experiment, base: &Base, folder: &Path) -> Result<St
     }
     let texts = experiment.train.dataset.documents > 0;
     let length = if texts { Sampling::default().gen_length } else { usual_length(&experiment.train.dataset.examples) };
-    command += &as_options(&sampling(recipe, &base.model.config, length));
+    command += &as_options(&with_room(recipe, &base.model.config, length));
     Ok(command + &asked(experiment, texts)?)
-}
-
-/// The length that the share [`SHARE`] of the answers doesn't exceed.
-fn usual_length(examples: &[Example]) -> usize {
-    let mut lengths: Vec<usize> = examples.iter().map(|example| example.answer_ids.len()).collect();
-    lengths.sort_unstable();
-    let at = (SHARE * lengths.len() as f64).ceil() as usize;
-    lengths.get(at.saturating_sub(1)).copied().unwrap_or(1)
-}
-
-/// The recipe's sampler with room for answers of `length` tokens, in whole blocks, at as many tokens a step.
-fn sampling(recipe: &Recipe, config: &Config, length: usize) -> Sampling {
-    let (for_model, recipe) = (recipe.sampling(config), &recipe.sampler);
-    let steps = |gen_length: usize| (gen_length * recipe.diffusion_steps / recipe.gen_length.max(1)).max(1);
-    if for_model.is_block_causal() {
-        let Sampling { attention, block_length, .. } = for_model;
-        return Sampling {
-            gen_length: length,
-            diffusion_steps: steps(length),
-            attention,
-            block_length,
-            ..recipe.clone()
-        };
-    }
-    let block = recipe.block_length.max(1);
-    let gen_length = match length {
-        _ if length > block => length.next_multiple_of(block),
-        ..=ROUNDED => length,
-        _ => length.next_multiple_of(ROUNDED).min(block),
-    };
-    let block_length = block.min(gen_length);
-    let has_blocks = for_model.remasking.is_none_or(|r| r.sampling_loop() == Loop::Llada);
-    let sized = match has_blocks {
-        true => Sampling { gen_length, block_length, ..recipe.clone() },
-        false => recipe.clone().with_gen_length(gen_length),
-    };
-    let blocks = if has_blocks { sized.num_blocks() } else { 1 };
-    Sampling { diffusion_steps: steps(gen_length).next_multiple_of(blocks), ..sized }
 }
 
 /// The options that contain the question.

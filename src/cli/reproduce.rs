@@ -10,6 +10,8 @@ use weft::reproduce::sentences::summary;
 use weft::reproduce::study::Study;
 use weft::reproduce::{go, write};
 
+use super::window;
+
 /// Run the paper's comparison: SFT, WeFT and the ablations, over several seeds
 ///
 /// Trains every arm under every setting and seed of the recipe's [reproduce] table, scores all of them during training,
@@ -51,9 +53,9 @@ impl Reproduce {
             return Ok(ExitCode::SUCCESS);
         }
         let findings = write(&study, &outcomes, &self.recipe)?;
-        for line in summary(&findings) {
-            say!("{line}");
-        }
+        let (table, sentences) = summary(&findings);
+        window::print(&table);
+        sentences.iter().for_each(|line| sentence!(2, "{line}"));
         say!("the report is in {}", study.output.join("report.md").display());
         Ok(ExitCode::SUCCESS)
     }

@@ -1,12 +1,15 @@
 //! The results of a run of `weft train`, for a person, for the run's report and for a program.
 
 use serde_json::{Map, Value, json};
+use weft::counted::counted;
 use weft::eval::task_score::TaskScore;
 use weft::experiment::Experiment;
 use weft::machine;
 use weft::train::entropy_reuse::Drift;
 use weft::train::guard::Skipped;
 use weft::train::run::Summary;
+
+use super::rows;
 
 /// The relative change of the held-out loss below which it counts as unchanged.
 const HARDLY: f64 = 0.01;
@@ -40,40 +43,43 @@ impl Results<'_> {
         let Summary { first_step, train_secs, .. } = self.summary;
         let resumed = if *first_step > 0 { format!(", resumed at step {first_step}") } else { String::new() };
         let skipped = self.skipped().map(|skipped| format!("; {skipped}")).unwrap_or_default();
-        say!("trained {} steps in {train_secs:.0} s{resumed}{skipped}", self.steps);
+        sentence!(2, "trained {} in {train_secs:.0} s{resumed}{skipped}", counted(self.steps, "step"));
         if let Some(Drift { rank_correlation, mean_change }) = self.summary.entropy_drift {
-            say!(
+            sentence!(
+                2,
                 "reused entropies at the end: rank correlation {rank_correlation:.3} with fresh ones, {mean_change:.3} nats apart"
             );
         }
         if let Some([before, after]) = self.summary.held_out {
-            say!("held-out loss {before:.4} -> {after:.4} nats per answer token");
+            sentence!(2, "held-out loss {before:.4} -> {after:.4} nats per answer token");
         }
         if self.summary.ended_early {
             let by_task = self.summary.best.is_some_and(|best| best.accuracy.is_some());
             let what = if by_task { "the first task's accuracy rose" } else { "the held-out loss fell" };
-            say!("the run ended early: {what} no further (train.patience)");
+            sentence!(2, "the run ended early: {what} no further (train.patience)");
         }
         if let (Some(best), Some(path)) = (self.summary.best, &self.best) {
             let (what, number) = best.told();
-            say!("{what} {number} at step {}, saved in {path}", best.step);
+            sentence!(2, "{what} {number} at step {}, saved in {path}", best.step);
         }
         for (scores, posed) in self.scores.iter().zip(&self.experiment.tasks) {
-            let held_out = if posed.is_held_out { " held-out" } else { "" };
-            say!("{} on the same {}{held_out} problems:", posed.task.name(), posed.problems.len());
+            let noun = if posed.is_held_out { "held-out problem" } else { "problem" };
+            sentence!(2, "{} on the same {}:", posed.task.name(), counted(posed.problems.len(), noun));
             let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
             scores.iter().for_each(|(name, score)| say!("  {name:width$}  {score}"));
         }
         let [peak, planned] = self.memory_bytes.map(|bytes| bytes as f64 / 1e9);
-        say!("peak memory {peak:.3} GB; {planned:.3} GB were planned");
+        sentence!(2, "peak memory {peak:.3} GB; {planned:.3} GB were planned");
         for (name, path) in &self.files {
             say!("the {name} is in {path}");
         }
         say!("try it: {}", self.question);
         match self.summary.held_out.map(|[before, after]| 1.0 - after / before) {
-            Some(fall) if fall < -HARDLY => say!("the held-out loss rose: try a lower train.lr (docs/settings.md)"),
+            Some(fall) if fall < -HARDLY => {
+                sentence!(2, "the held-out loss rose: try a lower train.lr (docs/settings.md)")
+            }
             Some(fall) if fall < HARDLY => {
-                say!("the held-out loss hardly moved: try more epochs or a higher train.lr (docs/settings.md)");
+                sentence!(2, "the held-out loss hardly moved: try more epochs or a higher train.lr (docs/settings.md)");
             }
             _ => {}
         }
@@ -106,7 +112,7 @@ impl Results<'_> {
         let [examples, tokens, cut] = counts(self.experiment);
         let examples = match train.documents {
             0 => format!("{examples}, {cut} of them cut at {} tokens", self.experiment.recipe.data.max_seq_len.0),
-            documents => format!("{documents} texts in {examples} sequences"),
+            documents => format!("{} in {}", counted(documents, "text"), counted(examples, "sequence")),
         };
         let mut facts = vec![row("training examples", examples), row("tokens in them", tokens.to_string())];
         if let Some(held_out) = &self.experiment.held_out {
@@ -123,16 +129,29 @@ impl Results<'_> {
         facts
     }
 
+    /// For the report: what the run leaves out of its rows, those that are held out last.
+    pub fn remarks(&self) -> Vec<String> {
+        let Experiment { train, held_out, recipe, .. } = self.experiment;
+        let of = |part| rows::left_out(part, recipe.data.max_seq_len.0);
+        let held_out = held_out.iter().flat_map(|mixed| &mixed.parts).flat_map(of);
+        train.parts.iter().flat_map(of).chain(held_out.map(|remark| format!("held out: {remark}"))).collect()
+    }
+
     /// The number of skipped steps as text; `None` if none was skipped.
     fn skipped(&self) -> Option<String> {
         let Skipped { non_finite, spikes } = self.summary.skipped;
-        let of = self.steps;
+        let of = counted(self.steps, "step");
         (non_finite + spikes > 0).then(|| match (non_finite, spikes) {
-            (_, 0) => format!("{non_finite} of {of} steps skipped, not finite"),
-            (0, _) => format!("{spikes} of {of} steps skipped, spikes of the gradient"),
+            (_, 0) => format!("{non_finite} of {of} skipped, not finite"),
+            (0, _) => format!(
+                "{} of {of} skipped, {} of the gradient",
+                spikes,
+                if spikes == 1 { "a spike" } else { "spikes" }
+            ),
             _ => format!(
-                "{} of {of} steps skipped: {non_finite} not finite, {spikes} spikes of the gradient",
-                non_finite + spikes
+                "{} of {of} skipped: {non_finite} not finite, {} of the gradient",
+                non_finite + spikes,
+                counted(spikes, "spike")
             ),
         })
     }

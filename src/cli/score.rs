@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use weft::counted::counted;
 use weft::error::Result;
 use weft::eval::any_task::AnyTask;
 use weft::eval::sandbox::{Limits, Sandbox};
@@ -45,6 +46,9 @@ impl Score {
         }
         let scores = load(&task, &self.file, sandbox.as_ref())?;
         if let Some(out) = &self.out {
+            if out.is_file() {
+                tell!("warning: {} was there already and is written over", out.display());
+            }
             save_scores(out, &scores)?;
         }
         let accuracy = weft::eval::accuracy(&scores);
@@ -52,7 +56,7 @@ impl Score {
             say!("{}", as_json(task.name(), scores.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        say!("{} on {} generations: {}", task.name(), scores.len(), accuracy);
+        say!("{} on {}: {accuracy}", task.name(), counted(scores.len(), "generation"));
         if let Some(out) = &self.out {
             say!("scores are in {}", out.display());
         }

@@ -1,42 +1,42 @@
 //! `weft train`: the main command. Reads a recipe, scores the base, trains an adapter or every weight, saves it and
 //! scores again.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use weft::base::{Base, is_embedded};
+use weft::counted::counted;
 use weft::data::Example;
 use weft::data::turns::turns;
 use weft::error::{Error, Result};
-use weft::experiment::Experiment;
+use weft::experiment::{Experiment, answer_length};
 use weft::files::{read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
-use weft::model::lora;
 use weft::model::settings::Trainable;
-use weft::model::weights::make_in_order;
 use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
-use weft::recipe::Recipe;
-use weft::report::training::{self, Sample};
+use weft::recipe::{Recipe, RunSize};
+use weft::report::training::{self, Contents, Sample};
 use weft::reproduce::study;
+use weft::sampler::generate::Sampling;
 use weft::train::Trainer;
 use weft::train::checkpoint;
-use weft::train::optimizer::Optimizer;
 use weft::train::rank_log::RankLog;
 use weft::train::run::{self, RESULTS};
 use weft::train::scored::{Scoring, train_scored};
+use weft::train::step::StepReport;
 use weft_kernels::cuda::WORKSPACE;
 
-use super::best;
 use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
 use super::progress::doing;
 use super::question;
 use super::results::Results;
-use super::rows;
+use super::rows::{self, INDENT};
 use super::scores;
 use super::warn_of_base;
 
@@ -135,19 +135,16 @@ impl Train {
         };
         let each_epoch = recipe.eval.is_each_epoch();
         let scoring = Scoring { before: &before, each_epoch, score: &mut score };
+        let mut go_on = |_: &StepReport| ControlFlow::Continue(());
         let summary = match experiment.tasks.is_empty() {
-            true => run::train(&mut trainer, (held_out, &output), &resolved, options),
-            false => train_scored(&mut trainer, (held_out, &output), &resolved, options, scoring),
+            true => run::train(&mut trainer, (held_out, &output), &resolved, options, go_on),
+            false => train_scored(&mut trainer, (held_out, &output), &resolved, options, (scoring, &mut go_on)),
         };
         let summary = summary.map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);
-        match &adapter {
-            Some(config) if is_first => lora::save(&folder, &base.model, config, &base.name)?,
-            Some(_) => {}
-            None => save_whole(&experiment, &base, &trainer.optimizer, &folder)?,
-        }
+        experiment.save(&base, adapter.as_ref(), &trainer.optimizer, &folder)?;
         // 4. The answers after training, the report, and the list of what was written.
         if !is_first {
             return Ok(ExitCode::SUCCESS);
@@ -155,7 +152,7 @@ impl Train {
         for (sample, after) in samples.iter_mut().zip(experiment.samples(&base.model, &base.text)?) {
             sample.after = after;
         }
-        let best = best::save(&experiment, &mut base, (adapter.as_ref(), matmul), summary.best)?;
+        let best = experiment.save_best(&mut base, (adapter.as_ref(), matmul), summary.best)?;
         let named = |(before, after)| [("base", before), (matmul, after)];
         let results = Results {
             steps,
@@ -172,12 +169,23 @@ impl Train {
         for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
             model_card::write(folder, &experiment, &base.name, &results)?;
         }
-        self.finish(&output, &results, &samples)
+        let sampling = answer_length::of_report(recipe, &base.model.config, &experiment.train);
+        self.finish(&results, (&samples, &answer_length::told(&sampling, &experiment.train)))
     }
 
     /// Writes the report and the results, and prints these.
-    fn finish(&self, output: &Path, results: &Results, samples: &[Sample]) -> Result<ExitCode> {
-        training::write(output, (&results.rows(), &results.facts()), samples)?;
+    fn finish(&self, results: &Results, (samples, sampler): (&[Sample], &str)) -> Result<ExitCode> {
+        let Experiment { recipe, train, held_out, .. } = results.experiment;
+        let output = &recipe.train.output;
+        let contents = Contents {
+            results: &results.rows(),
+            facts: &results.facts(),
+            rows: &rows::table(train, held_out.as_ref()),
+            remarks: &results.remarks(),
+            samples,
+            sampler,
+        };
+        training::write(output, &contents)?;
         let object = results.to_json();
         // This file is written last: where it exists, the run is finished.
         write_whole(&output.join(RESULTS), format!("{object}\n").as_bytes())?;
@@ -249,7 +257,11 @@ impl Train {
     fn tell_finished(&self, output: &Path, steps: u64) -> Result<ExitCode> {
         match self.json {
             true => say!("{}", read_text(&output.join(RESULTS))?.trim_end()),
-            false => say!("the run in {} is finished ({steps} steps); there is nothing to resume", output.display()),
+            false => say!(
+                "the run in {} is finished ({}); there is nothing to resume",
+                output.display(),
+                counted(steps, "step")
+            ),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -285,16 +297,12 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
 /// Prints warnings and what the run will do, before it starts.
 fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     let recipe = &experiment.recipe;
-    // A run that stops after a few steps is a trial.
-    if recipe.train.max_steps.is_none() && recipe.train.warmup_steps >= plan.steps {
-        let (warmup, steps) = (recipe.train.warmup_steps, plan.steps);
-        tell!(
-            "warning: train.warmup_steps = {warmup} in a run of {steps} steps: the learning rate never reaches train.lr"
-        );
-    }
-    tell_idle(&recipe.sampling(&base.model.config));
+    // The recipe's warnings say what becomes of the sampler's seed.
+    tell_idle(&Sampling { seed: Sampling::default().seed, ..recipe.sampling(&base.model.config) });
     let of_run = [Some(&experiment.train), experiment.held_out.as_ref()];
     rows::warn(base.config(), of_run, experiment.shared_rows());
+    rows::warn_of_run(recipe, of_size(experiment, plan.steps));
+    base.told_of_quantizing().iter().for_each(|told| tell!("warning: model.quantize {told}"));
     if let Some(adapter) = &recipe.model.adapter {
         warn_of_base(adapter, &base.name);
     }
@@ -303,11 +311,25 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     }
     describe(experiment, base);
     if let (Some(folder), Some(told)) = (&recipe.model.adapter, &plan.adapter) {
-        say!("adapter    starts from {}: {told}", folder.display());
+        sentence!(INDENT.len(), "adapter    starts from {}: {told}", folder.display());
     }
-    say!("memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
+    sentence!(INDENT.len(), "memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
     if recipe.train.checkpoint_every == 0 {
-        say!("saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way");
+        sentence!(
+            INDENT.len(),
+            "saved      at the end, or when it is asked to stop; train.checkpoint_every saves along the way"
+        );
+    }
+}
+
+/// The size of a run whose rows and problems are read.
+pub(super) fn of_size(experiment: &Experiment, steps: u64) -> RunSize<'_> {
+    RunSize {
+        train: &experiment.train,
+        held_out: experiment.held_out.as_ref(),
+        problems: experiment.tasks.iter().map(|posed| posed.problems.len()).max(),
+        steps,
+        ranks: experiment.ranks.size(),
     }
 }
 
@@ -315,32 +337,30 @@ fn describe(experiment: &Experiment, base: &Base) {
     let recipe = &experiment.recipe;
     let parameters: usize = base.model.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let whole = if recipe.model.trainable == Trainable::Full { ", all trained" } else { "" };
-    say!("base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
-    say!("model      {}", base.told());
+    sentence!(INDENT.len(), "base       {} ({:.2} million parameters{whole})", base.name, parameters as f64 / 1e6);
+    sentence!(INDENT.len(), "model      {}", base.told());
     if let Some(gpu) = weft::device::gpu() {
-        say!("device     {}", gpu.name());
+        sentence!(INDENT.len(), "device     {}", gpu.name());
     }
     let ranks = &experiment.ranks;
     if ranks.size() > 1 {
         let batch = recipe.train.global_batch_size() * ranks.size();
-        let threads = rayon::current_num_threads();
-        say!("ranks      {}, {threads} threads each on this machine; {batch} examples a step", ranks.size());
+        let threads = counted(rayon::current_num_threads(), "thread");
+        sentence!(INDENT.len(), "ranks      {}, {threads} each on this machine; {batch} examples a step", ranks.size());
     }
     let (name, normalizer) = (recipe.objective.kind.name(), recipe.objective.normalizer());
-    say!("objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
-    rows::say_of(experiment);
-}
-
-/// Saves every weight as it was trained. Every rank calls it; the first one writes.
-fn save_whole(experiment: &Experiment, base: &Base, optimizer: &Optimizer, folder: &Path) -> Result<()> {
-    let dtype = experiment.recipe.model.save_dtype.map_or(base.dtype, Into::into);
-    let params = base.model.params.iter().enumerate();
-    let tensors = params.map(|(id, param)| optimizer.saved(id, param, dtype)).collect();
-    if !experiment.ranks.is_first() {
-        make_in_order(tensors);
-        return Ok(());
+    sentence!(INDENT.len(), "objective  {name}, loss divided by the {} tokens", normalizer.divides_by());
+    let (given, sampling) = (&recipe.sampler, recipe.sampling(&base.model.config));
+    let blocks = sampling.block_length;
+    if recipe.eval.generates() && !sampling.is_block_causal() && blocks != given.block_length {
+        let (tokens, steps) = (counted(given.gen_length, "token"), counted(sampling.diffusion_steps, "step"));
+        let other = given.block_length;
+        sentence!(
+            INDENT.len(),
+            "answers    {tokens} in blocks of {blocks}, because {other} don't divide them; {steps}"
+        );
     }
-    base.save_tensors(folder, dtype, tensors)
+    rows::say_of(experiment);
 }
 
 /// The base's answers to the rows that the report shows.

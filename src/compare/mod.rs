@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::reproduce::statistics::{Interval, interval};
+use crate::train::run::RECIPE;
 pub use run::Run;
 
 /// Several runs; the others are compared with the first one.
@@ -52,11 +53,12 @@ pub struct Compared {
 }
 
 impl Comparison {
-    /// Reads the runs in some folders and compares them.
+    /// Reads the runs in some folders and compares them. A folder of runs stands for the runs in it, by their names.
     ///
     /// # Errors
     /// Fewer than two folders, the same folder twice, a folder without a run, or a damaged file in one.
     pub fn of(folders: &[PathBuf]) -> Result<Self> {
+        let folders = &*runs_in(folders);
         if folders.len() < 2 {
             return Err(Error::Usage("give the folders of two or more runs (their train.output)".to_owned()));
         }
@@ -142,6 +144,18 @@ fn differing(runs: &[Run]) -> Vec<Setting> {
     let differs = |setting: &Setting| setting.values.iter().any(|value| *value != setting.values[0]);
     let rows = Setting { key: "rows trained on".to_owned(), values: runs.iter().map(Run::trained_rows).collect() };
     keys.into_iter().map(setting).chain([rows]).filter(differs).collect()
+}
+
+/// The folders, with the runs in it in place of each one that holds runs and is none.
+fn runs_in(folders: &[PathBuf]) -> Vec<PathBuf> {
+    let is_run = |folder: &PathBuf| folder.join(RECIPE).exists();
+    let runs_of = |folder: &PathBuf| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut runs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_run).collect();
+        runs.sort();
+        if is_run(folder) || runs.is_empty() { vec![folder.clone()] } else { runs }
+    };
+    folders.iter().flat_map(runs_of).collect()
 }
 
 /// Names that distinguish the folders: as few of their last parts as that takes.

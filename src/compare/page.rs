@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use super::tables::Table;
 use super::{Compared, Comparison};
 use crate::report::chart::{self, Curve, Titles, escape};
 use crate::report::curves::thin;
@@ -26,31 +25,15 @@ pub fn comparison_page(comparison: &Comparison) -> String {
     for remark in comparison.remarks() {
         let _ = writeln!(body, "<p class=\"warning\">{}</p>", escape(&remark));
     }
-    comparison.tables().iter().for_each(|table| body.push_str(&as_html(table)));
+    comparison.tables().iter().for_each(|table| body.push_str(&table.as_html()));
     body.push_str(
-        "<h2>Charts</h2>\n<p class=\"note\">With more than 100 steps, each point is the mean of several steps.</p>\n",
+        "<h2>Charts</h2>\n<p class=\"note\">With more than 100 steps, each point is the mean of several steps. A step in \
+         which nothing was masked has no loss: its curve has a gap there.</p>\n",
     );
     body.push_str("<div class=\"charts wide\">\n");
     differences(comparison).iter().chain(&curves(comparison)).for_each(|svg| body.push_str(svg));
     body.push_str("</div>\n");
     page(&title, &body)
-}
-
-fn as_html(Table { title, rows, note }: &Table) -> String {
-    let mut html = format!("<h2>{}</h2>\n", escape(title));
-    if !rows.is_empty() {
-        html.push_str("<div class=\"table\"><table>\n");
-        for (i, row) in rows.iter().enumerate() {
-            let tag = if i == 0 { "th" } else { "td" };
-            let cells: String = row.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
-            let _ = writeln!(html, "<tr>{cells}</tr>");
-        }
-        html.push_str("</table></div>\n");
-    }
-    if !note.is_empty() {
-        let _ = writeln!(html, "<p class=\"note\">{}</p>", escape(note));
-    }
-    html
 }
 
 /// The differences from the first run, where there are any.

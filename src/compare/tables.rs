@@ -3,17 +3,8 @@
 use serde_json::Value;
 
 use super::{Compared, Comparison};
+use crate::report::table::Table;
 use crate::reproduce::statistics::Interval;
-
-/// A table: its title, a row of names, and the other rows. The first column is a name.
-pub struct Table {
-    /// The title, with the unit.
-    pub title: String,
-    /// The names of the columns and the rows.
-    pub rows: Vec<Vec<String>>,
-    /// A note that explains how to read it; may be empty.
-    pub note: String,
-}
 
 /// The mark in place of a number that doesn't exist.
 const NONE: &str = "-";

@@ -8,13 +8,13 @@ use crate::error::Error;
 
 /// A row that can't be used.
 #[derive(Debug)]
-pub(super) struct BadRow {
+pub(crate) struct BadRow {
     /// What is wrong.
-    pub error: Box<Error>,
+    pub(super) error: Box<Error>,
     /// The file and number of the row.
-    pub place: String,
+    pub(super) place: String,
     /// The setting that says whether such rows are skipped.
-    pub setting: &'static str,
+    pub(super) setting: &'static str,
 }
 
 /// The setting for rows that can't be read as chats or texts.
@@ -52,12 +52,12 @@ impl BadRow {
 
 /// The rows of a source that can't be used: the first few, and how many there are.
 #[derive(Debug, Default)]
-pub(super) struct BadRows {
+pub(crate) struct BadRows {
     first: Vec<BadRow>,
     count: usize,
     settings: BTreeSet<&'static str>,
     /// The number of all rows, once they have been read.
-    pub rows: usize,
+    pub(crate) rows: usize,
 }
 
 impl BadRows {
@@ -75,9 +75,19 @@ impl BadRows {
         self.count == 0
     }
 
+    /// The error that [`BadRows::into_error`] gives, of a command that skips no rows.
+    pub fn into_error_without_skipping(self, name: &str) -> Error {
+        match self.into_error(name, false) {
+            Error::Rows { name, count, rows, more, .. } => {
+                Error::Rows { name, count, rows, more, skips: String::new() }
+            }
+            other => other,
+        }
+    }
+
     /// The error that lists the bad rows of the source with this name. A single bad row gives its own error, which names the
     /// setting that skips the row only if `hints` is set.
-    pub fn into_error(mut self, name: &str, hints: bool) -> Error {
+    pub(crate) fn into_error(mut self, name: &str, hints: bool) -> Error {
         let settings: Vec<String> = self.settings.iter().map(|key| format!("data.{key} = \"skip\"")).collect();
         let skips = format!("{} skips and counts such rows", settings.join(", "));
         // If every row has the same problem, the rows aren't the cause.
@@ -88,7 +98,12 @@ impl BadRows {
             let rows = self.first.iter().map(BadRow::told).collect();
             return Error::Rows { name: name.to_owned(), count: self.count, rows, more, skips };
         }
-        let mut error = *self.first.remove(0).error;
+        let bad = self.first.remove(0);
+        if !matches!(&*bad.error, Error::Row { .. } | Error::Record { .. }) && !is_common {
+            // An error of the chat template names no row.
+            return Error::Usage(bad.told());
+        }
+        let mut error = *bad.error;
         if let Error::Row { reason, .. } | Error::Record { reason, .. } = &mut error
             && hints
         {
@@ -114,7 +129,7 @@ impl From<Error> for Unread {
 }
 
 /// Turns a reader's error into a bad row, or returns the error if no further row can be read after it.
-pub(super) fn of_reader(error: Error) -> Result<BadRow, Error> {
+pub(crate) fn of_reader(error: Error) -> Result<BadRow, Error> {
     if !is_of_row(&error) {
         return Err(error);
     }

@@ -247,6 +247,19 @@ impl TextModel {
         tokens.into_iter().any(|token| text.contains(&token))
     }
 
+    /// What a text holds before the end tokens at its end; `None` if it doesn't end with one. White space between and
+    /// behind them belongs to them.
+    pub(super) fn before_end_token<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let ends = self.end_token_ids().into_iter().filter_map(|id| self.token(id));
+        let ends: Vec<String> = ends.filter(|end| !end.trim().is_empty()).collect();
+        let mut before = None;
+        while let Some(rest) = ends.iter().find_map(|end| before.unwrap_or(text).trim_end().strip_suffix(end.as_str()))
+        {
+            before = Some(rest);
+        }
+        before
+    }
+
     /// The tokens of a text, without added special tokens.
     ///
     /// # Errors
@@ -301,7 +314,7 @@ impl TextModel {
     }
 
     /// The ids of the tokenizer's special tokens.
-    pub fn special_ids(&self) -> BTreeSet<u32> {
+    pub(crate) fn special_ids(&self) -> BTreeSet<u32> {
         let added = self.tokenizer.get_added_tokens_decoder();
         added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect()
     }

@@ -11,8 +11,12 @@ use csv::{Error as CsvError, ErrorKind, Reader, ReaderBuilder, StringRecord};
 use serde_json::Value;
 
 use super::sources::{Fields, MAX_LINE_BYTES};
+use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::files::rows_file::{open, read_error};
+
+/// What separates cells where the file's extension names another separator.
+const OTHERS: [u8; 2] = [b';', b'\t'];
 
 /// The columns whose cells may hold a list as JSON.
 const LISTS: [&str; 3] = ["messages", "conversations", "history"];
@@ -62,11 +66,21 @@ impl Unread {
 }
 
 impl Rows {
-    /// Opens a file whose cells are separated by `delimiter`.
+    /// Opens a file whose cells are separated by `delimiter`, or, where that makes one column of a header with semicolons
+    /// or tabs, by these: spreadsheets write semicolons where commas are for decimals.
     ///
     /// # Errors
     /// A file that can't be opened, or whose header can't be read.
     pub fn open(path: &Path, delimiter: u8) -> Result<Self> {
+        let rows = Self::open_by(path, delimiter)?;
+        let other = match &rows.names[..] {
+            [name] => OTHERS.into_iter().find(|other| name.contains(char::from(*other))),
+            _ => None,
+        };
+        other.map_or(Ok(rows), |other| Self::open_by(path, other))
+    }
+
+    fn open_by(path: &Path, delimiter: u8) -> Result<Self> {
         let unread = Rc::new(RefCell::new(Unread::default()));
         let bounded = Bounded { from: open(path)?, unread: unread.clone() };
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bounded);
@@ -176,8 +190,9 @@ fn told(path: &Path, line: usize, error: CsvError) -> Error {
         ErrorKind::Io(source) => return read_error(path, source),
         ErrorKind::Utf8 { err, .. } => format!("cell {} is not UTF-8; convert the file to UTF-8", err.field() + 1),
         ErrorKind::UnequalLengths { expected_len, len, .. } => format!(
-            "the row has {len} cells and the header {expected_len}; quote the cells that hold separators, line breaks or \
-             quotes"
+            "the row has {} and the header {expected_len}; quote the cells that hold separators, line breaks or \
+             quotes",
+            counted(len, "cell")
         ),
         other => format!("{other:?}"),
     };

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::Conversation;
 use super::chat::{self, Chat, Turn, known_role};
 use super::sources::Fields;
+use crate::error::{self, Error};
 
 /// A form of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,12 +68,13 @@ const KEYS: [(Form, &[&str]); 13] = [
     (Form::Text, &["text"]),
 ];
 
-/// The texts of a row's [`chat()`], without tools and the turns' other fields.
+/// A row as a prompt and an answer, in the given form or else in the form that its keys tell; `None` if the row is passed
+/// over. Tools and other fields of turns are left out.
 ///
 /// # Errors
-/// The errors of [`chat()`].
-pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversation>, String> {
-    Ok(chat(row, form)?.map(Conversation::from))
+/// A key that is missing or has the wrong type.
+pub fn conversation(row: &Fields, form: Option<Form>) -> error::Result<Option<Conversation>> {
+    Ok(chat(row, form).map_err(Error::Usage)?.map(Conversation::from))
 }
 
 /// Reads a row as a chat, in the given form or else in the form that its keys tell. A text has an empty prompt. Returns
@@ -81,7 +83,7 @@ pub fn conversation(row: &Fields, form: Option<Form>) -> Result<Option<Conversat
 ///
 /// # Errors
 /// A key that is missing or has the wrong type, as one sentence.
-pub fn chat(row: &Fields, form: Option<Form>) -> Result<Option<Chat>, String> {
+pub(crate) fn chat(row: &Fields, form: Option<Form>) -> Result<Option<Chat>, String> {
     let form = form.map_or_else(|| detect(row), Ok)?;
     let chat = match form {
         Form::Text => match text(row, form, "text")? {

@@ -13,6 +13,7 @@ use super::paths::Paths;
 use super::row_content::has_answer;
 use super::sources::{Row, Source};
 use super::token_cache::text_key;
+use crate::counted::counted;
 use crate::error::{Error, Result};
 
 /// What is held out.
@@ -89,7 +90,7 @@ impl fmt::Display for HeldOut {
         match self {
             Self::Files(paths) => paths.fmt(f),
             Self::Percent(percent) => write!(f, "{percent}%"),
-            Self::Rows(count) => write!(f, "{count} rows"),
+            Self::Rows(count) => f.write_str(&counted(*count, "row")),
         }
     }
 }
@@ -149,7 +150,8 @@ pub fn divide(sources: Vec<Source>, held_out: &HeldOut, seed: u64) -> Result<(Ve
     let rows = keys.len();
     let last = last_key(&keys, held_out.of(rows)).ok_or_else(|| {
         Error::Usage(format!(
-            "data.held_out = {held_out} of {rows} rows leaves no distinct rows on one side; give more rows, or another part"
+            "data.held_out = {held_out} of {} leaves no distinct rows on one side; give more rows, or another part",
+            counted(rows, "row")
         ))
     })?;
     let count =

@@ -4,12 +4,13 @@
 use rayon::prelude::*;
 
 use super::bad_rows::{BadRow, BadRows, ON_BAD_ROW, Unread, of_reader};
-use super::notes::{RowNotes, Skipped};
+use super::notes::RowNotes;
 use super::packed_texts::PackedTexts;
 use super::row_content::{Content, EMPTY, NO_CORRECT, NOT_TRAINED, content};
 use super::settings::{OnRow, TrainOn};
 use super::sources::{Fields, Row, Source};
 use super::{Dataset, Example, Reading, token_cache};
+use crate::counted::counted;
 use crate::error::{Error, Result};
 
 /// The number of rows that all threads together tokenize at a time.
@@ -168,22 +169,23 @@ fn no_examples(source: &Source, dataset: &Dataset) -> Error {
     let (path, passed) = (source.path.to_path(), dataset.passed_over);
     let skipped = &dataset.notes.skipped;
     let is_known = |reason: &str| [EMPTY, NO_CORRECT, NOT_TRAINED].contains(&reason);
-    let other = skipped.iter().filter(|(reason, _)| !is_known(reason)).max_by_key(|(_, skipped)| skipped.count);
+    let other = dataset.notes.most_skipped(|reason| !is_known(reason));
+    let all = |noun: &str, [one, several]: [&'static str; 2]| match passed {
+        1 => format!("its only {noun} {one}"),
+        _ => format!("all its {} {several}", counted(passed, noun)),
+    };
     let reason = match (passed, source.rows, other) {
         (0, None, _) => "it has no rows; give a row per example".to_owned(),
         (0, Some(rows), _) => format!("it has no rows within {rows}: it has fewer rows, or the slice is empty"),
-        (.., Some((reason, Skipped { first, .. }))) => {
-            format!(
-                "all its {passed} rows are skipped, most of them for this reason: {reason} (the first in {first}); fix the \
-                 rows"
-            )
-        }
-        _ if skipped.contains_key(EMPTY) => format!("all its {passed} texts are empty; give some text"),
+        (.., Some(most)) => format!("{}, {most}; fix the rows", all("row", ["is skipped", "are skipped"])),
+        _ if skipped.contains_key(EMPTY) => format!("{}; give some text", all("text", ["is empty", "are empty"])),
         _ if skipped.contains_key(NOT_TRAINED) => format!(
-            "no turn of its {passed} rows is trained on; remove weight 0 or train false from the turns to be trained on"
+            "no turn of its {} is trained on; remove weight 0 or train false from the turns to be trained on",
+            counted(passed, "row")
         ),
         _ => format!(
-            "the checks of all its {passed} rows mark no answer as correct; set its format to train on other answers"
+            "the checks of its {} mark no answer as correct; set its format to train on other answers",
+            counted(passed, "row")
         ),
     };
     Error::Config { path, reason }

@@ -1,7 +1,7 @@
 //! From files to examples: rows (`sources`), their forms (`formats`), the chat template, tokens (`loading`), and how often each
 //! example occurs (`mixing`). `noising` decides what is masked.
 
-mod bad_rows;
+pub(crate) mod bad_rows;
 pub mod chat;
 pub mod chat_template;
 mod clock;
@@ -16,6 +16,7 @@ pub mod lengths;
 mod loading;
 pub mod mixing;
 pub mod notes;
+mod numbered;
 mod packed_texts;
 pub mod packing;
 mod parquet_file;
@@ -32,7 +33,7 @@ pub mod shared_rows;
 pub mod sources;
 mod splits;
 mod strict_json;
-pub mod synthetic;
+pub(crate) mod synthetic;
 mod template_environment;
 mod template_filters;
 mod template_formats;
@@ -47,13 +48,14 @@ pub mod typed_tokens;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::counted::counted;
 use crate::error::{Error, Result};
 use bad_rows::Unread;
 use chat::Turn;
 use chat_template::TextModel;
 use mixing::Mixture;
 use notes::Notes;
-use row_content::{Content, content};
+pub use numbered::{numbered, numbered_with_notes};
 use settings::TrainOn;
 use sources::Source;
 use token_cache::TokenCache;
@@ -200,11 +202,15 @@ impl Part {
     /// The number of its examples, and for texts of their documents, as part of a sentence.
     pub fn how_many(&self) -> String {
         match (self.documents, self.num_chats()) {
-            (0, None) => format!("{} examples", self.examples),
+            (0, None) => counted(self.examples, "example"),
             (0, Some(chats)) => {
-                format!("{chats} chats ({} answers, one drawn at each occurrence)", self.examples)
+                format!(
+                    "{} ({}, one drawn at each occurrence)",
+                    counted(chats, "chat"),
+                    counted(self.examples, "answer")
+                )
             }
-            (documents, _) => format!("{documents} texts in {} sequences", self.examples),
+            (documents, _) => format!("{} in {}", counted(documents, "text"), counted(self.examples, "sequence")),
         }
     }
 
@@ -239,29 +245,6 @@ fn told(unread: Unread, source: &Source, hints: bool) -> Error {
     }
 }
 
-/// The examples of a source with the numbers of their rows, counted from 1; in JSONL files these are line numbers. A
-/// text is an example of its own.
-///
-/// # Errors
-/// The errors of [`load`], except that a source may have no rows.
-pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Example)>> {
-    let mut numbered = vec![];
-    for row in source.rows()? {
-        let row = row?;
-        match content(&row, source, reading).map_err(|bad| *bad.error)?.0 {
-            Content::Examples(examples) => {
-                numbered.extend(examples.into_iter().map(|(example, _)| (row.number, example)));
-            }
-            Content::Text(ids) => {
-                let answer_ids = [ids, vec![reading.text.eos_token_id()]].concat();
-                numbered.push((row.number, Example { prompt_ids: vec![], answer_ids }));
-            }
-            Content::Nothing(_) => {}
-        }
-    }
-    Ok(numbered)
-}
-
 /// The file and number of a row, given its index among the rows of a source, counted from 0. `None` if the file has
 /// changed since.
 pub fn place(source: &Source, row: usize) -> Option<String> {
@@ -286,8 +269,10 @@ pub fn load_mixed(sources: &[Source], reading: &Reading) -> Result<Mixed> {
         let size = part.size();
         if Mixture::new(vec![size]).epoch_len(size.0) == 0 {
             return Err(Error::Usage(format!(
-                "the weight {} of {} leaves none of its {} rows in an epoch; raise it",
-                part.weight, part.name, size.0
+                "the weight {} of {} leaves none of its {} in an epoch; raise it",
+                part.weight,
+                part.name,
+                counted(size.0, "row")
             )));
         }
         parts.push(part);

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::counted::{counted, verb};
+
 /// Counts of a source's rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
@@ -26,6 +28,9 @@ pub struct Notes {
     /// The special tokens in prompts that are read as text, each with the number of rows that have it.
     #[serde(default)]
     pub typed: BTreeMap<String, usize>,
+    /// The number of the assistant's turns with an end token of their own at the end.
+    #[serde(default)]
+    pub own_ends: usize,
     /// The number of the assistant's turns that are in prompts only.
     pub context_turns: usize,
     /// The number of the assistant's turns that are answers.
@@ -50,6 +55,8 @@ pub(super) struct RowNotes {
     pub has_unread_tools: bool,
     /// The special tokens in its prompts that are read as text.
     pub typed: BTreeSet<String>,
+    /// The number of the assistant's turns with an end token of their own at the end.
+    pub own_ends: usize,
     /// The number of the assistant's turns.
     pub assistant_turns: usize,
     /// The number of the assistant's turns that are answers, skipped ones included.
@@ -80,6 +87,7 @@ impl Notes {
             *self.typed.entry(token).or_default() += 1;
         }
         self.unread_tools += usize::from(row.has_unread_tools);
+        self.own_ends += row.own_ends;
         self.answer_turns += row.answers;
         self.context_turns += if row.answers > 0 { row.assistant_turns - row.answers } else { 0 };
         for reason in row.skipped_answers {
@@ -120,34 +128,44 @@ impl Notes {
     pub fn lines(&self) -> Vec<String> {
         let skipped = |what: &'static str, of: &BTreeMap<String, Skipped>| -> Vec<String> {
             let line = |(reason, Skipped { count, first }): (&String, &Skipped)| {
-                format!("{count} {what} skipped: {reason} (the first in {first})")
+                format!("{} skipped: {reason} (the first in {first})", counted(*count, what))
             };
             of.iter().map(line).collect()
         };
-        let mut lines = skipped("rows", &self.skipped);
-        lines.extend(skipped("answers", &self.skipped_answers));
+        let mut lines = skipped("row", &self.skipped);
+        lines.extend(skipped("answer", &self.skipped_answers));
         if !self.first_cut.is_empty() {
             let more = if self.cut_rows > self.first_cut.len() { ", ..." } else { "" };
             lines.push(format!("cut answers in {}{more}", self.first_cut.join(", ")));
         }
         if self.unread_tools > 0 {
-            lines.push(format!("{} rows have tools, which the chat template does not read", self.unread_tools));
+            let have = verb(self.unread_tools, ["has", "have"]);
+            let rows = counted(self.unread_tools, "row");
+            lines.push(format!("{rows} {have} tools, which the chat template does not read"));
         }
         if !self.unread.is_empty() {
             let named = |(key, count): (&String, &usize)| match *count == self.rows {
                 true => key.clone(),
-                false => format!("{key} ({count} of {} rows)", self.rows),
+                false => format!("{key} ({count} of {})", counted(self.rows, "row")),
             };
             lines.push(format!("columns not read: {}", self.unread.iter().map(named).collect::<Vec<_>>().join(", ")));
         }
         if !self.typed.is_empty() {
-            let named = |(token, count): (&String, &usize)| format!("{token} ({count} of {} rows)", self.rows);
+            let named =
+                |(token, count): (&String, &usize)| format!("{token} ({count} of {})", counted(self.rows, "row"));
             let tokens = self.typed.iter().map(named).collect::<Vec<_>>().join(", ");
             lines.push(format!("special tokens in prompts are read as text (data.special_tokens): {tokens}"));
         }
         if self.context_turns > 0 {
             let all = self.context_turns + self.answer_turns;
-            lines.push(format!("{} of {all} assistant turns are context only (data.train_on)", self.context_turns));
+            let (turns, are) = (self.context_turns, verb(self.context_turns, ["is", "are"]));
+            lines.push(format!("{turns} of {all} assistant turns {are} context only (data.train_on)"));
+        }
+        if self.own_ends > 0 {
+            let (answers, end) = (counted(self.own_ends, "turn"), verb(self.own_ends, ["ends", "end"]));
+            lines.push(format!(
+                "{answers} of the assistant {end} with an end token, taken as the one that belongs there"
+            ));
         }
         lines
     }
@@ -155,12 +173,17 @@ impl Notes {
     /// A warning if more than a tenth of the rows of the source with this name are skipped.
     pub fn warning(&self, name: &str) -> Option<String> {
         let (skipped, rows) = (self.num_skipped(), self.rows);
-        let most = self.skipped.iter().max_by_key(|(_, skipped)| skipped.count);
-        let (reason, Skipped { first, .. }) = most.filter(|_| skipped as f64 > WARNED_SHARE * rows as f64)?;
-        Some(format!(
-            "{skipped} of the {rows} rows of {name} are skipped, more than a tenth, most of them for this reason: {reason} \
-             (the first in {first})"
-        ))
+        let most = self.most_skipped(|_| true).filter(|_| skipped as f64 > WARNED_SHARE * rows as f64)?;
+        let are = verb(skipped, ["is", "are"]);
+        Some(format!("{skipped} of the {} of {name} {are} skipped, more than a tenth, {most}", counted(rows, "row")))
+    }
+
+    /// The reason, among some, for which the most rows are skipped, as the end of a sentence about all skipped rows.
+    pub(super) fn most_skipped(&self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+        let meant = self.skipped.iter().filter(|(reason, _)| is_meant(reason));
+        let (reason, Skipped { count, first }) = meant.max_by_key(|(_, skipped)| skipped.count)?;
+        let share = if *count == self.num_skipped() { String::new() } else { format!("{count} of them ") };
+        Some(format!("{share}for this reason: {reason} (the first in {first})"))
     }
 }
 

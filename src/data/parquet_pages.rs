@@ -9,6 +9,8 @@ use flate2::read::MultiGzDecoder;
 use parquet::basic::Compression;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 
+use crate::counted::counted;
+
 type Result<T> = std::result::Result<T, String>;
 
 /// The number of values, over all columns and nulls included, that any file may have.
@@ -69,7 +71,11 @@ impl Pages<'_> {
         }
         match u64::try_from(group.num_rows()) {
             Ok(rows) if rows <= fewest => Ok(()),
-            _ => Err(format!("it declares {} rows where a column has {fewest} values", group.num_rows())),
+            _ => Err(format!(
+                "it declares {} where a column has {}",
+                counted(group.num_rows(), "row"),
+                counted(fewest, "value")
+            )),
         }
     }
 

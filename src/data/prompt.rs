@@ -95,7 +95,7 @@ impl TextModel {
     ///
     /// # Panics
     /// If there is no turn.
-    pub fn example_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Example> {
+    pub(crate) fn example_of_turns(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Example> {
         Ok(self.example_with_typed(turns, tools)?.0)
     }
 

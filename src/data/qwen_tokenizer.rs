@@ -23,7 +23,7 @@ const SPLIT: &str =
 ///
 /// # Errors
 /// A file that is missing or damaged.
-pub fn tokenizer_json(folder: &Path, config: &Value) -> Result<Option<Vec<u8>>> {
+pub(crate) fn tokenizer_json(folder: &Path, config: &Value) -> Result<Option<Vec<u8>>> {
     let class = config["tokenizer_class"].as_str().unwrap_or_default();
     if !CLASSES.contains(&class) || !folder.join("vocab.json").exists() {
         return Ok(None);

@@ -9,7 +9,7 @@ use super::notes::RowNotes;
 use super::settings::{OnLongAnswer, OnRow, TrainOn};
 use super::sources::{Row, Source};
 use super::{Example, Reading, formats};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The error for a row with the mask token.
 const HAS_MASK: &str = "the text contains the model's mask token; remove it";
@@ -106,7 +106,7 @@ fn read(row: &Row, source: &Source, reading: &Reading) -> Result<(Read, RowNotes
     }
     let chat = formats::chat(&row.fields, source.format).map_err(|reason| row.wrong(reason))?;
     let is_text = form == Some(formats::Form::Text);
-    let Some(chat) = chat else {
+    let Some(mut chat) = chat else {
         return Ok((Read::Content(Content::Nothing(if is_text { EMPTY } else { NO_CORRECT })), notes));
     };
     if is_text {
@@ -117,7 +117,22 @@ fn read(row: &Row, source: &Source, reading: &Reading) -> Result<(Read, RowNotes
         };
     }
     note_template(&chat, reading, &mut notes);
+    notes.own_ends = take_own_ends(&mut chat, reading);
     Ok((Read::Chat(chat), notes))
+}
+
+/// Takes the end tokens off the ends of the assistant's turns, because the chat template and the format write those that
+/// belong there; returns the number of turns that had one.
+fn take_own_ends(chat: &mut Chat, reading: &Reading) -> usize {
+    let mut count = 0;
+    for turn in chat.turns.iter_mut().filter(|turn| turn.role == "assistant") {
+        let Some(before) = turn.content.as_deref().and_then(|text| reading.text.before_end_token(text)) else {
+            continue;
+        };
+        turn.content = Some(before.to_owned());
+        count += 1;
+    }
+    count
 }
 
 /// Returns an error if a key that is read holds NaN, which is read as null, or half of a surrogate pair.
@@ -239,7 +254,8 @@ fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading, notes: &m
     if turns[last].is_empty() {
         return Err(wrong("the answer is empty; set its weight to 0, or give it an answer"));
     }
-    let (example, typed) = text.example_with_typed(turns, chat.tools.as_ref())?;
+    let rendered = text.example_with_typed(turns, chat.tools.as_ref());
+    let (example, typed) = rendered.map_err(|error| with_turn_without_content(error, turns))?;
     let mask = reading.mask_token_id;
     let has_mask = example.prompt_ids.iter().chain(&example.answer_ids).any(|id| *id == mask);
     if has_mask || typed.iter().any(|token| text.token_id(token) == Some(mask)) {
@@ -255,4 +271,17 @@ fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading, notes: &m
         return Err(wrong("the answer contains an end token before its end; remove it"));
     }
     Ok(example)
+}
+
+/// An error of the chat template, with the turn that it may have stumbled over: one that calls tools and has no content.
+fn with_turn_without_content(error: Error, turns: &[Turn]) -> Error {
+    let without = turns.iter().position(|turn| turn.content.is_none());
+    match (error, without) {
+        (Error::Config { path, reason }, Some(turn)) => {
+            let (turn, of) = (turn + 1, turns.len());
+            let reason = format!("{reason} (turn {turn} of {of} has no content beside its tool calls; give it \"\")");
+            Error::Config { path, reason }
+        }
+        (error, _) => error,
+    }
 }

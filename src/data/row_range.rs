@@ -36,7 +36,7 @@ impl RowRange {
     }
 
     /// Whether the total number of rows must be known.
-    pub fn needs_count(&self) -> bool {
+    pub(crate) fn needs_count(&self) -> bool {
         [Some(self.from), self.to].iter().flatten().any(|bound| matches!(bound, Bound::Percent(_)))
     }
 

@@ -7,6 +7,7 @@ use twox_hash::XxHash3_128;
 
 use super::sources::Source;
 use super::{Example, Mixed, place};
+use crate::counted::{counted, verb};
 
 /// How many held-out examples are trained on too, and the first of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +38,8 @@ impl SharedRows {
 
 impl fmt::Display for SharedRows {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} held-out examples are trained on too", self.count)?;
+        let are = verb(self.count, ["is", "are"]);
+        write!(f, "{} {are} trained on too", counted(self.count, "held-out example"))?;
         if let Some([held_out, train]) = &self.first {
             write!(f, " (the first is {held_out}, trained on as {train})")?;
         }

@@ -271,7 +271,7 @@ fn read_document(path: &Path) -> Result<Row> {
 ///
 /// # Errors
 /// A file that can't be opened; as an item, a line that is too long, isn't UTF-8, isn't JSON or isn't an object.
-pub fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
+pub(crate) fn read_jsonl(path: &Path) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
     let shared: Arc<Path> = path.into();
     let row = move |line: Result<(usize, String)>| {
         let (number, text) = line?;

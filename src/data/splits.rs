@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::counted::verb;
 use crate::error::{Error, Result};
 use crate::files::is_named_as_rows;
 use crate::files::rows_file::{kind_of_name, saved_to_disk, stem_and_extension};
@@ -89,8 +90,8 @@ fn names_of_split(names: &[String], split: &str) -> std::result::Result<Vec<Stri
         }
         if let Some(shards) = found.iter().find_map(|(stem, ..)| num_shards(stem, split)).filter(|n| *n != found.len())
         {
-            let are = found.len();
-            return Err(format!("{are} of the {shards} files of the split {split:?} are present; fetch the rest"));
+            let (there, are) = (found.len(), verb(found.len(), ["is", "are"]));
+            return Err(format!("{there} of the {shards} files of the split {split:?} {are} present; fetch the rest"));
         }
         if !found.is_empty() {
             return Ok(found.into_iter().map(|(.., name)| name.clone()).collect());

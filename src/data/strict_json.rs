@@ -26,7 +26,7 @@ const WRITTEN_HALF: &str = "\\u0000weft: half\\u0000";
 
 /// Something in a value that isn't JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotJson {
+pub(crate) enum NotJson {
     /// NaN, Infinity or -Infinity, which is read as null.
     Number,
     /// Half of a surrogate pair, which is read as U+FFFD.
@@ -54,7 +54,7 @@ const NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 ///
 /// # Errors
 /// The errors of [`parse`].
-pub fn parse_with_nan(text: &str) -> serde_json::Result<Value> {
+pub(crate) fn parse_with_nan(text: &str) -> serde_json::Result<Value> {
     parse(text).or_else(|error| match with_placeholders(text) {
         Some(replaced) if !error.is_data() => match parse(&replaced) {
             Ok(value) if has_half_key(&value) => Err(error),
@@ -145,7 +145,7 @@ fn string_length(text: &str) -> usize {
 
 /// Replaces what isn't JSON in a row's fields and returns the keys under which it was: NaN becomes null, and half of a
 /// surrogate pair becomes U+FFFD.
-pub fn take_not_json(fields: &mut Map<String, Value>) -> Vec<(String, NotJson)> {
+pub(crate) fn take_not_json(fields: &mut Map<String, Value>) -> Vec<(String, NotJson)> {
     let keys = fields.iter_mut().filter_map(|(key, value)| clear(value).map(|found| (key.clone(), found)));
     keys.collect()
 }

@@ -200,7 +200,7 @@ const THINGS: [&str; 12] = [
 const PLACES: [&str; 6] = ["the market", "school", "the store", "the library", "the farm", "the park"];
 
 /// A number puzzle in words: its question and its worked answer.
-pub fn word_problem(choices: &mut Choices) -> (String, String) {
+pub(crate) fn word_problem(choices: &mut Choices) -> (String, String) {
     let (who, other) = (choices.one_of(&NAMES), choices.one_of(&NAMES));
     let (thing, place) = (choices.one_of(&THINGS), choices.one_of(&PLACES));
     let (a, b, c) = (choices.between(20, 60), choices.between(2, 9), choices.between(1, 9));

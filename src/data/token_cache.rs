@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{content_hash, make_folder, user_cache, write_whole};
 
 /// The magic at the start of a file. It also versions the tokenization: any change to that gets another number.
-const MAGIC: &[u8; 16] = b"weft tokens v04\n";
+const MAGIC: &[u8; 16] = b"weft tokens v05\n";
 /// The number of files that are kept, the most recently used ones.
 const KEPT: usize = 32;
 /// Sources with fewer tokens aren't cached, because tokenizing them takes no noticeable time.
@@ -35,7 +35,7 @@ impl TokenCache {
     }
 
     /// The user's cache, in [`user_cache`].
-    pub fn of_user() -> Option<Self> {
+    pub(crate) fn of_user() -> Option<Self> {
         user_cache().map(|folder| Self::new(&folder.join("tokens"), MIN_TOKENS))
     }
 

@@ -18,7 +18,7 @@ use crate::files::{make_folder, write_whole};
 /// The mask token.
 pub const MASK: &str = "<|mdm_mask|>";
 /// The token that ends a text.
-pub const END_OF_TEXT: &str = "<|endoftext|>";
+pub(crate) const END_OF_TEXT: &str = "<|endoftext|>";
 /// The token that ends a turn; it is the end token of answers.
 pub const END_OF_TURN: &str = "<|eot_id|>";
 /// The tokens around a role's name.

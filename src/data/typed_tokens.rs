@@ -15,6 +15,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::chat::Turn;
 use super::guarded::guarded;
 use super::hidden_tokens::Hidden;
+use crate::error::{self, Error};
 
 /// How special tokens in the turns of a prompt are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,11 +33,11 @@ impl SpecialTokens {
     ///
     /// # Errors
     /// A name that isn't known.
-    pub fn parse(name: &str) -> Result<Self, String> {
+    pub fn parse(name: &str) -> error::Result<Self> {
         match name {
             "text" => Ok(Self::Text),
             "tokens" => Ok(Self::Tokens),
-            _ => Err("the known values are text and tokens".to_owned()),
+            _ => Err(Error::Usage("the known values are text and tokens".to_owned())),
         }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use crate::counted::{counted, verb};
+
 /// The largest number of examples that the sentence lists; it sums up the rest as "others".
 const MOST_TOLD: usize = 4;
 
@@ -68,6 +70,7 @@ impl Display for Diagnosis {
         let told: Vec<String> = wrong.iter().take(MOST_TOLD).map(WrongExample::to_string).collect();
         match wrong.len() {
             0 => write!(f, "{place}")?,
+            1 if *examples == 1 => write!(f, "its only example is at fault, {}: {place}", told[0])?,
             1 => write!(f, "1 of its {examples} examples is at fault, {}: {place}", told[0])?,
             count => {
                 let more = if count > MOST_TOLD { " and others" } else { "" };
@@ -80,7 +83,9 @@ impl Display for Diagnosis {
         }
         match skipped_before {
             0 => Ok(()),
-            count => write!(f, "; the {count} steps before it were skipped too"),
+            count => {
+                write!(f, "; the {} before it {} skipped too", counted(*count, "step"), verb(*count, ["was", "were"]))
+            }
         }
     }
 }

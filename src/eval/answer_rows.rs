@@ -6,17 +6,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::asked::turns_of_row;
 use super::generations::batch_sizes;
 use crate::base::Base;
+use crate::counted::counted;
+use crate::data::bad_rows::{BadRow, BadRows, of_reader};
 use crate::data::prompt;
 use crate::data::sources::{Fields, Row, Source};
 use crate::data::typed_tokens::SpecialTokens;
 use crate::error::{Error, Result};
 use crate::files::make_folder;
+use crate::progress::Progress;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 
 /// The key under which a row's answer is written: `weft score` reads it there.
@@ -62,14 +64,19 @@ struct Asked {
 /// stopping change no answer: a row's draws belong to its number.
 ///
 /// # Errors
-/// A row that asks nothing, or holds a mask token; an output of other rows; a file that can't be read or written.
-pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, bar: &ProgressBar) -> Result<Answered> {
-    asking.sampling.for_model(&base.model.config).check().map_err(Error::Usage)?;
+/// Every row that asks nothing, or holds a mask token, before any is answered; an output of other rows; a file that can't be
+/// read or written.
+pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, progress: &Progress) -> Result<Answered> {
+    asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
     }
-    let mut rows = Source::at(data, "test").rows()?;
+    let source = Source::at(data, "test");
+    let mut rows = source.rows()?;
     let before = skip_answered(&mut rows, out)?;
+    // All bad rows are reported before the first answer is computed.
+    check_rows(base, (rows, before as u64), asking, &source)?;
+    let rows = source.rows()?.skip(before);
     let mut answered = Answered { before, ..Answered::default() };
     let mut waiting: Vec<Asked> = vec![];
     let mut file: Option<File> = None;
@@ -87,7 +94,7 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
             let batch: Vec<Asked> = waiting.drain(..size).collect();
             write(base, batch, asking, (out, &mut file))?;
             answered.now += size;
-            bar.inc(size as u64);
+            progress.add(size as u64);
         }
     }
     let size = waiting.len();
@@ -95,11 +102,35 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, ba
         write(base, waiting, asking, (out, &mut file))?;
         answered.now += size;
     }
-    bar.finish_and_clear();
+    progress.finish();
     answered.told = told(idle, asking.raw.is_some());
     match answered.before + answered.now {
         0 => Err(Error::Config { path: data.to_owned(), reason: "it has no rows; give a row per question".to_owned() }),
         _ => Ok(answered),
+    }
+}
+
+/// Returns an error that lists the rows that can't be asked, if there are any; the first row has the given index.
+fn check_rows(
+    base: &Base,
+    (rows, first): (impl Iterator<Item = Result<Row>>, u64),
+    asking: &Asking,
+    source: &Source,
+) -> Result<()> {
+    let mut bad = BadRows::default();
+    for (index, row) in (first..).zip(rows) {
+        match row {
+            Err(error) => bad.push(of_reader(error)?),
+            Ok(row) => {
+                let asked = ask(base, &row, index, asking);
+                asked.err().into_iter().for_each(|error| bad.push(BadRow::new(error, row.place())));
+            }
+        }
+        bad.rows += 1;
+    }
+    match bad.is_empty() {
+        true => Ok(()),
+        false => Err(bad.into_error_without_skipping(&source.name())),
     }
 }
 
@@ -142,7 +173,7 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
     if row.fields.contains_key(GENERATION) {
         return Err(wrong(format!("the row has a key {GENERATION:?} of its own, where its answer belongs; rename it")));
     }
-    let question = turns_of_row(&row.fields).map_err(wrong)?;
+    let question = turns_of_row(&row.fields).map_err(|e| wrong(e.to_string()))?;
     let (prompt, unread) = match (asking.raw, &question.turns[..]) {
         (Some(special_tokens), [turn]) => {
             let tools = question.tools.as_ref().map(|_| "tools".to_owned());
@@ -153,7 +184,7 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
         }
         (None, _) => {
             let question = match &asking.system {
-                Some(system) => question.with_system(system).map_err(wrong)?,
+                Some(system) => question.with_system(system).map_err(|e| wrong(e.to_string()))?,
                 None => question,
             };
             let tools = question.tools.as_ref();
@@ -172,7 +203,7 @@ fn ask(base: &Base, row: &Row, index: u64, asking: &Asking) -> Result<Asked> {
 /// number of rows.
 fn told([unread, typed]: [BTreeMap<String, usize>; 2], is_raw: bool) -> Vec<String> {
     let list = |counts: &BTreeMap<String, usize>| {
-        counts.iter().map(|(name, count)| format!("{name} ({count} rows)")).collect::<Vec<_>>().join(", ")
+        counts.iter().map(|(name, count)| format!("{name} ({})", counted(*count, "row"))).collect::<Vec<_>>().join(", ")
     };
     let unread = (!unread.is_empty()).then(|| match is_raw {
         true => format!("--raw leaves out {}", list(&unread)),
@@ -188,7 +219,7 @@ fn told([unread, typed]: [BTreeMap<String, usize>; 2], is_raw: bool) -> Vec<Stri
 /// Answers a batch and appends it to the output, which is created with the first one.
 fn write(base: &Base, batch: Vec<Asked>, asking: &Asking, (out, file): (&Path, &mut Option<File>)) -> Result<()> {
     let prompts: Vec<Prompt> = batch.iter().map(|asked| Prompt { ids: &asked.ids, example: asked.index }).collect();
-    let outputs = generate(&base.model, &prompts, &asking.sampling).map_err(Error::Usage)?;
+    let outputs = generate(&base.model, &prompts, &asking.sampling)?;
     let mut lines = String::new();
     for (mut asked, output) in batch.into_iter().zip(outputs) {
         let answer = shown(base, &output.ids[asked.ids.len()..], asking.keep_special_tokens);

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::data::chat::{Chat, Turn};
 use crate::data::formats::{self, Form};
 use crate::data::sources::Fields;
+use crate::error::{self, Error};
 
 /// Stands for the answer of a row that has none; it is never shown.
 const NO_ANSWER: &str = "-";
@@ -39,10 +40,11 @@ impl Question {
     /// The question with a system turn in front.
     ///
     /// # Errors
-    /// Turns that have one, as one sentence.
-    pub fn with_system(mut self, system: &str) -> Result<Self, String> {
+    /// Turns that have one.
+    pub fn with_system(mut self, system: &str) -> error::Result<Self> {
         if self.turns.first().is_some_and(|turn| turn.role == "system") {
-            return Err("there is a system turn already; leave out --system, or remove that turn".to_owned());
+            let reason = "there is a system turn already; leave out --system, or remove that turn";
+            return Err(Error::Usage(reason.to_owned()));
         }
         self.turns.insert(0, Turn::new("system", system));
         Ok(self)
@@ -54,8 +56,8 @@ impl Question {
 /// turns. Only the form is taken from an answer in the row.
 ///
 /// # Errors
-/// What is wrong with the row, as one sentence.
-pub fn turns_of_row(row: &Fields) -> Result<Question, String> {
+/// What is wrong with the row.
+pub fn turns_of_row(row: &Fields) -> error::Result<Question> {
     let mut row = with_answer(row);
     let is_given = |row: &Fields, key: &str| row.get(key).is_some_and(|value| !value.is_null());
     for (question, answers) in PAIRS {
@@ -64,7 +66,7 @@ pub fn turns_of_row(row: &Fields) -> Result<Question, String> {
             break;
         }
     }
-    question_of(&row, None)
+    question_of(&row, None).map_err(Error::Usage)
 }
 
 /// The question of a row's `messages`, whatever other keys the row has.
@@ -104,8 +106,12 @@ fn with_answer(row: &Fields) -> Fields {
 /// of a `system` turn; and the object's keys that nothing reads. The last turn may be anyone's.
 ///
 /// # Errors
-/// What is wrong with the text, as one sentence.
-pub fn turns_of_text(text: &str) -> Result<(Question, Vec<String>), String> {
+/// What is wrong with the text.
+pub fn turns_of_text(text: &str) -> error::Result<(Question, Vec<String>)> {
+    read_turns(text).map_err(Error::Usage)
+}
+
+fn read_turns(text: &str) -> Result<(Question, Vec<String>), String> {
     let form = "give a list of turns, such as [{\"role\": \"user\", \"content\": \"...\"}]";
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON ({e}); {form}"))?;
     let (list, mut beside) = match value {

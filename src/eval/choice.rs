@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 
-use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::likelihood::{MonteCarlo, NllBound, START, Sampled, check, keyed_bounds, standard_error};
@@ -13,6 +12,7 @@ use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::model::block::Transformer;
 use crate::parallel::collective::Collective;
+use crate::progress::Progress;
 use crate::rng::{Draws, Stream};
 
 /// The bounds of a question's choices.
@@ -98,7 +98,7 @@ pub fn paired_bounds(
     model: &Transformer,
     questions: &[(u64, Vec<Example>)],
     settings: MonteCarlo,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> Result<Vec<PairedBounds>> {
     check(settings.mc_samples, questions.iter().flat_map(|(_, choices)| choices))?;
     if let Some((key, _)) = questions.iter().find(|(_, choices)| choices.len() < 2) {
@@ -106,7 +106,7 @@ pub fn paired_bounds(
     }
     let keyed: Vec<(u64, &Example)> =
         questions.iter().flat_map(|(key, choices)| choices.iter().map(move |choice| (*key, choice))).collect();
-    let mut sampled = keyed_bounds(model, &keyed, settings, bar).into_iter();
+    let mut sampled = keyed_bounds(model, &keyed, settings, progress).into_iter();
     let of_question = |(key, choices): &(u64, Vec<Example>)| {
         let own: Vec<Sampled> = sampled.by_ref().take(choices.len()).collect();
         paired(&own, first_wrapped(*key, settings))
@@ -192,13 +192,13 @@ pub(super) fn choose(
     (model, text): (&Transformer, &TextModel),
     problems: &[Problem],
     (settings, raw): (MonteCarlo, bool),
-    (ranks, bar): (&dyn Collective, &ProgressBar),
+    (ranks, progress): (&dyn Collective, &Progress),
 ) -> Result<Vec<Chosen>> {
     let own = (0..).zip(problems).skip(ranks.rank()).step_by(ranks.size());
     let questions =
         own.map(|(key, problem): (u64, &Problem)| Ok((key, examples(text, problem, raw, model.config.mask_token_id)?)));
     let questions: Vec<(u64, Vec<Example>)> = questions.collect::<Result<_>>()?;
-    let bounds = paired_bounds(model, &questions, settings, bar)?;
+    let bounds = paired_bounds(model, &questions, settings, progress)?;
     let numbers: Vec<f64> = bounds.iter().flat_map(PairedBounds::as_numbers).collect();
     let mut dealt: Vec<VecDeque<f64>> = ranks.all_gather_f64(&numbers).into_iter().map(VecDeque::from).collect();
     let chosen = |(index, problem): (usize, &Problem)| Chosen {

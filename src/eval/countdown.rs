@@ -10,7 +10,7 @@ use super::{Problem, Score, Task, answer, arithmetic, by_protocol};
 use crate::data::sources::Fields;
 
 /// The instruction of d1's protocol, in our words.
-pub const INSTRUCTION: &str = "Make the target out of the numbers. Use each number exactly once, and +, -, * and /. \
+pub(crate) const INSTRUCTION: &str = "Make the target out of the numbers. Use each number exactly once, and +, -, * and /. \
 Think between <reasoning> and </reasoning>, then write the expression, without an equals sign, between <answer> and \
 </answer> as \\boxed{expression}.";
 
@@ -18,7 +18,7 @@ Think between <reasoning> and </reasoning>, then write the expression, without a
 ///
 /// # Errors
 /// What is missing, as one sentence.
-pub fn problem(row: &Fields) -> Result<Problem, String> {
+pub(super) fn problem(row: &Fields) -> Result<Problem, String> {
     let text = |key: &str| {
         row.get(key).and_then(Value::as_str).ok_or_else(|| {
             format!("the text {key:?} is missing; a row is {{\"input\": \"30,100,93\", \"output\": \"23\"}}")

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::any_task::AnyTask;
@@ -12,12 +11,15 @@ use super::choice::{Chosen, choose};
 use super::likelihood::MonteCarlo;
 use super::sandbox::{Outcome, Sandbox, refusal};
 use super::task_score::TaskScore;
-use super::{Accuracy, Problem, Score, accuracy};
+use super::{Accuracy, Problem, Score, Task, accuracy};
+use crate::base::Base;
+use crate::data::Message;
 use crate::data::chat_template::TextModel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::write_whole;
 use crate::model::block::Transformer;
-use crate::parallel::collective::Collective;
+use crate::parallel::collective::{Collective, Solo};
+use crate::progress::{Progress, Unit};
 use crate::sampler::cache::Work;
 use crate::sampler::generate::{Output, Prompt, Sampling, generate};
 
@@ -54,7 +56,34 @@ pub struct Answering {
     pub sandbox: Option<Sandbox>,
 }
 
-/// Answers and scores every problem. Batching doesn't change an answer. The ranks divide the problems, and each rank
+/// A base's answer to a question of one turn, up to its first end token.
+///
+/// # Errors
+/// Sampling lengths that don't divide, or a chat template that fails.
+pub fn ask(base: &Base, question: &str, sampling: &Sampling) -> Result<String> {
+    let ids = base.text.prompt_ids(&[Message { role: "user".to_owned(), content: question.to_owned() }])?;
+    let sampling = Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling.clone() };
+    let output = generate(&base.model, &[Prompt { ids: &ids, example: 0 }], &sampling)?.remove(0);
+    Ok(base.text.decode_answer(&output.ids[ids.len()..]))
+}
+
+/// A base's scored answers to problems of a task, which are generated, or chosen among given ones by their likelihoods.
+/// Batching doesn't change an answer.
+///
+/// # Errors
+/// Sampling lengths that don't divide, or a chat template that fails; a task whose answers are programs, which only the
+/// command runs.
+pub fn evaluate(
+    base: &Base,
+    (task, problems): (Task, &[Problem]),
+    sampling: &Sampling,
+    progress: &Progress,
+) -> Result<Vec<Generation>> {
+    let how = Answering { sampling: sampling.clone(), ..Answering::default() };
+    answer((&base.model, &base.text), (&task.into(), problems), &how, (&Solo, progress))
+}
+
+/// Answers and scores every problem, like [`evaluate`]. The ranks divide the problems, and each rank
 /// returns all answers; programs run on the first rank's machine alone.
 ///
 /// # Errors
@@ -63,16 +92,16 @@ pub fn answer(
     (model, text): (&Transformer, &TextModel),
     (task, problems): (&AnyTask, &[Problem]),
     how: &Answering,
-    (ranks, bar): (&dyn Collective, &ProgressBar),
+    (ranks, progress): (&dyn Collective, &Progress),
 ) -> Result<Vec<Generation>> {
     if task.is_code() && how.sandbox.is_none() {
         return Err(refusal(task.name()));
     }
     if task.is_choice() {
-        let chosen = choose((model, text), problems, (how.draws, how.raw), (ranks, bar))?;
+        let chosen = choose((model, text), problems, (how.draws, how.raw), (ranks, progress))?;
         return Ok(problems.iter().zip(chosen).map(of_choice).collect());
     }
-    let written = write((model, text), (task, problems), &how.sampling, (ranks, bar))?;
+    let written = write((model, text), (task, problems), &how.sampling, (ranks, progress))?;
     let scores: Vec<Score> = match how.sandbox.as_ref().filter(|_| task.is_code()) {
         Some(sandbox) => run((task, problems), &written, (sandbox, ranks)),
         None => {
@@ -146,15 +175,12 @@ fn write(
     (model, text): (&Transformer, &TextModel),
     (task, problems): (&AnyTask, &[Problem]),
     sampling: &Sampling,
-    (ranks, bar): (&dyn Collective, &ProgressBar),
+    (ranks, progress): (&dyn Collective, &Progress),
 ) -> Result<Vec<Written>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
-    sampling.check().map_err(Error::Usage)?;
+    sampling.check()?;
     let prompts = prompt_ids(text, problems)?;
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    let style =
-        ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {eta} left").expect("the template is valid");
-    bar.set_style(style);
     // 1. Generate this rank's batches.
     let all: Vec<usize> = (0..problems.len()).collect();
     let mut rest = &*all;
@@ -165,11 +191,11 @@ fn write(
     };
     let batches: Vec<&[usize]> = batch_sizes(&lengths, sampling.gen_length).into_iter().map(batch).collect();
     let own: Vec<&[usize]> = batches.iter().copied().skip(ranks.rank()).step_by(ranks.size()).collect();
-    bar.set_length(own.iter().map(|batch| batch.len() as u64).sum());
+    progress.begin(Unit::Problems, Some(own.iter().map(|batch| batch.len() as u64).sum()));
     let mut written: Vec<Vec<Written>> = vec![];
     for batch in own {
         let asked: Vec<Prompt> = batch.iter().map(|&i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
-        let outputs = generate(model, &asked, &sampling).map_err(Error::Usage)?;
+        let outputs = generate(model, &asked, &sampling)?;
         let text = |(&i, output): (&usize, Output)| {
             let ids = &output.ids[prompts[i].len()..];
             // d1 stores and scores all of the canvas.
@@ -177,9 +203,9 @@ fn write(
             (answer, output.work.forwards, output.work.rows)
         };
         written.push(batch.iter().zip(outputs).map(text).collect());
-        bar.inc(batch.len() as u64);
+        progress.add(batch.len() as u64);
     }
-    bar.finish_and_clear();
+    progress.finish();
     // 2. Put all ranks' batches in order.
     let mut dealt = written_by_all(ranks, written);
     let in_order =
@@ -214,7 +240,7 @@ pub fn prompt_ids(text: &TextModel, problems: &[Problem]) -> Result<Vec<Vec<u32>
 }
 
 /// Divides prompts of these lengths into batches; returns the batch sizes.
-pub fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
+pub(crate) fn batch_sizes(prompts: &[usize], gen_length: usize) -> Vec<usize> {
     let (mut sizes, mut tokens) = (vec![], 0);
     for prompt in prompts {
         tokens += prompt + gen_length;

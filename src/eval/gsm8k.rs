@@ -9,7 +9,7 @@ use super::{Problem, Score, Task, answer, by_protocol};
 use crate::data::sources::Fields;
 
 /// The instruction of d1's protocol, in our words.
-pub const INSTRUCTION: &str = "You are good at mathematics. Solve the problem step by step. Think between <reasoning> \
+pub(crate) const INSTRUCTION: &str = "You are good at mathematics. Solve the problem step by step. Think between <reasoning> \
 and </reasoning>, then write the final answer between <answer> and </answer> as \\boxed{answer}.";
 
 /// A row of GSM8K: `{"question": ..., "answer": "... #### 18"}`.
@@ -18,7 +18,7 @@ and </reasoning>, then write the final answer between <answer> and </answer> as 
 ///
 /// # Errors
 /// What is missing, as one sentence.
-pub fn problem(row: &Fields) -> Result<Problem, String> {
+pub(super) fn problem(row: &Fields) -> Result<Problem, String> {
     let text = |key: &str| {
         let form = "a row is {\"question\": \"...\", \"answer\": \"... #### 18\"}";
         row.get(key).and_then(Value::as_str).ok_or_else(|| format!("the text {key:?} is missing; {form}"))

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::data::Example;
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
+use crate::progress::{Progress, Unit};
 use crate::rng::{Draws, Stream};
 
 /// The epoch in the key of the draw that starts the sequence of mask counts.
@@ -66,11 +66,11 @@ pub fn nll_bounds(
     model: &Transformer,
     examples: &[Example],
     settings: MonteCarlo,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> Result<Vec<NllBound>> {
     check(settings.mc_samples, examples)?;
     let keyed: Vec<(u64, &Example)> = (0..).zip(examples).collect();
-    Ok(keyed_bounds(model, &keyed, settings, bar).into_iter().map(|sampled| sampled.bound).collect())
+    Ok(keyed_bounds(model, &keyed, settings, progress).into_iter().map(|sampled| sampled.bound).collect())
 }
 
 /// Refuses what has no bound or no standard error.
@@ -98,16 +98,16 @@ pub(super) fn keyed_bounds(
     model: &Transformer,
     examples: &[(u64, &Example)],
     settings: MonteCarlo,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> Vec<Sampled> {
     let Some(block_length) = model.config.block_length else {
-        return bounds(model, AttentionKind::Bidirectional, examples, settings, bar);
+        return bounds(model, AttentionKind::Bidirectional, examples, settings, progress);
     };
     let of_example =
         |(index, (key, example)): (usize, &(u64, &Example))| in_blocks((index, *key), example, block_length);
     let blocks: Vec<(usize, u64, Example)> = examples.iter().enumerate().flat_map(of_example).collect();
     let keyed: Vec<(u64, &Example)> = blocks.iter().map(|(_, key, block)| (*key, block)).collect();
-    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, bar);
+    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, progress);
     let none = || Sampled {
         bound: NllBound { nll_bound: 0.0, standard_error: 0.0, answer_tokens: 0 },
         estimates: vec![0.0; settings.mc_samples],
@@ -142,13 +142,10 @@ fn bounds(
     kind: AttentionKind,
     examples: &[(u64, &Example)],
     settings: MonteCarlo,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> Vec<Sampled> {
     let batch_tokens = settings.batch_tokens;
-    bar.set_length(examples.len() as u64);
-    let style =
-        ProgressStyle::with_template("{bar:24} {pos}/{len} answers  {eta} left").expect("the template is valid");
-    bar.set_style(style);
+    progress.begin(Unit::Answers, Some(examples.len() as u64));
     let (mut samples, mut values, mut waiting, mut masks) = (vec![], vec![], Noised::default(), 0);
     for (index, (key, example)) in examples.iter().enumerate() {
         let drawn = DrawnMasks::new(example.answer_ids.len(), *key, &settings);
@@ -156,7 +153,7 @@ fn bounds(
             let len = example.prompt_ids.len() + example.answer_ids.len();
             if waiting.tokens > 0 && waiting.tokens + len > batch_tokens {
                 values.extend(std::mem::take(&mut waiting).estimates(model, kind));
-                bar.set_position(index as u64);
+                progress.set_position(index as u64);
             }
             waiting.push(example, masked, model.config.mask_token_id);
         }
@@ -164,7 +161,7 @@ fn bounds(
         masks += drawn.masks.len();
     }
     values.extend(waiting.estimates(model, kind));
-    bar.finish_and_clear();
+    progress.finish();
     let bound = |((_, example), samples): (&(u64, &Example), &Vec<(usize, usize)>)| {
         let by_count: Vec<f64> = samples.iter().map(|(_, mask)| values[*mask]).collect();
         let answer_tokens = example.answer_ids.len();

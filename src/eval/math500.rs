@@ -9,7 +9,7 @@ use crate::data::sources::Fields;
 ///
 /// # Errors
 /// What is missing, as one sentence.
-pub fn problem(row: &Fields) -> Result<Problem, String> {
+pub(super) fn problem(row: &Fields) -> Result<Problem, String> {
     let text = |key: &str| {
         row.get(key).and_then(Value::as_str).ok_or_else(|| {
             format!(

@@ -8,18 +8,18 @@ pub mod arithmetic;
 pub mod asked;
 pub mod choice;
 pub mod code;
-pub mod countdown;
+pub(crate) mod countdown;
 pub mod generations;
-pub mod gsm8k;
+pub(crate) mod gsm8k;
 pub mod likelihood;
-pub mod math500;
-pub mod multiple_choice;
-pub mod questions;
+pub(crate) mod math500;
+pub(crate) mod multiple_choice;
+pub(crate) mod questions;
 pub mod sandbox;
-pub mod settings;
+pub(crate) mod settings;
 pub mod stored;
-pub mod sudoku;
-pub mod task_file;
+pub(crate) mod sudoku;
+pub(crate) mod task_file;
 pub mod task_score;
 mod template;
 pub mod text_answer;
@@ -158,6 +158,7 @@ impl Task {
     }
 
     /// How answers are scored; `None` for the tasks of d1's protocol, which have rules of their own.
+    #[doc(hidden)]
     pub fn kind(self) -> Option<Kind> {
         match self {
             Self::Sudoku | Self::Countdown | Self::Gsm8k | Self::Math500 => None,
@@ -168,6 +169,7 @@ impl Task {
     }
 
     /// The data set of the hub that holds the task's rows, where there is one.
+    #[doc(hidden)]
     pub fn of_hub(self) -> Option<&'static str> {
         match self {
             Self::Sudoku | Self::Countdown | Self::Gsm8k | Self::Math500 | Self::Raft => None,

@@ -135,7 +135,7 @@ impl EvalTable {
     }
 
     /// The number of rows whose answers the report shows.
-    pub fn num_samples(&self) -> usize {
+    pub(crate) fn num_samples(&self) -> usize {
         self.samples.unwrap_or(if self.has_tasks() { SAMPLES } else { 0 })
     }
 
@@ -194,7 +194,11 @@ impl TaskTable {
 
     /// Whether its rows are the held-out ones, as far as its name says.
     pub fn needs_held_out(&self) -> bool {
-        let known = Task::ALL.into_iter().find(|task| task.name() == self.task.as_str());
-        self.data.is_none() && known.is_some_and(|task| task.of_hub().is_none())
+        self.data.is_none() && self.known().is_some_and(|task| task.of_hub().is_none())
+    }
+
+    /// The task, if it is one of Weft's own.
+    pub fn known(&self) -> Option<Task> {
+        Task::ALL.into_iter().find(|task| task.name() == self.task.as_str())
     }
 }

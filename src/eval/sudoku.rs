@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use super::{Problem, Score, Task, by_protocol};
 
 /// The instruction of d1's protocol, in our words.
-pub const INSTRUCTION: &str = "Solve this 4x4 Sudoku. It is written as 16 digits, row by row, 0 for an empty cell. \
+pub(crate) const INSTRUCTION: &str = "Solve this 4x4 Sudoku. It is written as 16 digits, row by row, 0 for an empty cell. \
 Fill the empty cells so that each row, each column and each 2x2 box holds 1, 2, 3 and 4 once. Think between <reasoning> \
 and </reasoning>, then write the 16 digits of the solved grid between <answer> and </answer>.";
 
 /// The number of cells in a grid.
-pub const CELLS: usize = 16;
+pub(crate) const CELLS: usize = 16;
 
 /// The problems of a CSV of `Puzzle,Solution`; an error is a line with its reason.
-pub fn read_csv(text: &str) -> impl Iterator<Item = Result<Problem, (usize, String)>> {
+pub(crate) fn read_csv(text: &str) -> impl Iterator<Item = Result<Problem, (usize, String)>> {
     let is_header = |i: usize, line: &str| i == 0 && line.trim() == "Puzzle,Solution";
     let rows = text.lines().enumerate().filter(move |(i, line)| !line.trim().is_empty() && !is_header(*i, line));
     rows.map(|(i, line)| {

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use indicatif::ProgressBar;
-
 use super::Experiment;
 use crate::data::chat_template::TextModel;
 use crate::data::sources::Source;
@@ -14,7 +12,9 @@ use crate::eval::generations::{Answering, Generation, answer};
 use crate::eval::likelihood::MonteCarlo;
 use crate::eval::sandbox::{Limits, Sandbox, refusal};
 use crate::eval::settings::TaskTable;
+use crate::eval::task_score::TaskScore;
 use crate::model::block::Transformer;
+use crate::progress::Progress;
 use crate::recipe::Recipe;
 
 /// A task with its problems.
@@ -66,9 +66,9 @@ impl Experiment {
         &self,
         model: &Transformer,
         text: &TextModel,
-        bar: &ProgressBar,
+        progress: &Progress,
     ) -> Result<Option<Vec<Generation>>> {
-        self.tasks.first().map(|posed| self.answer((model, text), posed, bar)).transpose()
+        self.tasks.first().map(|posed| self.answer((model, text), posed, progress)).transpose()
     }
 
     /// A network's scored answers to one of the recipe's tasks, as [`Experiment::evaluate`] gives them.
@@ -79,7 +79,7 @@ impl Experiment {
         &self,
         (model, text): (&Transformer, &TextModel),
         Posed { task, problems, .. }: &Posed,
-        bar: &ProgressBar,
+        progress: &Progress,
     ) -> Result<Vec<Generation>> {
         let (mc_samples, seed) = (self.recipe.eval.mc_samples, self.recipe.train.seed);
         let how = Answering {
@@ -88,6 +88,18 @@ impl Experiment {
             raw: false,
             sandbox: self.sandbox.clone(),
         };
-        answer((model, text), (task, problems), &how, (&*self.ranks, bar))
+        answer((model, text), (task, problems), &how, (&*self.ranks, progress))
+    }
+
+    /// A network's scores on the recipe's tasks. The ranks divide the problems, and each rank returns all scores.
+    ///
+    /// # Errors
+    /// A chat template that fails.
+    pub(super) fn scores(&self, model: &Transformer, text: &TextModel) -> Result<Vec<TaskScore>> {
+        let score = |posed: &Posed| {
+            let generations = self.answer((model, text), posed, &Progress::hidden())?;
+            Ok(TaskScore::of(&posed.task, &generations))
+        };
+        self.tasks.iter().map(score).collect()
     }
 }

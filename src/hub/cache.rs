@@ -7,13 +7,13 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::download::{Client, Failure};
 use super::{Id, Kind, is_inside, is_quiet};
 use crate::error::{Error, Result};
-use crate::files::{make_folder, partial_name, tell, write_whole};
+use crate::files::{make_folder, partial_name, write_whole};
+use crate::progress::{Progress, Unit, as_bytes, tell};
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ impl<'a> Repository<'a> {
     }
 
     /// Whether the list of files was recorded earlier and isn't the hub's current one.
-    pub fn is_from_record(&self) -> bool {
+    pub(crate) fn is_from_record(&self) -> bool {
         self.is_from_record
     }
 
@@ -136,22 +136,20 @@ impl<'a> Repository<'a> {
         }
         let total = missing.iter().map(|file| file.size).sum();
         let is_quiet = is_quiet();
-        let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
-        let style = "{bar:24} {bytes}/{total_bytes}  {msg}  {binary_bytes_per_sec}  {eta} left";
-        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
+        let progress = if is_quiet { Progress::hidden() } else { Progress::shown() };
+        progress.begin(Unit::Bytes, Some(total));
         if !is_quiet {
             let (given, root) = (&self.id.given, self.root.display());
             let files = if missing.len() == 1 { "a file".to_owned() } else { format!("{} files", missing.len()) };
-            tell(&format!("fetching {files} of {given}, {}, into {root}", HumanBytes(total)));
+            tell(&format!("fetching {files} of {given}, {}, into {root}", as_bytes(total)));
         }
-        let fetched = missing.iter().try_for_each(|file| self.fetch(file, &bar));
-        bar.finish_and_clear();
+        let fetched = missing.iter().try_for_each(|file| self.fetch(file, &progress));
+        progress.finish();
         fetched
     }
 
     /// Downloads a file's content under its hash and links it under its name.
-    fn fetch(&self, file: &RemoteFile, bar: &ProgressBar) -> Result<()> {
+    fn fetch(&self, file: &RemoteFile, progress: &Progress) -> Result<()> {
         let cache_name = self.root.file_name().unwrap_or_default();
         let locks = self.root.with_file_name(".locks").join(cache_name);
         let blobs = self.root.join("blobs");
@@ -167,12 +165,12 @@ impl<'a> Repository<'a> {
         let lock_file = File::create(&lock).map_err(write_error(&lock))?;
         self.wait_for(&lock_file, &file.name);
         if fs::metadata(&blob).is_ok_and(|found| found.len() == file.size) {
-            bar.inc(file.size);
+            progress.add(file.size);
         } else {
             // huggingface_hub doesn't mistake a file of this name for finished content.
             let partial = blobs.join(format!("{}.incomplete", file.blob));
-            bar.set_message(file.name.clone());
-            let fetched = self.client.download((self.id, &self.commit), file, &partial, bar);
+            progress.set_message(&file.name);
+            let fetched = self.client.download((self.id, &self.commit), file, &partial, progress);
             fetched.map_err(|failure| match failure {
                 Failure::Unwritable(source) => write_error(&partial)(source),
                 other => self.client.explain(self.id, other),
@@ -274,7 +272,7 @@ impl<'a> Repository<'a> {
 
 impl RemoteFile {
     /// Whether the name and the hash are safe to use in paths.
-    pub fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         !self.name.is_empty() && is_inside(&self.name) && (is_hash(&self.blob, 40) || is_hash(&self.blob, 64))
     }
 }

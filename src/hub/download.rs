@@ -6,7 +6,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use indicatif::ProgressBar;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use serde::Deserialize;
 use ureq::Body;
@@ -16,6 +15,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use super::cache::{RemoteFile, is_hash};
 use super::{Id, is_inside};
 use crate::error::Error;
+use crate::progress::Progress;
 
 /// The endpoint unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -77,7 +77,7 @@ struct Lfs {
 
 impl Client {
     /// A client with the endpoint and certificates of the environment; the error says what is wrong with them.
-    pub fn of_user(token: Option<String>) -> Result<Self, String> {
+    pub(crate) fn of_user(token: Option<String>) -> Result<Self, String> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
         let endpoint = endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/').to_owned();
         let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
@@ -144,16 +144,16 @@ impl Client {
         (id, commit): (&Id, &str),
         file: &RemoteFile,
         partial: &Path,
-        bar: &ProgressBar,
+        progress: &Progress,
     ) -> Result<(), Failure> {
         let kind = id.kind.prefix();
         let url = format!("{}/{kind}{}/resolve/{commit}/{}", self.endpoint, id.name, encoded(&file.name));
         let (mut wait, mut failures, mut damages) = (FIRST_WAIT, 0, 0);
-        let start = bar.position();
+        let start = progress.position();
         loop {
             let before = len(partial);
-            bar.set_position(start);
-            match self.attempt(&url, file, partial, bar) {
+            progress.set_position(start);
+            match self.attempt(&url, file, partial, progress) {
                 Err(Failure::Wrong(_)) if damages == 0 => damages += 1,
                 Err(Failure::Unreachable(_)) if len(partial) > before => (wait, failures) = (FIRST_WAIT, 0),
                 Err(Failure::Unreachable(_) | Failure::Busy(_)) if failures + 1 < ATTEMPTS => {
@@ -167,19 +167,19 @@ impl Client {
     }
 
     /// Makes one request for the missing part of a file.
-    fn attempt(&self, url: &str, file: &RemoteFile, partial: &Path, bar: &ProgressBar) -> Result<(), Failure> {
+    fn attempt(&self, url: &str, file: &RemoteFile, partial: &Path, progress: &Progress) -> Result<(), Failure> {
         let io = Failure::Unwritable;
         let mut out =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(partial).map_err(io)?;
         if len(partial) > file.size {
             out.set_len(0).map_err(io)?;
         }
-        let (mut have, mut hash) = resumed(&mut out, file, bar).map_err(io)?;
+        let (mut have, mut hash) = resumed(&mut out, file, progress).map_err(io)?;
         if have < file.size {
             let mut response = self.get(url, have)?;
             if have > 0 && !goes_on(&response, have) {
                 out.set_len(0).map_err(io)?;
-                bar.set_position(bar.position().saturating_sub(have));
+                progress.set_position(progress.position().saturating_sub(have));
                 out.rewind().map_err(io)?;
                 (have, hash) = (0, hash_of(file));
                 // A response that isn't the whole file either has to be requested again.
@@ -199,7 +199,7 @@ impl Client {
                 out.write_all(bytes).map_err(io)?;
                 hash.update(bytes);
                 have += bytes.len() as u64;
-                bar.inc(bytes.len() as u64);
+                progress.add(bytes.len() as u64);
             }
         }
         if have < file.size {
@@ -260,7 +260,7 @@ impl Client {
     }
 
     /// The error that says why a request failed and what to do.
-    pub fn explain(&self, id: &Id, failure: Failure) -> Error {
+    pub(crate) fn explain(&self, id: &Id, failure: Failure) -> Error {
         let (endpoint, kind) = (&self.endpoint, id.kind.name());
         let path = id.kind.prefix();
         let page = format!("{endpoint}/{path}{}", id.name);
@@ -304,7 +304,7 @@ fn len(path: &Path) -> u64 {
 }
 
 /// The length of the existing part of a file, and its hash so far.
-fn resumed(out: &mut File, file: &RemoteFile, bar: &ProgressBar) -> io::Result<(u64, Context)> {
+fn resumed(out: &mut File, file: &RemoteFile, progress: &Progress) -> io::Result<(u64, Context)> {
     let (mut have, mut hash, mut buffer) = (0, hash_of(file), vec![0; 1 << 20]);
     out.seek(SeekFrom::Start(0))?;
     loop {
@@ -316,9 +316,9 @@ fn resumed(out: &mut File, file: &RemoteFile, bar: &ProgressBar) -> io::Result<(
             }
         }
     }
-    bar.inc(have);
+    progress.add(have);
     // Bytes from an earlier run don't count for the speed and the remaining time.
-    bar.reset_eta();
+    progress.restart_clock();
     Ok((have, hash))
 }
 

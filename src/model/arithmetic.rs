@@ -18,7 +18,7 @@ pub struct Work {
 /// Multiply-adds of one forward by part. A backward to the inputs costs as much as the forward, and one to the weights
 /// costs the same again; attention's backward costs twice its forward.
 #[derive(Clone, Copy, Debug)]
-pub struct MultiplyAdds {
+pub(crate) struct MultiplyAdds {
     /// The layers' matrices: `tokens * weights`.
     pub matrices: f64,
     /// Attention's scores and weighted sums: `2 * layers * heads * head_dim * sum of L^2`.

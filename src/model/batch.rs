@@ -36,7 +36,7 @@ impl AttentionKind {
     }
 
     /// The attention with which blocks are trained.
-    pub fn of_blocks(blocks: Blocks, block_length: usize) -> Self {
+    pub(crate) fn of_blocks(blocks: Blocks, block_length: usize) -> Self {
         match blocks {
             Blocks::None | Blocks::Blockwise => Self::Bidirectional,
             Blocks::Bd3lm => Self::BlockDiffusion { block_length },
@@ -100,7 +100,7 @@ impl Batch {
     }
 
     /// Which rows of a sequence see which, `[rows, rows]` with 1 for seen: for comparisons. The network makes no such mask.
-    pub fn attention_mask(&self, sequence: usize) -> Vec<u8> {
+    pub(crate) fn attention_mask(&self, sequence: usize) -> Vec<u8> {
         let rows = self.sequences[sequence].clone();
         let Some(visible) = self.visible(rows.clone()) else { return vec![1; rows.len() * rows.len()] };
         let sees = |visible: &Visible, row: usize| {

@@ -1,6 +1,6 @@
-//! Weights in 4 bits in bitsandbytes' layout: read from checkpoints that it saved, and written to the cache of quantised
+//! Weights in 4 bits in bitsandbytes' layout: read from checkpoints that it saved, and written to the cache of quantized
 //! bases. A weight `W` is a matrix of bytes, beside which lie `W.absmax`, `W.quant_map`,
-//! `W.quant_state.bitsandbytes__nf4` (JSON as bytes), and where scales are quantised too `W.nested_absmax` and
+//! `W.quant_state.bitsandbytes__nf4` (JSON as bytes), and where scales are quantized too `W.nested_absmax` and
 //! `W.nested_quant_map`.
 //!
 //! Other formats are refused by their names.
@@ -24,26 +24,26 @@ use crate::error::{Error, Result};
 
 /// What precedes the format in the name of the state.
 const STATE: &str = ".quant_state.bitsandbytes__";
-/// The parts of a quantised weight besides its codes and its state.
+/// The parts of a quantized weight besides its codes and its state.
 const PARTS: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
 
-/// How a quantised checkpoint becomes one that is read.
-const FIX: &str = "quantise it in NF4 (bnb_4bit_quant_type=\"nf4\"), or give the checkpoint that it was quantized from and \
+/// How a quantized checkpoint becomes one that is read.
+const FIX: &str = "quantize it in NF4 (bnb_4bit_quant_type=\"nf4\"), or give the checkpoint that it was quantized from and \
                    set model.quantize=nf4";
 
-/// A tensor whose bytes are a part of a quantised weight.
+/// A tensor whose bytes are a part of a quantized weight.
 pub(super) struct Part {
     pub(super) path: PathBuf,
     pub(super) dtype: Dtype,
     pub(super) bytes: Bytes,
 }
 
-/// Whether a tensor is a part of a quantised weight.
+/// Whether a tensor is a part of a quantized weight.
 pub(super) fn is_part(name: &str, dtype: Dtype) -> bool {
     dtype == Dtype::U8 || name.contains(STATE) || PARTS.iter().any(|part| name.ends_with(part))
 }
 
-/// Puts quantised weights together from their parts, and adds them to the other tensors.
+/// Puts quantized weights together from their parts, and adds them to the other tensors.
 ///
 /// # Errors
 /// A part that is missing, left over or of another size; a format other than NF4.
@@ -60,7 +60,7 @@ pub(super) fn assemble(
         let state = parts.remove(&format!("{name}{STATE}{format}")).expect("its name was just read");
         let refuse = |reason: String| Error::Config { path: state.path.clone(), reason: format!("{name}: {reason}") };
         if format != "nf4" {
-            return Err(refuse(format!("it is quantised to {format}, which Weft doesn't read; {FIX}")));
+            return Err(refuse(format!("it is quantized to {format}, which Weft doesn't read; {FIX}")));
         }
         let (shape, nf4) = weight(&name, &state, &mut parts).map_err(refuse)?;
         let weight = Weight::from_nf4(shape[0], shape[1], nf4);
@@ -171,7 +171,7 @@ impl View for Written<'_> {
     }
 }
 
-/// Writes the quantised weights of a model, and nothing else of it.
+/// Writes the quantized weights of a model, and nothing else of it.
 ///
 /// # Errors
 /// An error of the operating system.

@@ -140,7 +140,7 @@ pub struct Transformer {
 
 impl Transformer {
     /// Every linear layer in a fixed order: the blocks', then the head.
-    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let blocks = self.blocks.iter();
         let blocks = blocks.flat_map(|b| b.qkv.iter().chain([&b.attn_out]).chain(&b.gate_up).chain([&b.down]));
         blocks.chain([&self.head])
@@ -177,7 +177,7 @@ impl Transformer {
 
     /// Like [`Transformer::loss_and_gradients`], and calls `finished(bucket, grads)` once a bucket's gradients are
     /// final, if every weight is trained; the callback may take them.
-    pub fn loss_and_finished_gradients(
+    pub(crate) fn loss_and_finished_gradients(
         &self,
         batch: &Batch,
         targets: Targets,

@@ -7,13 +7,13 @@ use super::block::{Block, Linear, ParamId, Transformer};
 
 impl Transformer {
     /// Whether every weight is trained, rather than only an adapter.
-    pub fn is_trained_whole(&self) -> bool {
+    pub(crate) fn is_trained_whole(&self) -> bool {
         self.params.iter().all(|p| p.trainable)
     }
 
     /// The trainable parameters in groups whose gradients travel together, in the order in which backward finishes
     /// them: the head, the layers from the last to the first, the embedding. Adapters are a single group.
-    pub fn buckets(&self) -> Vec<Vec<ParamId>> {
+    pub(crate) fn buckets(&self) -> Vec<Vec<ParamId>> {
         let trained = |ids: Vec<ParamId>| ids.into_iter().filter(|id| self.params[*id].trainable).collect::<Vec<_>>();
         let of_linear = |l: &Linear| [l.weight].into_iter().chain(l.bias).chain(l.lora.into_iter().flatten());
         let of_block = |b: &Block| -> Vec<ParamId> {
@@ -34,7 +34,7 @@ impl Transformer {
     /// Whether each of `ranks` ranks holds a trained parameter in bf16 and only its own part of it in f32. This applies
     /// to a linear layer's weight that isn't the embedding too, if both passes of a step compute in bf16: then only
     /// matmuls in bf16 read it, and the rounded weight gives the same bits.
-    pub fn is_split(&self, id: ParamId, ranks: usize) -> bool {
+    pub(crate) fn is_split(&self, id: ParamId, ranks: usize) -> bool {
         let rounds = [self.config.precision, self.config.entropy_precision] == [Precision::Bf16; 2];
         let is_matrix = id != self.embedding && self.linears().any(|layer| layer.weight == id);
         ranks > 1 && rounds && is_matrix && self.params[id].trainable

@@ -32,7 +32,7 @@ pub fn load_with(folder: &Path, overrides: Overrides) -> Result<(Transformer, Mo
     load_cached(folder, overrides, QuantizedCache::of_user().as_ref())
 }
 
-/// Opens a checkpoint's folder like [`load_with`]; if it is quantised, the result is stored in the given cache.
+/// Opens a checkpoint's folder like [`load_with`]; if it is quantized, the result is stored in the given cache.
 ///
 /// # Errors
 /// Those of [`load`].
@@ -101,11 +101,11 @@ fn meta_with(config: &ModelConfig, rounds_halves: bool) -> Transformer {
 ///
 /// # Errors
 /// A tensor that is missing or has another shape.
-pub fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<Transformer> {
+pub(crate) fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<Transformer> {
     assemble_quantized(config, checkpoint, None)
 }
 
-/// Builds the model like [`assemble`], with the linear layers of its blocks quantised one by one as they are taken.
+/// Builds the model like [`assemble`], with the linear layers of its blocks quantized one by one as they are taken.
 ///
 /// # Errors
 /// Those of [`assemble`].
@@ -129,7 +129,7 @@ pub(super) fn assemble_quantized(
         };
         match (own, weight.is_quantized()) {
             (_, true) if name == embedding => {
-                Err(checkpoint.wrong(name, "it is quantised, and embeddings are read in f32, bf16 or f16 only"))
+                Err(checkpoint.wrong(name, "it is quantized, and embeddings are read in f32, bf16 or f16 only"))
             }
             (Some(Quantization { double_quant }), false) => Ok(weight.quantized(double_quant)),
             _ => Ok(weight),

@@ -117,12 +117,12 @@ impl ModelConfig {
     }
 
     /// Rows of the embedding, of which there may be more than tokens.
-    pub fn num_rows(&self) -> usize {
+    pub(crate) fn num_rows(&self) -> usize {
         self.layout.rows
     }
 
     /// The value of a field.
-    pub(super) fn field(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn field(&self, key: &str) -> Option<&Value> {
         self.fields.get(key)
     }
 

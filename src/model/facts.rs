@@ -30,7 +30,7 @@ pub struct Overrides {
     pub logits_shifted: Option<bool>,
     /// Whether f16 weights are rounded to bf16 as they are read; otherwise they are widened to f32.
     pub rounds_halves: bool,
-    /// How the linear layers of its blocks are quantised as they are loaded.
+    /// How the linear layers of its blocks are quantized as they are loaded.
     pub quantize: Option<Quantization>,
 }
 
@@ -61,7 +61,7 @@ struct Added {
 
 /// What a checkpoint's tokenizer files say of special tokens. It takes no tokenizer: only their lists are read.
 #[derive(Default)]
-pub struct TokenizerFiles {
+pub(crate) struct TokenizerFiles {
     /// The vocabulary proper, by id.
     vocabulary: std::collections::HashMap<u32, String>,
     added: Vec<Added>,

@@ -13,6 +13,9 @@ use crate::hub::{self, Needs};
 /// generation settings, and the modelling code that `trust_remote_code` runs.
 const COMPANIONS: [&str; 5] = [".json", ".jinja", ".py", ".txt", ".model"];
 
+/// The tensors of a step that a run saves to resume from.
+const STEP_TENSORS: &str = "state.safetensors";
+
 /// What a checkpoint may be besides a folder or an id.
 const OR_EMBEDDED: &str = ", or tiny-base";
 
@@ -36,7 +39,7 @@ pub fn checkpoint(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Those of [`checkpoint`].
-pub fn without_weights(path: &Path) -> Result<PathBuf> {
+pub(crate) fn without_weights(path: &Path) -> Result<PathBuf> {
     hub::model(path, Needs { files: &text_files, behind: None, alternative: OR_EMBEDDED })
 }
 
@@ -56,6 +59,26 @@ pub fn adapter(path: &Path) -> Result<PathBuf> {
         })
     };
     hub::model(path, Needs { files: &files, behind: None, alternative: "" })
+}
+
+/// For the folder of a step that a run saved to resume from, or the folder of all of them: what it is, and where the
+/// trained model is. `None` for any other folder.
+pub(crate) fn to_resume_from(folder: &Path) -> Option<String> {
+    let is_step = |folder: &Path| folder.join(STEP_TENSORS).exists();
+    let mut within = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let run = match () {
+        () if is_step(folder) => folder.parent()?.parent()?,
+        () if within.any(|entry| is_step(&entry.path())) => folder.parent()?,
+        () => return None,
+    };
+    let results = ["adapter", "checkpoint"].map(|name| run.join(name));
+    Some(match results.iter().find(|result| result.is_dir()) {
+        Some(result) => format!("it is for weft train --resume; what its run trained is in {}", result.display()),
+        None => format!(
+            "it is for weft train --resume, which finishes the run and then writes what was trained into {}",
+            if run.as_os_str().is_empty() { "its folder".to_owned() } else { run.display().to_string() }
+        ),
+    })
 }
 
 /// Whether a file of this name belongs to a checkpoint besides its weights.

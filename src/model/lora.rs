@@ -54,9 +54,13 @@ fn other_folder(folder: &Path) -> Option<String> {
     if within("adapter/adapter_config.json") {
         return Some(format!("it is a run folder; its adapter is in {}", folder.join("adapter").display()));
     }
-    match folder.is_file() {
-        true => Some("it is a file; give an adapter's folder".to_owned()),
-        false => within("config.json").then(|| from_hub::NO_ADAPTER.to_owned()),
+    match () {
+        () if folder.is_file() => Some("it is a file; give an adapter's folder".to_owned()),
+        () if within("config.json") => Some(from_hub::NO_ADAPTER.to_owned()),
+        () => from_hub::to_resume_from(folder).or_else(|| {
+            let reason = "it has no adapter_config.json; give an adapter's folder, such as adapter in a run folder";
+            folder.is_dir().then(|| reason.to_owned())
+        }),
     }
 }
 
@@ -80,7 +84,7 @@ pub fn named_base(folder: &Path) -> Option<String> {
     config_field(folder, "base_model_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-/// How the base of an adapter was quantised during training; `None` if the adapter's folder doesn't say that it was.
+/// How the base of an adapter was quantized during training; `None` if the adapter's folder doesn't say that it was.
 pub fn base_quantization(folder: &Path) -> Option<Quantization> {
     let field = config_field(folder, BASE_QUANTIZATION)?;
     Some(Quantization { double_quant: field.get("double_quant")?.as_bool()? })
@@ -96,21 +100,22 @@ fn config_field(folder: &Path, field: &str) -> Option<Value> {
 /// so that the model computes what its base computes.
 ///
 /// # Errors
-/// Settings that make no sense, or targets that match no layer, as one sentence.
-pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> std::result::Result<(), String> {
-    attach_new(model, config, |index, [[r, inputs], [outputs, _]]| {
+/// Settings that make no sense, or targets that match no layer.
+pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> Result<()> {
+    let attached = attach_new(model, config, |index, [[r, inputs], [outputs, _]]| {
         let draws = Draws::new(seed, Stream::Init, 0, index as u64);
         let bound = 1.0 / (inputs as f64).sqrt();
         let a = (0..r * inputs).map(|i| ((2.0 * draws.unit_f64(i as u64) - 1.0) * bound) as f32).collect();
         let b = vec![0.0; outputs * r];
         [Weight::from_f32(r, inputs, a), Weight::from_f32(outputs, r, b)]
-    })
+    });
+    attached.map_err(Error::Usage)
 }
 
 /// Attaches an adapter without storage to a model on the meta device.
 ///
 /// # Errors
-/// Those of [`attach_fresh`].
+/// Those of [`attach_fresh`], as one sentence.
 pub(crate) fn attach_meta(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
     attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::meta(rows, cols, Dtype::F32)))
 }

@@ -22,7 +22,7 @@ const NEUTRAL: [&str; 13] = [
     "runtime_config",
 ];
 
-/// The field that says how the base was quantised while the adapter was trained on it.
+/// The field that says how the base was quantized while the adapter was trained on it.
 pub(crate) const BASE_QUANTIZATION: &str = "base_quantization";
 
 /// Initializations that leave the base as it is, so that a trained adapter doesn't show which one it began with.

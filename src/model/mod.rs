@@ -1,7 +1,7 @@
 //! The network, and how checkpoints are loaded into it.
 
 mod adapter_tensors;
-pub mod arithmetic;
+pub(crate) mod arithmetic;
 pub mod batch;
 mod bitsandbytes;
 pub mod block;
@@ -11,7 +11,7 @@ pub mod checkpoint;
 pub mod config;
 mod config_fields;
 pub mod facts;
-pub mod family;
+pub(crate) mod family;
 mod foreign;
 pub mod from_hub;
 pub(crate) mod halves;
@@ -28,4 +28,4 @@ pub mod quantize;
 pub mod quantized_cache;
 pub mod settings;
 mod tensor_file;
-pub mod weights;
+pub(crate) mod weights;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::config::ModelConfig;
 use super::facts::{Overrides, TokenizerFiles};
 use super::family::LLADA_KEYS;
+use crate::error::{Error, Result};
 
 /// The sizes of a new model in LLaDA's layout.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +43,8 @@ pub(crate) const LLADA_8B: Sizes = Sizes {
 /// The configuration of a new LLaDA model, with every field that LLaDA's own code reads.
 ///
 /// # Errors
-/// Sizes that no model can have, as one sentence.
-pub fn new_llada(sizes: Sizes) -> Result<ModelConfig, String> {
+/// Sizes that no model can have.
+pub fn new_llada(sizes: Sizes) -> Result<ModelConfig> {
     let Sizes { width, layers, heads, mlp_hidden_size, vocab_size, max_seq_len, mask_token_id, eos_token_id } = sizes;
     let sized = json!({
         "model_type": "llada",
@@ -70,7 +71,7 @@ pub fn new_llada(sizes: Sizes) -> Result<ModelConfig, String> {
         |(field, only): &(&str, &str)| ((*field).to_owned(), serde_json::from_str(only).expect("the table holds JSON"));
     fields.extend(LLADA_KEYS.required.iter().map(only));
     fields.extend(LLADA_KEYS.dropouts.iter().map(|field| ((*field).to_owned(), Value::from(0.0))));
-    ModelConfig::from_fields(fields, &TokenizerFiles::default(), Overrides::default())
+    ModelConfig::from_fields(fields, &TokenizerFiles::default(), Overrides::default()).map_err(Error::Usage)
 }
 
 /// The configuration of dLLM's Qwen3-0.6B-diffusion-mdlm-v0.1.

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::config::ModelConfig;
+use crate::counted::{counted, verb};
 
 /// The fields that name the number: LLaDA's, and the one that transformers' models share.
 const FIELDS: [&str; 2] = ["max_sequence_length", "max_position_embeddings"];
@@ -55,7 +56,9 @@ impl Beyond {
     pub fn warning(&self, config: &ModelConfig) -> Option<String> {
         let Self { positions, examples, tokens, longest } = self;
         warning(config, *longest, "the longest row", |_| {
-            format!("{examples} examples have {tokens} tokens there; set data.max_seq_len={positions}")
+            let have = verb(*examples, ["has", "have"]);
+            let (examples, tokens) = (counted(*examples, "example"), counted(*tokens, "token"));
+            format!("{examples} {have} {tokens} there; set data.max_seq_len={positions}")
         })
     }
 }

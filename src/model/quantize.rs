@@ -1,4 +1,4 @@
-//! A frozen base in 4 bits: which weights are quantised, and when. A weight is quantised while it is read from the mapped
+//! A frozen base in 4 bits: which weights are quantized, and when. A weight is quantized while it is read from the mapped
 //! file, so the whole base is never in memory in its own format. The format is `weft_kernels::nf4`'s;
 //! `quantized_cache` stores the result for the next start.
 
@@ -22,22 +22,22 @@ pub enum Quantize {
     Nf4,
 }
 
-/// How a base is quantised.
+/// How a base is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
-    /// Whether the blocks' scales are quantised to 8 bits.
+    /// Whether the blocks' scales are quantized to 8 bits.
     pub double_quant: bool,
 }
 
 impl std::fmt::Display for Quantization {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(if self.double_quant { "nf4 with double quantisation" } else { "nf4" })
+        f.write_str(if self.double_quant { "nf4 with double quantization" } else { "nf4" })
     }
 }
 
 impl Transformer {
-    /// Quantises the linear layers of the blocks. Embedding, head, norms and biases stay as they are, and so do layers
-    /// that are quantised already.
+    /// Quantizes the linear layers of the blocks. Embedding, head, norms and biases stay as they are, and so do layers
+    /// that are quantized already.
     pub fn quantize(&mut self, quantization: Quantization) {
         for id in self.quantizable() {
             let weight = &mut self.params[id].weight;
@@ -47,7 +47,7 @@ impl Transformer {
         }
     }
 
-    /// How the linear layers of the blocks are quantised; `None` if none is.
+    /// How the linear layers of the blocks are quantized; `None` if none is.
     pub fn quantization(&self) -> Option<Quantization> {
         let double_quant = |weight: &Weight| match weight.encoding() {
             Encoding::Nf4 { is_nested, .. } => Some(is_nested),
@@ -67,7 +67,7 @@ impl Transformer {
     }
 }
 
-/// Builds the model of a checkpoint's folder, quantised; from the cache if it is there.
+/// Builds the model of a checkpoint's folder, quantized; from the cache if it is there.
 ///
 /// # Errors
 /// Those of [`assemble`].
@@ -77,7 +77,7 @@ pub(super) fn load(
     quantization: Quantization,
     cache: Option<&QuantizedCache>,
 ) -> Result<Transformer> {
-    // A checkpoint that bitsandbytes quantised can't get smaller.
+    // A checkpoint that bitsandbytes quantized can't get smaller.
     let entry = cache.filter(|_| !checkpoint.has_quantized()).and_then(|cache| cache.entry(folder, quantization));
     if let Some(kept) = entry.as_ref().and_then(|entry| entry.read())
         && checkpoint.replace(kept)

@@ -1,5 +1,5 @@
 //! A cache of bases in 4 bits between runs, in `quantized` of the user's cache folder: the next start maps 4 GB instead of
-//! reading 16. A file holds the quantised tensors in bitsandbytes' layout; a record beside it holds the file's checksum.
+//! reading 16. A file holds the quantized tensors in bitsandbytes' layout; a record beside it holds the file's checksum.
 //! The key covers what the numbers depend on: the source files, the format and the settings. A damaged file is reported
 //! and rebuilt; a full disk costs only time.
 
@@ -8,7 +8,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 
@@ -17,11 +16,12 @@ use super::block::Transformer;
 use super::quantize::Quantization;
 use super::weights::{Checkpoint, files};
 use crate::error::Result;
-use crate::files::{content_hash, make_folder, partial_name, tell, user_cache, write_whole, write_whole_by};
+use crate::files::{content_hash, make_folder, partial_name, user_cache, write_whole, write_whole_by};
+use crate::progress::{as_bytes, tell};
 
-/// The version of the files. Any change to them or to the quantised numbers gets another number.
+/// The version of the files. Any change to them or to the quantized numbers gets another number.
 const VERSION: &str = "weft nf4 v1";
-/// Checkpoints with fewer bytes aren't cached, because quantising them takes no noticeable time.
+/// Checkpoints with fewer bytes aren't cached, because quantizing them takes no noticeable time.
 const MIN_BYTES: u64 = 256 << 20;
 /// The number of bases that stay in the cache, the most recently used ones.
 const KEPT: usize = 4;
@@ -30,7 +30,7 @@ const SAMPLE: usize = 4096;
 /// The number of samples.
 const SAMPLES: u64 = 256;
 
-/// A folder of quantised bases.
+/// A folder of quantized bases.
 #[derive(Clone, Debug)]
 pub struct QuantizedCache {
     folder: PathBuf,
@@ -52,7 +52,7 @@ struct Record {
     hash: String,
     /// Where the base came from, for people who look into the folder.
     source: String,
-    /// How it was quantised, for them too.
+    /// How it was quantized, for them too.
     quantization: String,
 }
 
@@ -63,7 +63,7 @@ impl QuantizedCache {
     }
 
     /// The user's cache, in [`user_cache`].
-    pub fn of_user() -> Option<Self> {
+    pub(crate) fn of_user() -> Option<Self> {
         user_cache().map(|folder| Self::new(&folder.join("quantized"), MIN_BYTES))
     }
 
@@ -103,7 +103,7 @@ impl Entry<'_> {
         self.cache.folder.join(self.name())
     }
 
-    /// The quantised tensors; `None` if they are missing. Damaged ones are removed and reported.
+    /// The quantized tensors; `None` if they are missing. Damaged ones are removed and reported.
     pub(super) fn read(&self) -> Option<Checkpoint> {
         let (path, record) = (self.path(), self.path().with_extension("json"));
         let known: Record = serde_json::from_str(&fs::read_to_string(&record).ok()?).ok()?;
@@ -134,7 +134,7 @@ impl Entry<'_> {
         }
     }
 
-    /// Writes the quantised tensors of a model. A failure costs only time and is reported as a warning.
+    /// Writes the quantized tensors of a model. A failure costs only time and is reported as a warning.
     pub(super) fn keep(&self, model: &Transformer) {
         let path = self.path();
         // The record is written last: a file without one doesn't count.
@@ -158,7 +158,7 @@ impl Entry<'_> {
                 let _ = fs::remove_file(partial_name(&path));
                 let _ = fs::remove_file(&path);
                 tell(&format!(
-                    "warning: the base in 4 bits can't be kept for the next run, which will quantise it again: {error}"
+                    "warning: the base in 4 bits can't be kept for the next run, which will quantize it again: {error}"
                 ));
             }
         }
@@ -167,7 +167,7 @@ impl Entry<'_> {
     fn say(&self, what: &str, path: &Path) {
         if !crate::hub::is_quiet() {
             let bytes = fs::metadata(path).map_or(0, |file| file.len());
-            tell(&format!("{what} {} ({})", path.display(), HumanBytes(bytes)));
+            tell(&format!("{what} {} ({})", path.display(), as_bytes(bytes)));
         }
     }
 }

@@ -21,7 +21,7 @@ pub struct ModelTable {
     pub precision: Precision,
     /// The 4-bit format of the frozen base's linear layers, `nf4`; in the checkpoint's own format if absent.
     pub quantize: Option<Quantize>,
-    /// Whether the scales of `quantize` are quantised to 8 bits, as QLoRA does it.
+    /// Whether the scales of `quantize` are quantized to 8 bits, as QLoRA does it.
     pub double_quant: bool,
     /// The id of the mask token, where neither config.json nor the tokenizer names it, or against what they name.
     pub mask_token_id: Option<u32>,
@@ -116,7 +116,7 @@ impl ModelTable {
         }
     }
 
-    /// How the base is quantised, if it is.
+    /// How the base is quantized, if it is.
     pub fn quantization(&self) -> Option<Quantization> {
         self.quantize.map(|Quantize::Nf4| Quantization { double_quant: self.double_quant })
     }

@@ -130,7 +130,7 @@ impl View for Tensor<'_> {
 ///
 /// # Errors
 /// A file that can't be written.
-pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
     // transformers refuses a file whose metadata doesn't name the format.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let views = tensors.into_iter().map(|t| (t.name.clone(), t));
@@ -144,7 +144,7 @@ pub fn write_tensors(path: &Path, tensors: Vec<Tensor>) -> Result<()> {
 
 /// Produces the numbers as writing would, and drops them. The other ranks that hold parts of the tensors call this while
 /// one rank writes them.
-pub fn make_in_order(mut tensors: Vec<Tensor>) {
+pub(crate) fn make_in_order(mut tensors: Vec<Tensor>) {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     for tensor in tensors {
         if let Numbers::Made(make) = tensor.numbers {

@@ -13,14 +13,14 @@ use weft_kernels::nf4::Bytes;
 use weft_kernels::weight::{Dtype, MappedFile, Weight, to_bf16_bytes};
 
 use super::bitsandbytes::{self, Part, is_part};
-pub use super::tensor_file::{Format, Make, Tensor, make_in_order, write_tensors};
+pub(crate) use super::tensor_file::{Format, Tensor, make_in_order, write_tensors};
 use super::{foreign, halves};
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::files::stand_in::{cannot_open, check_bytes};
 
 /// The tensors of a checkpoint.
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     folder: PathBuf,
     tensors: HashMap<String, (Vec<usize>, Held)>,
     halves: Halves,
@@ -82,7 +82,7 @@ impl Held {
     }
 
     /// Its numbers as a weight; f16 is widened to f32.
-    pub fn to_weight(&self) -> Cow<'_, Weight> {
+    pub(crate) fn to_weight(&self) -> Cow<'_, Weight> {
         match self {
             Self::Weight(weight) => Cow::Borrowed(weight),
             Self::Half { .. } => Cow::Owned(self.clone().into_weight(Halves::Widened)),
@@ -152,7 +152,7 @@ pub(crate) fn files(folder: &Path) -> Result<BTreeSet<String>> {
 
 impl Checkpoint {
     /// Whether a folder has all of its weights.
-    pub fn is_in(folder: &Path) -> bool {
+    pub(crate) fn is_in(folder: &Path) -> bool {
         files(folder).is_ok_and(|files| files.iter().all(|file| folder.join(file).exists()))
     }
 
@@ -182,12 +182,12 @@ impl Checkpoint {
     }
 
     /// The checkpoint, with another conversion of its f16 tensors.
-    pub fn with_halves(self, halves: Halves) -> Self {
+    pub(crate) fn with_halves(self, halves: Halves) -> Self {
         Self { halves, ..self }
     }
 
     /// Whether a tensor is f16.
-    pub fn has_halves(&self) -> bool {
+    pub(crate) fn has_halves(&self) -> bool {
         self.tensors.values().any(|(_, held)| held.format() == Format::F16)
     }
 
@@ -195,7 +195,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Those of [`Checkpoint::open`].
-    pub fn open_file(folder: &Path, file: &str) -> Result<Self> {
+    pub(crate) fn open_file(folder: &Path, file: &str) -> Result<Self> {
         let mut mapped = Mapped::default();
         map_file(&folder.join(file), &mut mapped)?;
         mapped.checkpoint(folder)
@@ -225,12 +225,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether any tensor is quantised.
+    /// Whether any tensor is quantized.
     pub(super) fn has_quantized(&self) -> bool {
         self.tensors.values().any(|(_, held)| held.is_quantized())
     }
 
-    /// Puts quantised tensors in the place of those with the same names. Returns false, and changes nothing, if there are
+    /// Puts quantized tensors in the place of those with the same names. Returns false, and changes nothing, if there are
     /// others or their shapes differ.
     pub(super) fn replace(&mut self, quantized: Self) -> bool {
         let fits = |(name, (shape, held)): (&String, &(Vec<usize>, Held))| {
@@ -303,7 +303,7 @@ fn have_equal_numbers(a: &Weight, b: &Weight) -> bool {
     is_of_size && (0..a.rows()).all(|row| a.rows_f32(row..row + 1) == b.rows_f32(row..row + 1))
 }
 
-/// The tensors of mapped files, and the parts of quantised ones, which may lie in several files.
+/// The tensors of mapped files, and the parts of quantized ones, which may lie in several files.
 #[derive(Default)]
 struct Mapped {
     tensors: HashMap<String, (Vec<usize>, Held)>,
@@ -352,7 +352,7 @@ fn map_file(path: &Path, mapped: &mut Mapped) -> Result<()> {
 enum Stored {
     As(Dtype),
     F16,
-    /// As a part of a quantised weight.
+    /// As a part of a quantized weight.
     Part(safetensors::Dtype),
 }
 

@@ -20,8 +20,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// The default of `objective.block_length`, as in Weft's sampler.
-pub const BLOCK_LENGTH: usize = 32;
+pub(crate) const BLOCK_LENGTH: usize = 32;
 
 /// Which part of an answer is noised at once, and what the network sees of the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,10 +52,11 @@ impl Blocks {
     ///
     /// # Errors
     /// An unknown name, with those that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
+    pub fn parse(name: &str) -> Result<Self> {
         let known = [Self::None, Self::Blockwise, Self::Bd3lm];
         let found = known.into_iter().find(|blocks| blocks.name() == name);
-        found.ok_or_else(|| format!("{name:?}: the known values are {}", known.map(Self::name).join(", ")))
+        found
+            .ok_or_else(|| Error::Usage(format!("{name:?}: the known values are {}", known.map(Self::name).join(", "))))
     }
 }
 

@@ -16,7 +16,7 @@
 //! at distance 2 weigh what neighbours weigh here.
 
 /// `p` in Dream's shipped configuration.
-pub const GEO_P: f64 = 0.1;
+pub(crate) const GEO_P: f64 = 0.1;
 
 /// `t_i = t`, the same for every token.
 pub use super::sft::rate;

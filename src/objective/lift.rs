@@ -26,7 +26,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The least margin, where there is room for it.
-pub const LEAST_MARGIN: f64 = 0.1;
+pub(crate) const LEAST_MARGIN: f64 = 0.1;
 
 /// How the candidates that stay masked are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,9 +12,9 @@ use crate::noising::schedule::T_MIN;
 pub mod blocks;
 pub mod cart;
 pub mod lift;
-pub mod normalizer;
-pub mod sft;
-pub mod token_weight;
+pub(crate) mod normalizer;
+pub(crate) mod sft;
+pub(crate) mod token_weight;
 pub mod weft;
 
 pub use blocks::Blocks;
@@ -30,11 +30,11 @@ pub enum Kind {
     #[default]
     #[serde(alias = "gift")]
     Weft,
-    /// SFT: one rate for a whole answer, as in LLaDA's loss ([`sft`]).
+    /// SFT: one rate for a whole answer, as in LLaDA's loss (`sft`).
     Sft,
     /// CART: SFT's rates, and weights from the clean context, as in Dream's loss ([`cart`]).
     Cart,
-    /// Token weights: SFT's rates, and weights from entropies ([`token_weight`]).
+    /// Token weights: SFT's rates, and weights from entropies (`token_weight`).
     TokenWeight,
     /// LIFT: of a larger mask, the easiest, the hardest or random tokens stay masked ([`lift`]).
     Lift,

@@ -45,7 +45,7 @@ pub fn weight(weighting: Weighting, t: f64, r: f64, p_mask: f64) -> f64 {
 
 /// The weight of a token that was masked at rate `p_mask = 1 - t_i` as part of a mask's complement, whose time is `t`. The
 /// token's own schedule is then `t^r`, so the exact weight is `r / t`.
-pub fn complement_weight(weighting: Weighting, t: f64, r: f64, p_mask: f64) -> f64 {
+pub(crate) fn complement_weight(weighting: Weighting, t: f64, r: f64, p_mask: f64) -> f64 {
     match weighting {
         Weighting::Inverse => 1.0 / p_mask,
         Weighting::Elbo => r / t,

@@ -105,7 +105,7 @@ pub trait Collective: Send + Sync {
 pub struct Solo;
 
 /// The ranks of a run that has only one.
-pub fn solo() -> Ranks {
+pub(crate) fn solo() -> Ranks {
     Arc::new(Solo)
 }
 

@@ -2,11 +2,12 @@
 //! many. They communicate through [`collective::Collective`], over an existing library (MPI, cargo feature `mpi`; NCCL
 //! where each rank has a GPU). How parameters are split among them, and which rank trains on what, belongs to `train`.
 
-pub mod collective;
+pub(crate) mod collective;
 pub mod nccl;
 pub mod session;
 
 #[cfg(feature = "mpi")]
-pub mod mpi;
+pub(crate) mod mpi;
 
-pub use collective::{Collective, Ranks, Solo, solo};
+pub(crate) use collective::solo;
+pub use collective::{Collective, Ranks, Solo};

@@ -44,7 +44,7 @@ pub fn join() -> Result<(Universe, Mpi)> {
 }
 
 /// Ends every rank with an exit status.
-pub fn abort(status: u8) -> ! {
+pub(crate) fn abort(status: u8) -> ! {
     SimpleCommunicator::world().abort(i32::from(status))
 }
 

@@ -28,5 +28,10 @@ pub(super) fn batch(experiment: &Experiment, text: &TextModel, mask_token_id: u3
 
 /// The larger of two batches in each of its sizes.
 pub(super) fn larger(a: MicroBatch, b: MicroBatch) -> MicroBatch {
-    MicroBatch { tokens: a.tokens.max(b.tokens), longest: a.longest.max(b.longest), masked: a.masked.max(b.masked), ..a }
+    MicroBatch {
+        tokens: a.tokens.max(b.tokens),
+        longest: a.longest.max(b.longest),
+        masked: a.masked.max(b.masked),
+        ..a
+    }
 }

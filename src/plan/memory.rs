@@ -117,7 +117,7 @@ impl<'a> Work<'a> {
     }
 
     /// The parts of a GPU's memory at the run's largest moment there.
-    pub fn parts_of_gpu(&self) -> Vec<Part> {
+    pub(crate) fn parts_of_gpu(&self) -> Vec<Part> {
         gpu::parts(self)
     }
 
@@ -170,7 +170,7 @@ impl<'a> Work<'a> {
                 Stored::Mapped if is_lookup && !p.trainable => 0,
                 Stored::Mapped | Stored::Owned => bytes,
                 Stored::Embedded if p.trainable => bytes + bytes / 2,
-                // For a weight that was quantised, the program holds the original.
+                // For a weight that was quantized, the program holds the original.
                 Stored::Embedded => bytes + p.weight.dtype().size() * len(p),
                 Stored::Resident if p.trainable => bytes,
                 Stored::Resident => 0,

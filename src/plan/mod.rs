@@ -20,7 +20,7 @@ use crate::data::Example;
 use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::eval::generations::{batch_sizes, prompt_ids};
-use crate::experiment::{Experiment, adapter, lora_config};
+use crate::experiment::{Experiment, adapter, answer_length, lora_config};
 use crate::machine;
 use crate::model::batch::AttentionKind;
 use crate::model::block::Transformer;
@@ -28,6 +28,7 @@ use crate::model::lora;
 use crate::model::settings::Trainable;
 use crate::recipe::Recipe;
 use crate::sampler::cache::Caching;
+use crate::sampler::generate::Sampling;
 use crate::sampler::remasking::{Loop, Remasking};
 use crate::train::held_out::{PACKED_TOKENS, TIMES};
 use crate::train::settings::ACTIVATION_BYTES;
@@ -344,37 +345,41 @@ impl<'a> Planner<'a> {
 
     /// The largest batch of the sampler, over the task's problems and the report's samples, which form one batch.
     fn generation(&self, recipe: &Recipe) -> Option<MicroBatch> {
-        let sampling = recipe.sampling(&self.base.config);
-        // A canvas of block-causal attention reaches to the end of its last block.
-        let beyond = if sampling.is_block_causal() { sampling.block_length - 1 } else { 0 };
-        let gen_length = sampling.gen_length.saturating_add(beyond);
-        let of = |prompts: &[usize]| {
+        let of = |prompts: &[usize], sampling: &Sampling| {
+            let gen_length = canvas(sampling);
             let longest = prompts.iter().max().copied().unwrap_or(0) + gen_length;
             let tokens = prompts.iter().sum::<usize>() + prompts.len() * gen_length;
-            let masked = prompts.len() * self.logit_rows(recipe);
+            let masked = prompts.len() * logit_rows(sampling);
             MicroBatch { tokens, longest, masked, ..MicroBatch::default() }
         };
+        let sampling = recipe.sampling(&self.base.config);
         let mut first = 0;
         let mut batches: Vec<MicroBatch> = vec![];
-        for count in batch_sizes(&self.prompts, gen_length) {
-            batches.push(of(&self.prompts[first..first + count]));
+        for count in batch_sizes(&self.prompts, canvas(&sampling)) {
+            batches.push(of(&self.prompts[first..first + count], &sampling));
             first += count;
         }
         let sampled = self.experiment.sampled();
         let sampled = &sampled[..recipe.eval.num_samples().min(sampled.len())];
         let samples: Vec<usize> = sampled.iter().map(|e| e.prompt_ids.len()).collect();
-        batches.extend((!samples.is_empty()).then(|| of(&samples)));
+        let shown = || answer_length::of_report(recipe, &self.base.config, &self.experiment.train);
+        batches.extend((!samples.is_empty()).then(|| of(&samples, &shown())));
         batches.into_iter().reduce(choices::larger)
     }
+}
 
-    /// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's,
-    /// except with `origin`, which draws the tokens to keep before it predicts them.
-    fn logit_rows(&self, recipe: &Recipe) -> usize {
-        let sampler = recipe.sampling(&self.base.config);
-        match sampler.remasking.expect("a default was chosen") {
-            Remasking::Origin => (2 * sampler.gen_length).div_ceil(sampler.diffusion_steps).min(sampler.gen_length),
-            remasking if remasking.sampling_loop() == Loop::Llada => sampler.block_length,
-            _ => sampler.gen_length,
-        }
+/// The tokens behind a prompt: a canvas of block-causal attention reaches to the end of its last block.
+fn canvas(sampling: &Sampling) -> usize {
+    let beyond = if sampling.is_block_causal() { sampling.block_length - 1 } else { 0 };
+    sampling.gen_length.saturating_add(beyond)
+}
+
+/// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's, except
+/// with `origin`, which draws the tokens to keep before it predicts them.
+fn logit_rows(sampling: &Sampling) -> usize {
+    match sampling.remasking.expect("a default was chosen") {
+        Remasking::Origin => (2 * sampling.gen_length).div_ceil(sampling.diffusion_steps).min(sampling.gen_length),
+        remasking if remasking.sampling_loop() == Loop::Llada => sampling.block_length,
+        _ => sampling.gen_length,
     }
 }

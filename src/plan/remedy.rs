@@ -82,7 +82,7 @@ impl Knob {
             Self::Lora if recipe.model.trainable == Trainable::Full => {
                 vec![change(&|r| r.model.trainable = Trainable::Lora, vec!["model.trainable=lora".to_owned()])]
             }
-            // A base that is already quantised has nothing left to gain.
+            // A base that is already quantized has nothing left to gain.
             Self::Quantize
                 if recipe.model.trainable == Trainable::Lora
                     && planner.base.quantization().is_none()

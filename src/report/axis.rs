@@ -85,6 +85,11 @@ impl Axis {
         *low >= 0.0 && median > 0.0 && *high > SPIKE * median
     }
 
+    /// Whether the axis has a position for a value: a logarithmic one has none for what isn't positive.
+    pub(super) fn has_place(&self, value: f64) -> bool {
+        value.is_finite() && (!self.is_log || value > 0.0)
+    }
+
     /// The position of a value.
     pub(super) fn place(&self, value: f64) -> f64 {
         let [from, to] = self.values;
@@ -135,6 +140,7 @@ mod tests {
         assert_eq!(axis.ticks, [1.0, 10.0, 100.0, 1000.0]);
         let places = [1.0, 10.0, 1000.0, 0.0].map(|value| axis.place(value).round());
         assert_eq!(places, [0.0, 100.0, 300.0, 0.0]);
+        assert_eq!([1e-9, 0.0, -1.0, f64::NAN].map(|value| axis.has_place(value)), [true, false, false, false]);
         assert_eq!(Axis::log_over([3.0, 90.0].into_iter(), [0.0, 1.0]).ticks, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
     }
 }

@@ -30,12 +30,12 @@ const COLOURS: usize = 8;
 /// # Source
 /// Okabe and Ito, Color Universal Design (2008), two of them darkened or lightened.
 const STYLE: &str = "<style>svg{color-scheme:light dark;font:15px system-ui,sans-serif}\
-.ink{fill:#222}.line{stroke:#222}.grid{stroke:#ddd}.paper{fill:#fff}.band{fill:currentColor;opacity:.2}\
+.ink{fill:#222}.line{stroke:#222}.grid{stroke:#ddd}.paper{fill:#fff}.band{fill:currentColor;opacity:.2}.several .band{opacity:.1}\
 .hit{opacity:0}.hit:hover{opacity:1}\
 .k0{color:#0072b2}.k1{color:#d55e00}.k2{color:#009e73}.k3{color:#cc79a7}.k4{color:#e69f00}.k5{color:#56b4e9}\
 .k6{color:#8a6fd1}.k7{color:#7f7f7f}\
 @media(prefers-color-scheme:dark){.ink{fill:#ddd}.line{stroke:#ddd}.grid{stroke:#3c3c3c}.paper{fill:#181818}\
-.band{opacity:.38}.k0{color:#4db1e8}.k1{color:#ff8a4c}.k2{color:#2fc99a}.k3{color:#e6a3c9}.k4{color:#f5b93d}\
+.band{opacity:.38}.several .band{opacity:.17}.k0{color:#4db1e8}.k1{color:#ff8a4c}.k2{color:#2fc99a}.k3{color:#e6a3c9}.k4{color:#f5b93d}\
 .k5{color:#8fd0f5}.k6{color:#b09cf0}.k7{color:#b0b0b0}}</style>";
 
 /// A curve.
@@ -43,8 +43,16 @@ const STYLE: &str = "<style>svg{color-scheme:light dark;font:15px system-ui,sans
 pub struct Curve {
     /// The name in the legend.
     pub name: String,
-    /// The points: x, y, and the ends of y's interval.
+    /// The points: x, y, and the ends of y's interval. A point whose y is not a number is a gap, and on a logarithmic axis
+    /// so is one that isn't positive.
     pub points: Vec<[f64; 4]>,
+}
+
+impl Curve {
+    /// The stretches of points between gaps.
+    fn stretches<'a>(&'a self, y: &'a Axis) -> impl Iterator<Item = &'a [[f64; 4]]> {
+        self.points.split(|point| !y.has_place(point[1])).filter(|stretch| !stretch.is_empty())
+    }
 }
 
 /// The labels of a chart.
@@ -65,7 +73,7 @@ pub fn curves(titles: Titles, curves: &[Curve]) -> String {
 
 /// Draws curves like [`curves`], over named bands, of which only the interval is drawn. The y axis is logarithmic if single
 /// values are far above the others and there are no bands.
-pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> String {
+pub(crate) fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> String {
     let all = || bands.iter().chain(curves).flat_map(|c| &c.points);
     let title = lines(titles.title, ((RIGHT - 8.0) / TITLE_CHARACTER) as usize);
     let top = TITLE + LINE * title.len() as f64 - 7.0;
@@ -93,10 +101,15 @@ pub fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve]) -> S
         band(&mut svg, (&x, &y), curve);
         svg.push_str("</g>");
     }
-    for (i, curve) in curves.iter().enumerate() {
-        let _ = write!(svg, r#"<g {}>"#, look(i));
-        band(&mut svg, (&x, &y), curve);
-        line(&mut svg, (&x, &y), curve);
+    // No band hides a line, and several bands are fainter.
+    let several = if curves.len() > 1 { r#"<g class="several">"# } else { "<g>" };
+    for (opening, draw) in [(several, band as fn(&mut String, (&Axis, &Axis), &Curve)), ("<g>", line)] {
+        svg.push_str(opening);
+        for (i, curve) in curves.iter().enumerate() {
+            let _ = write!(svg, r#"<g {}>"#, look(i));
+            draw(&mut svg, (&x, &y), curve);
+            svg.push_str("</g>");
+        }
         svg.push_str("</g>");
     }
     svg + &legend + "</svg>\n"
@@ -108,21 +121,27 @@ fn band(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
         return;
     }
     let at = |p: &[f64; 4], k: usize| format!("{:.1},{:.1}", x.place(p[0]), y.place(p[k]));
-    let ends = curve.points.iter().map(|p| at(p, 2)).chain(curve.points.iter().rev().map(|p| at(p, 3)));
-    let _ = write!(svg, r#"<polygon class="band" points="{}"/>"#, ends.collect::<Vec<_>>().join(" "));
+    for points in curve.stretches(y) {
+        let ends = points.iter().map(|p| at(p, 2)).chain(points.iter().rev().map(|p| at(p, 3)));
+        let _ = write!(svg, r#"<polygon class="band" points="{}"/>"#, ends.collect::<Vec<_>>().join(" "));
+    }
 }
 
-/// The line of a curve and its points. Points that would touch each other are shown when the pointer rests on them.
+/// The line of a curve and its points. Points that would touch each other are shown when the pointer rests on them, except
+/// a point between two gaps, which has no line.
 fn line(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
     let at = |p: &[f64; 4]| [x.place(p[0]), y.place(p[1])];
-    let line: Vec<String> = curve.points.iter().map(at).map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
-    let _ =
-        write!(svg, r#"<polyline points="{}" fill="none" stroke="currentColor" stroke-width="2"/>"#, line.join(" "));
     let apart = curve.points.windows(2).map(|pair| x.place(pair[1][0]) - x.place(pair[0][0])).fold(WIDTH, f64::min);
-    for point in &curve.points {
-        let [px, py, low, high] = *point;
-        let range = if low == high { String::new() } else { format!(" ({} to {})", short(low), short(high)) };
-        dot(svg, at(point), apart >= APART, &format!("{}: {} at {}{range}", curve.name, short(py), short(px)));
+    for points in curve.stretches(y) {
+        let line: Vec<String> = points.iter().map(at).map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
+        let line = line.join(" ");
+        let _ = write!(svg, r#"<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="2"/>"#);
+        for point in points {
+            let [px, py, low, high] = *point;
+            let range = if low == high { String::new() } else { format!(" ({} to {})", short(low), short(high)) };
+            let is_shown = apart >= APART || points.len() == 1;
+            dot(svg, at(point), is_shown, &format!("{}: {} at {}{range}", curve.name, short(py), short(px)));
+        }
     }
 }
 
@@ -316,6 +335,23 @@ mod tests {
         assert!(calm.contains(">nats<"), "{calm}");
         let spiky = curves(titles, &[curve("spiky", (0..50).map(|i| if i == 9 { 1000.0 } else { 2.0 }))]);
         assert!(spiky.contains(">nats, log scale<") && spiky.contains(">1000<"), "{spiky}");
+    }
+
+    #[test]
+    fn what_has_no_value_is_a_gap() {
+        let titles = Titles { title: "a", x: "step", y: "nats" };
+        let value = |i: usize| [f64::NAN, 0.0, 1000.0].get(i).copied().unwrap_or(2.0);
+        let drawn = |order: [usize; 6]| curves(titles, &[curve("gaps", order.into_iter().map(value))]);
+        let count = |svg: &str, what: &str| svg.matches(what).count();
+        let linear = drawn([3, 0, 3, 1, 3, 3]);
+        assert_eq!((count(&linear, "<polyline"), count(&linear, "<circle")), (2, 5), "zero has its place");
+        // A logarithmic axis has no place for zero.
+        let log = drawn([2, 3, 1, 3, 3, 3]);
+        assert!(log.contains("log scale") && !log.contains("gaps: 0 at"), "{log}");
+        assert_eq!((count(&log, "<polyline"), count(&log, "<circle")), (2, 5));
+        let alone = (0..90).map(|i| if [1, 3].contains(&i) { f64::NAN } else { 2.0 });
+        let svg = curves(titles, &[curve("alone", alone)]);
+        assert_eq!((count(&svg, "<circle cx"), count(&svg, "<circle class=\"hit\"")), (2, 86), "points without a line");
     }
 
     #[test]

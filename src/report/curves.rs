@@ -10,10 +10,14 @@ use crate::train::metrics::METRICS;
 
 /// The largest number of points in a curve; longer curves are averaged in groups of steps.
 const MOST_POINTS: usize = 100;
+/// The share of the answer tokens that a step masked.
+const SHARE: &str = "masked_share";
+/// The numbers that are of masked tokens alone.
+const OF_MASKED: [&str; 3] = ["loss", "nll", "grad_norm"];
 
 /// The lines of a run's metrics.jsonl.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub(crate) struct Log {
     lines: Vec<Value>,
 }
 
@@ -27,13 +31,23 @@ impl Log {
         Ok(Self { lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect() })
     }
 
-    /// The steps and values of a number.
+    /// The steps and values of a number. A step in which nothing was masked has no loss: the value is NaN there, which a
+    /// chart shows as a gap.
     pub fn of(&self, key: &str) -> Vec<[f64; 2]> {
-        self.lines.iter().filter_map(|l| Some([l["step"].as_f64()?, l[key].as_f64()?])).collect()
+        let value = |line: &Value| match OF_MASKED.contains(&key) && line[SHARE] == 0.0 {
+            true => Some(f64::NAN),
+            false => line[key].as_f64(),
+        };
+        self.lines.iter().filter_map(|line| Some([line["step"].as_f64()?, value(line)?])).collect()
+    }
+
+    /// The number of steps in which nothing was masked.
+    pub fn num_unmasked(&self) -> usize {
+        self.lines.iter().filter(|line| line[SHARE] == 0.0).count()
     }
 
     /// The steps and values of one of the entropies' quantiles.
-    pub fn quantile(&self, index: usize) -> Vec<[f64; 2]> {
+    pub(crate) fn quantile(&self, index: usize) -> Vec<[f64; 2]> {
         let value = |l: &Value| Some([l["step"].as_f64()?, l["entropy_quantiles"][index].as_f64()?]);
         self.lines.iter().filter_map(value).collect()
     }
@@ -65,13 +79,18 @@ impl Log {
 }
 
 /// Averages groups of neighbouring points, with their ranges, so that no curve has too many points for a page. A group
-/// is placed at the middle of its steps; the first and the last group are placed at the curve's ends.
-pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
+/// is placed at the middle of its steps; the first and the last group are placed at the curve's ends. Values that aren't
+/// numbers are left out of the averages; a group of only such values is one.
+pub(crate) fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
     let group = points.len().div_ceil(MOST_POINTS).max(1);
     let together = |group: &[[f64; 2]]| {
-        let mean = |k: usize| group.iter().map(|p| p[k]).sum::<f64>() / group.len() as f64;
-        let range = |f: fn(f64, f64) -> f64| group.iter().map(|p| p[1]).reduce(f).expect("a group has a point");
-        [mean(0), mean(1), range(f64::min), range(f64::max)]
+        let mean = |values: &mut dyn Iterator<Item = f64>| {
+            let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+            sum / count
+        };
+        let values = || group.iter().map(|p| p[1]).filter(|value| !value.is_nan());
+        let range = |f: fn(f64, f64) -> f64| values().reduce(f).unwrap_or(f64::NAN);
+        [mean(&mut group.iter().map(|p| p[0])), mean(&mut values()), range(f64::min), range(f64::max)]
     };
     let mut thinned: Vec<[f64; 4]> = points.chunks(group).map(together).collect();
     let ends = points.first().zip(points.last());
@@ -83,6 +102,8 @@ pub fn thin(points: &[[f64; 2]]) -> Vec<[f64; 4]> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -94,5 +115,21 @@ mod tests {
         assert_eq!(thinned[83][0], 249.0, "the curve has the ends of its steps");
         assert_eq!(thin(&points[..2]), [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]);
         assert!(thin(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_step_in_which_nothing_was_masked_has_no_loss() {
+        let line = |step: u32, loss: f64, share: f64| json!({ "step": step, "loss": loss, "masked_share": share });
+        let lines = vec![line(1, 3.0, 0.5), json!({ "step": 1, "held_out_nll_bound": 2.0 }), line(2, 0.0, 0.0)];
+        let log = Log { lines };
+        let [[first, loss], [second, none]] = log.of("loss")[..] else { panic!("two steps have a loss") };
+        assert!(first == 1.0 && loss == 3.0 && second == 2.0 && none.is_nan());
+        assert_eq!((log.num_unmasked(), log.of("masked_share")), (1, vec![[1.0, 0.5], [2.0, 0.0]]));
+        // In a group of steps the others count; a group without others is a gap.
+        let mut points: Vec<[f64; 2]> = (0..200).map(|i| [f64::from(i), 2.0]).collect();
+        [0, 10, 11].into_iter().for_each(|i| points[i][1] = f64::NAN);
+        let thinned = thin(&points);
+        assert_eq!(thinned[0], [0.0, 2.0, 2.0, 2.0]);
+        assert!(thinned[5][0] == 10.5 && thinned[5][1..].iter().all(|value| value.is_nan()));
     }
 }

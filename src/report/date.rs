@@ -4,7 +4,7 @@
 ///
 /// # Source
 /// Howard Hinnant, chrono-Compatible Low-Level Date Algorithms, `civil_from_days`.
-pub fn utc(unix_seconds: f64) -> String {
+pub(crate) fn utc(unix_seconds: f64) -> String {
     let seconds = unix_seconds.max(0.0) as u64;
     // Days since 1 March of year 0; an era has 400 years, and a year begins in March.
     let days = seconds / 86_400 + 719_468;

@@ -2,10 +2,11 @@
 //! self-contained file; everything that came from data or model is escaped.
 
 mod axis;
-pub mod chart;
-pub mod curves;
-pub mod date;
+pub(crate) mod chart;
+pub(crate) mod curves;
+pub(crate) mod date;
 pub mod entropy_map;
-pub mod page;
+pub(crate) mod page;
+pub mod table;
 pub mod training;
 pub mod visible;

@@ -10,6 +10,7 @@ use super::chart::{self, Curve, Titles, escape};
 use super::curves::{Log, thin};
 use super::date::utc;
 use super::page::{page, tile, turns};
+use super::table::Table;
 use crate::data::Message;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole};
@@ -34,12 +35,27 @@ pub struct Sample {
 /// Names and values, in the order in which they are shown.
 pub type Facts = [(String, String)];
 
-/// Writes the page of a run folder. `results` are the names and values at the top of the page; `facts` are those that say
-/// what was run, on which machine and on which rows.
+/// What the page of a run shows besides the files in its folder.
+pub struct Contents<'a> {
+    /// The names and values at the top of the page.
+    pub results: &'a Facts,
+    /// What was run, on which machine.
+    pub facts: &'a Facts,
+    /// The counts of the rows, a source in each row.
+    pub rows: &'a Table,
+    /// What is told of the sources' rows: why rows were skipped, and which answers were cut.
+    pub remarks: &'a [String],
+    /// The answers before and after training.
+    pub samples: &'a [Sample],
+    /// How the answers were sampled, as a sentence.
+    pub sampler: &'a str,
+}
+
+/// Writes the page of a run folder.
 ///
 /// # Errors
 /// A file of the run that can't be read; a page that can't be written.
-pub fn write(output: &Path, (results, facts): (&Facts, &Facts), samples: &[Sample]) -> Result<()> {
+pub fn write(output: &Path, contents: &Contents) -> Result<()> {
     let log = Log::read(output)?;
     let path = output.join(RECIPE);
     let saved: Value = serde_json::from_str(&read_text(&path)?)
@@ -55,17 +71,23 @@ pub fn write(output: &Path, (results, facts): (&Facts, &Facts), samples: &[Sampl
     let when = when.unwrap_or_default();
     let _ = writeln!(body, "<p class=\"note\">{}{when}</p>", escape(&output.display().to_string()));
     body.push_str("<div class=\"tiles\">\n");
-    results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
+    contents.results.iter().for_each(|(name, value)| body.push_str(&tile(value, name)));
     body.push_str("</div>\n<dl>\n");
-    for (name, value) in facts {
+    for (name, value) in contents.facts {
         let _ = writeln!(body, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
     }
-    let _ = writeln!(body, "</dl>\n<h2>Curves</h2>\n<p class=\"note\">{NOTE}</p>\n<div class=\"charts\">");
+    body.push_str("</dl>\n");
+    body.push_str(&contents.rows.as_html());
+    if !contents.remarks.is_empty() {
+        let items: String = contents.remarks.iter().map(|remark| format!("<li>{}</li>\n", escape(remark))).collect();
+        let _ = writeln!(body, "<ul class=\"remarks\">\n{items}</ul>");
+    }
+    let _ = writeln!(body, "<h2>Curves</h2>\n<p class=\"note\">{NOTE}{}</p>\n<div class=\"charts\">", gaps(&log));
     charts(&log).iter().for_each(|svg| body.push_str(svg));
     body.push_str("</div>\n");
-    if !samples.is_empty() {
-        body.push_str("<h2>Answers</h2>\n");
-        samples.iter().for_each(|sample| body.push_str(&answers(sample)));
+    if !contents.samples.is_empty() {
+        let _ = writeln!(body, "<h2>Answers</h2>\n<p class=\"note\">{}</p>", escape(contents.sampler));
+        contents.samples.iter().for_each(|sample| body.push_str(&answers(sample)));
     }
     let _ = writeln!(body, "<h2>Recipe</h2>\n<pre>{}</pre>", escape(&as_toml(recipe)));
     write_whole(&output.join(REPORT), page(&title, &body).as_bytes())
@@ -75,6 +97,18 @@ pub fn write(output: &Path, (results, facts): (&Facts, &Facts), samples: &[Sampl
 const NOTE: &str = "The loss as trained weights each masked token, so that single steps stand far above the others; the nll of \
                     the masked tokens is the same forward without weights. With more than 100 steps, each point is the mean \
                     of several steps and its band their range. Rest the pointer on a curve, or touch it, for its numbers.";
+
+/// A sentence on the steps that have no loss, if there are any.
+fn gaps(log: &Log) -> String {
+    match log.num_unmasked() {
+        0 => String::new(),
+        1 => " In one step nothing was masked: it has no loss, and the curves of losses have a gap there.".to_owned(),
+        count => format!(
+            " In {count} steps nothing was masked: they have no loss, and the curves of losses have gaps there or are \
+             means of the other steps."
+        ),
+    }
+}
 
 fn charts(log: &Log) -> Vec<String> {
     let of = |name: &str, key: &str| Curve { name: name.to_owned(), points: thin(&log.of(key)) };
@@ -144,7 +178,9 @@ fn as_toml(recipe: &Value) -> String {
     fn without_nulls(value: &Value) -> Value {
         match value {
             Value::Object(map) => {
-                map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), without_nulls(v))).collect()
+                let is_there =
+                    |(_, value): &(&String, &Value)| !value.is_null() && **value != Value::Object(Map::new());
+                map.iter().filter(is_there).map(|(k, v)| (k.clone(), without_nulls(v))).collect()
             }
             Value::Array(items) => items.iter().map(without_nulls).collect(),
             other => other.clone(),

@@ -9,7 +9,7 @@ use super::statistics::{Interval, Paired, Variation, interval, paired, variation
 use super::study::{PlannedRun, Study};
 
 /// The arms that are compared, each with its reference arm.
-pub const PAIRS: [(&str, &str); 13] = [
+pub(crate) const PAIRS: [(&str, &str); 13] = [
     ("weft-masked", "sft-masked"),
     ("weft-answer", "sft-answer"),
     ("sft-masked", "sft-answer"),
@@ -45,7 +45,7 @@ impl Metric {
     }
 
     /// The unit of a difference.
-    pub fn unit_of_difference(self) -> &'static str {
+    pub(crate) fn unit_of_difference(self) -> &'static str {
         match self {
             Self::Accuracy => "percentage points",
             Self::NllBound => "nats per answer token",
@@ -229,7 +229,7 @@ impl SettingFindings {
     }
 
     /// The differences of a score at the end of the runs.
-    pub fn differences_at_end(&self, metric: Metric) -> impl Iterator<Item = &Difference> {
+    pub(crate) fn differences_at_end(&self, metric: Metric) -> impl Iterator<Item = &Difference> {
         self.differences.iter().filter(move |d| d.metric == metric && Some(&d.step) == self.steps.last())
     }
 

@@ -10,6 +10,7 @@ use super::run::{OverSteps, Point};
 use super::sentences;
 use super::statistics::{Interval, Paired};
 use super::study::ARMS;
+use crate::counted::counted;
 use crate::report::chart::{self, Curve, Titles};
 
 /// SFT and WeFT under both divisors; all other arms are ablations.
@@ -22,8 +23,8 @@ const MOST_CURVES: usize = 4;
 const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval (Student's t). A \
                       difference such as `+1.2 [-0.3, 2.7], p 0.110/0.130, 7:3` is the mean of the differences seed by \
                       seed, with its interval, the p value of the paired t test, that of the exact sign-flip test, and \
-                      the numbers of seeds in which the first arm's value is higher and lower. Two arms are told apart \
-                      if the interval excludes 0; neither the intervals nor the p values are corrected for the number \
+                      the numbers of seeds in which the first arm's value is higher and lower. A difference is \
+                      claimed only if its interval excludes 0; neither the intervals nor the p values are corrected for the number \
                       of comparisons. `-` stands where no finished run gives a value. The held-out loss is SFT's bound \
                       whatever the objective, so that all arms can be compared by it; lower is better.";
 
@@ -96,13 +97,13 @@ fn file_name(chart: &str, setting: &str) -> String {
 fn charts_of(setting: &SettingFindings) -> Vec<(&'static str, &str, String)> {
     let mut charts = vec![];
     for metric in setting.metrics() {
-        let (name, y) = match metric {
-            Metric::Accuracy => ("accuracy", "accuracy, %"),
-            Metric::NllBound => ("loss", "held-out loss, nats per answer token"),
+        let (name, what, y) = match metric {
+            Metric::Accuracy => ("accuracy", "accuracy", "accuracy, %"),
+            Metric::NllBound => ("loss", "held-out loss", "nats per answer token"),
         };
         let is_shown = |arm: &&ArmFindings| setting.arms.len() <= MOST_CURVES || MAIN.contains(&&*arm.name);
         let curves: Vec<Curve> = setting.arms.iter().filter(is_shown).map(|arm| curve(setting, arm, metric)).collect();
-        let title = format!("{}: {name} by step, with 95 % intervals over seeds", setting.name);
+        let title = format!("{}: {what} by step, with 95 % intervals over seeds", setting.name);
         let titles = Titles { title: &title, x: "step", y };
         if curves.iter().any(|curve| curve.points.len() > 1) {
             charts.push((name, setting.name.as_str(), chart::curves(titles, &curves)));
@@ -145,10 +146,10 @@ fn gaps(page: &mut String, findings: &Findings) {
             if missing + arm.diverged > 0 {
                 let _ = writeln!(
                     page,
-                    "{} {}: {missing} of {} runs are not done, {} diverged; pairs with these are left out.\n",
+                    "{} {}: {missing} of {} not done, {} diverged; pairs with these are left out.\n",
                     setting.name,
                     arm.name,
-                    arm.outcomes.len(),
+                    counted(arm.outcomes.len(), "run"),
                     arm.diverged
                 );
             }
@@ -302,8 +303,9 @@ fn times(page: &mut String, findings: &Findings) {
     let Some(threads) = timed.first().and_then(|(s, _)| s.timed_threads) else { return };
     let _ = writeln!(
         page,
-        "## Times\n\nThe median time of a step in milliseconds, on {threads} threads; the arms alternate. In brackets is its \
-         ratio to `sft-masked`'s.\n"
+        "## Times\n\nThe median time of a step in milliseconds, on {}; the arms alternate. In brackets is its \
+         ratio to `sft-masked`'s.\n",
+        counted(threads, "thread")
     );
     let header = ["".to_owned()].into_iter().chain(timed.iter().map(|(s, _)| s.name.clone())).collect();
     let row = |(arm, name): (usize, &String)| {

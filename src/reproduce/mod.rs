@@ -2,13 +2,13 @@
 //! order of the rows, and the draws. Finished work is stored in the recipe's `train.output` and isn't repeated, so a
 //! comparison that was killed resumes where it was.
 
-pub mod findings;
-pub mod markdown;
-pub mod run;
+pub(crate) mod findings;
+pub(crate) mod markdown;
+pub(crate) mod run;
 pub mod sentences;
-pub mod statistics;
+pub(crate) mod statistics;
 pub mod study;
-pub mod timing;
+pub(crate) mod timing;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -16,8 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
-
+use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
 use crate::parallel::collective::Collective;
@@ -48,7 +47,7 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
     let mut runs = if is_first { read_runs(study)? } else { vec![None; study.runs.len()] };
     make_folder(&study.output)?;
     let left: Vec<usize> = (0..runs.len()).filter(|i| runs[*i].is_none()).collect();
-    tell(&format!("{} runs, {} of them done", runs.len(), runs.len() - left.len()));
+    tell(&format!("{}, {} of them done", counted(runs.len(), "run"), runs.len() - left.len()));
     // 2. Score the bases.
     let mut bases = vec![];
     for recipe in study.bases.iter().filter(|_| is_first) {
@@ -121,7 +120,7 @@ fn work(
             let stopped = failed.lock().expect("no worker panicked").is_some();
             let Some(index) = left.lock().expect("no worker panicked").pop_front().filter(|_| !stopped) else { return };
             let run = &study.runs[index];
-            match run::go(&run.recipe, study.table.evaluations, &ProgressBar::hidden()) {
+            match run::go(&run.recipe, study.table.evaluations) {
                 Ok(outcome) => {
                     let done = 1 + done.fetch_add(1, Ordering::Relaxed);
                     let rest = began.elapsed() * (count - done) as u32 / done as u32;
@@ -135,7 +134,9 @@ fn work(
     let pools: Vec<rayon::ThreadPool> = (0..workers)
         .map(|_| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
         .collect::<std::result::Result<_, _>>()
-        .map_err(|e| Error::Run(format!("{workers} pools of {threads} threads can't be started: {e}")))?;
+        .map_err(|e| {
+            Error::Run(format!("{} of {} can't be started: {e}", counted(workers, "pool"), counted(threads, "thread")))
+        })?;
     std::thread::scope(|scope| pools.iter().for_each(|pool| drop(scope.spawn(|| pool.install(worker)))));
     match failed.into_inner().expect("no worker panicked") {
         Some(error) => Err(error),

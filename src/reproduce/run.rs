@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -14,13 +13,11 @@ use crate::error::{Error, Result};
 use crate::eval::Accuracy;
 use crate::eval::generations::accuracy_of;
 use crate::experiment::Experiment;
-use crate::files::tell;
 use crate::files::{make_folder, read_text, write_whole};
 use crate::model::block::Transformer;
-use crate::parallel::Solo;
+use crate::progress::{Progress, tell};
 use crate::recipe::Recipe;
 use crate::train::held_out::nll_bound_seen;
-use crate::train::metrics::Progress;
 use crate::train::run::Run;
 use crate::train::view::View;
 
@@ -92,15 +89,13 @@ pub fn read(recipe: &Recipe) -> Result<Option<Outcome>> {
 ///
 /// # Errors
 /// Any failure of the run except a non-finite loss, which is an outcome.
-pub fn go(recipe: &Recipe, evaluations: u64, bar: &ProgressBar) -> Result<Outcome> {
+pub fn go(recipe: &Recipe, evaluations: u64) -> Result<Outcome> {
     let folder = recipe.train.output.clone();
     make_folder(&folder)?;
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
     let (mut trainer, _) = experiment.trainer(model, &text)?;
     let num_steps = trainer.num_steps();
-    bar.set_length(num_steps);
-    let progress = Progress { bar: bar.clone(), tells: false };
-    let mut run = Run::open(&mut trainer, &[], &folder, experiment.resolved(), progress)?;
+    let mut run = Run::open(&mut trainer, &[], &folder, experiment.resolved(), Progress::hidden())?;
     let mut points = read_points(&folder)?;
     // A checkpoint may be older than the last evaluation; the steps in between give the same result again.
     points.retain(|point| point.step <= trainer.step);
@@ -155,9 +150,9 @@ fn score(
     text: &crate::data::chat_template::TextModel,
     step: u64,
 ) -> Result<Point> {
-    let generations = experiment.evaluate(model, text, &ProgressBar::hidden())?;
+    let generations = experiment.evaluate(model, text, &Progress::hidden())?;
     let view = View::of(&experiment.recipe.objective, text.eos_token_id());
-    let nll_bound = nll_bound_seen(&Solo, model, experiment.held_out_examples(), &view);
+    let nll_bound = nll_bound_seen(model, experiment.held_out_examples(), &view);
     Ok(Point { step, accuracy: generations.as_deref().map(accuracy_of), nll_bound })
 }
 

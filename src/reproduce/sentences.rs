@@ -1,27 +1,28 @@
-//! The findings of a comparison in plain sentences, and its main table as text for a terminal. `markdown` has the whole
+//! The findings of a comparison in plain sentences, and its main table, for a terminal. `markdown` has the whole
 //! report.
 
 use super::findings::{Difference, Findings, Metric, SettingFindings};
 use super::markdown::main_table;
 use super::statistics::Interval;
+use crate::counted::counted;
+use crate::report::table::Table;
 
-/// The main table, for a terminal, and a sentence on each difference at the end.
-pub fn summary(findings: &Findings) -> Vec<String> {
+/// The main table, and a sentence on each difference at the end.
+pub fn summary(findings: &Findings) -> (Table, Vec<String>) {
     let metric = findings.metrics()[0];
     let (header, rows) = main_table(findings, metric);
-    let title = format!("{} at the end: mean [95 % interval] over {}", metric.name(), seeds(findings.seeds.len()));
-    let mut lines = vec![title];
-    lines.extend(columns(&[vec![header], rows].concat()));
-    for setting in &findings.settings {
-        let setting_name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
-        let sentences = of_setting(setting, setting.metrics()[0]);
-        lines.extend(sentences.into_iter().map(|sentence| format!("{setting_name}{sentence}")));
-    }
-    lines
+    let seeds = counted(findings.seeds.len(), "seed");
+    let title = format!("{} at the end: mean [95 % interval] over {seeds}", metric.name());
+    let table = Table { title, rows: [vec![header], rows].concat(), note: String::new() };
+    let of_all = |setting: &SettingFindings| {
+        let name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
+        of_setting(setting, setting.metrics()[0]).into_iter().map(move |sentence| format!("{name}{sentence}"))
+    };
+    (table, findings.settings.iter().flat_map(of_all).collect())
 }
 
 /// A sentence on each difference of a score at the end of the runs.
-pub fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
+pub(crate) fn of_setting(setting: &SettingFindings, metric: Metric) -> Vec<String> {
     let sentences: Vec<String> = setting.differences_at_end(metric).map(of_difference).collect();
     match sentences.is_empty() {
         true => vec!["no two arms have finished runs of the same seed, so there is no difference to report".to_owned()],
@@ -43,16 +44,12 @@ fn of_difference(difference: &Difference) -> String {
     };
     let [mean, low, high] = [mean, low, high].map(|value| without_sign_of_zero(value, decimals));
     let interval = if count > 1 { format!(" [{low:.decimals$}, {high:.decimals$}]") } else { String::new() };
-    format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), seeds(count))
+    format!("{}: {mean:+.decimals$}{interval} {unit} over {}; {verdict}", pair(arm, reference), counted(count, "seed"))
 }
 
 /// A value that would be printed as -0.0 as 0.0.
 fn without_sign_of_zero(value: f64, decimals: usize) -> f64 {
     if value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) { 0.0 } else { value }
-}
-
-fn seeds(count: usize) -> String {
-    if count == 1 { "1 seed".to_owned() } else { format!("{count} seeds") }
 }
 
 /// The two arms of a difference.
@@ -76,16 +73,6 @@ fn name(arm: &str) -> String {
         "token_weight" => "token weights".to_owned(),
         other => other.strip_prefix("weft-").map_or(other.to_owned(), |what| format!("WeFT with {what}")),
     }
-}
-
-/// Rows of text in columns of equal width.
-fn columns(rows: &[Vec<String>]) -> Vec<String> {
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(i, cell)| format!("{cell:w$}", w = width(i).unwrap_or(0)));
-        format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// The confidence level of every interval.
-pub const CONFIDENCE: f64 = 0.95;
+pub(crate) const CONFIDENCE: f64 = 0.95;
 /// The largest number of pairs for which all sign patterns are enumerated.
 const EXACT_PAIRS: usize = 20;
 
@@ -102,7 +102,7 @@ pub struct Variation {
 ///
 /// # Source
 /// The two-way layout with one value per cell, Scheffe, The Analysis of Variance (1959), chapter 4.
-pub fn variation(values: &[Vec<f64>]) -> Option<Variation> {
+pub(crate) fn variation(values: &[Vec<f64>]) -> Option<Variation> {
     let (arms, seeds) = (values.len(), values.first()?.len());
     if arms < 2 || seeds < 2 {
         return None;

@@ -169,14 +169,22 @@ impl Study {
     }
 }
 
-/// The settings of the recipe that a comparison doesn't use.
+/// The settings of the recipe that a comparison doesn't use, and those that no run of it uses. What its objective doesn't use
+/// an arm may.
 fn warnings(recipe: &Recipe) -> Vec<String> {
+    let is_idle_here = |warning: &String| {
+        let named = |(table, keys, _): &(&str, &[&str], &str)| {
+            keys.iter().any(|key| warning.starts_with(&format!("{table}.{key} ")))
+        };
+        warning.starts_with("objective.") || IDLE.iter().any(named)
+    };
+    let of_runs: Vec<String> = recipe.warnings().into_iter().filter(|warning| !is_idle_here(warning)).collect();
     let Resolved { recipe, defaults } = recipe.resolved();
     let of_table = |(table, keys, reason): &(&str, &[&str], &str)| -> Vec<String> {
         let set = keys.iter().filter(|key| recipe[table][key] != defaults[table][key]);
         set.map(|key| format!("{table}.{key} has no effect in a comparison: {reason}")).collect()
     };
-    IDLE.iter().flat_map(of_table).collect()
+    IDLE.iter().flat_map(of_table).chain(of_runs).collect()
 }
 
 /// An error of a run's recipe, whose problems name `reproduce.settings` where they come from a setting's own changes

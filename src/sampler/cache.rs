@@ -7,6 +7,7 @@ use std::ops::{Add, Range};
 use serde::{Deserialize, Serialize};
 use weft_kernels::tensor::Tensor;
 
+use crate::error::{Error, Result};
 use crate::model::batch::Batch;
 use crate::model::block::Transformer;
 use crate::model::cached::{KeysValues, Part};
@@ -30,8 +31,8 @@ impl Caching {
     ///
     /// # Errors
     /// An unknown name, with those that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
+    pub fn parse(name: &str) -> Result<Self> {
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| Error::Usage(in_plain_words(&e.to_string())))
     }
 
     /// The caching's name.

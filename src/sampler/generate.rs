@@ -10,6 +10,7 @@ use weft_kernels::predict::{Guidance, Prediction, RowDraw, Rule};
 use super::cache::{Network, Work};
 use super::remasking::Loop;
 use super::{block_causal, dream, llada};
+use crate::error::Result;
 use crate::model::block::Transformer;
 use crate::rng::Draws;
 
@@ -44,7 +45,7 @@ pub struct Output {
 /// # Source
 /// LLaDA (arXiv 2502.09992), algorithms 4 and 5, and its public `generate`; Dream's public `generation_utils`; threshold
 /// and caches: Fast-dLLM (arXiv 2505.22618).
-pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) -> Result<Vec<Output>, String> {
+pub fn generate(model: &Transformer, prompts: &[Prompt], sampling: &Sampling) -> Result<Vec<Output>> {
     generate_told(model, prompts, sampling, None)
 }
 
@@ -57,7 +58,7 @@ pub fn generate_told(
     prompts: &[Prompt],
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
-) -> Result<Vec<Output>, String> {
+) -> Result<Vec<Output>> {
     generate_until(model, prompts, sampling, steps, &AtomicBool::new(false))
 }
 
@@ -71,7 +72,7 @@ pub fn generate_until(
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
     stops: &AtomicBool,
-) -> Result<Vec<Output>, String> {
+) -> Result<Vec<Output>> {
     let sampling = sampling.for_model(&model.config);
     sampling.check()?;
     if sampling.is_block_causal() {

@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 use super::generate::{Canvases, Output, Prompt, Sampling};
 use super::remasking::Loop;
 use super::{dream, llada};
+use crate::error::{Error, Result};
 use crate::model::block::Transformer;
 
 /// Fills the masks of one text in place. Neighbouring masks may depend on what stands behind them as well as before them.
@@ -19,23 +20,25 @@ pub fn infill(
     text: Prompt,
     sampling: &Sampling,
     steps: Option<Sender<Vec<Vec<u32>>>>,
-) -> Result<Output, String> {
+) -> Result<Output> {
     let sampling = sampling.for_model(&model.config);
     if sampling.is_block_causal() {
-        return Err(
+        return Err(Error::Usage(
             "filling masks in place needs a model that sees what stands behind them, and attention block-causal \
                     doesn't; leave out infilling, or set attention bidirectional"
                 .to_owned(),
-        );
+        ));
     }
     let is_mask = |id: &u32| *id == model.config.mask_token_id;
     let ends = [text.ids.iter().position(is_mask), text.ids.iter().rposition(is_mask)];
-    let [Some(first), Some(last)] = ends else { return Err("the text holds no mask token to fill".to_owned()) };
+    let [Some(first), Some(last)] = ends else {
+        return Err(Error::Usage("the text holds no mask token to fill".to_owned()));
+    };
     if sampling.cfg_scale > 0.0 {
-        return Err(format!(
+        return Err(Error::Usage(format!(
             "cfg_scale {} needs a prompt, and a text to fill has none; leave it out",
             sampling.cfg_scale
-        ));
+        )));
     }
     // The lengths of an answer don't matter here, and have to divide only there.
     let has_sense = Sampling { gen_length: sampling.block_length, ..sampling.clone() };

@@ -7,4 +7,4 @@ pub mod generate;
 pub mod infill;
 mod llada;
 pub mod remasking;
-pub mod settings;
+pub(crate) mod settings;

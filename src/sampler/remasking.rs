@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::settings::in_plain_words;
 
 /// The time at which Dream's schedule ends (`eps` in its code).
-pub const T_END: f32 = 1e-3;
+pub(crate) const T_END: f32 = 1e-3;
 
 /// A sampling loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +55,8 @@ impl Remasking {
     ///
     /// # Errors
     /// An unknown name, with those that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
+    pub fn parse(name: &str) -> Result<Self> {
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| Error::Usage(in_plain_words(&e.to_string())))
     }
 
     /// The remasking's name.
@@ -72,7 +73,7 @@ pub fn num_transfer_tokens(num_masked: usize, diffusion_steps: usize) -> Vec<usi
 }
 
 /// The share of the masked tokens that is unmasked at each of Dream's steps: `1 - t_(i+1) / t_i` for times spaced
-/// evenly from 1 to [`T_END`], and all of them at the last step. The times are computed in f32 from both ends, as
+/// evenly from 1 to `T_END`, and all of them at the last step. The times are computed in f32 from both ends, as
 /// `torch.linspace` does: the number of tokens is rounded down, so a single bit may move a token to another step.
 pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
     let stride = (T_END - 1.0) / diffusion_steps as f32;
@@ -85,7 +86,7 @@ pub fn transfer_shares(diffusion_steps: usize) -> Vec<f32> {
 }
 
 /// The `count` indices of highest confidence; of equal ones, the earlier come first.
-pub fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
+pub(crate) fn most_confident(confidence: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..confidence.len()).collect();
     order.sort_by(|a, b| confidence[*b].total_cmp(&confidence[*a]));
     order.truncate(count);

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::Caching;
 use super::remasking::{Loop, Remasking};
+use crate::counted::counted;
+use crate::error::{Error, Result};
 use crate::model::block::Config;
 use crate::settings::in_plain_words;
 
@@ -36,8 +38,8 @@ impl Attention {
     ///
     /// # Errors
     /// An unknown name, with those that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| in_plain_words(&e.to_string()))
+    pub fn parse(name: &str) -> Result<Self> {
+        serde_json::from_value(name.into()).map_err(|e: serde_json::Error| Error::Usage(in_plain_words(&e.to_string())))
     }
 }
 
@@ -142,6 +144,24 @@ impl Sampling {
         Self { gen_length, block_length, ..self }
     }
 
+    /// The settings with a block length that divides the answer ([`Sampling::with_gen_length`]) if they have the default one
+    /// and it doesn't, and the default number of steps rounded up to a multiple of the blocks.
+    pub fn fitted(self) -> Self {
+        let default = Self::default();
+        let is_blockless = self.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Dream);
+        if self.is_block_causal() || is_blockless {
+            return self;
+        }
+        let gen_length = self.gen_length;
+        let is_free = self.block_length == default.block_length && !gen_length.is_multiple_of(self.block_length);
+        let fitted = if is_free { self.with_gen_length(gen_length) } else { self };
+        let steps = match fitted.diffusion_steps == default.diffusion_steps {
+            true => fitted.diffusion_steps.next_multiple_of(fitted.num_blocks()),
+            false => fitted.diffusion_steps,
+        };
+        Self { diffusion_steps: steps, ..fitted }
+    }
+
     /// The number of blocks that LLaDA's loop divides the answer into; 1 if they don't divide it.
     pub fn num_blocks(&self) -> usize {
         self.gen_length.checked_div(self.block_length).unwrap_or(1).max(1)
@@ -151,7 +171,11 @@ impl Sampling {
     ///
     /// # Errors
     /// What is wrong, as one sentence with the values.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<()> {
+        self.check_all().map_err(Error::Usage)
+    }
+
+    fn check_all(&self) -> std::result::Result<(), String> {
         let Self { gen_length, diffusion_steps, top_p, .. } = self;
         let scales = [("temperature", self.temperature), ("cfg_scale", self.cfg_scale), ("alg_temp", self.alg_temp)];
         let threshold = self.confidence_threshold.map(|threshold| ("confidence_threshold", threshold));
@@ -180,7 +204,7 @@ impl Sampling {
         })
     }
 
-    fn check_block_causal(&self) -> Result<(), String> {
+    fn check_block_causal(&self) -> std::result::Result<(), String> {
         if self.block_length == 0 {
             return Err("block_length 0 must be at least 1".to_owned());
         }
@@ -201,7 +225,7 @@ impl Sampling {
         }
     }
 
-    fn check_blocks(&self, remasking: Remasking) -> Result<(), String> {
+    fn check_blocks(&self, remasking: Remasking) -> std::result::Result<(), String> {
         let Self { gen_length, block_length, diffusion_steps, .. } = self;
         if *block_length == 0 {
             return Err("block_length 0 must be at least 1".to_owned());
@@ -228,7 +252,7 @@ impl Sampling {
     }
 
     /// Refuses settings that need blocks, which Dream's loop doesn't have.
-    fn check_no_blocks(&self, remasking: Remasking) -> Result<(), String> {
+    fn check_no_blocks(&self, remasking: Remasking) -> std::result::Result<(), String> {
         let threshold = self.confidence_threshold.map(|threshold| format!("confidence_threshold {threshold}"));
         let cache = (self.cache != Caching::None).then(|| format!("cache {}", self.cache.name()));
         match threshold.or(cache) {
@@ -254,6 +278,9 @@ impl Sampling {
             ("defer_eos", is_origin && self.defer_eos),
             ("whole_canvas", dreams && self.whole_canvas),
         ];
+        let is_drawn = self.temperature > 0.0
+            || dreams && self.alg_temp > 0.0
+            || matches!(remasking, Remasking::Random | Remasking::Origin);
         let is_cached = self.is_block_causal() && self.cache != default.cache;
         let idle = settings.iter().filter(|(_, is_idle)| *is_idle);
         let mut warnings: Vec<String> =
@@ -265,6 +292,18 @@ impl Sampling {
         }
         if self.confidence_threshold.is_some() && self.diffusion_steps != default.diffusion_steps {
             warnings.push("diffusion_steps has no effect with confidence_threshold".to_owned());
+        } else if !dreams && self.diffusion_steps > self.gen_length && self.diffusion_steps != default.diffusion_steps {
+            let (steps, tokens) = (self.diffusion_steps, counted(self.gen_length, "token"));
+            warnings
+                .push(format!("diffusion_steps {steps} is more than the {tokens} of the answer: each has one step"));
+        }
+        if self.forbid_eos {
+            let idle = [("defer_eos", self.defer_eos && !is_origin), ("whole_canvas", self.whole_canvas && !dreams)];
+            let idle = idle.iter().filter(|(_, is_set)| *is_set);
+            warnings.extend(idle.map(|(name, _)| format!("{name} has no effect with forbid_eos")));
+        }
+        if self.seed != default.seed && !is_drawn {
+            warnings.push("seed has no effect: nothing is drawn at temperature 0".to_owned());
         }
         warnings
     }

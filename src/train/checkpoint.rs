@@ -19,9 +19,9 @@ use super::optimizer::moment_names;
 use super::resolved::{Resolved, began_with, same_run};
 use super::run::RECIPE;
 use crate::error::{Error, Result};
-use crate::files::tell;
 use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, make_in_order, write_tensors};
+use crate::progress::tell;
 
 /// How many checkpoints are kept: if the newest is damaged, another one is left.
 const KEPT: usize = 2;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// The entropies that are reused; empty if they are computed in every epoch.
 #[derive(Debug)]
-pub struct EntropyReuse {
+pub(crate) struct EntropyReuse {
     every: u64,
     /// The entropies of each example.
     pub(super) kept: BTreeMap<usize, KeptEntropy>,
@@ -35,7 +35,7 @@ impl EntropyReuse {
     }
 
     /// The kept entropies of an example, unless they have to be computed anew.
-    pub fn reusable(&self, example: usize, epoch: u64) -> Option<&[f32]> {
+    pub(crate) fn reusable(&self, example: usize, epoch: u64) -> Option<&[f32]> {
         let kept = self.kept.get(&example).filter(|kept| epoch - kept.epoch < self.every)?;
         Some(&kept.token_entropy)
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::TrainTable;
 
 /// How many gradient norms a spike is measured against.
-pub const WINDOW: usize = 64;
+pub(crate) const WINDOW: usize = 64;
 /// The fewest of these norms: before that, no step counts as a spike.
 pub const LEAST: usize = 16;
 /// After so many skipped steps in a row, the run stops anyway.
@@ -96,7 +96,7 @@ impl Guard {
     }
 
     /// Whether a step has to be skipped, and why.
-    pub fn judge(&self, is_finite: bool, grad_norm: f64, settings: &TrainTable) -> Option<Reason> {
+    pub(crate) fn judge(&self, is_finite: bool, grad_norm: f64, settings: &TrainTable) -> Option<Reason> {
         match self.limit(settings.spike_factor) {
             _ if !is_finite => Some(Reason::NonFinite),
             Some((limit, _)) if grad_norm > limit => Some(Reason::Spike),
@@ -105,7 +105,7 @@ impl Guard {
     }
 
     /// Remembers a step: its norm, and why it was skipped, if it was.
-    pub fn remember(&mut self, grad_norm: f64, settings: &TrainTable, skipped: Option<Reason>) {
+    pub(crate) fn remember(&mut self, grad_norm: f64, settings: &TrainTable, skipped: Option<Reason>) {
         if settings.spike_factor > 0.0 && skipped != Some(Reason::NonFinite) {
             self.norms.push_back(grad_norm);
             while self.norms.len() > WINDOW {

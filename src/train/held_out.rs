@@ -12,21 +12,21 @@ use crate::error::{Error, Result};
 use crate::files::{read_if_there, write_whole};
 use crate::model::batch::{AttentionKind, Batch};
 use crate::model::block::Transformer;
-use crate::parallel::collective::Collective;
+use crate::parallel::collective::{Collective, Solo};
 use crate::rng::{Draws, Stream};
 
 /// The times of an evaluation: the midpoints of four equal parts of (0, 1).
-pub const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
+pub(crate) const TIMES: [f64; 4] = [0.125, 0.375, 0.625, 0.875];
 
 /// The most tokens of a forward, except for a single longer sequence.
-pub const PACKED_TOKENS: usize = 2048;
+pub(crate) const PACKED_TOKENS: usize = 2048;
 
 /// The name of the file in a run folder with the rows' losses in the last evaluation.
 const ROWS: &str = "held_out.json";
 
 /// What each held-out row contributes to an evaluation; a comparison of runs takes its intervals from them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HeldOutRows {
+pub(crate) struct HeldOutRows {
     /// The step after which the rows were evaluated.
     pub step: u64,
     /// The number of each row's answer tokens.
@@ -61,32 +61,28 @@ impl HeldOutRows {
     }
 }
 
-/// An upper bound on the negative log-likelihood per answer token, in nats: the mean over [`TIMES`] of the sum over
-/// masked tokens of `nll / t`, divided by the answer tokens. Ranks share the forwards; each gets the whole bound.
+/// An upper bound on the negative log-likelihood per answer token, in nats: the mean over `TIMES` of the sum over
+/// masked tokens of `nll / t`, divided by the answer tokens.
 ///
 /// # Source
 /// LLaDA, arXiv 2502.09992, equation 5, with fixed times.
-pub fn nll_bound(ranks: &dyn Collective, model: &Transformer, examples: &[Example]) -> f64 {
-    evaluate(ranks, model, examples).0
+pub fn nll_bound(model: &Transformer, examples: &[Example]) -> f64 {
+    nll_bound_seen(model, examples, &View::WHOLE)
 }
 
-/// Like [`nll_bound`], under a view ([`evaluate_seen`]).
-pub fn nll_bound_seen(ranks: &dyn Collective, model: &Transformer, examples: &[Example], view: &View) -> f64 {
-    evaluate_seen(ranks, model, examples, view).0
-}
-
-/// Like [`nll_bound`], and also returns the bound of each row's answer, in nats per answer.
-pub fn evaluate(ranks: &dyn Collective, model: &Transformer, examples: &[Example]) -> (f64, Vec<f64>) {
-    evaluate_seen(ranks, model, examples, &View::WHOLE)
-}
-
-/// Like [`evaluate`], under a view.
+/// Like [`nll_bound`], under a view.
 ///
 /// An answer's likelihood is that of its blocks one after the other, so its bound is the sum of their bounds. Where one
 /// block is noised by itself, a case evaluates one drawn block, whose share is weighted by the number of blocks. End
 /// tokens that fill a last block are predicted like the answer's own, but aren't counted in the divisor: the likelihood
 /// of an answer is no less than that of the answer and what follows it.
-pub fn evaluate_seen(
+pub fn nll_bound_seen(model: &Transformer, examples: &[Example], view: &View) -> f64 {
+    evaluate_seen(&Solo, model, examples, view).0
+}
+
+/// Like [`nll_bound_seen`], and also returns the bound of each row's answer, in nats per answer. Ranks share the forwards;
+/// each gets the whole bound.
+pub(crate) fn evaluate_seen(
     ranks: &dyn Collective,
     model: &Transformer,
     examples: &[Example],

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::best::{Best, BestBy, Record};
@@ -16,18 +15,11 @@ use super::tags;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 use crate::eval::task_score::TaskScore;
-use crate::files::{read_text, tell, write_whole};
+use crate::files::{read_text, write_whole};
+use crate::progress::{Progress, Unit, tell};
 
 /// Seconds between lines of progress if there is no terminal.
 const LINE_SECS: u64 = 15;
-
-/// Where a run shows its progress.
-pub struct Progress {
-    /// The progress bar over the run's steps.
-    pub bar: ProgressBar,
-    /// Whether the run prints lines: evaluations, and its progress if there is no terminal.
-    pub tells: bool,
-}
 
 /// What the earlier parts of a resumed run did, according to its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -41,7 +33,7 @@ pub struct Earlier {
 }
 
 /// The name of the log in a run folder.
-pub const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 /// The event file for TensorBoard, whose `--logdir` is the run folder or one above it. It lies in the run folder
 /// itself, because TensorBoard names a run after the folder of its events.
 pub const EVENTS: &str = "events.out.tfevents.weft";
@@ -49,25 +41,26 @@ pub const EVENTS: &str = "events.out.tfevents.weft";
 const FORMER_FOLDER: &str = "tensorboard";
 
 /// The run's log.
-pub struct Metrics {
+pub(crate) struct Metrics {
     path: PathBuf,
     file: File,
     events: EventFile,
     progress: Progress,
+    num_steps: u64,
     last_line: Instant,
     pace: Pace,
 }
 
 impl Metrics {
-    /// Opens metrics.jsonl of a run that has done `step` steps. Lines of later steps, which a crash left behind, are
-    /// dropped; the remaining lines are summarized in `Earlier`. The run is evaluated every `eval_every` steps and at its
-    /// end; 0 stands for a run without held-out rows.
+    /// Opens metrics.jsonl of a run that has done `step` of `num_steps` steps. Lines of later steps, which a crash left
+    /// behind, are dropped; the remaining lines are summarized in `Earlier`. The run is evaluated every `eval_every` steps
+    /// and at its end; `None` stands for a run without held-out rows.
     ///
     /// # Errors
     /// A file that can't be written.
     pub fn open(
         output: &Path,
-        (step, eval_every, best_by): (u64, Option<u64>, BestBy),
+        ([step, num_steps], eval_every, best_by): ([u64; 2], Option<u64>, BestBy),
         progress: Progress,
     ) -> Result<(Self, Earlier)> {
         let path = output.join(METRICS);
@@ -82,12 +75,10 @@ impl Metrics {
             .map_err(|source| Error::Write { path: path.clone(), source })?;
         let kept: Vec<Value> = kept.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let events = repeat_events(output, &kept)?;
-        let style = "{bar:24} step {pos}/{len}  {msg}";
-        let bar = &progress.bar;
-        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
-        bar.set_position(step);
-        let pace = Pace::new(bar.length().unwrap_or(0), eval_every);
-        let metrics = Self { path, file, events, progress, last_line: Instant::now(), pace };
+        progress.begin(Unit::Steps, Some(num_steps));
+        progress.set_position(step);
+        let pace = Pace::new(num_steps, eval_every);
+        let metrics = Self { path, file, events, progress, num_steps, last_line: Instant::now(), pace };
         Ok((metrics, Earlier::of(&kept, best_by)))
     }
 
@@ -123,19 +114,17 @@ impl Metrics {
         }
         let nll = report.nll.map(|nll| format!("nll {nll:.3}  ")).unwrap_or_default();
         let message = format!(
-            "loss {:.4}  {nll}gradient {:.3}  {:.0} tokens/s  {} left",
+            "loss {:.4}  {nll}{} left  {:.0} tokens/s  gradient {:.3}",
             report.loss,
-            report.grad_norm,
+            self.pace.left(report.step),
             self.pace.tokens_per_second(),
-            self.pace.left(report.step)
+            report.grad_norm
         );
-        let Progress { bar, tells } = &self.progress;
-        bar.set_message(message.clone());
-        bar.set_position(report.step);
-        if *tells && bar.is_hidden() && self.last_line.elapsed() > Duration::from_secs(LINE_SECS) {
+        self.progress.set_message(&message);
+        self.progress.set_position(report.step);
+        if self.progress.needs_lines() && self.last_line.elapsed() > Duration::from_secs(LINE_SECS) {
             self.last_line = Instant::now();
-            let num_steps = bar.length().unwrap_or(0);
-            tell(&format!("step {}/{num_steps}  {message}", report.step));
+            tell(&format!("step {}/{}  {message}", report.step, self.num_steps));
         }
         Ok(())
     }
@@ -175,16 +164,12 @@ impl Metrics {
 
     /// Prints a line above the progress bar.
     pub fn line(&self, line: &str) {
-        match &self.progress {
-            Progress { tells: false, .. } => {}
-            Progress { bar, .. } if bar.is_hidden() => tell(line),
-            Progress { bar, .. } => bar.println(line),
-        }
+        self.progress.tell(line);
     }
 
     /// Removes the progress bar from the terminal.
     pub fn finish(&self) {
-        self.progress.bar.finish_and_clear();
+        self.progress.finish();
     }
 
     fn write(&mut self, mut line: Value) -> Result<()> {

@@ -2,7 +2,7 @@
 //! losses, runs backward micro-batch by micro-batch, and updates. Which tokens are masked depends on seed, epoch and
 //! example alone. The formulas are in `noising` and `objective`; folders, files and progress are `run`'s.
 
-pub mod best;
+pub(crate) mod best;
 pub mod checkpoint;
 mod diagnosis;
 pub mod entropy_reuse;
@@ -12,7 +12,7 @@ pub mod guard;
 pub mod held_out;
 pub mod lift;
 pub mod lr_schedule;
-pub mod metrics;
+pub(crate) mod metrics;
 mod noised;
 pub mod optimizer;
 mod pace;
@@ -22,10 +22,10 @@ pub mod resolved;
 pub mod run;
 pub mod scored;
 pub mod settings;
-pub mod shards;
+pub(crate) mod shards;
 pub mod step;
 mod tags;
-pub mod tensorboard;
+pub(crate) mod tensorboard;
 pub mod view;
 
 use std::time::Instant;
@@ -65,6 +65,7 @@ pub struct Trainer {
     job: Job,
     ranks: Ranks,
     /// This rank's own log, if it has one.
+    #[doc(hidden)]
     pub rank_log: Option<RankLog>,
     /// Entropies of earlier epochs that are kept for reuse.
     entropies: EntropyReuse,
@@ -88,6 +89,13 @@ pub struct Job {
     pub settings: TrainTable,
 }
 
+impl Job {
+    /// A job in which every example occurs once in an epoch and nothing is padded.
+    pub fn new(examples: Vec<Example>, objective: Objective, settings: TrainTable, eos_token_id: u32) -> Self {
+        Self { examples, mixture: Mixture::default(), objective, padding: Padding::None, eos_token_id, settings }
+    }
+}
+
 impl Trainer {
     /// Begins to train a model on one rank; the model's trainable parameters are trained.
     pub fn new(model: Transformer, job: Job) -> Self {
@@ -96,6 +104,7 @@ impl Trainer {
 
     /// Like [`Trainer::new`], for one rank of a data-parallel group, in which every rank passes the same model and
     /// examples.
+    #[doc(hidden)]
     pub fn on(ranks: Ranks, mut model: Transformer, job: Job) -> Self {
         model.config.activation_bytes = job.settings.activation_bytes(ACTIVATION_BYTES);
         model.config.entropy_precision = job.objective.entropy_precision.unwrap_or(model.config.precision);
@@ -122,6 +131,7 @@ impl Trainer {
     }
 
     /// The ranks that train together.
+    #[doc(hidden)]
     pub fn ranks(&self) -> &Ranks {
         &self.ranks
     }
@@ -211,6 +221,7 @@ impl Trainer {
             entropy_drift: Drift::mean(&drifts),
             skipped,
             skipped_steps: self.guard.skipped.total(),
+            held_out: None,
             phases,
             traffic: self.ranks.traffic().since(sent),
         };

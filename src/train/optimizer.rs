@@ -72,7 +72,7 @@ impl Optimizer {
 
     /// Sums the gradients that `work` returns over all ranks, and returns this rank's part of the sums. Buckets that
     /// `work` hands over when they are finished travel while it continues; a thread of its own waits for them.
-    pub fn reduce_beside(&self, work: &mut dyn FnMut(Finished) -> Gradients) -> Gradients {
+    pub(crate) fn reduce_beside(&self, work: &mut dyn FnMut(Finished) -> Gradients) -> Gradients {
         let buckets = self.shards.buckets();
         if self.ranks.size() == 1 {
             return work(&mut |_, _| {});
@@ -127,7 +127,7 @@ impl Optimizer {
 
     /// The norm of all gradients together, of which this rank has its part; the bits are the same for any number of
     /// ranks.
-    pub fn gradient_norm(&self, grads: &Gradients) -> f64 {
+    pub(crate) fn gradient_norm(&self, grads: &Gradients) -> f64 {
         if self.ranks.size() == 1 {
             return gradient_norm(grads);
         }
@@ -187,7 +187,7 @@ impl Optimizer {
     }
 
     /// A parameter's first and second moments, saved like [`Optimizer::saved`].
-    pub fn saved_moments<'a>(&'a self, id: ParamId, param: &'a Param) -> [weights::Tensor<'a>; 2] {
+    pub(crate) fn saved_moments<'a>(&'a self, id: ParamId, param: &'a Param) -> [weights::Tensor<'a>; 2] {
         let [m, v] = moment_names(param);
         [(m, &self.m[id]), (v, &self.v[id])].map(|(name, own)| {
             let gather = move || self.shards.gather(&*self.ranks, id, own);
@@ -196,7 +196,7 @@ impl Optimizer {
     }
 
     /// Sets a parameter's numbers in the model, and this rank's f32 part if the model holds them in bf16.
-    pub fn put_weight(&mut self, id: ParamId, weight: &mut Weight, numbers: &[f32]) {
+    pub(crate) fn put_weight(&mut self, id: ParamId, weight: &mut Weight, numbers: &[f32]) {
         weight.write(0, numbers);
         if self.shards.is_rounded(id) {
             self.masters[id].write(0, &numbers[self.shards.part(id, self.ranks.rank())]);
@@ -204,20 +204,20 @@ impl Optimizer {
     }
 
     /// Sets this rank's part of a parameter's moments, given whole.
-    pub fn put_moments(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
+    pub(crate) fn put_moments(&mut self, id: ParamId, [m, v]: [&[f32]; 2]) {
         let own = self.shards.part(id, self.ranks.rank());
         self.m[id].write(0, &m[own.clone()]);
         self.v[id].write(0, &v[own]);
     }
 
     /// Whether the ranks hold parts of f32 numbers that the model has in bf16.
-    pub fn has_masters(&self) -> bool {
+    pub(crate) fn has_masters(&self) -> bool {
         (0..self.masters.len()).any(|id| self.shards.is_rounded(id))
     }
 }
 
 /// The names under which a parameter's moments are saved.
-pub fn moment_names(param: &Param) -> [String; 2] {
+pub(crate) fn moment_names(param: &Param) -> [String; 2] {
     ["m.", "v."].map(|prefix| format!("{prefix}{}", param.name))
 }
 
@@ -227,7 +227,7 @@ pub fn train_everything(model: &mut Transformer) {
 }
 
 /// The norm of all gradients together.
-pub fn gradient_norm(grads: &Gradients) -> f64 {
+pub(crate) fn gradient_norm(grads: &Gradients) -> f64 {
     let of_each = chunk_sums(&grads.iter().flatten().collect::<Vec<_>>());
     of_each.iter().map(|sums| sums.iter().sum::<f64>()).sum::<f64>().sqrt()
 }

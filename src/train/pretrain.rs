@@ -1,5 +1,6 @@
 //! Pretraining of a small model on generated text: texts, tokenizer, a new network, and the same loop as fine-tuning.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -185,7 +186,8 @@ pub fn pretrain(recipe: &PretrainRecipe, options: Options) -> Result<Summary> {
     let [own, defaults] =
         [recipe, &PretrainRecipe::default()].map(|r| serde_json::to_value(r).expect("a recipe is JSON"));
     let resolved = Resolved { recipe: own, defaults };
-    let summary = train(&mut trainer, (&held_out, &recipe.train.output), &resolved, options)?;
+    let rows = (&held_out[..], recipe.train.output.as_path());
+    let summary = train(&mut trainer, rows, &resolved, options, |_| ControlFlow::Continue(()))?;
     // 4. The finished model.
     checkpoint::save(&recipe.model.output, &trainer.model, &config, Dtype::Bf16)?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::model::settings::shell_word;
@@ -133,9 +134,9 @@ fn other_batch((began, began_ranks): (&Value, usize), (recipe, ranks): (&Value, 
         None => format!("choose a number of ranks that divides {was}"),
     };
     Some(format!(
-        "the run to resume has {was} examples in a step (train.micro_batch_size {micro}, train.grad_accum_steps {accum}, \
-         ranks {}) and now it would have {is} (micro-batches of {new_micro}, {new_accum} of them, ranks {ranks}); {fix}",
-        began_ranks
+        "the run to resume has {} in a step (train.micro_batch_size {micro}, train.grad_accum_steps {accum}, \
+         ranks {began_ranks}) and now it would have {is} (micro-batches of {new_micro}, {new_accum} of them, ranks {ranks}); {fix}",
+        counted(was, "example")
     ))
 }
 

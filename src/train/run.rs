@@ -2,25 +2,26 @@
 //! module; what is saved at the end is up to the caller.
 
 use std::fs::{File, TryLockError};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
 
 use super::best::{self, Best, BestBy, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::{self, HeldOutRows};
-use super::metrics::{Earlier, Metrics, Progress};
+use super::metrics::{Earlier, Metrics};
 use super::resolved::Resolved;
 use super::step::StepReport;
 use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::eval::task_score::TaskScore;
-use crate::files::{make_folder, tell, write_whole};
+use crate::files::{make_folder, write_whole};
 use crate::interrupt;
+use crate::progress::{Progress, tell};
 
 /// What a finished run did.
 #[derive(Clone, Debug)]
@@ -99,7 +100,9 @@ pub struct Options {
     pub quiet: bool,
 }
 
-/// Trains to the last step. A resumed run must have the same `recipe`.
+/// Trains to the last step. A resumed run must have the same `recipe`. `observe` gets the report of every step, after the
+/// evaluation that follows it; `ControlFlow::Break` stops the run as SIGINT does: a checkpoint is saved, the error is
+/// [`Error::Stopped`], and [`Options::resume`] goes on from there.
 ///
 /// # Errors
 /// Those of [`Run::open`] and [`Run::advance`].
@@ -108,15 +111,13 @@ pub fn train(
     (held_out, output): (&[Example], &Path),
     recipe: &Resolved,
     Options { resume, quiet }: Options,
+    mut observe: impl FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<Summary> {
     if trainer.ranks.is_first() {
         check_output(output, resume)?;
     }
-    let bar = match quiet {
-        true => ProgressBar::hidden(),
-        false => ProgressBar::with_draw_target(Some(trainer.num_steps()), ProgressDrawTarget::stderr()),
-    };
-    let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: !quiet })?;
+    let progress = if quiet { Progress::hidden() } else { Progress::shown() };
+    let mut run = Run::open(trainer, held_out, output, recipe.clone(), progress)?.observed(&mut observe);
     run.advance(trainer, trainer.num_steps())?;
     run.finish(trainer)
 }
@@ -137,7 +138,11 @@ pub struct Run<'a> {
     metrics: Option<Metrics>,
     summary: Summary,
     record: Record,
+    observe: Option<Observe<'a>>,
 }
+
+/// What is called after every step; `ControlFlow::Break` asks the run to stop.
+pub type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
 
 impl<'a> Run<'a> {
     /// Opens a folder. A run in it resumes from its newest checkpoint, which is loaded into the trainer; in an empty
@@ -156,7 +161,7 @@ impl<'a> Run<'a> {
         if is_first {
             make_folder(output)?;
         }
-        if checkpoint::load_newest(output, trainer, &recipe)? && progress.tells && is_first {
+        if checkpoint::load_newest(output, trainer, &recipe)? && progress.is_shown() && is_first {
             tell(&format!("resuming at step {}", trainer.step));
         }
         let first_step = trainer.step;
@@ -166,7 +171,7 @@ impl<'a> Run<'a> {
                 let saved = serde_json::to_string_pretty(&saved).expect("a recipe is JSON");
                 write_whole(&output.join(RECIPE), saved.as_bytes())?;
                 let eval_every = (!held_out.is_empty()).then(|| trainer.settings().eval_every);
-                let opened = (first_step, eval_every, trainer.settings().best_by);
+                let opened = ([first_step, trainer.num_steps()], eval_every, trainer.settings().best_by);
                 let (metrics, earlier) = Metrics::open(output, opened, progress)?;
                 (Some(metrics), earlier)
             }
@@ -185,17 +190,25 @@ impl<'a> Run<'a> {
             best: None,
             ended_early: false,
         };
-        let mut run = Self { held_out, output, recipe, metrics, summary, record };
+        let mut run = Self { held_out, output, recipe, metrics, summary, record, observe: None };
         if first_step == 0 {
             run.evaluate(trainer)?;
         }
         Ok(run)
     }
 
+    /// Calls `observe` after every step. Ranks call their own, all with the report of the same step; one that asks to stop
+    /// stops all of them.
+    pub(crate) fn observed(mut self, observe: Observe<'a>) -> Self {
+        self.observe = Some(observe);
+        self
+    }
+
     /// Trains up to step `to`, with the evaluations and checkpoints that are due.
     ///
     /// # Errors
-    /// Those of [`Trainer::step`]; a file that can't be written; a request to stop ([`interrupt`]).
+    /// Those of [`Trainer::step`]; a file that can't be written; a request to stop, by [`interrupt`] or by what
+    /// observes the run.
     pub fn advance(&mut self, trainer: &mut Trainer, to: u64) -> Result<()> {
         let num_steps = trainer.num_steps();
         let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
@@ -203,17 +216,18 @@ impl<'a> Run<'a> {
         let patience = trainer.settings().patience;
         while trainer.step < to.min(num_steps) && !self.record.ends(patience) {
             let start = Instant::now();
-            let report = trainer.step().map_err(|error| with_saved(error, self.output))?;
+            let mut report = trainer.step().map_err(|error| with_saved(error, self.output))?;
             let step_secs = start.elapsed().as_secs_f64();
             self.summary.train_secs += step_secs;
             if let Some(metrics) = &mut self.metrics {
                 metrics.step(&report, step_secs)?;
             }
             if is_due(report.step, eval_every) {
-                self.evaluate(trainer)?;
+                report.held_out = self.evaluate(trainer)?;
             }
+            let is_asked = self.observe.as_mut().is_some_and(|observe| observe(&report).is_break());
             // A signal reaches the ranks at different moments, but they must all stop after the same step.
-            let stops = trainer.ranks.any(interrupt::is_asked()) && report.step < num_steps;
+            let stops = trainer.ranks.any(is_asked || interrupt::is_asked()) && report.step < num_steps;
             let ends = self.record.ends(patience);
             if stops || ends || is_due(report.step, checkpoint_every) {
                 self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
@@ -279,9 +293,10 @@ impl<'a> Run<'a> {
         Ok(Summary { entropy_drift, skipped, best: self.record.best, ended_early, ..self.summary })
     }
 
-    fn evaluate(&mut self, trainer: &Trainer) -> Result<()> {
+    /// The loss on held-out rows, if there are any; it is logged, and a best one is saved.
+    fn evaluate(&mut self, trainer: &Trainer) -> Result<Option<f64>> {
         if self.held_out.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let (start, view) = (Instant::now(), trainer.view());
         let (loss, rows) = held_out::evaluate_seen(&*trainer.ranks, &trainer.model, self.held_out, &view);
@@ -296,6 +311,6 @@ impl<'a> Run<'a> {
         }
         let first = self.summary.held_out.map_or(loss, |[first, _]| first);
         self.summary.held_out = Some([first, loss]);
-        Ok(())
+        Ok(Some(loss))
     }
 }

@@ -3,15 +3,13 @@
 
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
-
 use super::Trainer;
-use super::metrics::Progress;
 use super::resolved::Resolved;
-use super::run::{Options, Run, Summary, check_output};
+use super::run::{Observe, Options, Run, Summary, check_output};
 use crate::data::Example;
 use crate::error::Result;
 use crate::eval::task_score::TaskScore;
+use crate::progress::Progress;
 
 /// Scores a model that is being trained.
 pub type Score<'a> = &'a mut dyn FnMut(&Trainer) -> Result<Vec<TaskScore>>;
@@ -26,7 +24,7 @@ pub struct Scoring<'a> {
     pub score: Score<'a>,
 }
 
-/// Trains like [`super::run::train`] and writes the scores into the log. The end of a run that ends early is scored too.
+/// Trains like [`super::run::train`], observer included, and writes the scores into the log. The end of a run that ends early is scored too.
 ///
 /// # Errors
 /// Those of [`super::run::train`] and of the scoring.
@@ -35,17 +33,14 @@ pub fn train_scored(
     (held_out, output): (&[Example], &Path),
     recipe: &Resolved,
     Options { resume, quiet }: Options,
-    scoring: Scoring,
+    (scoring, observe): (Scoring, Observe),
 ) -> Result<Summary> {
     if trainer.ranks.is_first() {
         check_output(output, resume)?;
     }
     let num_steps = trainer.num_steps();
-    let bar = match quiet {
-        true => ProgressBar::hidden(),
-        false => ProgressBar::with_draw_target(Some(num_steps), ProgressDrawTarget::stderr()),
-    };
-    let mut run = Run::open(trainer, held_out, output, recipe.clone(), Progress { bar, tells: !quiet })?;
+    let progress = if quiet { Progress::hidden() } else { Progress::shown() };
+    let mut run = Run::open(trainer, held_out, output, recipe.clone(), progress)?.observed(observe);
     if trainer.step == 0 {
         run.scored(trainer, scoring.before)?;
     }

@@ -9,7 +9,7 @@ use super::guard::OnNonFinite;
 use super::lr_schedule::LrSchedule;
 
 /// The default of `activation_memory_gb` on a CPU, in bytes: with a CPU's caches it hardly pays to save more.
-pub const ACTIVATION_BYTES: usize = 350_000_000;
+pub(crate) const ACTIVATION_BYTES: usize = 350_000_000;
 
 /// `[train]`: the settings of the loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -17,11 +17,11 @@ use crate::model::block::{ParamId, Transformer};
 use crate::parallel::collective::Collective;
 
 /// The most numbers in a message, over the parts of all ranks: what is staged besides the parameters.
-pub const MESSAGE: usize = 1 << 24;
+pub(crate) const MESSAGE: usize = 1 << 24;
 
 /// The parts of all ranks.
 #[derive(Clone, Debug)]
-pub struct Shards {
+pub(crate) struct Shards {
     buckets: Vec<Vec<ParamId>>,
     /// The end of each rank's part of every parameter; empty for a frozen one.
     ends: Vec<Vec<usize>>,
@@ -61,7 +61,7 @@ impl Shards {
     }
 
     /// The buckets, in the order in which backward finishes them.
-    pub fn buckets(&self) -> &[Vec<ParamId>] {
+    pub(crate) fn buckets(&self) -> &[Vec<ParamId>] {
         &self.buckets
     }
 
@@ -78,7 +78,7 @@ impl Shards {
     }
 
     /// Sums a bucket's gradients over all ranks, and returns this rank's part of each sum.
-    pub fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: &Table) -> Table {
+    pub(crate) fn reduce(&self, ranks: &dyn Collective, bucket: usize, grads: &Table) -> Table {
         let rank = ranks.rank();
         let part = |(id, grad): &(ParamId, Tensor)| (*id, grad.device().unset(self.part(*id, rank).len()));
         let mut sums: Table = grads.iter().map(part).collect();
@@ -131,7 +131,7 @@ impl Shards {
     }
 
     /// Gathers a parameter-shaped tensor from every rank's part.
-    pub fn gather<'a>(&self, ranks: &dyn Collective, id: ParamId, own: &'a Tensor) -> Cow<'a, [f32]> {
+    pub(crate) fn gather<'a>(&self, ranks: &dyn Collective, id: ParamId, own: &'a Tensor) -> Cow<'a, [f32]> {
         if self.size == 1 {
             return own.to_host();
         }

@@ -7,7 +7,7 @@ use super::guard::Skip;
 use crate::parallel::collective::Traffic;
 
 /// The levels of [`EntropySummary::quantiles`]: the shares of a step's answer tokens that lie below them.
-pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
+pub(crate) const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -38,9 +38,12 @@ pub struct StepReport {
     pub skipped: Option<Skip>,
     /// How many of the run's steps so far were skipped.
     pub skipped_steps: u64,
+    /// The loss on held-out rows after the step, in nats per answer token, if a run evaluated it there.
+    pub held_out: Option<f64>,
     /// Where the time went.
     pub phases: Phases,
     /// What this rank sent to others, and how much of the step's time that took.
+    #[doc(hidden)]
     pub traffic: Traffic,
 }
 
@@ -64,7 +67,7 @@ pub struct Phases {
 pub struct EntropySummary {
     /// The mean entropy, in nats.
     pub mean: f64,
-    /// The entropies at [`QUANTILES`], in nats.
+    /// The entropies below which 5, 25, 50, 75 and 95 % of the tokens lie, in nats.
     pub quantiles: [f64; 5],
     /// The standard deviation of `r_i`, whose mean is 1; at 0 all tokens have SFT's one rate.
     pub uncertainty_spread: f64,

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// An event file to which each step adds a record.
-pub struct EventFile {
+pub(crate) struct EventFile {
     file: File,
 }
 
@@ -26,7 +26,7 @@ impl EventFile {
     ///
     /// # Errors
     /// An error of the operating system.
-    pub fn scalars(&mut self, unix_seconds: f64, step: u64, scalars: &[(String, f64)]) -> io::Result<()> {
+    pub(crate) fn scalars(&mut self, unix_seconds: f64, step: u64, scalars: &[(String, f64)]) -> io::Result<()> {
         // Summary { repeated Value value = 1 }, Value { string tag = 1; float simple_value = 2 }
         let value = |(tag, value): &(String, f64)| {
             let number = [&[(2 << 3) | 5], &(*value as f32).to_le_bytes()[..]].concat();

@@ -65,7 +65,7 @@ impl View {
     }
 
     /// The tokens of an example's whole answer, with the end tokens that fill its last block.
-    pub fn answer_len(&self, Example { prompt_ids, answer_ids }: &Example) -> usize {
+    pub(crate) fn answer_len(&self, Example { prompt_ids, answer_ids }: &Example) -> usize {
         let (prompt, tokens) = (prompt_ids.len(), prompt_ids.len() + answer_ids.len());
         match self.blocks {
             Blocks::None | Blocks::Blockwise => answer_ids.len(),

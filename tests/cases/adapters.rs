@@ -73,7 +73,7 @@ fn all_linear_and_the_head() {
     refused(&folder, &args, &named);
     trains(&folder, &set(&["model.lora_targets=[\"all-linear\"]"]));
     let config = lora::LoraConfig::new(2, 4.0, 0.0, vec!["all-linear".to_owned(), "lm_head".to_owned()], false);
-    let told = lora::attach_fresh(&mut DREAM.load(), &config, 1).expect_err("they are refused");
+    let told = lora::attach_fresh(&mut DREAM.load(), &config, 1).expect_err("they are refused").to_string();
     assert!(told.contains("give it alone, or list the layers, the head lm_head among them"), "{told}");
 }
 

@@ -29,7 +29,7 @@ fn long_prompts_and_answers() {
         &["rows.jsonl:4: ", "data.on_long_prompt"],
     );
     let skip_prompts = set(&[short, "data.on_long_prompt=skip"]);
-    shows(&folder, &skip_prompts, &["rows.jsonl: 39 examples", "1 answers cut at 64 tokens"]);
+    shows(&folder, &skip_prompts, &["rows.jsonl: 39 examples", "1 answer cut at 64 tokens"]);
     let skip_both = [&skip_prompts[..], &set(&["data.on_long_answer=skip"])].concat();
     shows(&folder, &skip_both, &["rows.jsonl: 38 examples"]);
     let whole: Vec<Value> = pairs(2);

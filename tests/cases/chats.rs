@@ -55,7 +55,7 @@ fn tools() {
         let row = json!({ "messages": turns, "tools": given });
         let folder = with_template("tools", &row);
         shows(&folder, &["--set", "model.path=base", "--full"], &[shown]);
-        shows(&recipe("no-tools", &[row]), &[], &["1 rows have tools, which the chat template does not read"]);
+        shows(&recipe("no-tools", &[row]), &[], &["1 row has tools, which the chat template does not read"]);
     }
     let gap = json!({ "messages": turns, "tools": null });
     assert!(!works(&recipe("gap", &[gap]), &["data", "recipe.toml"]).contains("tools"));
@@ -83,9 +83,9 @@ fn parts_of_content() {
 fn chats_of_several_turns() {
     let pair = |i: usize| [turn("user", &format!("{i}?")), turn("assistant", &format!("{i}."))];
     let folder = recipe("turns", &[json!({ "messages": (1..4).flat_map(pair).collect::<Vec<_>>() })]);
-    shows(&folder, &[], &["rows.jsonl: 1 examples", "2 of 3 assistant turns are context only (data.train_on)"]);
+    shows(&folder, &[], &["rows.jsonl: 1 example,", "2 of 3 assistant turns are context only (data.train_on)"]);
     shows(&folder, &["--set", "data.train_on=all"], &["rows.jsonl: 3 examples", "\n1.\n", "\n2.\n", "\n3.\n"]);
-    shows(&folder, &["--set", "data.train_on=drawn"], &["rows.jsonl: 1 chats (3 answers, one drawn"]);
+    shows(&folder, &["--set", "data.train_on=drawn"], &["rows.jsonl: 1 chat (3 answers, one drawn"]);
 }
 
 fn context_weights_and_roles() {
@@ -94,7 +94,7 @@ fn context_weights_and_roles() {
     let left_out = json!({ "role": "assistant", "content": "b", "weight": 0 });
     let turns = json!([turn("user", "a?"), left_out, turn("user", "c?"), turn("assistant", "d")]);
     let folder = recipe("weight", &[json!({ "messages": turns })]);
-    shows(&folder, &["--set", "data.train_on=all"], &["rows.jsonl: 1 examples", "-- answer, 2 tokens\nd\n"]);
+    shows(&folder, &["--set", "data.train_on=all"], &["rows.jsonl: 1 example,", "-- answer, 2 tokens\nd\n"]);
     let folder = recipe("alone", &[json!({ "messages": [turn("assistant", "Hello.")] })]);
     refused(&folder, &["data", "recipe.toml"], &["rows.jsonl:1: ", "turn"]);
     let turns = json!([turn("developer", "Be brief."), turn("user", "a?"), turn("assistant", "b")]);

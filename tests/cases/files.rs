@@ -67,7 +67,7 @@ fn nan() {
     fs::write(folder.join("rows.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\", \"score\": NaN}\n")
         .expect("written");
     recipe_of(&folder, "rows.jsonl");
-    shows(&folder, &[], &["rows.jsonl: 1 examples", "columns not read: score"]);
+    shows(&folder, &[], &["rows.jsonl: 1 example,", "columns not read: score"]);
 }
 
 fn compressed_rows() {

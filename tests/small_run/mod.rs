@@ -1,6 +1,8 @@
 //! A small training run of the golden LLaDA: ten examples, three steps an epoch, an adapter on every layer.
 #![allow(dead_code)] // each test binary uses a part
 
+use std::ops::ControlFlow;
+
 use weft::data::Example;
 use weft::data::mixing::Mixture;
 use weft::data::packing::Padding;
@@ -9,11 +11,17 @@ use weft::model::lora::{self, LoraConfig};
 use weft::objective::Objective;
 use weft::train::run::Options;
 use weft::train::settings::TrainTable;
+use weft::train::step::StepReport;
 use weft::train::{Job, Trainer};
 
 /// How a run begins, and how one goes on.
 pub const BEGIN: Options = Options { resume: false, quiet: true };
 pub const RESUME: Options = Options { resume: true, quiet: true };
+
+/// Observes a run without stopping it.
+pub fn go_on(_: &StepReport) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 /// Attaches the adapter.
 pub fn adapt(model: &mut Transformer, lora_dropout: f64) {
