@@ -122,12 +122,12 @@ fn what_is_left_out_of_the_rows_is_told() {
         ("", "1 of 5 rows skipped: the answer is empty (the first in rows.jsonl:5)"),
         ("", "1 of 5 rows skipped: the keys [\"id\"] match no known format (the first in rows.jsonl:2)"),
         ("held out: ", "1 of 2 rows skipped: the answer is empty (the first in held-out.jsonl:2)"),
-        ("", "1 answers cut at 64 tokens (in rows.jsonl:4)"),
+        ("", "1 answer cut at 64 tokens (in rows.jsonl:4)"),
     ] {
         assert!(page.contains(&format!("<li>{}", as_html(&format!("{of_source}{skipped}")))), "{skipped}: {page}");
         assert!(card.contains(&format!("\n  - {skipped}")), "{skipped}: {card}");
     }
-    assert!(shown.contains("1 rows skipped: the answer is empty (the first in rows.jsonl:5)"), "{shown}");
+    assert!(shown.contains("1 row skipped: the answer is empty (the first in rows.jsonl:5)"), "{shown}");
     let cells = |cells: [&str; 6]| {
         let names =
             ["", " data-name=\"used\"", " data-name=\"rows\"", " data-name=\"skipped\"", " data-name=\"gives\""];

@@ -17,7 +17,14 @@ pub(super) fn with_lines(error: Error, text: &str) -> Error {
     let is_missing = |problem: &&String| problem.contains(" is missing");
     let unreadable: Vec<String> = problems.iter().filter(|p| !is_missing(p)).map(|p| key_of(p).to_owned()).collect();
     let problems = problems.into_iter().filter(|p| !is_missing(&p) || unreadable.iter().all(|key| key != key_of(p)));
-    Error::Recipe { path, problems: problems.map(told).collect() }
+    let problems: Vec<String> = problems.map(told).collect();
+    match &problems[..] {
+        [_] => Error::Recipe { path, problems },
+        several => {
+            let lines: String = several.iter().map(|problem| format!("\n  {}: {problem}", path.display())).collect();
+            Error::Usage(format!("the task has {} problems:{lines}", several.len()))
+        }
+    }
 }
 
 /// The key or table with which a problem begins.
