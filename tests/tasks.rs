@@ -141,7 +141,7 @@ fn a_task_file_is_refused_with_file_line_and_fix() {
         let args = ["eval", "--model", "tiny-base", "--task", "own.toml", "--data", "rows.jsonl", "--out", "out.json"];
         let output = weft(&folder, &args);
         assert_eq!(output.status.code(), Some(2));
-        String::from_utf8(output.stderr).expect("UTF-8")
+        String::from_utf8(output.stderr).expect("UTF-8").trim_end().to_owned()
     };
     for (text, reason) in [
         (
