@@ -3,6 +3,7 @@
 
 pub(crate) mod adapter;
 pub mod answer_length;
+pub mod tasks;
 pub(crate) mod trained;
 
 use std::path::Path;
@@ -21,20 +22,19 @@ use crate::data::token_cache::TokenCache;
 use crate::data::{self, Mixed, Reading, generated};
 use crate::device;
 use crate::error::{Error, Result};
-use crate::eval::generations::{Generation, answer};
-use crate::eval::{Problem, problems_of};
+use crate::eval::sandbox::Sandbox;
 use crate::model::block::{Config, Transformer};
 use crate::model::from_hub;
 use crate::model::lora::{self, LoraConfig};
 use crate::model::settings::{ModelTable, Trainable};
 use crate::objective::Blocks;
 use crate::parallel::{Ranks, solo};
-use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
 use crate::train::optimizer::train_everything;
 use crate::train::resolved::{ROWS, Resolved, TOKENIZER};
 use crate::train::{Job, Trainer};
+use tasks::Posed;
 
 /// A recipe with the rows, problems and ranks that it works on.
 pub struct Experiment {
@@ -44,8 +44,10 @@ pub struct Experiment {
     pub train: Mixed,
     /// The held-out rows.
     pub held_out: Option<Mixed>,
-    /// The problems of the recipe's task; none without a task.
-    pub problems: Vec<Problem>,
+    /// The recipe's tasks with their problems, in the order in which they are scored; those without problems are left out.
+    pub tasks: Vec<Posed>,
+    /// Where programs of answers run, if the recipe runs any.
+    pub sandbox: Option<Sandbox>,
     /// The ranks that take part in the experiment.
     #[doc(hidden)]
     pub ranks: Ranks,
@@ -142,15 +144,12 @@ impl Experiment {
         }
         let sources = Sources::of(&recipe, folder)?;
         let held_out = &sources.held_out;
-        let mut problems = match recipe.eval.task {
-            Some(task) => held_out.iter().map(|source| problems_of(task, source)).collect::<Result<Vec<_>>>()?.concat(),
-            None => vec![],
-        };
-        problems.truncate(recipe.eval.limit.unwrap_or(problems.len()));
+        let (tasks, sandbox) = tasks::open(&recipe, held_out)?;
         let reading = reading(&recipe, text, config.mask_token_id);
         let (train, held_out) = sources.read(&reading)?;
         check_padding(&recipe, [Some(&train), held_out.as_ref()])?;
-        Ok(Self { recipe, train, held_out, problems, ranks: solo(), sources, tokenizer: text.content_key() })
+        let tokenizer = text.content_key();
+        Ok(Self { recipe, train, held_out, tasks, sandbox, ranks: solo(), sources, tokenizer })
     }
 
     /// The rows that are both trained on and held out; `None` if there are none. To name the place of the first one, the files
@@ -262,21 +261,6 @@ impl Experiment {
 
     fn sampling(&self, model: &Transformer) -> Sampling {
         Sampling { seed: self.recipe.train.seed, ..self.recipe.sampling(&model.config) }
-    }
-
-    /// A network's scored answers to the recipe's task; `None` without a task. The ranks divide the problems, and each
-    /// rank returns all answers.
-    ///
-    /// # Errors
-    /// A chat template that fails.
-    pub fn evaluate(
-        &self,
-        model: &Transformer,
-        text: &TextModel,
-        progress: &Progress,
-    ) -> Result<Option<Vec<Generation>>> {
-        let Some(task) = self.recipe.eval.task.filter(|_| !self.problems.is_empty()) else { return Ok(None) };
-        answer((model, text), (task, &self.problems), &self.sampling(model), (&*self.ranks, progress)).map(Some)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::model::settings::ModelTable;
 use crate::objective::{Blocks, Objective};
 use crate::sampler::generate::{Attention, Sampling};
 use crate::settings::{parse, recipe_file};
+use crate::train::best::BestBy;
 use crate::train::resolved::Resolved;
 use crate::train::settings::TrainTable;
 pub use idle::RunSize;
@@ -77,7 +78,8 @@ impl Recipe {
     }
 
     fn problems(&self) -> Vec<String> {
-        let mut problems = [self.train.problems(), self.data.problems(), self.model.problems()].concat();
+        let mut problems =
+            [self.train.problems(), self.data.problems(), self.model.problems(), self.eval.problems()].concat();
         let mut refuse = |wrong: bool, sentence: String| problems.extend(wrong.then_some(sentence));
         let (data, objective) = (&self.data, &self.objective);
         let floor = objective.rate_floor;
@@ -95,6 +97,12 @@ impl Recipe {
         refuse(every > 1 && objective.blocks == Blocks::Blockwise, changing.to_owned());
         let t_min = objective.t_min;
         refuse(!(t_min > 0.0 && t_min < 1.0), format!("objective.t_min = {t_min} lies outside (0, 1)"));
+        let by_task = self.train.best_by == BestBy::Task && !self.eval.is_each_epoch();
+        let how = "train.best_by = \"task\" needs the first task's score after each epoch; set eval.tasks, or eval.task and \
+                   eval.each_epoch = true";
+        if by_task || (self.train.best_by == BestBy::Task && !self.eval.has_tasks()) {
+            problems.push(how.to_owned());
+        }
         if self.eval.generates() {
             problems.extend(self.sampler.clone().fitted().check().err().map(|e| format!("sampler: {e}")));
         }

@@ -146,7 +146,10 @@ fn a_file_that_is_none_is_told() {
     }
     assert!(score("absent.json").starts_with("error: cannot read absent.json: No such file"));
     let unknown = refused(&folder, &["score", "--task", "chess", "absent.json"]);
-    assert_eq!(unknown, "error: unknown task \"chess\"; the known ones are sudoku, countdown, gsm8k, math500");
+    assert_eq!(
+        unknown,
+        "error: unknown task \"chess\"; the known ones are sudoku, countdown, gsm8k, math500, hellaswag, arc, naturalquestions, raft, humaneval, mbpp, and files that end in .toml (docs/tasks.md)"
+    );
     write(&folder, "good.jsonl", row("generation", "", json!(1)).to_string());
     let error = refused(&folder, &["score", "--task", "gsm8k", "good.jsonl", "--out", "absent/scores.jsonl"]);
     assert!(error.starts_with("error: cannot write absent/scores.jsonl: No such file"), "{error}");

@@ -12,7 +12,7 @@ use scratch::folder;
 use serde_json::json;
 use weft::data::{Dataset, Example, Mixed};
 use weft::recipe::{Recipe, RunSize};
-use weft::sampler::generate::{Attention, Sampling};
+use weft::sampler::generate::Sampling;
 use weft::sampler::remasking::Remasking;
 
 const FILE: &str = "[data]\ntrain = \"a.jsonl\"\n";
@@ -91,12 +91,28 @@ const IDLE: &[(&str, &str, &[&str], &str)] = &[
         "the held-out rows are evaluated at the end only; set train.eval_every",
     ),
     ("eval.task", FILE, &["eval.task=gsm8k"], NO_HELD_OUT),
-    ("eval.limit", FILE, &["eval.limit=5", "data.held_out=b.jsonl"], "eval.task is not set"),
+    ("eval.tasks", FILE, &["eval.tasks=[\"gsm8k\"]"], NO_HELD_OUT),
+    ("train.best_by", FILE, &["train.best_by=task", "eval.tasks=[\"gsm8k\"]"], NO_HELD_OUT),
+    ("train.patience", FILE, &["train.best_by=task", "eval.tasks=[\"gsm8k\"]", "train.patience=2"], NO_HELD_OUT),
+    ("eval.limit", FILE, &["eval.limit=5", "data.held_out=b.jsonl"], NO_TASK),
+    ("eval.limit", FILE, &["eval.limit=5", "eval.task=gsm8k"], NO_HELD_OUT),
+    (
+        "eval.limit",
+        FILE,
+        &["eval.limit=5", "eval.tasks=[{ task = \"arc\", limit = 2 }]"],
+        "each of eval.tasks has its own",
+    ),
+    ("eval.mc_samples", FILE, &["eval.mc_samples=32"], NO_TASK),
+    ("eval.mc_samples", FILE, &["eval.mc_samples=32", "eval.tasks=[\"mbpp\"]"], "no task chooses among given answers"),
+    ("eval.each_epoch", FILE, &["eval.each_epoch=true"], NO_TASK),
+    ("eval.run_code", FILE, &["eval.run_code=true"], NO_TASK),
+    ("eval.run_code", FILE, &["eval.run_code=true", "eval.tasks=[\"arc\"]"], "no task's answers are programs"),
 ];
 
 const FULL: &str = "model.trainable is full, without an adapter";
 const SFT: &str = "objective.kind is sft, which uses no entropies";
 const NO_HELD_OUT: &str = "there is no data.held_out";
+const NO_TASK: &str = "eval.task and eval.tasks are not set";
 
 /// Settings of runs of ten training rows and three held-out ones, and what is told of them.
 const OF_RUNS: &[(&str, &[&str], u64, &str)] = &[
@@ -164,6 +180,12 @@ const OF_RUNS: &[(&str, &[&str], u64, &str)] = &[
     ),
     ("eval.samples", &["eval.samples=4"], 10, "eval.samples = 4, but there are only 3 held-out examples"),
     ("eval.limit", &["eval.task=gsm8k", "eval.limit=4"], 10, "eval.limit = 4, but there are only 3 problems"),
+    (
+        "eval.limit",
+        &["eval.tasks=[\"gsm8k\", \"arc\"]", "eval.limit=4"],
+        10,
+        "eval.limit = 4, but no task has more than 3 problems",
+    ),
     (
         "data.train_on",
         &["data.train_on=all"],
@@ -246,8 +268,8 @@ fn every_key_is_told_where_it_has_no_effect() {
 
 #[test]
 fn a_runs_size_shows_what_has_no_effect_in_it() {
-    let (train, held_out) = (mixed(10), mixed(3));
-    let run = |steps| RunSize { train: &train, held_out: Some(&held_out), problems: Some(3), steps, ranks: 1 };
+    let (train, held_out_rows) = (mixed(10), mixed(3));
+    let run = |steps| RunSize { train: &train, held_out: Some(&held_out_rows), problems: Some(3), steps, ranks: 1 };
     for (key, settings, steps, expected) in OF_RUNS {
         let recipe = parse("[data]\ntrain = \"a.jsonl\"\nheld_out = \"b.jsonl\"\n", settings);
         let told = recipe.warnings_of_run(&run(*steps));
@@ -268,8 +290,21 @@ fn a_runs_size_shows_what_has_no_effect_in_it() {
         "eval.task=gsm8k",
         "eval.limit=3",
     ];
-    let recipe = parse("[data]\ntrain = \"a.jsonl\"\nheld_out = \"b.jsonl\"\n", &useful);
-    assert_eq!([recipe.warnings(), recipe.warnings_of_run(&run(40))].concat(), Vec::<String>::new());
+    // By the score of a task of its own, the best weights need no held-out rows.
+    let by_task = [
+        "train.best_by=task",
+        "train.keep_best=true",
+        "train.patience=9",
+        "eval.tasks=[\"arc\", \"mbpp\"]",
+        "eval.mc_samples=32",
+        "eval.run_code=true",
+    ];
+    for (held_out, useful) in [("held_out = \"b.jsonl\"\n", &useful[..]), ("", &by_task)] {
+        let recipe = parse(&format!("[data]\ntrain = \"a.jsonl\"\n{held_out}"), useful);
+        let held_out = (!held_out.is_empty()).then_some(&held_out_rows);
+        let run = RunSize { held_out, ..run(40) };
+        assert_eq!([recipe.warnings(), recipe.warnings_of_run(&run)].concat(), Vec::<String>::new());
+    }
 }
 
 #[test]
@@ -313,32 +348,6 @@ fn sampler_settings_that_others_make_idle_are_told() {
     assert_eq!(
         told(Sampling { diffusion_steps: 256, ..Sampling::default() }, low),
         ["diffusion_steps 256 is more than the 128 tokens of the answer: each has one step"]
-    );
-}
-
-#[test]
-fn an_answers_length_alone_finds_its_blocks() {
-    let fitted = |settings: &[&str]| {
-        let recipe = parse(FILE, &[settings, &["eval.samples=1"]].concat());
-        let fitted = recipe.sampler.fitted();
-        (fitted.gen_length, fitted.block_length, fitted.diffusion_steps)
-    };
-    assert_eq!(fitted(&["sampler.gen_length=16"]), (16, 16, 64));
-    assert_eq!(fitted(&["sampler.gen_length=48"]), (48, 24, 64));
-    assert_eq!(fitted(&["sampler.gen_length=96"]), (96, 32, 66));
-    // What the recipe says stays, and is refused where it can't be.
-    assert_eq!(fitted(&["sampler.gen_length=48", "sampler.block_length=16", "sampler.diffusion_steps=6"]), (48, 16, 6));
-    let dream = Sampling { remasking: Some(Remasking::Entropy), gen_length: 48, ..Sampling::default() };
-    assert_eq!(dream.clone().fitted(), dream);
-    let causal = Sampling { attention: Some(Attention::BlockCausal), gen_length: 48, ..Sampling::default() };
-    assert_eq!(causal.clone().fitted(), causal);
-    let settings =
-        ["sampler.gen_length=48", "sampler.block_length=20", "sampler.remasking=low_confidence", "eval.samples=1"];
-    let error =
-        Recipe::parse(FILE, Path::new("r.toml"), &settings.map(str::to_owned)).expect_err("20 doesn't divide 48");
-    assert!(
-        error.to_string().contains("gen_length 48 is not a multiple of block_length 20; set gen_length 60"),
-        "{error}"
     );
 }
 

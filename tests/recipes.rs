@@ -10,6 +10,8 @@ use weft::objective::{Kind, Normalizer, Objective};
 use weft::recipe::Recipe;
 use weft::reproduce::arms::ARMS;
 use weft::reproduce::study::{ReproduceTable, Study};
+use weft::sampler::generate::{Attention, Sampling};
+use weft::sampler::remasking::Remasking;
 use weft::train::pretrain::PretrainRecipe;
 
 #[test]
@@ -340,4 +342,33 @@ fn sources_are_tables_whose_keys_are_checked() {
     assert!(wrong.contains("data.held_out_rows is a slice; give the number of rows to generate"), "{wrong}");
     let set = ["data.sources=[{ path = \"a.jsonl\" }]".to_owned()];
     assert_eq!(Recipe::parse("", Path::new("r.toml"), &set).expect("it is whole").data.training().len(), 1);
+}
+
+#[test]
+fn an_answers_length_alone_finds_its_blocks() {
+    const FILE: &str = "[data]\ntrain = \"a.jsonl\"\n";
+    let fitted = |settings: &[&str]| {
+        let settings: Vec<String> =
+            settings.iter().chain(&["eval.samples=1"]).map(|&setting| setting.to_owned()).collect();
+        let recipe = Recipe::parse(FILE, Path::new("r.toml"), &settings).unwrap_or_else(|e| panic!("{e}"));
+        let fitted = recipe.sampler.fitted();
+        (fitted.gen_length, fitted.block_length, fitted.diffusion_steps)
+    };
+    assert_eq!(fitted(&["sampler.gen_length=16"]), (16, 16, 64));
+    assert_eq!(fitted(&["sampler.gen_length=48"]), (48, 24, 64));
+    assert_eq!(fitted(&["sampler.gen_length=96"]), (96, 32, 66));
+    // What the recipe says stays, and is refused where it can't be.
+    assert_eq!(fitted(&["sampler.gen_length=48", "sampler.block_length=16", "sampler.diffusion_steps=6"]), (48, 16, 6));
+    let dream = Sampling { remasking: Some(Remasking::Entropy), gen_length: 48, ..Sampling::default() };
+    assert_eq!(dream.clone().fitted(), dream);
+    let causal = Sampling { attention: Some(Attention::BlockCausal), gen_length: 48, ..Sampling::default() };
+    assert_eq!(causal.clone().fitted(), causal);
+    let settings =
+        ["sampler.gen_length=48", "sampler.block_length=20", "sampler.remasking=low_confidence", "eval.samples=1"];
+    let error =
+        Recipe::parse(FILE, Path::new("r.toml"), &settings.map(str::to_owned)).expect_err("20 doesn't divide 48");
+    assert!(
+        error.to_string().contains("gen_length 48 is not a multiple of block_length 20; set gen_length 60"),
+        "{error}"
+    );
 }

@@ -92,7 +92,7 @@ fn a_folder_of_the_hub_is_read_shard_after_shard() {
     assert!(refused(&folder, "train").ends_with("it has no files of rows; set the split"));
     let shard = |i: usize| format!("train-{i:05}-of-00002.parquet");
     fs::copy(hub.join("data").join(shard(1)), folder.join(shard(1))).expect("it is copied");
-    assert_eq!(refused(&folder, "train"), "1 of the 2 files of the split \"train\" are present; fetch the rest");
+    assert_eq!(refused(&folder, "train"), "1 of the 2 files of the split \"train\" is present; fetch the rest");
     fs::write(folder.join("train.jsonl"), "{}").expect("it is written");
     assert_eq!(
         refused(&folder, "train"),

@@ -26,6 +26,9 @@ fn posed(task: Task) -> (&'static str, Value) {
         Task::Countdown => ("Numbers: [4, 6, 8]\nTarget: 16", json!([[4, 6, 8], 16])),
         Task::Gsm8k => ("How many?", json!(18.0)),
         Task::Math500 => ("What is it?", json!("\\frac{3}{4}")),
+        Task::Naturalquestions => ("who?", json!(["Weft", "the Weft project"])),
+        Task::Hellaswag | Task::Arc | Task::Raft => ("Which?", json!(1)),
+        Task::Humaneval | Task::Mbpp => ("Write it.", json!({ "tests": "assert True" })),
     }
 }
 

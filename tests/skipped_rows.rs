@@ -16,7 +16,8 @@ use weft::data::settings::{OnLongAnswer, OnRow, RowPolicy, TrainOn};
 use weft::data::sources::{MAX_LINE_BYTES, Source};
 use weft::data::token_cache::TokenCache;
 use weft::data::{Dataset, Reading, load, load_mixed, place, tokenizer};
-use weft::eval::{Task, problems_of};
+use weft::eval::Task;
+use weft::eval::any_task::AnyTask;
 
 /// The longest sequence of these tests, and a word that is longer.
 const MAX_SEQ_LEN: usize = 60;
@@ -346,12 +347,12 @@ fn problems_skip_the_rows_that_held_out_rows_skip() {
     let path = folder.join("rows.jsonl");
     let good = json!({ "question": "1 + 1?", "answer": "#### 2" }).to_string();
     write(&path, &[good.as_bytes(), b"{", b"{\"question\": \"a\"}", good.as_bytes()]);
-    assert_eq!(problems_of(Task::Gsm8k, &source(&path, SKIP)).expect("they are read").len(), 2);
-    let error = problems_of(Task::Gsm8k, &Source::at(&path, "test")).expect_err("a row is bad").to_string();
+    assert_eq!(AnyTask::from(Task::Gsm8k).problems(&source(&path, SKIP)).expect("they are read").len(), 2);
+    let error = AnyTask::from(Task::Gsm8k).problems(&Source::at(&path, "test")).expect_err("a row is bad").to_string();
     assert!(error.contains("rows.jsonl:2: not JSON"), "{error}");
     // A row that can be held out but not scored isn't skipped in silence.
     write(&path, &[good.as_bytes(), pair("a", "b").as_bytes()]);
-    problems_of(Task::Gsm8k, &source(&path, SKIP)).expect_err("it is no problem of the task");
+    AnyTask::from(Task::Gsm8k).problems(&source(&path, SKIP)).expect_err("it is no problem of the task");
 }
 
 #[test]

@@ -122,6 +122,16 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// The seed of the draws.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(Sampling::default().seed)
+    }
+
+    /// Whether an option other than the seed is given.
+    pub fn are_given(&self) -> bool {
+        Given { seed: None, ..self.given() } != Given::default()
+    }
+
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let sampling = self.given().sampling(&base.model.config);

@@ -66,6 +66,8 @@ const OPTIONS: &[(&str, &str)] = &[
     ("--num-examples", "--limit"),
     ("--num-samples", "--limit"),
     ("--mc-num", "--mc-samples"),
+    ("--allow-code-execution", "--run-code"),
+    ("--confirm-run-unsafe-code", "--run-code"),
     ("--resume-from-checkpoint", "--resume"),
     ("--continue", "--resume"),
 ];
@@ -269,7 +271,7 @@ fn option_of(place: &Place, command: &Clap) -> Option<String> {
         "model.path" => "--model".to_owned(),
         "data.train" | "data.held_out" => "--data".to_owned(),
         "train.output" => "--out".to_owned(),
-        "eval.task" => "--task".to_owned(),
+        "eval.task" | "eval.tasks" => "--task".to_owned(),
         other => format!("--{}", other.split_once('.')?.1.replace('_', "-")),
     };
     has(command, &option).then_some(option)

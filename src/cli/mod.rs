@@ -55,6 +55,7 @@ mod reproduce;
 mod results;
 mod rows;
 mod score;
+mod scores;
 mod serve;
 mod signals;
 mod trace;

@@ -2,21 +2,20 @@
 
 use serde_json::{Map, Value, json};
 use weft::counted::counted;
-use weft::eval::{Accuracy, Task};
+use weft::eval::task_score::TaskScore;
 use weft::experiment::Experiment;
 use weft::machine;
 use weft::train::entropy_reuse::Drift;
 use weft::train::guard::Skipped;
 use weft::train::run::Summary;
 
-use super::eval::in_percent;
 use super::rows;
 
 /// The relative change of the held-out loss below which it counts as unchanged.
 const HARDLY: f64 = 0.01;
 
-/// A task, its number of problems, and the accuracy of each scored model by name.
-pub type Scores = (Task, usize, [(&'static str, Accuracy); 2]);
+/// The score of each scored model on a task, by its name.
+pub type Scores = [(&'static str, TaskScore); 2];
 
 /// A finished run.
 pub struct Results<'a> {
@@ -24,7 +23,8 @@ pub struct Results<'a> {
     pub steps: u64,
     pub summary: &'a Summary,
     pub experiment: &'a Experiment,
-    pub scores: Option<Scores>,
+    /// The scores on each task.
+    pub scores: Vec<Scores>,
     /// The peak resident size, and the planned one.
     pub memory_bytes: [u64; 2],
     /// The path of each output, by name.
@@ -54,15 +54,19 @@ impl Results<'_> {
             sentence!(2, "held-out loss {before:.4} -> {after:.4} nats per answer token");
         }
         if self.summary.ended_early {
-            sentence!(2, "the run ended early: the held-out loss fell no further (train.patience)");
+            let by_task = self.summary.best.is_some_and(|best| best.accuracy.is_some());
+            let what = if by_task { "the first task's accuracy rose" } else { "the held-out loss fell" };
+            sentence!(2, "the run ended early: {what} no further (train.patience)");
         }
         if let (Some(best), Some(path)) = (self.summary.best, &self.best) {
-            sentence!(2, "lowest held-out loss {:.4} at step {}, saved in {path}", best.held_out_loss, best.step);
+            let (what, number) = best.told();
+            sentence!(2, "{what} {number} at step {}, saved in {path}", best.step);
         }
-        if let Some((task, problems, scores)) = &self.scores {
-            sentence!(2, "{} on the same {}:", task.name(), counted(*problems, "held-out problem"));
+        for (scores, posed) in self.scores.iter().zip(&self.experiment.tasks) {
+            let noun = if posed.is_held_out { "held-out problem" } else { "problem" };
+            sentence!(2, "{} on the same {}:", posed.task.name(), counted(posed.problems.len(), noun));
             let width = scores.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-            scores.iter().for_each(|(name, accuracy)| say!("  {name:width$}  {}", in_percent(accuracy)));
+            scores.iter().for_each(|(name, score)| say!("  {name:width$}  {score}"));
         }
         let [peak, planned] = self.memory_bytes.map(|bytes| bytes as f64 / 1e9);
         sentence!(2, "peak memory {peak:.3} GB; {planned:.3} GB were planned");
@@ -88,12 +92,12 @@ impl Results<'_> {
         if let Some([before, after]) = self.summary.held_out {
             rows.push(row("held-out loss, before and after", format!("{before:.3} \u{2192} {after:.3}")));
         }
-        for (name, accuracy) in self.scores.iter().flat_map(|(.., scores)| scores) {
-            let task = self.scores.as_ref().map_or("", |(task, ..)| task.name());
-            rows.push((format!("{task}, {name}"), in_percent(accuracy)));
+        for (name, score) in self.scores.iter().flatten() {
+            rows.push((format!("{}, {name}", score.task), score.to_string()));
         }
         if let Some(best) = self.summary.best {
-            rows.push(row("lowest held-out loss", format!("{:.3} at step {}", best.held_out_loss, best.step)));
+            let (what, number) = best.told();
+            rows.push(row(what, format!("{number} at step {}", best.step)));
         }
         rows.extend(self.skipped().map(|skipped| row("skipped", skipped)));
         rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
@@ -155,6 +159,8 @@ impl Results<'_> {
     /// The results as one JSON object for a program; missing values are null.
     pub fn to_json(&self) -> Value {
         let [peak, planned] = self.memory_bytes;
+        // The first task stands for the run where one is asked for.
+        let first = self.scores.first();
         let mut object = json!({
             "steps": self.steps,
             "train_seconds": self.summary.train_secs,
@@ -162,11 +168,14 @@ impl Results<'_> {
             "ended_early": self.summary.ended_early,
             "entropy_drift": self.summary.entropy_drift,
             "skipped_steps": self.summary.skipped,
-            "task": self.scores.as_ref().map(|(task, ..)| task.name()),
-            "problems": self.scores.as_ref().map(|(_, problems, _)| problems),
-            "accuracy": self.scores.as_ref().map(|(.., scores)| {
-                scores.iter().map(|(name, accuracy)| ((*name).to_owned(), json!(accuracy))).collect::<Map<_, _>>()
+            "task": first.map(|[(_, score), _]| &score.task),
+            "problems": first.map(|[(_, score), _]| score.problems),
+            "accuracy": first.map(|scores| {
+                scores.iter().map(|(name, score)| ((*name).to_owned(), json!(score.accuracy))).collect::<Map<_, _>>()
             }),
+            "tasks": self.scores.iter().map(|scores| {
+                scores.iter().map(|(name, score)| ((*name).to_owned(), score.to_json())).collect::<Map<_, _>>()
+            }).collect::<Vec<_>>(),
             "examples": counts(self.experiment)[0],
             "tokens": counts(self.experiment)[1],
             "rows_cut": counts(self.experiment)[2],
@@ -179,7 +188,8 @@ impl Results<'_> {
         });
         let fields = object.as_object_mut().expect("it is an object");
         if let (Some(best), Some(path)) = (self.summary.best, &self.best) {
-            let best = json!({ "step": best.step, "held_out_loss": best.held_out_loss, "path": path });
+            let mut best = json!(best);
+            best["path"] = path.as_str().into();
             fields.insert("best".to_owned(), best);
         }
         fields.extend(self.files.iter().map(|(name, path)| ((*name).to_owned(), json!(path))));

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use weft::counted::counted;
 use weft::error::Result;
-use weft::eval::Task;
+use weft::eval::any_task::AnyTask;
+use weft::eval::sandbox::{Limits, Sandbox};
 use weft::eval::stored::{load, save_scores};
 
-use super::eval::{as_json, in_percent};
+use super::eval::as_json;
 
 /// Score stored generations of a task
 ///
@@ -17,7 +18,8 @@ use super::eval::{as_json, in_percent};
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft score --task gsm8k generations.json --out scores.jsonl")]
 pub struct Score {
-    /// The task: sudoku, countdown, gsm8k or math500
+    /// The task: sudoku, countdown, gsm8k, math500, hellaswag, arc, naturalquestions, raft, humaneval, mbpp, or a file that
+    /// describes one (FILE.toml)
     #[arg(long, value_name = "TASK")]
     task: String,
     /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth
@@ -25,6 +27,10 @@ pub struct Score {
     /// Write one row per generation with the extracted answer and its points to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Run the programs of humaneval, mbpp or a task file again, in a child with limits (docs/tasks.md); without it, the
+    /// outcomes in the file count
+    #[arg(long)]
+    run_code: bool,
     /// Print the accuracy as JSON
     #[arg(long)]
     json: bool,
@@ -32,8 +38,13 @@ pub struct Score {
 
 impl Score {
     pub fn run(self) -> Result<ExitCode> {
-        let task = Task::parse(&self.task)?;
-        let scores = load(task, &self.file)?;
+        let task = AnyTask::parse(&self.task)?;
+        let runs = self.run_code && task.is_code();
+        let sandbox = runs.then(|| Sandbox::open(None, Limits::default())).transpose()?;
+        if self.run_code && !runs {
+            tell!("warning: --run-code has no effect: the answers to {} aren't programs", task.name());
+        }
+        let scores = load(&task, &self.file, sandbox.as_ref())?;
         if let Some(out) = &self.out {
             if out.is_file() {
                 tell!("warning: {} was there already and is written over", out.display());
@@ -42,10 +53,10 @@ impl Score {
         }
         let accuracy = weft::eval::accuracy(&scores);
         if self.json {
-            say!("{}", as_json(task, scores.len(), &accuracy));
+            say!("{}", as_json(task.name(), scores.len(), &accuracy));
             return Ok(ExitCode::SUCCESS);
         }
-        say!("{} on {}: {}", self.task, counted(scores.len(), "generation"), in_percent(&accuracy));
+        say!("{} on {}: {accuracy}", task.name(), counted(scores.len(), "generation"));
         if let Some(out) = &self.out {
             say!("scores are in {}", out.display());
         }

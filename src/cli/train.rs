@@ -11,10 +11,8 @@ use weft::counted::counted;
 use weft::data::Example;
 use weft::data::turns::turns;
 use weft::error::{Error, Result};
-use weft::eval::Accuracy;
-use weft::eval::generations::{accuracy_of, save};
 use weft::experiment::{Experiment, answer_length};
-use weft::files::{make_folder, read_text, write_whole};
+use weft::files::{read_text, write_whole};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::settings::Trainable;
 use weft::parallel::Ranks;
@@ -24,18 +22,22 @@ use weft::recipe::{Recipe, RunSize};
 use weft::report::training::{self, Contents, Sample};
 use weft::reproduce::study;
 use weft::sampler::generate::Sampling;
+use weft::train::Trainer;
 use weft::train::checkpoint;
 use weft::train::rank_log::RankLog;
 use weft::train::run::{self, RESULTS};
+use weft::train::scored::{Scoring, train_scored};
+use weft::train::step::StepReport;
 use weft_kernels::cuda::WORKSPACE;
 
 use super::generate::tell_idle;
 use super::model_card;
 use super::plan::as_bytes;
-use super::progress::{bar, doing};
+use super::progress::doing;
 use super::question;
 use super::results::Results;
 use super::rows::{self, INDENT};
+use super::scores;
 use super::warn_of_base;
 
 /// The recipe that `weft train` runs when none is given.
@@ -115,7 +117,7 @@ impl Train {
         }
         base.model.put_on(&weft::device::current());
         // 2. The base's score and answers before training.
-        let before = evaluate(&experiment, &base, &output.join("base-generations.json"), quiet)?;
+        let before = scores::evaluate(&experiment, (&base.model, &base.text), "base", quiet)?;
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
@@ -126,14 +128,24 @@ impl Train {
         }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let options = run::Options { resume: self.resume, quiet };
-        let summary = run::train(&mut trainer, (held_out, &output), &resolved, options, |_| ControlFlow::Continue(()))
-            .map_err(|error| experiment.with_rows(error))?;
+        let mut after = vec![];
+        let mut score = |trainer: &Trainer| {
+            after = scores::evaluate(&experiment, (&trainer.model, &base.text), matmul, quiet)?;
+            Ok(after.clone())
+        };
+        let each_epoch = recipe.eval.is_each_epoch();
+        let scoring = Scoring { before: &before, each_epoch, score: &mut score };
+        let mut go_on = |_: &StepReport| ControlFlow::Continue(());
+        let summary = match experiment.tasks.is_empty() {
+            true => run::train(&mut trainer, (held_out, &output), &resolved, options, go_on),
+            false => train_scored(&mut trainer, (held_out, &output), &resolved, options, (scoring, &mut go_on)),
+        };
+        let summary = summary.map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);
         experiment.save(&base, adapter.as_ref(), &trainer.optimizer, &folder)?;
-        // 4. The score and answers after training, the report, and the list of what was written.
-        let after = evaluate(&experiment, &base, &output.join(format!("{matmul}-generations.json")), quiet)?;
+        // 4. The answers after training, the report, and the list of what was written.
         if !is_first {
             return Ok(ExitCode::SUCCESS);
         }
@@ -142,12 +154,11 @@ impl Train {
         }
         let best = experiment.save_best(&mut base, (adapter.as_ref(), matmul), summary.best)?;
         let named = |(before, after)| [("base", before), (matmul, after)];
-        let scores = experiment.recipe.eval.task.zip(before.zip(after).map(named));
         let results = Results {
             steps,
             summary: &summary,
             experiment: &experiment,
-            scores: scores.map(|(task, scores)| (task, experiment.problems.len(), scores)),
+            scores: before.into_iter().zip(after).map(named).collect(),
             memory_bytes: [used_bytes(), plan.peak_bytes as u64],
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
@@ -316,7 +327,7 @@ pub(super) fn of_size(experiment: &Experiment, steps: u64) -> RunSize<'_> {
     RunSize {
         train: &experiment.train,
         held_out: experiment.held_out.as_ref(),
-        problems: Some(experiment.problems.len()),
+        problems: experiment.tasks.iter().map(|posed| posed.problems.len()).max(),
         steps,
         ranks: experiment.ranks.size(),
     }
@@ -362,17 +373,4 @@ fn first_samples(experiment: &Experiment, base: &Base) -> Result<Vec<Sample>> {
         after: String::new(),
     };
     Ok(experiment.sampled().iter().zip(before).map(sample).collect())
-}
-
-/// The accuracy on the recipe's task, whose generations are saved; `None` without a task.
-fn evaluate(experiment: &Experiment, base: &Base, out: &Path, quiet: bool) -> Result<Option<Accuracy>> {
-    let Some(task) = experiment.recipe.eval.task else { return Ok(None) };
-    let generations = experiment.evaluate(&base.model, &base.text, &bar(quiet))?;
-    let Some(generations) = generations else { return Ok(None) };
-    // The base is scored before the run creates its folder.
-    if experiment.ranks.is_first() {
-        make_folder(&experiment.recipe.train.output)?;
-        save(out, task, &generations)?;
-    }
-    Ok(Some(accuracy_of(&generations)))
 }

@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::eval::{Task, stored};
+use crate::eval::any_task::AnyTask;
+use crate::eval::stored;
 use crate::files::{read_if_there, read_text};
 use crate::report::curves::Log;
 use crate::train::held_out::HeldOutRows;
@@ -141,11 +142,16 @@ fn scores(results: &Value) -> Option<[f64; 2]> {
 
 /// Each problem's points and possible points, scored again from the trained model's generations.
 fn problems(folder: &Path, results: &Value) -> Result<Option<(Vec<f64>, Vec<usize>)>> {
-    let Some(task) = results["task"].as_str() else { return Ok(None) };
-    let task = Task::parse(task)?;
-    let paths = ["adapter", "checkpoint"].map(|name| folder.join(format!("{name}-generations.json")));
-    let Some(path) = paths.iter().find(|path| path.exists()) else { return Ok(None) };
-    let scores = stored::load(task, path)?;
+    let Some(name) = results["task"].as_str() else { return Ok(None) };
+    let files = ["adapter", "checkpoint"];
+    let files =
+        files.iter().flat_map(|side| [format!("{side}-generations.json"), format!("{side}-generations-{name}.json")]);
+    let Some(path) = files.map(|file| folder.join(file)).find(|path| path.exists()) else { return Ok(None) };
+    // The file of a task isn't named here, and may have changed since.
+    let Ok(task) = AnyTask::parse(name) else {
+        return Ok(stored::points(&path)?.map(|points| (points.clone(), vec![1; points.len()])));
+    };
+    let scores = stored::load(&task, &path, None)?;
     Ok(Some(scores.iter().map(|score| (score.correct as f64, score.total)).unzip()))
 }
 

@@ -194,6 +194,11 @@ impl TextModel {
         self.rendered((turns, tools), add_generation_prompt)
     }
 
+    /// Whether there is a chat template.
+    pub fn has_template(&self) -> bool {
+        self.environment.get_template(TEMPLATE).is_ok()
+    }
+
     /// Whether the chat template reads a variable or key of this name.
     pub(super) fn reads(&self, name: &str) -> bool {
         self.names.contains(name)

@@ -1,11 +1,17 @@
-//! Generates answers to a task's problems and scores them, for `weft eval` and for a recipe's `[eval]` table.
+//! Answers a task's problems and scores them, for `weft eval` and for a recipe's `[eval]` table: generates texts or
+//! programs, or chooses among given answers.
 
 use std::collections::VecDeque;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Accuracy, Problem, Score, Task, accuracy, score};
+use super::any_task::AnyTask;
+use super::choice::{Chosen, choose};
+use super::likelihood::MonteCarlo;
+use super::sandbox::{Outcome, Sandbox, refusal};
+use super::task_score::TaskScore;
+use super::{Accuracy, Problem, Score, Task, accuracy};
 use crate::base::Base;
 use crate::data::Message;
 use crate::data::chat_template::TextModel;
@@ -25,7 +31,7 @@ const BATCH_TOKENS: usize = 4096;
 pub struct Generation {
     /// The question.
     pub question: String,
-    /// The generated text, including end tokens and anything after them.
+    /// The generated text; for d1's tasks including end tokens and anything after them. For a choice, its text.
     pub generation: String,
     /// The ground truth of the task.
     pub ground_truth: Value,
@@ -33,6 +39,21 @@ pub struct Generation {
     pub score: Score,
     /// The work of generating it.
     pub work: Work,
+    /// The bounds of the choices, if it was chosen.
+    pub chosen: Option<Chosen>,
+}
+
+/// How problems are answered and scored.
+#[derive(Clone, Debug, Default)]
+pub struct Answering {
+    /// The sampler's settings, for answers that are generated.
+    pub sampling: Sampling,
+    /// The draws of the bounds, for answers that are chosen.
+    pub draws: MonteCarlo,
+    /// Whether the prompts of choices are given to the model without its chat template.
+    pub raw: bool,
+    /// Where programs run; `None` doesn't run any.
+    pub sandbox: Option<Sandbox>,
 }
 
 /// A base's answer to a question of one turn, up to its first end token.
@@ -46,30 +67,116 @@ pub fn ask(base: &Base, question: &str, sampling: &Sampling) -> Result<String> {
     Ok(base.text.decode_answer(&output.ids[ids.len()..]))
 }
 
-/// A base's scored answers to problems of a task. Batching doesn't change an answer.
+/// A base's scored answers to problems of a task, which are generated, or chosen among given ones by their likelihoods.
+/// Batching doesn't change an answer.
 ///
 /// # Errors
-/// Sampling lengths that don't divide, or a chat template that fails.
+/// Sampling lengths that don't divide, or a chat template that fails; a task whose answers are programs, which only the
+/// command runs.
 pub fn evaluate(
     base: &Base,
     (task, problems): (Task, &[Problem]),
     sampling: &Sampling,
     progress: &Progress,
 ) -> Result<Vec<Generation>> {
-    answer((&base.model, &base.text), (task, problems), sampling, (&Solo, progress))
+    let how = Answering { sampling: sampling.clone(), ..Answering::default() };
+    answer((&base.model, &base.text), (&task.into(), problems), &how, (&Solo, progress))
 }
 
-/// Answers and scores every problem, like [`evaluate`]. The ranks divide the batches, and each rank
-/// returns all answers.
+/// Answers and scores every problem, like [`evaluate`]. The ranks divide the problems, and each rank
+/// returns all answers; programs run on the first rank's machine alone.
 ///
 /// # Errors
-/// Sampling lengths that don't divide, or a chat template that fails.
+/// Sampling lengths that don't divide, or a chat template that fails; programs without a place to run them.
 pub fn answer(
     (model, text): (&Transformer, &TextModel),
-    (task, problems): (Task, &[Problem]),
-    sampling: &Sampling,
+    (task, problems): (&AnyTask, &[Problem]),
+    how: &Answering,
     (ranks, progress): (&dyn Collective, &Progress),
 ) -> Result<Vec<Generation>> {
+    if task.is_code() && how.sandbox.is_none() {
+        return Err(refusal(task.name()));
+    }
+    if task.is_choice() {
+        let chosen = choose((model, text), problems, (how.draws, how.raw), (ranks, progress))?;
+        return Ok(problems.iter().zip(chosen).map(of_choice).collect());
+    }
+    let written = write((model, text), (task, problems), &how.sampling, (ranks, progress))?;
+    let scores: Vec<Score> = match how.sandbox.as_ref().filter(|_| task.is_code()) {
+        Some(sandbox) => run((task, problems), &written, (sandbox, ranks)),
+        None => {
+            let score = |(problem, (text, ..)): (&Problem, &Written)| {
+                task.score(&problem.question, text, &problem.ground_truth)
+            };
+            problems.iter().zip(&written).map(score).collect()
+        }
+    };
+    let scored = |((problem, (generation, forwards, rows)), score): ((&Problem, Written), Score)| {
+        let Problem { question, ground_truth, .. } = problem.clone();
+        Generation { question, generation, ground_truth, score, work: Work { forwards, rows }, chosen: None }
+    };
+    Ok(problems.iter().zip(written).zip(scores).map(scored).collect())
+}
+
+fn of_choice((problem, chosen): (&Problem, Chosen)) -> Generation {
+    Generation {
+        question: problem.question.clone(),
+        generation: chosen.choices[chosen.best()].clone(),
+        ground_truth: problem.ground_truth.clone(),
+        score: chosen.score(&problem.ground_truth),
+        work: Work::default(),
+        chosen: Some(chosen),
+    }
+}
+
+/// The scores of programs, which the first rank runs.
+fn run(
+    (task, problems): (&AnyTask, &[Problem]),
+    written: &[Written],
+    (sandbox, ranks): (&Sandbox, &dyn Collective),
+) -> Vec<Score> {
+    let outcomes: Vec<Value> = match ranks.is_first() {
+        true => {
+            let programs: Vec<_> =
+                problems.iter().zip(written).map(|(p, w)| task.program(&w.0, &p.ground_truth)).collect();
+            sandbox.run_all(&programs).into_iter().map(|outcome| told(&outcome)).collect()
+        }
+        false => vec![],
+    };
+    let bytes = ranks.bytes_of_first(&serde_json::to_vec(&outcomes).expect("texts are JSON"));
+    let outcomes: Vec<Value> = serde_json::from_slice(&bytes).expect("the first rank wrote it");
+    outcomes.into_iter().map(of_outcome).collect()
+}
+
+/// What a program's score says of it.
+fn told(outcome: &Outcome) -> Value {
+    match outcome {
+        Outcome::Passed => PASSED.into(),
+        Outcome::Failed(reason) => reason.as_str().into(),
+    }
+}
+
+/// The outcome of a program whose tests passed.
+const PASSED: &str = "passed";
+
+/// The score of a program by what became of it.
+pub(super) fn of_outcome(outcome: Value) -> Score {
+    let correct = usize::from(outcome == PASSED);
+    Score { extracted: outcome, correct, total: 1 }
+}
+
+/// The scores of programs that are stored.
+pub(super) fn run_again(programs: &[super::code::Program], sandbox: &Sandbox) -> Vec<Score> {
+    sandbox.run_all(programs).iter().map(|outcome| of_outcome(told(outcome))).collect()
+}
+
+/// Generates an answer to every problem.
+fn write(
+    (model, text): (&Transformer, &TextModel),
+    (task, problems): (&AnyTask, &[Problem]),
+    sampling: &Sampling,
+    (ranks, progress): (&dyn Collective, &Progress),
+) -> Result<Vec<Written>> {
     let sampling = Sampling { eos_token_ids: text.end_token_ids(), ..sampling.clone() };
     sampling.check()?;
     let prompts = prompt_ids(text, problems)?;
@@ -90,22 +197,20 @@ pub fn answer(
         let asked: Vec<Prompt> = batch.iter().map(|&i| Prompt { ids: &prompts[i], example: i as u64 }).collect();
         let outputs = generate(model, &asked, &sampling)?;
         let text = |(&i, output): (&usize, Output)| {
-            (text.decode_canvas(&output.ids[prompts[i].len()..]), output.work.forwards, output.work.rows)
+            let ids = &output.ids[prompts[i].len()..];
+            // d1 stores and scores all of the canvas.
+            let answer = if task.kind().is_none() { text.decode_canvas(ids) } else { text.decode_answer(ids) };
+            (answer, output.work.forwards, output.work.rows)
         };
         written.push(batch.iter().zip(outputs).map(text).collect());
         progress.add(batch.len() as u64);
     }
     progress.finish();
-    // 2. Put all ranks' batches in order and score them.
+    // 2. Put all ranks' batches in order.
     let mut dealt = written_by_all(ranks, written);
     let in_order =
         (0..batches.len()).flat_map(|i| dealt[i % ranks.size()].pop_front().expect("a rank did its batches"));
-    let scored = |(problem, (generation, forwards, rows)): (&Problem, Written)| {
-        let Problem { question, ground_truth, .. } = problem.clone();
-        let score = score(task, &question, &generation, &ground_truth);
-        Generation { question, generation, ground_truth, score, work: Work { forwards, rows } }
-    };
-    Ok(problems.iter().zip(in_order).map(scored).collect())
+    Ok(in_order.collect())
 }
 
 /// A generation with the number of forwards and of rows that it took.
@@ -156,24 +261,35 @@ pub fn accuracy_of(generations: &[Generation]) -> Accuracy {
     accuracy(&scores)
 }
 
-/// Writes the generations in d1's format, together with the accuracy.
+/// Writes the generations in d1's format, together with the task's score. A row of choices has their bounds besides, and a
+/// row of a program its outcome.
 ///
 /// # Errors
 /// A file that can't be written.
-pub fn save(path: &Path, task: Task, generations: &[Generation]) -> Result<()> {
-    let Accuracy { accuracy, standard_error, correct, total } = accuracy_of(generations);
-    let rows: Vec<Value> = generations
-        .iter()
-        .map(|g| json!({ "question": g.question, "generations": g.generation, "ground_truth": g.ground_truth }))
-        .collect();
-    let metrics = json!({
-        "task": task,
-        "problems": generations.len(),
-        "accuracy": accuracy,
-        "standard_error": standard_error,
-        "correct": correct,
-        "total": total,
-    });
+pub fn save(path: &Path, task: &AnyTask, generations: &[Generation]) -> Result<()> {
+    let row = |g: &Generation| {
+        let mut row = json!({ "question": g.question, "generations": g.generation, "ground_truth": g.ground_truth });
+        let fields = row.as_object_mut().expect("it is an object");
+        if let Some(Chosen { choices, of }) = &g.chosen {
+            let [bounds, errors] = [0, 1]
+                .map(|part| -> Vec<f64> { of.bounds.iter().map(|b| [b.nll_bound, b.standard_error][part]).collect() });
+            fields.extend([
+                ("choices".to_owned(), json!(choices)),
+                ("nll_bounds".to_owned(), json!(bounds)),
+                ("standard_errors".to_owned(), json!(errors)),
+                ("margin".to_owned(), json!({ "nats": of.margin, "standard_error": of.margin_error })),
+            ]);
+        }
+        if task.is_code() {
+            fields.insert("outcome".to_owned(), g.score.extracted.clone());
+        }
+        if task.kind().is_some() {
+            fields.insert("correct".to_owned(), json!(g.score.correct));
+        }
+        row
+    };
+    let rows: Vec<Value> = generations.iter().map(row).collect();
+    let metrics = TaskScore::of(task, generations).to_json();
     let text = serde_json::to_string_pretty(&json!({ "generations": rows, "metrics": metrics }));
     write_whole(path, text.expect("JSON values print").as_bytes())
 }

@@ -15,10 +15,10 @@ use crate::progress::{Progress, Unit};
 use crate::rng::{Draws, Stream};
 
 /// The epoch in the key of the draw that starts the sequence of mask counts.
-const START: u64 = u64::MAX;
+pub(super) const START: u64 = u64::MAX;
 
 /// The settings of the estimator.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MonteCarlo {
     /// Masks drawn for each answer.
     pub mc_samples: usize,
@@ -68,40 +68,70 @@ pub fn nll_bounds(
     settings: MonteCarlo,
     progress: &Progress,
 ) -> Result<Vec<NllBound>> {
-    let mc_samples = settings.mc_samples;
+    check(settings.mc_samples, examples)?;
+    let keyed: Vec<(u64, &Example)> = (0..).zip(examples).collect();
+    Ok(keyed_bounds(model, &keyed, settings, progress).into_iter().map(|sampled| sampled.bound).collect())
+}
+
+/// Refuses what has no bound or no standard error.
+pub(super) fn check<'a>(mc_samples: usize, examples: impl IntoIterator<Item = &'a Example>) -> Result<()> {
     if mc_samples < 2 {
         return Err(Error::Usage(format!("mc_samples {mc_samples} gives no standard error; give at least 2")));
     }
-    if let Some(index) = examples.iter().position(|e| e.answer_ids.is_empty()) {
-        return Err(Error::Usage(format!("example {index} has an empty answer; give it at least one token")));
+    match examples.into_iter().position(|e| e.answer_ids.is_empty()) {
+        Some(index) => Err(Error::Usage(format!("example {index} has an empty answer; give it at least one token"))),
+        None => Ok(()),
     }
-    let Some(block_length) = model.config.block_length else {
-        let keyed: Vec<(u64, &Example)> = (0..).zip(examples).collect();
-        return Ok(bounds(model, AttentionKind::Bidirectional, &keyed, settings, progress));
-    };
-    let blocks: Vec<(usize, u64, Example)> =
-        (0..examples.len()).flat_map(|i| in_blocks(i, &examples[i], block_length)).collect();
-    let keyed: Vec<(u64, &Example)> = blocks.iter().map(|(_, key, block)| (*key, block)).collect();
-    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, progress);
-    let mut whole = vec![NllBound { nll_bound: 0.0, standard_error: 0.0, answer_tokens: 0 }; examples.len()];
-    for ((example, ..), block) in blocks.iter().zip(of_blocks) {
-        let sum = &mut whole[*example];
-        sum.nll_bound += block.nll_bound;
-        sum.standard_error = sum.standard_error.hypot(block.standard_error);
-        sum.answer_tokens += block.answer_tokens;
-    }
-    Ok(whole)
 }
 
-/// The blocks of an answer, each as the answer to what precedes it, with the key of its draws. Blocks are counted from the
-/// start of the sequence.
-fn in_blocks(index: usize, example: &Example, block_length: usize) -> Vec<(usize, u64, Example)> {
+/// A bound with the estimates that it is the mean of.
+pub(super) struct Sampled {
+    /// The bound.
+    pub bound: NllBound,
+    /// The estimate of each sample, in the order of the samples' numbers. Samples of one number and one key have the same
+    /// share of masked tokens and the same order of positions, whatever the answers' lengths.
+    pub estimates: Vec<f64>,
+}
+
+/// The bounds of answers, each with the key of its draws.
+pub(super) fn keyed_bounds(
+    model: &Transformer,
+    examples: &[(u64, &Example)],
+    settings: MonteCarlo,
+    progress: &Progress,
+) -> Vec<Sampled> {
+    let Some(block_length) = model.config.block_length else {
+        return bounds(model, AttentionKind::Bidirectional, examples, settings, progress);
+    };
+    let of_example =
+        |(index, (key, example)): (usize, &(u64, &Example))| in_blocks((index, *key), example, block_length);
+    let blocks: Vec<(usize, u64, Example)> = examples.iter().enumerate().flat_map(of_example).collect();
+    let keyed: Vec<(u64, &Example)> = blocks.iter().map(|(_, key, block)| (*key, block)).collect();
+    let of_blocks = bounds(model, AttentionKind::BlockCausal { block_length }, &keyed, settings, progress);
+    let none = || Sampled {
+        bound: NllBound { nll_bound: 0.0, standard_error: 0.0, answer_tokens: 0 },
+        estimates: vec![0.0; settings.mc_samples],
+    };
+    let mut whole: Vec<Sampled> = examples.iter().map(|_| none()).collect();
+    for ((example, ..), block) in blocks.iter().zip(of_blocks) {
+        let Sampled { bound: sum, estimates } = &mut whole[*example];
+        sum.nll_bound += block.bound.nll_bound;
+        sum.standard_error = sum.standard_error.hypot(block.bound.standard_error);
+        sum.answer_tokens += block.bound.answer_tokens;
+        estimates.iter_mut().zip(block.estimates).for_each(|(sum, estimate)| *sum += estimate);
+    }
+    whole
+}
+
+/// The blocks of an answer, each as the answer to what precedes it, with the index of the answer and the key of the block's
+/// draws. Blocks are counted from the start of the sequence.
+fn in_blocks((index, key): (usize, u64), example: &Example, block_length: usize) -> Vec<(usize, u64, Example)> {
     let (start, ids) = (example.prompt_ids.len(), [example.prompt_ids.as_slice(), &example.answer_ids].concat());
     let firsts = (start - start % block_length..ids.len()).step_by(block_length);
     let block = |(number, first): (u64, usize)| {
         let (from, to) = (first.max(start), first.saturating_add(block_length).min(ids.len()));
         let example = Example { prompt_ids: ids[..from].to_vec(), answer_ids: ids[from..to].to_vec() };
-        (index, (index as u64) << 32 | number, example)
+        (index, key << 32 | number, example)
     };
     (0..).zip(firsts).map(block).collect()
 }
@@ -113,7 +143,7 @@ fn bounds(
     examples: &[(u64, &Example)],
     settings: MonteCarlo,
     progress: &Progress,
-) -> Vec<NllBound> {
+) -> Vec<Sampled> {
     let batch_tokens = settings.batch_tokens;
     progress.begin(Unit::Answers, Some(examples.len() as u64));
     let (mut samples, mut values, mut waiting, mut masks) = (vec![], vec![], Noised::default(), 0);
@@ -127,19 +157,28 @@ fn bounds(
             }
             waiting.push(example, masked, model.config.mask_token_id);
         }
-        samples.push(drawn.of_sample.into_iter().map(|mask| masks + mask).collect::<Vec<_>>());
+        samples.push(drawn.of_sample.into_iter().map(|(sample, mask)| (sample, masks + mask)).collect::<Vec<_>>());
         masks += drawn.masks.len();
     }
     values.extend(waiting.estimates(model, kind));
     progress.finish();
-    let bound = |((_, example), samples): (&(u64, &Example), &Vec<usize>)| {
-        let values: Vec<f64> = samples.iter().map(|mask| values[*mask]).collect();
-        let (n, answer_tokens) = (values.len() as f64, example.answer_ids.len());
-        let squares: f64 = values.windows(2).map(|pair| (pair[1] - pair[0]).powi(2)).sum();
-        let standard_error = (squares / (2.0 * (n - 1.0)) / n).sqrt();
-        NllBound { nll_bound: values.iter().sum::<f64>() / n, standard_error, answer_tokens }
+    let bound = |((_, example), samples): (&(u64, &Example), &Vec<(usize, usize)>)| {
+        let by_count: Vec<f64> = samples.iter().map(|(_, mask)| values[*mask]).collect();
+        let answer_tokens = example.answer_ids.len();
+        let nll_bound = by_count.iter().sum::<f64>() / by_count.len() as f64;
+        let bound = NllBound { nll_bound, standard_error: standard_error(&by_count), answer_tokens };
+        let mut estimates = vec![0.0; samples.len()];
+        samples.iter().zip(by_count).for_each(|((sample, _), estimate)| estimates[*sample] = estimate);
+        Sampled { bound, estimates }
     };
     examples.iter().zip(&samples).map(bound).collect()
+}
+
+/// The standard error of the mean of equally spaced samples, in the order of their places, from successive differences.
+pub(super) fn standard_error(ordered: &[f64]) -> f64 {
+    let n = ordered.len() as f64;
+    let squares: f64 = ordered.windows(2).map(|pair| (pair[1] - pair[0]).powi(2)).sum();
+    (squares / (2.0 * (n - 1.0)) / n).sqrt()
 }
 
 /// Writes one row per answer (JSONL): its line number, its bound and the bound's details.
@@ -166,8 +205,8 @@ struct DrawnMasks {
     /// The distinct masks: the indices of the masked tokens in rising order. In a short answer many samples share a
     /// mask.
     masks: Vec<Vec<usize>>,
-    /// The index of each sample's mask, with the samples in the order of their number of masked tokens.
-    of_sample: Vec<usize>,
+    /// Each sample's number and the index of its mask, with the samples in the order of their number of masked tokens.
+    of_sample: Vec<(usize, usize)>,
 }
 
 impl DrawnMasks {
@@ -187,10 +226,11 @@ impl DrawnMasks {
             order.sort_by(|a, b| draws.unit_f64(*a as u64).total_cmp(&draws.unit_f64(*b as u64)));
             order.truncate(count);
             order.sort_unstable();
-            *known.entry(order).or_insert_with_key(|order| {
+            let mask = *known.entry(order).or_insert_with_key(|order| {
                 masks.push(order.clone());
                 masks.len() - 1
-            })
+            });
+            (sample, mask)
         };
         let of_sample = counts.into_iter().map(mask_of).collect();
         Self { masks, of_sample }

@@ -3,32 +3,42 @@
 
 pub mod answer;
 pub mod answer_rows;
+pub mod any_task;
 pub mod arithmetic;
 pub mod asked;
+pub mod choice;
+pub mod code;
 pub(crate) mod countdown;
 pub mod generations;
 pub(crate) mod gsm8k;
 pub mod likelihood;
 pub(crate) mod math500;
+pub(crate) mod multiple_choice;
+pub(crate) mod questions;
+pub mod sandbox;
 pub(crate) mod settings;
 pub mod stored;
 pub(crate) mod sudoku;
+pub(crate) mod task_file;
+pub mod task_score;
+mod template;
+pub mod text_answer;
 
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use asked::{Question, question_of_messages};
+use any_task::AnyTask;
+use asked::Question;
+use task_file::Kind;
 
 use crate::data::chat::Turn;
-use crate::data::formats;
-use crate::data::settings::OnRow;
-use crate::data::sources::{Fields, Row, Source, is_of_row};
+use crate::data::sources::Source;
 use crate::error::{Error, Result};
-use crate::files::read_text;
 
-/// A task.
+/// A task of Weft's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
@@ -40,6 +50,18 @@ pub enum Task {
     Gsm8k,
     /// Competition problems whose answer is LaTeX.
     Math500,
+    /// The likeliest of four ways in which a description goes on.
+    Hellaswag,
+    /// School questions of science with given answers.
+    Arc,
+    /// Questions with short answers, scored by normalised exact match and F1.
+    Naturalquestions,
+    /// Labels for texts, chosen by likelihood.
+    Raft,
+    /// Python functions by their docstrings.
+    Humaneval,
+    /// Short Python programs by their descriptions.
+    Mbpp,
 }
 
 /// A problem of a task.
@@ -51,8 +73,11 @@ pub struct Problem {
     pub prompt: Question,
     /// The beginning of the answer, which is given to the model.
     pub prefill: String,
-    /// The task's truth: a Sudoku's solution; a Countdown's numbers and target; GSM8K's number; MATH-500's LaTeX.
+    /// The task's truth: a Sudoku's solution; a Countdown's numbers and target; GSM8K's number; MATH-500's LaTeX; the texts
+    /// that count as right; the index of the right choice; a program's tests.
     pub ground_truth: Value,
+    /// The answers to choose from; empty if the answer is generated.
+    pub choices: Vec<String>,
 }
 
 /// The score of a generation.
@@ -79,9 +104,28 @@ pub struct Accuracy {
     pub total: usize,
 }
 
+impl fmt::Display for Accuracy {
+    /// Such as `12.3 % +- 1.2 (64 of 520)`.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { accuracy, standard_error, correct, total } = self;
+        write!(f, "{:.1} % +- {:.1} ({correct} of {total})", 100.0 * accuracy, 100.0 * standard_error)
+    }
+}
+
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 4] = [Self::Sudoku, Self::Countdown, Self::Gsm8k, Self::Math500];
+    pub const ALL: [Self; 10] = [
+        Self::Sudoku,
+        Self::Countdown,
+        Self::Gsm8k,
+        Self::Math500,
+        Self::Hellaswag,
+        Self::Arc,
+        Self::Naturalquestions,
+        Self::Raft,
+        Self::Humaneval,
+        Self::Mbpp,
+    ];
 
     /// The task with this name.
     ///
@@ -89,7 +133,11 @@ impl Task {
     /// An unknown name; the error lists the known ones.
     pub fn parse(name: &str) -> Result<Self> {
         let known = Self::ALL.map(Self::name).join(", ");
-        let wrong = || Error::Usage(format!("unknown task {name:?}; the known ones are {known}"));
+        let wrong = || {
+            Error::Usage(format!(
+                "unknown task {name:?}; the known ones are {known}, and files that end in .toml (docs/tasks.md)"
+            ))
+        };
         Self::ALL.into_iter().find(|task| task.name() == name).ok_or_else(wrong)
     }
 
@@ -100,6 +148,36 @@ impl Task {
             Self::Countdown => "countdown",
             Self::Gsm8k => "gsm8k",
             Self::Math500 => "math500",
+            Self::Hellaswag => "hellaswag",
+            Self::Arc => "arc",
+            Self::Naturalquestions => "naturalquestions",
+            Self::Raft => "raft",
+            Self::Humaneval => "humaneval",
+            Self::Mbpp => "mbpp",
+        }
+    }
+
+    /// How answers are scored; `None` for the tasks of d1's protocol, which have rules of their own.
+    #[doc(hidden)]
+    pub fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Sudoku | Self::Countdown | Self::Gsm8k | Self::Math500 => None,
+            Self::Hellaswag | Self::Arc | Self::Raft => Some(Kind::Choice),
+            Self::Naturalquestions => Some(Kind::Exact),
+            Self::Humaneval | Self::Mbpp => Some(Kind::Code),
+        }
+    }
+
+    /// The data set of the hub that holds the task's rows, where there is one.
+    #[doc(hidden)]
+    pub fn of_hub(self) -> Option<&'static str> {
+        match self {
+            Self::Sudoku | Self::Countdown | Self::Gsm8k | Self::Math500 | Self::Raft => None,
+            Self::Hellaswag => Some("hf://datasets/Rowan/hellaswag"),
+            Self::Arc => Some("hf://datasets/allenai/ai2_arc/ARC-Challenge"),
+            Self::Naturalquestions => Some("hf://datasets/google-research-datasets/nq_open/nq_open"),
+            Self::Humaneval => Some("hf://datasets/openai/openai_humaneval/openai_humaneval"),
+            Self::Mbpp => Some("hf://datasets/google-research-datasets/mbpp/full"),
         }
     }
 
@@ -108,7 +186,7 @@ impl Task {
         match self {
             Self::Sudoku => sudoku::INSTRUCTION,
             Self::Countdown => countdown::INSTRUCTION,
-            Self::Gsm8k | Self::Math500 => gsm8k::INSTRUCTION,
+            _ => gsm8k::INSTRUCTION,
         }
     }
 
@@ -130,82 +208,21 @@ impl Task {
             Self::Countdown => (countdown::truth(ground_truth).is_some(), "[[30, 100, 93], 23], numbers and target"),
             // d1 writes null for negative answers, which it doesn't read.
             Self::Gsm8k => (ground_truth.is_number() || ground_truth.is_null(), "a number or null"),
-            Self::Math500 => (ground_truth.is_string(), "a text"),
+            _ => (ground_truth.is_string(), "a text"),
         };
         let wrong = || format!("ground_truth is {:.40}; {}'s is {truth}", ground_truth.to_string(), self.name());
         fits.then_some(()).ok_or_else(wrong)
     }
 }
 
-/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), GSM8K's or MATH-500's rows (JSONL,
-/// JSON or parquet; the split `test` of a folder), or rows with their own `messages`, `question` and `ground_truth`.
+/// Reads a task's problems: d1's test file (CSV for Sudoku, JSONL for Countdown), rows of the task's data set (JSONL, JSON,
+/// CSV or parquet; the task's split of a folder), or rows with their own `messages`, `question` and `ground_truth`.
 ///
 /// # Errors
 /// The file and place of a row that isn't a problem of the task.
 pub fn read_problems(task: Task, path: &Path) -> Result<Vec<Problem>> {
-    problems_of(task, &Source::at(path, "test"))
-}
-
-/// Reads a task's problems like [`read_problems`], from any source of rows.
-///
-/// # Errors
-/// The errors of [`read_problems`].
-pub fn problems_of(task: Task, source: &Source) -> Result<Vec<Problem>> {
-    let path = &source.path.to_path();
-    let problems: Vec<Problem> = match (task, path.extension().is_some_and(|e| e == "csv") && path.is_file()) {
-        (Task::Sudoku, true) => sudoku::read_csv(&read_text(path)?)
-            .map(|row| row.map_err(|(line, reason)| Error::Row { path: path.to_owned(), line, reason }))
-            .collect::<Result<_>>()?,
-        _ => source.rows()?.filter_map(|row| problem(task, row, source)).collect::<Result<_>>()?,
-    };
-    match problems.is_empty() {
-        true => Err(Error::Row {
-            path: path.to_owned(),
-            line: 1,
-            reason: "there are no problems; give one per line".to_owned(),
-        }),
-        false => Ok(problems),
-    }
-}
-
-/// The problem of a row; `None` if the row can't be read or isn't of its form and the source skips such rows. Reading the
-/// source counts them.
-fn problem(task: Task, row: Result<Row>, source: &Source) -> Option<Result<Problem>> {
-    let skips = source.policy.bad_row == OnRow::Skip;
-    let row = match row {
-        Ok(row) => row,
-        Err(error) => return (!skips || !is_of_row(&error)).then_some(Err(error)),
-    };
-    if let Err(error) = row.check_halves() {
-        return (!skips).then_some(Err(error));
-    }
-    match from_row(task, &row.fields) {
-        Err(_) if skips && formats::chat(&row.fields, source.format).is_err() => None,
-        problem => Some(problem.map_err(|reason| row.wrong(reason))),
-    }
-}
-
-fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
-    if row.contains_key("messages") {
-        let prompt = question_of_messages(row)?;
-        let Some(Value::String(question)) = row.get("question") else {
-            return Err("the key \"question\" is missing; give the problem's text, which scoring needs".to_owned());
-        };
-        let ground_truth = row.get("ground_truth").ok_or("the key \"ground_truth\" is missing; give the answer")?;
-        task.check(question, ground_truth)?;
-        return Ok(Problem {
-            question: question.clone(),
-            prompt,
-            prefill: String::new(),
-            ground_truth: ground_truth.clone(),
-        });
-    }
-    match task {
-        Task::Sudoku => Err("the row has no \"messages\"; give those, or d1's CSV file (Puzzle,Solution)".to_owned()),
-        Task::Countdown => countdown::problem(row),
-        Task::Gsm8k => gsm8k::problem(row),
-        Task::Math500 => math500::problem(row),
-    }
+    let task = AnyTask::from(task);
+    task.problems(&Source::at(path, task.split()))
 }
 
 /// A problem in d1's protocol: one user turn with instruction and question; the answer begins with `<reasoning>`.
@@ -215,16 +232,18 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Problem, String> {
 fn by_protocol(task: Task, question: String, ground_truth: Value) -> Problem {
     let content = format!("{}\n\n{question}", task.instruction());
     let prompt = Question { turns: vec![Turn::new("user", &content)], tools: None };
-    Problem { question, prompt, prefill: "<reasoning>".to_owned(), ground_truth }
+    Problem { question, prompt, prefill: "<reasoning>".to_owned(), ground_truth, choices: vec![] }
 }
 
-/// Scores a generation as d1 does. Never panics, whatever the text is.
+/// Scores the text of a generation, that of d1's tasks as d1 does. Choices and programs aren't scored by their texts alone.
+/// Never panics, whatever the text is.
 pub fn score(task: Task, question: &str, generation: &str, ground_truth: &Value) -> Score {
     match task {
         Task::Sudoku => sudoku::score(question, generation, ground_truth),
         Task::Countdown => countdown::score(generation, ground_truth),
         Task::Gsm8k => gsm8k::score(generation, ground_truth),
         Task::Math500 => math500::score(generation, ground_truth),
+        other => AnyTask::from(other).score(question, generation, ground_truth),
     }
 }
 

@@ -9,10 +9,17 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Score, Task, score};
+use super::any_task::AnyTask;
+use super::choice::{Chosen, PairedBounds};
+use super::generations::{of_outcome, run_again};
+use super::likelihood::NllBound;
+use super::multiple_choice::texts;
+use super::sandbox::{Sandbox, refusal};
+use super::task_file::Kind;
+use super::{Score, code};
 use crate::data::sources::{Fields, read_jsonl};
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::{read_text, write_whole};
 
 /// The contents of d1's file; its other keys are ignored.
 #[derive(Deserialize)]
@@ -22,17 +29,18 @@ struct Stored<'a> {
 }
 
 /// Reads and scores generations: JSONL rows, or the `generations` of one JSON object, each with `question`,
-/// `generation` (or `generations`) and `ground_truth`.
+/// `generation` (or `generations`) and `ground_truth`. A row of a task of choices has `choices` and their `nll_bounds`
+/// too. Programs run in the sandbox; without one, the `outcome` in their rows counts.
 ///
 /// # Errors
-/// The file and line of a row that isn't a generation of the task.
-pub fn load(task: Task, path: &Path) -> Result<Vec<Score>> {
+/// The file and line of a row that isn't a generation of the task; programs whose rows have no outcome, without a sandbox.
+pub fn load(task: &AnyTask, path: &Path, sandbox: Option<&Sandbox>) -> Result<Vec<Score>> {
     // Inside a JSON string the quotes would be escaped, so only a key can look like this.
     static IS_D1S: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r#""generations"\s*:\s*\["#).expect("the pattern is valid"));
     let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let wrong = |line: usize, reason: String| Error::Row { path: path.to_owned(), line, reason };
-    let scores: Vec<Score> = match IS_D1S.is_match(&bytes) {
+    let read: Vec<Read> = match IS_D1S.is_match(&bytes) {
         true => from_json(task, &bytes).map_err(|(line, reason)| wrong(line, reason))?,
         false => read_jsonl(path)?
             .map(|row| {
@@ -41,12 +49,39 @@ pub fn load(task: Task, path: &Path) -> Result<Vec<Score>> {
             })
             .collect::<Result<_>>()?,
     };
+    let scores = match sandbox.filter(|_| task.is_code()) {
+        Some(sandbox) => {
+            let programs: Vec<code::Program> = read.into_iter().filter_map(|read| read.program).collect();
+            run_again(&programs, sandbox)
+        }
+        None => {
+            let scored = read.into_iter().map(|read| read.score.ok_or_else(|| refusal(task.name())));
+            scored.collect::<Result<_>>()?
+        }
+    };
     match scores.is_empty() {
         true => {
             Err(wrong(1, "there are no generations; give one per row, or d1's {\"generations\": [...]}".to_owned()))
         }
         false => Ok(scores),
     }
+}
+
+/// The points that a file of [`super::generations::save`] gives each problem, for a task whose own rules aren't at hand;
+/// `None` for a file without points.
+///
+/// # Errors
+/// A file that can't be read.
+pub fn points(path: &Path) -> Result<Option<Vec<f64>>> {
+    let saved: Value = serde_json::from_str(&read_text(path)?)
+        .map_err(|e| Error::Format { path: path.to_owned(), reason: e.to_string() })?;
+    Ok(saved["generations"].as_array().and_then(|rows| rows.iter().map(|row| row["correct"].as_f64()).collect()))
+}
+
+/// A row's score, if it is known without running a program, and its program.
+struct Read {
+    score: Option<Score>,
+    program: Option<code::Program>,
 }
 
 /// Writes one JSONL row per score: `extracted`, `correct`, `total`.
@@ -61,7 +96,7 @@ pub fn save_scores(path: &Path, scores: &[Score]) -> Result<()> {
 }
 
 /// The scores of d1's file; an error is a line with its reason.
-fn from_json(task: Task, bytes: &[u8]) -> std::result::Result<Vec<Score>, (usize, String)> {
+fn from_json(task: &AnyTask, bytes: &[u8]) -> std::result::Result<Vec<Read>, (usize, String)> {
     let line_of = |offset: usize| 1 + bytes[..offset].iter().filter(|b| **b == b'\n').count();
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let at = e.valid_up_to();
@@ -69,16 +104,16 @@ fn from_json(task: Task, bytes: &[u8]) -> std::result::Result<Vec<Score>, (usize
     })?;
     let stored: Stored = serde_json::from_str(text)
         .map_err(|e| (e.line().max(1), format!("not JSON with a list of generations ({e}); write the file again")))?;
-    let score = |raw: &&RawValue| {
+    let read = |raw: &&RawValue| {
         let wrong = |reason: String| (line_of(raw.get().as_ptr() as usize - text.as_ptr() as usize), reason);
         let fields = serde_json::from_str(raw.get())
             .map_err(|e| wrong(format!("an entry of generations is not a JSON object ({e}); make it one")))?;
         from_row(task, &fields).map_err(wrong)
     };
-    stored.generations.iter().map(score).collect()
+    stored.generations.iter().map(read).collect()
 }
 
-fn from_row(task: Task, row: &Fields) -> std::result::Result<Score, String> {
+fn from_row(task: &AnyTask, row: &Fields) -> std::result::Result<Read, String> {
     let get = |key: &str| {
         let form = "a row needs question, generation and ground_truth";
         row.get(key).ok_or_else(|| format!("the key {key:?} is missing; {form}"))
@@ -92,6 +127,33 @@ fn from_row(task: Task, row: &Fields) -> std::result::Result<Score, String> {
     let key = if row.contains_key("generations") { "generations" } else { "generation" };
     let generation = text(key, get(key)?)?;
     let ground_truth = get("ground_truth")?;
-    task.check(&question, ground_truth)?;
-    Ok(score(task, &question, &generation, ground_truth))
+    let choices = texts(row.get("choices")).unwrap_or_default();
+    task.check(&question, &choices, ground_truth)?;
+    let score = match task.kind() {
+        Some(Kind::Choice) => Some(chosen(row, choices)?.score(ground_truth)),
+        Some(Kind::Code) => row.get("outcome").filter(|outcome| outcome.is_string()).cloned().map(of_outcome),
+        _ => Some(task.score(&question, &generation, ground_truth)),
+    };
+    let program = task.is_code().then(|| task.program(&generation, ground_truth));
+    Ok(Read { score, program })
+}
+
+/// The choices of a row with their bounds.
+fn chosen(row: &Fields, choices: Vec<String>) -> std::result::Result<Chosen, String> {
+    let bounds = row.get("nll_bounds").and_then(Value::as_array);
+    // JSON has no infinity, which is written as null.
+    let bound = |value: &Value| NllBound {
+        nll_bound: value.as_f64().unwrap_or(f64::INFINITY),
+        standard_error: 0.0,
+        answer_tokens: 0,
+    };
+    let bounds: Vec<NllBound> = bounds.into_iter().flatten().map(bound).collect();
+    match bounds.len() == choices.len() {
+        true => Ok(Chosen { choices, of: PairedBounds { bounds, margin: 0.0, margin_error: 0.0 } }),
+        false => Err(format!(
+            "there are {} choices and {} nll_bounds; give the file that weft eval wrote",
+            choices.len(),
+            bounds.len()
+        )),
+    }
 }

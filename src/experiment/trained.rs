@@ -9,9 +9,11 @@ use crate::base::Base;
 use crate::error::Result;
 use crate::model::lora::{self, LoraConfig};
 use crate::model::weights::make_in_order;
-use crate::train::best::{self, Best};
+use crate::train::Trainer;
+use crate::train::best::{self, Best, BestBy};
 use crate::train::optimizer::Optimizer;
 use crate::train::run::{Options, Summary, lock, train};
+use crate::train::scored::{Scoring, train_scored};
 use crate::train::step::StepReport;
 
 /// What [`Experiment::train`] made.
@@ -28,7 +30,8 @@ pub struct Trained {
 
 impl Experiment {
     /// Trains the base as `weft train` does and saves the result in the recipe's `train.output`, with metrics.jsonl,
-    /// TensorBoard events and checkpoints. Scores, samples and the report are left out.
+    /// TensorBoard events and checkpoints. Samples and the report are left out, and so are the scores, unless
+    /// `train.best_by = "task"` chooses the best weights by them.
     ///
     /// `observe` gets the report of every step. `ControlFlow::Break` stops the run after the step, as SIGINT stops
     /// `weft train`: a checkpoint is saved, the error is [`Error::Stopped`](crate::error::Error::Stopped), and a later call
@@ -75,13 +78,22 @@ impl Experiment {
         &self,
         mut base: Base,
         options: Options,
-        observe: impl FnMut(&StepReport) -> ControlFlow<()>,
+        mut observe: impl FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<Trained> {
         let output = &self.recipe.train.output;
         let _lock = self.ranks.is_first().then(|| lock(output)).transpose()?;
+        let by_task = self.recipe.train.best_by == BestBy::Task && !self.tasks.is_empty();
+        let before = if by_task { self.scores(&base.model, &base.text)? } else { vec![] };
         let (mut trainer, adapter) = self.trainer(base.model, &base.text)?;
         let rows = (self.held_out_examples(), output.as_path());
-        let summary = train(&mut trainer, rows, &self.resolved(), options, observe);
+        let summary = match by_task {
+            true => {
+                let mut score = |trainer: &Trainer| self.scores(&trainer.model, &base.text);
+                let scoring = Scoring { before: &before, each_epoch: true, score: &mut score };
+                train_scored(&mut trainer, rows, &self.resolved(), options, (scoring, &mut observe))
+            }
+            false => train(&mut trainer, rows, &self.resolved(), options, observe),
+        };
         let summary = summary.map_err(|error| self.with_rows(error))?;
         base.model = trainer.model;
         let last = if adapter.is_some() { "adapter" } else { "checkpoint" };

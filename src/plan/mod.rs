@@ -3,6 +3,7 @@
 //! plans with what runs used.
 
 mod batches;
+mod choices;
 mod communication;
 mod gpu;
 mod gpu_time;
@@ -109,6 +110,8 @@ pub struct Planner<'a> {
     stored: Stored,
     /// Tokens of each of the task's prompts.
     prompts: Vec<usize>,
+    /// The largest batch that bounds the choices of tasks.
+    choices: Option<MicroBatch>,
     program_bytes: usize,
     ranks: usize,
     /// `Some` if the run uses a GPU; the inner value is the GPU's free bytes, if they are known.
@@ -135,12 +138,16 @@ impl<'a> Planner<'a> {
         if told.is_some() {
             base = base.to_meta();
         }
-        let prompts = prompt_ids(text, &experiment.problems)?.iter().map(Vec::len).collect();
+        let generated = experiment.tasks.iter().filter(|posed| !posed.task.is_choice());
+        let prompts = generated.map(|posed| prompt_ids(text, &posed.problems)).collect::<Result<Vec<_>>>()?;
+        let prompts = prompts.iter().flatten().map(Vec::len).collect();
+        let choices = choices::batch(experiment, text, base.config.mask_token_id)?;
         Ok(Self {
             experiment,
             base,
             stored,
             prompts,
+            choices,
             program_bytes,
             ranks: experiment.ranks.size(),
             gpu: None,
@@ -289,7 +296,8 @@ impl<'a> Planner<'a> {
     fn parts(&self, recipe: &Recipe, batches: &Batches) -> Result<Vec<Part>> {
         let model = self.model(recipe)?;
         let sampling = recipe.sampling(&model.config);
-        let (held_out, generation) = (self.held_out(recipe), self.generation(recipe));
+        let held_out = self.held_out(recipe).into_iter().chain(self.choices).reduce(choices::larger);
+        let generation = self.generation(recipe);
         let trained = model.params.iter().filter(|p| p.trainable);
         let largest_tensor = trained.map(|p| p.weight.rows() * p.weight.cols()).max().unwrap_or(0);
         let work = Work {
@@ -356,12 +364,7 @@ impl<'a> Planner<'a> {
         let samples: Vec<usize> = sampled.iter().map(|e| e.prompt_ids.len()).collect();
         let shown = || answer_length::of_report(recipe, &self.base.config, &self.experiment.train);
         batches.extend((!samples.is_empty()).then(|| of(&samples, &shown())));
-        batches.into_iter().reduce(|a, b| MicroBatch {
-            tokens: a.tokens.max(b.tokens),
-            longest: a.longest.max(b.longest),
-            masked: a.masked.max(b.masked),
-            ..a
-        })
+        batches.into_iter().reduce(choices::larger)
     }
 }
 

@@ -11,10 +11,13 @@ use crate::data::paths::Paths;
 use crate::data::settings::{OnLongAnswer, OnRow, TrainOn};
 use crate::data::sources::Source;
 use crate::data::typed_tokens::SpecialTokens;
+use crate::eval::settings::TaskTable;
+use crate::eval::task_file::Kind as TaskKind;
 use crate::model::settings::Trainable;
 use crate::objective::{Blocks, Kind};
 use crate::recipe::Recipe;
 use crate::sampler::generate::Sampling;
+use crate::train::best::BestBy;
 use crate::train::guard::LEAST;
 use crate::train::resolved::Resolved;
 
@@ -28,7 +31,7 @@ pub struct RunSize<'a> {
     pub train: &'a Mixed,
     /// The held-out rows.
     pub held_out: Option<&'a Mixed>,
-    /// The number of the task's problems; `None` if they aren't read.
+    /// The number of a task's problems, of the task that has the most; `None` if there is no task or they aren't read.
     pub problems: Option<usize>,
     /// The optimizer steps of the whole run.
     pub steps: u64,
@@ -40,7 +43,8 @@ impl Recipe {
     /// The settings without effect that the recipe alone shows, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let Resolved { recipe: own, defaults: default } = self.resolved();
-        let idle = [self.idle_data(), self.idle_objective(), self.idle_model(), self.idle_train()].concat();
+        let idle =
+            [self.idle_data(), self.idle_objective(), self.idle_model(), self.idle_train(), self.idle_eval()].concat();
         let (mut warnings, mut told) = (vec![], BTreeSet::new());
         for (_, table, keys, reason) in idle.iter().filter(|(is_idle, ..)| *is_idle) {
             let is_set = |key: &&&str| own[table][key] != default[table][key];
@@ -135,13 +139,30 @@ impl Recipe {
 
     fn idle_train(&self) -> Vec<Idle> {
         let has_held_out = self.data.has_held_out();
+        let is_unscored = !has_held_out && self.eval.entries().iter().all(TaskTable::needs_held_out);
+        let by_task = self.train.best_by == BestBy::Task;
         let at_the_end = "the held-out rows are evaluated at the end only; set train.eval_every".to_owned();
         vec![
-            (!has_held_out, "train", &["eval_every", "keep_best", "patience"], no_held_out()),
-            (self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),
-            (!has_held_out, "eval", &["task"], no_held_out()),
-            (self.eval.task.is_none(), "eval", &["limit"], "eval.task is not set".to_owned()),
-            (!has_held_out, "eval", &["limit"], no_held_out()),
+            (!has_held_out, "train", &["eval_every"], no_held_out()),
+            (is_unscored, "train", &["best_by"], no_held_out()),
+            (is_unscored || (!has_held_out && !by_task), "train", &["keep_best", "patience"], no_held_out()),
+            (!by_task && self.train.eval_every == 0, "train", &["keep_best", "patience"], at_the_end),
+        ]
+    }
+
+    fn idle_eval(&self) -> Vec<Idle> {
+        let entries = self.eval.entries();
+        let is_unscored = !self.data.has_held_out() && entries.iter().all(TaskTable::needs_held_out);
+        // What a task file's kind is shows once it is read.
+        let none_is = |kind| entries.iter().all(|entry| entry.known().is_some_and(|task| task.kind() != Some(kind)));
+        let each_is_limited = entries.iter().all(|entry| entry.limit.is_some());
+        let no_task = "eval.task and eval.tasks are not set".to_owned();
+        vec![
+            (!self.eval.has_tasks(), "eval", &["limit", "mc_samples", "each_epoch", "run_code"], no_task),
+            (is_unscored, "eval", &["task", "tasks", "limit", "each_epoch"], no_held_out()),
+            (each_is_limited, "eval", &["limit"], "each of eval.tasks has its own".to_owned()),
+            (none_is(TaskKind::Choice), "eval", &["mc_samples"], "no task chooses among given answers".to_owned()),
+            (none_is(TaskKind::Code), "eval", &["run_code"], "no task's answers are programs".to_owned()),
         ]
     }
 
@@ -242,13 +263,14 @@ impl Recipe {
                     "train.eval_every = {every} has no effect: the run has {steps}, and its end is evaluated anyway"
                 ),
             );
+            let by_loss = train.best_by == BestBy::HeldOutLoss;
             warn(
-                train.keep_best && before_end == 0,
+                by_loss && train.keep_best && before_end == 0,
                 "train.keep_best has no effect: the only evaluation is at the end; lower train.eval_every".to_owned(),
             );
             // The first evaluation is the best so far.
             warn(
-                train.patience > 0 && train.patience >= before_end,
+                by_loss && train.patience > 0 && train.patience >= before_end,
                 format!(
                     "train.patience = {} has no effect: before the end there {} {}, the first of which has nothing to be \
                      compared with",
@@ -266,10 +288,14 @@ impl Recipe {
         if let Some(samples) = self.eval.samples.filter(|samples| *samples > rows) {
             warn(true, format!("eval.samples = {samples}, but there {are} only {}", counted(rows, of)));
         }
-        let problems = run.problems.filter(|_| self.eval.task.is_some()).unwrap_or(usize::MAX);
+        let problems = run.problems.filter(|_| self.eval.has_tasks()).unwrap_or(usize::MAX);
         if let Some(limit) = self.eval.limit.filter(|limit| *limit > problems) {
-            let are = verb(problems, ["is", "are"]);
-            warn(true, format!("eval.limit = {limit}, but there {are} only {}", counted(problems, "problem")));
+            let (are, there) = (verb(problems, ["is", "are"]), counted(problems, "problem"));
+            let told = match self.eval.entries().len() {
+                1 => format!("there {are} only {there}"),
+                _ => format!("no task has more than {there}"),
+            };
+            warn(true, format!("eval.limit = {limit}, but {told}"));
         }
         warnings
     }

@@ -52,6 +52,24 @@ impl Log {
         self.lines.iter().filter_map(value).collect()
     }
 
+    /// The tasks on which the run was scored, in order, each with its steps and accuracies, and those by a standard error
+    /// below and above.
+    pub fn scores(&self) -> Vec<(String, Vec<[f64; 4]>)> {
+        let mut scores: Vec<(String, Vec<[f64; 4]>)> = vec![];
+        for line in &self.lines {
+            let number = |key: &str| line[key].as_f64();
+            let Some(task) = line["task"].as_str() else { continue };
+            let Some([step, accuracy]) = number("step").zip(number("accuracy")).map(<[f64; 2]>::from) else { continue };
+            let error = number("standard_error").unwrap_or(0.0);
+            let point = [step, accuracy, (accuracy - error).max(0.0), (accuracy + error).min(1.0)];
+            match scores.iter_mut().find(|(of, _)| of == task) {
+                Some((_, points)) => points.push(point),
+                None => scores.push((task.to_owned(), vec![point])),
+            }
+        }
+        scores
+    }
+
     /// When the first and the last line were written, in seconds since 1970.
     pub fn when(&self) -> Option<[f64; 2]> {
         let mut seconds = self.lines.iter().filter_map(|line| line["unix_seconds"].as_f64());

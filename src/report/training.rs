@@ -135,10 +135,15 @@ fn charts(log: &Log) -> Vec<String> {
         (!curve.points.is_empty()).then(|| chart::curves(Titles { title, x: "step", y }, &[curve]))
     };
     let titles = Titles { title: "Entropy of the answer tokens", x: "step", y: "nats" };
+    let of_task = |(name, points): (String, Vec<[f64; 4]>)| Curve { name, points };
+    let scores: Vec<Curve> = log.scores().into_iter().map(of_task).collect();
+    let of_scores =
+        Titles { title: "Accuracy on the tasks, with its standard error", x: "step", y: "share of the points" };
     [
         one("nll of the masked tokens, unweighted", "nats per masked token", of("nll", "nll")),
         one("Loss as trained, weighted", "nats", of("loss", "loss")),
         one("Held-out loss", "nats per answer token", exact("held out", "held_out_nll_bound")),
+        (!scores.is_empty()).then(|| chart::curves(of_scores, &scores)),
         one("Gradient norm before clipping", "norm", of("gradient norm", "grad_norm")),
         one("Learning rate", "rate", of("learning rate", "lr")),
         one("Masked share of the answer tokens", "share", of("masked share", "masked_share")),

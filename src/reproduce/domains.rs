@@ -15,8 +15,11 @@ use crate::data::row_range::RowRange;
 use crate::data::sources::Source;
 use crate::data::{Dataset, Example, load_mixed};
 use crate::error::{Error, Result};
-use crate::eval::generations::{accuracy_of, answer};
-use crate::eval::{Accuracy, Task, problems_of};
+use crate::eval::Accuracy;
+use crate::eval::any_task::AnyTask;
+use crate::eval::generations::{Answering, accuracy_of, answer};
+use crate::eval::likelihood::MonteCarlo;
+use crate::eval::settings::TaskName;
 use crate::experiment::reading;
 use crate::model::block::Transformer;
 use crate::parallel::Solo;
@@ -53,7 +56,7 @@ pub struct Domain {
     pub rows: Option<usize>,
     /// The task that scores answers; without one, only the held-out loss is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub task: Option<Task>,
+    pub task: Option<TaskName>,
     /// Changes to the recipe's sampler, as `sampler.key=value`, or to `data.max_seq_len`, at which texts are divided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
@@ -147,13 +150,19 @@ impl PlannedDomain {
             return Ok(DomainScore { name, accuracy: own.accuracy, nll_bound: own.nll_bound });
         }
         let source = self.domain.source(folder)?;
-        let accuracy = match self.domain.task {
+        let accuracy = match &self.domain.task {
             None => None,
-            Some(task) => {
-                let problems = problems_of(task, &source)?;
-                let sampling = Sampling { seed: self.recipe.train.seed, ..self.recipe.sampling(&model.config) };
-                let progress = Progress::hidden();
-                Some(accuracy_of(&answer((model, text), (task, &problems), &sampling, (&Solo, &progress))?))
+            Some(name) => {
+                let task = AnyTask::parse(name.as_str())?;
+                let problems = task.problems(&source)?;
+                let seed = self.recipe.train.seed;
+                let how = Answering {
+                    sampling: Sampling { seed, ..self.recipe.sampling(&model.config) },
+                    draws: MonteCarlo { mc_samples: self.recipe.eval.mc_samples, seed, ..MonteCarlo::default() },
+                    raw: false,
+                    sandbox: None,
+                };
+                Some(accuracy_of(&answer((model, text), (&task, &problems), &how, (&Solo, &Progress::hidden()))?))
             }
         };
         let Dataset { mut examples, documents, .. } =

@@ -51,7 +51,7 @@ impl Forgetting {
     /// The changes under a setting, for each domain and each score that it has.
     pub(super) fn of(domains: &[Domain], base: &Outcome, setting: &SettingFindings) -> Vec<Self> {
         let metrics = |domain: &Domain| {
-            let accuracy = domain.task.map(|_| Metric::Accuracy);
+            let accuracy = domain.task.as_ref().map(|_| Metric::Accuracy);
             accuracy
                 .into_iter()
                 .chain([Metric::NllBound])

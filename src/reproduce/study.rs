@@ -210,7 +210,7 @@ impl Resolver<'_> {
         let recipe = parse(&format!("reproduce.settings {:?}", setting.name), &[])?;
         let planned = |domain: &Domain| {
             let mut recipe = parse(&format!("reproduce.also_score {:?}", domain.name), &domain.set)?;
-            recipe.eval.task = domain.task;
+            recipe.eval.task.clone_from(&domain.task);
             Ok(PlannedDomain { domain: domain.clone(), recipe })
         };
         let also = self.table.also_score.iter().map(planned).collect::<Result<_>>()?;

@@ -197,7 +197,10 @@ pub const SYNONYMS: &[(&str, &str, Take)] = &[
     ("alg", "sampler.remasking", Same),
     // The scores.
     ("num_eval_samples", "eval.limit", Same),
-    ("tasks", "eval.task", Same),
+    ("mc_num", "eval.mc_samples", Same),
+    ("allow_code_execution", "eval.run_code", Same),
+    ("confirm_run_unsafe_code", "eval.run_code", Same),
+    ("metric_for_best_model", "train.best_by", Other("\"held_out_loss\" or \"task\"")),
 ];
 
 const SPLIT: &str = "a share of the training rows such as \"5%\", or a number of them";
@@ -271,8 +274,8 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("streaming", ROWS_FIRST),
     ("per_device_eval_batch_size", "held-out rows are packed into batches by their tokens"),
     ("eval_batch_size", "held-out rows are packed into batches by their tokens"),
-    ("metric_for_best_model", "the best weights are those of the lowest held-out loss (train.keep_best)"),
-    ("greater_is_better", "the best weights are those of the lowest held-out loss (train.keep_best)"),
+    ("greater_is_better", "a lower held-out loss is better, and a higher accuracy (train.best_by)"),
+    ("num_fewshot", "prompts are zero-shot; the prompt of a task file may hold examples (docs/tasks.md)"),
     ("resume_from_checkpoint", "the option --resume continues a run from its newest checkpoint"),
     ("resume", "the option --resume continues a run from its newest checkpoint"),
     ("auto_resume_from_checkpoints", "the option --resume continues a run from its newest checkpoint"),

@@ -1,5 +1,6 @@
-//! The best point of a run: its lowest held-out loss after a step, whose weights may stay in the run folder beside the
-//! last ones (`train.keep_best`), and after which a run may end early (`train.patience`).
+//! The best point of a run: its lowest held-out loss after a step, or its highest accuracy on the first task
+//! (`train.best_by`). Its weights may stay in the run folder beside the last ones (`train.keep_best`), and a run may end early
+//! after it (`train.patience`).
 
 use std::path::{Path, PathBuf};
 
@@ -17,13 +18,53 @@ const FOLDER: &str = "best";
 const TENSORS: &str = "weights.safetensors";
 const STATE: &str = "best.json";
 
-/// The lowest held-out loss so far, after a step; that of the start doesn't count.
+/// What decides which point of a run is the best.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestBy {
+    /// The lowest loss on the held-out rows.
+    #[default]
+    HeldOutLoss,
+    /// The highest accuracy on the first task.
+    Task,
+}
+
+/// The best evaluation so far, after a step; that of the start doesn't count. One of its numbers is there.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// The step after which it was measured.
     pub step: u64,
-    /// The loss, in nats per answer token.
-    pub held_out_loss: f64,
+    /// The held-out loss, in nats per answer token, if that decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out_loss: Option<f64>,
+    /// The accuracy on the first task, if that decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+}
+
+impl Best {
+    /// A held-out loss after a step.
+    pub fn of_loss(step: u64, loss: f64) -> Self {
+        Self { step, held_out_loss: Some(loss), accuracy: None }
+    }
+
+    /// An accuracy on the first task after a step.
+    pub fn of_accuracy(step: u64, accuracy: f64) -> Self {
+        Self { step, held_out_loss: None, accuracy: Some(accuracy) }
+    }
+
+    /// The number that decides, the lower the better.
+    fn cost(&self) -> f64 {
+        self.held_out_loss.or(self.accuracy.map(|accuracy| -accuracy)).unwrap_or(f64::NAN)
+    }
+
+    /// What the best point is, and its number, as text.
+    pub fn told(&self) -> (&'static str, String) {
+        match self.accuracy {
+            Some(accuracy) => ("highest accuracy on the first task", format!("{:.1} %", 100.0 * accuracy)),
+            None => ("lowest held-out loss", format!("{:.4}", self.held_out_loss.unwrap_or(f64::NAN))),
+        }
+    }
 }
 
 /// The best evaluation so far and how many have followed it.
@@ -31,19 +72,20 @@ pub struct Best {
 pub struct Record {
     /// The best evaluation; `None` before the first one after a step.
     pub best: Option<Best>,
-    /// The evaluations since then, none of which had a lower loss.
+    /// The evaluations since then, none of which was better.
     pub since: u64,
 }
 
 impl Record {
     /// Adds an evaluation; returns whether it is the best so far.
-    pub fn add(&mut self, step: u64, held_out_loss: f64) -> bool {
-        if step == 0 {
+    pub fn add(&mut self, evaluation: Best) -> bool {
+        if evaluation.step == 0 {
             return false;
         }
-        let is_best = held_out_loss.is_finite() && self.best.is_none_or(|best| held_out_loss < best.held_out_loss);
+        let cost = evaluation.cost();
+        let is_best = cost.is_finite() && self.best.is_none_or(|best| cost < best.cost());
         match is_best {
-            true => *self = Self { best: Some(Best { step, held_out_loss }), since: 0 },
+            true => *self = Self { best: Some(evaluation), since: 0 },
             false => self.since += 1,
         }
         is_best

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::best::Record;
+use super::best::{Best, BestBy, Record};
 use super::pace::Pace;
 use super::step::StepReport;
 use super::tags;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
+use crate::eval::task_score::TaskScore;
 use crate::files::{read_text, write_whole};
 use crate::progress::{Progress, Unit, tell};
 
@@ -27,7 +28,7 @@ pub struct Earlier {
     pub train_secs: f64,
     /// The first and the last held-out loss of the earlier parts.
     pub held_out: Option<[f64; 2]>,
-    /// The best held-out loss of the earlier parts.
+    /// The best evaluation of the earlier parts.
     pub record: Record,
 }
 
@@ -59,7 +60,7 @@ impl Metrics {
     /// A file that can't be written.
     pub fn open(
         output: &Path,
-        ([step, num_steps], eval_every): ([u64; 2], Option<u64>),
+        ([step, num_steps], eval_every, best_by): ([u64; 2], Option<u64>, BestBy),
         progress: Progress,
     ) -> Result<(Self, Earlier)> {
         let path = output.join(METRICS);
@@ -78,7 +79,7 @@ impl Metrics {
         progress.set_position(step);
         let pace = Pace::new(num_steps, eval_every);
         let metrics = Self { path, file, events, progress, num_steps, last_line: Instant::now(), pace };
-        Ok((metrics, Earlier::of(&kept)))
+        Ok((metrics, Earlier::of(&kept, best_by)))
     }
 
     /// Reports a step that took `step_secs` seconds.
@@ -139,6 +140,19 @@ impl Metrics {
         Ok(())
     }
 
+    /// Reports a score on a task.
+    ///
+    /// # Errors
+    /// A file that can't be written.
+    pub fn scored(&mut self, step: u64, epoch: f64, score: &TaskScore) -> Result<()> {
+        let mut line = json!({ "step": step, "epoch": epoch });
+        let fields = line.as_object_mut().expect("it is an object");
+        fields.extend(score.to_json().as_object().expect("a score is an object").clone());
+        self.write(line)?;
+        self.line(&format!("step {step}: {} {score}", score.task));
+        Ok(())
+    }
+
     /// Flushes the log to disk, as the checkpoint that belongs to it will be.
     ///
     /// # Errors
@@ -168,15 +182,22 @@ impl Metrics {
 }
 
 impl Earlier {
-    fn of(lines: &[Value]) -> Self {
+    fn of(lines: &[Value], best_by: BestBy) -> Self {
         let numbers = |key: &str| -> Vec<f64> { lines.iter().filter_map(|line| line[key].as_f64()).collect() };
         let losses = numbers("held_out_nll_bound");
         let held_out = losses.first().zip(losses.last()).map(|(first, last)| [*first, *last]);
         let mut record = Record::default();
-        for line in lines {
-            if let Some((step, loss)) = line["step"].as_u64().zip(line.get("held_out_nll_bound")) {
+        let first_task = lines.iter().find_map(|line| line["task"].as_str());
+        for (line, step) in lines.iter().filter_map(|line| Some((line, line["step"].as_u64()?))) {
+            match (best_by, line.get("held_out_nll_bound")) {
                 // JSON has no NaN, which is written as null.
-                record.add(step, loss.as_f64().unwrap_or(f64::NAN));
+                (BestBy::HeldOutLoss, Some(loss)) => {
+                    record.add(Best::of_loss(step, loss.as_f64().unwrap_or(f64::NAN)));
+                }
+                (BestBy::Task, None) if first_task.is_some() && line["task"].as_str() == first_task => {
+                    record.add(Best::of_accuracy(step, line["accuracy"].as_f64().unwrap_or(f64::NAN)));
+                }
+                _ => {}
             }
         }
         Self { train_secs: numbers("step_seconds").iter().sum(), held_out, record }

@@ -20,6 +20,7 @@ pub mod pretrain;
 pub mod rank_log;
 pub mod resolved;
 pub mod run;
+pub mod scored;
 pub mod settings;
 pub(crate) mod shards;
 pub mod step;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::best::{self, Best, Record};
+use super::best::{self, Best, BestBy, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::{self, HeldOutRows};
@@ -18,6 +18,7 @@ use super::step::StepReport;
 use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
+use crate::eval::task_score::TaskScore;
 use crate::files::{make_folder, write_whole};
 use crate::interrupt;
 use crate::progress::{Progress, tell};
@@ -38,7 +39,7 @@ pub struct Summary {
     pub skipped: Skipped,
     /// Seconds of training without evaluations, including the earlier parts of a resumed run.
     pub train_secs: f64,
-    /// The lowest held-out loss after a step; `None` without held-out rows.
+    /// The best evaluation after a step; `None` if there was none.
     pub best: Option<Best>,
     /// Whether the run ended before its last step because the held-out loss didn't fall any more.
     pub ended_early: bool,
@@ -141,7 +142,7 @@ pub struct Run<'a> {
 }
 
 /// What is called after every step; `ControlFlow::Break` asks the run to stop.
-pub(crate) type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
+pub type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
 
 impl<'a> Run<'a> {
     /// Opens a folder. A run in it resumes from its newest checkpoint, which is loaded into the trainer; in an empty
@@ -170,8 +171,8 @@ impl<'a> Run<'a> {
                 let saved = serde_json::to_string_pretty(&saved).expect("a recipe is JSON");
                 write_whole(&output.join(RECIPE), saved.as_bytes())?;
                 let eval_every = (!held_out.is_empty()).then(|| trainer.settings().eval_every);
-                let steps = [first_step, trainer.num_steps()];
-                let (metrics, earlier) = Metrics::open(output, (steps, eval_every), progress)?;
+                let opened = ([first_step, trainer.num_steps()], eval_every, trainer.settings().best_by);
+                let (metrics, earlier) = Metrics::open(output, opened, progress)?;
                 (Some(metrics), earlier)
             }
             false => (None, Earlier::default()),
@@ -241,6 +242,43 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Whether the run ends before its last step.
+    pub(super) fn ends(&self, trainer: &Trainer) -> bool {
+        self.record.ends(trainer.settings().patience)
+    }
+
+    /// Saves a run that a score ended before its last step; where a loss ended it, [`Run::advance`] has saved it.
+    pub(super) fn save_early_end(&self, trainer: &Trainer) -> Result<()> {
+        match trainer.step < trainer.num_steps() && trainer.settings().best_by == BestBy::Task {
+            true => {
+                self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
+                checkpoint::save(self.output, trainer, &self.recipe)
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Adds a model's scores on tasks to the log.
+    pub(super) fn scored(&mut self, trainer: &Trainer, scores: &[TaskScore]) -> Result<()> {
+        let epoch = trainer.step as f64 / trainer.steps_per_epoch() as f64;
+        if let Some(metrics) = self.metrics.as_mut() {
+            scores.iter().try_for_each(|score| metrics.scored(trainer.step, epoch, score))?;
+        }
+        match scores.first().filter(|_| trainer.settings().best_by == BestBy::Task) {
+            Some(first) => self.remember(trainer, Best::of_accuracy(trainer.step, first.accuracy.accuracy)),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds an evaluation to the record, and saves the weights if they are the best and asked for.
+    fn remember(&mut self, trainer: &Trainer, evaluation: Best) -> Result<()> {
+        let is_best = self.record.add(evaluation);
+        match is_best && trainer.settings().keep_best {
+            true => best::save(self.output, trainer, evaluation),
+            false => Ok(()),
+        }
+    }
+
     /// Ends the run and returns what it did. Its logs are on disk by then.
     ///
     /// # Errors
@@ -268,9 +306,8 @@ impl<'a> Run<'a> {
             let nll_bound = rows.into_iter().map(|nll| nll.is_finite().then_some(nll)).collect();
             HeldOutRows { step: trainer.step, answer_tokens, nll_bound }.save(self.output)?;
         }
-        let is_best = self.record.add(trainer.step, loss);
-        if let Some(best) = self.record.best.filter(|_| is_best && trainer.settings().keep_best) {
-            best::save(self.output, trainer, best)?;
+        if trainer.settings().best_by == BestBy::HeldOutLoss {
+            self.remember(trainer, Best::of_loss(trainer.step, loss))?;
         }
         let first = self.summary.held_out.map_or(loss, |[first, _]| first);
         self.summary.held_out = Some([first, loss]);

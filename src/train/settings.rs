@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::best::BestBy;
 use super::guard::OnNonFinite;
 use super::lr_schedule::LrSchedule;
 
@@ -54,9 +55,11 @@ pub struct TrainTable {
     pub eval_every: u64,
     /// Steps between checkpoints; 0 saves only the last one.
     pub checkpoint_every: u64,
-    /// Whether the weights of the lowest held-out loss are saved beside the last ones.
+    /// Whether the weights of the best evaluation are saved beside the last ones.
     pub keep_best: bool,
-    /// The run ends after so many evaluations without a lower held-out loss; 0 never ends it early.
+    /// What the best evaluation is: that of the lowest held-out loss, or of the highest accuracy on the first task.
+    pub best_by: BestBy,
+    /// The run ends after so many evaluations without a better one; 0 never ends it early.
     pub patience: u64,
 }
 
@@ -83,6 +86,7 @@ impl Default for TrainTable {
             eval_every: 0,
             checkpoint_every: 0,
             keep_best: false,
+            best_by: BestBy::HeldOutLoss,
             patience: 0,
         }
     }

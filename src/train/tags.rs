@@ -20,6 +20,9 @@ pub(super) fn tell(events: &mut EventFile, line: &Value) -> Result<()> {
 
 /// The names and numbers of a line.
 fn scalars(line: &Value) -> Vec<(String, f64)> {
+    if let Some(task) = line["task"].as_str() {
+        return scores(task, line);
+    }
     let mut scalars = vec![];
     for (key, value) in line.as_object().into_iter().flatten() {
         match value {
@@ -36,6 +39,15 @@ fn scalars(line: &Value) -> Vec<(String, f64)> {
         }
     }
     scalars
+}
+
+/// The names and numbers of a task's score.
+fn scores(task: &str, line: &Value) -> Vec<(String, f64)> {
+    let score = |(key, value): (&String, &Value)| {
+        let number = if key == "accuracy" { value.as_f64() } else { value["value"].as_f64() };
+        Some((format!("scores/{task}_{key}"), number?))
+    };
+    line.as_object().into_iter().flatten().filter_map(score).collect()
 }
 
 /// The name of a number with its section.

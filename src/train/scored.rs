@@ -1,0 +1,58 @@
+//! A run that is scored on tasks: before the first step, after each epoch if that is asked for, and at its end. `run` does
+//! everything else; what the tasks are is up to the caller.
+
+use std::path::Path;
+
+use super::Trainer;
+use super::resolved::Resolved;
+use super::run::{Observe, Options, Run, Summary, check_output};
+use crate::data::Example;
+use crate::error::Result;
+use crate::eval::task_score::TaskScore;
+use crate::progress::Progress;
+
+/// Scores a model that is being trained.
+pub type Score<'a> = &'a mut dyn FnMut(&Trainer) -> Result<Vec<TaskScore>>;
+
+/// How a run is scored.
+pub struct Scoring<'a> {
+    /// The scores before the first step.
+    pub before: &'a [TaskScore],
+    /// Whether each epoch is scored, or the end alone.
+    pub each_epoch: bool,
+    /// Computes the scores. Every rank calls it.
+    pub score: Score<'a>,
+}
+
+/// Trains like [`super::run::train`], observer included, and writes the scores into the log. The end of a run that ends early is scored too.
+///
+/// # Errors
+/// Those of [`super::run::train`] and of the scoring.
+pub fn train_scored(
+    trainer: &mut Trainer,
+    (held_out, output): (&[Example], &Path),
+    recipe: &Resolved,
+    Options { resume, quiet }: Options,
+    (scoring, observe): (Scoring, Observe),
+) -> Result<Summary> {
+    if trainer.ranks.is_first() {
+        check_output(output, resume)?;
+    }
+    let num_steps = trainer.num_steps();
+    let progress = if quiet { Progress::hidden() } else { Progress::shown() };
+    let mut run = Run::open(trainer, held_out, output, recipe.clone(), progress)?.observed(observe);
+    if trainer.step == 0 {
+        run.scored(trainer, scoring.before)?;
+    }
+    loop {
+        let epoch = trainer.steps_per_epoch();
+        let end = if scoring.each_epoch { (trainer.step / epoch + 1) * epoch } else { num_steps };
+        run.advance(trainer, end)?;
+        let scores = (scoring.score)(trainer)?;
+        run.scored(trainer, &scores)?;
+        if trainer.step >= num_steps || run.ends(trainer) {
+            run.save_early_end(trainer)?;
+            return run.finish(trainer);
+        }
+    }
+}
