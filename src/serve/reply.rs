@@ -14,7 +14,7 @@ pub struct Reply {
     has_begun: bool,
 }
 
-/// What is to be sent after an event.
+/// The events that a stream sends after a job's event.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sent {
     /// The data of the stream's next events.
