@@ -30,7 +30,7 @@ pub struct Overrides {
     pub logits_shifted: Option<bool>,
     /// Whether f16 weights are rounded to bf16 as they are read; otherwise they are widened to f32.
     pub rounds_halves: bool,
-    /// How the linear layers of its blocks are quantized as they are loaded.
+    /// How the linear layers of the model's blocks are quantized when they are loaded.
     pub quantize: Option<Quantization>,
 }
 

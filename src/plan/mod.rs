@@ -365,14 +365,14 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The tokens behind a prompt: a canvas of block-causal attention reaches to the end of its last block.
+/// The number of tokens after a prompt: with block-causal attention, a canvas reaches to the end of its last block.
 fn canvas(sampling: &Sampling) -> usize {
     let beyond = if sampling.is_block_causal() { sampling.block_length - 1 } else { 0 };
     sampling.gen_length.saturating_add(beyond)
 }
 
-/// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's, except
-/// with `origin`, which draws the tokens to keep before it predicts them.
+/// The number of rows of a sequence whose logits are in memory at once: a block in LLaDA's loop, and every masked token in
+/// Dream's, except with `origin`, which draws the tokens to keep before it predicts them.
 fn logit_rows(sampling: &Sampling) -> usize {
     match sampling.remasking.expect("a default was chosen") {
         Remasking::Origin => (2 * sampling.gen_length).div_ceil(sampling.diffusion_steps).min(sampling.gen_length),
