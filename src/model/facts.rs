@@ -109,7 +109,7 @@ impl TokenizerFiles {
             own.add(id.as_u64(), &name);
         }
         for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            // Whoever opens the tokenizer is told of a damaged map.
+            // A damaged map is reported where the tokenizer is opened.
             let fields = match files.json::<Map<String, Value>>(file) {
                 Err(_) if file == "special_tokens_map.json" => None,
                 fields => fields?,

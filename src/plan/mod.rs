@@ -99,7 +99,7 @@ impl Plan {
     }
 }
 
-/// One part in so many of a GPU's memory stays in reserve, for gaps that fit no allocation.
+/// The reserve of a GPU's memory for gaps that fit no allocation is the total divided by this.
 const RESERVE: usize = 16;
 
 /// What the plans of a recipe and of its variants have in common: rows, base and prompts.
@@ -115,7 +115,7 @@ pub struct Planner<'a> {
     gpu: Option<Option<usize>>,
     /// Bytes for matmul results saved for backward, if the recipe doesn't set them.
     granted: Cell<usize>,
-    /// What is told of the adapter that the run starts from; it is attached to the base.
+    /// The line about the adapter that the run starts from, which is attached to the base.
     adapter: Option<String>,
 }
 

@@ -189,7 +189,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// A text in lines of at most so many characters, broken at spaces.
+/// Breaks a text at spaces into lines of at most this many characters.
 fn lines(text: &str, most: usize) -> Vec<String> {
     let mut lines: Vec<String> = vec![];
     for word in text.split(' ') {
@@ -204,7 +204,7 @@ fn lines(text: &str, most: usize) -> Vec<String> {
     lines
 }
 
-/// A text of at most so many characters. A longer text keeps its end, which distinguishes paths.
+/// Shortens a text to at most this many characters, and keeps its end, which distinguishes paths.
 fn shortened(text: &str, most: usize) -> String {
     let count = text.chars().count();
     match count <= most {

@@ -48,7 +48,7 @@ pub struct TrainTable {
     pub max_grad_norm: f64,
     /// What a loss or gradient that isn't finite does: `stop` ends the run, `skip` skips the step and counts it.
     pub on_non_finite: OnNonFinite,
-    /// A step is skipped if its gradient norm is more than so many times the median of the last 64; 0 turns this off.
+    /// A step is skipped if its gradient norm is more than this many times the median of the last 64; 0 turns this off.
     pub spike_factor: f64,
     /// Steps between evaluations on held-out rows; 0 evaluates only at the end.
     pub eval_every: u64,
@@ -56,7 +56,7 @@ pub struct TrainTable {
     pub checkpoint_every: u64,
     /// Whether the weights of the lowest held-out loss are saved beside the last ones.
     pub keep_best: bool,
-    /// The run ends after so many evaluations without a lower held-out loss; 0 never ends it early.
+    /// The run ends after this many evaluations without a lower held-out loss; 0 never ends it early.
     pub patience: u64,
 }
 
