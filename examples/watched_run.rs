@@ -1,4 +1,4 @@
-//! Runs a recipe, draws its loss as it falls, and stops it when the loss is low enough; the run is then resumed to its end:
+//! Runs a recipe, draws its loss as it falls, stops the run when the loss is low enough, and then resumes it to its end:
 //! `cargo run --release --example watched_run`.
 
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -18,11 +18,11 @@ lr = 3e-3
 ";
 
 fn main() -> Result<()> {
-    // 1. The recipe, with a folder for this process's run.
+    // 1. Write the recipe, with a folder for this process's run.
     let output = std::env::temp_dir().join(format!("weft-example-run-{}", std::process::id()));
     let settings = [format!("train.output={}", output.display())];
     let open = || Experiment::open(Recipe::parse(RECIPE, Path::new("examples/watched_run.rs"), &settings)?);
-    // 2. A run that stops after its third evaluation.
+    // 2. Run it, and stop after the third evaluation.
     let (experiment, base) = open()?;
     let mut evaluations = 0;
     let watch = |report: &StepReport| -> ControlFlow<()> {
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         Err(Error::Stopped { step, .. }) => println!("stopped at step {step}"),
         ended => println!("ended: {:?}", ended?.summary.held_out),
     }
-    // 3. The rest of it.
+    // 3. Resume it and run the rest.
     let (experiment, base) = open()?;
     let trained = experiment.train(base, Options { resume: true, quiet: true }, |report| {
         println!("step {:2}  loss {:.3}", report.step, report.loss);

@@ -115,7 +115,8 @@ impl Base {
         })
     }
 
-    /// What becomes of quantizing a base that is stored in 4 bits; `None` for any other, and if nobody asks for it.
+    /// The line that says what quantizing means for a base that is already stored in 4 bits; `None` for any other base, or if
+    /// the base isn't to be quantized.
     pub fn told_of_quantizing(&self) -> Option<String> {
         let is_stored = self.config.field("quantization_config").is_some_and(|field| !field.is_null());
         (self.overrides.quantize.is_some() && is_stored)

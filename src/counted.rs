@@ -1,20 +1,20 @@
-//! Counts in sentences: "1 row", "2 rows". Sentences are in English only, so a noun's plural is its ending.
+//! Counts in sentences: "1 row", "2 rows". All sentences are in English, so a noun's plural follows from its ending.
 
 use std::fmt::Display;
 
-/// A number that sentences count with.
+/// A type of number that sentences can contain.
 pub trait Count: Display + PartialEq + From<u8> {}
 
 impl<N: Display + PartialEq + From<u8>> Count for N {}
 
-/// A number and its noun, given in the singular: `1 row`, `2 rows`, `3 batches`.
+/// A number with its noun, which is given in the singular: `1 row`, `2 rows`, `3 batches`.
 pub fn counted<N: Count>(count: N, noun: &str) -> String {
     let is_one = count == N::from(1);
     let ending = if noun.ends_with('s') || noun.ends_with("ch") { "es" } else { "s" };
     format!("{count} {noun}{}", if is_one { "" } else { ending })
 }
 
-/// The verb of a counted subject, given for one and for several: `verb(2, ["is", "are"])`.
+/// The verb for a counted subject, given in the singular and the plural: `verb(2, ["is", "are"])`.
 pub fn verb<N: Count>(count: N, [one, several]: [&'static str; 2]) -> &'static str {
     if count == N::from(1) { one } else { several }
 }

@@ -129,12 +129,12 @@ fn lines(rows: &[String], more: usize) -> String {
     format!("{rows}\n{more}")
 }
 
-/// Another way than to fix them.
+/// How to skip bad rows instead of fixing them.
 fn or(way: &str) -> String {
     if way.is_empty() { String::new() } else { format!(", or {way}") }
 }
 
-/// A recipe's problems, one per line: those of the file after its name, then those of `--set`. A single one is the whole
+/// A recipe's problems, one per line: those of the file after its name, then those of `--set`. A single problem is the whole
 /// message.
 fn problems_of(path: &Path, problems: &[String]) -> String {
     let (given, own): (Vec<&String>, Vec<&String>) = problems.iter().partition(|problem| problem.starts_with("--set"));

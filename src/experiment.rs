@@ -1,5 +1,5 @@
-//! An experiment as its recipe describes it: the base, its rows, what is trained, and the score on the recipe's task.
-//! The training loop is in `train`; the commands print the results.
+//! An experiment that a recipe describes: the base, the rows, what is trained, and the score on the recipe's task. The
+//! training loop is in `train`; the commands print the results.
 
 pub(crate) mod adapter;
 pub mod answer_length;
@@ -181,7 +181,7 @@ impl Experiment {
     pub fn trainer(&self, mut model: Transformer, text: &TextModel) -> Result<(Trainer, Option<LoraConfig>)> {
         let adapter = self.make_trainable(&mut model)?;
         if self.recipe.objective.blocks == Blocks::Bd3lm {
-            // What is saved of the model says how it was trained.
+            // The files saved from this model then say how it was trained.
             model.config.block_length = Some(self.recipe.objective.block_length);
         }
         let job = Job {

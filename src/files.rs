@@ -41,7 +41,7 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
 /// Reads a small text file.
 ///
 /// # Errors
-/// An error of the operating system; a file that isn't text or isn't small, or is a Git LFS pointer.
+/// An error of the operating system; a file that isn't text, is too large, or is a Git LFS pointer.
 pub fn read_text(path: &Path) -> Result<String> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     String::from_utf8(read_small(path)?).map_err(|e| read_error(io::Error::new(io::ErrorKind::InvalidData, e)))

@@ -1,10 +1,10 @@
 //! Weft fine-tunes masked diffusion language models by entropy-weighted masking
 //! (WeFT, arXiv 2509.20863, later named GIFT).
 //!
-//! [`prelude`] is the library: what a program needs to train, to generate, to score, and to use the method alone.
-//! [`progress`] shows progress in the program's own way, and [`interrupt`] stops runs from a signal handler. The other
-//! modules are public for the command `weft` and the tests; they are hidden here and may change with any version. Programs
-//! leave out the command's dependencies: `weft-dllm = { ..., default-features = false, features = ["hub"] }`.
+//! [`prelude`] is the library's interface: it has what a program needs to train, generate, score, or use the objective alone.
+//! With [`progress`] a program shows progress in its own way, and with [`interrupt`] it stops runs from a signal handler. The
+//! other modules are public for the command `weft` and the tests; they are hidden here and may change with any version.
+//! Programs should leave out the command's dependencies: `weft-dllm = { ..., default-features = false, features = ["hub"] }`.
 //!
 //! From the command down: `train` and `eval` run; `objective` and `sampler` decide; `noising` and `model` compute, on the
 //! kernels of `weft_kernels`. `noising` and `objective` are pure functions of entropies and explicit random draws, which
@@ -45,8 +45,8 @@
 //! # Ok::<(), weft::prelude::Error>(())
 //! ```
 //!
-//! A recipe's run, step by step; [`Experiment::train`](prelude::Experiment::train) does all of it, with checkpoints and
-//! files, and shows how a program watches a run and stops it:
+//! The example below runs a recipe step by step. [`Experiment::train`](prelude::Experiment::train) does all of this, with
+//! checkpoints and files; its documentation shows how a program watches a run and stops it.
 //!
 //! ```
 //! use weft::prelude::*;
@@ -64,7 +64,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `docs/library.md` shows more of what a program does, and `examples/` holds complete programs.
+//! `docs/library.md` shows more uses of the library, and `examples/` has complete programs.
 #![forbid(unsafe_code)]
 
 pub mod interrupt;

@@ -83,7 +83,7 @@ fn tensors<'a>(
         .map(|&(name, shape, held)| {
             let layer = layer_of(name);
             let lora = layer.and_then(|layer| model.adapter(layer));
-            // The weight that the network computes with, if it was quantized on the way from its file.
+            // If the weight was quantized when it was loaded, this is the dequantized one that the network computes with.
             let own = layer.map(|layer| &model.params[layer.weight].weight).filter(|own| own.is_quantized());
             match (own, held) {
                 (own, Held::Weight(weight)) => Tensor::merged(name, shape, own.unwrap_or(weight), lora, weight.dtype()),

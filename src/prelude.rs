@@ -1,15 +1,15 @@
-//! What a program needs, to be imported at once: `use weft::prelude::*`.
+//! Everything that most programs need, in one import: `use weft::prelude::*`.
 //!
-//! The names are here and not at the crate's root because the root holds modules of the same words: `merge` is a module and
-//! a verb, `train` a module and a method. Everything else that is public serves the command `weft` and the tests; it is
-//! hidden from this documentation and may change with any version.
+//! The names are here and not at the crate's root because the root has modules of the same names: `merge`, for example, is a
+//! module there and a function here. Most other public items serve the command `weft` and the tests; they are hidden from
+//! this documentation and may change with any version.
 //!
-//! - A recipe's run: [`Recipe`], [`Experiment`], [`Trained`], [`Options`], [`StepReport`], [`Summary`].
-//! - A loop of one's own: [`Base`], [`LoraConfig`], [`attach_fresh`], [`Job`], [`TrainTable`], [`Trainer`].
-//! - Answers and their scores: [`ask`], [`generate`], [`Prompt`], [`Sampling`]; [`Task`], [`read_problems`], [`evaluate`],
-//!   [`accuracy_of`].
-//! - The method without a network: [`Objective`], [`Kind`], [`AnswerEntropy`], [`DrawnAnswer`], [`NoisedAnswer`].
-//! - A checkpoint for others: [`merge`].
+//! - To run a recipe: [`Recipe`], [`Experiment`], [`Trained`], [`Options`], [`StepReport`], [`Summary`].
+//! - To write a training loop: [`Base`], [`LoraConfig`], [`attach_fresh`], [`Job`], [`TrainTable`], [`Trainer`].
+//! - To generate answers and score them: [`ask`], [`generate`], [`Prompt`], [`Sampling`]; [`Task`], [`read_problems`],
+//!   [`evaluate`], [`accuracy_of`].
+//! - To use the objective without a network: [`Objective`], [`Kind`], [`AnswerEntropy`], [`DrawnAnswer`], [`NoisedAnswer`].
+//! - To write a checkpoint that other programs load: [`merge`].
 
 pub use crate::base::Base;
 pub use crate::data::{Conversation, Example, Message};

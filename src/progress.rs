@@ -1,5 +1,5 @@
-//! Progress of long work: what is done of it, and lines such as warnings. How they look is up to the [`Terminal`] that the
-//! program installs; the command `weft` draws bars. Without one nothing is drawn, and lines go to standard error.
+//! The progress of long work, and lines such as warnings. The [`Terminal`] that a program installs decides how they look; the
+//! command `weft` draws bars. If none is installed, no bars are drawn, and lines go to standard error.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,9 +11,9 @@ pub enum Unit {
     Steps,
     /// A task's problems.
     Problems,
-    /// Given answers.
+    /// Answers that are given in a file.
     Answers,
-    /// A file's rows, whose number isn't known before.
+    /// A file's rows, whose number isn't known in advance.
     Rows,
     /// Bytes of files.
     Bytes,
@@ -21,13 +21,13 @@ pub enum Unit {
 
 /// A bar that is being drawn.
 pub trait Bar: Send + Sync {
-    /// Sets what the bar counts, and up to which number if it is known.
+    /// Sets what the bar counts, and the total number if it is known.
     fn begin(&self, unit: Unit, len: Option<u64>);
     /// Sets how much is done.
     fn set_position(&self, position: u64);
     /// Sets the text beside the bar.
     fn set_message(&self, message: &str);
-    /// Leaves what is done so far out of the speed and the remaining time.
+    /// Excludes what is done so far from the speed and from the estimate of the remaining time.
     fn restart_clock(&self);
     /// Prints a line above the bar.
     fn tell(&self, line: &str);
@@ -45,13 +45,13 @@ pub trait Terminal: Send + Sync {
 
 static TERMINAL: OnceLock<Box<dyn Terminal>> = OnceLock::new();
 
-/// Shows all progress and all lines of this process on a terminal; a later call has no effect.
+/// Shows all progress and all lines of this process on this terminal; a later call has no effect.
 pub fn install(terminal: impl Terminal + 'static) {
     let _ = TERMINAL.set(Box::new(terminal));
 }
 
-/// Prints a line on the installed terminal, or else on standard error. If that fails, for example on a full disk, only the
-/// line is lost: `eprintln` would end the program.
+/// Prints a line on the installed terminal, or on standard error if there is none. If writing fails, for example on a full
+/// disk, only the line is lost, whereas `eprintln` would end the program.
 pub fn tell(line: &str) {
     use std::io::Write;
     match TERMINAL.get() {
@@ -74,7 +74,7 @@ impl Progress {
         Self::default()
     }
 
-    /// Progress on the installed terminal, or as lines where it draws no bars.
+    /// Progress on the installed terminal, or as lines if it draws no bars.
     pub fn shown() -> Self {
         let bar = TERMINAL.get().and_then(|terminal| terminal.bar());
         Self { bar, tells: true, position: AtomicU64::new(0) }
@@ -84,7 +84,7 @@ impl Progress {
         self.tells
     }
 
-    /// Whether work without a bar should say from time to time how far it is.
+    /// Whether the work should print lines about its progress, because there is no bar.
     pub(crate) fn needs_lines(&self) -> bool {
         self.tells && self.bar.is_none()
     }
@@ -131,7 +131,7 @@ impl Progress {
     }
 }
 
-/// A number of bytes in the largest binary unit that it reaches: `1.50 MiB`.
+/// Formats a number of bytes in the largest binary unit that it reaches: `1.50 MiB`.
 pub(crate) fn as_bytes(bytes: u64) -> String {
     let (mut number, mut unit) = (bytes as f64, "");
     for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// A bar that writes down what is asked of it.
+    /// A bar that records the calls of its methods.
     struct Written(Arc<Mutex<Vec<String>>>);
 
     impl Written {

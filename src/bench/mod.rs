@@ -99,7 +99,7 @@ pub struct Measurement {
     pub phases: Phases,
     /// The machine's rate of such matmuls, in 10^9 operations per second, measured in the same run.
     pub gemm_gflops: f64,
-    /// The machine's rates of matmuls in f32, in bf16, and where it has tiles in bf16x3, measured before the steps.
+    /// The machine's matmul rates in f32, in bf16, and, if it has tiles, in bf16x3, measured before the steps.
     pub matmul_rates: Vec<MatmulRate>,
     /// Seconds of the step's arithmetic, without recomputation, at `gemm_gflops`.
     pub floor_seconds: f64,
@@ -110,7 +110,7 @@ pub struct Measurement {
     pub kernels: Vec<Kernel>,
 }
 
-/// The machine's rate of matmuls in one format.
+/// The machine's matmul rate in one format.
 #[derive(Clone, Debug, Serialize)]
 pub struct MatmulRate {
     /// The format of the operands.
@@ -122,7 +122,7 @@ pub struct MatmulRate {
 }
 
 impl MatmulRate {
-    /// Measures the rates in f32 and bf16, and in bf16x3 on a CPU with tiles (elsewhere it is only slow).
+    /// Measures the rates in f32 and bf16, and in bf16x3 on a CPU with tiles (on other CPUs it is merely slow).
     fn measure_all() -> Vec<Self> {
         let is_offered = |dtype: &Precision| *dtype != Precision::Bf16x3 || dtype.is_fast() && device::gpu().is_none();
         Precision::ALL

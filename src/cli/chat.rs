@@ -1,5 +1,5 @@
 //! `weft generate` on a terminal: a chat of several turns. An answer is printed as far as it is found, and Ctrl-C stops
-//! it. Lines are read by `line_editor`.
+//! it. `line_editor` reads the user's lines.
 
 use std::io::Write;
 use std::sync::Arc;

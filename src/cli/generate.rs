@@ -140,7 +140,7 @@ impl SamplingArgs {
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
-    /// Settings like [`SamplingArgs::sampling`], to fill so many masks in place: by default two of them per step.
+    /// Settings like [`SamplingArgs::sampling`], to fill this many masks in place, by default two per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
         let sampling = self.given().filling(&base.model.config, masks);
         tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });

@@ -88,8 +88,8 @@ const SENTENCES: &[(&str, &str)] = &[
     ("--export", "weft merge writes adapter and base as one checkpoint"),
 ];
 
-/// Options that other commands have, or that other programs have for it: what to write if the command has this one, and the
-/// setting if that is `--set`.
+/// Options of other commands, and other programs' names for them: what to write instead if the command has that option, and
+/// the setting if it is given by `--set`.
 const ELSEWHERE: [(&str, &str, Option<&str>); 12] = [
     ("-n", "--examples", None),
     ("--limit", "--examples", None),
@@ -105,7 +105,7 @@ const ELSEWHERE: [(&str, &str, Option<&str>); 12] = [
     ("-o", "--set", Some("train.output")),
 ];
 
-/// Other programs' options for the size of batches, which commands without a recipe choose by themselves.
+/// Other programs' options for the batch size, which commands without a recipe choose by themselves.
 const BATCHES: [&str; 4] = ["--batch-size", "--eval-batch-size", "--per-device-eval-batch-size", "-b"];
 const BATCHED: &str = "leave it out: batches are formed by the tokens of their rows, and no result depends on them";
 const NO_RECIPE: &str = "it takes no recipe, but options (--help lists them); a recipe's eval.task scores its held-out rows \

@@ -1,6 +1,6 @@
-//! How the program was installed: by pip, by `cargo install`, or not at all, in the folder where cargo built it. The answer
-//! comes from the records that these tools keep beside a program. A name compiled into the program would stay the same when
-//! somebody copies the file elsewhere.
+//! Finds out how the program was installed: by pip, by `cargo install`, or not at all, if it still lies where cargo built it.
+//! The answer comes from the records that these tools keep beside a program, because a name compiled into the program would
+//! be wrong in a copy of it.
 
 use std::fs::{metadata, read_dir, read_to_string};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub fn installation() -> String {
 }
 
 /// Every record that lists the program. There are two if `cargo install` wrote into a virtual environment where pip had
-/// installed Weft before: the program's file is then one or the other's, and both are named.
+/// installed Weft before. The file may then be from either of them, and both are named.
 fn describe(program: &Path) -> String {
     let records: Vec<String> = [by_pip(program), by_cargo(program), of_build(program)].into_iter().flatten().collect();
     match records.is_empty() {
@@ -30,7 +30,7 @@ fn prefix(program: &Path) -> Option<&Path> {
     program.parent()?.parent()
 }
 
-/// The Python package that lists the program among its files, who installed it (`pip`, `uv`), and from what.
+/// The Python package that lists the program among its files, the tool that installed it (`pip`, `uv`), and its source.
 fn by_pip(program: &Path) -> Option<String> {
     let package = packages(prefix(program)?).into_iter().find(|package| lists(package, program))?;
     let installer = read_to_string(package.join("INSTALLER")).unwrap_or_default();
@@ -38,8 +38,7 @@ fn by_pip(program: &Path) -> Option<String> {
     Some(format!("by {installer}{} ({})", source(&package).unwrap_or_default(), package.display()))
 }
 
-/// What a package was installed from, unless an index of packages had it: a folder, a wheel's file, or a repository with its
-/// commit.
+/// What a package was installed from: a folder, a wheel file, or a repository with its commit; `None` for a package index.
 fn source(package: &Path) -> Option<String> {
     let source: Value = serde_json::from_str(&read_to_string(package.join("direct_url.json")).ok()?).ok()?;
     let commit = source["vcs_info"]["commit_id"].as_str().map(|commit| format!(" at {commit}"));
@@ -47,7 +46,7 @@ fn source(package: &Path) -> Option<String> {
 }
 
 /// Weft's records below a prefix, in the places where Python's installers put packages: `lib/python3.N/site-packages`, Debian's
-/// `dist-packages`, Windows' `Lib/site-packages`, and beside `bin/` where pip was given `--target`.
+/// `dist-packages`, Windows' `Lib/site-packages`, and, for `pip install --target`, beside `bin/`.
 fn packages(prefix: &Path) -> Vec<PathBuf> {
     let is_python = |name: &str| name.starts_with("python");
     let pythons = ["lib", "lib64"].into_iter().flat_map(|lib| entries(&prefix.join(lib), is_python));
@@ -57,14 +56,14 @@ fn packages(prefix: &Path) -> Vec<PathBuf> {
     sites.chain([prefix.to_owned()]).flat_map(|site| entries(&site, is_weft)).collect()
 }
 
-/// What lies in a folder under a name of this kind.
+/// The entries of a folder whose names are of this kind.
 fn entries(folder: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let entries = read_dir(folder).into_iter().flatten().flatten();
     entries.filter(|entry| is_wanted(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
 }
 
-/// Whether a package's RECORD, lines of `path,hash,size`, lists the program with the size that it has. Another program
-/// that was put in its place has another size.
+/// Whether a package's RECORD, lines of `path,hash,size`, lists the program with its size. A different program that was put in
+/// its place usually has a different size.
 fn lists(package: &Path, program: &Path) -> bool {
     let record = read_to_string(package.join("RECORD")).unwrap_or_default();
     let size = metadata(program).map_or(0, |file| file.len()).to_string();
@@ -92,8 +91,8 @@ fn by_cargo(program: &Path) -> Option<String> {
     Some(format!("by cargo install from {source} ({})", record.display()))
 }
 
-/// The folder that cargo built the program in, if the program still lies there. Cargo builds `deps/weft-HASH` and links it to
-/// `weft`, so the two are of one size.
+/// The folder in which cargo built the program, if the program still lies there. Cargo builds `deps/weft-HASH` and hard-links
+/// it to `weft`, so the two have the same size.
 fn of_build(program: &Path) -> Option<String> {
     let folder = program.parent()?;
     let name = format!("{}-", program.file_stem()?.to_str()?);

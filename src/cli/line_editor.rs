@@ -1,4 +1,4 @@
-//! Reads what a user types in a chat, on a terminal: lines that can be edited, with a history, by rustyline.
+//! Reads what a user types into a chat on a terminal. Lines can be edited and have a history, both by rustyline.
 
 use std::io;
 
@@ -11,15 +11,15 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Config, Editor, Helper};
 use weft::error::{Error, Result};
 
-/// What is shown before the line.
+/// The text that is shown before the line.
 const READY: &str = "> ";
-/// What ends a line that goes on in the next one.
+/// The end of a line that continues on the next one.
 const CONTINUES: &str = "\\";
 
-/// An editor of lines, with those of this chat as its history.
+/// A line editor, whose history is the lines of this chat.
 pub struct LineEditor(Editor<Lines, DefaultHistory>);
 
-/// Tells the editor that a line goes on.
+/// Tells the editor whether a line continues on the next one.
 struct Lines;
 
 impl Completer for Lines {
@@ -44,7 +44,7 @@ impl Validator for Lines {
 impl Helper for Lines {}
 
 impl LineEditor {
-    /// An editor without a history yet.
+    /// An editor with an empty history.
     ///
     /// # Errors
     /// A terminal that can't be used.
@@ -55,8 +55,8 @@ impl LineEditor {
         Ok(Self(editor))
     }
 
-    /// The next line, or several that are joined by a backslash at the end; `None` where the user leaves by Ctrl-C or
-    /// Ctrl-D.
+    /// The next line, joined with the lines that follow it as long as they end in a backslash; `None` if the user leaves by
+    /// Ctrl-C or Ctrl-D.
     ///
     /// # Errors
     /// A terminal that can't be read.

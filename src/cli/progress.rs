@@ -14,7 +14,7 @@ pub fn install() {
     weft::progress::install(Stderr);
 }
 
-/// Standard error, where bars are drawn if it is a terminal.
+/// Standard error; bars are drawn on it if it is a terminal.
 struct Stderr;
 
 impl Terminal for Stderr {
@@ -25,7 +25,7 @@ impl Terminal for Stderr {
 
     fn tell(&self, line: &str) {
         use std::io::Write;
-        // If that fails, on a full disk for example, only the line is lost: `eprintln` would end the program.
+        // If writing fails, for example on a full disk, only the line is lost, whereas `eprintln` would end the program.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 }
@@ -75,7 +75,7 @@ pub fn bar(quiet: bool) -> Progress {
     if quiet { Progress::hidden() } else { Progress::shown() }
 }
 
-/// A bar of a command's own.
+/// The command's own progress bar.
 pub fn drawn(quiet: bool) -> ProgressBar {
     if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() }
 }

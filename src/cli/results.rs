@@ -129,7 +129,7 @@ impl Results<'_> {
         facts
     }
 
-    /// For the report: what the run leaves out of its rows, those that are held out last.
+    /// What the run leaves out of its rows, for the report; the held-out rows come last.
     pub fn remarks(&self) -> Vec<String> {
         let Experiment { train, held_out, recipe, .. } = self.experiment;
         let of = |part| rows::left_out(part, recipe.data.max_seq_len.0);

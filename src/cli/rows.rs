@@ -35,14 +35,14 @@ pub fn warn_of_run(recipe: &Recipe, run: RunSize) {
     recipe.warnings_of_run(&run).into_iter().chain(fewer).for_each(|warning| tell!("warning: {warning}"));
 }
 
-/// The numbers of rows that the recipe asks for and that aren't there. Generated rows always reach the requested number.
+/// Warnings of settings that ask for more rows than there are. Generated rows always reach the requested number.
 pub fn fewer_than_wanted(recipe: &Recipe, (train, held_out): (&Mixed, Option<&Mixed>)) -> Vec<String> {
     let data = &recipe.data;
     let asked = [("train_rows", data.train_rows, Some(train)), ("held_out_rows", data.held_out_rows, held_out)];
     let mut fewer = vec![];
     for (key, rows, mixed) in asked.into_iter().filter(|_| data.generate.is_none()) {
         let Some((wanted, mixed)) = rows.and_then(|rows| rows.as_first()).zip(mixed) else { continue };
-        // A part that is held out was taken from the training rows, so its rows count too.
+        // Rows that are held out of the training rows count as training rows here.
         let is_part = data.held_out.as_ref().is_some_and(|held_out| held_out.files().is_none());
         let part = held_out.filter(|_| is_part).map_or(&[][..], |held_out| &held_out.parts);
         let there: usize = mixed.parts.iter().chain(part).map(|part| part.notes.rows).sum();
@@ -103,14 +103,14 @@ pub fn say_of(experiment: &Experiment) {
     }
 }
 
-/// What is said of the rows of a command that has options where a recipe has settings.
+/// The lines about the rows of a command that has options instead of a recipe.
 pub fn lines_of_options(notes: &Notes) -> Vec<String> {
     let of_option =
         |line: String| line.replace("data.special_tokens", "--special-tokens").replace(" (data.train_on)", "");
     notes.lines().into_iter().map(of_option).collect()
 }
 
-/// The counts of a run's rows for its report, a source in each row.
+/// The counts of a run's rows for its report, with one source per row.
 pub fn table(train: &Mixed, held_out: Option<&Mixed>) -> Table {
     let head = ["", "used", "rows", "skipped", "gives", "answers cut"].map(str::to_owned).to_vec();
     let row = |(part, used): (&Part, &str)| {
@@ -122,8 +122,8 @@ pub fn table(train: &Mixed, held_out: Option<&Mixed>) -> Table {
     Table { title: "rows".to_owned(), rows: [head].into_iter().chain(rows).collect(), note: String::new() }
 }
 
-/// What a run leaves out of a source: rows and answers that are skipped, with the reasons, and the ends of answers that are
-/// cut at so many tokens.
+/// What a run leaves out of a source: skipped rows and answers, with the reasons, and the ends of answers that are cut at the
+/// given number of tokens.
 pub fn left_out(part: &Part, max_seq_len: usize) -> Vec<String> {
     let Notes { rows, skipped, skipped_answers, first_cut, cut_rows, .. } = &part.notes;
     let because = |what: String, reason: &str, first: &str| format!("{what} skipped: {reason} (the first in {first})");

@@ -1,5 +1,5 @@
-//! `weft serve`: answers requests in OpenAI's protocol over HTTP, with a playground. What a request means and how it is
-//! answered is `weft::serve`'s; `serve/` has the connections.
+//! `weft serve`: answers requests in OpenAI's protocol over HTTP, with a playground. `weft::serve` parses and answers the
+//! requests; the folder `serve/` has the connections.
 
 mod body;
 mod http;
@@ -28,14 +28,14 @@ use http::Server;
 
 /// The environment variable with the API key.
 const API_KEY: &str = "WEFT_API_KEY";
-/// The most tokens of a prompt and its answer for a model whose config.json doesn't say what it was trained for.
+/// The limit on prompt and answer together, in tokens, if config.json doesn't say what length the model was trained for.
 const MOST_TOKENS: usize = 1 << 15;
 
 /// Serve answers in OpenAI's protocol, and a playground
 ///
 /// Requests name the base or one of the adapters as their model. An answer is the one that weft generate gives with the
-/// same settings and seed, alone or in a batch. / is a playground that shows how an answer is denoised. SIGTERM and
-/// SIGINT finish what has been asked; a second signal ends the server at once.
+/// same settings and seed, alone or in a batch. The page / is a playground that shows how an answer is denoised. On SIGTERM
+/// or SIGINT the server finishes the requests that it has accepted; a second signal ends it at once.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  weft serve --model tiny-base\n  weft serve --model dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1 --adapter maths=runs/maths/adapter --adapter runs/mine/adapter\n  WEFT_API_KEY=secret weft serve --model tiny-base --host 0.0.0.0 --port 8080 --batch-size 16"
@@ -44,8 +44,8 @@ pub struct Serve {
     /// The checkpoint's folder, a model of the hub (ORG/NAME or ORG/NAME@REVISION), or tiny-base
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     model: PathBuf,
-    /// A PEFT adapter's folder, or one of the hub, perhaps with the name that requests use; may be given several times.
-    /// Without a name it is the folder's, or for runs/NAME/adapter that of the run
+    /// The folder or hub id of a PEFT adapter, optionally with the name that requests use; may be given several times. By
+    /// default the name is that of the folder, or of the run for runs/NAME/adapter
     #[arg(long, value_name = "[NAME=]DIR", help_heading = "Model")]
     adapter: Vec<String>,
     /// The format that matmuls round their operands to: f32, bf16, bf16x3 or auto, as in weft generate
@@ -53,33 +53,33 @@ pub struct Serve {
     precision: Precision,
     #[command(flatten, next_help_heading = "Model")]
     facts: FactArgs,
-    /// Variables for the chat template, as a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
+    /// Variables for the chat template, like a recipe's data.chat_template_kwargs: '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = object, help_heading = "Model")]
     chat_template_kwargs: Option<Object>,
     /// How to read special tokens in the turns of a chat: as text or tokens; default: text
     #[arg(long, value_name = "WHAT", value_parser = SpecialTokens::parse, help_heading = "Model")]
     special_tokens: Option<SpecialTokens>,
-    /// The address to listen at; any other than this machine's own lets other machines ask
+    /// The address to listen on; any address but this machine's loopback lets other machines send requests
     #[arg(long, default_value = "127.0.0.1", value_name = "HOST", help_heading = "Server")]
     host: String,
-    /// The port to listen at; 0 takes a free one
+    /// The port to listen on; 0 takes a free one
     #[arg(long, default_value_t = 8000, value_name = "N", help_heading = "Server")]
     port: u16,
     /// The key that requests must have, as Authorization: Bearer KEY; default: WEFT_API_KEY, else none. Other users of the
     /// machine can see a key that is given here
     #[arg(long, value_name = "KEY", help_heading = "Server")]
     api_key: Option<String>,
-    /// The most answers that are computed together
+    /// The largest number of answers that are computed together
     #[arg(long, default_value_t = 8, value_name = "N", help_heading = "Server")]
     batch_size: usize,
-    /// The most answers that wait; further requests are refused with the status 429
+    /// The largest number of answers that wait; further requests are refused with status 429
     #[arg(long, default_value_t = 256, value_name = "N", help_heading = "Server")]
     queue: usize,
-    /// The most tokens that a request may ask for
+    /// The longest answer that a request may ask for, in tokens
     #[arg(long, default_value_t = 4096, value_name = "N", help_heading = "Server")]
     max_gen_length: usize,
-    /// The most tokens of a prompt and its answer; default: as many as the model was trained for, as its config.json says,
-    /// else 32768
+    /// The largest number of tokens in a prompt and its answer together; default: what the model was trained for according
+    /// to its config.json, else 32768
     #[arg(long, value_name = "N", help_heading = "Server")]
     max_length: Option<usize>,
     #[command(flatten)]
@@ -88,7 +88,7 @@ pub struct Serve {
 
 impl Serve {
     pub fn run(mut self, quiet: bool) -> Result<ExitCode> {
-        // 1. What can be wrong is found before a weight is read.
+        // 1. Check everything that can be checked before the weights are read.
         let api_key = self.api_key.take().or_else(|| std::env::var(API_KEY).ok());
         if api_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
             return Err(Error::Usage(format!("the API key is empty; give --api-key KEY, or unset {API_KEY}")));
@@ -102,10 +102,10 @@ impl Serve {
         }
         let (listener, address) = self.listen()?;
         let adapters = named_adapters(&self.adapter, &self.model)?;
-        // 2. The models.
+        // 2. Open the models.
         let (mut models, serving) = self.models(adapters)?;
         let serving = Arc::new(serving);
-        // 3. The connections have a thread of their own, and this one computes.
+        // 3. Serve the connections on a thread of their own; this thread computes.
         let door = Door { is_loopback: address.ip().to_canonical().is_loopback(), api_key };
         if !door.is_loopback && door.api_key.is_none() {
             tell!("warning: other machines can ask at {address} without a key; set {API_KEY}, or leave out --host");
@@ -188,7 +188,7 @@ impl Serve {
     }
 }
 
-/// The adapters' names and folders; every name is given once.
+/// The adapters' names and folders; two models can't have the same name.
 fn named_adapters(given: &[String], model: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut adapters: Vec<(String, PathBuf)> = vec![];
     for given in given {
@@ -207,8 +207,8 @@ fn named_adapters(given: &[String], model: &Path) -> Result<Vec<(String, PathBuf
     Ok(adapters)
 }
 
-/// The name of a model: an id of the hub as it is, else the folder's last part, or what stands before a last `adapter` or
-/// `checkpoint`, as in runs/NAME/adapter.
+/// The name of a model: a hub id as it is, or the last part of a folder's path that isn't `adapter` or `checkpoint`, which is
+/// the run's name in runs/NAME/adapter.
 fn name_of(path: &Path) -> String {
     if !path.exists() {
         return path.display().to_string();

@@ -57,7 +57,7 @@ pub fn listen(_: &Ranks) {
 pub fn on_interrupt(interrupted: impl Fn() + Send + 'static) {
     use signal_hook::consts::SIGINT;
     use signal_hook::iterator::Signals;
-    // Where the system refuses, the signal ends the program as usual.
+    // If the system refuses, the signal ends the program as usual.
     let Ok(mut signals) = Signals::new([SIGINT]) else { return };
     std::thread::spawn(move || signals.forever().for_each(|_| interrupted()));
 }
@@ -70,7 +70,7 @@ pub fn on_interrupt(_: impl Fn() + Send + 'static) {}
 pub fn on_stop(asked: impl FnOnce() + Send + 'static) {
     use signal_hook::consts::TERM_SIGNALS;
     use signal_hook::iterator::Signals;
-    // Where the system refuses, the signal ends the program as usual.
+    // If the system refuses, the signal ends the program as usual.
     let Ok(mut signals) = Signals::new(TERM_SIGNALS) else { return };
     std::thread::spawn(move || {
         let mut signals = signals.forever();

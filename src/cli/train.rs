@@ -297,7 +297,7 @@ pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool)
 /// Prints warnings and what the run will do, before it starts.
 fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     let recipe = &experiment.recipe;
-    // The recipe's warnings say what becomes of the sampler's seed.
+    // The recipe's warnings already say that the sampler's seed has no effect.
     tell_idle(&Sampling { seed: Sampling::default().seed, ..recipe.sampling(&base.model.config) });
     let of_run = [Some(&experiment.train), experiment.held_out.as_ref()];
     rows::warn(base.config(), of_run, experiment.shared_rows());
@@ -322,7 +322,7 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     }
 }
 
-/// The size of a run whose rows and problems are read.
+/// The size of a run, once its rows and problems have been read.
 pub(super) fn of_size(experiment: &Experiment, steps: u64) -> RunSize<'_> {
     RunSize {
         train: &experiment.train,

@@ -1,11 +1,11 @@
-//! Fits text into a terminal's window: sentences are broken between words, and tables between columns. What isn't printed
-//! on a terminal stays as it is.
+//! Fits text into a terminal's window: sentences are broken between words, and tables between columns. Output that doesn't go
+//! to a terminal stays as it is.
 
 use console::{Term, measure_text_width};
 use weft::report::table::Table;
 use weft::report::visible::visible;
 
-/// The narrowest window that is fitted into.
+/// The narrowest window that text is fitted into.
 const NARROWEST: usize = 20;
 /// The space between two columns of a table, and before the first.
 const SPACE: usize = 2;
@@ -61,7 +61,7 @@ fn broken(line: &str, width: usize, indent: usize) -> String {
     lines + &last
 }
 
-/// The lines of a table, whose first column is to the left and the others are to the right. If a table is wider than the
+/// The lines of a table. The first column is aligned to the left and the others to the right. If a table is wider than the
 /// window, its columns are divided into several tables, each of which begins with the first column.
 fn table(rows: &[Vec<String>], width: Option<usize>) -> Vec<String> {
     let Some(count) = rows.first().map(Vec::len) else { return vec![] };

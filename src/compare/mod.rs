@@ -53,7 +53,7 @@ pub struct Compared {
 }
 
 impl Comparison {
-    /// Reads the runs in some folders and compares them. A folder of runs stands for the runs in it, by their names.
+    /// Reads and compares the runs in some folders. A folder of runs stands for all runs in it, in the order of their names.
     ///
     /// # Errors
     /// Fewer than two folders, the same folder twice, a folder without a run, or a damaged file in one.
@@ -146,7 +146,7 @@ fn differing(runs: &[Run]) -> Vec<Setting> {
     keys.into_iter().map(setting).chain([rows]).filter(differs).collect()
 }
 
-/// The folders, with the runs in it in place of each one that holds runs and is none.
+/// The folders, in which each one that contains runs, but isn't a run itself, is replaced by its runs.
 fn runs_in(folders: &[PathBuf]) -> Vec<PathBuf> {
     let is_run = |folder: &PathBuf| folder.join(RECIPE).exists();
     let runs_of = |folder: &PathBuf| {

@@ -75,7 +75,7 @@ impl BadRows {
         self.count == 0
     }
 
-    /// The error that [`BadRows::into_error`] gives, of a command that skips no rows.
+    /// Like [`BadRows::into_error`], for a command that skips no rows.
     pub fn into_error_without_skipping(self, name: &str) -> Error {
         match self.into_error(name, false) {
             Error::Rows { name, count, rows, more, .. } => {

@@ -247,8 +247,8 @@ impl TextModel {
         tokens.into_iter().any(|token| text.contains(&token))
     }
 
-    /// What a text holds before the end tokens at its end; `None` if it doesn't end with one. White space between and
-    /// behind them belongs to them.
+    /// The text without the end tokens at its end; `None` if it doesn't end with one. White space between and after end
+    /// tokens is removed with them.
     pub(super) fn before_end_token<'a>(&self, text: &'a str) -> Option<&'a str> {
         let ends = self.end_token_ids().into_iter().filter_map(|id| self.token(id));
         let ends: Vec<String> = ends.filter(|end| !end.trim().is_empty()).collect();

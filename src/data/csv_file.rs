@@ -15,7 +15,7 @@ use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::files::rows_file::{open, read_error};
 
-/// What separates cells where the file's extension names another separator.
+/// The separators of cells that a file may have although its extension names another one.
 const OTHERS: [u8; 2] = [b';', b'\t'];
 
 /// The columns whose cells may hold a list as JSON.
@@ -66,8 +66,8 @@ impl Unread {
 }
 
 impl Rows {
-    /// Opens a file whose cells are separated by `delimiter`, or, where that makes one column of a header with semicolons
-    /// or tabs, by these: spreadsheets write semicolons where commas are for decimals.
+    /// Opens a file whose cells are separated by `delimiter`. If that makes a single column of a header that contains
+    /// semicolons or tabs, these are the separators: spreadsheets write semicolons if the comma is the decimal separator.
     ///
     /// # Errors
     /// A file that can't be opened, or whose header can't be read.

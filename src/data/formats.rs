@@ -68,7 +68,7 @@ const KEYS: [(Form, &[&str]); 13] = [
     (Form::Text, &["text"]),
 ];
 
-/// A row as a prompt and an answer, in the given form or else in the form that its keys tell; `None` if the row is passed
+/// A row as a prompt and an answer, in the given form or else in the form that its keys show; `None` if the row is passed
 /// over. Tools and other fields of turns are left out.
 ///
 /// # Errors

@@ -178,7 +178,7 @@ impl Notes {
         Some(format!("{skipped} of the {} of {name} {are} skipped, more than a tenth, {most}", counted(rows, "row")))
     }
 
-    /// The reason, among some, for which the most rows are skipped, as the end of a sentence about all skipped rows.
+    /// The given reason for which the most rows are skipped, as the end of a sentence about all skipped rows.
     pub(super) fn most_skipped(&self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
         let meant = self.skipped.iter().filter(|(reason, _)| is_meant(reason));
         let (reason, Skipped { count, first }) = meant.max_by_key(|(_, skipped)| skipped.count)?;

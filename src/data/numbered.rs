@@ -17,7 +17,7 @@ pub fn numbered(source: &Source, reading: &Reading) -> Result<Vec<(usize, Exampl
     Ok(numbered_with_notes(source, reading)?.0)
 }
 
-/// Like [`numbered`], and also returns what is said of the rows.
+/// Like [`numbered`], and also returns the notes on the rows.
 ///
 /// # Errors
 /// The errors of [`numbered`].

@@ -121,8 +121,8 @@ fn read(row: &Row, source: &Source, reading: &Reading) -> Result<(Read, RowNotes
     Ok((Read::Chat(chat), notes))
 }
 
-/// Takes the end tokens off the ends of the assistant's turns, because the chat template and the format write those that
-/// belong there; returns the number of turns that had one.
+/// Removes the end tokens at the ends of the assistant's turns, because the chat template or the format writes its own;
+/// returns the number of turns that had one.
 fn take_own_ends(chat: &mut Chat, reading: &Reading) -> usize {
     let mut count = 0;
     for turn in chat.turns.iter_mut().filter(|turn| turn.role == "assistant") {
@@ -273,7 +273,7 @@ fn example(row: &Row, (chat, last): (&Chat, usize), reading: &Reading, notes: &m
     Ok(example)
 }
 
-/// An error of the chat template, with the turn that it may have stumbled over: one that calls tools and has no content.
+/// An error of the chat template, with the turn that may have caused it: one that calls tools and has no content.
 fn with_turn_without_content(error: Error, turns: &[Turn]) -> Error {
     let without = turns.iter().position(|turn| turn.content.is_none());
     match (error, without) {

@@ -217,7 +217,7 @@ pub(crate) fn is_of_row(error: &Error) -> bool {
     }
 }
 
-/// Reads the rows of a file, whose extension tells its kind (JSONL may have the extension of JSON).
+/// Reads the rows of a file, whose extension shows its kind (JSONL may have the extension of JSON).
 ///
 /// # Errors
 /// A file that can't be opened, is damaged as a whole, or has another extension; as items, rows that can't be read.

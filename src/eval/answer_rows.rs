@@ -64,8 +64,8 @@ struct Asked {
 /// stopping change no answer: a row's draws belong to its number.
 ///
 /// # Errors
-/// Every row that asks nothing, or holds a mask token, before any is answered; an output of other rows; a file that can't be
-/// read or written.
+/// All rows that ask nothing or contain a mask token, before any row is answered; an output file of other rows; a file that
+/// can't be read or written.
 pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, progress: &Progress) -> Result<Answered> {
     asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {

@@ -40,7 +40,7 @@ impl Question {
     /// The question with a system turn in front.
     ///
     /// # Errors
-    /// Turns that have one.
+    /// Turns that already begin with a system turn.
     pub fn with_system(mut self, system: &str) -> error::Result<Self> {
         if self.turns.first().is_some_and(|turn| turn.role == "system") {
             let reason = "there is a system turn already; leave out --system, or remove that turn";

@@ -56,7 +56,7 @@ pub struct Answering {
     pub sandbox: Option<Sandbox>,
 }
 
-/// A base's answer to a question of one turn, up to its first end token.
+/// A base's answer to a single-turn question, up to the first end token.
 ///
 /// # Errors
 /// Sampling lengths that don't divide, or a chat template that fails.

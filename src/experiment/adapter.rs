@@ -1,5 +1,5 @@
 //! An existing adapter that a recipe trains further (`model.adapter`): it is loaded onto the base, and its rank, scale and
-//! layers stand in for the recipe's, which must not say otherwise. Fresh adapters are in `model::lora`.
+//! layers replace the recipe's, which must not differ. Fresh adapters are in `model::lora`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,8 +24,8 @@ const OF_EARLIER_RUN: [&str; 8] = [
     "task_type",
 ];
 
-/// Attaches the adapter that the recipe starts from; `None` if it names none. The dropout in training is the recipe's,
-/// because an adapter computes the same with any.
+/// Attaches the adapter that the recipe starts from; `None` if it names none. The dropout in training is the recipe's: it
+/// doesn't change what a trained adapter computes.
 ///
 /// # Errors
 /// An adapter that can't be loaded onto the base; settings of the recipe that differ from the adapter's.
@@ -41,7 +41,7 @@ pub fn load(table: &ModelTable, model: &mut Transformer) -> Result<Option<LoraCo
     Ok(Some(serde_json::from_value(fields).expect("the configuration was read from such fields")))
 }
 
-/// What a run prints of the adapter that it starts from.
+/// The line that a run prints about the adapter that it starts from.
 pub fn told(config: &LoraConfig) -> String {
     let targets = match &config.target_modules {
         TargetModules::Names(names) => names.join(", "),

@@ -1,5 +1,5 @@
-//! How long the answers are that a run generates for people to read: in its report, and by the command at its end. Their
-//! length follows the answers that are trained on.
+//! The length of the answers that a run generates for people to read, in its report and in the command that it prints at its
+//! end. The length follows from the answers that are trained on.
 
 use crate::data::{Example, Mixed};
 use crate::model::block::Config;
@@ -7,14 +7,14 @@ use crate::recipe::Recipe;
 use crate::sampler::generate::Sampling;
 use crate::sampler::remasking::Loop;
 
-/// The share of the answers that such an answer has room for.
+/// The share of the trained answers that are no longer than the chosen length.
 const SHARE: f64 = 0.95;
 /// Lengths above this one are rounded up to a multiple of it, or of the sampler's block.
 const ROUNDED: usize = 8;
-/// The longest answers in a report whose recipe names no length: the time of an answer grows with the square of it.
+/// The longest answers in a report whose recipe names no length: the time to generate an answer grows with its length squared.
 const LONGEST_SHOWN: usize = 512;
 
-/// The length that the share [`SHARE`] of the answers doesn't exceed.
+/// The smallest length that the share [`SHARE`] of the answers doesn't exceed.
 pub fn usual_length(examples: &[Example]) -> usize {
     let mut lengths: Vec<usize> = examples.iter().map(|example| example.answer_ids.len()).collect();
     lengths.sort_unstable();
@@ -22,7 +22,7 @@ pub fn usual_length(examples: &[Example]) -> usize {
     lengths.get(at.saturating_sub(1)).copied().unwrap_or(1)
 }
 
-/// The recipe's sampler with room for answers of `length` tokens, in whole blocks, at as many tokens a step.
+/// The recipe's sampler with room for answers of `length` tokens, in whole blocks, and with the same number of tokens per step.
 pub fn with_room(recipe: &Recipe, config: &Config, length: usize) -> Sampling {
     let for_model = recipe.sampling(config);
     let Sampling { block_length, diffusion_steps, .. } = for_model;
@@ -54,7 +54,7 @@ pub fn with_room(recipe: &Recipe, config: &Config, length: usize) -> Sampling {
     Sampling { diffusion_steps: steps(gen_length).next_multiple_of(blocks), ..sized }
 }
 
-/// The sampler for the answers in a report: the recipe's if it names a length, and otherwise with room for most of the
+/// The sampler for the answers in a report: the recipe's own if it names a length, or else one with room for most of the
 /// answers that are trained on.
 pub fn of_report(recipe: &Recipe, config: &Config, train: &Mixed) -> Sampling {
     let is_named = recipe.sampler.gen_length != Sampling::default().gen_length;
@@ -65,7 +65,7 @@ pub fn of_report(recipe: &Recipe, config: &Config, train: &Mixed) -> Sampling {
     with_room(recipe, config, length).for_model(config)
 }
 
-/// How the answers in a report were sampled, as a sentence for people.
+/// A sentence that says how the answers in a report were sampled.
 pub fn told(sampling: &Sampling, train: &Mixed) -> String {
     let Sampling { gen_length, diffusion_steps, .. } = sampling;
     let steps = match sampling.confidence_threshold {

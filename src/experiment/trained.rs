@@ -1,5 +1,5 @@
-//! An experiment's training from its first step to the saved weights. The loop is `train`'s; scores and the report are the
-//! command's.
+//! Trains an experiment, from its first step to the saved weights. The loop is in `train`; the command adds scores and the
+//! report.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::train::run::{Options, Summary, lock, train};
 use crate::train::scored::{Scoring, train_scored};
 use crate::train::step::StepReport;
 
-/// What [`Experiment::train`] made.
+/// The result of [`Experiment::train`].
 pub struct Trained {
     /// The base with its trained adapter or weights: the last ones, or the best ones if the recipe keeps them.
     pub base: Base,
@@ -30,12 +30,12 @@ pub struct Trained {
 
 impl Experiment {
     /// Trains the base as `weft train` does and saves the result in the recipe's `train.output`, with metrics.jsonl,
-    /// TensorBoard events and checkpoints. Samples and the report are left out, and so are the scores, unless
-    /// `train.best_by = "task"` chooses the best weights by them.
+    /// TensorBoard events and checkpoints. It makes no samples or report, and no scores unless `train.best_by = "task"`
+    /// chooses the best weights by them.
     ///
-    /// `observe` gets the report of every step. `ControlFlow::Break` stops the run after the step, as SIGINT stops
-    /// `weft train`: a checkpoint is saved, the error is [`Error::Stopped`](crate::error::Error::Stopped), and a later call
-    /// with [`Options::resume`] goes on from there to the same result.
+    /// `observe` gets the report of every step. If it returns `ControlFlow::Break`, the run stops after the step, as SIGINT
+    /// stops `weft train`: a checkpoint is saved, the error is [`Error::Stopped`](crate::error::Error::Stopped), and a later
+    /// call with [`Options::resume`] continues from there to the same result.
     ///
     /// # Errors
     /// A run folder that holds another run or is in use; LoRA targets that the network doesn't have; a loss that isn't
@@ -127,8 +127,8 @@ impl Experiment {
     }
 
     /// Saves the best weights (`train.keep_best`) beside the last ones, which are in the folder named `last`, and returns
-    /// their folder. The model has them afterwards. `None` if the recipe doesn't ask for them, or no evaluation followed a
-    /// step.
+    /// their folder. Afterwards the model holds the best weights. Returns `None` if the recipe doesn't ask for them, or if
+    /// nothing was evaluated after a step.
     ///
     /// # Errors
     /// A file that can't be read or written.

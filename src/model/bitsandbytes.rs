@@ -27,7 +27,7 @@ const STATE: &str = ".quant_state.bitsandbytes__";
 /// The parts of a quantized weight besides its codes and its state.
 const PARTS: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
 
-/// How a quantized checkpoint becomes one that is read.
+/// How a quantized checkpoint is turned into one that loads.
 const FIX: &str = "quantize it in NF4 (bnb_4bit_quant_type=\"nf4\"), or give the checkpoint that it was quantized from and \
                    set model.quantize=nf4";
 

@@ -105,7 +105,7 @@ pub(crate) fn assemble(config: &ModelConfig, checkpoint: Checkpoint) -> Result<T
     assemble_quantized(config, checkpoint, None)
 }
 
-/// Builds the model like [`assemble`], with the linear layers of its blocks quantized one by one as they are taken.
+/// Builds the model like [`assemble`], and quantizes the linear layers of its blocks one by one as they are read.
 ///
 /// # Errors
 /// Those of [`assemble`].

@@ -225,7 +225,7 @@ impl Reader<'_> {
         Ok(layout)
     }
 
-    /// Tokens per block, if a field names them or they are known of the family: the model was then trained by block diffusion.
+    /// Tokens per block, if a field or the family names them, because the model was trained by block diffusion.
     fn block_length(&self) -> std::result::Result<Option<usize>, String> {
         for key in BLOCK_LENGTHS {
             match self.get::<usize>(key)? {

@@ -1,5 +1,5 @@
 //! What is known of the fields of config.json besides sizes and constants: those that change a model's numbers and that
-//! Weft doesn't compute, and those without effect on them. Fields that are neither are told.
+//! Weft doesn't compute, and those without effect on them. All other fields are reported.
 
 use serde_json::{Map, Value};
 

@@ -30,7 +30,7 @@ pub struct Overrides {
     pub logits_shifted: Option<bool>,
     /// Whether f16 weights are rounded to bf16 as they are read; otherwise they are widened to f32.
     pub rounds_halves: bool,
-    /// How the linear layers of its blocks are quantized as they are loaded.
+    /// How the linear layers of the model's blocks are quantized when they are loaded.
     pub quantize: Option<Quantization>,
 }
 
@@ -109,7 +109,7 @@ impl TokenizerFiles {
             own.add(id.as_u64(), &name);
         }
         for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            // Whoever opens the tokenizer is told of a damaged map.
+            // A damaged map is reported where the tokenizer is opened.
             let fields = match files.json::<Map<String, Value>>(file) {
                 Err(_) if file == "special_tokens_map.json" => None,
                 fields => fields?,

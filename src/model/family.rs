@@ -22,7 +22,7 @@ pub struct Family {
     pub(super) logits_shifted: bool,
     /// The mask token's id, where its authors write it in none of a checkpoint's files.
     pub(super) mask_token_id: Option<u32>,
-    /// Tokens per block where config.json doesn't say, if its checkpoints are trained by block diffusion.
+    /// Tokens per block if config.json doesn't name them, for a family that is trained by block diffusion.
     pub(super) block_length: Option<usize>,
     /// What its tensors are called.
     pub(crate) names: &'static Names,

@@ -56,7 +56,7 @@ pub(super) fn cut_short(bytes: &[u8]) -> Option<String> {
     let (head, rest) = bytes.split_first_chunk::<8>()?;
     let len = u64::from_le_bytes(*head);
     let Some(header) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else {
-        // The format's own limit of a header tells a length from bytes of another kind.
+        // The format's own limit on the header shows that these bytes can be a length.
         return if len <= MAX_HEADER_BYTES { cut(8 + len) } else { None };
     };
     let tensors: Map<String, Value> = serde_json::from_slice(header).ok()?;

@@ -13,7 +13,7 @@ use crate::hub::{self, Needs};
 /// generation settings, and the modelling code that `trust_remote_code` runs.
 const COMPANIONS: [&str; 5] = [".json", ".jinja", ".py", ".txt", ".model"];
 
-/// The tensors of a step that a run saves to resume from.
+/// The name of the tensor file in the folder of a step that a run saved to resume from.
 const STEP_TENSORS: &str = "state.safetensors";
 
 /// What a checkpoint may be besides a folder or an id.
@@ -61,8 +61,8 @@ pub fn adapter(path: &Path) -> Result<PathBuf> {
     hub::model(path, Needs { files: &files, behind: None, alternative: "" })
 }
 
-/// For the folder of a step that a run saved to resume from, or the folder of all of them: what it is, and where the
-/// trained model is. `None` for any other folder.
+/// For a folder that a run saved to resume from, or the folder of all of these: a sentence that says what the folder is and
+/// where the trained model is. `None` for any other folder.
 pub(crate) fn to_resume_from(folder: &Path) -> Option<String> {
     let is_step = |folder: &Path| folder.join(STEP_TENSORS).exists();
     let mut within = std::fs::read_dir(folder).into_iter().flatten().flatten();

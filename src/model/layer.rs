@@ -151,7 +151,7 @@ impl Transformer {
         (output, SavedLayer { input: x, attention, matmuls })
     }
 
-    /// Bytes that saving a layer's matmuls takes if it reads and writes so many rows.
+    /// The bytes that a layer's matmuls save for backward, for this many rows read and written.
     pub(super) fn matmul_bytes(&self, block: &Block, [read, written]: [usize; 2], precision: Precision) -> usize {
         let outputs = |layer: &Linear| self.params[layer.weight].weight.rows();
         let ([q, k, v], [gate, up]) = (&block.qkv, &block.gate_up);

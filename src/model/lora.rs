@@ -115,7 +115,7 @@ pub fn attach_fresh(model: &mut Transformer, config: &LoraConfig, seed: u64) -> 
 /// Attaches an adapter without storage to a model on the meta device.
 ///
 /// # Errors
-/// Those of [`attach_fresh`], as one sentence.
+/// The errors of [`attach_fresh`], as one sentence.
 pub(crate) fn attach_meta(model: &mut Transformer, config: &LoraConfig) -> std::result::Result<(), String> {
     attach_new(model, config, |_, shapes| shapes.map(|[rows, cols]| Weight::meta(rows, cols, Dtype::F32)))
 }

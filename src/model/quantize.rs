@@ -67,7 +67,7 @@ impl Transformer {
     }
 }
 
-/// Builds the model of a checkpoint's folder, quantized; from the cache if it is there.
+/// Builds the quantized model of a checkpoint's folder, from the cache if it is there.
 ///
 /// # Errors
 /// Those of [`assemble`].

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::files::{content_hash, make_folder, partial_name, user_cache, write_whole, write_whole_by};
 use crate::progress::{as_bytes, tell};
 
-/// The version of the files. Any change to them or to the quantized numbers gets another number.
+/// The version of the files. It increases with any change to the files or to the quantized numbers.
 const VERSION: &str = "weft nf4 v1";
 /// Checkpoints with fewer bytes aren't cached, because quantizing them takes no noticeable time.
 const MIN_BYTES: u64 = 256 << 20;
@@ -52,7 +52,7 @@ struct Record {
     hash: String,
     /// Where the base came from, for people who look into the folder.
     source: String,
-    /// How it was quantized, for them too.
+    /// How the base was quantized, also for these people.
     quantization: String,
 }
 

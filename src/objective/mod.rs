@@ -96,7 +96,7 @@ pub struct Objective {
     pub rate_floor: f64,
     /// The lower cut of `t`.
     pub t_min: f64,
-    /// An example's entropies are computed once in so many epochs and reused in between (weft, token_weight); 1 reuses
+    /// An example's entropies are computed once in this many epochs and reused in between (weft, token_weight); 1 reuses
     /// none.
     pub entropy_every: u64,
     /// The format of matmuls' operands in the pass for entropies; `None` takes `model.precision` (weft, token_weight).

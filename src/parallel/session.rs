@@ -106,7 +106,7 @@ pub fn threads_per_rank(ranks: &Ranks) -> usize {
 }
 
 /// Whether a thread that waits for messages can run beside those that compute: it polls, so it needs a processor of its
-/// own, or so many processors that its share of them is small.
+/// own, or so many processors that the share it takes is small.
 pub fn has_room_beside(ranks: &Ranks) -> bool {
     let processors = processors_per_rank(ranks);
     processors >= ROOMY || processors > rayon::current_num_threads()

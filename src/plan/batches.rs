@@ -59,7 +59,7 @@ pub fn views(objective: &Objective) -> usize {
 }
 
 impl MicroBatch {
-    /// The batch of pass 2 with so many views of each example: a mask and its complement together mask every answer token.
+    /// The batch of pass 2 with this many views of each example: a mask and its complement together mask every answer token.
     pub(crate) fn of_views(&self, views: usize) -> Self {
         match views {
             1 => *self,

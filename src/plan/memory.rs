@@ -155,7 +155,7 @@ impl<'a> Work<'a> {
     /// A frozen weight takes its stored size, and a trained one 4 bytes per number, because the file from which it was
     /// mapped is unmapped before the first step. Moments take 8 bytes per trained number. A weight that several ranks
     /// hold in bf16 takes 2 bytes per number, plus 4 that are split among them. A mapped embedding takes nothing: its
-    /// rows are copied from the file, and the system may drop what it caches of that.
+    /// rows are copied from the file, and the system may drop what it has cached of the file.
     fn stored_parts(&self) -> [usize; 3] {
         let len = |p: &Param| p.weight.rows() * p.weight.cols();
         let stored = |(id, p): (usize, &Param)| {
@@ -170,7 +170,7 @@ impl<'a> Work<'a> {
                 Stored::Mapped if is_lookup && !p.trainable => 0,
                 Stored::Mapped | Stored::Owned => bytes,
                 Stored::Embedded if p.trainable => bytes + bytes / 2,
-                // For a weight that was quantized, the program holds the original.
+                // If the weight was quantized, the program holds the original too.
                 Stored::Embedded => bytes + p.weight.dtype().size() * len(p),
                 Stored::Resident if p.trainable => bytes,
                 Stored::Resident => 0,

@@ -100,7 +100,7 @@ impl Plan {
     }
 }
 
-/// One part in so many of a GPU's memory stays in reserve, for gaps that fit no allocation.
+/// The reserve of a GPU's memory for gaps that fit no allocation is the total divided by this.
 const RESERVE: usize = 16;
 
 /// What the plans of a recipe and of its variants have in common: rows, base and prompts.
@@ -118,7 +118,7 @@ pub struct Planner<'a> {
     gpu: Option<Option<usize>>,
     /// Bytes for matmul results saved for backward, if the recipe doesn't set them.
     granted: Cell<usize>,
-    /// What is told of the adapter that the run starts from; it is attached to the base.
+    /// The line about the adapter that the run starts from, which is attached to the base.
     adapter: Option<String>,
 }
 
@@ -368,14 +368,14 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The tokens behind a prompt: a canvas of block-causal attention reaches to the end of its last block.
+/// The number of tokens after a prompt: with block-causal attention, a canvas reaches to the end of its last block.
 fn canvas(sampling: &Sampling) -> usize {
     let beyond = if sampling.is_block_causal() { sampling.block_length - 1 } else { 0 };
     sampling.gen_length.saturating_add(beyond)
 }
 
-/// Rows of a sequence whose logits are held at once: a block in LLaDA's loop, and every masked token in Dream's, except
-/// with `origin`, which draws the tokens to keep before it predicts them.
+/// The number of rows of a sequence whose logits are in memory at once: a block in LLaDA's loop, and every masked token in
+/// Dream's, except with `origin`, which draws the tokens to keep before it predicts them.
 fn logit_rows(sampling: &Sampling) -> usize {
     match sampling.remasking.expect("a default was chosen") {
         Remasking::Origin => (2 * sampling.gen_length).div_ceil(sampling.diffusion_steps).min(sampling.gen_length),

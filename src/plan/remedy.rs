@@ -10,7 +10,7 @@ use crate::model::settings::Trainable;
 use crate::recipe::Recipe;
 use crate::train::settings::ACTIVATION_BYTES;
 
-/// Shorter sequence lengths are tried in steps of so many tokens.
+/// The steps, in tokens, in which shorter sequence lengths are tried.
 const SEQ_LEN_STEP: usize = 64;
 
 /// Settings that make a run fit together.

@@ -1,5 +1,5 @@
-//! Settings without effect: those that the recipe alone shows, and those that show once the rows are read and the steps are
-//! counted. Each is one sentence with the setting and why nothing reads it.
+//! Warnings of settings without effect: those that the recipe alone shows, and those that show once the rows have been read and
+//! the steps counted. Each warning is one sentence with the setting and the reason for which it has no effect.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ use crate::train::best::BestBy;
 use crate::train::guard::LEAST;
 use crate::train::resolved::Resolved;
 
-/// A condition under which keys of a table have no effect, with the table, the keys and the reason.
+/// Whether keys of a table have no effect, with the table, the keys and the reason.
 type Idle = (bool, &'static str, &'static [&'static str], String);
 
 /// A run's size, known once its rows are read.
@@ -40,7 +40,7 @@ pub struct RunSize<'a> {
 }
 
 impl Recipe {
-    /// The settings without effect that the recipe alone shows, one sentence each.
+    /// Warnings of the settings whose lack of effect the recipe alone shows, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let Resolved { recipe: own, defaults: default } = self.resolved();
         let idle =
@@ -98,7 +98,7 @@ impl Recipe {
         let (kind, objective) = (self.objective.kind, &self.objective);
         let of_kind = |reason: &str| format!("objective.kind is {}, {reason}", kind.name());
         let is_alone = self.train.micro_batch_size == 1;
-        // WeFT's rates of certain tokens lie below t, and so below its least value.
+        // WeFT's rate of a token with a low entropy lies below t, and can lie below t_min.
         let is_low = kind != Kind::Weft && objective.rate_floor <= objective.t_min;
         vec![
             (
@@ -166,14 +166,14 @@ impl Recipe {
         ]
     }
 
-    /// The settings without effect of single sources.
+    /// Warnings of the settings of single sources that have no effect.
     fn idle_sources(&self) -> impl Iterator<Item = String> {
         let sources = self.data.sources.iter().flatten().enumerate();
         let idle = sources.filter(|(_, source)| source.split.is_some() && source.path.are_files());
         idle.map(|(i, _)| format!("data.sources[{i}].split has no effect: its path is a file"))
     }
 
-    /// The settings of `[sampler]` that a run doesn't use, in one sentence.
+    /// One warning of all settings of `[sampler]` that a run doesn't use.
     fn idle_sampler(&self) -> Option<String> {
         let (own, default) = (serde_json::json!(self.sampler), serde_json::json!(Sampling::default()));
         if self.eval.generates() {
@@ -196,7 +196,7 @@ impl Recipe {
         })
     }
 
-    /// The settings without effect in a run of this size, one sentence each.
+    /// Warnings of the settings that have no effect in a run of this size, one sentence each.
     pub fn warnings_of_run(&self, run: &RunSize) -> Vec<String> {
         [self.idle_steps(run), self.idle_evaluations(run), self.idle_rows(run)].concat()
     }
@@ -253,7 +253,7 @@ impl Recipe {
         let (train, steps) = (&self.train, counted(run.steps, "step"));
         let mut warnings = vec![];
         let mut warn = |is_idle: bool, sentence: String| warnings.extend(is_idle.then_some(sentence));
-        // Evaluations after a step, of which the last one is at the end.
+        // The number of evaluations before the one at the end.
         let before_end = run.steps.saturating_sub(1).checked_div(train.eval_every);
         if let Some(before_end) = before_end.filter(|_| run.held_out.is_some()) {
             let every = train.eval_every;
@@ -268,7 +268,7 @@ impl Recipe {
                 by_loss && train.keep_best && before_end == 0,
                 "train.keep_best has no effect: the only evaluation is at the end; lower train.eval_every".to_owned(),
             );
-            // The first evaluation is the best so far.
+            // The first evaluation has no earlier one to be compared with.
             warn(
                 by_loss && train.patience > 0 && train.patience >= before_end,
                 format!(
@@ -300,7 +300,7 @@ impl Recipe {
         warnings
     }
 
-    /// The settings that have no effect on rows of this kind.
+    /// Warnings of the settings that have no effect on rows of this kind.
     fn idle_rows(&self, run: &RunSize) -> Vec<String> {
         let data = &self.data;
         let mut parts = run.train.parts.iter().chain(run.held_out.iter().flat_map(|held_out| &held_out.parts));

@@ -85,7 +85,7 @@ impl Axis {
         *low >= 0.0 && median > 0.0 && *high > SPIKE * median
     }
 
-    /// Whether the axis has a position for a value: a logarithmic one has none for what isn't positive.
+    /// Whether the axis has a position for a value; a logarithmic axis has none for values that aren't positive.
     pub(super) fn has_place(&self, value: f64) -> bool {
         value.is_finite() && (!self.is_log || value > 0.0)
     }

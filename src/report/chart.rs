@@ -101,7 +101,7 @@ pub(crate) fn curves_over_bands(titles: Titles, bands: &[Curve], curves: &[Curve
         band(&mut svg, (&x, &y), curve);
         svg.push_str("</g>");
     }
-    // No band hides a line, and several bands are fainter.
+    // The bands are drawn first, so that they hide no line, and are fainter if there are several.
     let several = if curves.len() > 1 { r#"<g class="several">"# } else { "<g>" };
     for (opening, draw) in [(several, band as fn(&mut String, (&Axis, &Axis), &Curve)), ("<g>", line)] {
         svg.push_str(opening);
@@ -127,8 +127,8 @@ fn band(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
     }
 }
 
-/// The line of a curve and its points. Points that would touch each other are shown when the pointer rests on them, except
-/// a point between two gaps, which has no line.
+/// The line of a curve and its points. Points that would touch each other show only when the pointer rests on them, except
+/// for a point between two gaps, which no line shows.
 fn line(svg: &mut String, (x, y): (&Axis, &Axis), curve: &Curve) {
     let at = |p: &[f64; 4]| [x.place(p[0]), y.place(p[1])];
     let apart = curve.points.windows(2).map(|pair| x.place(pair[1][0]) - x.place(pair[0][0])).fold(WIDTH, f64::min);
@@ -189,7 +189,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// A text in lines of at most so many characters, broken at spaces.
+/// Breaks a text at spaces into lines of at most this many characters.
 fn lines(text: &str, most: usize) -> Vec<String> {
     let mut lines: Vec<String> = vec![];
     for word in text.split(' ') {
@@ -204,7 +204,7 @@ fn lines(text: &str, most: usize) -> Vec<String> {
     lines
 }
 
-/// A text of at most so many characters. A longer text keeps its end, which distinguishes paths.
+/// Shortens a text to at most this many characters, and keeps its end, which distinguishes paths.
 fn shortened(text: &str, most: usize) -> String {
     let count = text.chars().count();
     match count <= most {

@@ -12,7 +12,7 @@ use crate::train::metrics::METRICS;
 const MOST_POINTS: usize = 100;
 /// The share of the answer tokens that a step masked.
 const SHARE: &str = "masked_share";
-/// The numbers that are of masked tokens alone.
+/// The quantities that are computed from masked tokens only.
 const OF_MASKED: [&str; 3] = ["loss", "nll", "grad_norm"];
 
 /// The lines of a run's metrics.jsonl.
@@ -31,8 +31,8 @@ impl Log {
         Ok(Self { lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect() })
     }
 
-    /// The steps and values of a number. A step in which nothing was masked has no loss: the value is NaN there, which a
-    /// chart shows as a gap.
+    /// The steps and values of a quantity. A step in which nothing was masked has no loss; its value is NaN, which a chart
+    /// shows as a gap.
     pub fn of(&self, key: &str) -> Vec<[f64; 2]> {
         let value = |line: &Value| match OF_MASKED.contains(&key) && line[SHARE] == 0.0 {
             true => Some(f64::NAN),

@@ -55,7 +55,7 @@ pub fn shown_tokens(text: &TextModel, ids: &[u32]) -> Vec<ShownToken> {
     shown
 }
 
-/// Runs pass 1 on an example, with its whole answer masked. Of a model that is trained by block diffusion, each block is
+/// Runs pass 1 on an example, with its whole answer masked. If the model was trained by block diffusion, each block is
 /// predicted given the clean blocks before it.
 pub fn inspect(model: &Transformer, text: &TextModel, example: &Example, transform: Transform) -> InspectedText {
     let Example { prompt_ids, answer_ids } = example;

@@ -14,7 +14,8 @@ pub struct Table {
     pub note: String,
 }
 
-/// The most columns that a phone shows side by side. Of a wider table it shows the cells of a row one below the other.
+/// The largest number of columns that a phone shows side by side. It shows the cells of a wider table's rows one below the
+/// other.
 const MOST_COLUMNS: usize = 3;
 
 impl Table {

@@ -39,11 +39,11 @@ pub type Facts = [(String, String)];
 pub struct Contents<'a> {
     /// The names and values at the top of the page.
     pub results: &'a Facts,
-    /// What was run, on which machine.
+    /// What was run, and on which machine.
     pub facts: &'a Facts,
-    /// The counts of the rows, a source in each row.
+    /// The counts of the rows, with one source per row.
     pub rows: &'a Table,
-    /// What is told of the sources' rows: why rows were skipped, and which answers were cut.
+    /// Notes on the sources' rows: why rows were skipped, and which answers were cut.
     pub remarks: &'a [String],
     /// The answers before and after training.
     pub samples: &'a [Sample],

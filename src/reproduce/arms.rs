@@ -1,9 +1,9 @@
-//! The known arms of a comparison: what each sets in the recipe, the arms that it is compared to, and its name in a sentence.
+//! The known arms of a comparison: what each sets in the recipe, the arms it is compared with, and its name in a sentence.
 
 /// The number of arms that a comparison has by default: those of the paper.
 pub const DEFAULT_ARMS: usize = 9;
 
-/// Stands for `reproduce.block_length` in what an arm sets.
+/// The placeholder for `reproduce.block_length` in what an arm sets.
 const BLOCK_LENGTH: &str = "{block_length}";
 
 /// The table of a report that an arm belongs to.
@@ -26,14 +26,14 @@ pub struct Arm {
     pub group: Group,
     /// What it sets, as `table.key=value`.
     sets: &'static [&'static str],
-    /// The arms that it is compared to, where they are run too.
+    /// The arms that it is compared with, if they are run too.
     references: &'static [&'static str],
     /// The name in a sentence.
     pub said: &'static str,
 }
 
 impl Arm {
-    /// What the arm sets, where blocks have this length.
+    /// What the arm sets, for blocks of this length.
     pub fn sets(&self, block_length: usize) -> Vec<String> {
         self.sets.iter().map(|set| set.replace(BLOCK_LENGTH, &block_length.to_string())).collect()
     }
@@ -65,7 +65,7 @@ const CAUSAL: &str = "sampler.attention=block-causal";
 const CLIP_01: &str = "train.max_grad_norm=0.1";
 const CLIP_1: &str = "train.max_grad_norm=1";
 const NO_CLIP: &str = "train.max_grad_norm=0";
-/// The one remedy of the arms that warm up: gradients aren't clipped there.
+/// The only remedy of the arms that warm up, which don't clip gradients.
 const WARMUP: &str = "train.warmup_steps=100";
 
 /// The known arms. All except `sft-answer` and `weft-answer` divide by the masked tokens, so that only the method differs.
@@ -146,9 +146,9 @@ pub static ARMS: [Arm; 24] = [
     ),
 ];
 
-/// What WeFT's other transforms and LIFT are compared to.
+/// The arms that WeFT's other transforms and LIFT are compared with.
 const OF_TRANSFORM: [&str; 2] = ["sft-masked", "weft-masked"];
-/// What remedies of large gradients are compared to under the paper's transform.
+/// The arms that the remedies of large gradients are compared with under the paper's transform.
 const OF_SQRT: [&str; 2] = ["sft-masked", "weft-no-clip"];
 
 /// The pairs of SFT and WeFT under two divisors.
@@ -169,7 +169,7 @@ const fn arm(
     Arm { name, group, sets, references, said }
 }
 
-/// An arm of the question what large gradients do: WeFT with an explicit transform, clipping and warm-up.
+/// An arm that tests the effect of large gradients: WeFT with an explicit transform, clipping and warm-up.
 const fn remedy(
     name: &'static str,
     sets: &'static [&'static str],

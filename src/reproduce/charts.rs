@@ -6,8 +6,8 @@ use super::markdown::of_metric;
 use super::statistics::Interval;
 use crate::report::chart::{self, Curve, Titles};
 
-/// The largest number of curves in a chart. With more arms, SFT and WeFT are in one, LIFT and the arms in blocks in others,
-/// and ablations in none.
+/// The largest number of curves in a chart. If there are more arms, one chart shows SFT and WeFT, others show LIFT and the arms
+/// in blocks, and none shows the ablations.
 const MOST_CURVES: usize = 4;
 
 /// The charts, as file names and contents.
@@ -24,7 +24,7 @@ pub fn file_name(chart: &str, setting: &str) -> String {
     format!("{chart}-{setting}.svg")
 }
 
-/// The arms of each chart of scores by step.
+/// The arms in each chart of scores by step.
 fn divided(arms: &[ArmFindings]) -> Vec<Vec<&ArmFindings>> {
     if arms.len() <= MOST_CURVES {
         return vec![arms.iter().collect()];

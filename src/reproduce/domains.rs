@@ -1,5 +1,5 @@
-//! Rows of other kinds that every run of a comparison is scored on at its end (`[[reproduce.also_score]]`), so that the report
-//! can say what training on one task costs elsewhere. The findings are in `forgetting`.
+//! Rows of other kinds, on which every run of a comparison is scored at its end (`[[reproduce.also_score]]`), so that the report
+//! can show what training on one task costs on others. The findings are in `forgetting`.
 
 use std::path::Path;
 
@@ -30,10 +30,10 @@ use crate::train::held_out::nll_bound_seen;
 use crate::train::resolved::Resolved;
 use crate::train::view::View;
 
-/// The number of rows that are generated if a domain doesn't say.
+/// The number of rows that are generated if a domain doesn't give one.
 const ROWS: usize = 256;
 
-/// The settings that a domain may change: those that say how its answers are generated, and how its texts are cut.
+/// The settings that a domain may change: how its answers are generated, and how its texts are split.
 const CHANGEABLE: [&str; 2] = ["sampler.", "data.max_seq_len"];
 
 /// Rows that every run is scored on, whatever it is trained on.
@@ -57,7 +57,7 @@ pub struct Domain {
     /// The task that scores answers; without one, only the held-out loss is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<TaskName>,
-    /// Changes to the recipe's sampler, as `sampler.key=value`, or to `data.max_seq_len`, at which texts are divided.
+    /// Changes to the recipe's sampler, as `sampler.key=value`, or to `data.max_seq_len`, above which texts are split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
 }
@@ -112,8 +112,8 @@ pub struct PlannedDomain {
     pub recipe: Recipe,
 }
 
-/// Packed texts as sequences of their own, divided where they are longer than a sequence: how well a model knows a text must
-/// not depend on the texts that it happens to be packed with. Each text ends with its end token.
+/// Unpacks texts into sequences of their own, and splits those that are longer than a sequence. The score of a text must not
+/// depend on the texts that it happens to be packed with. Each text ends with its end token.
 fn apart(packed: &[Example], eos_token_id: u32, max_seq_len: usize) -> Vec<Example> {
     let ids: Vec<u32> = packed.iter().flat_map(|example| example.answer_ids.iter().copied()).collect();
     let texts = ids.split_inclusive(|id| *id == eos_token_id);
@@ -134,8 +134,8 @@ pub struct DomainScore {
 }
 
 impl PlannedDomain {
-    /// Scores a model. If the domain is the run's own held-out rows, scored in the same way, the scores are the run's `own`
-    /// ones. Generated rows are written into `folder`.
+    /// Scores a model. If the domain is the run's own held-out rows, scored in the same way, the run's scores `own` are
+    /// returned. Generated rows are written into `folder`.
     ///
     /// # Errors
     /// Rows that can't be read; sampling lengths that don't divide.
@@ -174,7 +174,7 @@ impl PlannedDomain {
         Ok(DomainScore { name, accuracy, nll_bound: nll_bound_seen(model, &examples, &view) })
     }
 
-    /// Whether the domain is the held-out rows of a run, scored in the same way.
+    /// Whether the domain's rows are the held-out rows of a run, scored in the same way.
     fn is_of(&self, run: &Recipe) -> bool {
         let Domain { generate, task, rows, .. } = &self.domain;
         let rows = rows.unwrap_or(ROWS);
@@ -189,7 +189,7 @@ impl PlannedDomain {
             && is_same
     }
 
-    /// What decides the scores besides the run's recipe, as an outcome saves it.
+    /// What the scores depend on besides the run's recipe, as an outcome saves it.
     pub fn resolved(&self) -> Resolved {
         let table = |domain: &Domain, recipe: &Recipe| {
             let Domain { name, generate, held_out, format, rows, task, .. } = domain;
@@ -218,8 +218,8 @@ impl PlannedDomain {
         Resolved { recipe: table(&self.domain, &self.recipe), defaults: table(&none, &Recipe::default()) }
     }
 
-    /// What differs between the domain and those that an outcome was scored on, in the form of [`PlannedDomain::resolved`];
-    /// `None` if the domain is among them.
+    /// How the domain differs from those that an outcome was scored on, given in the form of [`PlannedDomain::resolved`];
+    /// `None` if it is one of them.
     pub fn differs_from(&self, saved: &Value) -> Option<String> {
         let name = &self.domain.name;
         let is_own = |of: &&Value| of["also_score"]["name"] == **name;

@@ -88,7 +88,7 @@ pub struct SettingFindings {
     pub differences: Vec<Difference>,
     /// The effects of method and divisor on SFT and WeFT, if all four arms were run.
     pub factors: Vec<Factors>,
-    /// What the runs change of the base's scores on rows of other kinds.
+    /// How the runs change the base's scores on rows of other kinds.
     pub forgetting: Vec<Forgetting>,
     /// The median time of a step in seconds, for each arm.
     pub step_seconds: Option<Vec<f64>>,

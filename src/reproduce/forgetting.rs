@@ -1,5 +1,5 @@
-//! What training on one task changes elsewhere: for each arm, the change from the base of its scores on rows of other kinds
-//! (`reproduce.also_score`), seed by seed, and the paired differences between arms. `domains` scores them.
+//! What training on one task changes on others: for each arm, how its scores on rows of other kinds (`reproduce.also_score`)
+//! differ from the base's, seed by seed, and the paired differences between arms. `domains` computes the scores.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use super::run::Outcome;
 use super::sentences::of_difference;
 use super::statistics::{Paired, paired};
 
-/// The pairs of WeFT and SFT that differ in the method alone; each is told in a sentence.
+/// The pairs of WeFT and SFT that differ only in the method; the report has a sentence on each.
 const METHOD_PAIRS: [(&str, &str); 4] = [
     ("weft-masked", "sft-masked"),
     ("weft-answer", "sft-answer"),
@@ -30,13 +30,13 @@ pub struct Forgetting {
     pub metric: Metric,
     /// The base's score.
     pub base: f64,
-    /// The changes by the arms, at the end of their runs.
+    /// How each arm changes it, at the end of its runs.
     pub arms: Vec<Change>,
     /// The paired differences between arms.
     pub differences: Vec<Difference>,
 }
 
-/// The change of a score from the base's by an arm.
+/// How an arm changes a score of the base.
 #[derive(Clone, Debug, Serialize)]
 pub struct Change {
     /// The name of the arm.

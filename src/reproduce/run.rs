@@ -121,7 +121,7 @@ pub fn go(recipe: &Recipe, also: &[PlannedDomain], evaluations: u64) -> Result<O
         let lines = serde_json::to_string_pretty(&points).expect("points are JSON");
         write_whole(&folder.join(POINTS), lines.as_bytes())?;
     }
-    // After the last evaluation, the model is that of the end.
+    // After the last evaluation, the model is the one at the end of the run.
     let end = points.last().filter(|point| diverged.is_none() && point.step == num_steps);
     let also_scored = end.map(|end| score_also(recipe, also, (&trainer.model, &text), end)).transpose()?;
     let steps = read_steps(&folder.join("metrics.jsonl"))?;

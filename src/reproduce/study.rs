@@ -29,7 +29,7 @@ pub struct ReproduceTable {
     pub settings: Vec<Setting>,
     /// The tokens per block of the arms that train and sample in blocks.
     pub block_length: usize,
-    /// Rows of other kinds that the base and the end of every run are scored on; default: none.
+    /// Rows of other kinds, on which the base and the final model of every run are scored; default: none.
     pub also_score: Vec<Domain>,
     /// The number of evaluations of a run, equally spaced, the last one at its end.
     pub evaluations: u64,
@@ -179,14 +179,14 @@ impl Study {
 struct Resolver<'a> {
     text: &'a str,
     path: &'a Path,
-    /// The settings of the command line that are those of runs.
+    /// The command line's settings that apply to runs.
     given: Vec<String>,
     table: &'a ReproduceTable,
 }
 
 impl Resolver<'_> {
-    /// The recipe of a run, and those of the rows that it is also scored on; without an arm, those of the base. What a
-    /// setting changes replaces what is given on the command line, and an arm's changes replace both.
+    /// The recipe of a run, and the recipes of the rows that it is also scored on; without an arm, the recipes of the base.
+    /// A setting's changes replace what is given on the command line, and an arm's changes replace both.
     fn resolve(
         &self,
         setting: &Setting,
@@ -219,7 +219,7 @@ impl Resolver<'_> {
 }
 
 impl PlannedRun {
-    /// What keeps an arm in blocks from being scored by its own decoding, one sentence each.
+    /// The settings that prevent an arm in blocks from being scored by its own decoding, one sentence each.
     fn problems(&self, table: &ReproduceTable) -> Vec<String> {
         let arm = &table.arms[self.arm];
         if !Arm::named(arm).is_some_and(Arm::is_in_blocks) {
@@ -236,7 +236,7 @@ impl PlannedRun {
     }
 }
 
-/// What keeps a sampler from decoding block by block.
+/// The setting that prevents a sampler from decoding block by block.
 fn problem_in_blocks(sampler: &Sampling) -> Option<String> {
     let loop_of = |remasking: &Remasking| remasking.sampling_loop();
     match sampler.remasking.as_ref().filter(|remasking| loop_of(remasking) == Loop::Dream) {
@@ -248,8 +248,8 @@ fn problem_in_blocks(sampler: &Sampling) -> Option<String> {
     }
 }
 
-/// The settings of the recipe that a comparison doesn't use, and those that have no effect under any of its settings
-/// tables. What its objective doesn't use, an arm may use.
+/// Warnings of the recipe's settings that a comparison doesn't use, or that have no effect under any of its settings tables.
+/// Settings that the recipe's own objective doesn't use aren't among them, because an arm may use them.
 fn warnings(recipe: &Recipe, bases: &[PlannedBase]) -> Vec<String> {
     let is_idle_here = |warning: &String| {
         let named = |(table, keys, _): &(&str, &[&str], &str)| {
@@ -272,8 +272,8 @@ fn warnings(recipe: &Recipe, bases: &[PlannedBase]) -> Vec<String> {
     IDLE.iter().flat_map(of_table).chain(of_runs).collect()
 }
 
-/// An error of a run's recipe, whose problems name the table `of` of the comparison where they come from the table's own
-/// changes and not from `--set`.
+/// An error of a run's recipe. A problem that comes from the changes of the comparison's table `of`, and not from `--set`,
+/// names that table.
 fn of_table(error: Error, of: &str, given: &[String]) -> Error {
     let Error::Recipe { path, problems } = error else { return error };
     let key = |change: &String| change.split('=').next().unwrap_or_default().trim().to_owned();
@@ -329,7 +329,7 @@ impl ReproduceTable {
         problems
     }
 
-    /// What has no effect, or is done twice.
+    /// Warnings of settings without effect, and of runs that are the same.
     fn warnings(&self, runs: &[PlannedRun]) -> Vec<String> {
         let is_in_blocks = |name: &String| Arm::named(name).is_some_and(Arm::is_in_blocks);
         let is_idle = self.block_length != BLOCK_LENGTH && !self.arms.iter().any(is_in_blocks);

@@ -37,8 +37,8 @@ struct Canvas {
     work: Work,
 }
 
-/// Answers the prompts of a batch, until all are answered or unwanted. The settings have their model's
-/// attention and remasking.
+/// Answers the prompts of a batch, until each one is answered or unwanted. The settings must have the model's attention and
+/// remasking.
 ///
 /// # Source
 /// BD3LM, arXiv 2503.09573, section 5: semi-autoregressive sampling with cached blocks.

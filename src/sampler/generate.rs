@@ -34,16 +34,16 @@ pub struct Output {
     pub work: Work,
 }
 
-/// Follows the denoising of a batch.
+/// Watches the denoising of a batch, and may give up answers.
 pub struct Watch<'a> {
-    /// Is called after every step with the token ids of all canvases.
+    /// Called after every step with the token ids of all canvases.
     pub after_step: &'a mut dyn FnMut(&[Vec<u32>]),
-    /// A flag for each prompt. Once it is true, the answer isn't computed any further, and it may hold masks.
+    /// A flag for each prompt. Once it is true, the prompt's answer isn't computed any further, and may still contain masks.
     pub unwanted: &'a [&'a AtomicBool],
 }
 
 impl Watch<'_> {
-    /// Whether nobody wants the answer to the prompt of this index any more.
+    /// Whether nobody wants the answer to the prompt with this index any more.
     pub(super) fn is_unwanted(&self, prompt: usize) -> bool {
         self.unwanted.get(prompt).is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
@@ -108,7 +108,7 @@ pub(super) fn told(steps: Option<Sender<Vec<Vec<u32>>>>) -> impl FnMut(&[Vec<u32
     }
 }
 
-/// Like [`generate`], while the caller watches every step and may give up single answers.
+/// Like [`generate`], but the caller watches every step and may give up single answers.
 ///
 /// # Errors
 /// Those of [`generate`].
@@ -146,7 +146,7 @@ pub(super) struct Canvases<'a, 'w> {
     pub(super) block: Range<usize>,
     /// Whether the masks that earlier blocks left are denoised too.
     denoises_earlier: bool,
-    /// Whoever follows the denoising.
+    /// The caller's watch over the denoising.
     watch: Watch<'w>,
 }
 
@@ -210,8 +210,8 @@ impl<'a, 'w> Canvases<'a, 'w> {
         }
     }
 
-    /// The positions to denoise in each sequence: those of the block that are masked, and perhaps of earlier blocks. A
-    /// sequence whose answer is unwanted has none.
+    /// The positions to denoise in each sequence: the masked ones of the block, and possibly of earlier blocks. A sequence
+    /// whose answer is unwanted has none.
     pub(super) fn masked(&self) -> Vec<Vec<usize>> {
         let before = if self.denoises_earlier { self.block.start } else { 0 };
         let of = |(prompt, (ids, block)): (usize, (&Vec<u32>, Range<usize>))| match self.watch.is_unwanted(prompt) {

@@ -1,15 +1,15 @@
-//! Settings of which some are given, by the options of a command or by the fields of a request, and how the others follow
-//! from those and from the model.
+//! The sampler's settings that the options of a command or the fields of a request give, and how the other settings follow
+//! from them and from the model.
 
 use super::cache::Caching;
 use super::remasking::{Loop, Remasking};
 use super::settings::{Attention, Sampling};
 use crate::model::block::Config;
 
-/// The sampler's settings as somebody gives them; see [`Sampling`] for what they mean.
+/// The sampler's settings that are given; `None` stands for one that isn't. [`Sampling`] says what they mean.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Given {
-    /// Tokens of the answer.
+    /// The number of tokens in the answer.
     pub gen_length: Option<usize>,
     /// Tokens per block.
     pub block_length: Option<usize>,
@@ -17,15 +17,15 @@ pub struct Given {
     pub attention: Option<Attention>,
     /// Denoising steps for the whole answer.
     pub diffusion_steps: Option<usize>,
-    /// The probability from which predictions are kept.
+    /// The probability at or above which predictions are kept.
     pub confidence_threshold: Option<f64>,
-    /// The rows whose keys and values are reused.
+    /// The rows whose keys and values a block's later steps reuse.
     pub cache: Option<Caching>,
     /// Gumbel temperature.
     pub temperature: Option<f64>,
-    /// Draws from the likeliest tokens that hold this probability.
+    /// Tokens are drawn from the smallest set of likeliest tokens that holds this probability.
     pub top_p: Option<f64>,
-    /// Draws from so many likeliest tokens.
+    /// Tokens are drawn from this many likeliest tokens.
     pub top_k: Option<usize>,
     /// The temperature of the choice of the tokens that are kept.
     pub alg_temp: Option<f64>,
@@ -33,7 +33,7 @@ pub struct Given {
     pub cfg_scale: Option<f64>,
     /// Which predictions are kept.
     pub remasking: Option<Remasking>,
-    /// Whether the blocks behind an end token are denoised too.
+    /// Whether the blocks after an end token are denoised too.
     pub whole_canvas: Option<bool>,
     /// Whether end tokens are never predicted.
     pub forbid_eos: Option<bool>,
@@ -44,10 +44,10 @@ pub struct Given {
 }
 
 impl Given {
-    /// These settings, and where they are silent those of `others`.
+    /// These settings, with those of `others` in place of the ones that aren't given.
     pub fn or(&self, others: &Self) -> Self {
-        // A number of steps belongs to a length, as does a block length that has to divide it: neither is taken over
-        // with another length.
+        // A number of steps is meant for one length, and so is a block length that has to divide it; neither is taken from
+        // `others` if the lengths differ.
         let own = self.gen_length.filter(|length| Some(*length) != others.gen_length);
         let in_blocks = self.attention.or(others.attention) == Some(Attention::BlockCausal);
         let fits = |block: &usize| in_blocks || own.is_none_or(|length| length.is_multiple_of(*block));
@@ -71,7 +71,7 @@ impl Given {
         }
     }
 
-    /// The settings of an answer by a model, whose lengths and steps fit each other unless they are given. They are not
+    /// The sampler's settings for a model. Lengths and steps that aren't given are chosen to fit the others; the result isn't
     /// checked yet.
     pub fn sampling(&self, config: &Config) -> Sampling {
         let mut sampling = self.over_defaults().for_model(config);
@@ -90,7 +90,7 @@ impl Given {
         sampling
     }
 
-    /// The settings to fill so many masks in place: by default two of them per step.
+    /// The settings to fill this many masks in place, by default two per step.
     pub fn filling(&self, config: &Config, masks: usize) -> Sampling {
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, ..self.over_defaults().for_model(config) }

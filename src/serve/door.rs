@@ -1,5 +1,5 @@
-//! What a request's head asks for, and whether it may: the path, the method, the host, the origin and the key. A pure
-//! function of the head, so that it can be tested and fuzzed without a socket.
+//! Routes a request and checks whether it is allowed, by its path, method, host, origin and key. All of this is a pure
+//! function of the request's head, so that it can be tested and fuzzed without a socket.
 
 use super::refusal::{Refusal, quoted};
 
@@ -22,22 +22,22 @@ pub struct Head<'a> {
     pub content_type: Option<&'a str>,
 }
 
-/// Something that can be asked for.
+/// What a request can ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// A file of the playground, by its path.
     File(&'static str),
-    /// Whether the server takes requests.
+    /// The health check: whether the server accepts requests.
     Health,
-    /// The models' list.
+    /// The list of models.
     Models,
-    /// One model.
+    /// One model, by its name.
     Model(String),
-    /// An answer, which the body asks for.
+    /// An answer to the request's body.
     Answer(Endpoint),
 }
 
-/// A way to ask for an answer.
+/// A path that answers requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`.
@@ -48,7 +48,7 @@ pub enum Endpoint {
     Denoise,
 }
 
-/// Who may ask.
+/// Decides which requests are let in.
 #[derive(Clone, Debug, Default)]
 pub struct Door {
     /// Whether only programs on the same machine can connect.
@@ -59,7 +59,7 @@ pub struct Door {
 
 /// The paths of the playground's files.
 const FILES: [&str; 3] = ["/", "/playground.css", "/playground.js"];
-/// What a browser on the same machine calls this machine.
+/// The names by which a browser on the same machine reaches the server.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 const PATHS: &str = "/v1/models, /v1/chat/completions, /v1/completions, /health and / (the playground)";
 
@@ -67,12 +67,12 @@ impl Door {
     /// What the request asks for.
     ///
     /// # Errors
-    /// A request that isn't let in, or that asks for nothing that is here.
+    /// A request that isn't let in, or whose path or method the server doesn't have.
     pub fn route(&self, head: &Head) -> Result<Route, Refusal> {
         let host = self.host(head)?;
         let (path, query) = head.target.split_once('?').unwrap_or((head.target, ""));
         let route = route(path)?;
-        // Anybody may have a link to the playground.
+        // Pages of other sites may link to the playground.
         let is_open = matches!(route, Route::File(_) | Route::Health);
         if !is_open {
             check_origin(head, host)?;
@@ -91,7 +91,7 @@ impl Door {
         }
         let media = head.content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if reads == "POST" && !media.eq_ignore_ascii_case("application/json") {
-            // This also keeps pages of other sites from asking without the browser's preliminary question.
+            // This also keeps pages of other sites from sending requests without CORS preflight.
             return Err(Refusal::new(
                 415,
                 format!(
@@ -103,12 +103,12 @@ impl Door {
         Ok(route)
     }
 
-    /// The host that the request names. Refuses one that reached a server of this machine by another name.
+    /// The host that the request names. A server that only this machine can reach refuses any name but this machine's.
     fn host<'a>(&self, head: &Head<'a>) -> Result<&'a str, Refusal> {
         let Some(host) = head.host else {
             return Err(Refusal::new(400, "the header Host is missing; send it, as HTTP/1.1 requires"));
         };
-        // A name of another site that resolves to this machine would let its pages read the answers.
+        // DNS rebinding: if another site's name resolved to this machine, that site's pages could read the answers.
         if self.is_loopback && !LOOPBACK.contains(&&*without_port(host).to_ascii_lowercase()) {
             return Err(Refusal::new(
                 403,
@@ -181,13 +181,13 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether two keys are equal, in a time that doesn't depend on where they differ.
+/// Whether two keys are equal, compared in a time that doesn't depend on where they differ.
 fn are_equal(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (x, y)| differs | (x ^ y)) == 0
 }
 
-/// A part of a path with its `%2F` and the like as characters.
+/// Decodes the percent-encoding (`%2F`) in a part of a path.
 fn decoded(text: &str) -> String {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let [first, more @ ..] = rest {

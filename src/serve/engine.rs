@@ -1,4 +1,4 @@
-//! The thread that computes: it takes batches from the queue, answers them, and tells the jobs' listeners.
+//! The thread that computes: it takes batches from the queue, answers them, and sends events to the jobs' listeners.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,12 +16,12 @@ use crate::model::block::Transformer;
 use crate::sampler::generate::{Prompt, Sampling, Watch, generate_watched};
 use crate::sampler::remasking::Loop;
 
-/// Answers batches until the queue is closed and empty. `failed` is told of batches that could not be answered.
+/// Answers batches until the queue is closed and empty. `failed` is called with the reason why a batch could not be answered.
 pub fn run(models: &mut Models, serving: &Serving, mut failed: impl FnMut(&str)) {
     while let Some(batch) = serving.queue.batch(serving.limits.batch_size) {
         let began = Instant::now();
         let model = models.select(batch[0].model);
-        // A bug that one request reaches doesn't end the others' server.
+        // If one request triggers a bug, the server goes on for the others.
         let reason = match catch_unwind(AssertUnwindSafe(|| answer(model, serving, &batch))) {
             Ok(Ok(())) => None,
             Ok(Err(reason)) => Some(reason),
@@ -35,7 +35,7 @@ pub fn run(models: &mut Models, serving: &Serving, mut failed: impl FnMut(&str))
     }
 }
 
-/// Why a batch has panicked.
+/// The reason for which a batch panicked.
 fn reason_of(panic: &(dyn Any + Send)) -> String {
     if let Some(Failure(reason)) = panic.downcast_ref::<Failure>() {
         return reason.to_string();
@@ -49,7 +49,7 @@ struct Running<'a> {
     job: &'a Job,
     serving: &'a Serving,
     follow: Follow,
-    /// How many tokens of the answer have been followed.
+    /// The number of the answer's tokens that `follow` has seen.
     followed: usize,
     is_done: bool,
     steps: Option<Steps<'a>>,
@@ -84,7 +84,7 @@ impl<'a> Running<'a> {
         Self { job, serving, follow: Follow::new(job.stop.clone()), followed: 0, is_done: false, steps }
     }
 
-    /// Follows a step of the sampler.
+    /// Sends what a step of the sampler added to the answer.
     fn step(&mut self, canvas: &[u32]) {
         self.is_done |= self.job.gone.load(Ordering::Relaxed);
         if self.is_done {
@@ -112,7 +112,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Tells the answer, which ends with these tokens, unless it has been told.
+    /// Sends the whole answer, given its tokens, unless it has been sent already.
     fn finish(&mut self, answer: &[u32]) {
         if self.is_done {
             return;
@@ -134,7 +134,7 @@ impl<'a> Running<'a> {
         (self.job.listener)(Event::Done { index: self.job.index, rest, answer });
     }
 
-    /// The fewest tokens whose text holds a stop string.
+    /// The smallest number of the answer's tokens whose text contains a stop string.
     fn tokens_to_stop(&self, answer: &[u32]) -> usize {
         let (mut low, mut high) = (0, answer.len());
         while low < high {
@@ -149,7 +149,7 @@ impl<'a> Running<'a> {
     }
 }
 
-/// How many of an answer's first `found` tokens are in finished blocks; where there are no blocks, all of them.
+/// The number of an answer's first `found` tokens that lie in finished blocks; all of them if the sampler has no blocks.
 fn finished_tokens(found: usize, prompt: usize, sampling: &Sampling) -> usize {
     let block = sampling.block_length.max(1);
     let in_blocks = sampling.remasking.is_some_and(|remasking| remasking.sampling_loop() == Loop::Llada);

@@ -1,5 +1,5 @@
-//! The fields of a request's JSON, taken one by one. A field that is null counts as absent, as in OpenAI's own clients. What
-//! nothing takes is unknown.
+//! The fields of a request's JSON, taken one by one. A field that is null counts as absent, as in OpenAI's own clients. A
+//! field that nothing takes is unknown, and is refused.
 
 use std::fmt::Display;
 
@@ -51,7 +51,7 @@ impl Fields {
         }
     }
 
-    /// Whether a field is true.
+    /// The boolean of a field.
     pub(super) fn flag(&mut self, name: &'static str) -> Result<Option<bool>, Refusal> {
         match self.take(name) {
             None => Ok(None),
@@ -96,12 +96,12 @@ impl Fields {
     }
 }
 
-/// The refusal of a value of another kind.
+/// The refusal of a value of the wrong type.
 pub(super) fn wrong(name: &str, value: &Value, wanted: &str) -> Refusal {
     Refusal::of_field(name, format!("{name} is {}; give {wanted}", short(value)))
 }
 
-/// A value as errors repeat it.
+/// A value, as errors quote it.
 pub(super) fn short(value: &Value) -> String {
     match value {
         Value::String(text) => quoted(text),

@@ -1,5 +1,5 @@
-//! An answer's text as it grows: what is new, and where a stop string ends it. The text that was sent is always a beginning of
-//! the whole.
+//! An answer's text as it grows: what is new in it, and where a stop string ends it. The text sent so far is always a prefix of
+//! the whole answer.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ impl Follow {
         Self { stop, sent: String::new(), stopped: None }
     }
 
-    /// What can be sent now that the answer begins with `text`.
+    /// The text that can be sent now that the answer begins with `text`.
     pub(super) fn grow(&mut self, text: &str) -> String {
         if self.stopped.is_some() {
             return String::new();
@@ -24,12 +24,12 @@ impl Follow {
             self.stopped = Some(text[..at].to_owned());
             return self.more(&text[..at]);
         }
-        // The bytes of a character may be divided among tokens, and a stop string among blocks.
+        // A character's bytes may be split between tokens, and a stop string between blocks.
         let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
         self.more(&whole[..whole.len() - held_back(whole, &self.stop)])
     }
 
-    /// What is left to send of the answer, and the whole of it, which is `text` unless a stop string ended it.
+    /// The rest of the answer that is still to be sent, and the whole answer, which is `text` unless a stop string ended it.
     pub(super) fn finish(&mut self, text: &str) -> (String, String) {
         if self.stopped.is_none() {
             self.stopped = first_stop(text, &self.stop).map(|at| text[..at].to_owned());
@@ -44,19 +44,19 @@ impl Follow {
     }
 
     fn more(&mut self, text: &str) -> String {
-        // A tokenizer that decodes a beginning differently once more follows is waited for.
+        // Some tokenizers decode a prefix differently once more tokens follow; nothing is sent until the texts agree again.
         let Some(more) = text.strip_prefix(&self.sent).map(str::to_owned) else { return String::new() };
         self.sent.push_str(&more);
         more
     }
 }
 
-/// Where the first stop string begins.
+/// The position at which the first stop string begins.
 pub(super) fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
     stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
 }
 
-/// How many bytes at the end may be the beginning of a stop string.
+/// The number of bytes at the end that may be the beginning of a stop string.
 fn held_back(text: &str, stops: &[String]) -> usize {
     let begins = |len: &usize| {
         let end = text.get(text.len() - len..);

@@ -1,10 +1,10 @@
-//! A server of answers in OpenAI's protocol, without its connections: what a request asks for, the queue, the batches, and
-//! the replies. It knows no sockets: `weft serve` (src/cli/serve) reads HTTP, and a test or a program of your own can call
-//! it directly.
+//! A server of answers in OpenAI's protocol, without its connections: parsing requests, the queue, the batches, and the
+//! replies. It uses no sockets: `weft serve` (src/cli/serve) reads HTTP, and a test or your own program can call this module
+//! directly.
 //!
-//! A request's head is judged by [`door`], its body by [`request`], and [`serving`] makes jobs of it, one for each choice,
-//! which wait in a [`queue`]. One thread, the [`engine`], answers batches of them on [`models`], and tells each job's
-//! listener of its events; [`reply`] puts those into OpenAI's words.
+//! [`door`] checks a request's head and [`request`] parses its body; [`serving`] turns the request into jobs, one for each
+//! choice, which wait in a [`queue`]. One thread, the [`engine`], answers batches of jobs on [`models`] and sends events to
+//! each job's listener; [`reply`] turns the events into OpenAI's objects.
 
 pub mod door;
 pub mod engine;

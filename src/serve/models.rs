@@ -1,5 +1,5 @@
-//! A base with several adapters. Their weights lie beside the base's own, which exist once, and one of them at a time is
-//! attached.
+//! A base with several adapters. The base's weights are in memory once, with the weights of all adapters beside them, and one
+//! adapter at a time is attached.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::model::lora;
 /// A base and its adapters.
 pub struct Models {
     model: Transformer,
-    /// What each of them attaches, the bare base first.
+    /// What attaching each model sets; the bare base comes first.
     attached: Vec<Attached>,
 }
 
-/// The layers of a model with the indices of their adapter's weights, and its scale.
+/// The layers of a model, which hold the indices of the adapter's weights, and the adapter's scale and dropout.
 #[derive(Clone)]
 struct Attached {
     blocks: Vec<Block>,
@@ -30,7 +30,7 @@ impl Models {
         Self { model, attached }
     }
 
-    /// Loads one more adapter and puts it where the base is.
+    /// Loads one more adapter onto the base's device.
     ///
     /// # Errors
     /// Those of [`lora::load`].
@@ -43,7 +43,7 @@ impl Models {
         Ok(())
     }
 
-    /// The model of this index: 0 is the base, then follow the adapters in the order in which they were attached.
+    /// Selects the model of this index: 0 is the base, and the adapters follow in the order in which they were attached.
     pub fn select(&mut self, index: usize) -> &Transformer {
         let Attached { blocks, head, lora_scale, lora_dropout } = self.attached[index].clone();
         (self.model.blocks, self.model.head) = (blocks, head);

@@ -1,6 +1,6 @@
-//! The playground's files, which are part of the program, and the headers that keep them to themselves.
+//! The playground's files, which are part of the program, and the content security policy that isolates them.
 
-/// What the playground may load and do: its own files, and requests to its own server.
+/// The playground's content security policy: it may load its own files, and send requests to its own server.
 pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri \
                           'none'; form-action 'none'; frame-ancestors 'none'";
 

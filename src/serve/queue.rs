@@ -10,13 +10,13 @@ use serde_json::Value;
 use crate::eval::generations::batch_sizes;
 use crate::sampler::generate::Sampling;
 
-/// One choice that is to be answered.
+/// One choice to be answered.
 pub struct Job {
     /// Its index among the choices of its request.
     pub index: usize,
     /// The tokens of the prompt.
     pub ids: Arc<[u32]>,
-    /// The number that selects its draws together with the seed.
+    /// The number that, together with the seed, selects the random draws.
     pub example: u64,
     /// The index of the model.
     pub model: usize,
@@ -24,11 +24,11 @@ pub struct Job {
     pub sampling: Sampling,
     /// The texts that end the answer.
     pub stop: Arc<[String]>,
-    /// Whether every step is told, with the entropies of the tokens.
+    /// Whether the listener gets an event for every step, with the entropies of the tokens.
     pub is_watched: bool,
     /// Becomes true once nobody waits for the answer any more.
     pub gone: Arc<AtomicBool>,
-    /// Is told what happens.
+    /// Called with every event.
     pub listener: Arc<dyn Fn(Event) + Send + Sync>,
 }
 
@@ -53,7 +53,7 @@ pub enum Event {
         /// The answer.
         answer: Answer,
     },
-    /// The job can't be answered, for a reason.
+    /// The job can't be answered, for this reason.
     Failed(String),
 }
 
@@ -62,16 +62,16 @@ pub enum Event {
 pub struct Answer {
     /// The whole text.
     pub text: String,
-    /// Its tokens, the one that ends it included.
+    /// The number of its tokens, including the one that ends it.
     pub tokens: usize,
-    /// Whether an end token or a stop string ended it, and not its length.
+    /// Whether an end token or a stop string ended it, rather than its length.
     pub is_ended: bool,
 }
 
-/// Why jobs aren't taken.
+/// The reason for which jobs aren't accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// The queue is full; it is worth another try after so many seconds.
+    /// The queue is full; a client may try again after this many seconds.
     Full(u64),
     /// The server is being stopped.
     Stopping,
@@ -88,22 +88,22 @@ pub struct Queue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Job>,
-    /// How long a job of the last batch took, on average.
+    /// The mean time that a job of the last batch took.
     secs_per_job: f64,
 }
 
 impl Queue {
-    /// An empty queue for so many jobs.
+    /// An empty queue that holds up to `capacity` jobs.
     pub fn new(capacity: usize) -> Self {
         Self { state: Mutex::default(), changed: Condvar::new(), capacity, is_closed: AtomicBool::new(false) }
     }
 
-    /// The number of jobs that can wait.
+    /// The largest number of jobs that can wait.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Adds the jobs of a request, all or none.
+    /// Adds all jobs of a request, or none of them.
     ///
     /// # Errors
     /// A queue without room for them, or one that is closed.
@@ -122,8 +122,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for jobs and takes the first one, with up to `most - 1` others that can be answered with it. `None` once the
-    /// queue is closed and empty.
+    /// Waits for jobs, and takes the first one with up to `most - 1` others that can be answered together with it. Returns
+    /// `None` once the queue is closed and empty.
     pub fn batch(&self, most: usize) -> Option<Vec<Job>> {
         let mut state = self.lock();
         loop {
@@ -138,14 +138,14 @@ impl Queue {
         }
     }
 
-    /// Notes how long a batch took.
+    /// Records how long a batch took.
     pub fn note(&self, jobs: usize, took: Duration) {
         self.lock().secs_per_job = took.as_secs_f64() / jobs.max(1) as f64;
     }
 
-    /// Takes no more jobs. Those that wait are still answered.
+    /// Closes the queue: it accepts no more jobs, but the waiting ones are still answered.
     pub fn close(&self) {
-        // Set under the lock, so that no batch misses it between looking and waiting.
+        // This is set under the lock, so that `batch` can't miss it between checking and waiting.
         let _state = self.lock();
         self.is_closed.store(true, Ordering::Relaxed);
         self.changed.notify_all();
@@ -161,7 +161,7 @@ impl Queue {
     }
 }
 
-/// Takes the first job, and those behind it that share its model and settings, as far as a batch holds them.
+/// Takes the first job, and as many of the later ones with the same model and settings as fit into a batch.
 fn take(waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
     let mut batch: Vec<Job> = waiting.pop_front().into_iter().collect();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! Why a request isn't answered, as OpenAI's error object.
+//! The reason for which a request isn't answered, as OpenAI's error object.
 
 use serde_json::{Value, json};
 
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 pub struct Refusal {
     /// The HTTP status.
     pub status: u16,
-    /// What is wrong and the fix, as one sentence.
+    /// One sentence that says what is wrong and how to fix it.
     pub message: String,
     /// The field that is at fault.
     pub param: Option<String>,
-    /// A name for programs, such as `model_not_found`.
+    /// A code for programs, such as `model_not_found`.
     pub code: Option<&'static str>,
-    /// The seconds after which it is worth another try.
+    /// The seconds after which a client may try again.
     pub retry_after: Option<u64>,
-    /// The methods that the path has, if the method is what is wrong.
+    /// The methods that the path allows, if the request's method isn't one of them.
     pub allow: Option<&'static str>,
 }
 
@@ -30,7 +30,7 @@ impl Refusal {
         Self { param: Some(field.to_owned()), ..Self::new(400, message) }
     }
 
-    /// The refusal with a name for programs.
+    /// The refusal with a code for programs.
     pub fn with_code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }
@@ -48,10 +48,10 @@ impl Refusal {
     }
 }
 
-/// The most characters of a client's text that an error repeats.
+/// The largest number of characters of a client's text that an error quotes.
 const MOST: usize = 60;
 
-/// A client's text in quotation marks, on one line and shortened, as errors repeat it.
+/// A client's text as errors quote it: in quotation marks, on one line, and shortened.
 pub(super) fn quoted(text: &str) -> String {
     let short: String = text.chars().take(MOST).collect();
     let more = if short.len() < text.len() { "..." } else { "" };

@@ -1,4 +1,4 @@
-//! Replies in OpenAI's words: whole ones, and the parts of a stream.
+//! Replies in OpenAI's protocol: whole ones, and the chunks of a stream.
 
 use serde_json::{Value, json};
 
@@ -7,19 +7,19 @@ use super::queue::{Answer, Event};
 use super::serving::{Serving, Taken};
 use crate::report::visible::visible;
 
-/// Puts the events of a request into words.
+/// Turns the events of a request into its reply.
 pub struct Reply {
     taken: Taken,
     answers: Vec<Option<Answer>>,
     has_begun: bool,
 }
 
-/// What is to be sent after an event.
+/// The events that a stream sends after a job's event.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sent {
     /// The data of the stream's next events.
     pub data: Vec<String>,
-    /// Whether they were the last ones.
+    /// Whether these are the last ones.
     pub is_last: bool,
 }
 
@@ -33,12 +33,12 @@ impl Reply {
         Self { taken, answers, has_begun: false }
     }
 
-    /// Whether the reply is sent in parts.
+    /// Whether the reply is streamed.
     pub fn streams(&self) -> bool {
         self.taken.streams || self.taken.endpoint == Endpoint::Denoise
     }
 
-    /// The whole reply, once the last choice is answered; an error's status with its reply.
+    /// The whole reply, once the last choice is answered; an error is the reason for which a job failed.
     pub fn whole(&mut self, event: Event) -> Option<Result<Value, String>> {
         match event {
             Event::Failed(reason) => return Some(Err(reason)),
@@ -55,7 +55,7 @@ impl Reply {
         })
     }
 
-    /// The parts of a stream that an event adds.
+    /// The chunks that an event adds to the stream.
     pub fn parts(&mut self, event: Event) -> Sent {
         let is_chat = self.taken.endpoint == Endpoint::Chat;
         let mut data: Vec<Value> = vec![];
@@ -94,7 +94,7 @@ impl Reply {
         Sent { data: data.iter().map(Value::to_string).chain(done).collect(), is_last }
     }
 
-    /// The first part of a chat's choice, which names the role.
+    /// The first chunk of a chat's choice, which names the role.
     fn begin(&self, index: usize) -> Value {
         let delta = json!({ "role": "assistant", "content": "" });
         self.part_of(json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null }))

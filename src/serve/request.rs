@@ -1,5 +1,5 @@
-//! The body of a request: a pure function from bytes to what is asked. Every field either has an effect, or is refused, or
-//! asks for what happens anyway.
+//! Parses the body of a request, as a pure function of its bytes. Every field either has an effect, or is refused, or asks for
+//! what happens anyway.
 
 use std::sync::Arc;
 
@@ -14,51 +14,51 @@ use crate::sampler::generate::Attention;
 use crate::sampler::given::Given;
 use crate::sampler::remasking::Remasking;
 
-/// The most choices of a request, and the most prompts.
+/// The largest number of choices in a request, and of prompts.
 pub const MOST_CHOICES: usize = 128;
-/// The most stop strings, as in OpenAI's protocol.
+/// The largest number of stop strings, as in OpenAI's protocol.
 const MOST_STOPS: usize = 4;
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
-/// What a request asks.
+/// A parsed request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The name of the model.
     pub model: String,
-    /// What is to be answered.
+    /// What is to be answered: a chat or texts.
     pub asked: Asked,
     /// The number of choices for each prompt.
     pub n: usize,
     /// The texts that end an answer.
     pub stop: Arc<[String]>,
-    /// Whether the answer is sent in parts.
+    /// Whether the answer is streamed.
     pub streams: bool,
-    /// Whether a last part of the stream counts tokens.
+    /// Whether the stream ends with a chunk that has the numbers of tokens.
     pub includes_usage: bool,
     /// The sampler's settings.
     pub given: Given,
 }
 
-/// What is to be answered.
+/// The prompts of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Asked {
     /// A chat.
     Chat(Question),
-    /// Texts that go on.
+    /// Texts to be continued.
     Texts(Vec<Text>),
 }
 
-/// A text that goes on.
+/// A text to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Text {
     /// Given as text.
     Text(String),
-    /// Given as tokens.
+    /// Given as token ids.
     Ids(Vec<u32>),
 }
 
-/// A field of OpenAI's protocol without an effect here: its name, the value that asks for what happens anyway, and why no
-/// other value is taken.
+/// A field of OpenAI's protocol that has no effect here: its name, a test for the values that ask for what happens anyway, and
+/// the reason for which other values are refused.
 type Idle = (&'static str, fn(&Value) -> bool, &'static str);
 
 const IDLE: &[Idle] = &[
@@ -135,7 +135,7 @@ pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<Request, Refusal> {
     Ok(Request { model, asked, n: n as usize, stop, streams, includes_usage, given })
 }
 
-/// The sampler's settings, by the sampler's names and OpenAI's.
+/// The sampler's settings, under the sampler's own names or OpenAI's.
 fn given(fields: &mut Fields) -> Result<Given, Refusal> {
     let length = |number: Option<u64>| number.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let lengths = [fields.whole("max_completion_tokens")?, fields.whole("max_tokens")?, fields.whole("gen_length")?];

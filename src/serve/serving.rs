@@ -1,4 +1,4 @@
-//! What a server serves: names, limits and defaults, and how a request becomes jobs.
+//! The state of a server: the names of its models, limits and defaults. It turns requests into jobs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,14 +18,14 @@ use crate::sampler::generate::Sampling;
 use crate::sampler::given::Given;
 use crate::sampler::remasking::Remasking;
 
-/// The most tokens of an answer whose steps are told: each step tells the entropies of all masked tokens.
+/// The longest answer whose steps are sent, in tokens: each step sends the entropies of all masked tokens.
 const MOST_WATCHED: usize = 1024;
 
-/// What a server serves.
+/// The state of a server.
 pub struct Serving {
     /// The names of the models, the base's first.
     pub names: Vec<String>,
-    /// The text side of the base.
+    /// The base's tokenizer and chat template.
     pub text: TextModel,
     /// The sizes and constants of the base.
     pub config: Config,
@@ -43,33 +43,33 @@ pub struct Serving {
 /// The limits of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The most answers that are computed together.
+    /// The largest number of answers in a batch.
     pub batch_size: usize,
-    /// The most answers that wait.
+    /// The largest number of waiting answers.
     pub queue: usize,
-    /// The most tokens of an answer.
+    /// The largest number of tokens in an answer.
     pub gen_length: usize,
-    /// The most tokens of a prompt and its answer.
+    /// The largest number of tokens in a prompt and its answer together.
     pub length: usize,
 }
 
-/// Whoever waits for a request's answer.
+/// The client that waits for a request's answer.
 #[derive(Clone)]
 pub struct Client {
-    /// Is told what happens.
+    /// Called with every event.
     pub listener: Arc<dyn Fn(Event) + Send + Sync>,
-    /// Becomes true once nobody waits any more.
+    /// Becomes true once the client has left.
     pub gone: Arc<AtomicBool>,
 }
 
-/// A request that has been taken.
+/// A request that has been accepted.
 #[derive(Clone, Debug)]
 pub struct Taken {
-    /// How it was asked.
+    /// The path that it was sent to.
     pub endpoint: Endpoint,
     /// The id of its answer.
     pub id: String,
-    /// When it was taken, in seconds since 1970.
+    /// When it was accepted, in seconds since 1970.
     pub created: u64,
     /// The name of the model.
     pub model: String,
@@ -77,9 +77,9 @@ pub struct Taken {
     pub choices: usize,
     /// The number of choices for each prompt.
     pub n: usize,
-    /// Whether the answer is sent in parts.
+    /// Whether the answer is streamed.
     pub streams: bool,
-    /// Whether a last part of the stream counts tokens.
+    /// Whether the stream ends with a chunk that has the numbers of tokens.
     pub includes_usage: bool,
     /// The tokens of the prompts.
     pub prompt_tokens: usize,
@@ -88,7 +88,7 @@ pub struct Taken {
 impl Serving {
     /// A server of models with these names.
     pub fn new(names: Vec<String>, text: TextModel, config: Config, defaults: Given, limits: Limits) -> Self {
-        // The base's own attention decides which of the defaults hold for other lengths.
+        // Which of the defaults apply to answers of other lengths depends on the base's own attention.
         let attention = defaults.sampling(&config).attention;
         let defaults = Given { attention, ..defaults };
         let (queue, count) = (Queue::new(limits.queue), AtomicU64::new(0));
@@ -98,7 +98,7 @@ impl Serving {
     /// Reads a request and adds its jobs to the queue.
     ///
     /// # Errors
-    /// A request that can't be answered, and why.
+    /// A request that can't be answered, with the reason.
     pub fn take(&self, endpoint: Endpoint, body: &[u8], client: &Client) -> Result<Taken, Refusal> {
         let request = request::read(endpoint, body)?;
         let model = self.model(&request.model)?;
@@ -146,7 +146,7 @@ impl Serving {
         })
     }
 
-    /// The settings of a request, of which none is idle.
+    /// The settings of a request. A setting that the request gives and that has no effect is refused.
     fn sampling(&self, given: &Given) -> Result<Sampling, Refusal> {
         let whole = given.or(&self.defaults).sampling(&self.config);
         let refuse = |message: String| {
@@ -161,7 +161,7 @@ impl Serving {
             return Err(Refusal::of_field("max_tokens", message));
         }
         whole.check().map_err(|e| refuse(e.to_string()))?;
-        // The server's own defaults were warned of when it started.
+        // Warnings of the server's own defaults were printed when it started.
         let idle = |given: &Given| {
             let sampling = given.sampling(&self.config);
             sampling.remasking.map(|remasking| sampling.warnings(remasking)).unwrap_or_default()
@@ -205,7 +205,7 @@ impl Serving {
         self.without_mask(prompt.map_err(|e| refuse(one_line(&e.to_string())))?).map_err(refuse)
     }
 
-    /// The tokens of a prompt, none of which may be a mask: the sampler would take it for a token to be found.
+    /// The tokens of a prompt. None of them may be a mask, which the sampler would take for a token to be predicted.
     fn without_mask(&self, prompt: Prompt) -> Result<Arc<[u32]>, String> {
         let mask = self.config.mask_token_id;
         match prompt.ids.contains(&mask) || prompt.typed.iter().any(|token| self.text.token_id(token) == Some(mask)) {
@@ -228,7 +228,7 @@ impl Serving {
     }
 }
 
-/// The seed of an answer. One that draws nothing is the same for all, so that such answers are computed together.
+/// The seed of an answer. Answers that draw nothing all get the default seed, so that they can share a batch.
 fn seed_of(sampling: &Sampling) -> u64 {
     let keeps_by_draws = matches!(sampling.remasking, Some(Remasking::Random | Remasking::Origin));
     match sampling.temperature > 0.0 || sampling.alg_temp > 0.0 || keeps_by_draws {

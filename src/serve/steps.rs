@@ -1,5 +1,5 @@
-//! What the playground is told of a canvas after every step: the tokens that were found, the confidence of each, and the
-//! entropy of every prediction. They are those of the network before the step, which evaluates the canvas once more for them.
+//! The events that the playground gets for a canvas after every step: the tokens that the step found, the confidence of each,
+//! and the entropy of every prediction. They are computed by evaluating the network once more on the canvas before the step.
 
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ impl<'a> Steps<'a> {
         Self { model, text, job, before, count: 0 }
     }
 
-    /// What is told before the first step.
+    /// The event before the first step.
     pub(super) fn start(&self) -> Value {
         let sampling = &self.job.sampling;
         json!({
@@ -48,8 +48,8 @@ impl<'a> Steps<'a> {
         })
     }
 
-    /// What a step found: `[position, text, confidence]` of each new token, and `[position, entropy]` in nats of each
-    /// token that was masked before it.
+    /// The event of a step: `[position, text, confidence]` of each new token, and `[position, entropy]`, in nats, of each
+    /// token that was masked before the step.
     pub(super) fn step(&mut self, canvas: &[u32]) -> Value {
         self.count += 1;
         let (mask, start) = (self.model.config.mask_token_id, self.job.ids.len());
@@ -69,7 +69,8 @@ impl<'a> Steps<'a> {
         json!({ "event": "step", "step": self.count, "found": found, "filled": ends, "entropy": entropies })
     }
 
-    /// What is told at the end: the tokens of the whole answer, in which those that are parts of one character show it.
+    /// The event at the end: the tokens of the whole answer, in which tokens that are parts of one character show that
+    /// character.
     pub(super) fn end(&self, answer: &[u32]) -> Value {
         let shown = |ShownToken { text, part }: ShownToken| json!([visible(&text), part]);
         let ends = self.text.end_token_ids();
@@ -82,8 +83,8 @@ impl<'a> Steps<'a> {
         visible(&self.text.decode_canvas(&[id])).into_owned()
     }
 
-    /// The predictions of masked tokens before the step that led to `canvas`. A token behind the end of the answer wasn't
-    /// predicted.
+    /// The predictions of masked tokens before the step that led to `canvas`. A token after the end of the answer was filled in,
+    /// not predicted, so it has no confidence.
     fn predicted(&self, masked: &[usize], canvas: &[u32]) -> Vec<Predicted> {
         let sampling = &self.job.sampling;
         let mask = self.model.config.mask_token_id;
@@ -109,7 +110,7 @@ impl<'a> Steps<'a> {
         predicted
     }
 
-    /// Where the end tokens begin that fill the blocks behind an end, if the step ended the answer.
+    /// If the step ended the answer, the position from which end tokens fill the rest of it.
     fn filled(&self, canvas: &[u32]) -> Option<usize> {
         let sampling = &self.job.sampling;
         let mask = self.model.config.mask_token_id;

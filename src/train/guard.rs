@@ -13,7 +13,7 @@ use super::settings::TrainTable;
 pub(crate) const WINDOW: usize = 64;
 /// The fewest of these norms: before that, no step counts as a spike.
 pub const LEAST: usize = 16;
-/// After so many skipped steps in a row, the run stops anyway.
+/// The number of skipped steps in a row after which the run stops anyway.
 pub const MOST_IN_A_ROW: u64 = 8;
 
 /// What happens to a run whose loss or gradient isn't finite.

@@ -70,7 +70,7 @@ pub fn nll_bound(model: &Transformer, examples: &[Example]) -> f64 {
     nll_bound_seen(model, examples, &View::WHOLE)
 }
 
-/// Like [`nll_bound`], under a view.
+/// Like [`nll_bound`], with the blocks of a view.
 ///
 /// An answer's likelihood is that of its blocks one after the other, so its bound is the sum of their bounds. Where one
 /// block is noised by itself, a case evaluates one drawn block, whose share is weighted by the number of blocks. End

@@ -19,7 +19,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The pace of a run of so many steps, before its first step.
+    /// The pace of a run with this many steps, before its first step.
     pub(super) fn new(num_steps: u64, eval_every: Option<u64>) -> Self {
         Self { num_steps, eval_every, recent: VecDeque::new(), eval_secs: 0.0 }
     }

@@ -272,7 +272,8 @@ mod tests {
         held_out.filter_map(row).take(count).map(|row| format!("{row}\n")).collect()
     }
 
-    /// What comparisons score to see what the embedded base forgets: texts and chats of its own kinds that it never saw.
+    /// The rows on which comparisons measure what the embedded base forgets: texts and chats of the kinds that it was trained
+    /// on, but which it never saw.
     #[test]
     fn the_assets_are_held_out_texts_of_the_embedded_base() {
         let texts = rows(128, |Text { question, answer, is_chat }| {

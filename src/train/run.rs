@@ -101,8 +101,8 @@ pub struct Options {
 }
 
 /// Trains to the last step. A resumed run must have the same `recipe`. `observe` gets the report of every step, after the
-/// evaluation that follows it; `ControlFlow::Break` stops the run as SIGINT does: a checkpoint is saved, the error is
-/// [`Error::Stopped`], and [`Options::resume`] goes on from there.
+/// evaluation that follows it. If it returns `ControlFlow::Break`, the run stops as on SIGINT: a checkpoint is saved, the error is
+/// [`Error::Stopped`], and [`Options::resume`] continues from there.
 ///
 /// # Errors
 /// Those of [`Run::open`] and [`Run::advance`].
@@ -141,7 +141,7 @@ pub struct Run<'a> {
     observe: Option<Observe<'a>>,
 }
 
-/// What is called after every step; `ControlFlow::Break` asks the run to stop.
+/// The function that is called after every step; `ControlFlow::Break` asks the run to stop.
 pub type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
 
 impl<'a> Run<'a> {
@@ -197,8 +197,8 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Calls `observe` after every step. Ranks call their own, all with the report of the same step; one that asks to stop
-    /// stops all of them.
+    /// Calls `observe` after every step. Each rank calls its own, with the report of the same step; if one of them asks to
+    /// stop, all ranks stop.
     pub(crate) fn observed(mut self, observe: Observe<'a>) -> Self {
         self.observe = Some(observe);
         self
@@ -207,8 +207,8 @@ impl<'a> Run<'a> {
     /// Trains up to step `to`, with the evaluations and checkpoints that are due.
     ///
     /// # Errors
-    /// Those of [`Trainer::step`]; a file that can't be written; a request to stop, by [`interrupt`] or by what
-    /// observes the run.
+    /// The errors of [`Trainer::step`]; a file that can't be written; a request to stop, from [`interrupt`] or from
+    /// `observe`.
     pub fn advance(&mut self, trainer: &mut Trainer, to: u64) -> Result<()> {
         let num_steps = trainer.num_steps();
         let (eval_every, checkpoint_every) = (trainer.settings().eval_every, trainer.settings().checkpoint_every);
@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
         Ok(Summary { entropy_drift, skipped, best: self.record.best, ended_early, ..self.summary })
     }
 
-    /// The loss on held-out rows, if there are any; it is logged, and a best one is saved.
+    /// The loss on held-out rows, if there are any. It is logged; with `keep_best`, the weights with the best loss are saved.
     fn evaluate(&mut self, trainer: &Trainer) -> Result<Option<f64>> {
         if self.held_out.is_empty() {
             return Ok(None);

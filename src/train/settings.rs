@@ -49,7 +49,7 @@ pub struct TrainTable {
     pub max_grad_norm: f64,
     /// What a loss or gradient that isn't finite does: `stop` ends the run, `skip` skips the step and counts it.
     pub on_non_finite: OnNonFinite,
-    /// A step is skipped if its gradient norm is more than so many times the median of the last 64; 0 turns this off.
+    /// A step is skipped if its gradient norm is more than this many times the median of the last 64; 0 turns this off.
     pub spike_factor: f64,
     /// Steps between evaluations on held-out rows; 0 evaluates only at the end.
     pub eval_every: u64,
@@ -59,7 +59,7 @@ pub struct TrainTable {
     pub keep_best: bool,
     /// What the best evaluation is: that of the lowest held-out loss, or of the highest accuracy on the first task.
     pub best_by: BestBy,
-    /// The run ends after so many evaluations without a better one; 0 never ends it early.
+    /// The run ends after this many evaluations without a better one; 0 never ends it early.
     pub patience: u64,
 }
 

@@ -73,7 +73,7 @@ impl View {
         }
     }
 
-    /// The rows that the network reads of a sequence of so many tokens.
+    /// The number of rows that the network reads for a sequence of this many tokens.
     pub fn rows_of(&self, tokens: usize) -> usize {
         match self.blocks {
             Blocks::None | Blocks::Blockwise => tokens,

@@ -14,9 +14,9 @@ use super::http::Waiting;
 
 /// A reply's body.
 pub enum Body {
-    /// It is there.
+    /// The whole body.
     Whole(Option<Bytes>),
-    /// It follows from the events of its jobs.
+    /// A stream of its jobs' events.
     Stream(Box<Stream>),
 }
 

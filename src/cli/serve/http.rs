@@ -1,5 +1,5 @@
-//! The connections of `weft serve`: HTTP/1.1 by hyper, on one thread of tokio's. Bodies, heads, connections and the time that
-//! each may take are bounded. What a request means is `weft::serve`'s.
+//! The connections of `weft serve`: HTTP/1.1 by hyper, on one thread of tokio's. The sizes of heads and bodies, the number of
+//! connections, and the time that each may take are bounded. `weft::serve` parses and answers the requests.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -31,21 +31,21 @@ use weft::serve::serving::{Client, Serving};
 use super::body::Body;
 use super::wording::Wording;
 
-/// The largest body, a thousand times a long question.
+/// The largest body, in bytes: about a thousand times a long question.
 pub const MOST_BODY: usize = 1 << 20;
-/// Of a body that is too large, so much is read, so that the client reads the refusal instead of a broken connection.
+/// The number of bytes that are read of a body that is too large, so that the client gets the refusal and not a broken connection.
 const MOST_DRAINED: usize = 1 << 24;
-/// The largest head.
+/// The largest head, in bytes.
 const MOST_HEAD: usize = 1 << 16;
-/// The most connections at a time; others wait to be accepted.
+/// The largest number of open connections; others wait to be accepted.
 const MOST_CONNECTIONS: usize = 1024;
-/// The most threads that read requests into tokens.
+/// The largest number of threads that parse and tokenize requests.
 const READERS: usize = 4;
-/// The time that a head may take, which also ends a connection that asks for nothing more.
+/// The time that a head may take; it also closes a connection on which no further request comes.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 /// The time that a body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
-/// The time that clients have to take their last answers.
+/// The time that clients have to read their last answers when the server ends.
 const LAST_TIME: Duration = Duration::from_secs(10);
 
 /// What the connections share.
@@ -54,7 +54,7 @@ pub struct Server {
     pub door: Door,
 }
 
-/// Sets a flag once it is dropped: nobody waits for an answer any more.
+/// Sets a flag when it is dropped, which says that nobody waits for the answer any more.
 pub struct Waiting(Arc<AtomicBool>);
 
 impl Drop for Waiting {
@@ -63,13 +63,13 @@ impl Drop for Waiting {
     }
 }
 
-/// The thread of the connections.
+/// The runtime of the connections, on a single thread.
 pub fn runtime() -> Result<Runtime> {
     let runtime = Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(READERS).build();
     runtime.map_err(|e| Error::Run(format!("the connections' thread can't be started: {e}")))
 }
 
-/// Answers connections until `ended` becomes true, and then finishes those that are being answered.
+/// Serves connections until `ended` becomes true, and then finishes the requests that are being answered.
 pub async fn serve(
     listener: TcpListener,
     server: Arc<Server>,
@@ -84,7 +84,7 @@ pub async fn serve(
             _ = ended.changed() => break,
         };
         let Ok((stream, _)) = accepted else {
-            // The process has too many open files, for example.
+            // This happens if the process has too many open files, for example.
             sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -95,7 +95,7 @@ pub async fn serve(
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MOST_HEAD);
             let mut connection = pin!(http.serve_connection(Wording::new(stream), service));
-            // A connection that breaks off has nobody to tell.
+            // If the connection breaks, there is nobody to report it to.
             tokio::select! {
                 _ = connection.as_mut() => {}
                 _ = ended.changed() => {
@@ -143,7 +143,7 @@ async fn reply(server: &Server, request: Request<Incoming>) -> std::result::Resu
     }
 }
 
-/// Asks for an answer and waits for it, or for its beginning if it is sent in parts.
+/// Puts a request's jobs into the queue, and waits for the whole answer or for the beginning of a streamed one.
 async fn ask(
     serving: Arc<Serving>,
     endpoint: Endpoint,
@@ -156,7 +156,7 @@ async fn ask(
     let gone = Arc::new(AtomicBool::new(false));
     let waiting = Waiting(gone.clone());
     let listener = Arc::new(move |event| drop(sender.send(event)));
-    // A long text takes a while to become tokens, and the other connections don't wait for it.
+    // Tokenizing a long text takes a while, and the other connections mustn't wait for it.
     let taken = spawn_blocking(move || serving.take(endpoint, &body, &Client { listener, gone })).await;
     let taken = taken.map_err(|_| Refusal::new(500, "the request could not be read because of a bug in Weft"))??;
     let reply = Reply::new(taken);
@@ -180,7 +180,7 @@ async fn whole(mut events: UnboundedReceiver<Event>, mut reply: Reply) -> std::r
     Err(Refusal::new(500, "the answer was lost because of a bug in Weft"))
 }
 
-/// Reads a body that isn't too large.
+/// Reads a body, and refuses one that is too large.
 async fn read_body(mut body: Incoming, expects: bool) -> std::result::Result<Vec<u8>, Refusal> {
     let too_large = || Refusal::new(413, format!("the body is larger than {MOST_BODY} bytes; shorten the prompt"));
     if expects && body.size_hint().lower() > MOST_BODY as u64 {

@@ -1,5 +1,5 @@
-//! A connection that puts hyper's refusals into words. hyper answers bytes that aren't HTTP with a bare status; every refusal
-//! of Weft's has a sentence.
+//! A connection that adds a sentence to hyper's own refusals. hyper answers bytes that aren't HTTP with a bare status, but every
+//! refusal of Weft's has a sentence.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use weft::serve::refusal::Refusal;
 
-/// A connection, with the reply that is being written in place of a bare one.
+/// A connection, with the reply that is being written in place of a bare refusal.
 pub struct Wording {
     stream: TokioIo<TcpStream>,
     reply: Option<(Vec<u8>, usize)>,
@@ -44,7 +44,7 @@ impl Read for Wording {
     }
 }
 
-// There are no vectored writes: the system would end the program by SIGPIPE where a client has left.
+// There are no vectored writes: if a client had left, such a write would end the program by SIGPIPE.
 impl Write for Wording {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;

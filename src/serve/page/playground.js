@@ -26,7 +26,7 @@ const messageOf = async (response) => {
   }
 };
 
-// One model's answer: every step of it, drawn at the one that the slider is at.
+// One model's answer with all its steps; the canvas shows the step that the slider selects.
 class Pane {
   constructor(model) {
     this.model = model;
@@ -52,7 +52,7 @@ class Pane {
   }
 
   async ask(body, signal) {
-    // Steps aren't read out one by one, the end is.
+    // Screen readers read out the end, not every step.
     this.status.ariaLive = "off";
     this.status.textContent = "waiting";
     const response = await fetch("/api/denoise", {
@@ -126,11 +126,11 @@ class Pane {
     this.draw();
   }
 
-  // A token as it was after a step.
+  // The state of a token after a step.
   at(index, step) {
     const token = this.found[index];
     if (token && token.step <= step) return { ...token, isNew: token.step === step };
-    // The prediction from the state after this step is told with the next one.
+    // The event of the next step has the prediction from the state after this one.
     const entropies = this.entropies[step + 1] || this.entropies[step] || new Map();
     return { masked: true, entropy: entropies.get && entropies.get(index) };
   }
@@ -187,7 +187,7 @@ class Pane {
   }
 }
 
-// How strong a token's colour is: how unsure the model is of it.
+// The strength of a token's colour, which shows how unsure the model is of the token.
 const share = (token) => {
   const byEntropy = byId("colour").value === "entropy" || token.masked;
   const value = byEntropy ? (token.entropy || 0) / FULL_ENTROPY : 1 - (token.confidence ?? 1);
