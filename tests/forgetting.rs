@@ -76,7 +76,7 @@ fn sums() -> String {
         let messages = json!([{ "role": "user", "content": question }, { "role": "assistant", "content": answer }]);
         format!(
             "{}\n",
-            json!({ "messages": messages, "question": question, "ground_truth": if i % 2 == 0 { 0 } else { a + b } })
+            json!({ "messages": messages, "question": question, "ground_truth": if i.is_multiple_of(2) { 0 } else { a + b } })
         )
     };
     (0..20).map(row).collect()

@@ -135,9 +135,9 @@ fn what_is_left_out_of_the_rows_is_told() {
         names.zip(cells).map(|(name, cell)| format!("<td{name}>{cell}</td>")).collect::<String>()
     };
     assert!(page.contains(&cells(["rows.jsonl", "training", "5", "2", "3 examples", "1"])), "{page}");
-    assert!(page.contains(&cells(["held-out.jsonl [0:2]", "held out", "2", "1", "1 examples", "0"])), "{page}");
+    assert!(page.contains(&cells(["held-out.jsonl [0:2]", "held out", "2", "1", "1 example", "0"])), "{page}");
     assert!(
-        card.contains("- rows.jsonl: 3 examples\n") && card.contains("- held-out.jsonl [0:2]: 1 examples, held out\n")
+        card.contains("- rows.jsonl: 3 examples\n") && card.contains("- held-out.jsonl [0:2]: 1 example, held out\n")
     );
 }
 

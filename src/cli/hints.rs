@@ -1,6 +1,7 @@
 //! Hints for the options and commands of other programs: what to write in Weft instead. The names of settings are those
 //! of `settings::other_names`; this file adds those that only command lines have.
 
+use std::path::Path;
 use std::process::exit as exit_with;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -236,8 +237,14 @@ fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
 
 /// What to write in place of an argument without an option's name.
 fn positional(given: &str, command: &Clap) -> Option<String> {
+    let path = Path::new(given);
+    let is_adapter = path.join("adapter_config.json").is_file();
+    let is_model = given == "tiny-base" || path.is_dir();
     match () {
         () if given.ends_with(".toml") && !has(command, "--set") => Some(NO_RECIPE.to_owned()),
+        () if is_adapter && has(command, "--adapter") => Some(format!("write --adapter {}", quoted(given))),
+        () if is_model && has(command, "--model") => Some(format!("write --model {}", quoted(given))),
+        () if path.is_file() && has(command, "--data") => Some(format!("write --data {}", quoted(given))),
         () if has(command, "--prompt") => Some(format!("write --prompt {}", quoted(given))),
         () if has(command, "--data") => Some(format!("write --data {}", quoted(given))),
         () => None,

@@ -131,26 +131,37 @@ fn key(row: &Row, chat: Option<&Chat>, seed: u64) -> u128 {
 /// # Errors
 /// Rows that can't be read; too few rows to divide; a source of which no row is left to train on.
 pub fn divide(sources: Vec<Source>, held_out: &HeldOut, seed: u64) -> Result<(Vec<Source>, Vec<Source>)> {
-    let mut keys = vec![];
+    let (mut keys, mut unusable) = (vec![], 0);
     for (i, source) in sources.iter().enumerate() {
         for row in source.rows()? {
             // A row that can't be used is reported, or skipped, when the rows are read as examples.
             let row = match row.map_err(of_reader) {
                 Ok(row) => row,
-                Err(Ok(_)) => continue,
+                Err(Ok(_)) => {
+                    unusable += 1;
+                    continue;
+                }
                 Err(Err(error)) => return Err(error),
             };
-            let Ok(Some(chat)) = formats::chat(&row.fields, source.format) else { continue };
-            if has_answer(&row, &chat, source) {
-                keys.push((key(&row, Some(&chat), seed), i));
+            match formats::chat(&row.fields, source.format) {
+                Ok(Some(chat)) if has_answer(&row, &chat, source) => keys.push((key(&row, Some(&chat), seed), i)),
+                _ => unusable += 1,
             }
         }
+    }
+    if keys.is_empty() {
+        // Why no row can be used is told when the rows are read as examples.
+        return Ok((sources, vec![]));
     }
     keys.sort_unstable();
     let rows = keys.len();
     let last = last_key(&keys, held_out.of(rows)).ok_or_else(|| {
+        let why = match unusable {
+            0 => String::new(),
+            _ => format!(" ({} can't be used; without data.held_out, weft data says why)", counted(unusable, "row")),
+        };
         Error::Usage(format!(
-            "data.held_out = {held_out} of {} leaves no distinct rows on one side; give more rows, or another part",
+            "data.held_out = {held_out} of {}{why} leaves no distinct rows on one side; give more rows, or another part",
             counted(rows, "row")
         ))
     })?;

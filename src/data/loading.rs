@@ -170,9 +170,11 @@ fn no_examples(source: &Source, dataset: &Dataset) -> Error {
     let skipped = &dataset.notes.skipped;
     let is_known = |reason: &str| [EMPTY, NO_CORRECT, NOT_TRAINED].contains(&reason);
     let other = dataset.notes.most_skipped(|reason| !is_known(reason));
+    // Of rows that are divided, a source is one side.
+    let side = source.side.as_ref().map_or("", |side| if side.is_held_out() { " held out" } else { " for training" });
     let all = |noun: &str, [one, several]: [&'static str; 2]| match passed {
-        1 => format!("its only {noun} {one}"),
-        _ => format!("all its {} {several}", counted(passed, noun)),
+        1 => format!("its only {noun}{side} {one}"),
+        _ => format!("all its {}{side} {several}", counted(passed, noun)),
     };
     let reason = match (passed, source.rows, other) {
         (0, None, _) => "it has no rows; give a row per example".to_owned(),

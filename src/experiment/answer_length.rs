@@ -14,7 +14,7 @@ const ROUNDED: usize = 8;
 /// The longest answers in a report whose recipe names no length: the time to generate an answer grows with its length squared.
 const LONGEST_SHOWN: usize = 512;
 
-/// The smallest length that the share [`SHARE`] of the answers doesn't exceed.
+/// The smallest length that the share `SHARE` of the answers doesn't exceed.
 pub fn usual_length(examples: &[Example]) -> usize {
     let mut lengths: Vec<usize> = examples.iter().map(|example| example.answer_ids.len()).collect();
     lengths.sort_unstable();

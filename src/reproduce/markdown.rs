@@ -279,15 +279,21 @@ fn last(intervals: &[Option<Interval>], decimals: usize) -> String {
     cell(intervals.last().and_then(Option::as_ref), decimals)
 }
 
-/// An interval as text: `82.3 [80.1, 84.5]`.
+/// An interval as text: `82.3 [80.1, 84.5]`. One seed has none: `82.3`.
 fn cell(interval: Option<&Interval>, decimals: usize) -> String {
-    let shown = |i: &Interval| format!("{:.decimals$} [{:.decimals$}, {:.decimals$}]", i.mean, i.low, i.high);
+    let shown = |i: &Interval| match i.count {
+        1 => format!("{:.decimals$}", i.mean),
+        _ => format!("{:.decimals$} [{:.decimals$}, {:.decimals$}]", i.mean, i.low, i.high),
+    };
     interval.map_or("-".to_owned(), shown)
 }
 
-/// A paired difference as text: `+1.2 [-0.3, 2.7], p 0.11/0.13, 7:3`.
+/// A paired difference as text: `+1.2 [-0.3, 2.7], p 0.11/0.13, 7:3`. One seed has neither an interval nor a test: `+1.2`.
 pub(super) fn difference_cell(paired: &Paired, decimals: usize) -> String {
-    let Interval { mean, low, high, .. } = paired.difference;
+    let Interval { mean, low, high, count, .. } = paired.difference;
+    if count == 1 {
+        return format!("{mean:+.decimals$}");
+    }
     let p = |p: Option<f64>| match p {
         None => "-".to_owned(),
         Some(p) if p < 0.001 => "<0.001".to_owned(),

@@ -211,8 +211,8 @@ const RECOMPUTED: &str = "the memory for saved activations; what doesn't fit int
 pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("fp16", "matmul operands are f32 or bf16 (model.precision)"),
     ("tf32", "matmul operands are f32 or bf16 (model.precision)"),
-    ("optim", "the optimizer is AdamW"),
-    ("optimizer", "the optimizer is AdamW"),
+    ("optim", OPTIMIZER),
+    ("optimizer", OPTIMIZER),
     ("report_to", LOGGED),
     ("wandb", LOGGED),
     ("use_wandb", LOGGED),
@@ -302,6 +302,8 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("do_eval", "the command says what is done"),
 ];
 
+/// What replaces the choice of an optimizer.
+const OPTIMIZER: &str = "the optimizer is AdamW, with train.lr and train.weight_decay";
 const LOGGED: &str =
     "metrics.jsonl, TensorBoard events and report.html are always written; docs/hub.md logs them to W&B";
 const PUSHED: &str = "nothing is uploaded by a run; docs/hub.md has the line that uploads its folder";
