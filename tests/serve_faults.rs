@@ -267,7 +267,7 @@ fn what_cannot_be_served_is_told_before_a_weight_is_read() {
     let server = Server::start(&[]);
     let port = server.address.rsplit(':').next().expect("a port");
     for (options, told) in [
-        (&["--port", port][..], "error: cannot listen at 127.0.0.1, port "),
+        (&["--port", port][..], "error: cannot listen on 127.0.0.1, port "),
         (&["--port", "0", "--api-key", " "], "error: the API key is empty; give --api-key KEY, or unset WEFT_API_KEY"),
         (&["--port", "0", "--batch-size", "0"], "error: --batch-size 0: give at least 1"),
         (

@@ -117,7 +117,7 @@ impl Serve {
         let closing = serving.clone();
         signals::on_stop(move || {
             closing.queue.close();
-            tell!("finishing what has been asked; a second signal stops at once");
+            tell!("finishing the accepted requests; a second signal stops at once");
         });
         say!("weft serves {} at http://{address}", serving.names.join(", "));
         if !quiet {
@@ -158,7 +158,7 @@ impl Serve {
     fn listen(&self) -> Result<(TcpListener, SocketAddr)> {
         let (host, port) = (self.host.trim_matches(['[', ']']), self.port);
         let cannot = |e: std::io::Error| {
-            Error::Usage(format!("cannot listen at {host}, port {port}: {e}; give another --host or --port"))
+            Error::Usage(format!("cannot listen on {host}, port {port}: {e}; give another --host or --port"))
         };
         let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(cannot)?.collect();
         let listener = TcpListener::bind(&*addresses).map_err(cannot)?;

@@ -196,7 +196,7 @@ mod tests {
         for (i, (arm, reference)) in all.iter().enumerate() {
             assert!(Arm::named(arm).is_some() && Arm::named(reference).is_some(), "{arm} - {reference}");
             assert_ne!(arm, reference);
-            assert!(!all[..i].contains(&(arm, reference)), "{arm} - {reference} stands there twice");
+            assert!(!all[..i].contains(&(arm, reference)), "{arm} - {reference} is listed twice");
         }
         let longest = ARMS.iter().map(|arm| arm.references.len()).max();
         assert_eq!(longest, Some(3), "pairs() goes through so many references");

@@ -129,7 +129,7 @@ impl Door {
         });
         let message = match given {
             Some(given) if are_equal(given, key) => return Ok(()),
-            Some(_) => "the API key is another one; send the server's as Authorization: Bearer KEY",
+            Some(_) => "the API key is wrong; send the server's as Authorization: Bearer KEY",
             None => "the API key is missing; send it as Authorization: Bearer KEY",
         };
         Err(Refusal::new(401, message).with_code("invalid_api_key"))

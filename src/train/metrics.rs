@@ -1,6 +1,7 @@
 //! What a run reports while it trains: metrics.jsonl, with a line per step and per evaluation; the same numbers for
 //! TensorBoard; and the progress on the terminal.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, remove_dir, remove_file};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub(crate) struct Metrics {
     num_steps: u64,
     last_line: Instant,
     pace: Pace,
+    /// The steps and tasks whose scores an earlier part of the run wrote.
+    scored: HashSet<(u64, String)>,
 }
 
 impl Metrics {
@@ -78,7 +81,9 @@ impl Metrics {
         progress.begin(Unit::Steps, Some(num_steps));
         progress.set_position(step);
         let pace = Pace::new(num_steps, eval_every);
-        let metrics = Self { path, file, events, progress, num_steps, last_line: Instant::now(), pace };
+        let scored = kept.iter().filter_map(|line| Some((line["step"].as_u64()?, line["task"].as_str()?.to_owned())));
+        let scored = scored.collect();
+        let metrics = Self { path, file, events, progress, num_steps, last_line: Instant::now(), pace, scored };
         Ok((metrics, Earlier::of(&kept, best_by)))
     }
 
@@ -140,11 +145,14 @@ impl Metrics {
         Ok(())
     }
 
-    /// Reports a score on a task.
+    /// Reports a score on a task. A run that resumes at the step of a score computes it again; the log has it once.
     ///
     /// # Errors
     /// A file that can't be written.
     pub fn scored(&mut self, step: u64, epoch: f64, score: &TaskScore) -> Result<()> {
+        if !self.scored.insert((step, score.task.clone())) {
+            return Ok(());
+        }
         let mut line = json!({ "step": step, "epoch": epoch });
         let fields = line.as_object_mut().expect("it is an object");
         fields.extend(score.to_json().as_object().expect("a score is an object").clone());
