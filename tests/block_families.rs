@@ -7,13 +7,12 @@ mod plain;
 mod scratch;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use fixtures::{QWEN2, QWEN3, stdout};
 use serde_json::{Value, json};
 use weft::model::batch::{AttentionKind, Batch};
 use weft::model::block::Transformer;
-use weft::model::checkpoint;
 use weft::model::config::ModelConfig;
 use weft::model::facts::Overrides;
 use weft::sampler::generate::{Attention, Prompt, Sampling, generate};
@@ -108,23 +107,9 @@ fn what_their_files_leave_open_is_known_of_the_family() {
     assert!(error.to_string().contains("a mixture of experts, which is not supported"), "{error}");
 }
 
-/// A random model in which no gain is 1 and no bias 0.
+/// A random model of these fields.
 fn random(fields: &Value) -> Transformer {
-    let fields = with(fields.clone(), json!({ "mask_token_id": 159 }));
-    let config = ModelConfig::parse(&fields.to_string(), Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"));
-    let mut model = checkpoint::fresh(&config, 7);
-    for param in &mut model.params {
-        let is_bias = param.name.ends_with(".bias");
-        for (i, x) in param.weight.make_trainable().iter_mut().enumerate() {
-            let wave = ((i * 7 + param.name.len()) as f32 * 0.7).sin();
-            *x = match (param.shape.len(), is_bias) {
-                (1, true) => 0.4 * wave,
-                (1, false) => 1.0 + 0.4 * wave,
-                _ => *x * 6.0,
-            };
-        }
-    }
-    model
+    plain::random(&with(fields.clone(), json!({ "mask_token_id": 159 }))).0
 }
 
 #[test]

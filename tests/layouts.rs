@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fixtures::{IDS, assert_close, disturb, load, logits, read};
+use plain::random;
 use scratch::folder;
 use serde_json::{Value, json};
 use weft::base::Base;
@@ -16,7 +17,6 @@ use weft::merge;
 use weft::model::batch::{Batch, Targets};
 use weft::model::block::Transformer;
 use weft::model::checkpoint::{self, load_with};
-use weft::model::config::ModelConfig;
 use weft::model::facts::Overrides;
 use weft::model::lora::{self, LoraConfig};
 use weft::train::optimizer::Optimizer;
@@ -44,24 +44,6 @@ fn fields(model_type: &str, changes: Value) -> Value {
         }
     }
     fields
-}
-
-/// A model of numbers large enough for every part of the layout to count: no gain is 1, no bias 0.
-fn random(fields: &Value) -> (Transformer, ModelConfig) {
-    let config = ModelConfig::parse(&fields.to_string(), Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"));
-    let mut model = checkpoint::fresh(&config, 7);
-    for param in &mut model.params {
-        let is_bias = param.name.ends_with(".bias");
-        for (i, x) in param.weight.make_trainable().iter_mut().enumerate() {
-            let wave = ((i * 7 + param.name.len()) as f32 * 0.7).sin();
-            *x = match (param.shape.len(), is_bias) {
-                (1, true) => 0.4 * wave,
-                (1, false) => 1.0 + 0.4 * wave,
-                _ => *x * 6.0,
-            };
-        }
-    }
-    (model, config)
 }
 
 /// A random model's folder, stored as f32.

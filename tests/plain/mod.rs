@@ -4,12 +4,34 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use std::ops::Range;
+use std::path::Path;
 
+use serde_json::Value;
 use weft::model::block::{Linear, ParamId, Transformer};
+use weft::model::checkpoint;
+use weft::model::config::ModelConfig;
 use weft::sampler::cache::Caching;
 use weft::sampler::generate::Sampling;
 
 type Matrix = Vec<Vec<f64>>;
+
+/// A model of numbers large enough for every part of the layout to count: no gain is 1, no bias 0.
+pub fn random(fields: &Value) -> (Transformer, ModelConfig) {
+    let config = ModelConfig::parse(&fields.to_string(), Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"));
+    let mut model = checkpoint::fresh(&config, 7);
+    for param in &mut model.params {
+        let is_bias = param.name.ends_with(".bias");
+        for (i, x) in param.weight.make_trainable().iter_mut().enumerate() {
+            let wave = ((i * 7 + param.name.len()) as f32 * 0.7).sin();
+            *x = match (param.shape.len(), is_bias) {
+                (1, true) => 0.4 * wave,
+                (1, false) => 1.0 + 0.4 * wave,
+                _ => *x * 6.0,
+            };
+        }
+    }
+    (model, config)
+}
 
 /// A pass over a sequence.
 pub struct Pass {
