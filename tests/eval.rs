@@ -1,35 +1,15 @@
 //! `weft eval` and `weft score` as their users meet them: the formats of generations, errors with file and line, and
 //! figures that stay the same when generations are scored again.
 
+mod commands;
 mod scratch;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
+use commands::{printed, refused};
 use scratch::folder;
 use serde_json::{Value, json};
-
-fn weft(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
-}
-
-/// What a command prints that succeeds.
-fn printed(folder: &Path, args: &[&str]) -> String {
-    let output = weft(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-/// The error's one line, after exit status 2.
-fn refused(folder: &Path, args: &[&str]) -> String {
-    let output = weft(folder, args);
-    let text = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    let [line] = text.lines().collect::<Vec<_>>()[..] else { panic!("{args:?} takes more than a line: {text}") };
-    line.to_owned()
-}
 
 fn write(folder: &Path, file: &str, text: impl AsRef<[u8]>) {
     fs::write(folder.join(file), text).expect("the file is written");

@@ -1,36 +1,18 @@
 //! Tasks as their users meet them: short answers, task files and their errors, several tasks in one command, and a recipe that
 //! is scored on two. Choices are in `choices.rs`, programs in `code_sandbox.rs`.
 
+mod commands;
 mod scratch;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
+use commands::{printed, refused, weft};
 use scratch::folder;
 use serde_json::{Value, json};
 use weft::eval::Task;
 use weft::eval::any_task::AnyTask;
 use weft::eval::text_answer::{f1, last_number, normalized, short};
-
-fn weft(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
-}
-
-fn printed(folder: &Path, args: &[&str]) -> String {
-    let output = weft(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-fn refused(folder: &Path, args: &[&str]) -> String {
-    let output = weft(folder, args);
-    let text = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    let [line] = text.lines().collect::<Vec<_>>()[..] else { panic!("{args:?} takes more than a line: {text}") };
-    line.to_owned()
-}
 
 fn write(folder: &Path, file: &str, text: &str) {
     fs::write(folder.join(file), text).expect("the file is written");
