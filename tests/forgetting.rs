@@ -1,13 +1,14 @@
 //! `weft reproduce` with LIFT and in blocks, and what training on one task costs elsewhere: the report's numbers are those of
 //! `weft train` and `weft eval`, and a killed comparison ends as an unbroken one.
 
+mod killed;
 mod scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
+use killed::killed_until_done;
 use serde_json::{Value, json};
 use weft::base::Base;
 use weft::data::row_range::RowRange;
@@ -252,23 +253,8 @@ fn a_killed_comparison_in_blocks_ends_as_an_unbroken_one() {
     let small = "reproduce.arms=[\"lift-time\", \"weft-blockwise\", \"weft-bd3lm\"]";
     let asked = ["reproduce", "study.toml", "--set", small];
     done(&whole, &asked);
-    let mut kills = 0;
-    for millis in (300..).step_by(400) {
-        let asked = [&asked[..], &["--resume", "--set", "reproduce.parallel_runs=2"]].concat();
-        let mut command = command(&broken, &asked);
-        let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program starts");
-        let deadline = Instant::now() + Duration::from_millis(millis);
-        while child.try_wait().expect("the program can be asked").is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        if let Some(status) = child.try_wait().expect("the program can be asked") {
-            assert!(status.success());
-            break;
-        }
-        child.kill().expect("the program can be killed");
-        child.wait().expect("the program ends");
-        kills += 1;
-    }
+    let asked = [&asked[..], &["--resume", "--set", "reproduce.parallel_runs=2"]].concat();
+    let kills = killed_until_done(|| command(&broken, &asked));
     assert!(kills > 0, "it was never killed");
     let report = |folder: &Path| json_of(&folder.join("runs/study/report.json"));
     assert_eq!(report(&broken), report(&whole));

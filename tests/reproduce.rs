@@ -1,12 +1,13 @@
 //! `weft reproduce`: what is done isn't done again, a killed comparison ends as an unbroken one, the report's numbers
 //! are those of its runs.
 
+mod killed;
 mod scratch;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
+use killed::killed_until_done;
 use serde_json::Value;
 
 const RECIPE: &str = r#"
@@ -73,25 +74,7 @@ fn a_killed_comparison_ends_as_an_unbroken_one() {
     let output = weft(&whole, &[]);
     assert!(output.status.success(), "{}", stderr(&output));
     // Killed again and again while it has not ended, each time a little later; runs two at a time.
-    let mut kills = 0;
-    for millis in (300..).step_by(400) {
-        let mut child = command(&broken, &["--set", "reproduce.parallel_runs=2"])
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let deadline = Instant::now() + Duration::from_millis(millis);
-        while child.try_wait().expect("the program can be asked").is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        if let Some(status) = child.try_wait().expect("the program can be asked") {
-            assert!(status.success());
-            break;
-        }
-        child.kill().expect("the program can be killed");
-        child.wait().expect("the program ends");
-        kills += 1;
-    }
+    let kills = killed_until_done(|| command(&broken, &["--set", "reproduce.parallel_runs=2"]));
     assert!(kills > 0, "it was never killed");
     assert_eq!(report(&broken), report(&whole));
     // Nothing is left to do, and rows and checkpoints are gone.
