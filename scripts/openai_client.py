@@ -12,15 +12,9 @@ import sys
 
 import openai
 
-CHECKS = 0
+from checks import check, report
+
 ASKED = {"model": "tiny-base", "messages": [{"role": "user", "content": "What is 7 + 5?"}], "max_tokens": 16}
-
-
-def check(holds, what):
-    global CHECKS
-    CHECKS += 1
-    if not holds:
-        sys.exit(f"failed: {what}")
 
 
 def tell(what, answer):
@@ -110,7 +104,7 @@ def main():
     finally:
         server.terminate()
     check(server.wait(60) == 0, "SIGTERM ends the server in peace")
-    print(f"{CHECKS} passed, 0 failed")
+    report()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import sys
 from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from checks import check, report
+
 RECIPE = """
 [data]
 train = "rows.jsonl"
@@ -55,14 +57,6 @@ name = "a-setting-of-many-letters"
 # A name that is longer than a phone's line.
 LONG = "a-run-with-a-name-that-is-longer-than-the-line-of-a-phone"
 SCREENS = [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
-CHECKS = 0
-
-
-def check(holds, what):
-    global CHECKS
-    CHECKS += 1
-    if not holds:
-        sys.exit(f"failed: {what}")
 
 
 def run(weft, *arguments, cwd):
@@ -229,7 +223,7 @@ def main():
         charts(browser, folder / "study")
         browser.close()
     events(folder / "run")
-    print(f"{CHECKS} passed, 0 failed")
+    report()
 
 
 if __name__ == "__main__":

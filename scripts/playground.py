@@ -16,6 +16,8 @@ import time
 
 from playwright.sync_api import sync_playwright
 
+from checks import check, report
+
 RECIPE = """
 [data]
 train = "rows.jsonl"
@@ -25,14 +27,6 @@ max_steps = 4
 micro_batch_size = 2
 lr = 1e-2
 """
-CHECKS = 0
-
-
-def check(holds, what):
-    global CHECKS
-    CHECKS += 1
-    if not holds:
-        sys.exit(f"failed: {what}")
 
 
 def wait(page, expression, seconds=120):
@@ -199,7 +193,7 @@ def main():
     finally:
         server.terminate()
     check(server.wait(60) == 0, "SIGTERM ends the server in peace")
-    print(f"{CHECKS} passed, 0 failed")
+    report()
 
 
 if __name__ == "__main__":
