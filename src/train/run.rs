@@ -110,14 +110,10 @@ pub fn train(
     trainer: &mut Trainer,
     (held_out, output): (&[Example], &Path),
     recipe: &Resolved,
-    Options { resume, quiet }: Options,
+    options: Options,
     mut observe: impl FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<Summary> {
-    if trainer.ranks.is_first() {
-        check_output(output, resume)?;
-    }
-    let progress = if quiet { Progress::hidden() } else { Progress::shown() };
-    let mut run = Run::open(trainer, held_out, output, recipe.clone(), progress)?.observed(&mut observe);
+    let mut run = Run::start(trainer, (held_out, output), recipe, options)?.observed(&mut observe);
     run.advance(trainer, trainer.num_steps())?;
     run.finish(trainer)
 }
@@ -145,6 +141,20 @@ pub struct Run<'a> {
 pub type Observe<'a> = &'a mut dyn FnMut(&StepReport) -> ControlFlow<()>;
 
 impl<'a> Run<'a> {
+    /// Opens a folder like [`Run::open`], once it is known to be empty or, to resume, to hold a run.
+    pub(super) fn start(
+        trainer: &mut Trainer,
+        (held_out, output): (&'a [Example], &'a Path),
+        recipe: &Resolved,
+        Options { resume, quiet }: Options,
+    ) -> Result<Self> {
+        if trainer.ranks.is_first() {
+            check_output(output, resume)?;
+        }
+        let progress = if quiet { Progress::hidden() } else { Progress::shown() };
+        Self::open(trainer, held_out, output, recipe.clone(), progress)
+    }
+
     /// Opens a folder. A run in it resumes from its newest checkpoint, which is loaded into the trainer; in an empty
     /// folder a run begins.
     ///

@@ -5,11 +5,10 @@ use std::path::Path;
 
 use super::Trainer;
 use super::resolved::Resolved;
-use super::run::{Observe, Options, Run, Summary, check_output};
+use super::run::{Observe, Options, Run, Summary};
 use crate::data::Example;
 use crate::error::Result;
 use crate::eval::task_score::TaskScore;
-use crate::progress::Progress;
 
 /// Scores a model that is being trained.
 pub type Score<'a> = &'a mut dyn FnMut(&Trainer) -> Result<Vec<TaskScore>>;
@@ -24,23 +23,20 @@ pub struct Scoring<'a> {
     pub score: Score<'a>,
 }
 
-/// Trains like [`super::run::train`], observer included, and writes the scores into the log. The end of a run that ends early is scored too.
+/// Trains like [`super::run::train`], observer included, and writes the scores into the log. The end of a run that ends early is
+/// scored too.
 ///
 /// # Errors
 /// Those of [`super::run::train`] and of the scoring.
 pub fn train_scored(
     trainer: &mut Trainer,
-    (held_out, output): (&[Example], &Path),
+    rows_and_folder: (&[Example], &Path),
     recipe: &Resolved,
-    Options { resume, quiet }: Options,
+    options: Options,
     (scoring, observe): (Scoring, Observe),
 ) -> Result<Summary> {
-    if trainer.ranks.is_first() {
-        check_output(output, resume)?;
-    }
     let num_steps = trainer.num_steps();
-    let progress = if quiet { Progress::hidden() } else { Progress::shown() };
-    let mut run = Run::open(trainer, held_out, output, recipe.clone(), progress)?.observed(observe);
+    let mut run = Run::start(trainer, rows_and_folder, recipe, options)?.observed(observe);
     if trainer.step == 0 {
         run.scored(trainer, scoring.before)?;
     }
