@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from checks import check, report
+from contrast import readable, readable_at_most
 
 RECIPE = """
 [data]
@@ -56,7 +57,7 @@ name = "a-setting-of-many-letters"
 """
 # A name that is longer than a phone's line.
 LONG = "a-run-with-a-name-that-is-longer-than-the-line-of-a-phone"
-SCREENS = [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
+SCREENS = [("light", 1280), ("dark", 1280), ("light", 1100), ("dark", 1100), ("light", 390), ("dark", 390)]
 
 
 def run(weft, *arguments, cwd):
@@ -76,6 +77,12 @@ def make_pages(weft, folder):
     run(weft, "train", "recipe.toml", "--set", "train.lr=1e-4", "--set", "train.output=slow", cwd=folder)
     run(weft, "train", "recipe.toml", "--set", "train.lr=5e-4", "--set", f"train.output={LONG}", cwd=folder)
     run(weft, "compare", "run", "slow", LONG, cwd=folder)
+    # Six runs, of which four have other held-out rows, and seven settings that differ.
+    for name in ["rank-2", "rank-4", "rank-16", "rank-32"]:
+        changes = [f"train.output={name}", f"model.lora_rank={name[5:]}", "data.held_out_rows=1", "train.warmup_steps=2",
+                   "train.max_grad_norm=0.5", "objective.kind=sft", "sampler.gen_length=16", "sampler.diffusion_steps=16"]
+        run(weft, "train", "recipe.toml", *(part for change in changes for part in ["--set", change]), cwd=folder)
+    run(weft, "compare", "run", "slow", "rank-2", "rank-4", "rank-16", "rank-32", "--out", "six.html", cwd=folder)
     (folder / "study.toml").write_text(STUDY)
     run(weft, "reproduce", "study.toml", cwd=folder)
     run(weft, "inspect", "--model", "tiny-base", "--text", "answer.txt", "--prompt", hostile, cwd=folder)
@@ -100,6 +107,24 @@ def fits(page, name):
     check(not cells, f"{name}: {cells} beyond the screen")
     wrong = [label for svg in page.locator("svg").all() for label in svg.evaluate(LABELS)]
     check(not wrong, f"{name}: labels {wrong}")
+    broken = page.evaluate(BROKEN)
+    check(not broken, f"{name}: {broken} broken within a word")
+
+
+# Names of tables that a line's end breaks within a word: a range over the letters between two places to break has two lines.
+BROKEN = """() => innerWidth < 704 ? [] : [...document.querySelectorAll("th, td:first-child")].flatMap((cell) => {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  const broken = [];
+  while (walker.nextNode()) {
+    for (const word of walker.currentNode.textContent.matchAll(/[^\\s-]+/g)) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, word.index);
+      range.setEnd(walker.currentNode, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) broken.push(word[0]);
+    }
+  }
+  return broken;
+})"""
 
 
 def charts(browser, folder):
@@ -139,8 +164,28 @@ def look(browser, page_path, hovered):
         tip = page.locator("#tip").inner_text()
         check(page.locator("#tip").is_visible() and any(c.isdigit() for c in tip), f"{name}: hover tells {tip!r}")
         page.screenshot(path=page_path.with_name(f"{page_path.stem}-{scheme}-{width}.png"), full_page=True)
+        readable(page, name)
+        if hovered == ".token":
+            readable_at_most(page, name)
         check(not told, f"{name}: the console has {told}")
         page.close()
+
+
+def scrolls(browser, page_path):
+    """A table that is wider than the page has a box with a shadow, which the arrow keys scroll; reasons are told once."""
+    page = browser.new_page(viewport={"width": 800, "height": 900})
+    page.goto(page_path.resolve().as_uri())
+    check(page.locator("p.warning", has_text="can't be compared").count() == 1, "one line lists the runs")
+    widest = page.locator(".table").evaluate_all("all => all.map(box => box.scrollWidth - box.clientWidth)")
+    check(max(widest) > 0, f"no table is wider than its box: {widest}")
+    box = page.locator(".table").nth(widest.index(max(widest)))
+    check("gradient" in box.evaluate("box => getComputedStyle(box).backgroundImage"), "it has a shadow")
+    box.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    check(box.evaluate("box => box.scrollLeft") > 0, "the arrow keys scroll it")
+    page.screenshot(path=page_path.with_name("six-scrolled.png"), full_page=True)
+    page.close()
 
 
 def slider(browser, page_path):
@@ -217,6 +262,8 @@ def main():
         look(browser, folder / "entropy.html", ".token")
         slider(browser, folder / "entropy.html")
         look(browser, folder / "compare.html", "svg circle")
+        look(browser, folder / "six.html", "svg circle")
+        scrolls(browser, folder / "six.html")
         colours(browser, folder / "entropy.html")
         points(browser, folder / "run/report.html")
         points(browser, folder / "compare.html")

@@ -17,6 +17,7 @@ import time
 from playwright.sync_api import sync_playwright
 
 from checks import check, report
+from contrast import readable, readable_at_most
 
 RECIPE = """
 [data]
@@ -83,6 +84,7 @@ def look(browser, address, folder):
         denoise(page)
         wait(page, "Number(document.querySelector('.step').max) >= 8")
         page.screenshot(path=folder / f"playground-{scheme}-{width}-live.png", full_page=True)
+        readable(page, f"{name}, live")
         wait_until_done(page, 2)
         page.locator(".token").nth(2).click()
         check("confidence" in page.locator(".facts").first.inner_text(), f"{name}: a token tells its confidence")
@@ -92,6 +94,9 @@ def look(browser, address, folder):
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         check((paper == "rgb(255, 255, 255)") == (scheme == "light"), f"{name}: paper is {paper}")
         page.screenshot(path=folder / f"playground-{scheme}-{width}.png", full_page=True)
+        readable(page, name)
+        page.locator(".step").first.fill("0")
+        readable_at_most(page, name)
         check(not page.told, f"{name}: the console has {page.told}")
         page.close()
 
@@ -109,7 +114,7 @@ def replay(page):
     slider.fill("0")
     title = page.locator(".token").first.get_attribute("title")
     check("masked, entropy" in title, f"a masked token tells its entropy: {title}")
-    shares = page.locator(".pane").first.locator(".token").evaluate_all("all => all.map(token => token.style.background)")
+    shares = page.locator(".pane").first.locator(".token").evaluate_all("all => all.map(token => getComputedStyle(token).backgroundColor)")
     check(len(set(shares)) > 1, "colours differ")
     page.locator(".play").first.click()
     wait(page, "document.querySelector('.step').value === document.querySelector('.step').max")

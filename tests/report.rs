@@ -80,6 +80,7 @@ fn a_runs_page_has_its_curves_and_answers_as_text() {
     let page = read(&folder, "run/report.html");
     assert_data_is_text(&page, 1);
     assert!(page.contains(&as_html(HOSTILE)), "the row's answer is shown");
+    assert!(page.contains("<title>run: weft on tiny-base</title>"), "runs have titles of their own");
     assert_eq!(page.matches("<svg").count(), 9);
     for fact in
         ["training examples</dt><dd>8, 0 of them cut", "machine</dt><dd>", "device</dt><dd>", "lowest held-out loss"]
@@ -130,12 +131,15 @@ fn what_is_left_out_of_the_rows_is_told() {
     assert!(shown.contains("1 row skipped: the answer is empty (the first in rows.jsonl:5)"), "{shown}");
     let cells = |cells: [&str; 6]| {
         let names =
-            ["", " data-name=\"used\"", " data-name=\"rows\"", " data-name=\"skipped\"", " data-name=\"gives\""];
+            ["", " data-name=\"used for\"", " data-name=\"rows\"", " data-name=\"skipped\"", " data-name=\"gives\""];
         let names = names.into_iter().chain([" data-name=\"answers cut\""]);
         names.zip(cells).map(|(name, cell)| format!("<td{name}>{cell}</td>")).collect::<String>()
     };
-    assert!(page.contains(&cells(["rows.jsonl", "training", "5", "2", "3 examples", "1"])), "{page}");
-    assert!(page.contains(&cells(["held-out.jsonl [0:2]", "held out", "2", "1", "1 example", "0"])), "{page}");
+    assert!(page.contains(&cells(["rows.<wbr>jsonl", "training", "5", "2", "3 examples", "1"])), "{page}");
+    assert!(
+        page.contains(&cells(["held-out.<wbr>jsonl [0:2]", "held-out evaluation", "2", "1", "1 example", "0"])),
+        "{page}"
+    );
     assert!(
         card.contains("- rows.jsonl: 3 examples\n") && card.contains("- held-out.jsonl [0:2]: 1 example, held out\n")
     );

@@ -10,10 +10,10 @@ use weft::files::write_whole;
 use weft::hub::name_and_revision;
 use weft::model::settings::Trainable;
 use weft::recipe::Recipe;
+use weft::report::rows::SourceRows;
 use weft::report::visible::visible;
 
 use super::results::Results;
-use super::rows;
 
 /// The card's file name.
 const CARD: &str = "README.md";
@@ -42,13 +42,11 @@ fn card(experiment: &Experiment, base: &str, results: &Results) -> String {
          the objective {kind}.{from}\n\n## Data\n\n",
         env!("CARGO_PKG_VERSION")
     );
-    let train = experiment.train.parts.iter().map(|part| (part, ""));
-    let held_out = experiment.held_out.iter().flat_map(|mixed| &mixed.parts).map(|part| (part, ", held out"));
-    for (part, used) in train.chain(held_out) {
-        card += &format!("- {}: {}{used}\n", part.name, part.how_many());
-        let left_out = rows::left_out(part, recipe.data.max_seq_len.0);
+    for source in SourceRows::of(&experiment.train, experiment.held_out.as_ref(), recipe.data.max_seq_len.0) {
+        let used = if source.is_held_out { ", held out" } else { "" };
+        card += &format!("- {}: {}{used}\n", source.name, source.gives);
         // A reason may name what a row holds, and Markdown would take that for tags.
-        left_out.iter().for_each(|remark| card += &format!("  - {}\n", visible(remark).replace('<', "\\<")));
+        source.left_out.iter().for_each(|remark| card += &format!("  - {}\n", visible(remark).replace('<', "\\<")));
     }
     card += "\n## Results\n\n| | |\n|---|---|\n";
     for (name, value) in results.rows() {
@@ -62,17 +60,14 @@ fn card(experiment: &Experiment, base: &str, results: &Results) -> String {
     card
 }
 
-/// The settings of a recipe that differ from their defaults, and what decides the run whatever the defaults become.
+/// The settings of a recipe that differ from their defaults, as TOML.
 fn settings(recipe: &Recipe) -> String {
     let resolved = recipe.resolved();
-    let always = [("model", "path"), ("objective", "kind"), ("train", "lr"), ("train", "epochs"), ("train", "seed")];
     let mut text = String::new();
     for (table, keys) in resolved.recipe.as_object().into_iter().flatten() {
         let empty = Map::new();
-        let is_told = |(key, value): &(&String, &Value)| {
-            let differs = resolved.defaults[table][key.as_str()] != **value;
-            !value.is_null() && (differs || always.contains(&(table.as_str(), key.as_str())))
-        };
+        let is_told =
+            |(key, value): &(&String, &Value)| !value.is_null() && resolved.defaults[table][key.as_str()] != **value;
         let told: Vec<String> = keys.as_object().unwrap_or(&empty).iter().filter(is_told).map(line).collect();
         if !told.is_empty() {
             text += &format!("[{table}]\n{}\n", told.concat());

@@ -9,8 +9,6 @@ use weft::train::entropy_reuse::Drift;
 use weft::train::guard::Skipped;
 use weft::train::run::Summary;
 
-use super::rows;
-
 /// The relative change of the held-out loss below which it counts as unchanged.
 const HARDLY: f64 = 0.01;
 
@@ -127,14 +125,6 @@ impl Results<'_> {
             facts.push(row("ranks", self.experiment.ranks.size().to_string()));
         }
         facts
-    }
-
-    /// What the run leaves out of its rows, for the report; the held-out rows come last.
-    pub fn remarks(&self) -> Vec<String> {
-        let Experiment { train, held_out, recipe, .. } = self.experiment;
-        let of = |part| rows::left_out(part, recipe.data.max_seq_len.0);
-        let held_out = held_out.iter().flat_map(|mixed| &mixed.parts).flat_map(of);
-        train.parts.iter().flat_map(of).chain(held_out.map(|remark| format!("held out: {remark}"))).collect()
     }
 
     /// The number of skipped steps as text; `None` if none was skipped.

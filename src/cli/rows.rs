@@ -2,14 +2,13 @@
 
 use serde_json::{Value, json};
 use weft::counted::{counted, verb};
-use weft::data::notes::{Notes, Skipped};
+use weft::data::notes::Notes;
 use weft::data::shared_rows::SharedRows;
 use weft::data::{Dataset, Mixed, Part};
 use weft::experiment::Experiment;
 use weft::model::config::ModelConfig;
 use weft::model::positions::Beyond;
 use weft::recipe::{Recipe, RunSize};
-use weft::report::table::Table;
 
 /// The indentation of the lines in which `weft train` describes the rows.
 pub const INDENT: &str = "           ";
@@ -108,37 +107,6 @@ pub fn lines_of_options(notes: &Notes) -> Vec<String> {
     let of_option =
         |line: String| line.replace("data.special_tokens", "--special-tokens").replace(" (data.train_on)", "");
     notes.lines().into_iter().map(of_option).collect()
-}
-
-/// The counts of a run's rows for its report, with one source per row.
-pub fn table(train: &Mixed, held_out: Option<&Mixed>) -> Table {
-    let head = ["", "used", "rows", "skipped", "gives", "answers cut"].map(str::to_owned).to_vec();
-    let row = |(part, used): (&Part, &str)| {
-        let [rows, skipped, cut] = [part.notes.rows, part.notes.num_skipped(), part.truncated].map(|n| n.to_string());
-        vec![part.name.clone(), used.to_owned(), rows, skipped, part.how_many(), cut]
-    };
-    let held_out = held_out.iter().flat_map(|mixed| &mixed.parts).map(|part| row((part, "held out")));
-    let rows = train.parts.iter().map(|part| row((part, "training"))).chain(held_out);
-    Table { title: "rows".to_owned(), rows: [head].into_iter().chain(rows).collect(), note: String::new() }
-}
-
-/// What a run leaves out of a source: skipped rows and answers, with the reasons, and the ends of answers that are cut at the
-/// given number of tokens.
-pub fn left_out(part: &Part, max_seq_len: usize) -> Vec<String> {
-    let Notes { rows, skipped, skipped_answers, first_cut, cut_rows, .. } = &part.notes;
-    let because = |what: String, reason: &str, first: &str| format!("{what} skipped: {reason} (the first in {first})");
-    let of_rows = skipped.iter().map(|(reason, Skipped { count, first })| {
-        because(format!("{count} of {}", counted(*rows, "row")), reason, first)
-    });
-    let of_answers = skipped_answers
-        .iter()
-        .map(|(reason, Skipped { count, first })| because(counted(*count, "answer"), reason, first));
-    let cut = (part.truncated > 0 && part.documents == 0).then(|| {
-        let more = if *cut_rows > first_cut.len() { ", ..." } else { "" };
-        let answers = counted(part.truncated, "answer");
-        format!("{answers} cut at {max_seq_len} tokens (in {}{more})", first_cut.join(", "))
-    });
-    of_rows.chain(of_answers).chain(cut).collect()
 }
 
 /// The rows as one JSON object: the counts of each source that is trained on and held out.

@@ -19,6 +19,7 @@ use weft::parallel::Ranks;
 use weft::parallel::session::{has_room_beside, ranks_here};
 use weft::plan::{Plan, Planner, Stored};
 use weft::recipe::{Recipe, RunSize};
+use weft::report::rows::{SourceRows, table};
 use weft::report::training::{self, Contents, Sample};
 use weft::reproduce::study;
 use weft::sampler::generate::Sampling;
@@ -177,11 +178,13 @@ impl Train {
     fn finish(&self, results: &Results, (samples, sampler): (&[Sample], &str)) -> Result<ExitCode> {
         let Experiment { recipe, train, held_out, .. } = results.experiment;
         let output = &recipe.train.output;
+        let sources = SourceRows::of(train, held_out.as_ref(), recipe.data.max_seq_len.0);
+        let remarks: Vec<String> = sources.iter().flat_map(SourceRows::remarks).collect();
         let contents = Contents {
             results: &results.rows(),
             facts: &results.facts(),
-            rows: &rows::table(train, held_out.as_ref()),
-            remarks: &results.remarks(),
+            rows: &table(&sources),
+            remarks: &remarks,
             samples,
             sampler,
         };

@@ -89,12 +89,9 @@ pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) 
          <p class=\"options\"><label>colour <select id=\"colour\"><option value=\"zero\">entropy, from 0</option>\
          <option value=\"lowest\">entropy, from the lowest</option><option value=\"rate\">rate at time t</option>\
          </select></label> <label>t <input id=\"t\" type=\"range\" min=\"0.01\" max=\"0.99\" step=\"0.01\" value=\"0.5\">\
-         <output id=\"t-shown\">0.50</output></label></p>\n<div class=\"scale\" style=\"background:linear-gradient(90deg,\
-         {},{})\"></div><p class=\"note ends\"><span id=\"low\">0 nats</span><span id=\"high\">{largest:.2} nats</span></p>\n",
+         <output id=\"t-shown\">0.50</output></label></p>\n<div class=\"scale\"></div><p class=\"note ends\"><span id=\"low\">0 nats</span><span id=\"high\">{largest:.2} nats</span></p>\n",
         escape(&title),
-        escape(name.as_str().unwrap_or_default()),
-        colour(0.0),
-        colour(1.0)
+        escape(name.as_str().unwrap_or_default())
     );
     for (i, text) in texts.iter().enumerate() {
         let count = text.tokens.len();
@@ -117,7 +114,8 @@ pub fn entropy_page(model: &str, texts: &[InspectedText], transform: Transform) 
 fn tokens(text: &InspectedText, largest: f32) -> String {
     let mut html = String::new();
     for ((token, entropy), r) in text.tokens.iter().zip(&text.token_entropy).zip(&text.relative_uncertainty) {
-        let share = if largest > 0.0 { entropy / largest } else { 0.0 };
+        // The page's style turns it into a colour on which text is readable in both schemes.
+        let share = if largest > 0.0 { (entropy / largest).clamp(0.0, 1.0) } else { 0.0 };
         let ShownToken { text: token, part: [part, parts] } = token;
         let shown = if token.trim_matches(' ').is_empty() { token.replace(' ', "\u{b7}") } else { token.clone() };
         // A line break is shown as a sign and also breaks the line.
@@ -129,18 +127,12 @@ fn tokens(text: &InspectedText, largest: f32) -> String {
         let of_parts = if *parts > 1 { format!(" data-part=\"{part} of {parts}\"") } else { String::new() };
         let _ = write!(
             html,
-            "<span class=\"token\" style=\"background:{}\" data-h=\"{entropy:.4}\" data-r=\"{r:.4}\" data-token=\"{}\"{of_parts} \
+            "<span class=\"token\" style=\"--share:{share:.3}\" data-h=\"{entropy:.4}\" data-r=\"{r:.4}\" data-token=\"{}\"{of_parts} \
              data-tip=\"\">{shown}</span>",
-            colour(share),
             escape(token)
         );
     }
     html
-}
-
-/// The background colour of an entropy: from transparent to a strong orange on which text is readable in both schemes.
-fn colour(share: f32) -> String {
-    format!("rgba(230,120,0,{:.3})", 0.75 * share.clamp(0.0, 1.0))
 }
 
 /// Shows each token's numbers at the chosen time, and colours the tokens by the chosen quantity.

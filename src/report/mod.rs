@@ -7,6 +7,7 @@ pub(crate) mod curves;
 pub(crate) mod date;
 pub mod entropy_map;
 pub(crate) mod page;
+pub mod rows;
 pub mod table;
 pub mod training;
 pub mod visible;

@@ -18,7 +18,7 @@ const tellRates = () => {
     const rate = -Math.expm1(r * Math.log1p(-t));
     const value = byRate ? rate : Number(token.dataset.h);
     const share = to > from ? Math.min(1, Math.max(0, (value - from) / (to - from))) : 0;
-    token.style.background = `rgba(230,120,0,${(0.75 * share).toFixed(3)})`;
+    token.style.setProperty("--share", share.toFixed(3));
     const part = token.dataset.part ? `, token ${token.dataset.part}` : "";
     token.dataset.tip = `${JSON.stringify(token.dataset.token)}${part}\nentropy ${token.dataset.h} nats\nr ${token.dataset.r}\n` +
       `masked at t = ${t.toFixed(2)}: ${(100 * rate).toFixed(1)} %\nmasked over all t: ${(100 * r / (1 + r)).toFixed(1)} %`;

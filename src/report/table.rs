@@ -19,19 +19,28 @@ pub struct Table {
 const MOST_COLUMNS: usize = 3;
 
 impl Table {
-    /// The table in a page, below its title.
+    /// The table in a page, below its title. Names break at their dots and strokes only, and a table that is wider than the
+    /// page scrolls in a box of its own, also by the arrow keys.
     pub fn as_html(&self) -> String {
         let mut html = format!("<h2>{}</h2>\n", escape(&self.title));
         if let Some((head, rows)) = self.rows.split_first() {
             let stacked = if head.len() > MOST_COLUMNS { " class=\"stacked\"" } else { "" };
-            let names: String = head.iter().map(|name| format!("<th>{}</th>", escape(name))).collect();
-            let _ = writeln!(html, "<div class=\"table\"><table{stacked}>\n<thead><tr>{names}</tr></thead>\n<tbody>");
+            let names: String = head.iter().map(|name| format!("<th>{}</th>", breakable(name))).collect();
+            let _ = writeln!(
+                html,
+                "<div class=\"table\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table{stacked}>\n\
+                 <thead><tr>{names}</tr></thead>\n<tbody>",
+                escape(&self.title)
+            );
             for row in rows {
-                let cell = |(cell, name): (&String, &String)| match name.is_empty() {
-                    true => format!("<td>{}</td>", escape(cell)),
-                    false => format!("<td data-name=\"{}\">{}</td>", escape(name), escape(cell)),
+                let cell = |(i, (cell, name)): (usize, (&String, &String))| {
+                    let named =
+                        if name.is_empty() { String::new() } else { format!(" data-name=\"{}\"", escape(name)) };
+                    // The first cell is a name.
+                    let cell = if i == 0 { breakable(cell) } else { escape(cell) };
+                    format!("<td{named}>{cell}</td>")
                 };
-                let cells: String = row.iter().zip(head).map(cell).collect();
+                let cells: String = row.iter().zip(head).enumerate().map(cell).collect();
                 let _ = writeln!(html, "<tr>{cells}</tr>");
             }
             html.push_str("</tbody></table></div>\n");
@@ -41,4 +50,10 @@ impl Table {
         }
         html
     }
+}
+
+/// A name for HTML that may be broken after its dots, underscores and slashes; a browser breaks it after hyphens anyway.
+fn breakable(name: &str) -> String {
+    let parts: Vec<String> = name.split_inclusive(['.', '_', '/']).map(escape).collect();
+    parts.join("<wbr>")
 }

@@ -62,7 +62,10 @@ pub fn write(output: &Path, contents: &Contents) -> Result<()> {
         .map_err(|e| Error::Format { path: path.clone(), reason: e.to_string() })?;
     let recipe = &saved["recipe"];
     let name = |key: &Value| key.as_str().unwrap_or("-").to_owned();
-    let title = format!("{} on {}", name(&recipe["objective"]["kind"]), name(&recipe["model"]["path"]));
+    let what = format!("{} on {}", name(&recipe["objective"]["kind"]), name(&recipe["model"]["path"]));
+    // Runs that differ in a setting alone have folders of their own.
+    let folder = output.canonicalize().ok().and_then(|whole| Some(whole.file_name()?.to_string_lossy().into_owned()));
+    let title = folder.map_or_else(|| what.clone(), |folder| format!("{folder}: {what}"));
     let mut body = format!("<h1>{}</h1>\n", escape(&title));
     let when = log.when().map(|times| times.map(utc)).map(|[began, ended]| match began == ended {
         true => format!(", {began}"),
@@ -137,8 +140,7 @@ fn charts(log: &Log) -> Vec<String> {
     let titles = Titles { title: "Entropy of the answer tokens", x: "step", y: "nats" };
     let of_task = |(name, points): (String, Vec<[f64; 4]>)| Curve { name, points };
     let scores: Vec<Curve> = log.scores().into_iter().map(of_task).collect();
-    let of_scores =
-        Titles { title: "Accuracy on the tasks, with its standard error", x: "step", y: "share of the points" };
+    let of_scores = Titles { title: "Accuracy on the tasks, with its standard error", x: "step", y: "accuracy" };
     [
         one("nll of the masked tokens, unweighted", "nats per masked token", of("nll", "nll")),
         one("Loss as trained, weighted", "nats", of("loss", "loss")),

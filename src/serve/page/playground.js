@@ -144,7 +144,7 @@ class Pane {
       const behind = !token.masked && (token.filled || (this.end !== null && index >= this.end));
       span.className = ["token", token.masked && "masked", token.isNew && "new", behind && "behind", index === this.chosen && "chosen"]
         .filter(Boolean).join(" ");
-      span.style.background = `rgba(230,120,0,${(0.75 * share(token)).toFixed(3)})`;
+      span.style.setProperty("--share", share(token).toFixed(3));
       span.title = facts(token, index);
     });
     this.tell();
