@@ -263,6 +263,28 @@ fn a_recipe_is_scored_on_two_tasks_after_each_epoch() {
     for file in ["base-generations-gsm8k.json", "adapter-generations-arc.json"] {
         assert!(folder.join("run").join(file).exists(), "{file}");
     }
+    // A run that was killed after its last score takes all scores from its log: no answer is generated again.
+    let log = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("the log is there");
+    let generated = || {
+        let files = ["base-generations-gsm8k.json", "adapter-generations-arc.json"];
+        files.map(|file| fs::metadata(folder.join("run").join(file)).and_then(|m| m.modified()).expect(file))
+    };
+    let resumed = || {
+        fs::remove_file(folder.join("run/results.json")).expect("it was there");
+        printed(&folder, &["train", "recipe.toml", "--resume"]);
+        assert_eq!(read(&folder, "run/results.json")["tasks"], results["tasks"]);
+    };
+    let first = generated();
+    resumed();
+    assert_eq!(generated(), first);
+    assert_eq!(fs::read_to_string(folder.join("run/metrics.jsonl")).expect("the log is there"), log);
+    // One that was killed between a checkpoint and the score of its step computes it.
+    let without: Vec<&str> = log.lines().collect();
+    let without = without[..without.len() - 2].iter().map(|line| format!("{line}\n")).collect::<String>();
+    fs::write(folder.join("run/metrics.jsonl"), without).expect("the log can be written");
+    resumed();
+    assert!(generated()[1] > first[1] && generated()[0] == first[0], "the base's scores are known");
+    assert_eq!(scores(&folder, "run").len(), expected.len());
     // A run that was stopped after its first epoch goes on to the same scores.
     let begun = ["train", "recipe.toml", "--set", "train.output=two"];
     printed(&folder, &[&begun[..], &["--set", "train.lr_schedule=constant", "--set", "train.epochs=1"]].concat());

@@ -118,7 +118,10 @@ impl Train {
         }
         base.model.put_on(&weft::device::current());
         // 2. The base's score and answers before training.
-        let before = scores::evaluate(&experiment, (&base.model, &base.text), "base", quiet)?;
+        let before = match experiment.logged_before(self.resume)? {
+            Some(logged) => logged,
+            None => scores::evaluate(&experiment, (&base.model, &base.text), "base", quiet)?,
+        };
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
@@ -129,19 +132,15 @@ impl Train {
         }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let options = run::Options { resume: self.resume, quiet };
-        let mut after = vec![];
-        let mut score = |trainer: &Trainer| {
-            after = scores::evaluate(&experiment, (&trainer.model, &base.text), matmul, quiet)?;
-            Ok(after.clone())
-        };
+        let mut score = |trainer: &Trainer| scores::evaluate(&experiment, (&trainer.model, &base.text), matmul, quiet);
         let each_epoch = recipe.eval.is_each_epoch();
         let scoring = Scoring { before: &before, each_epoch, score: &mut score };
         let mut go_on = |_: &StepReport| ControlFlow::Continue(());
-        let summary = match experiment.tasks.is_empty() {
-            true => run::train(&mut trainer, (held_out, &output), &resolved, options, go_on),
+        let ended = match experiment.tasks.is_empty() {
+            true => run::train(&mut trainer, (held_out, &output), &resolved, options, go_on).map(|of| (of, vec![])),
             false => train_scored(&mut trainer, (held_out, &output), &resolved, options, (scoring, &mut go_on)),
         };
-        let summary = summary.map_err(|error| experiment.with_rows(error))?;
+        let (summary, after) = ended.map_err(|error| experiment.with_rows(error))?;
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);

@@ -11,7 +11,7 @@ use super::task_file::Kind;
 use super::{Accuracy, Score, Task, accuracy, text_answer};
 
 /// The two-sided quantile of the normal distribution for an interval of 95 %.
-const Z: f64 = 1.959_963_984_540_054;
+pub(crate) const Z: f64 = 1.959_963_984_540_054;
 
 /// A number beside the accuracy, in `[0, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -24,6 +24,9 @@ pub struct Metric {
     /// Its standard error over the problems.
     pub standard_error: f64,
 }
+
+/// A task's name, how its answers are scored, and the number of its problems.
+pub(crate) type Posed<'a> = (&'a str, Option<Kind>, usize);
 
 /// A task's score.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +77,30 @@ impl TaskScore {
             others,
             unsettled: task.is_choice().then(|| chosen().filter(|(chosen, _)| !chosen.is_settled()).count()),
         }
+    }
+
+    /// The score of a task with so many problems in a line that holds [`TaskScore::to_json`]; `None` if the line is of another
+    /// task or number of problems.
+    fn of_line(line: &Value, (task, kind, problems): Posed) -> Option<Self> {
+        let count = |key: &str| line[key].as_u64().map(|count| count as usize);
+        if line["task"].as_str() != Some(task) || count("problems") != Some(problems) {
+            return None;
+        }
+        let [accuracy, standard_error] = ["accuracy", "standard_error"].map(|key| line[key].as_f64());
+        let [correct, total] = ["correct", "total"].map(count);
+        let accuracy =
+            Accuracy { accuracy: accuracy?, standard_error: standard_error?, correct: correct?, total: total? };
+        let metric = |name: &'static str| {
+            let [value, standard_error] = ["value", "standard_error"].map(|key| line[name][key].as_f64());
+            Some(Metric { name, value: value?, standard_error: standard_error? })
+        };
+        let others = ["acc_norm", "macro_f1", "f1"].into_iter().filter_map(metric).collect();
+        Some(Self { task: task.to_owned(), kind, problems, accuracy, others, unsettled: count("unsettled") })
+    }
+
+    /// The scores of these tasks in the lines of a log; `None` if one of the tasks has none there.
+    pub(crate) fn of_lines<'a>(lines: &[Value], tasks: impl Iterator<Item = Posed<'a>>) -> Option<Vec<Self>> {
+        tasks.map(|posed| lines.iter().find_map(|line| Self::of_line(line, posed))).collect()
     }
 
     /// What the accuracy is called.
@@ -133,9 +160,14 @@ impl fmt::Display for TaskScore {
 /// # Source
 /// Wilson, Probable inference (1927); it doesn't shrink to nothing where none or all are correct.
 pub fn wilson(correct: usize, total: usize) -> [f64; 2] {
-    let (n, p) = (total.max(1) as f64, correct as f64 / total.max(1) as f64);
-    let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-    let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    let n = total.max(1) as f64;
+    wilson_of(correct as f64 / n, n, Z)
+}
+
+/// Wilson's interval for a share `p` of `n` independent draws, which needn't be a whole number, at the quantile `z`.
+pub(crate) fn wilson_of(p: f64, n: f64, z: f64) -> [f64; 2] {
+    let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     [(centre - half).max(0.0), (centre + half).min(1.0)]
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::Experiment;
 use crate::data::chat_template::TextModel;
 use crate::data::sources::Source;
@@ -16,6 +18,8 @@ use crate::eval::task_score::TaskScore;
 use crate::model::block::Transformer;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::train::checkpoint;
+use crate::train::metrics::scores_in;
 
 /// A task with its problems.
 pub struct Posed {
@@ -101,5 +105,22 @@ impl Experiment {
             Ok(TaskScore::of(&posed.task, &generations))
         };
         self.tasks.iter().map(score).collect()
+    }
+
+    /// The base's scores on the recipe's tasks, from the log of a run that resumes from a checkpoint; `None` if it doesn't, and if
+    /// the log lacks one of them. Every rank calls it.
+    ///
+    /// # Errors
+    /// A log that can't be read.
+    #[doc(hidden)]
+    pub fn logged_before(&self, resumes: bool) -> Result<Option<Vec<TaskScore>>> {
+        let output = &self.recipe.train.output;
+        // Without a checkpoint the run begins again, and its log too.
+        let is_there = resumes && self.ranks.is_first() && checkpoint::newest(output).is_some();
+        let own = if is_there { scores_in(output, 0)? } else { vec![] };
+        let lines = self.ranks.bytes_of_first(&serde_json::to_vec(&own).expect("lines are JSON"));
+        let lines: Vec<Value> = serde_json::from_slice(&lines).expect("the first wrote it");
+        let tasks = self.tasks.iter().map(|posed| (posed.task.name(), posed.task.kind(), posed.problems.len()));
+        Ok(TaskScore::of_lines(&lines, tasks).filter(|scores| !scores.is_empty()))
     }
 }

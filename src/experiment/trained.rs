@@ -83,7 +83,11 @@ impl Experiment {
         let output = &self.recipe.train.output;
         let _lock = self.ranks.is_first().then(|| lock(output)).transpose()?;
         let by_task = self.recipe.train.best_by == BestBy::Task && !self.tasks.is_empty();
-        let before = if by_task { self.scores(&base.model, &base.text)? } else { vec![] };
+        let before = match self.logged_before(options.resume && by_task)? {
+            Some(logged) => logged,
+            None if by_task => self.scores(&base.model, &base.text)?,
+            None => vec![],
+        };
         let (mut trainer, adapter) = self.trainer(base.model, &base.text)?;
         let rows = (self.held_out_examples(), output.as_path());
         let summary = match by_task {
@@ -91,6 +95,7 @@ impl Experiment {
                 let mut score = |trainer: &Trainer| self.scores(&trainer.model, &base.text);
                 let scoring = Scoring { before: &before, each_epoch: true, score: &mut score };
                 train_scored(&mut trainer, rows, &self.resolved(), options, (scoring, &mut observe))
+                    .map(|scored| scored.0)
             }
             false => train(&mut trainer, rows, &self.resolved(), options, observe),
         };

@@ -144,7 +144,7 @@ fn read_newest(output: &Path, trainer: &Trainer, recipe: &Resolved) -> Result<Op
 }
 
 /// The step of the newest checkpoint in a run folder, whether damaged or not; `None` if there is none.
-pub(super) fn newest(output: &Path) -> Option<u64> {
+pub(crate) fn newest(output: &Path) -> Option<u64> {
     list(output).ok()?.into_iter().next_back()
 }
 

@@ -16,7 +16,7 @@ use super::tags;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 use crate::eval::task_score::TaskScore;
-use crate::files::{read_text, write_whole};
+use crate::files::{read_if_there, read_text, write_whole};
 use crate::progress::{Progress, Unit, tell};
 
 /// Seconds between lines of progress if there is no terminal.
@@ -145,7 +145,8 @@ impl Metrics {
         Ok(())
     }
 
-    /// Reports a score on a task. A run that resumes at the step of a score computes it again; the log has it once.
+    /// Reports a score on a task. The log has the score of a step once, also if another setting of the evaluation made a resumed
+    /// run compute it again.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -210,6 +211,16 @@ impl Earlier {
         }
         Self { train_secs: numbers("step_seconds").iter().sum(), held_out, record }
     }
+}
+
+/// The lines of a run's log with the scores of a step, for a run that resumes; none without a log.
+///
+/// # Errors
+/// A log that can't be read.
+pub(crate) fn scores_in(output: &Path, step: u64) -> Result<Vec<Value>> {
+    let text = read_if_there(&output.join(METRICS))?.unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(lines.filter(|line| line["step"].as_u64() == Some(step) && line["task"].is_string()).collect())
 }
 
 /// Rewrites the event file of a run from the remaining lines of its log. The file of an earlier version, which would

@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::best::{self, Best, BestBy, Record};
 use super::entropy_reuse::Drift;
 use super::guard::Skipped;
 use super::held_out::{self, HeldOutRows};
-use super::metrics::{Earlier, Metrics};
+use super::metrics::{Earlier, Metrics, scores_in};
 use super::resolved::Resolved;
 use super::step::StepReport;
 use super::{Trainer, checkpoint};
@@ -278,6 +278,15 @@ impl<'a> Run<'a> {
             Some(first) => self.remember(trainer, Best::of_accuracy(trainer.step, first.accuracy.accuracy)),
             None => Ok(()),
         }
+    }
+
+    /// The scores that the log has of the trainer's step, for the tasks of other scores; `None` if it lacks one. Every rank calls
+    /// it.
+    pub(super) fn logged(&self, trainer: &Trainer, of_tasks: &[TaskScore]) -> Result<Option<Vec<TaskScore>>> {
+        let own = if trainer.ranks.is_first() { scores_in(self.output, trainer.step)? } else { vec![] };
+        let lines = trainer.ranks.bytes_of_first(&serde_json::to_vec(&own).expect("lines are JSON"));
+        let lines: Vec<Value> = serde_json::from_slice(&lines).expect("the first wrote it");
+        Ok(TaskScore::of_lines(&lines, of_tasks.iter().map(|score| (&*score.task, score.kind, score.problems))))
     }
 
     /// Adds an evaluation to the record, and saves the weights if they are the best and asked for.

@@ -24,7 +24,7 @@ pub struct Scoring<'a> {
 }
 
 /// Trains like [`super::run::train`], observer included, and writes the scores into the log. The end of a run that ends early is
-/// scored too.
+/// scored too. A run that resumes at a step whose scores are in its log takes them from there. Also returns the last scores.
 ///
 /// # Errors
 /// Those of [`super::run::train`] and of the scoring.
@@ -34,21 +34,35 @@ pub fn train_scored(
     recipe: &Resolved,
     options: Options,
     (scoring, observe): (Scoring, Observe),
-) -> Result<Summary> {
-    let num_steps = trainer.num_steps();
+) -> Result<(Summary, Vec<TaskScore>)> {
+    let (num_steps, epoch) = (trainer.num_steps(), trainer.steps_per_epoch());
     let mut run = Run::start(trainer, rows_and_folder, recipe, options)?.observed(observe);
-    if trainer.step == 0 {
-        run.scored(trainer, scoring.before)?;
+    let mut known = None;
+    // A run that was killed after a checkpoint may lack the scores of its step.
+    let mut is_scored = false;
+    match trainer.step {
+        0 => run.scored(trainer, scoring.before)?,
+        step => {
+            known = run.logged(trainer, scoring.before)?;
+            let is_due = step >= num_steps || scoring.each_epoch && step.is_multiple_of(epoch);
+            is_scored = known.is_some() || is_due || run.ends(trainer);
+        }
     }
     loop {
-        let epoch = trainer.steps_per_epoch();
-        let end = if scoring.each_epoch { (trainer.step / epoch + 1) * epoch } else { num_steps };
-        run.advance(trainer, end)?;
-        let scores = (scoring.score)(trainer)?;
-        run.scored(trainer, &scores)?;
+        let next = if scoring.each_epoch { (trainer.step / epoch + 1) * epoch } else { num_steps };
+        run.advance(trainer, if is_scored { trainer.step } else { next })?;
+        is_scored = false;
+        let scores = match known.take() {
+            Some(scores) => scores,
+            None => {
+                let scores = (scoring.score)(trainer)?;
+                run.scored(trainer, &scores)?;
+                scores
+            }
+        };
         if trainer.step >= num_steps || run.ends(trainer) {
             run.save_early_end(trainer)?;
-            return run.finish(trainer);
+            return Ok((run.finish(trainer)?, scores));
         }
     }
 }
