@@ -229,12 +229,12 @@ fn the_tables_numbers_are_those_of_separate_calls() {
     let page = fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
     for part in [
         "## Forgetting",
-        "Trained under all: change of the accuracy, in percentage points:\n\n|  | sums |\n| --- | --- |\n| base | ",
-        "Trained under all: change of the held-out loss, in nats per answer token:\n\n|  | sums | text |\n",
+        "Change of the accuracy, in percentage points:\n\n|  | sums |\n| --- | --- |\n| base | ",
+        "Change of the held-out loss, in nats per answer token:\n\n|  | sums | text |\n",
         "| lift-random - base | ",
         "| weft-bd3lm - sft-bd3lm | ",
-        "- all: on text: WeFT - SFT: ",
-        "- all: on sums: blockwise WeFT - blockwise SFT: ",
+        "- on text: WeFT - SFT: ",
+        "- on sums: blockwise WeFT - blockwise SFT: ",
         "## LIFT and training in blocks at the end",
         "- `weft-bd3lm` sets `objective.kind=weft objective.normalizer=masked objective.blocks=bd3lm objective.block_length=8 ",
         "- LIFT (time) - SFT: ",
@@ -306,7 +306,7 @@ fn what_cannot_be_compared_is_told_before_anything_is_done() {
         (
             "block_length = 8\narms",
             "block_length = 5\narms",
-            "setting \"all\", arm sft-blockwise: sampler: gen_length 32 is not a multiple of block_length 5",
+            "the recipe, arm sft-blockwise: sampler: gen_length 32 is not a multiple of block_length 5",
         ),
         (
             "sampler.gen_length=16",

@@ -133,6 +133,11 @@ fn the_reports_numbers_are_those_of_its_runs() {
     assert!(lines[0]["uncertainty_spread"].as_f64().expect("weft has entropies") > 0.0);
     let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
     for part in [
+        ", seeds 3 to 4. A seed's runs",
+        "## Rows\n\nBeware: the held-out losses rest on 6 held-out examples; fewer than 30",
+        "Beware: the accuracies rest on 2 problems; ",
+        "| generated sudoku | training | 64 | 0 | 64 examples | 0 |\n| generated sudoku | held-out evaluation | 6 | 0 | 6 examples | 0 |\n",
+        "These are the rows of seed 3; each seed draws its own.",
         "## Accuracy in percent at the end",
         "## Held-out loss in nats per answer token at the end",
         "## Gradient norms",
@@ -184,4 +189,13 @@ fn one_sentence_tells_what_is_wrong() {
     assert!(weft(&folder, &small).status.success());
     let text = told(&[&small[..], &["--set", "train.lr=2e-3"]].concat());
     assert!(text.contains("the run was made with another recipe: train.lr was 0.001 and is 0.002"), "{text}");
+    // What is done already counts, and one seed is one.
+    let more = ["--set", "reproduce.seeds=1", "--set", "reproduce.arms=[\"sft-masked\", \"weft-masked\"]"];
+    let text = stderr(&weft(&folder, &more));
+    for part in ["4 runs, 2 of them done", "\n3/4 sudoku weft-masked seed 3: ", "; less than a minute left\n"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(text.lines().any(|line| line.starts_with("4/4 ") && !line.contains("left")), "{text}");
+    let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
+    assert!(page.contains(", seed 3. A seed's runs"), "{page}");
 }

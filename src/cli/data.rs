@@ -222,9 +222,7 @@ fn parts(text: &TextModel, (part, example): (&Part, &Example)) -> [String; 3] {
 
 /// The optimizer steps of an epoch and of the run.
 fn num_steps(recipe: &Recipe, train: &Mixed) -> (u64, u64) {
-    let steps = train.epoch_len().div_ceil(recipe.train.global_batch_size()) as u64;
-    let all = recipe.train.epochs.saturating_mul(steps);
-    (steps, recipe.train.max_steps.map_or(all, |max| max.min(all)))
+    (recipe.train.steps_per_epoch(train.epoch_len(), 1), recipe.train.num_steps(train.epoch_len(), 1))
 }
 
 fn print_lengths(mixed: &Mixed, what: &str, max_seq_len: usize) {

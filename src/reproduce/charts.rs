@@ -2,7 +2,7 @@
 
 use super::arms::{Arm, Group};
 use super::findings::{ArmFindings, Difference, Findings, Metric, SettingFindings};
-use super::markdown::of_metric;
+use super::markdown::{capitalized, of_metric};
 use super::statistics::Interval;
 use crate::report::chart::{self, Curve, Titles};
 
@@ -48,7 +48,7 @@ pub fn of_setting(setting: &SettingFindings) -> Vec<(String, String)> {
         let what = metric.quantity();
         for (i, arms) in divided(&setting.arms).iter().enumerate() {
             let curves: Vec<Curve> = arms.iter().map(|arm| curve(setting, arm, metric)).collect();
-            let title = format!("{}: {what} by step, with 95 % intervals over seeds", setting.name);
+            let title = titled(setting, &format!("{what} by step, with 95 % intervals over seeds"));
             let titles = Titles { title: &title, x: "step", y };
             if curves.iter().any(|curve| curve.points.len() > 1) {
                 let name = if i == 0 { name.to_owned() } else { format!("{name}-{}", i + 1) };
@@ -64,12 +64,17 @@ pub fn of_setting(setting: &SettingFindings) -> Vec<(String, String)> {
     let rows: Vec<(String, [f64; 3])> = setting.differences_at_end(metric).map(row).collect();
     let what = metric.quantity();
     let last = setting.steps.last().copied().unwrap_or(0);
-    let title = format!("{}: differences of {what} at step {last}, with 95 % intervals", setting.name);
+    let title = titled(setting, &format!("differences of {what} at step {last}, with 95 % intervals"));
     let titles = Titles { title: &title, x: metric.unit_of_difference(), y: "" };
     if rows.len() > 1 {
         charts.push(("differences".to_owned(), chart::intervals(titles, &rows)));
     }
     charts
+}
+
+/// A title that names the setting, unless it is the recipe as it is.
+fn titled(setting: &SettingFindings, what: &str) -> String {
+    setting.label().map_or_else(|| capitalized(what), |name| format!("{name}: {what}"))
 }
 
 fn curve(setting: &SettingFindings, arm: &ArmFindings, metric: Metric) -> Curve {

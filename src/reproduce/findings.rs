@@ -6,8 +6,9 @@ use serde::Serialize;
 use super::Outcomes;
 use super::arms::pairs;
 use super::forgetting::Forgetting;
+use super::rows::SettingRows;
 use super::run::{Outcome, OverSteps, Point};
-use super::statistics::{Interval, Paired, Variation, interval, paired, variation};
+use super::statistics::{Interval, Paired, Range, Variation, interval, paired, variation};
 use super::study::{PlannedRun, Study};
 
 /// What an arm is scored by.
@@ -45,6 +46,22 @@ impl Metric {
         }
     }
 
+    /// The values that a mean can have.
+    fn range(self) -> Range {
+        match self {
+            Self::Accuracy => Range::UpTo(100.0),
+            Self::NllBound => Range::Positive,
+        }
+    }
+
+    /// A paired difference of scores, or their interaction, which can be twice as large, with an interval of possible values.
+    pub(super) fn of_pairs(self, paired: Paired, times: f64) -> Paired {
+        match self {
+            Self::Accuracy => paired.within(Range::Within(100.0 * times)),
+            Self::NllBound => paired,
+        }
+    }
+
     /// The number of decimals that are shown.
     pub fn decimals(self) -> usize {
         match self {
@@ -78,6 +95,11 @@ pub struct SettingFindings {
     pub name: String,
     /// What the setting changes in the recipe.
     pub set: Vec<String>,
+    /// Whether it is the recipe as it is, in a comparison without settings.
+    #[serde(skip)]
+    pub is_only: bool,
+    /// Its rows; `None` if an earlier version scored the base.
+    pub rows: Option<SettingRows>,
     /// The steps at which the arms were scored.
     pub steps: Vec<u64>,
     /// The scores of the base.
@@ -162,7 +184,8 @@ impl Findings {
                 let all: Option<Vec<f64>> = settings.iter().map(|s| last(s, seed)).collect();
                 all.map(|all| all.iter().sum::<f64>() / all.len() as f64)
             };
-            interval(&(0..seeds.len()).filter_map(of_seed).collect::<Vec<f64>>())
+            let over_seeds = interval(&(0..seeds.len()).filter_map(of_seed).collect::<Vec<f64>>())?;
+            Some(over_seeds.within(Metric::Accuracy.range()))
         };
         let average = (0..study.table.arms.len()).map(average).collect();
         let (arms, block_length) = (study.table.arms.clone(), study.table.block_length);
@@ -195,6 +218,8 @@ impl SettingFindings {
         let mut findings = Self {
             name: study.table.settings[setting].name.clone(),
             set: study.table.settings[setting].set.clone(),
+            is_only: study.table.settings[setting].is_only,
+            rows: outcomes.bases[setting].rows.clone(),
             steps,
             base: outcomes.bases[setting].points[0],
             arms,
@@ -206,8 +231,8 @@ impl SettingFindings {
         };
         for metric in findings.metrics() {
             for at in 0..findings.steps.len() {
-                let intervals = (0..findings.arms.len()).map(|arm| interval(&findings.values(arm, at, metric)));
-                let intervals: Vec<Option<Interval>> = intervals.collect();
+                let of_arm = |arm| Some(interval(&findings.values(arm, at, metric))?.within(metric.range()));
+                let intervals: Vec<Option<Interval>> = (0..findings.arms.len()).map(of_arm).collect();
                 for (arm, interval) in findings.arms.iter_mut().zip(intervals) {
                     match metric {
                         Metric::Accuracy => arm.accuracy.push(interval),
@@ -220,6 +245,11 @@ impl SettingFindings {
         }
         findings.forgetting = Forgetting::of(&study.table.also_score, &outcomes.bases[setting], &findings);
         findings
+    }
+
+    /// Its name for readers; `None` if it is the recipe as it is.
+    pub(super) fn label(&self) -> Option<&str> {
+        (!self.is_only).then_some(&*self.name)
     }
 
     /// The metrics that score the setting, the most telling first: the accuracy if it has a task, and the held-out loss.
@@ -260,6 +290,7 @@ impl SettingFindings {
             let (a, b) = (self.arm(arm)?, self.arm(reference)?);
             let of_seed = |seed| Some(self.value(a, seed, at, metric)? - self.value(b, seed, at, metric)?);
             let paired = paired(&(0..self.num_seeds()).filter_map(of_seed).collect::<Vec<f64>>())?;
+            let paired = metric.of_pairs(paired, 1.0);
             Some(Difference { arm, reference, metric, step: self.steps[at], paired })
         };
         pairs().filter_map(difference).collect()
@@ -273,7 +304,8 @@ impl SettingFindings {
         let cells: Vec<Vec<f64>> = (0..self.num_seeds()).filter_map(of_seed).collect();
         let contrast = |weights: [f64; 4]| {
             let of_seed = |values: &Vec<f64>| values.iter().zip(weights).map(|(v, w)| v * w).sum();
-            paired(&cells.iter().map(of_seed).collect::<Vec<f64>>())
+            let paired = paired(&cells.iter().map(of_seed).collect::<Vec<f64>>())?;
+            Some(metric.of_pairs(paired, weights.iter().map(|w: &f64| w.abs()).sum::<f64>() / 2.0))
         };
         let by_arm: Vec<Vec<f64>> = (0..places.len()).map(|a| cells.iter().map(|seed| seed[a]).collect()).collect();
         Some(Factors {

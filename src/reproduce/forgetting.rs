@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::arms::pairs;
 use super::domains::{Domain, DomainScore};
 use super::findings::{Difference, Findings, Metric, SettingFindings};
-use super::markdown::{difference_cell, table};
+use super::markdown::{capitalized, difference_cell, table};
 use super::run::Outcome;
 use super::sentences::of_difference;
 use super::statistics::{Paired, paired};
@@ -64,7 +64,8 @@ impl Forgetting {
                 let of_seed = |outcome: &Option<Outcome>| score(outcome.as_ref()?, &domain, metric);
                 let scores: Vec<Option<f64>> = arm.outcomes.iter().map(of_seed).collect();
                 let changes: Vec<f64> = scores.iter().flatten().map(|score| score - base).collect();
-                Change { arm: arm.name.clone(), scores, change: paired(&changes) }
+                let change = paired(&changes).map(|paired| metric.of_pairs(paired, 1.0));
+                Change { arm: arm.name.clone(), scores, change }
             };
             let arms: Vec<Change> = setting.arms.iter().map(change).collect();
             let step = setting.steps.last().copied().unwrap_or(0);
@@ -72,7 +73,7 @@ impl Forgetting {
                 let scores = |name: &str| arms.iter().find(|of| of.arm == name).map(|of| &of.scores);
                 let seeds = scores(arm)?.iter().zip(scores(reference)?);
                 let of_seeds: Vec<f64> = seeds.filter_map(|(a, b)| Some((*a)? - (*b)?)).collect();
-                Some(Difference { arm, reference, metric, step, paired: paired(&of_seeds)? })
+                Some(Difference { arm, reference, metric, step, paired: metric.of_pairs(paired(&of_seeds)?, 1.0) })
             };
             let differences = pairs().filter_map(difference).collect();
             Some(Self { domain, metric, base, arms, differences })
@@ -111,14 +112,18 @@ pub(super) fn section(page: &mut String, findings: &Findings) {
         for metric in [Metric::Accuracy, Metric::NllBound] {
             let all: Vec<&Forgetting> = setting.forgetting.iter().filter(|of| of.metric == metric).collect();
             if !all.is_empty() {
-                let (name, unit) = (&setting.name, metric.unit_of_difference());
-                let _ = writeln!(page, "Trained under {name}: change of the {}, in {unit}:\n", metric.quantity());
+                let what = format!("change of the {}, in {}", metric.quantity(), metric.unit_of_difference());
+                let _ = match setting.label() {
+                    Some(name) => writeln!(page, "Trained under {name}: {what}:\n"),
+                    None => writeln!(page, "{}:\n", capitalized(&what)),
+                };
                 changes(page, findings, &all);
             }
         }
         let sentences: Vec<String> = setting.forgetting.iter().flat_map(Forgetting::sentences).collect();
         sentences.iter().for_each(|sentence| {
-            let _ = writeln!(page, "- {}: {sentence}", setting.name);
+            let under = setting.label().map(|name| format!("{name}: ")).unwrap_or_default();
+            let _ = writeln!(page, "- {under}{sentence}");
         });
         if !sentences.is_empty() {
             page.push('\n');

@@ -10,13 +10,14 @@ use super::charts;
 use super::findings::{ArmFindings, Difference, Factors, Findings, Metric, SettingFindings};
 use super::run::{OverSteps, Point};
 use super::statistics::{Interval, Paired};
-use super::{forgetting, sentences};
+use super::{forgetting, rows, sentences};
 use crate::counted::counted;
 
 /// What the symbols of the tables mean.
-const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval (Student's t). A \
+const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % confidence interval: for an accuracy Wilson's with \
+                      Student's quantile, for a loss Student's t of the logarithm, so that neither has ends that can't be. A \
                       difference such as `+1.2 [-0.3, 2.7], p 0.110/0.130, 7:3` is the mean of the differences seed by \
-                      seed, with its interval, the p value of the paired t test, that of the exact sign-flip test, and \
+                      seed, with Student's t interval, the p value of the paired t test, that of the exact sign-flip test, and \
                       the numbers of seeds in which the first arm's value is higher and lower. A difference is \
                       claimed only if its interval excludes 0; neither the intervals nor the p values are corrected for the number \
                       of comparisons. `-` stands where no finished run gives a value. The held-out loss is SFT's bound \
@@ -25,22 +26,23 @@ const LEGEND: &str = "`82.3 [80.1, 84.5]` is a mean over seeds with its 95 % con
 /// The report as Markdown.
 pub fn page(findings: &Findings, recipe: &Path) -> String {
     let mut page = String::from("# SFT and WeFT compared\n\n");
-    let seeds = &findings.seeds;
+    let seeds = match &findings.seeds[..] {
+        [first, .., last] => format!("seeds {first} to {last}"),
+        one => format!("seed {}", one.first().unwrap_or(&0)),
+    };
     let _ = writeln!(
         page,
-        "Made by `weft reproduce {}` (weft {}), seeds {} to {}. A seed's runs share base, rows, their order and every \
+        "Made by `weft reproduce {}` (weft {}), {seeds}. A seed's runs share base, rows, their order and every \
          draw, so that their differences are paired.\n",
         recipe.display(),
-        findings.weft,
-        seeds.first().unwrap_or(&0),
-        seeds.last().unwrap_or(&0)
+        findings.weft
     );
     gaps(&mut page, findings);
     in_short(&mut page, findings);
+    rows::section(&mut page, findings);
     legend(&mut page, findings);
     for metric in findings.metrics() {
-        let name = metric.name();
-        let _ = writeln!(page, "## {}{} at the end\n", name[..1].to_uppercase(), &name[1..]);
+        let _ = writeln!(page, "## {} at the end\n", capitalized(metric.name()));
         let (header, rows) = main_table(findings, metric);
         table(&mut page, header, rows);
     }
@@ -55,13 +57,27 @@ pub fn page(findings: &Findings, recipe: &Path) -> String {
     page
 }
 
+/// A name at the beginning of a line. Names are ASCII.
+pub(super) fn capitalized(name: &str) -> String {
+    format!("{}{}", name[..1].to_uppercase(), &name[1..])
+}
+
+/// The names of the settings at the top of a table's columns; what the cells are, where there is only the recipe as it is.
+fn columns<'a>(settings: impl Iterator<Item = &'a SettingFindings>, what: &str) -> Vec<String> {
+    settings.map(|setting| setting.label().unwrap_or(what).to_owned()).collect()
+}
+
 /// The differences at the end, one sentence each.
 fn in_short(page: &mut String, findings: &Findings) {
     page.push_str("## In short\n\n");
     for setting in &findings.settings {
         for metric in setting.metrics() {
             let last = setting.steps.last().map(|step| format!(" at step {step}")).unwrap_or_default();
-            let _ = writeln!(page, "Setting {}, {}{last}:\n", setting.name, metric.name());
+            let what = match setting.label() {
+                Some(name) => format!("Setting {name}, {}", metric.name()),
+                None => capitalized(metric.name()),
+            };
+            let _ = writeln!(page, "{what}{last}:\n");
             for sentence in sentences::of_setting(setting, metric) {
                 let _ = writeln!(page, "- {sentence}");
             }
@@ -94,8 +110,8 @@ fn gaps(page: &mut String, findings: &Findings) {
             if missing + arm.diverged > 0 {
                 let _ = writeln!(
                     page,
-                    "{} {}: {missing} of {} not done, {} diverged; pairs with these are left out.\n",
-                    setting.name,
+                    "{}{}: {missing} of {} not done, {} diverged; pairs with these are left out.\n",
+                    setting.label().map(|name| format!("{name} ")).unwrap_or_default(),
                     arm.name,
                     counted(arm.outcomes.len(), "run"),
                     arm.diverged
@@ -112,7 +128,7 @@ pub(super) fn main_table(findings: &Findings, metric: Metric) -> (Vec<String>, V
     let with_name = |name: &str, cells: Vec<String>, average: Option<String>| {
         [name.to_owned()].into_iter().chain(cells).chain(average.filter(|_| has_average)).collect::<Vec<String>>()
     };
-    let names = findings.settings.iter().map(|s| s.name.clone()).collect();
+    let names = columns(findings.settings.iter(), metric.quantity());
     let header = with_name("", names, Some("average".to_owned()));
     let decimals = metric.decimals();
     let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
@@ -139,7 +155,10 @@ fn of_setting(page: &mut String, setting: &SettingFindings) {
         true => "The recipe as it is.".to_owned(),
         false => format!("The recipe with `{}`.", setting.set.join(" ")),
     };
-    let _ = writeln!(page, "## Setting {}\n\n{changes}\n", setting.name);
+    let _ = match setting.label() {
+        Some(name) => writeln!(page, "## Setting {name}\n\n{changes}\n"),
+        None => writeln!(page, "## During training\n"),
+    };
     for metric in setting.metrics() {
         let decimals = metric.decimals();
         let name =
@@ -210,7 +229,8 @@ fn against_sft(page: &mut String, findings: &Findings, (group, title): (Group, &
         "## {title} at the end\n\n{}; below it the difference to `sft-masked`.\n",
         if metric == Metric::Accuracy { "Accuracy in percent" } else { "Held-out loss in nats per answer token" }
     );
-    let header = ["".to_owned()].into_iter().chain(findings.settings.iter().map(|s| s.name.clone())).collect();
+    let names = columns(findings.settings.iter(), metric.quantity());
+    let header = ["".to_owned()].into_iter().chain(names).collect();
     let is_shown = |name: &str| is_of_group(name) || name.ends_with("-masked");
     let of_setting = |setting: &SettingFindings, arm: usize| {
         let is_own = |d: &&Difference| d.arm == setting.arms[arm].name && d.reference == "sft-masked";
@@ -233,16 +253,19 @@ fn gradients(page: &mut String, findings: &Findings) {
          0 every token would have SFT's rate. Both are means over steps and seeds, and only objectives that use entropies \
          have them.\n\n",
     );
-    let header = ["setting", "arm", "mean", "deviation", "largest", "entropy", "deviation of r"];
+    let header = ["arm", "mean", "deviation", "largest", "entropy", "deviation of r"].map(str::to_owned);
+    let is_named = findings.settings.iter().any(|setting| setting.label().is_some());
+    let of_setting = |name: &str| is_named.then(|| name.to_owned());
     let mean = |over: Option<OverSteps>| over.map_or("-".to_owned(), |o| format!("{:.3}", o.mean));
     let row = |(setting, arm): (&SettingFindings, &ArmFindings)| {
         let OverSteps { mean: norm, deviation, max } = arm.grad_norm?;
         let norms = [format!("{norm:.3}"), format!("{deviation:.3}"), format!("{max:.2}")];
         let spread = [mean(arm.mean_entropy), mean(arm.uncertainty_spread)];
-        Some([setting.name.clone(), arm.name.clone()].into_iter().chain(norms).chain(spread).collect())
+        let cells = [arm.name.clone()].into_iter().chain(norms).chain(spread);
+        Some(of_setting(&setting.name).into_iter().chain(cells).collect())
     };
     let arms = findings.settings.iter().flat_map(|s| s.arms.iter().map(move |arm| (s, arm)));
-    table(page, header.map(str::to_owned).to_vec(), arms.filter_map(row).collect());
+    table(page, of_setting("setting").into_iter().chain(header).collect(), arms.filter_map(row).collect());
 }
 
 fn times(page: &mut String, findings: &Findings) {
@@ -255,7 +278,8 @@ fn times(page: &mut String, findings: &Findings) {
          ratio to `sft-masked`'s.\n",
         counted(threads, "thread")
     );
-    let header = ["".to_owned()].into_iter().chain(timed.iter().map(|(s, _)| s.name.clone())).collect();
+    let names = columns(timed.iter().map(|(setting, _)| *setting), "milliseconds");
+    let header = ["".to_owned()].into_iter().chain(names).collect();
     let row = |(arm, name): (usize, &String)| {
         let of_setting = |(setting, seconds): &(&SettingFindings, &[f64])| {
             let ratio = setting.arm("sft-masked").map(|sft| format!(" ({:.2})", seconds[arm] / seconds[sft]));

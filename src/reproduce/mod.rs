@@ -8,6 +8,7 @@ pub(crate) mod domains;
 pub(crate) mod findings;
 pub(crate) mod forgetting;
 pub(crate) mod markdown;
+pub(crate) mod rows;
 pub(crate) mod run;
 pub mod sentences;
 pub(crate) mod statistics;
@@ -57,9 +58,11 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
     for PlannedBase { recipe, also } in study.bases.iter().filter(|_| is_first) {
         bases.push(match run::read(recipe, also)? {
             Some(outcome) => outcome,
-            None => run::base(recipe, also)?,
+            None => run::base(recipe, also, study.table.evaluations)?,
         });
     }
+    let of_rows = rows::warnings(bases.iter().filter_map(|base| base.rows.as_ref()));
+    of_rows.iter().for_each(|warning| crate::progress::tell(&format!("warning: {warning}")));
     // 3. Do the runs, several at a time.
     if is_wanted {
         let left = ranks.bytes_of_first(&serde_json::to_vec(&left).expect("numbers are JSON"));
@@ -114,6 +117,9 @@ fn work(
     runs: &Mutex<Vec<Option<Outcome>>>,
     tell: &(impl Fn(&str) + Sync),
 ) -> Result<()> {
+    // What was done before counts too, except with several ranks, of which each counts its own runs alone.
+    let finished = runs.lock().expect("no worker panicked").iter().flatten().count();
+    let of_all = if finished + left.len() == study.runs.len() { finished } else { 0 };
     let (count, began) = (left.len(), Instant::now());
     let (left, done) = (Mutex::new(left), AtomicUsize::new(0));
     let failed: Mutex<Option<Error>> = Mutex::new(None);
@@ -127,8 +133,9 @@ fn work(
             match run::go(&run.recipe, &run.also, study.table.evaluations) {
                 Ok(outcome) => {
                     let done = 1 + done.fetch_add(1, Ordering::Relaxed);
-                    let rest = began.elapsed() * (count - done) as u32 / done as u32;
-                    tell(&format!("{done}/{count} {}", line(study, run, &outcome, rest)));
+                    let rest = (done < count).then(|| began.elapsed() * (count - done) as u32 / done as u32);
+                    let place = format!("{}/{}", of_all + done, of_all + count);
+                    tell(&format!("{place} {}{}", line(study, run, &outcome), rest.map(left_of).unwrap_or_default()));
                     runs.lock().expect("no worker panicked")[index] = Some(outcome);
                 }
                 Err(error) => *failed.lock().expect("no worker panicked") = Some(error),
@@ -148,8 +155,17 @@ fn work(
     }
 }
 
-fn line(study: &Study, run: &PlannedRun, outcome: &Outcome, rest: Duration) -> String {
-    let (setting, arm) = (&study.table.settings[run.setting].name, &study.table.arms[run.arm]);
+/// The time that is left, as the end of a line.
+fn left_of(rest: Duration) -> String {
+    match rest.as_secs().div_ceil(60) {
+        0 | 1 => "; less than a minute left".to_owned(),
+        minutes => format!("; about {minutes} min left"),
+    }
+}
+
+fn line(study: &Study, run: &PlannedRun, outcome: &Outcome) -> String {
+    let (setting, arm) = (&study.table.settings[run.setting], &study.table.arms[run.arm]);
+    let setting = if setting.is_only { String::new() } else { format!("{} ", setting.name) };
     let result = match (&outcome.diverged, outcome.points.last()) {
         (Some(reason), _) => format!("diverged: {reason}"),
         (None, Some(point)) => {
@@ -158,8 +174,7 @@ fn line(study: &Study, run: &PlannedRun, outcome: &Outcome, rest: Duration) -> S
         }
         (None, None) => "no step".to_owned(),
     };
-    let minutes = rest.as_secs().div_ceil(60);
-    format!("{setting} {arm} seed {}: {result}; about {minutes} min left", run.seed)
+    format!("{setting}{arm} seed {}: {result}", run.seed)
 }
 
 /// Writes the findings of a comparison: `report.md`, `report.json` with every score, and the charts. Returns them.

@@ -8,17 +8,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::domains::{DomainScore, PlannedDomain};
+use super::rows::SettingRows;
+use super::study::is_idle;
 use crate::base::Base;
+use crate::counted::counted;
 use crate::data::Mixed;
 use crate::data::chat_template::TextModel;
 use crate::error::{Error, Result};
 use crate::eval::Accuracy;
 use crate::eval::generations::accuracy_of;
 use crate::experiment::Experiment;
-use crate::files::{make_folder, read_text, write_whole};
+use crate::files::{make_folder, read_if_there, read_text, write_whole};
 use crate::model::block::Transformer;
 use crate::progress::{Progress, tell};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, RunSize};
 use crate::train::held_out::nll_bound_seen;
 use crate::train::run::Run;
 use crate::train::view::View;
@@ -62,11 +65,26 @@ pub struct Outcome {
     /// The scores on rows of other kinds at the end of the run; none if it diverged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<DomainScore>,
+    /// The rows, if this is the outcome of a base; `None` if an earlier version scored it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<SettingRows>,
 }
 
 /// The file of a run's outcome, and the file of its scores so far.
 const OUTCOME: &str = "outcome.json";
 const POINTS: &str = "points.json";
+
+/// The outcome in a folder, whatever its recipe; `None` if there is none.
+///
+/// # Errors
+/// A file that can't be read or is damaged.
+pub(crate) fn outcome_in(folder: &Path) -> Result<Option<Outcome>> {
+    let path = folder.join(OUTCOME);
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    let format = |e: serde_json::Error| Error::Format { path: path.clone(), reason: e.to_string() };
+    let mut saved: Value = serde_json::from_str(&text).map_err(format)?;
+    serde_json::from_value(saved["outcome"].take()).map(Some).map_err(format)
+}
 
 /// Reads a run's outcome if the run is finished.
 ///
@@ -133,21 +151,21 @@ pub fn go(recipe: &Recipe, also: &[PlannedDomain], evaluations: u64) -> Result<O
         uncertainty_spread: over("uncertainty_spread"),
         diverged,
         also: also_scored.unwrap_or_default(),
+        rows: None,
     };
     save(recipe, also, &outcome)?;
     Ok(outcome)
 }
 
-/// The base's scores under a recipe, before any training.
+/// The base's scores under a recipe, before any training. Warns of what the rows show about the runs to come, of which each has
+/// so many evaluations.
 ///
 /// # Errors
 /// The errors of [`go`].
-pub fn base(recipe: &Recipe, also: &[PlannedDomain]) -> Result<Outcome> {
+pub fn base(recipe: &Recipe, also: &[PlannedDomain], evaluations: u64) -> Result<Outcome> {
     make_folder(&recipe.train.output)?;
     let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
-    let warnings =
-        [Some(&experiment.train), experiment.held_out.as_ref()].into_iter().flatten().flat_map(Mixed::warnings);
-    warnings.for_each(|warning| tell(&format!("warning: {warning}")));
+    warnings(&experiment, evaluations).iter().for_each(|warning| tell(&format!("warning: {warning}")));
     let own = score(&experiment, &model, &text, 0)?;
     let also_scored = score_also(recipe, also, (&model, &text), &own)?;
     let outcome = Outcome {
@@ -157,9 +175,32 @@ pub fn base(recipe: &Recipe, also: &[PlannedDomain]) -> Result<Outcome> {
         uncertainty_spread: None,
         diverged: None,
         also: also_scored,
+        rows: Some(SettingRows::of(&experiment)),
     };
     save(recipe, also, &outcome)?;
     Ok(outcome)
+}
+
+/// Warnings of skipped rows, and of settings that have no effect in runs of this size.
+fn warnings(experiment: &Experiment, evaluations: u64) -> Vec<String> {
+    let Experiment { recipe, train, held_out, .. } = experiment;
+    let steps = recipe.train.num_steps(train.epoch_len(), 1);
+    let run = RunSize {
+        train,
+        held_out: held_out.as_ref(),
+        problems: experiment.tasks.first().map(|posed| posed.problems.len()),
+        steps,
+        ranks: 1,
+    };
+    // An arm may use a setting of the objective that the recipe's own doesn't.
+    let is_told = |warning: &String| !warning.starts_with("objective.") && !is_idle(warning);
+    let of_run = recipe.warnings_of_run(&run).into_iter().filter(is_told);
+    let skipped = [Some(train), held_out.as_ref()].into_iter().flatten().flat_map(Mixed::warnings);
+    let fewer = (evaluations > steps).then(|| {
+        let steps = counted(steps, "step");
+        format!("reproduce.evaluations = {evaluations}, but a run has only {steps}, after each of which it is scored")
+    });
+    skipped.chain(of_run).chain(fewer).collect()
 }
 
 /// A model's scores on rows of other kinds.

@@ -4,12 +4,18 @@
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
+use crate::counted::counted;
+use crate::eval::task_score::wilson_of;
+
 /// The confidence level of every interval.
 pub(crate) const CONFIDENCE: f64 = 0.95;
 /// The largest number of pairs for which all sign patterns are enumerated.
 const EXACT_PAIRS: usize = 20;
 
-/// A mean over seeds with its Student's t interval; with a single seed the interval is just the mean.
+/// The number of rows or problems below which scores are said to rest on few.
+const FEW: usize = 30;
+
+/// A mean over seeds, rows or problems with its interval; with a single one the interval is just the mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean.
@@ -18,10 +24,58 @@ pub struct Interval {
     pub low: f64,
     /// The upper end of the interval.
     pub high: f64,
-    /// The standard deviation between seeds.
+    /// The standard deviation between seeds, rows or problems.
     pub deviation: f64,
-    /// The number of seeds.
+    /// The number of seeds, rows or problems.
     pub count: usize,
+}
+
+/// The values that a mean can have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Range {
+    /// Those above 0: a loss.
+    Positive,
+    /// Those from 0 to a number: an accuracy, whose largest value is 1 or 100.
+    UpTo(f64),
+    /// Those at most so far from 0: a difference of accuracies.
+    Within(f64),
+}
+
+impl Interval {
+    /// This Student's t interval, changed to one that keeps to the values that the mean can have: for [`Range::Positive`] it is
+    /// Student's interval of the logarithm, for [`Range::UpTo`] Wilson's with Student's quantile and the number of draws whose
+    /// standard error is the mean's. [`Range::Within`] cuts the interval off, which leaves its coverage and whether it contains
+    /// 0 as they are.
+    ///
+    /// # Source
+    /// The delta method for the logarithm; Dean and Pagano, Evaluating confidence interval methods for binomial proportions in
+    /// clustered surveys (2015), for Wilson's interval with an effective number of draws.
+    pub fn within(self, range: Range) -> Self {
+        let Self { mean, low, high, count, .. } = self;
+        let half = (high - low) / 2.0;
+        if half == 0.0 {
+            return self;
+        }
+        let [low, high] = match range {
+            Range::Positive => [mean * (-half / mean).exp(), mean * (half / mean).exp()],
+            Range::UpTo(whole) => {
+                let (p, t) = (mean / whole, quantile(count));
+                let error = half / t / whole;
+                wilson_of(p, p * (1.0 - p) / (error * error), t).map(|end| whole * end)
+            }
+            Range::Within(most) => [low.max(-most), high.min(most)],
+        };
+        Self { low, high, ..self }
+    }
+}
+
+/// A sentence that warns of scores that rest on fewer than 30 rows or problems; `None` if they rest on more. `more` says what
+/// to use instead.
+pub(crate) fn few(scores: &str, (count, noun): (usize, &str), more: &str) -> Option<String> {
+    let rest = || {
+        format!("{scores} rest on {}; fewer than {FEW} say little about others, so use {more}", counted(count, noun))
+    };
+    (count < FEW).then(rest)
 }
 
 /// A paired difference.
@@ -39,7 +93,14 @@ pub struct Paired {
     pub below: usize,
 }
 
-/// The mean of some values and its interval; `None` if there are no values.
+impl Paired {
+    /// The difference with its interval cut off where no difference can be; the tests stay as they are.
+    pub fn within(self, range: Range) -> Self {
+        Self { difference: self.difference.within(range), ..self }
+    }
+}
+
+/// The mean of some values and its Student's t interval; `None` if there are no values.
 pub fn interval(values: &[f64]) -> Option<Interval> {
     let count = values.len();
     if count == 0 {
@@ -50,7 +111,7 @@ pub fn interval(values: &[f64]) -> Option<Interval> {
     let deviation = if count > 1 { (squares / (count - 1) as f64).sqrt() } else { 0.0 };
     let half = match count {
         1 => 0.0,
-        _ => students_t(count).inverse_cdf(0.5 + CONFIDENCE / 2.0) * deviation / (count as f64).sqrt(),
+        _ => quantile(count) * deviation / (count as f64).sqrt(),
     };
     Some(Interval { mean, low: mean - half, high: mean + half, deviation, count })
 }
@@ -68,6 +129,11 @@ pub fn paired(differences: &[f64]) -> Option<Paired> {
     let above = differences.iter().filter(|d| **d > 0.0).count();
     let below = differences.iter().filter(|d| **d < 0.0).count();
     Some(Paired { difference, t_test, sign_flip_test, above, below })
+}
+
+/// Student's quantile of an interval over so many values.
+fn quantile(count: usize) -> f64 {
+    students_t(count).inverse_cdf(0.5 + CONFIDENCE / 2.0)
 }
 
 fn students_t(count: usize) -> StudentsT {
@@ -137,6 +203,36 @@ mod tests {
         // Of the 1,024 patterns, those in which all signs are equal count, twice because one pair has no difference.
         assert_eq!(paired.sign_flip_test, Some(4.0 / 1024.0));
         assert_eq!((paired.above, paired.below), (9, 0));
+    }
+
+    #[test]
+    fn intervals_keep_to_the_values_that_can_be() {
+        let of = |values: &[f64]| interval(values).expect("there are values");
+        // Student's intervals of these leave the range.
+        let losses = of(&[0.1, 0.2, 2.0]);
+        let positive = losses.within(Range::Positive);
+        assert!(losses.low < 0.0 && 0.0 < positive.low && positive.low < losses.mean && losses.mean < positive.high);
+        let half = (positive.high / losses.mean).ln();
+        assert!((half - (losses.high - losses.mean) / losses.mean).abs() < 1e-12, "it is symmetric in the logarithm");
+        let shares = of(&[90.0, 100.0, 99.0]);
+        let up_to = shares.within(Range::UpTo(100.0));
+        assert!(shares.high > 100.0 && up_to.high < 100.0 && up_to.low < shares.mean && shares.mean < up_to.high);
+        let differences = of(&[-50.0, 60.0]).within(Range::Within(100.0));
+        assert_eq!((differences.low, differences.high), (-100.0, 100.0));
+        // Where the range is far away, all are Student's, and what doesn't vary stays as it is.
+        let narrow = of(&[49.99, 50.0, 50.01]);
+        for range in [Range::Positive, Range::UpTo(100.0), Range::Within(100.0)] {
+            let Interval { low, high, .. } = narrow.within(range);
+            assert!((low - narrow.low).abs() < 1e-4 && (high - narrow.high).abs() < 1e-4, "{range:?}: {low} {high}");
+            assert_eq!(of(&[50.0, 50.0]).within(range), of(&[50.0, 50.0]));
+        }
+    }
+
+    #[test]
+    fn few_rows_are_warned_of() {
+        let told = few("the losses", (1, "row"), "more").expect("one is few");
+        assert_eq!(told, "the losses rest on 1 row; fewer than 30 say little about others, so use more");
+        assert_eq!(few("the losses", (30, "row"), "more"), None);
     }
 
     #[test]

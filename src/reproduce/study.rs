@@ -49,6 +49,21 @@ pub struct Setting {
     /// The changes, as `table.key=value` like those of `--set`.
     #[serde(default)]
     pub set: Vec<String>,
+    /// Whether it is the recipe as it is, which stands for a missing list of settings; its name is that of a folder only.
+    #[serde(skip)]
+    pub is_only: bool,
+}
+
+impl Setting {
+    /// The recipe as it is.
+    fn only() -> Self {
+        Self { name: "all".to_owned(), set: vec![], is_only: true }
+    }
+
+    /// What a message about the setting begins with.
+    fn named(&self) -> String {
+        if self.is_only { "the recipe".to_owned() } else { format!("setting {:?}", self.name) }
+    }
 }
 
 impl Default for ReproduceTable {
@@ -133,7 +148,7 @@ impl Study {
         let check = |file: &StudyFile| file.reproduce.problems(&file.recipe);
         let StudyFile { recipe, reproduce: mut table } = settings::parse(&text, path, settings, check)?;
         if table.settings.is_empty() {
-            table.settings.push(Setting { name: "all".to_owned(), set: vec![] });
+            table.settings.push(Setting::only());
         }
         let is_runs = |setting: &&String| !setting.trim_start().starts_with("reproduce.");
         let given = settings.iter().filter(is_runs).cloned().collect();
@@ -161,8 +176,10 @@ impl Study {
             .zip(&bases)
             .filter(|(_, base)| !base.recipe.data.has_held_out())
             .map(|(setting, _)| {
-                let name = &setting.name;
-                format!("setting {name:?} has no held-out rows, so there is nothing to compare; set data.held_out (docs/data.md)")
+                let named = setting.named();
+                format!(
+                    "{named} has no held-out rows, so there is nothing to compare; set data.held_out (docs/data.md)"
+                )
             })
             .collect();
         let of_first_seed = runs.iter().take_while(|run| run.seed == first_seed);
@@ -225,7 +242,7 @@ impl PlannedRun {
         if !Arm::named(arm).is_some_and(Arm::is_in_blocks) {
             return vec![];
         }
-        let of_own = (format!("setting {:?}", table.settings[self.setting].name), &self.recipe);
+        let of_own = (table.settings[self.setting].named(), &self.recipe);
         let of_domain = |of: &PlannedDomain| format!("reproduce.also_score {:?}", of.domain.name);
         let all = [of_own].into_iter().chain(self.also.iter().map(|of| (of_domain(of), &of.recipe)));
         let problem = |(of, recipe): (String, &Recipe)| {
@@ -248,22 +265,24 @@ fn problem_in_blocks(sampler: &Sampling) -> Option<String> {
     }
 }
 
+/// Whether a warning is of a key of a run that a comparison doesn't use.
+pub(super) fn is_idle(warning: &str) -> bool {
+    let named = |(table, keys, _): &(&str, &[&str], &str)| {
+        keys.iter().any(|key| warning.starts_with(&format!("{table}.{key} ")))
+    };
+    IDLE.iter().any(named)
+}
+
 /// Warnings of the recipe's settings that a comparison doesn't use, or that have no effect under any of its settings tables.
 /// Settings that the recipe's own objective doesn't use aren't among them, because an arm may use them.
 fn warnings(recipe: &Recipe, bases: &[PlannedBase]) -> Vec<String> {
-    let is_idle_here = |warning: &String| {
-        let named = |(table, keys, _): &(&str, &[&str], &str)| {
-            keys.iter().any(|key| warning.starts_with(&format!("{table}.{key} ")))
-        };
-        warning.starts_with("objective.") || IDLE.iter().any(named)
-    };
     let (first, others) = bases.split_first().expect("a comparison has a setting");
     let mut of_runs = first.recipe.warnings();
     others.iter().for_each(|base| {
         let of_base = base.recipe.warnings();
         of_runs.retain(|warning| of_base.contains(warning));
     });
-    of_runs.retain(|warning| !is_idle_here(warning));
+    of_runs.retain(|warning| !warning.starts_with("objective.") && !is_idle(warning));
     let Resolved { recipe, defaults } = recipe.resolved();
     let of_table = |(table, keys, reason): &(&str, &[&str], &str)| -> Vec<String> {
         let set = keys.iter().filter(|key| recipe[table][key] != defaults[table][key]);

@@ -143,14 +143,17 @@ impl Trainer {
 
     /// Optimizer steps per epoch; the last one may have fewer examples.
     pub fn steps_per_epoch(&self) -> u64 {
-        let occurrences = self.job.mixture.epoch_len(self.job.examples.len());
-        occurrences.div_ceil(self.global_batch_size()) as u64
+        self.job.settings.steps_per_epoch(self.epoch_len(), self.ranks.size())
     }
 
     /// Optimizer steps of the run.
     pub fn num_steps(&self) -> u64 {
-        let all = self.job.settings.epochs.saturating_mul(self.steps_per_epoch());
-        self.job.settings.max_steps.map_or(all, |max| max.min(all))
+        self.job.settings.num_steps(self.epoch_len(), self.ranks.size())
+    }
+
+    /// The number of examples in an epoch.
+    fn epoch_len(&self) -> usize {
+        self.job.mixture.epoch_len(self.job.examples.len())
     }
 
     /// Does one optimizer step.

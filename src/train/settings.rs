@@ -144,6 +144,17 @@ impl TrainTable {
         self.micro_batch_size.saturating_mul(self.grad_accum_steps)
     }
 
+    /// Optimizer steps of an epoch of so many examples that so many ranks share; the last one may have fewer examples.
+    pub fn steps_per_epoch(&self, epoch_len: usize, ranks: usize) -> u64 {
+        epoch_len.div_ceil(self.global_batch_size().saturating_mul(ranks)) as u64
+    }
+
+    /// Optimizer steps of a run with such epochs.
+    pub fn num_steps(&self, epoch_len: usize, ranks: usize) -> u64 {
+        let all = self.epochs.saturating_mul(self.steps_per_epoch(epoch_len, ranks));
+        self.max_steps.map_or(all, |max| max.min(all))
+    }
+
     /// `activation_memory_gb` in bytes, or `otherwise` if it is absent.
     pub fn activation_bytes(&self, otherwise: usize) -> usize {
         self.activation_memory_gb.map_or(otherwise, |gb| (gb * 1e9) as usize)
