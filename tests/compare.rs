@@ -20,6 +20,10 @@ eval_every = 3
 micro_batch_size = 2
 "#;
 
+/// What is told of so few rows.
+const FEW: &str = "the held-out losses rest on 4 held-out rows; fewer than 30 say little about others, so use more of them \
+                   (data.held_out)";
+
 fn weft(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.current_dir(folder).env("WEFT_CACHE", "cache").args(arguments).output().expect("the program starts")
@@ -57,6 +61,7 @@ fn runs_of_a_sweep_are_compared() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "");
     let object: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!(object["remarks"], serde_json::json!([FEW]));
     assert_eq!(object["settings"].as_array().expect("a list").len(), 1, "{object}");
     assert_eq!(object["settings"][0]["key"], "train.lr");
     let [low, high] = ["low", "high"].map(|run| last_loss(&folder, run));
@@ -64,17 +69,28 @@ fn runs_of_a_sweep_are_compared() {
         let held_out = &run["held_out"];
         let number = |key: &str| held_out[key].as_f64().expect("a number");
         assert!((number("mean") - loss).abs() < 1e-9 * loss, "the rows' sum is the loss: {held_out}, {loss}");
+        assert!(number("low") > 0.0, "a loss can't be below 0: {held_out}");
         assert!(number("low") < loss && loss < number("high") && number("count") == 4.0, "{held_out}");
         assert_eq!((&run["not_comparable"], &run["is_finished"]), (&Value::Null, &true.into()));
     }
     let difference = &object["runs"][1]["held_out_difference"];
     assert!((difference["mean"].as_f64().expect("a number") - (high - low)).abs() < 1e-9, "{difference}");
     assert_eq!(object["runs"][0]["held_out_difference"], Value::Null);
-    // A folder of runs stands for the runs in it.
+    // A folder of runs stands for the runs in it, and what holds no run is told.
+    std::fs::create_dir(folder.join("runs/notes")).expect("a folder");
     let of_folder = weft(&folder, &["compare", "runs", "--json", "--out", "other.html"]);
     let of_folder: Value = serde_json::from_slice(&of_folder.stdout).expect("one object");
     let names: Vec<&Value> = of_folder["runs"].as_array().expect("a list").iter().map(|run| &run["name"]).collect();
     assert_eq!(names, ["high", "low"]);
+    let without = "runs/notes is left out: it holds no run (recipe.json is missing)";
+    assert_eq!(of_folder["remarks"], serde_json::json!([without, FEW]));
+    let given = ["compare", "runs/low", "runs/high", "runs/notes", "rows.jsonl", "runs/low/adapter"];
+    let told = text(&weft(&folder, &given).stderr);
+    let adapter = "holds an adapter or a checkpoint, whose run is the folder above it";
+    let others =
+        [without, "rows.jsonl is left out: it is a file", &format!("runs/low/adapter is left out: it {adapter}")];
+    let all = others.iter().chain([&FEW]).map(|remark| format!("warning: {remark}\n")).collect::<String>();
+    assert_eq!(told, all);
     let page = std::fs::read_to_string(folder.join("page.html")).expect("there is a page");
     assert_eq!(page.matches("<svg").count(), 7, "a chart of differences and six of curves");
     assert_eq!(page.matches("<script").count(), 1);
@@ -94,8 +110,20 @@ fn runs_that_cant_be_compared_are_told() {
     assert!(output.status.success());
     assert_eq!(
         text(&output.stderr),
-        "warning: other can't be compared with one: its held-out rows differ from those of one\n"
+        format!(
+            "warning: other can't be compared with one: its held-out rows differ from those of one\nwarning: {}\n",
+            FEW.replace("4 held-out", "3 held-out")
+        )
     );
+    // One line is enough for several runs.
+    std::fs::create_dir(folder.join("runs/third")).expect("a folder");
+    for file in ["recipe.json", "metrics.jsonl", "held_out.json", "results.json"] {
+        let [from, to] = ["other", "third"].map(|run| folder.join("runs").join(run).join(file));
+        std::fs::copy(from, to).expect("it is copied");
+    }
+    let several = text(&weft(&folder, &["compare", "runs/one", "runs/other", "runs/third"]).stderr);
+    let told = "warning: other and third can't be compared with one: their held-out rows differ from those of one\n";
+    assert!(several.starts_with(told), "{several}");
     let shown = text(&output.stdout);
     assert!(shown.contains("data.held_out_rows"), "{shown}");
     let page = std::fs::read_to_string(folder.join("compare.html")).expect("there is a page");
@@ -121,14 +149,22 @@ fn runs_that_cant_be_compared_are_told() {
 #[test]
 fn what_is_no_run_is_refused() {
     let folder = scratch::folder("compare-refused");
+    std::fs::create_dir_all(folder.join("study/lora/base")).expect("a folder");
     std::fs::create_dir(folder.join("empty")).expect("a folder");
+    std::fs::write(folder.join("page.html"), "").expect("a file");
+    let study = "whose study/report.md compares them";
     for (arguments, told) in [
-        (&["empty", "other"][..], "empty holds no run: recipe.json is missing; give the train.output of weft train"),
-        (&["empty"], "give the folders of two or more runs (their train.output)"),
-        (&["empty", "./empty"], "./empty is given twice; give each run once"),
+        (&["empty", "other"][..], "other doesn't exist".to_owned()),
+        (&["empty"], "empty holds no run (recipe.json is missing)".to_owned()),
+        (&["empty", "page.html"], "empty holds no run (recipe.json is missing), page.html is a file".to_owned()),
+        (&["study"], format!("study holds the runs of weft reproduce, {study}")),
+        (&["study/lora"], format!("study/lora holds the runs of one setting of weft reproduce, {study}")),
     ] {
         let output = weft(&folder, &[&["compare"], arguments].concat());
         assert_eq!(output.status.code(), Some(2));
-        assert_eq!(text(&output.stderr), format!("error: {told}\n"));
+        let fix = "give the folders of two or more runs (the train.output of weft train)";
+        assert_eq!(text(&output.stderr), format!("error: {told}; {fix}\n"));
     }
+    let twice = weft(&folder, &["compare", "empty", "./empty"]);
+    assert_eq!(text(&twice.stderr), "error: ./empty is given twice; give each run once\n");
 }

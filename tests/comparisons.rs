@@ -46,11 +46,31 @@ fn assert_sentence(text: &str, start: &str) {
     assert!(["not told apart", "is better"].iter().any(|verdict| line.ends_with(verdict)), "{line}");
 }
 
+/// `weft compare` reads the runs of a comparison, whose losses at the end are given, and says what its folder holds.
+fn assert_its_runs_are_compared(folder: &Path, losses: [f64; 2]) {
+    let runs = ["sft-masked", "weft-masked"].map(|arm| format!("runs/study/all/{arm}/seed-1"));
+    let compared = weft(folder, &["compare", &runs[0], &runs[1], "--json"]);
+    let compared: Value = serde_json::from_slice(&compared.stdout).expect("one object");
+    for (i, loss) in losses.into_iter().enumerate() {
+        let run = &compared["runs"][i];
+        assert_eq!((&run["is_finished"], &run["steps"]), (&true.into(), &4.into()), "{run}");
+        assert_eq!(run["held_out_loss"][1].as_f64(), Some(loss), "{run}");
+        assert_eq!(run["held_out_loss"][0], report(folder)["settings"][0]["base"]["nll_bound"], "{run}");
+    }
+    let remark = "sft-masked/seed-1 and weft-masked/seed-1 are runs of weft reproduce, which keeps no losses of single rows, \
+                  so there are no intervals; runs/study/report.md compares the arms over seeds";
+    assert_eq!(compared["remarks"], serde_json::json!([remark]));
+    let refused = String::from_utf8_lossy(&weft(folder, &["compare", "runs/study"]).stderr).into_owned();
+    let told = "error: runs/study holds the runs of weft reproduce, whose runs/study/report.md compares them; give ";
+    assert!(refused.starts_with(told), "{refused}");
+}
+
 #[test]
 fn rows_of_a_file_are_compared_by_held_out_losses() {
     let folder = scratch::folder("compare-files");
-    fs::write(folder.join("rows.jsonl"), rows()).expect("the rows are written");
-    fs::write(folder.join("study.toml"), format!("{RECIPE}{FILES}")).expect("the recipe is written");
+    fs::write(folder.join("rows.jsonl"), format!("{}{{\"id\": 1}}\n", rows())).expect("the rows are written");
+    let recipe = format!("{RECIPE}{FILES}on_bad_row = \"skip\"\n");
+    fs::write(folder.join("study.toml"), recipe).expect("the recipe is written");
     let (told, page) = finished(weft(&folder, &["reproduce", "study.toml"]), &folder);
     // The terminal shows the main table and the sentences.
     for part in ["held-out loss in nats per answer token at the end", "  base ", "  sft-masked ", "  weft-masked "] {
@@ -66,7 +86,13 @@ fn rows_of_a_file_are_compared_by_held_out_losses() {
         "## How to read the tables",
         "- `weft-masked` sets `objective.kind=weft objective.normalizer=masked`",
         "## Held-out loss in nats per answer token at the end",
-        "## Setting all\n\nThe recipe as it is.",
+        "## During training\n\nHeld-out loss, nats per answer token, during training",
+        ", seeds 1 to 2. A seed's runs share",
+        "| source | used for | rows | skipped | gives | answers cut |\n| --- | --- | --- | --- | --- | --- |\n\
+         | rows.jsonl | training | 33 | 1 | 32 examples | 0 |\n\
+         | rows.jsonl [0:4] | held-out evaluation | 4 | 0 | 4 examples | 0 |\n",
+        "\n- 1 of 33 rows skipped: the keys [\"id\"] match no known format (the first in rows.jsonl:33)\n",
+        "Beware: the held-out losses rest on 4 held-out examples; fewer than 30 say little about others",
         "Paired differences:",
         "## Ablations at the end",
         "## Gradient norms and the spread of the rates",
@@ -75,7 +101,12 @@ fn rows_of_a_file_are_compared_by_held_out_losses() {
     ] {
         assert!(page.contains(part), "{part} is missing:\n{page}");
     }
-    assert!(!page.contains("Accuracy") && !page.contains("## Table"), "{page}");
+    assert!(!page.contains("Accuracy in percent") && !page.contains("## Table"), "{page}");
+    // The recipe as it is has no name that a reader meets, except for that of its files.
+    let svg = fs::read_to_string(folder.join("runs/study/loss-all.svg")).expect("there is a chart");
+    for name in ["Setting all", "| all ", "all: ", "under all"] {
+        assert!(!page.contains(name) && !told.contains(name) && !svg.contains(name), "{name}: {page}");
+    }
     // The differences are those of the runs' losses, seed by seed.
     let report = report(&folder);
     let loss = |arm: &str, seed: usize| {
@@ -90,6 +121,7 @@ fn rows_of_a_file_are_compared_by_held_out_losses() {
     let own = differences.iter().find(|d| d["arm"] == "weft-masked" && d["step"] == 4).expect("the pair is there");
     assert!((own["paired"]["difference"]["mean"].as_f64().expect("a number") - mean).abs() < 1e-12);
     assert_eq!(report["average"], serde_json::json!([null, null, null]));
+    assert_its_runs_are_compared(&folder, [loss("sft-masked", 1), loss("weft-masked", 1)]);
     // It continues with --resume, as a run does; nothing is left to do.
     let again = weft(&folder, &["reproduce", "study.toml", "--resume"]);
     assert!(String::from_utf8_lossy(&again.stderr).contains("6 runs, 6 of them done"));
@@ -141,8 +173,17 @@ fn settings_that_a_comparison_does_not_use_are_told() {
     fs::write(folder.join("study.toml"), format!("{RECIPE}{FILES}")).expect("the recipe is written");
     let stderr = |args: &[&str]| String::from_utf8_lossy(&weft(&folder, args).stderr).into_owned();
     let small = ["reproduce", "study.toml", "--set", "reproduce.seeds=1", "--set", "reproduce.arms=[\"sft-masked\"]"];
-    let told = stderr(&[&small[..], &["--set", "train.patience=2", "--set", "reproduce.timing_rounds=0"]].concat());
+    let idle = ["train.patience=2", "reproduce.timing_rounds=0", "train.max_steps=40", "reproduce.evaluations=10"];
+    let idle: Vec<&str> = idle.iter().flat_map(|setting| ["--set", setting]).collect();
+    let told = stderr(&[&small[..], &idle].concat());
     assert!(told.starts_with("warning: train.patience has no effect in a comparison: every run is scored"), "{told}");
+    for warning in [
+        "warning: train.max_steps = 40 has no effect: the run has 8 steps; raise train.epochs to train longer\n",
+        "warning: reproduce.evaluations = 10, but a run has only 8 steps, after each of which it is scored\n",
+        "warning: the held-out losses rest on 4 held-out examples; ",
+    ] {
+        assert!(told.contains(warning), "{warning}: {told}");
+    }
     let told = stderr(&[&small[..], &["--resume", "--report-only"]].concat());
     assert!(told.contains("cannot be used with"), "{told}");
     // Without held-out rows there is nothing to compare; a setting's own mistake isn't the command line's.
@@ -152,7 +193,7 @@ fn settings_that_a_comparison_does_not_use_are_told() {
     fs::write(folder.join("alone.toml"), &text).expect("the recipe is written");
     let told = stderr(&["reproduce", "alone.toml"]);
     let expected =
-        "error: alone.toml: setting \"all\" has no held-out rows, so there is nothing to compare; set data.held_out";
+        "error: alone.toml: the recipe has no held-out rows, so there is nothing to compare; set data.held_out";
     assert!(told.starts_with(expected), "{told}");
     let wrong = format!("{RECIPE}{FILES}[[reproduce.settings]]\nname = \"a\"\nset = [\"train.rate=1\"]\n");
     fs::write(folder.join("wrong.toml"), wrong).expect("the recipe is written");

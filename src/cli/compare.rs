@@ -17,7 +17,8 @@ use super::window;
 ///
 /// Prints the settings that differ, and each run's held-out loss and score with 95 % intervals. Differences from the first
 /// run are paired: they are taken row by row on the same rows and masks. A page shows the same, and charts with the curves
-/// of all runs. Runs with other held-out rows or another tokenizer are named, and their losses aren't compared.
+/// of all runs. Runs with other held-out rows or another tokenizer are named, and their losses aren't compared; folders without
+/// a run are left out, and named too.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  for lr in 1e-4 3e-4 1e-3; do\n    weft train my.toml --set train.lr=$lr --set train.output=runs/lr-$lr\n  done\n  weft compare runs/lr-*"
@@ -41,6 +42,7 @@ impl Compare {
         if self.json {
             let mut object = json!(comparison);
             object["page"] = json!(self.out);
+            object["remarks"] = json!(comparison.remarks());
             say!("{object}");
             return Ok(ExitCode::SUCCESS);
         }

@@ -1,6 +1,7 @@
 //! Compares runs: the settings in which their recipes differ, their held-out losses and scores with intervals, and which
 //! runs can't be compared. Everything is read from the files in the run folders; `page` draws it.
 
+mod folders;
 pub mod page;
 mod run;
 pub mod tables;
@@ -11,10 +12,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
-use crate::reproduce::statistics::{Interval, interval};
-use crate::train::run::RECIPE;
-pub use run::Run;
+use crate::error::Result;
+use crate::eval::task_score::{Z, wilson, wilson_of};
+use crate::reproduce::statistics::{Interval, Range, interval};
+use folders::Found;
+pub use run::{Differs, Run};
 
 /// Several runs; the others are compared with the first one.
 #[derive(Debug, Serialize)]
@@ -23,6 +25,8 @@ pub struct Comparison {
     pub runs: Vec<Compared>,
     /// The settings that differ.
     pub settings: Vec<Setting>,
+    /// A sentence on each given folder, or folder in a given one, that holds no run.
+    pub left_out: Vec<String>,
 }
 
 /// A setting that differs between runs.
@@ -40,8 +44,11 @@ pub struct Compared {
     /// The run.
     #[serde(flatten)]
     pub run: Run,
-    /// Why its held-out loss and its scores can't be compared with the first run's; `None` if they can.
+    /// Why its held-out loss and its scores can't be compared with the first run's, as a sentence; `None` if they can.
     pub not_comparable: Option<String>,
+    /// The same reason.
+    #[serde(skip)]
+    pub differs: Option<Differs>,
     /// The last held-out loss with its interval over the rows, in nats per answer token.
     pub held_out: Option<Interval>,
     /// Its held-out loss minus the first run's on the same rows and masks, with the interval of the paired differences.
@@ -56,25 +63,16 @@ impl Comparison {
     /// Reads and compares the runs in some folders. A folder of runs stands for all runs in it, in the order of their names.
     ///
     /// # Errors
-    /// Fewer than two folders, the same folder twice, a folder without a run, or a damaged file in one.
+    /// A path that doesn't exist, the same folder twice, fewer than two runs, or a damaged file in one.
     pub fn of(folders: &[PathBuf]) -> Result<Self> {
-        let folders = &*runs_in(folders);
-        if folders.len() < 2 {
-            return Err(Error::Usage("give the folders of two or more runs (their train.output)".to_owned()));
-        }
-        let mut seen = HashSet::new();
-        for folder in folders {
-            if !seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())) {
-                return Err(Error::Usage(format!("{} is given twice; give each run once", folder.display())));
-            }
-        }
-        let names = names(folders);
+        let Found { runs: folders, left_out } = Found::among(folders)?;
+        let names = names(&folders);
         let runs: Vec<Run> =
             folders.iter().zip(names).map(|(folder, name)| Run::read(folder, name)).collect::<Result<_>>()?;
         let settings = differing(&runs);
         let first = runs[0].clone();
         let runs = runs.into_iter().enumerate().map(|(i, run)| Compared::of(run, (i > 0).then_some(&first))).collect();
-        Ok(Self { runs, settings })
+        Ok(Self { runs, settings, left_out })
     }
 
     /// The name of the run with which the others are compared.
@@ -85,18 +83,19 @@ impl Comparison {
 
 impl Compared {
     fn of(run: Run, first: Option<&Run>) -> Self {
-        let not_comparable = first.and_then(|first| run.differs_from(first));
-        let beside = first.filter(|_| not_comparable.is_none());
+        let differs = first.and_then(|first| run.differs_from(first));
+        let beside = first.filter(|_| differs.is_none());
         let of_rows = |run: &Run| run.rows.as_ref().and_then(|rows| Some((rows.values()?, rows.answer_tokens.clone())));
         let own = of_rows(&run);
         let held_out_difference = beside.and_then(|first| difference(own.as_ref()?, &of_rows(first)?));
         let accuracy_difference = beside.and_then(|first| difference(run.problems.as_ref()?, first.problems.as_ref()?));
         Self {
-            not_comparable,
-            held_out: own.and_then(|(nll, tokens)| ratio(&nll, &tokens)),
+            not_comparable: differs.zip(first).map(|(differs, first)| differs.told(1, &first.name)),
+            differs,
+            held_out: own.and_then(|(nll, tokens)| Some(ratio(&nll, &tokens)?.within(Range::Positive))),
             held_out_difference,
-            accuracy: run.problems.as_ref().and_then(|(correct, total)| ratio(correct, total)),
-            accuracy_difference,
+            accuracy: run.problems.as_ref().and_then(|(correct, total)| accuracy(correct, total)),
+            accuracy_difference: accuracy_difference.map(|of| of.within(Range::Within(1.0))),
             run,
         }
     }
@@ -123,6 +122,21 @@ pub fn ratio(parts: &[f64], sizes: &[usize]) -> Option<Interval> {
     interval(&parts.iter().zip(sizes).map(linear).collect::<Vec<_>>())
 }
 
+/// The points scored divided by the points possible, with an interval over the problems: Wilson's of the counts where every
+/// problem has one point, and else [`Range::UpTo`]'s.
+fn accuracy(correct: &[f64], total: &[usize]) -> Option<Interval> {
+    let of = ratio(correct, total)?;
+    let is_counted =
+        total.iter().all(|total| *total == 1) && correct.iter().all(|correct| [0.0, 1.0].contains(correct));
+    let [low, high] = match (is_counted, of.deviation == 0.0) {
+        (true, _) => wilson(correct.iter().sum::<f64>() as usize, of.count),
+        // Problems that are all alike leave only their number to go by.
+        (false, true) => wilson_of(of.mean, of.count as f64, Z),
+        (false, false) => return Some(of.within(Range::UpTo(1.0))),
+    };
+    Some(Interval { low, high, ..of })
+}
+
 /// The settings that differ between runs, in the order of the first recipe that has them, and the training rows if they
 /// differ. The output folder is left out, because it says nothing about a run.
 fn differing(runs: &[Run]) -> Vec<Setting> {
@@ -144,18 +158,6 @@ fn differing(runs: &[Run]) -> Vec<Setting> {
     let differs = |setting: &Setting| setting.values.iter().any(|value| *value != setting.values[0]);
     let rows = Setting { key: "rows trained on".to_owned(), values: runs.iter().map(Run::trained_rows).collect() };
     keys.into_iter().map(setting).chain([rows]).filter(differs).collect()
-}
-
-/// The folders, in which each one that contains runs, but isn't a run itself, is replaced by its runs.
-fn runs_in(folders: &[PathBuf]) -> Vec<PathBuf> {
-    let is_run = |folder: &PathBuf| folder.join(RECIPE).exists();
-    let runs_of = |folder: &PathBuf| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut runs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_run).collect();
-        runs.sort();
-        if is_run(folder) || runs.is_empty() { vec![folder.clone()] } else { runs }
-    };
-    folders.iter().flat_map(runs_of).collect()
 }
 
 /// Names that distinguish the folders: as few of their last parts as that takes.
@@ -185,6 +187,25 @@ mod tests {
         assert_eq!((equal.low, equal.high), (1.0, 1.0), "each item has the same ratio");
         assert_eq!(ratio(&[], &[]), None);
         assert_eq!(difference(&(vec![1.0], vec![1]), &(vec![1.0], vec![2])), None);
+    }
+
+    #[test]
+    fn accuracies_have_intervals_of_possible_values() {
+        let of = |correct: &[f64], total: &[usize]| {
+            let Interval { mean, low, high, .. } = accuracy(correct, total).expect("there are problems");
+            [mean, low, high]
+        };
+        // Wilson's own intervals of 0 of 10 and of 9 of 10.
+        let none = of(&[0.0; 10], &[1; 10]);
+        assert!(none[0] == 0.0 && none[1] == 0.0 && (none[2] - 0.277_533).abs() < 1e-6, "{none:?}");
+        let most = of(&[&[1.0; 9][..], &[0.0]].concat(), &[1; 10]);
+        assert!((most[1] - 0.595_850).abs() < 1e-6 && (most[2] - 0.982_124).abs() < 1e-6, "{most:?}");
+        // Problems of several points; Student's interval goes beyond 1.
+        let points = of(&[4.0, 4.0, 4.0, 3.0], &[4; 4]);
+        assert!(ratio(&[4.0, 4.0, 4.0, 3.0], &[4; 4]).expect("there are problems").high > 1.0);
+        assert!(points[1] < points[0] && points[0] < points[2] && points[2] < 1.0, "{points:?}");
+        let all = of(&[4.0; 4], &[4; 4]);
+        assert!(all[0] == 1.0 && all[2] == 1.0 && (0.0..1.0).contains(&all[1]), "{all:?}");
     }
 
     #[test]

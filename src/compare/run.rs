@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::counted::verb;
 use crate::error::{Error, Result};
 use crate::eval::any_task::AnyTask;
 use crate::eval::stored;
 use crate::files::{read_if_there, read_text};
 use crate::report::curves::Log;
+use crate::reproduce::run::{Outcome, Point, outcome_in};
 use crate::train::held_out::HeldOutRows;
 use crate::train::resolved::{ROWS, TOKENIZER};
 use crate::train::run::{RECIPE, RESULTS};
@@ -23,6 +25,10 @@ pub struct Run {
     pub folder: PathBuf,
     /// Whether it has ended.
     pub is_finished: bool,
+    /// Why it stopped at a loss that isn't finite, if it is a run of `weft reproduce`.
+    pub diverged: Option<String>,
+    /// The folder of the comparison that it is a run of, if `weft reproduce` made it.
+    pub study: Option<PathBuf>,
     /// The steps in its log.
     pub steps: u64,
     /// Its first and its last held-out loss, in nats per answer token.
@@ -57,22 +63,20 @@ impl Run {
     /// Reads the run in a folder.
     ///
     /// # Errors
-    /// A folder without a run; a damaged file.
+    /// A damaged file.
     pub(super) fn read(folder: &Path, name: String) -> Result<Self> {
         let path = folder.join(RECIPE);
-        if !path.exists() {
-            return Err(Error::Usage(format!(
-                "{} holds no run: {RECIPE} is missing; give the train.output of weft train",
-                folder.display()
-            )));
-        }
         let saved = json(&path, &read_text(&path)?)?;
         let results = folder.join(RESULTS);
         let results = match read_if_there(&results)? {
             Some(text) => json(&results, &text)?,
             None => Value::Null,
         };
-        let log = Log::read(folder)?;
+        let of_study = OfStudy::read(folder)?;
+        let mut log = Log::read(folder)?;
+        if let Some(of_study) = &of_study {
+            log.add_losses(of_study.points().map(|point| (point.step, point.nll_bound)));
+        }
         let losses = log.of("held_out_nll_bound");
         let lowest = losses.iter().filter(|[step, _]| *step > 0.0).min_by(|a, b| a[1].total_cmp(&b[1]));
         let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -83,12 +87,15 @@ impl Run {
         Ok(Self {
             name,
             folder: folder.to_owned(),
-            is_finished: !results.is_null(),
+            is_finished: !results.is_null() || of_study.is_some(),
+            diverged: of_study.as_ref().and_then(|of| of.outcome.diverged.clone()),
+            study: of_study.as_ref().map(|of| of.folder.clone()),
             steps: log.of("step").last().map_or(0, |[step, _]| *step as u64),
             held_out_loss: losses.first().zip(losses.last()).map(|(first, last)| [first[1], last[1]]),
             lowest: lowest.map(|[step, loss]| (*step as u64, *loss)),
-            task: text(&results["task"]),
-            scores: scores(&results),
+            task: text(&results["task"])
+                .or_else(|| of_study.as_ref().and_then(|_| first_task(&saved["recipe"]["eval"]))),
+            scores: scores(&results).or_else(|| of_study.as_ref().and_then(OfStudy::scores)),
             train_seconds: log.of("step_seconds").iter().map(|[_, seconds]| seconds).sum(),
             tokens_per_second: (!speeds.is_empty()).then(|| speeds[speeds.len() / 2]),
             device: text(&results["device"]),
@@ -102,19 +109,18 @@ impl Run {
     }
 
     /// Why this run's held-out loss and scores can't be compared with another's; `None` if they can.
-    pub(super) fn differs_from(&self, first: &Self) -> Option<String> {
+    pub(super) fn differs_from(&self, first: &Self) -> Option<Differs> {
         let tokenizer = |run: &Self| run.recipe[TOKENIZER].as_str().map(str::to_owned);
-        let first_name = &first.name;
         match (self.held_out_key(), first.held_out_key()) {
-            (None, Some(_)) => Some(format!("it has no held-out rows, and {first_name} has some")),
-            (Some(own), Some(other)) if own != other => Some(match (tokenizer(self), tokenizer(first)) {
-                (Some(own), Some(other)) if own != other => {
-                    format!(
-                        "its tokenizer or chat template differs from that of {first_name}, so its tokens aren't the same"
-                    )
-                }
-                _ => format!("its held-out rows differ from those of {first_name}"),
-            }),
+            (None, Some(_)) => Some(Differs::NoRows),
+            (Some(own), Some(other)) if own != other => {
+                let tokenizers = tokenizer(self).zip(tokenizer(first));
+                Some(if tokenizers.is_some_and(|(own, other)| own != other) {
+                    Differs::Tokenizer
+                } else {
+                    Differs::Rows
+                })
+            }
             _ => None,
         }
     }
@@ -132,6 +138,70 @@ impl Run {
         self.held_out_loss?;
         self.recipe[ROWS].as_array()?.last().map(|row| &row[1])
     }
+}
+
+/// Why a run's held-out loss and scores can't be compared with the first run's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Differs {
+    /// It has no held-out rows.
+    NoRows,
+    /// Its tokenizer or its chat template is another one.
+    Tokenizer,
+    /// Its held-out rows are other ones.
+    Rows,
+}
+
+impl Differs {
+    /// The reason as a sentence about so many runs.
+    pub(super) fn told(self, runs: usize, first: &str) -> String {
+        let [it, its] = [["it has", "they have"], ["its", "their"]].map(|words| verb(runs, words));
+        match self {
+            Self::NoRows => format!("{it} no held-out rows, and {first} has some"),
+            Self::Tokenizer => format!(
+                "{its} tokenizer or chat template differs from that of {first}, so {its} tokens aren't the same"
+            ),
+            Self::Rows => format!("{its} held-out rows differ from those of {first}"),
+        }
+    }
+}
+
+/// What `weft reproduce` left in the folder of a finished run.
+struct OfStudy {
+    outcome: Outcome,
+    /// The base's scores, if they are there.
+    base: Option<Point>,
+    /// The folder of the comparison.
+    folder: PathBuf,
+}
+
+impl OfStudy {
+    /// Reads the outcome in a run folder, `STUDY/SETTING/ARM/seed-N`; `None` if another command made the run, or it isn't
+    /// finished.
+    fn read(folder: &Path) -> Result<Option<Self>> {
+        let Some(outcome) = outcome_in(folder)? else { return Ok(None) };
+        let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let above = |levels: usize| folder.ancestors().nth(levels).filter(|path| !path.as_os_str().is_empty());
+        let above = |levels: usize| above(levels).or(whole.ancestors().nth(levels)).unwrap_or(&whole).to_owned();
+        let base = outcome_in(&above(2).join("base"))?.and_then(|base| base.points.first().copied());
+        Ok(Some(Self { outcome, base, folder: above(3) }))
+    }
+
+    /// The scores, earliest first.
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.base.iter().chain(&self.outcome.points)
+    }
+
+    /// The accuracy of the base and of the trained model.
+    fn scores(&self) -> Option<[f64; 2]> {
+        let [base, last] = [self.base?.accuracy?, self.outcome.points.last()?.accuracy?];
+        Some([base.accuracy, last.accuracy])
+    }
+}
+
+/// The first task of a recipe's table `[eval]`.
+fn first_task(eval: &Value) -> Option<String> {
+    let task = eval["task"].as_str().or_else(|| eval["tasks"][0]["task"].as_str());
+    task.map(str::to_owned)
 }
 
 /// The accuracy of the base and of the trained model.

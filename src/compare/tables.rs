@@ -1,10 +1,13 @@
 //! A comparison as tables of text, for the terminal and for the page.
 
+use std::path::Path;
+
 use serde_json::Value;
 
-use super::{Compared, Comparison};
+use super::{Compared, Comparison, Differs};
+use crate::counted::verb;
 use crate::report::table::Table;
-use crate::reproduce::statistics::Interval;
+use crate::reproduce::statistics::{Interval, few};
 
 /// The mark in place of a number that doesn't exist.
 const NONE: &str = "-";
@@ -16,13 +19,43 @@ impl Comparison {
         tables.into_iter().flatten().collect()
     }
 
-    /// Remarks on the comparison as a whole: the runs that can't be compared.
+    /// Remarks on the comparison as a whole: folders that are left out, runs that can't be compared, runs of `weft reproduce`,
+    /// and scores that rest on few rows.
     pub fn remarks(&self) -> Vec<String> {
-        let of = |run: &Compared| {
-            let reason = run.not_comparable.as_ref()?;
-            Some(format!("{} can't be compared with {}: {reason}", run.run.name, self.first()))
+        let different = [Differs::NoRows, Differs::Tokenizer, Differs::Rows].into_iter().filter_map(|reason| {
+            let names = self.named(|run| run.differs == Some(reason));
+            let told = reason.told(names.len(), self.first());
+            (!names.is_empty()).then(|| format!("{} can't be compared with {}: {told}", all_of(&names), self.first()))
+        });
+        let fewest = |of: fn(&Compared) -> Option<Interval>| self.runs.iter().filter_map(of).map(|of| of.count).min();
+        let rows = fewest(|run| run.held_out)
+            .and_then(|count| few("the held-out losses", (count, "held-out row"), "more of them (data.held_out)"));
+        let problems = fewest(|run| run.accuracy)
+            .and_then(|count| few("the accuracies", (count, "problem"), "more of them (eval.limit, held-out rows)"));
+        self.left_out.iter().cloned().chain(different).chain(self.of_studies()).chain(rows).chain(problems).collect()
+    }
+
+    /// The names of some runs.
+    fn named(&self, is_meant: impl Fn(&Compared) -> bool) -> Vec<&str> {
+        self.runs.iter().filter(|run| is_meant(run)).map(|run| run.run.name.as_str()).collect()
+    }
+
+    /// A remark on the runs of each comparison of `weft reproduce`.
+    fn of_studies(&self) -> Vec<String> {
+        let mut studies: Vec<&Path> = self.runs.iter().filter_map(|run| run.run.study.as_deref()).collect();
+        studies.sort();
+        studies.dedup();
+        let told = |study: &Path| {
+            let names = self.named(|run| run.run.study.as_deref() == Some(study));
+            let [is, run] = [["is", "are"], ["a run", "runs"]].map(|words| verb(names.len(), words));
+            format!(
+                "{} {is} {run} of weft reproduce, which keeps no losses of single rows, so there are no intervals; {} compares \
+                 the arms over seeds",
+                all_of(&names),
+                study.join("report.md").display()
+            )
         };
-        self.runs.iter().filter_map(of).collect()
+        studies.into_iter().map(told).collect()
     }
 
     /// The settings that differ. The runs are the columns, or the rows if there are more runs than settings.
@@ -63,9 +96,10 @@ impl Comparison {
                 ]
             };
             let note = match self.runs.iter().all(|run| run.held_out.is_none()) {
-                true => "no run has the losses of its rows (runs of an earlier version have none), so there are no intervals",
+                true => "no run has the losses of its rows, so there are no intervals",
                 false => {
-                    "intervals are over the held-out rows, paired for differences; intervals over seeds would be wider"
+                    "intervals are over the held-out rows, of the logarithm for losses and paired for differences; intervals \
+                     over seeds would be wider"
                 }
             };
             table("held-out loss, nats per answer token", &head, self.runs.iter().map(row), note)
@@ -85,8 +119,8 @@ impl Comparison {
                 against(run.accuracy_difference, 100.0),
             ]
         };
-        let note = "intervals are over the problems, paired for differences";
-        Some(table(&format!("{task}, % of the points"), &head, self.runs.iter().map(row), note))
+        let note = "intervals are over the problems, Wilson's for accuracies and paired for differences";
+        Some(table(&format!("{task}, accuracy in percent"), &head, self.runs.iter().map(row), note))
     }
 
     fn runs_table(&self) -> Option<Table> {
@@ -94,7 +128,11 @@ impl Comparison {
         let row = |run: &Compared| {
             let run = &run.run;
             let word = |text: &Option<String>| text.clone().unwrap_or(NONE.to_owned());
-            let steps = if run.is_finished { run.steps.to_string() } else { format!("{}, not finished", run.steps) };
+            let steps = match (&run.diverged, run.is_finished) {
+                (Some(_), _) => format!("{}, diverged", run.steps),
+                (None, true) => run.steps.to_string(),
+                (None, false) => format!("{}, not finished", run.steps),
+            };
             let seconds = format!("{:.0}", run.train_seconds);
             vec![run.name.clone(), steps, seconds, number(run.tokens_per_second, 0), word(&run.device), word(&run.weft)]
         };
@@ -111,9 +149,17 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or(NONE.to_owned(), |value| format!("{value:.decimals$}"))
 }
 
+/// The names of several runs in a sentence.
+fn all_of(names: &[&str]) -> String {
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
 /// The ends of an interval; a mark if the items are all alike or there is only one, because they say nothing about others.
-fn ends(Interval { low, high, deviation, .. }: Interval, unit: f64) -> String {
-    if deviation == 0.0 {
+fn ends(Interval { low, high, .. }: Interval, unit: f64) -> String {
+    if low == high {
         return NONE.to_owned();
     }
     match unit == 1.0 {
@@ -126,7 +172,7 @@ fn ends(Interval { low, high, deviation, .. }: Interval, unit: f64) -> String {
 fn against(difference: Option<Interval>, unit: f64) -> String {
     let Some(interval) = difference else { return NONE.to_owned() };
     let mean = if unit == 1.0 { format!("{:+.4}", interval.mean) } else { format!("{:+.1}", unit * interval.mean) };
-    if interval.deviation == 0.0 {
+    if interval.low == interval.high {
         return mean;
     }
     let told = if interval.low <= 0.0 && interval.high >= 0.0 { ", not told apart" } else { "" };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::Result;
 use crate::files::read_text;
@@ -29,6 +29,14 @@ impl Log {
     pub fn read(output: &Path) -> Result<Self> {
         let text = read_text(&output.join(METRICS))?;
         Ok(Self { lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect() })
+    }
+
+    /// Adds held-out losses after some steps, which `weft reproduce` keeps apart from the log.
+    pub fn add_losses(&mut self, losses: impl Iterator<Item = (u64, f64)>) {
+        let lines = losses.map(|(step, loss)| json!({ "step": step, "held_out_nll_bound": loss }));
+        self.lines.extend(lines.collect::<Vec<_>>());
+        // Those of a step come after its own line.
+        self.lines.sort_by_key(|line| line["step"].as_u64());
     }
 
     /// The steps and values of a quantity. A step in which nothing was masked has no loss; its value is NaN, which a chart
