@@ -145,7 +145,7 @@ def charts(browser, folder):
         page.close()
 
 
-def look(browser, page_path, hovered):
+def look(browser, page_path, hovered, nth=3):
     for scheme, width in SCREENS:
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         told = []
@@ -158,7 +158,7 @@ def look(browser, page_path, hovered):
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         check((paper == "rgb(255, 255, 255)") == (scheme == "light"), f"{name}: paper is {paper}")
         check(page.locator("#tip").is_hidden(), f"{name}: something is told before the pointer rests on anything")
-        target = page.locator(hovered).nth(3)
+        target = page.locator(hovered).nth(nth)
         target.scroll_into_view_if_needed()
         target.hover()
         tip = page.locator("#tip").inner_text()
@@ -262,7 +262,7 @@ def main():
         look(browser, folder / "entropy.html", ".token")
         slider(browser, folder / "entropy.html")
         look(browser, folder / "compare.html", "svg circle")
-        look(browser, folder / "six.html", "svg circle")
+        look(browser, folder / "six.html", "svg circle", 0)
         scrolls(browser, folder / "six.html")
         colours(browser, folder / "entropy.html")
         points(browser, folder / "run/report.html")
