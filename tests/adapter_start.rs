@@ -89,6 +89,8 @@ fn an_adapter_has_a_card_whose_recipe_repeats_it() {
     }
     let (_, recipe) = card.split_once("```toml\n").expect("it has a recipe");
     let (recipe, _) = recipe.split_once("```").expect("which ends");
+    let defaults = ["path = ", "kind = ", "seed = ", "epochs = "];
+    assert!(!defaults.iter().any(|key| recipe.contains(key)), "it has what differs from the defaults alone: {recipe}");
     fs::write(folder.join("card.toml"), recipe).expect("it is written");
     let again = weft(&folder, &["train", "card.toml", "--quiet", "--set", "train.output=again"]);
     assert!(again.status.success(), "{recipe}{}", String::from_utf8_lossy(&again.stderr));

@@ -42,6 +42,23 @@ name = "countdown-full"
 set = ["data.generate=countdown_in_order", "eval.task=countdown", "model.trainable=full", "train.max_steps=4"]
 "#;
 
+/// What the report of the recipe has among others.
+const PARTS: [&str; 12] = [
+    ", seeds 3 to 4. A seed's runs",
+    "## Rows\n\nBeware: the held-out losses rest on 6 held-out examples; fewer than 30",
+    "Beware: the accuracies rest on 2 problems; ",
+    "| generated sudoku | training | 64 | 0 | 64 examples | 0 |\n\
+     | generated sudoku | held-out evaluation | 6 | 0 | 6 examples | 0 |\n",
+    "These are the rows of seed 3; each seed draws its own.",
+    "## Accuracy in percent at the end",
+    "## Held-out loss in nats per answer token at the end",
+    "## Gradient norms",
+    "## Times",
+    "| weft-answer |",
+    "What the differences are due to",
+    "- WeFT - SFT, both divided by answer tokens: ",
+];
+
 /// An empty folder with the recipe.
 fn folder(name: &str) -> PathBuf {
     let folder = scratch::folder(name);
@@ -132,20 +149,7 @@ fn the_reports_numbers_are_those_of_its_runs() {
     assert!(near(&arm("weft-masked")["outcomes"][0]["grad_norm"]["mean"], mean_norm));
     assert!(lines[0]["uncertainty_spread"].as_f64().expect("weft has entropies") > 0.0);
     let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
-    for part in [
-        ", seeds 3 to 4. A seed's runs",
-        "## Rows\n\nBeware: the held-out losses rest on 6 held-out examples; fewer than 30",
-        "Beware: the accuracies rest on 2 problems; ",
-        "| generated sudoku | training | 64 | 0 | 64 examples | 0 |\n| generated sudoku | held-out evaluation | 6 | 0 | 6 examples | 0 |\n",
-        "These are the rows of seed 3; each seed draws its own.",
-        "## Accuracy in percent at the end",
-        "## Held-out loss in nats per answer token at the end",
-        "## Gradient norms",
-        "## Times",
-        "| weft-answer |",
-        "What the differences are due to",
-        "- WeFT - SFT, both divided by answer tokens: ",
-    ] {
+    for part in PARTS {
         assert!(page.contains(part), "{part} is missing:\n{page}");
     }
     for chart in ["accuracy-sudoku", "loss-countdown-full", "differences-sudoku"] {
