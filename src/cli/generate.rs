@@ -79,28 +79,28 @@ pub struct SamplingArgs {
     diffusion_steps: Option<usize>,
     /// LLaDA's sampler: unmask every prediction of at least this probability, and at least one per step, whatever the
     /// number of steps; 0.9 is a good start
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     confidence_threshold: Option<f64>,
     /// LLaDA's sampler: reuse keys and values of a block's first step in its later ones: none, prefix (of what precedes
     /// the block) or dual (of everything around it). Faster, but not exact; default: none
     #[arg(long, value_name = "WHOSE", value_parser = Caching::parse)]
     cache: Option<Caching>,
     /// Gumbel temperature; default: 0, which is greedy
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Dream's sampler: draw from the smallest set of most likely tokens with this total probability; default: 1, which
     /// is off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Dream's sampler: draw from the N most likely tokens; default: 0, which is off
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Dream's sampler: temperature of the choice of which predictions are kept; default: 0, which keeps the most
     /// confident
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     alg_temp: Option<f64>,
     /// Classifier-free guidance scale; default: 0, which is off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     cfg_scale: Option<f64>,
     /// Which predictions are kept: low_confidence or random (LLaDA's sampler); origin, maskgit_plus, topk_margin or
     /// entropy (Dream's); default: low_confidence or entropy, by the model's family
@@ -135,13 +135,13 @@ impl SamplingArgs {
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let sampling = self.given().sampling(&base.model.config);
-        tell_idle(&sampling);
         sampling.check()?;
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
     /// Settings like [`SamplingArgs::sampling`], to fill this many masks in place, by default two per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
+        tell_idle(&sampling);
         let sampling = self.given().filling(&base.model.config, masks);
         tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });
         if self.whole_canvas {
@@ -219,6 +219,7 @@ impl Generate {
             (Some(data), Some(out)) => self.answer_rows(&base, (data, out), quiet)?,
             _ if self.infill => self.infill(&base, quiet)?,
             _ if self.asking.is_chat() => {
+        self.sampling.given().check()?;
                 let sampling = self.sampling.sampling(&base)?;
                 if self.trace {
                     tell!("warning: --trace has no effect in a chat; add --prompt 'TEXT'");

@@ -172,6 +172,13 @@ impl Cli {
         // each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads.is_some_and(|threads| threads > processors) && ranks.is_first() {
+            let available = counted(processors, "processor");
+            tell!(
+                "warning: --threads {threads}: {available} can be used here; more threads change no result, but take longer"
+            );
+        }
         let pool = pool.map_err(|e| Error::Run(format!("{} can't be started: {e}", counted(threads, "thread"))))?;
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
             signals::listen(ranks);
