@@ -8,6 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use clap::Args;
 use weft::base::Base;
 use weft::counted::{counted, verb};
+use weft::data::settings::OnRow;
 use weft::data::typed_tokens::SpecialTokens;
 use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
@@ -40,6 +41,10 @@ pub struct Generate {
     /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, CSV, parquet)
     #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"], help_heading = "Prompt")]
     data: Option<PathBuf>,
+    /// What to do with rows of --data that can't be asked, like a recipe's data.on_bad_row: stop, with an error that lists them,
+    /// or skip, which counts them; default: stop
+    #[arg(long, value_name = "WHAT", requires = "data", value_parser = super::on_bad_row, help_heading = "Prompt")]
+    on_bad_row: Option<OnRow>,
     /// Write the rows of --data with their answers (the key generation) to this file (JSONL). Rows that are already in it
     /// are not asked again
     #[arg(long, value_name = "FILE", requires = "data", help_heading = "Output")]
@@ -136,12 +141,12 @@ impl SamplingArgs {
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let sampling = self.given().sampling(&base.model.config);
         sampling.check()?;
+        tell_idle(&sampling);
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
     /// Settings like [`SamplingArgs::sampling`], to fill this many masks in place, by default two per step.
     fn filling(&self, base: &Base, masks: usize) -> Sampling {
-        tell_idle(&sampling);
         let sampling = self.given().filling(&base.model.config, masks);
         tell_idle(&Sampling { gen_length: masks, whole_canvas: false, ..sampling.clone() });
         if self.whole_canvas {
@@ -214,12 +219,12 @@ pub fn tell_idle(sampling: &Sampling) {
 
 impl Generate {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
+        self.sampling.given().check()?;
         let base = self.model.open()?;
         match (&self.data, &self.out) {
             (Some(data), Some(out)) => self.answer_rows(&base, (data, out), quiet)?,
             _ if self.infill => self.infill(&base, quiet)?,
             _ if self.asking.is_chat() => {
-        self.sampling.given().check()?;
                 let sampling = self.sampling.sampling(&base)?;
                 if self.trace {
                     tell!("warning: --trace has no effect in a chat; add --prompt 'TEXT'");
@@ -283,14 +288,16 @@ impl Generate {
             system: self.asking.system.clone(),
             raw: self.asking.raw.then(|| self.raw_tokens()),
             keep_special_tokens: self.keep_special_tokens,
+            on_bad_row: self.on_bad_row.unwrap_or_default(),
         };
-        let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
+        let Answered { before, now, skipped, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
         told.iter().for_each(|line| tell!("warning: {line}"));
         let earlier =
             if before > 0 { format!(" ({before} {} there)", verb(before, ["was", "were"])) } else { String::new() };
         let are = verb(before + now, ["is", "are"]);
-        say!("{} {are} in {}{earlier}", counted(before + now, "answer"), out.display());
+        let fewer = if skipped > 0 { format!("; {} skipped", counted(skipped, "row")) } else { String::new() };
+        say!("{} {are} in {}{earlier}{fewer}", counted(before + now, "answer"), out.display());
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use weft::counted::{counted, verb};
-use weft::data::notes::{Notes, Skipped};
+use weft::data::notes::{Notes, Skipped, in_order};
 use weft::data::shared_rows::SharedRows;
 use weft::data::{Dataset, Mixed, Part};
 use weft::experiment::Experiment;
@@ -127,11 +127,11 @@ pub fn table(train: &Mixed, held_out: Option<&Mixed>) -> Table {
 pub fn left_out(part: &Part, max_seq_len: usize) -> Vec<String> {
     let Notes { rows, skipped, skipped_answers, first_cut, cut_rows, .. } = &part.notes;
     let because = |what: String, reason: &str, first: &str| format!("{what} skipped: {reason} (the first in {first})");
-    let of_rows = skipped.iter().map(|(reason, Skipped { count, first })| {
+    let of_rows = in_order(skipped).into_iter().map(|(reason, Skipped { count, first })| {
         because(format!("{count} of {}", counted(*rows, "row")), reason, first)
     });
-    let of_answers = skipped_answers
-        .iter()
+    let of_answers = in_order(skipped_answers)
+        .into_iter()
         .map(|(reason, Skipped { count, first })| because(counted(*count, "answer"), reason, first));
     let cut = (part.truncated > 0 && part.documents == 0).then(|| {
         let more = if *cut_rows > first_cut.len() { ", ..." } else { "" };
