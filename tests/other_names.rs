@@ -270,6 +270,11 @@ fn options_of_other_programs_lead_to_ours() {
             "weft generate has no --input; give its text on standard input: < question.txt",
         ),
         (&["generate", "--input", "What is it?"], "weft generate has no --input; write --prompt 'What is it?'"),
+        (&["recipe", "my.toml"], "weft recipe takes no argument \"my.toml\" by itself; write weft recipe > my.toml"),
+        (&["recipe", "-o", "my.toml"], "weft recipe has no -o; write weft recipe > my.toml"),
+        // What is missing.
+        (&["generate", "--data", "rows.jsonl"], "weft generate needs --model DIR and --out FILE; weft generate --help"),
+        (&["merge", "--model", "a", "--out", "b"], "weft merge needs --adapter DIR; weft merge --help describes it"),
         // Rows for a command that runs the quick start where no recipe is given.
         (
             &["train", "--data", "rows.jsonl"],

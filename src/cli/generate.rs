@@ -41,6 +41,9 @@ pub struct Generate {
     /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, CSV, parquet)
     #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"], help_heading = "Prompt")]
     data: Option<PathBuf>,
+    /// The split where --data is a folder or a data set of the hub; default: test
+    #[arg(long, value_name = "NAME", requires = "data", help_heading = "Prompt")]
+    split: Option<String>,
     /// What to do with rows of --data that can't be asked, like a recipe's data.on_bad_row: stop, with an error that lists them,
     /// or skip, which counts them; default: stop
     #[arg(long, value_name = "WHAT", requires = "data", value_parser = super::on_bad_row, help_heading = "Prompt")]
@@ -283,11 +286,13 @@ impl Generate {
     }
 
     fn answer_rows(&self, base: &Base, (data, out): (&Path, &Path), quiet: bool) -> Result<()> {
+        super::warn_of_split(self.split.as_ref(), data);
         let asking = Asking {
             sampling: self.sampling.sampling(base)?,
             system: self.asking.system.clone(),
             raw: self.asking.raw.then(|| self.raw_tokens()),
             keep_special_tokens: self.keep_special_tokens,
+            split: self.split.clone(),
             on_bad_row: self.on_bad_row.unwrap_or_default(),
         };
         let Answered { before, now, skipped, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;

@@ -49,6 +49,13 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
             let fix = own.or_else(|| of(NO_COMMANDS).map(str::to_owned))?;
             Some(format!("weft has no command {given}; {fix}"))
         }
+        ErrorKind::MissingRequiredArgument => {
+            let Some(ContextValue::Strings(lacking)) = error.get(ContextKind::InvalidArg) else { return None };
+            let command = command_of(args, &weft)?.get_name().to_owned();
+            let them = if lacking.len() == 1 { "it" } else { "them" };
+            let lacking: Vec<String> = lacking.iter().map(|usage| usage.replace(['<', '>'], "")).collect();
+            Some(format!("weft {command} needs {}; weft {command} --help describes {them}", lacking.join(" and ")))
+        }
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             let (option, value) = (named(ContextKind::InvalidArg)?, named(ContextKind::InvalidValue)?);
             let known = match error.get(ContextKind::ValidValue) {
@@ -63,8 +70,7 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
         }
         ErrorKind::UnknownArgument => {
             let given = named(ContextKind::InvalidArg)?;
-            let is_command = |arg: &&String| weft.find_subcommand(arg.as_str()).is_some();
-            let command = weft.find_subcommand(args.iter().skip(1).find(is_command)?)?;
+            let command = command_of(args, &weft)?;
             if let Some(told) = negative(given, args, command) {
                 return Some(told);
             }
@@ -77,6 +83,11 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// The command that the arguments name.
+fn command_of<'a>(args: &[String], weft: &'a Clap) -> Option<&'a Clap> {
+    args.iter().skip(1).find_map(|arg| weft.find_subcommand(arg.as_str()))
 }
 
 /// The value that was given to an option, if there is one.
@@ -130,6 +141,9 @@ fn fix(given: &str, value: Option<&str>, (args, command): (&[String], &Clap)) ->
     if !name.starts_with('-') {
         return positional(given, command);
     }
+    if command.get_name() == "recipe" && ["--out", "-o", "--output"].contains(&&*name) {
+        return Some(format!("write weft recipe > {}", value.map_or("my.toml".to_owned(), quoted)));
+    }
     if RECIPES.contains(&&*name) {
         let recipe = value.map_or("my.toml".to_owned(), quoted);
         let path = || format!("give the recipe's path alone: weft {} {recipe}", command.get_name());
@@ -174,6 +188,7 @@ fn positional(given: &str, command: &Clap) -> Option<String> {
     let is_adapter = path.join("adapter_config.json").is_file();
     let is_model = given == "tiny-base" || path.is_dir();
     match () {
+        () if command.get_name() == "recipe" => Some(format!("write weft recipe > {}", quoted(given))),
         () if given.ends_with(".toml") && !has(command, "--set") => Some(NO_RECIPE.to_owned()),
         () if is_adapter && has(command, "--adapter") => Some(format!("write --adapter {}", quoted(given))),
         () if is_model && has(command, "--model") => Some(format!("write --model {}", quoted(given))),

@@ -32,6 +32,9 @@ pub struct Likelihood {
     /// Rows as weft train reads them: JSONL, JSON, parquet, CSV, a quoted pattern of files, or a data set of the hub
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// The split where --data is a folder or a data set of the hub; default: train
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// What to do with rows that can't be used, like a recipe's data.on_bad_row: stop, with an error that lists them, or skip,
     /// which counts them; default: stop
     #[arg(long, value_name = "WHAT", value_parser = super::on_bad_row)]
@@ -56,9 +59,11 @@ pub struct Likelihood {
 impl Likelihood {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         self.out.iter().try_for_each(|out| super::check_new(out))?;
+        super::warn_of_split(self.split.as_ref(), &self.data);
         let base = self.model.open()?;
         let source = Source {
             path: self.data.clone().into(),
+            split: self.split.clone(),
             rows: self.limit.map(RowRange::first),
             policy: RowPolicy { bad_row: self.on_bad_row.unwrap_or_default(), ..RowPolicy::default() },
             ..Source::default()

@@ -353,6 +353,13 @@ fn object(json: &str) -> std::result::Result<Object, String> {
     serde_json::from_str(json).map_err(|_| "give an object of JSON, such as '{\"enable_thinking\": false}'".to_owned())
 }
 
+/// Warns of a split that is given for a file.
+fn warn_of_split(split: Option<&String>, data: &Path) {
+    if split.is_some() && data.is_file() {
+        tell!("warning: --split has no effect: --data is a file");
+    }
+}
+
 /// The value of `--on-bad-row`, by the names of a recipe's `data.on_bad_row`.
 fn on_bad_row(name: &str) -> std::result::Result<OnRow, String> {
     match name {

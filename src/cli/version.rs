@@ -41,7 +41,7 @@ fn processor() -> String {
     let found = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| format!(" {name}"));
     let bf16 = match Precision::Bf16.is_fast() {
         true => format!("bf16 is faster than f32 ({})", Precision::Bf16.instructions()),
-        false => "bf16 is no faster than f32, whose instructions compute it".to_owned(),
+        false => "bf16 is computed with f32 instructions, so it is no faster".to_owned(),
     };
     let best = Precision::fastest_accurate();
     format!("{}{}\nprecision: {bf16}; auto is {best}", std::env::consts::ARCH, found.collect::<String>())

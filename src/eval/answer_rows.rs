@@ -38,6 +38,8 @@ pub struct Asking {
     pub raw: Option<SpecialTokens>,
     /// Whether special tokens are written.
     pub keep_special_tokens: bool,
+    /// The split where the rows are a folder or a data set of the hub; default: test.
+    pub split: Option<String>,
     /// What happens to rows that can't be asked.
     pub on_bad_row: OnRow,
 }
@@ -78,7 +80,7 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, pr
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
     }
     let policy = RowPolicy { bad_row: asking.on_bad_row, ..RowPolicy::default() };
-    let source = Source { policy, ..Source::at(data, "test") };
+    let source = Source { policy, ..Source::at(data, asking.split.as_deref().unwrap_or("test")) };
     let mut rows = (0..).zip(source.rows()?);
     let mut passed = Passed::default();
     passed.answered((base, asking), &mut rows, out)?;
