@@ -2,7 +2,7 @@
 
 pub(crate) mod diagnosis;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use diagnosis::Diagnosis;
@@ -88,7 +88,7 @@ pub enum Error {
         problems: Vec<String>,
     },
     /// A file that can't be written.
-    #[error("cannot write {}: {source}; free some space or choose another output folder", path.display())]
+    #[error("cannot write {}: {source}; {}", path.display(), write_fix(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -120,6 +120,21 @@ pub enum Error {
     /// A step with numbers that aren't finite.
     #[error("{}; {}", .0, .0.advice())]
     NonFinite(Box<Diagnosis>),
+}
+
+/// What to do about a file that can't be written.
+fn write_fix(source: &io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "check the permissions of its folder or choose another output folder"
+        }
+        ErrorKind::NotFound => "make its folder first or choose another one",
+        ErrorKind::IsADirectory => "it is a folder; name a file",
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "a part of the path is a file; choose another output folder"
+        }
+        _ => "free some space or choose another output folder",
+    }
 }
 
 /// The first rows that can't be used, one per line, and how many more there are.

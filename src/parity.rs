@@ -191,14 +191,14 @@ fn attention_kind(tensors: &Tensors, blocks: Option<Blocks>, block_length: Optio
             (None, None) => Ok(AttentionKind::Bidirectional),
             (Some(length), _) => Err(Error::Usage(format!("--block-length {length} needs --blocks bd3lm"))),
             (None, Some(length)) => {
-                Err(tensors.wrong(format!("it is of blocks of {}; give --blocks bd3lm", counted(length, "token"))))
+                Err(tensors.wrong(format!("its reference was computed in blocks of {}; give --blocks bd3lm", counted(length, "token"))))
             }
         },
         (Blocks::Bd3lm, None) => Err(Error::Usage("--blocks bd3lm needs --block-length N".to_owned())),
         (Blocks::Bd3lm, Some(0)) => Err(tensors.wrong("blocks of 0 tokens; give --block-length 1 or more".to_owned())),
         (Blocks::Bd3lm, Some(length)) => match of_file.filter(|own| *own != length) {
             Some(own) => Err(tensors.wrong(format!(
-                "it is of blocks of {}, not {length}; give --block-length {own} or another reference",
+                "its reference was computed in blocks of {}, not {length}; give --block-length {own} or another reference",
                 counted(own, "token")
             ))),
             None => Ok(AttentionKind::BlockDiffusion { block_length: length }),

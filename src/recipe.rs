@@ -16,6 +16,7 @@ use crate::model::block::Config;
 use crate::model::settings::ModelTable;
 use crate::objective::{Blocks, Objective};
 use crate::sampler::generate::{Attention, Sampling};
+use crate::sampler::settings::check_threshold;
 use crate::settings::{parse, recipe_file};
 use crate::train::best::BestBy;
 use crate::train::resolved::Resolved;
@@ -46,7 +47,7 @@ impl Recipe {
     /// # Errors
     /// All problems of the recipe at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        Self::parse(&recipe_file::read(path)?, path, settings)
+        Self::parse(&recipe_file::read_for::<Self>(path, settings)?, path, settings)
     }
 
     /// Reads a recipe like [`Recipe::read`], from text. The table of a comparison, `[reproduce]`, is left out.
@@ -104,7 +105,9 @@ impl Recipe {
             problems.push(how.to_owned());
         }
         if self.eval.generates() {
-            problems.extend(self.sampler.clone().fitted().check().err().map(|e| format!("sampler: {e}")));
+            let threshold = self.sampler.confidence_threshold.map_or(Ok(()), check_threshold).err();
+            let others = || self.sampler.clone().fitted().check().err().map(|e| e.to_string());
+            problems.extend(threshold.or_else(others).map(|e| format!("sampler: {e}")));
         }
         problems
     }

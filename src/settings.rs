@@ -40,7 +40,7 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
         let Some(Value::Object(known_keys)) = known.get(&table) else {
             problems.push(match own_place(&table, "", &known) {
                 Some(place) if !keys.is_table() => format!("{table} is outside of every table; {}", place.sentence()),
-                _ => unknown_table(&table, &keys, &known),
+                _ => unknown_table(&table, &table, &keys, &known),
             });
             continue;
         };
@@ -51,6 +51,9 @@ pub fn parse<R: Serialize + DeserializeOwned + Default>(
         for (key, value) in keys {
             if !known_keys.contains_key(&key) {
                 problems.push(match own_place(&key, &table, &known) {
+                    _ if value.is_table() && own_table(&key, &known).is_some() => {
+                        unknown_table(&format!("{table}.{key}"), &key, &value, &known)
+                    }
                     Some(place) => format!("unknown key {table}.{key}; {}", place.sentence()),
                     None => unknown("key", &key, &format!("{table}."), known_keys.keys()),
                 });
@@ -86,13 +89,34 @@ fn table_of(name: &str) -> &str {
     name.split('.').next().unwrap_or_default()
 }
 
-/// The error for a table that isn't known, or for another program's key outside of every table.
-fn unknown_table(table: &str, keys: &toml::Value, known: &Map<String, Value>) -> String {
-    let own = TABLES.iter().find(|(name, own)| *name == normal(table) && known.contains_key(*own));
-    match own.filter(|_| keys.is_table()) {
-        Some((_, own)) => format!("unknown table {table}; write [{own}]"),
-        None if table == COMPARISON => format!("unknown table {table}; only weft reproduce reads it"),
-        None => unknown(if keys.is_table() { "table" } else { "key" }, table, "", known.keys()),
+/// Weft's name for another program's table.
+fn own_table(table: &str, known: &Map<String, Value>) -> Option<&'static str> {
+    TABLES.iter().find(|(name, own)| *name == normal(table) && known.contains_key(*own)).map(|(_, own)| *own)
+}
+
+/// The error for a table that isn't known, or for another program's key outside of every table. `place` is the table's name
+/// with that of the table around it, if there is one.
+fn unknown_table(place: &str, table: &str, keys: &toml::Value, known: &Map<String, Value>) -> String {
+    match (own_table(table, known), keys) {
+        (Some(own), toml::Value::Table(keys)) if keys.is_empty() => format!("unknown table {place}; write [{own}]"),
+        (Some(own), toml::Value::Table(keys)) => {
+            let fixes: Vec<String> = keys.iter().map(|(key, value)| moved(own, key, value, known)).collect();
+            format!("unknown table {place}; {}", fixes.join("; "))
+        }
+        _ if table == COMPARISON => format!("unknown table {table}; only weft reproduce reads it"),
+        _ => unknown(if keys.is_table() { "table" } else { "key" }, table, "", known.keys()),
+    }
+}
+
+/// What to write for a key of another program's table, for which Weft has the table `own`.
+fn moved(own: &str, key: &str, value: &toml::Value, known: &Map<String, Value>) -> String {
+    if known.get(own).is_some_and(|keys| keys.get(key).is_some()) {
+        return format!("set {own}.{key} = {value}");
+    }
+    match own_place(key, own, known) {
+        Some(Place { keys, take: Take::Same }) => format!("set {} = {value}", keys.join(" or ")),
+        Some(place) => place.sentence(),
+        None => unknown("key", key, &format!("{own}."), known[own].as_object().expect("a table").keys()),
     }
 }
 
@@ -153,8 +177,8 @@ pub(crate) fn in_plain_words(error: &str) -> String {
 fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> std::result::Result<(), String> {
     let wrong = || format!("--set {setting:?} is not table.key=value");
     let Some((name, value)) = setting.split_once('=') else {
-        let fix = setting.trim().split_once(' ').map(|(name, value)| format!("; write {name}={}", value.trim()));
-        return Err(wrong() + &fix.unwrap_or_default());
+        let (name, value) = setting.trim().split_once(' ').unwrap_or((setting.trim(), "VALUE"));
+        return Err(wrong() + &format!("; write {name}={}", value.trim()));
     };
     let name = name.trim();
     let Some((table, key)) = name.split_once('.') else {

@@ -273,11 +273,37 @@ fn all_bad_rows_are_reported_before_the_first_is_answered() {
     fs::write(folder.join("rows.jsonl"), rows).expect("the rows are written");
     let told = refused(&folder, &[&SHORT[..], &["--data", "rows.jsonl", "--out", "out.jsonl"]].concat());
     let lines: Vec<&str> = told.lines().collect();
-    assert_eq!((lines[0], lines[4]), ("error: 3 rows of rows.jsonl can't be used:", "fix them"), "{told}");
+    let fix = "fix them, or --on-bad-row skip skips and counts such rows";
+    assert_eq!((lines[0], lines[4]), ("error: 3 rows of rows.jsonl can't be used:", fix), "{told}");
     for (line, at) in lines[1..4].iter().zip(2..) {
         assert!(line.starts_with(&format!("  rows.jsonl:{at}: ")), "{told}");
     }
     assert!(!folder.join("out.jsonl").exists(), "nothing is answered");
+
+    // The fix works: each bad row is counted, whether the answers before it are there or not, and the others get their answers.
+    let rows = format!("{rows}{{\"prompt\": \"What is 3 + 5?\", \"response\": \"\"}}\n");
+    fs::write(folder.join("rows.jsonl"), rows).expect("the rows are written");
+    let skip = ["--data", "rows.jsonl", "--on-bad-row", "skip", "--out", "out.jsonl"];
+    let [said, told] = ask(&folder, &skip);
+    assert_eq!(said, "2 answers are in out.jsonl; 3 rows skipped\n");
+    let json =
+        "warning: 1 row skipped: not JSON (EOF while parsing an object at column 1) (the first in rows.jsonl:2)\n";
+    assert!(told.contains(json) && told.lines().count() == 3, "{told}");
+    let answers = fs::read_to_string(folder.join("out.jsonl")).expect("they are there");
+    let [first, second] = answers.split_inclusive('\n').collect::<Vec<_>>()[..] else { panic!("{answers}") };
+    assert!(second.starts_with("{\"prompt\":\"What is 3 + 5?\",\"response\":\"\",\"generation\":"), "{second}");
+    fs::write(folder.join("out.jsonl"), first).expect("it is written");
+    assert_eq!(
+        ask(&folder, &skip),
+        ["2 answers are in out.jsonl (1 was there); 3 rows skipped\n".to_owned(), told.clone()]
+    );
+    assert_eq!(fs::read_to_string(folder.join("out.jsonl")).expect("it is there"), answers);
+    let again = ["2 answers are in out.jsonl (2 were there); 3 rows skipped\n".to_owned(), told];
+    assert_eq!(ask(&folder, &skip), again);
+    fs::write(folder.join("rows.jsonl"), "{\n{\n").expect("the rows are written");
+    let told = refused(&folder, &[&SHORT[..], &skip[..5], &["none.jsonl"]].concat());
+    let none = "error: rows.jsonl: all its 2 rows are skipped, for this reason: not JSON (EOF while parsing an object at column 1)";
+    assert!(told.starts_with(none), "{told}");
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn a_chat_has_turns_and_commands() {
 #[test]
 fn a_chat_is_left_by_words_and_keys() {
     let short = format!("exec '{WEFT}' generate --model tiny-base --gen-length 8 --diffusion-steps 4");
-    for keys in ["exit\n", "quit \n", "/exit\n", "\u{3}", "half a line\u{3}", "\u{4}"] {
+    for keys in ["exit\n", "quit \n", "/exit\n", "\u{3}", "half a line\u{3}\u{3}", "\u{4}"] {
         let Some(mut chat) = Terminal::open(&short) else { return };
         chat.until("> ");
         chat.type_in(keys);
@@ -143,8 +143,13 @@ fn an_answer_is_stopped_and_the_chat_goes_on() {
     chat.type_in("\u{3}");
     chat.until("(stopped)\n> ");
     chat.type_in("/help\n");
-    chat.until("Ctrl-C        stops an answer\n");
+    chat.until("Ctrl-C        stops an answer, or drops the line that is being typed\n");
     chat.until("> ");
+    // A line that is dropped isn't asked, and the chat goes on.
+    chat.type_in("half a line\u{3}");
+    chat.until("half a line\n> ");
+    chat.type_in("/system\n");
+    chat.until("there is no system turn now\n> ");
     chat.type_in("\u{4}");
     chat.ends();
 }

@@ -267,6 +267,43 @@ fn a_full_disk_is_told_and_leaves_nothing_half_written() {
 }
 
 #[test]
+fn a_run_folder_stands_for_its_recipe_and_not_for_rows() {
+    let folder = folder("run-folder");
+    small_run(&folder, "max_steps = 1\n");
+    let train = output(&folder, &["train", "recipe.toml", "--set", "data.on_bad_row=skip"]);
+    let text = String::from_utf8_lossy(&train.stdout).into_owned();
+    assert!(train.status.success(), "{}", stderr(&train));
+    assert!(text.contains("\nadapter    rank 4, scaled by 16 (model.lora_alpha 64 / rank)\n"), "{text}");
+    for recipe in ["run", "run/recipe.json"] {
+        assert_eq!(
+            refused(&folder, &["train", recipe]),
+            "error: run already holds a run; add --resume to continue it, or set train.output to another folder"
+        );
+        let again = output(&folder, &["train", recipe, "--resume"]);
+        assert!(String::from_utf8_lossy(&again.stdout).contains("the run in run is finished"), "{}", stderr(&again));
+    }
+    let eval = ["eval", "--model", "tiny-base", "--task", "gsm8k", "--out", "out.json", "--data", "run"];
+    assert_eq!(refused(&folder, &eval), "error: run: it is a run folder; the rows of its run are in rows.jsonl");
+    fs::create_dir(folder.join("run/data")).expect("the folder can be made");
+    fs::write(folder.join("run/data/held-out.jsonl"), "").expect("written");
+    assert!(refused(&folder, &eval).ends_with("the rows of its run are in run/data/held-out.jsonl"));
+    // Rows can be inspected without a recipe.
+    let inspect = ["inspect", "--model", "tiny-base", "--data", "rows.jsonl", "--examples", "2"];
+    assert!(output(&folder, &inspect).status.success() && folder.join("entropy.html").exists());
+    let both = refused(&folder, &["inspect", "recipe.toml", "--data", "rows.jsonl"]);
+    assert_eq!(both, "error: --data is for --model; for a recipe write --set data.held_out=rows.jsonl");
+}
+
+#[test]
+fn more_threads_than_processors_are_told() {
+    let folder = folder("threads");
+    let output = output(&folder, &["recipe", "--threads", "1000"]);
+    assert!(stderr(&output).starts_with("warning: --threads 1000: ") && output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).ends_with(" can be used here; more threads change no result, but take longer\n"));
+    assert_eq!(stderr(&self::output(&folder, &["recipe", "--threads", "1"])), "");
+}
+
+#[test]
 fn generation_writes_an_answer() {
     let args = [
         "generate",

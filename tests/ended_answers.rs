@@ -42,7 +42,7 @@ fn an_end_token_at_the_end_of_an_answer_is_the_one_that_belongs_there() {
     for ended in [format!("b{end}"), format!("b{end}\n"), format!("b{end}{end}")] {
         let with_end = read(pair("a", &ended)).expect("it is read");
         assert_eq!(with_end.examples, plain.examples, "{ended:?}");
-        let note = "1 turn of the assistant ends with an end token, taken as the one that belongs there";
+        let note = "1 turn of the assistant already ends with an end token, so no second one is added";
         assert_eq!(with_end.notes.lines(), [note]);
     }
     let inside = read(pair("a", &format!("b{end}c"))).expect_err("it is refused");

@@ -10,6 +10,7 @@ use std::path::Path;
 use commands::{printed, refused};
 use scratch::folder;
 use serde_json::{Value, json};
+use weft::eval::asked::turns_of_row;
 
 fn write(folder: &Path, file: &str, text: impl AsRef<[u8]>) {
     fs::write(folder.join(file), text).expect("the file is written");
@@ -133,6 +134,7 @@ fn a_file_that_is_none_is_told() {
     write(&folder, "good.jsonl", row("generation", "", json!(1)).to_string());
     let error = refused(&folder, &["score", "--task", "gsm8k", "good.jsonl", "--out", "absent/scores.jsonl"]);
     assert!(error.starts_with("error: cannot write absent/scores.jsonl: No such file"), "{error}");
+    assert!(error.ends_with("; make its folder first or choose another one"), "{error}");
 }
 
 #[test]
@@ -191,4 +193,49 @@ fn a_recipe_scores_base_and_adapter_on_gsm8k() {
     let error = refused(&folder, &["train", "recipe.toml", "--set", "data.generate=gsm8k"]);
     let reason = "data.generate = \"gsm8k\": the known values are sudoku, countdown, countdown_in_order";
     assert!(error.contains(reason), "{error}");
+}
+
+#[test]
+fn a_row_needs_no_answer_to_be_asked() {
+    let folder = folder("no-answers");
+    let user = json!({ "role": "user", "content": "What is 7 + 5?" });
+    let empty = json!({ "role": "assistant", "content": "" });
+    let rows = [
+        json!({ "messages": [user, empty] }),
+        json!({ "messages": [user, { "role": "assistant", "content": null }] }),
+        json!({ "conversations": [{ "from": "human", "value": "What is 7 + 5?" }, { "from": "gpt", "value": " " }] }),
+        json!({ "prompt": "What is 7 + 5?", "response": "" }),
+        json!({ "prompt": [user], "completion": [empty] }),
+        json!({ "question": "What is 7 + 5?", "answer": 12 }),
+        json!({ "question": "What is 7 + 5?", "answer": ["12", "twelve"] }),
+        json!({ "instruction": "What is 7 + 5?", "output": " " }),
+    ];
+    for row in &rows {
+        let question = turns_of_row(row.as_object().expect("a row")).expect("it asks");
+        assert_eq!((question.turns.len(), question.turns[0].text()), (1, "What is 7 + 5?"), "{row}");
+    }
+    for row in [json!({ "prompt": " " }), json!({ "messages": [{ "role": "user", "content": "" }, empty] })] {
+        let error = turns_of_row(row.as_object().expect("a row")).expect_err("it asks nothing").to_string();
+        assert_eq!(error, "the row asks nothing; give it a prompt, or messages with a user's turn");
+    }
+    // A file of questions with an empty column of answers, and one with its references, which weft score reads.
+    write(&folder, "rows.csv", "question,answer\nWhat is 7 + 5?,\nWhat is 1 + 1?,\n");
+    let ask = |out: &str| {
+        let asked =
+            ["generate", "--model", "tiny-base", "--gen-length", "8", "--diffusion-steps", "4", "--data", "rows.csv"];
+        assert_eq!(printed(&folder, &[&asked[..], &["--out", out]].concat()), format!("2 answers are in {out}\n"));
+    };
+    ask("out.jsonl");
+    let told = refused(&folder, &["score", "--task", "gsm8k", "out.jsonl"]);
+    let lacks = "error: out.jsonl:1: the key \"ground_truth\" is missing; a row needs question, generation and ground_truth, or \
+                 the columns of gsm8k's own rows (the text \"answer\" is missing; a row is {\"question\": \"...\", \"answer\": \"... #### 18\"})";
+    assert_eq!(told, lacks);
+    write(&folder, "rows.csv", "question,answer\nWhat is 7 + 5?,12\nWhat is 1 + 1?,1 + 1 #### 2\n");
+    ask("scored.jsonl");
+    assert!(printed(&folder, &["score", "--task", "gsm8k", "scored.jsonl"]).starts_with("gsm8k on 2 generations: "));
+    // Each reference is read: both as a number alone and at the end of a solution.
+    let right = |answer: &str, said: &str| json!({ "question": "", "answer": answer, "generation": said });
+    let rows = [right("12", "\\boxed{12}"), right("1 + 1 #### 2", "\\boxed{2}"), right("3", "\\boxed{4}")];
+    write(&folder, "rows.jsonl", rows.map(|row| format!("{row}\n")).concat());
+    assert!(printed(&folder, &["score", "--task", "gsm8k", "rows.jsonl"]).contains("(2 of 3)"));
 }

@@ -227,7 +227,7 @@ fn what_rows_hold_and_nothing_reads_is_told() {
     let output = weft(&folder, &args);
     let [shown, told] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
     let skipped = "weight 0 or train false says that their answers are not trained on (the first in rows.jsonl:2)";
-    let end = "turn of the assistant ends with an end token, taken as the one that belongs there";
+    let end = "turn of the assistant already ends with an end token, so no second one is added";
     let expected = format!("4 masks each\n  1 row skipped: {skipped}\n  columns not read: id\n  1 {end}\nat most ");
     assert!(shown.starts_with("2 answers, ") && shown.contains(&expected), "{shown}{told}");
     assert_eq!(
@@ -244,8 +244,17 @@ fn what_rows_hold_and_nothing_reads_is_told() {
     fs::write(folder.join("rows.jsonl"), format!("{{\n{rows}[]\n")).expect("the rows are written");
     let refused = String::from_utf8(weft(&folder, &args).stderr).expect("UTF-8");
     let lines: Vec<&str> = refused.lines().collect();
-    assert_eq!((lines[0], lines[3]), ("error: 2 rows of rows.jsonl can't be used:", "fix them"), "{refused}");
+    let fix = "fix them, or --on-bad-row skip skips and counts such rows";
+    assert_eq!((lines[0], lines[3]), ("error: 2 rows of rows.jsonl can't be used:", fix), "{refused}");
     assert!(lines[1].starts_with("  rows.jsonl:1: ") && lines[2].starts_with("  rows.jsonl:5: "), "{refused}");
+    let output = weft(&folder, &[&args[..], &["--on-bad-row", "skip", "--split", "test"]].concat());
+    let [said, told] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
+    assert!(
+        said.starts_with("2 answers, ") && said.contains("  1 row skipped: not a JSON object (the first in"),
+        "{said}"
+    );
+    let told = told.strip_prefix("warning: --split has no effect: --data is a file\n").expect("the split is told");
+    assert!(told.starts_with("warning: 3 of the 5 rows of rows.jsonl are skipped, more than a tenth, "), "{told}");
     // Results aren't written over.
     fs::write(folder.join("bounds.jsonl"), "mine").expect("it is written");
     let refused = weft(&folder, &[&args[..], &["--out", "bounds.jsonl"]].concat());

@@ -105,7 +105,24 @@ fn a_name_with_two_meanings_is_taken_by_its_table() {
         told("[train]\nresume = true"),
         "r.toml: unknown key train.resume; leave it out: the option --resume continues a run from its newest checkpoint"
     );
-    assert_eq!(told("[lora]\nr = 8"), "r.toml: unknown table lora; write [model]");
+    // The tables of other programs, beside ours or within it.
+    let lora = "[lora]\nr = 8\nalpha = 16\nlora_dropout = 0.1\nbias = \"none\"\ntarget_linear = true";
+    let (set, why) =
+        ("set model.lora_rank = 8; set model.lora_alpha = 16; set model.lora_dropout = 0.1", "adapters have no biases");
+    for (text, table) in [(lora.to_owned(), "lora"), (lora.replace("[lora]", "[model.lora]"), "model.lora")] {
+        let error = told(&format!("[model]\npath = \"tiny-base\"\n{text}"));
+        let start = format!("r.toml: unknown table {table}; ");
+        let fixes = error.strip_prefix(&start).unwrap_or_else(|| panic!("{error}"));
+        assert!(set.split("; ").all(|fix| fixes.contains(fix)), "{error}");
+        assert!(fixes.contains(&format!("unknown key model.bias; leave it out: {why}")), "{error}");
+    }
+    parse("", &["model.lora_rank=8".to_owned(), "model.lora_alpha=16".to_owned()]).expect("the fix works");
+    assert_eq!(told("[lora]"), "r.toml: unknown table lora; write [model]");
+    assert_eq!(told("[trainer]\nbf16 = true"), "r.toml: unknown table trainer; set model.precision = \"bf16\"");
+    assert_eq!(
+        parse("", &["lora.r=8".to_owned()]).expect_err("refused"),
+        "--set: unknown table lora; set model.lora_rank = 8"
+    );
     assert_eq!(told("[train]\nlearning-rate = 1"), "r.toml: unknown key train.learning-rate; set train.lr");
 }
 
@@ -134,6 +151,9 @@ fn an_error_of_a_setting_names_the_option() {
 #[test]
 fn options_of_other_programs_lead_to_ours() {
     let here = folder("other-options");
+    for file in ["rows.jsonl", "rows.csv", "question.txt"] {
+        fs::write(here.join(file), "").expect("the file is written");
+    }
     for (args, expected) in [
         (&["train", "--lr", "1e-4"][..], "weft train has no --lr; write --set train.lr=1e-4"),
         (&["train", "--learning_rate=1e-4"], "weft train has no --learning_rate; write --set train.lr=1e-4"),
@@ -195,6 +215,94 @@ fn options_of_other_programs_lead_to_ours() {
         (&["train", "--top-p", "0.9"], "weft train has no --top-p; write --set sampler.top_p=0.9"),
         (&["finetune", "a.toml"], "weft has no command finetune; write weft train"),
         (&["infer"], "weft has no command infer; write weft generate"),
+        (&["version"], "weft has no command version; weft --version prints it"),
+        (&["list"], "weft has no command list; a model is a folder or an id of the hub (--model ORG/NAME)"),
+        (&["help-me"], "weft has no command help-me; weft --help lists the commands"),
+        // Settings as Hydra and others take them.
+        (&["train", "--train.lr=1e-3"], "weft train has no --train.lr; write --set train.lr=1e-3"),
+        (
+            &["train", "--train.learning_rate", "1e-3"],
+            "weft train has no --train.learning_rate; write --set train.lr=1e-3",
+        ),
+        (
+            &["train", "a.toml", "train.lr=1e-3"],
+            "weft train takes no argument \"train.lr=1e-3\" by itself; write --set train.lr=1e-3",
+        ),
+        (
+            &["train", "a.toml", "++train.lr=1e-3"],
+            "weft train takes no argument \"++train.lr=1e-3\" by itself; write --set train.lr",
+        ),
+        (
+            &["train", "a.toml", "lr=1e-3"],
+            "weft train takes no argument \"lr=1e-3\" by itself; write --set train.lr=1e-3",
+        ),
+        (&["train", "train.lr=1e-3"], "there is no recipe train.lr=1e-3; write --set train.lr=1e-3"),
+        (&["train", "++lr=1e-3"], "there is no recipe ++lr=1e-3; write --set train.lr=1e-3"),
+        (
+            &["train", "a.toml", "--set", "train.lr", "1e-3"],
+            "weft train takes no argument \"1e-3\" by itself; write --set train.lr=1e-3",
+        ),
+        (&["train", "--set", "train.lr", "1e-3"], "there is no recipe 1e-3; write --set train.lr=1e-3"),
+        (
+            &["train", "--set", "train.lr", "=", "1e-3"],
+            "weft train takes no argument \"1e-3\" by itself; write --set train.lr=1e-3",
+        ),
+        (&["train", "--set", "train.lr"], "--set \"train.lr\" is not table.key=value; write train.lr=VALUE"),
+        (
+            &["generate", "sampler.temperature=0.5"],
+            "weft generate takes no argument \"sampler.temperature=0.5\" by itself; write --temperature 0.5",
+        ),
+        (
+            &["train", "--system-prompt", "Be brief."],
+            "weft train has no --system-prompt; leave it out: each row has its own: a turn",
+        ),
+        // Files of prompts.
+        (
+            &["generate", "--input", "rows.jsonl"],
+            "weft generate has no --input; write --data rows.jsonl --out answers.jsonl",
+        ),
+        (
+            &["generate", "--input-file", "rows.csv"],
+            "weft generate has no --input-file; write --data rows.csv --out answers.jsonl",
+        ),
+        (
+            &["generate", "--input", "question.txt"],
+            "weft generate has no --input; give its text on standard input: < question.txt",
+        ),
+        (&["generate", "--input", "What is it?"], "weft generate has no --input; write --prompt 'What is it?'"),
+        (&["recipe", "my.toml"], "weft recipe takes no argument \"my.toml\" by itself; write weft recipe > my.toml"),
+        (&["recipe", "-o", "my.toml"], "weft recipe has no -o; write weft recipe > my.toml"),
+        // What is missing.
+        (&["generate", "--data", "rows.jsonl"], "weft generate needs --model DIR and --out FILE; weft generate --help"),
+        (&["merge", "--model", "a", "--out", "b"], "weft merge needs --adapter DIR; weft merge --help describes it"),
+        // Rows for a command that runs the quick start where no recipe is given.
+        (
+            &["train", "--data", "rows.jsonl"],
+            "weft train has no --data; write --set data.train=rows.jsonl after the path of a recipe, such as one of weft recipe",
+        ),
+        (
+            &["train", "--set", "data.train=rows.jsonl"],
+            "--set data.train=rows.jsonl: the quick start, which runs where no recipe is given, generates its own rows",
+        ),
+        // Values that clap's own words say little about.
+        (&["generate", "--temperature", "-1", "--model", "tiny-base"], "temperature -1 is negative or not a number"),
+        (&["generate", "--temperature", "hot"], "--temperature hot: give a number"),
+        (
+            &["generate", "--gen-length", "0", "--diffusion-steps", "4", "--model", "tiny-base"],
+            "gen_length 0 must be at least 1",
+        ),
+        (&["generate", "--gen-length", "-8"], "--gen-length -8: give a number of 0 or above"),
+        (&["generate", "--gen-length", "long"], "--gen-length long: give a whole number, 0 or above"),
+        (&["generate", "--precision", "fp16"], "--precision fp16: the known values are f32, bf16, bf16x3 and auto"),
+        (&["generate", "--logits-shifted", "yes"], "--logits-shifted yes: give true or false"),
+        (
+            &["generate", "--confidence-threshold", "90", "--model", "tiny-base"],
+            "confidence_threshold 90 lies outside (0, 1]; write 0.9",
+        ),
+        (
+            &["generate", "--confidence-threshold", "0", "--model", "tiny-base"],
+            "confidence_threshold 0 lies outside (0, 1]; 0.9 is a good start",
+        ),
     ] {
         let told = refused(&here, args);
         assert!(told.starts_with(expected), "{args:?}: {told}");
@@ -248,6 +356,14 @@ fn a_checkpoint_as_an_adapter_and_the_reverse_are_told() {
             ": it is a checkpoint, and not an adapter; give it as the model (--model, or model.path in a recipe)"
         ),
         "{told}"
+    );
+    // A run that trained every weight has no adapter.
+    fs::create_dir_all(here.join("full/checkpoint")).expect("the folder is made");
+    fs::write(here.join("full/checkpoint/config.json"), "{}").expect("the file is written");
+    assert_eq!(
+        generate(&["--model", &checkpoint, "--adapter", "full"]),
+        "full: it is a run folder whose run trained every weight and has no adapter; leave the adapter out and give \
+         full/checkpoint as the model (--model, or model.path in a recipe)"
     );
     // A step that a run saved to resume from, and the folder of all of them.
     let steps = here.join("run/checkpoints");

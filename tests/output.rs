@@ -177,7 +177,7 @@ fn a_short_answer_is_one_block() {
 fn the_version_tells_build_and_processor() {
     let version = text(&weft(&["--version"]).stdout);
     assert!(version.starts_with(&format!("weft {}\nfeatures: ", env!("CARGO_PKG_VERSION"))), "{version}");
-    assert!(version.contains("\nprocessor: ") && version.contains("bf16 by "), "{version}");
+    assert!(version.contains("\nprocessor: ") && version.contains("\nprecision: bf16 is "), "{version}");
     assert_eq!(text(&weft(&["-V"]).stdout).lines().count(), 1);
 }
 

@@ -172,6 +172,7 @@ fn one_sentence_tells_what_is_wrong() {
         text.contains("reproduce.arms has \"sft\"; the known ones are sft-masked, sft-answer, weft-masked"),
         "{text}"
     );
+    assert!(text.contains("; instead of \"sft\" write sft-masked or sft-answer"), "{text}");
     assert!(text.contains("reproduce.arms has \"cart\" twice") && text.contains("reproduce.seeds = 0"), "{text}");
     let text = told(&["--set", "reproduce.settings=[{name=\"a/b\"}]"]);
     assert!(text.contains("reproduce.settings has the name \"a/b\"; use letters, digits, - and _"), "{text}");

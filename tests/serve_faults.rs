@@ -233,7 +233,7 @@ fn a_signal_finishes_what_was_asked() {
         std::thread::sleep(Duration::from_millis(300));
         server.signal(signal);
         std::thread::sleep(Duration::from_millis(200));
-        refused(&server.post("/v1/chat/completions", &question("a", json!({}))), 503, "the server is being stopped");
+        refused(&server.post("/v1/chat/completions", &question("a", json!({}))), 503, "the server is shutting down");
         assert_eq!(server.get("/health").status, 503);
         assert_eq!(read(&mut running).expect("a reply").status, 200, "{signal}: what runs is finished");
         assert!(!read(&mut waiting).expect("a reply").events().is_empty(), "{signal}: what waits is finished");
@@ -289,5 +289,5 @@ fn what_cannot_be_served_is_told_before_a_weight_is_read() {
     let mut line = String::new();
     BufReader::new(open.stderr.take().expect("it is piped")).read_line(&mut line).expect("it is read");
     open.kill().and_then(|()| open.wait()).expect("it ends");
-    assert!(line.starts_with("warning: other machines can ask at 0.0.0.0:"), "{line}");
+    assert!(line.starts_with("warning: anyone who can reach 0.0.0.0:"), "{line}");
 }

@@ -103,6 +103,19 @@ fn what_was_cut_is_named() {
 }
 
 #[test]
+fn reasons_that_are_counted_together_come_last() {
+    let folder = recipe("many-reasons");
+    // Each of these keys makes another error; words that come after "other" are among them.
+    let rows: String = ('a'..='z').map(|c| format!("{{\"{c}\": 1}}\n")).collect();
+    let good: String = (0..8).map(|i| pair(&format!("{i} - 1?"), "1") + "\n").collect();
+    fs::write(folder.join("b.jsonl"), format!("{}\n{rows}{good}", pair("a", ""))).expect("it is written");
+    let [shown, _] = told(&weft(&folder, &["data", "recipe.toml", "--set", "data.on_bad_row=skip"]));
+    let of_b = shown.split("b.jsonl: ").nth(1).unwrap_or_else(|| panic!("{shown}"));
+    let skipped: Vec<&str> = of_b.lines().filter(|line| line.contains(" skipped: ")).take(11).collect();
+    assert!(skipped.len() == 11 && skipped[10].contains("other reasons"), "{skipped:?}");
+}
+
+#[test]
 fn the_most_frequent_reason_is_told_with_its_number() {
     let folder = recipe("reasons");
     let empty = || pair("2?", "") + "\n";

@@ -70,8 +70,12 @@ impl AskingArgs {
 
     fn question(&self, base: &Base) -> Result<Question> {
         let (question, unread) = match &self.messages {
-            Some(path) => turns_of_text(&read_text(path)?)
-                .map_err(|e| Error::Config { path: path.clone(), reason: e.to_string() })?,
+            Some(path) => turns_of_text(&read_text(path)?).map_err(|e| {
+                let is_rows =
+                    path.extension().is_some_and(|end| ["jsonl", "csv", "tsv"].iter().any(|rows| end == *rows));
+                let rows = if is_rows { "; --data FILE --out FILE answers rows" } else { "" };
+                Error::Config { path: path.clone(), reason: format!("{e}{rows}") }
+            })?,
             None => (Question { turns: vec![Turn::new("user", &self.content()?)], tools: None }, vec![]),
         };
         if let (Some(path), false) = (&self.messages, unread.is_empty()) {

@@ -22,8 +22,8 @@ const HELP: &str = "\
 /reset        forgets the turns so far
 /system TEXT  sets the system turn; without TEXT there is none
 /help         prints these lines
-exit          leaves the chat, and so do quit, /exit, /quit, Ctrl-C and Ctrl-D
-Ctrl-C        stops an answer
+exit          leaves the chat, and so do quit, /exit, /quit, and Ctrl-C and Ctrl-D in an empty line
+Ctrl-C        stops an answer, or drops the line that is being typed
 \\             at the end of a line continues it in the next one
 Up, Down      bring back what was typed before; Ctrl-R searches it";
 

@@ -31,9 +31,11 @@ const SHOWN: [usize; 2] = [800, 300];
 /// examples of each source as they are tokenized: prompt, answer and end token. Of the base, only the tokenizer and
 /// config.json are needed.
 #[derive(Args)]
-#[command(after_help = "Example:\n  weft data recipes/gsm8k.toml --examples 1 --set data.max_seq_len=256")]
+#[command(
+    after_help = "Examples:\n  weft data --examples 1\n  weft data my.toml --set data.train=YOUR-ROWS.jsonl --set data.max_seq_len=256"
+)]
 pub struct Data {
-    /// The recipe (TOML); default: the quick start
+    /// The recipe (TOML), or the folder of a run, whose recipe is used; default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]

@@ -83,6 +83,7 @@ impl Eval {
         if self.limit == Some(0) {
             return Err(Error::Usage("--limit 0 scores nothing; give at least 1, or leave it out".to_owned()));
         }
+        self.sampling.given().check()?;
         let tasks = self.tasks(quiet, ranks.is_first())?;
         let runs_code = tasks.iter().any(|(task, _)| task.is_code());
         let sandbox = runs_code.then(|| self.sandbox(!quiet)).transpose()?;

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use clap::Args;
 use weft::base::Base;
 use weft::counted::{counted, verb};
+use weft::data::settings::OnRow;
 use weft::data::typed_tokens::SpecialTokens;
 use weft::error::{Error, Result};
 use weft::eval::answer_rows::{Answered, Asking, answer_rows, shown};
@@ -40,6 +41,13 @@ pub struct Generate {
     /// Answer every row of this file, whose rows have messages or a prompt and may have an answer (JSONL, JSON, CSV, parquet)
     #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "messages", "infill", "trace"], help_heading = "Prompt")]
     data: Option<PathBuf>,
+    /// The split where --data is a folder or a data set of the hub; default: test
+    #[arg(long, value_name = "NAME", requires = "data", help_heading = "Prompt")]
+    split: Option<String>,
+    /// What to do with rows of --data that can't be asked, like a recipe's data.on_bad_row: stop, with an error that lists them,
+    /// or skip, which counts them; default: stop
+    #[arg(long, value_name = "WHAT", requires = "data", value_parser = super::on_bad_row, help_heading = "Prompt")]
+    on_bad_row: Option<OnRow>,
     /// Write the rows of --data with their answers (the key generation) to this file (JSONL). Rows that are already in it
     /// are not asked again
     #[arg(long, value_name = "FILE", requires = "data", help_heading = "Output")]
@@ -79,28 +87,28 @@ pub struct SamplingArgs {
     diffusion_steps: Option<usize>,
     /// LLaDA's sampler: unmask every prediction of at least this probability, and at least one per step, whatever the
     /// number of steps; 0.9 is a good start
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     confidence_threshold: Option<f64>,
     /// LLaDA's sampler: reuse keys and values of a block's first step in its later ones: none, prefix (of what precedes
     /// the block) or dual (of everything around it). Faster, but not exact; default: none
     #[arg(long, value_name = "WHOSE", value_parser = Caching::parse)]
     cache: Option<Caching>,
     /// Gumbel temperature; default: 0, which is greedy
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Dream's sampler: draw from the smallest set of most likely tokens with this total probability; default: 1, which
     /// is off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Dream's sampler: draw from the N most likely tokens; default: 0, which is off
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Dream's sampler: temperature of the choice of which predictions are kept; default: 0, which keeps the most
     /// confident
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     alg_temp: Option<f64>,
     /// Classifier-free guidance scale; default: 0, which is off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     cfg_scale: Option<f64>,
     /// Which predictions are kept: low_confidence or random (LLaDA's sampler); origin, maskgit_plus, topk_margin or
     /// entropy (Dream's); default: low_confidence or entropy, by the model's family
@@ -135,8 +143,8 @@ impl SamplingArgs {
     /// The library's settings with these options applied; warns of options without effect on the model.
     pub fn sampling(&self, base: &Base) -> Result<Sampling> {
         let sampling = self.given().sampling(&base.model.config);
-        tell_idle(&sampling);
         sampling.check()?;
+        tell_idle(&sampling);
         Ok(Sampling { eos_token_ids: base.text.end_token_ids(), ..sampling })
     }
 
@@ -214,6 +222,7 @@ pub fn tell_idle(sampling: &Sampling) {
 
 impl Generate {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
+        self.sampling.given().check()?;
         let base = self.model.open()?;
         match (&self.data, &self.out) {
             (Some(data), Some(out)) => self.answer_rows(&base, (data, out), quiet)?,
@@ -277,19 +286,23 @@ impl Generate {
     }
 
     fn answer_rows(&self, base: &Base, (data, out): (&Path, &Path), quiet: bool) -> Result<()> {
+        super::warn_of_split(self.split.as_ref(), data);
         let asking = Asking {
             sampling: self.sampling.sampling(base)?,
             system: self.asking.system.clone(),
             raw: self.asking.raw.then(|| self.raw_tokens()),
             keep_special_tokens: self.keep_special_tokens,
+            split: self.split.clone(),
+            on_bad_row: self.on_bad_row.unwrap_or_default(),
         };
-        let Answered { before, now, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
+        let Answered { before, now, skipped, longest, told } = answer_rows(base, (data, out), &asking, &bar(quiet))?;
         warn_of_positions(base, longest);
         told.iter().for_each(|line| tell!("warning: {line}"));
         let earlier =
             if before > 0 { format!(" ({before} {} there)", verb(before, ["was", "were"])) } else { String::new() };
         let are = verb(before + now, ["is", "are"]);
-        say!("{} {are} in {}{earlier}", counted(before + now, "answer"), out.display());
+        let fewer = if skipped > 0 { format!("; {} skipped", counted(skipped, "row")) } else { String::new() };
+        say!("{} {are} in {}{earlier}{fewer}", counted(before + now, "answer"), out.display());
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! Hints for the options and commands of other programs: what to write in Weft instead. The names of settings are those
-//! of `settings::other_names`; this file adds those that only command lines have.
+//! of `settings::other_names`; `tables` adds those that only command lines have.
 
+mod tables;
+
+use std::error::Error as _;
 use std::path::Path;
 use std::process::exit as exit_with;
 
@@ -11,144 +14,10 @@ use weft::settings::other_names::{Take, normal, why_not};
 use weft::settings::{Place, own_place};
 
 use super::Cli;
+use tables::{AS_JSON, BATCHED, BATCHES, COMMANDS, ELSEWHERE, NO_COMMANDS, NO_RECIPE, OPTIONS, RECIPES, SENTENCES};
 
 /// The exit status of a command line that can't be run.
 const USAGE: i32 = 2;
-
-/// Other programs' options, each with Weft's option for it, which is suggested if the command has that option.
-const OPTIONS: &[(&str, &str)] = &[
-    ("-m", "--model"),
-    ("--ckpt", "--model"),
-    ("--ckpt-path", "--model"),
-    ("--checkpoint", "--model"),
-    ("--base-model", "--model"),
-    ("--model-path", "--model"),
-    ("--model-name-or-path", "--model"),
-    ("--pretrained", "--model"),
-    ("--lora-modules", "--adapter"),
-    ("--max-model-len", "--max-length"),
-    ("--max-num-seqs", "--batch-size"),
-    ("-p", "--prompt"),
-    ("--query", "--prompt"),
-    ("--question", "--prompt"),
-    ("--input", "--prompt"),
-    ("--instruction", "--prompt"),
-    ("-f", "--data"),
-    ("--file", "--data"),
-    ("--prompt-file", "--data"),
-    ("--prompts", "--data"),
-    ("--input-file", "--data"),
-    ("--dataset", "--data"),
-    ("-n", "--gen-length"),
-    ("-l", "--gen-length"),
-    ("--length", "--gen-length"),
-    ("--system-prompt", "--system"),
-    ("--lora", "--adapter"),
-    ("--lora-path", "--adapter"),
-    ("--adapters", "--adapter"),
-    ("--peft", "--adapter"),
-    ("--stream", "--trace"),
-    ("--visualize", "--trace"),
-    ("-o", "--out"),
-    ("--output", "--out"),
-    ("--output-path", "--out"),
-    ("--output-file", "--out"),
-    ("--save-path", "--out"),
-    ("--torch-dtype", "--precision"),
-    ("-d", "--device"),
-    ("--gpu", "--device"),
-    ("--cuda", "--device"),
-    ("-t", "--threads"),
-    ("-j", "--threads"),
-    ("--num-threads", "--threads"),
-    ("--workers", "--threads"),
-    ("--silent", "--quiet"),
-    ("--disable-tqdm", "--quiet"),
-    ("--num-examples", "--limit"),
-    ("--num-samples", "--limit"),
-    ("--mc-num", "--mc-samples"),
-    ("--allow-code-execution", "--run-code"),
-    ("--confirm-run-unsafe-code", "--run-code"),
-    ("--resume-from-checkpoint", "--resume"),
-    ("--continue", "--resume"),
-];
-
-/// Other programs' options, and a sentence that says what to do.
-const SENTENCES: &[(&str, &str)] = &[
-    ("--skip-special-tokens", "special tokens are printed only with --keep-special-tokens"),
-    (
-        "--dry-run",
-        "weft plan RECIPE predicts memory and time, and weft data RECIPE shows the rows, before anything runs",
-    ),
-    ("--verbose", "everything is printed unless --quiet is given"),
-    ("-v", "everything is printed unless --quiet is given; -V prints the version"),
-    ("--do-sample", "--temperature above 0 samples"),
-    ("--greedy", "answers are greedy unless --temperature is above 0"),
-    ("--force", "no run is written over another; choose a new train.output or remove the folder"),
-    ("--overwrite", "no run is written over another; choose a new train.output or remove the folder"),
-    ("--export", "weft merge writes adapter and base as one checkpoint"),
-];
-
-/// Options of other commands, and other programs' names for them: what to write instead if the command has that option, and
-/// the setting if it is given by `--set`.
-const ELSEWHERE: [(&str, &str, Option<&str>); 12] = [
-    ("-n", "--examples", None),
-    ("--limit", "--examples", None),
-    ("--num-examples", "--examples", None),
-    ("--num-samples", "--examples", None),
-    ("--limit", "--set", Some("eval.limit")),
-    ("--task", "--set", Some("eval.task")),
-    ("--model", "--set", Some("model.path")),
-    ("-m", "--set", Some("model.path")),
-    ("--adapter", "--set", Some("model.adapter")),
-    ("--data", "--set", Some("data.train")),
-    ("--out", "--set", Some("train.output")),
-    ("-o", "--set", Some("train.output")),
-];
-
-/// Other programs' options for the batch size, which commands without a recipe choose by themselves.
-const BATCHES: [&str; 4] = ["--batch-size", "--eval-batch-size", "--per-device-eval-batch-size", "-b"];
-const BATCHED: &str = "leave it out: batches are formed by the tokens of their rows, and no result depends on them";
-const NO_RECIPE: &str = "it takes no recipe, but options (--help lists them); a recipe's eval.task scores its held-out rows \
-                         in weft train";
-const AS_JSON: &str = "--data FILE --out FILE writes answers as JSONL";
-
-/// Other programs' options for a recipe, whose path is a positional argument in Weft.
-const RECIPE: [&str; 5] = ["--config", "-c", "--config-file", "--recipe", "--yaml"];
-
-/// Other programs' names for commands.
-const COMMANDS: &[(&str, &str)] = &[
-    ("finetune", "train"),
-    ("fine-tune", "train"),
-    ("sft", "train"),
-    ("lora", "train"),
-    ("fit", "train"),
-    ("run", "train"),
-    ("chat", "generate"),
-    ("infer", "generate"),
-    ("inference", "generate"),
-    ("predict", "generate"),
-    ("sample", "generate"),
-    ("ask", "generate"),
-    ("server", "serve"),
-    ("api", "serve"),
-    ("webui", "serve"),
-    ("playground", "serve"),
-    ("evaluate", "eval"),
-    ("test", "eval"),
-    ("lm-eval", "eval"),
-    ("perplexity", "likelihood"),
-    ("export", "merge"),
-    ("fuse", "merge"),
-    ("merge-lora", "merge"),
-    ("preprocess", "data"),
-    ("tokenize", "data"),
-    ("init", "recipe"),
-    ("config", "recipe"),
-    ("estimate", "plan"),
-    ("dry-run", "plan"),
-    ("benchmark", "bench"),
-];
 
 /// Prints a hint if the name belongs to another program, else clap's error, and ends the process.
 pub fn exit(error: &clap::Error) -> ! {
@@ -172,14 +41,41 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
             let given = named(ContextKind::InvalidSubcommand)?;
-            let (_, own) = COMMANDS.iter().find(|(name, _)| *name == given.to_lowercase().replace('_', "-"))?;
-            Some(format!("weft has no command {given}; write weft {own}"))
+            let of = |names: &[(&str, &'static str)]| {
+                let normal = given.to_lowercase().replace('_', "-");
+                names.iter().find(|(name, _)| *name == normal).map(|(_, what)| *what)
+            };
+            let own = of(COMMANDS).map(|own| format!("write weft {own}"));
+            let fix = own.or_else(|| of(NO_COMMANDS).map(str::to_owned))?;
+            Some(format!("weft has no command {given}; {fix}"))
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let Some(ContextValue::Strings(lacking)) = error.get(ContextKind::InvalidArg) else { return None };
+            let command = command_of(args, &weft)?.get_name().to_owned();
+            let them = if lacking.len() == 1 { "it" } else { "them" };
+            let lacking: Vec<String> = lacking.iter().map(|usage| usage.replace(['<', '>'], "")).collect();
+            Some(format!("weft {command} needs {}; weft {command} --help describes {them}", lacking.join(" and ")))
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let (option, value) = (named(ContextKind::InvalidArg)?, named(ContextKind::InvalidValue)?);
+            let known = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(values)) if !values.is_empty() => Some(values.join(" or ")),
+                _ => None,
+            };
+            let reason = known
+                .map(|known| format!("give {known}"))
+                .or_else(|| Some(in_plain_words(&error.source()?.to_string())))?;
+            (!value.is_empty())
+                .then(|| format!("{} {}: {reason}", option.split(' ').next().unwrap_or(option), quoted(value)))
         }
         ErrorKind::UnknownArgument => {
             let given = named(ContextKind::InvalidArg)?;
-            let is_command = |arg: &&String| weft.find_subcommand(arg.as_str()).is_some();
-            let command = weft.find_subcommand(args.iter().skip(1).find(is_command)?)?;
-            let fix = fix(given, value_of(given, args), command)?;
+            let command = command_of(args, &weft)?;
+            if let Some(told) = negative(given, args, command) {
+                return Some(told);
+            }
+            let split = after_set(given, args, command).or_else(|| as_hydra(given, command));
+            let fix = split.or_else(|| fix(given, value_of(given, args), (args, command)))?;
             Some(match given.starts_with('-') {
                 true => format!("weft {} has no {given}; {fix}", command.get_name()),
                 false => format!("weft {} takes no argument {given:?} by itself; {fix}", command.get_name()),
@@ -187,6 +83,11 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// The command that the arguments name.
+fn command_of<'a>(args: &[String], weft: &'a Clap) -> Option<&'a Clap> {
+    args.iter().skip(1).find_map(|arg| weft.find_subcommand(arg.as_str()))
 }
 
 /// The value that was given to an option, if there is one.
@@ -198,13 +99,52 @@ fn value_of<'a>(option: &str, args: &'a [String]) -> Option<&'a str> {
     }
 }
 
+/// A parser's message about the value of an option, in plain words.
+fn in_plain_words(reason: &str) -> String {
+    match reason {
+        "invalid digit found in string" | "cannot parse integer from empty string" => "give a whole number, 0 or above",
+        "invalid float literal" | "cannot parse float from empty string" => "give a number",
+        "number too large to fit in target type" => "give a smaller number",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// The error for a negative number after an option, which clap takes for an option of its own.
+fn negative(given: &str, args: &[String], command: &Clap) -> Option<String> {
+    let is_number = |arg: &&String| arg.starts_with('-') && arg.parse::<f64>().is_ok();
+    let place = args.iter().position(|arg| is_number(&arg) && arg.starts_with(given))?;
+    let option = args.get(place.checked_sub(1)?).filter(|option| has(command, option))?;
+    Some(format!("{option} {}: give a number of 0 or above", args[place]))
+}
+
+/// What to write for a setting that was split: `--set train.lr 1e-3`, perhaps with `=` by itself.
+fn after_set(given: &str, args: &[String], command: &Clap) -> Option<String> {
+    let place = args.iter().position(|arg| arg == "--set").filter(|_| has(command, "--set"))?;
+    let name = args.get(place + 1).filter(|name| !name.contains('='))?;
+    let words: Vec<&str> =
+        args[place + 2..].iter().map(String::as_str).take_while(|arg| !arg.starts_with("--")).collect();
+    let value = words.iter().copied().find(|word| !matches!(*word, "=" | ""))?.trim_start_matches('=');
+    words.contains(&given).then(|| format!("write --set {}", quoted(&format!("{name}={value}"))))
+}
+
+/// What to write for a setting as Hydra takes it: `train.lr=1e-3`, `++train.lr=1e-3`.
+fn as_hydra(given: &str, command: &Clap) -> Option<String> {
+    let (name, value) = given.trim_start_matches(['+', '~']).split_once('=').filter(|_| !given.starts_with('-'))?;
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c));
+    is_name.then(|| as_setting(&format!("--{name}"), Some(value), command)).flatten()
+}
+
 /// What to write in place of another program's option.
-fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
+fn fix(given: &str, value: Option<&str>, (args, command): (&[String], &Clap)) -> Option<String> {
     let name = if given.starts_with("--") { given.replace('_', "-").to_lowercase() } else { given.to_owned() };
     if !name.starts_with('-') {
         return positional(given, command);
     }
-    if RECIPE.contains(&&*name) {
+    if command.get_name() == "recipe" && ["--out", "-o", "--output"].contains(&&*name) {
+        return Some(format!("write weft recipe > {}", value.map_or("my.toml".to_owned(), quoted)));
+    }
+    if RECIPES.contains(&&*name) {
         let recipe = value.map_or("my.toml".to_owned(), quoted);
         let path = || format!("give the recipe's path alone: weft {} {recipe}", command.get_name());
         return Some(if has(command, "--set") { path() } else { NO_RECIPE.to_owned() });
@@ -224,9 +164,16 @@ fn fix(given: &str, value: Option<&str>, command: &Clap) -> Option<String> {
     }
     let option = OPTIONS.iter().find(|(known, own)| *known == name && has(command, own));
     if let Some((_, option)) = option {
-        return Some(written(option, value, command));
+        let file = value.filter(|value| *option == "--prompt" && Path::new(value).is_file());
+        return Some(file.map_or_else(|| written(option, value, command), |file| asked_file(file, command)));
     }
     match ELSEWHERE.iter().find(|(known, own, _)| *known == name && has(command, own)) {
+        Some((_, _, Some(key @ "data.train")))
+            if !args.iter().any(|arg| Path::new(arg).is_file() && arg.ends_with(".toml")) =>
+        {
+            let setting = quoted(&format!("{key}={}", value.unwrap_or("FILE")));
+            Some(format!("write --set {setting} after the path of a recipe, such as one of weft recipe > my.toml"))
+        }
         Some((_, _, Some(key))) => {
             Some(format!("write --set {}", quoted(&format!("{key}={}", value.unwrap_or("VALUE")))))
         }
@@ -241,22 +188,39 @@ fn positional(given: &str, command: &Clap) -> Option<String> {
     let is_adapter = path.join("adapter_config.json").is_file();
     let is_model = given == "tiny-base" || path.is_dir();
     match () {
+        () if command.get_name() == "recipe" => Some(format!("write weft recipe > {}", quoted(given))),
         () if given.ends_with(".toml") && !has(command, "--set") => Some(NO_RECIPE.to_owned()),
         () if is_adapter && has(command, "--adapter") => Some(format!("write --adapter {}", quoted(given))),
         () if is_model && has(command, "--model") => Some(format!("write --model {}", quoted(given))),
-        () if path.is_file() && has(command, "--data") => Some(format!("write --data {}", quoted(given))),
+        () if path.is_file() && has(command, "--data") => Some(asked_file(given, command)),
         () if has(command, "--prompt") => Some(format!("write --prompt {}", quoted(given))),
         () if has(command, "--data") => Some(format!("write --data {}", quoted(given))),
         () => None,
     }
 }
 
-/// What to write for an option that has the name of a setting, here or in another program.
+/// What to write for a file of prompts. `weft generate` answers rows into a file, and takes a text from standard input.
+fn asked_file(file: &str, command: &Clap) -> String {
+    let is_text = !["jsonl", "json", "csv", "tsv", "parquet", "gz", "zst"].iter().any(|end| file.ends_with(end));
+    match has(command, "--prompt") && is_text {
+        true => format!("give its text on standard input: < {}", quoted(file)),
+        false => written("--data", Some(file), command),
+    }
+}
+
+/// What to write for an option that has the name of a setting, here or in another program, perhaps with its table's name.
 fn as_setting(name: &str, value: Option<&str>, command: &Clap) -> Option<String> {
     let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
     let known = known.as_object().expect("a recipe is a table");
     let table = if has(command, "--gen-length") { "sampler" } else { "train" };
-    let place = if name.starts_with("--") { own_place(&normal(name), table, known) } else { None };
+    let place = match normal(name).split_once('.') {
+        _ if !name.starts_with("--") => None,
+        Some((table, key)) if known.get(table).is_some_and(|keys| keys.get(key).is_some()) => {
+            Some(Place { keys: vec![format!("{table}.{key}")], take: Take::Same })
+        }
+        Some((table, key)) => own_place(key, table, known),
+        None => own_place(&normal(name), table, known),
+    };
     let option = place.as_ref().and_then(|place| option_of(place, command));
     match (option, place) {
         (Some(option), Some(Place { take: Take::Value(value), .. })) => {
@@ -265,7 +229,7 @@ fn as_setting(name: &str, value: Option<&str>, command: &Clap) -> Option<String>
         (Some(option), Some(Place { take: Take::Other(what), .. })) => Some(format!("write {option} with {what}")),
         (Some(option), _) => Some(written(&option, value, command)),
         (None, Some(place)) if has(command, "--set") => {
-            Some(format!("write --set {}", place.setting(value.unwrap_or("VALUE"))))
+            Some(format!("write --set {}", place.setting(&quoted(value.unwrap_or("VALUE")))))
         }
         _ => why_not(name).map(|why| format!("leave it out: {why}")),
     }
@@ -287,8 +251,10 @@ fn option_of(place: &Place, command: &Clap) -> Option<String> {
 /// An option with the value that was given to another option.
 fn written(option: &str, value: Option<&str>, command: &Clap) -> String {
     let takes_value = |arg: clap::Arg| arg.get_action().takes_values();
+    // weft generate answers rows into a file.
+    let out = if option == "--data" && has(command, "--prompt") { " --out answers.jsonl" } else { "" };
     match argument(command, option).is_some_and(takes_value) {
-        true => format!("write {option} {}", value.map_or("VALUE".to_owned(), quoted)),
+        true => format!("write {option} {}{out}", value.map_or("VALUE".to_owned(), quoted)),
         false => format!("write {option}"),
     }
 }
@@ -326,6 +292,10 @@ mod tests {
                 weft.get_subcommands().any(|command| has(command, option)),
                 "{name} leads to {option}, which is none"
             );
+        }
+        for (name, _) in NO_COMMANDS {
+            assert!(weft.find_subcommand(name).is_none(), "{name} is a command");
+            assert!(COMMANDS.iter().all(|(known, _)| known != name), "{name} has two hints");
         }
         for (name, own) in COMMANDS {
             assert!(weft.find_subcommand(own).is_some(), "{name} leads to {own}, which is no command");

@@ -5,11 +5,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weft::base::Base;
-use weft::data::{Conversation, Example, Message};
+use weft::data::row_range::RowRange;
+use weft::data::settings::{OnRow, RowPolicy};
+use weft::data::sources::Source;
+use weft::data::{Conversation, Example, Message, Reading, numbered_with_notes};
 use weft::error::{Error, Result};
 use weft::experiment::Experiment;
 use weft::files::{read_text, write_whole};
 use weft::model::lora;
+use weft::model::settings::shell_word;
 use weft::noising::entropy::Transform;
 use weft::objective::Blocks;
 use weft::recipe::Recipe;
@@ -17,17 +21,19 @@ use weft::report::entropy_map::{entropy_page, inspect};
 use weft_kernels::precision::Precision;
 
 use super::progress::doing;
+use super::rows;
 
 /// Show what a model is uncertain about: a page of answers coloured by entropy
 ///
 /// On hover, the page shows each answer token's entropy with the whole answer masked, and the rate at which WeFT masks
-/// it. A model that was trained by block diffusion sees the answer's clean blocks before each block. The answers are the first held-out rows of a recipe (its training rows if it has none), or the text of a file.
+/// it. A model that was trained by block diffusion sees the answer's clean blocks before each block. The answers are the first
+/// held-out rows of a recipe (its training rows if it has none), the first rows of a file, or the text of a file.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  weft inspect recipes/gsm8k.toml --examples 5\n  weft inspect --model tiny-base --text answer.txt --prompt 'What is 7 + 5?' --out entropy.html"
+    after_help = "Examples:\n  weft inspect --model tiny-base --data rows.jsonl --examples 5\n  weft inspect runs/quickstart --adapter runs/quickstart/adapter\n  weft inspect --model tiny-base --text answer.txt --prompt 'What is 7 + 5?' --out entropy.html"
 )]
 pub struct Inspect {
-    /// The recipe (TOML) whose rows and base are shown
+    /// The recipe (TOML) whose rows and base are shown, or the folder of a run
     #[arg(conflicts_with = "model")]
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
@@ -38,6 +44,9 @@ pub struct Inspect {
     model: Option<PathBuf>,
     #[command(flatten)]
     facts: super::FactArgs,
+    /// Rows whose answers are shown, as weft train reads them: JSONL, JSON, parquet, CSV, or a data set of the hub
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    data: Option<PathBuf>,
     /// The file whose text is the answer
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -48,7 +57,7 @@ pub struct Inspect {
     /// trained
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// The number of a recipe's answers to show
+    /// The number of answers of a recipe or of --data to show
     #[arg(long, default_value_t = 4, value_name = "N")]
     examples: usize,
     /// Write the page to this file
@@ -59,13 +68,26 @@ pub struct Inspect {
 impl Inspect {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         let (mut base, examples, transform) = match (&self.recipe, &self.model, &self.text) {
-            (Some(recipe), ..) => self.of_recipe(recipe)?,
+            (Some(recipe), ..) => match &self.data {
+                Some(data) => {
+                    let data = shell_word(data);
+                    return Err(Error::Usage(format!(
+                        "--data is for --model; for a recipe write --set data.held_out={data}"
+                    )));
+                }
+                None => self.of_recipe(recipe)?,
+            },
+            (None, Some(model), None) if self.data.is_some() => {
+                let base = Base::open_with(model, self.facts.overrides())?;
+                let examples = self.of_rows(&base)?;
+                (base, examples, Transform::default())
+            }
             (None, Some(model), Some(text)) => {
                 let base = Base::open_with(model, self.facts.overrides())?;
                 let example = self.of_text(&base, text)?;
                 (base, vec![example], Transform::default())
             }
-            _ => return Err(Error::Usage("give a recipe, or --model DIR and --text FILE together".to_owned())),
+            _ => return Err(Error::Usage("give a recipe, or --model DIR with --data FILE or --text FILE".to_owned())),
         };
         let name = match &self.adapter {
             Some(adapter) => {
@@ -99,6 +121,23 @@ impl Inspect {
         let held_out = experiment.held_out_examples();
         let rows = if held_out.is_empty() { &experiment.train.dataset.examples } else { held_out };
         Ok((base, rows.iter().take(self.examples).cloned().collect(), transform))
+    }
+
+    /// The examples of the first rows of `--data`.
+    fn of_rows(&self, base: &Base) -> Result<Vec<Example>> {
+        let path = self.data.clone().unwrap_or_default();
+        let rows = Some(RowRange::first(self.examples));
+        let policy = RowPolicy { bad_row: OnRow::Skip, ..RowPolicy::default() };
+        let source = Source { path: path.into(), rows, policy, ..Source::default() };
+        let mask_token_id = base.model.config.mask_token_id;
+        let reading = Reading { text: &base.text, mask_token_id, max_seq_len: usize::MAX, cache: None };
+        let (numbered, notes) = numbered_with_notes(&source, &reading)?;
+        rows::lines_of_options(&notes).iter().for_each(|line| tell!("note: {line}"));
+        let examples: Vec<Example> = numbered.into_iter().map(|(_, example)| example).collect();
+        match examples.is_empty() {
+            true => Err(Error::Usage(format!("{} holds no answer to show; give a row per answer", source.name()))),
+            false => Ok(examples),
+        }
     }
 
     fn of_text(&self, base: &Base, path: &Path) -> Result<Example> {

@@ -8,6 +8,7 @@ use serde_json::json;
 use weft::counted::counted;
 use weft::data::notes::Notes;
 use weft::data::row_range::RowRange;
+use weft::data::settings::{OnRow, RowPolicy};
 use weft::data::sources::Source;
 use weft::data::{self, Example, Reading};
 use weft::error::{Error, Result};
@@ -31,6 +32,13 @@ pub struct Likelihood {
     /// Rows as weft train reads them: JSONL, JSON, parquet, CSV, a quoted pattern of files, or a data set of the hub
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// The split where --data is a folder or a data set of the hub; default: train
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
+    /// What to do with rows that can't be used, like a recipe's data.on_bad_row: stop, with an error that lists them, or skip,
+    /// which counts them; default: stop
+    #[arg(long, value_name = "WHAT", value_parser = super::on_bad_row)]
+    on_bad_row: Option<OnRow>,
     /// Masks drawn per answer; the error falls with the square root of their number
     #[arg(long, value_name = "N", default_value_t = MonteCarlo::default().mc_samples)]
     mc_samples: usize,
@@ -51,9 +59,15 @@ pub struct Likelihood {
 impl Likelihood {
     pub fn run(self, quiet: bool) -> Result<ExitCode> {
         self.out.iter().try_for_each(|out| super::check_new(out))?;
+        super::warn_of_split(self.split.as_ref(), &self.data);
         let base = self.model.open()?;
-        let source =
-            Source { path: self.data.clone().into(), rows: self.limit.map(RowRange::first), ..Source::default() };
+        let source = Source {
+            path: self.data.clone().into(),
+            split: self.split.clone(),
+            rows: self.limit.map(RowRange::first),
+            policy: RowPolicy { bad_row: self.on_bad_row.unwrap_or_default(), ..RowPolicy::default() },
+            ..Source::default()
+        };
         let mask_token_id = base.model.config.mask_token_id;
         let reading = Reading { text: &base.text, mask_token_id, max_seq_len: usize::MAX, cache: None };
         let (numbered, notes) = data::numbered_with_notes(&source, &reading)?;

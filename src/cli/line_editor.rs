@@ -1,5 +1,6 @@
 //! Reads what a user types into a chat on a terminal. Lines can be edited and have a history, both by rustyline.
 
+use std::cell::Cell;
 use std::io;
 
 use rustyline::completion::Completer;
@@ -8,7 +9,7 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Config, Editor, Helper};
+use rustyline::{Config, Context, Editor, Helper};
 use weft::error::{Error, Result};
 
 /// The text that is shown before the line.
@@ -19,8 +20,11 @@ const CONTINUES: &str = "\\";
 /// A line editor, whose history is the lines of this chat.
 pub struct LineEditor(Editor<Lines, DefaultHistory>);
 
-/// Tells the editor whether a line continues on the next one.
-struct Lines;
+/// Tells the editor whether a line continues on the next one, and remembers whether anything is typed in it.
+#[derive(Default)]
+struct Lines {
+    is_empty: Cell<bool>,
+}
 
 impl Completer for Lines {
     type Candidate = String;
@@ -28,6 +32,12 @@ impl Completer for Lines {
 
 impl Hinter for Lines {
     type Hint = String;
+
+    /// There are no hints, but this is called whenever the line has changed.
+    fn hint(&self, line: &str, _: usize, _: &Context<'_>) -> Option<String> {
+        self.is_empty.set(line.is_empty());
+        None
+    }
 }
 
 impl Highlighter for Lines {}
@@ -51,20 +61,25 @@ impl LineEditor {
     pub fn open() -> Result<Self> {
         let config = Config::builder().auto_add_history(true).build();
         let mut editor = Editor::with_config(config).map_err(unread)?;
-        editor.set_helper(Some(Lines));
+        editor.set_helper(Some(Lines::default()));
         Ok(Self(editor))
     }
 
     /// The next line, joined with the lines that follow it as long as they end in a backslash; `None` if the user leaves by
-    /// Ctrl-C or Ctrl-D.
+    /// Ctrl-C or Ctrl-D in an empty line. In any other line, Ctrl-C begins a new one.
     ///
     /// # Errors
     /// A terminal that can't be read.
     pub fn read(&mut self) -> Result<Option<String>> {
-        match self.0.readline(READY) {
-            Ok(typed) => Ok(Some(typed.replace(&format!("{CONTINUES}\n"), "\n"))),
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
-            Err(error) => Err(unread(error)),
+        loop {
+            return match self.0.readline(READY) {
+                Ok(typed) => Ok(Some(typed.replace(&format!("{CONTINUES}\n"), "\n"))),
+                Err(ReadlineError::Interrupted) if self.0.helper().is_some_and(|lines| !lines.is_empty.get()) => {
+                    continue;
+                }
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                Err(error) => Err(unread(error)),
+            };
         }
     }
 }

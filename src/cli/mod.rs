@@ -69,6 +69,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use weft::base::Base;
 use weft::counted::counted;
+use weft::data::settings::OnRow;
 use weft::data::typed_tokens::SpecialTokens;
 use weft::device::Name;
 use weft::error::{Error, Result};
@@ -171,6 +172,13 @@ impl Cli {
         // The work runs on one of the pool's threads, because handing over every matmul from outside costs a wake-up
         // each.
         let threads = self.threads.unwrap_or_else(|| threads_per_rank(ranks));
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads.is_some_and(|threads| threads > processors) && ranks.is_first() {
+            let available = counted(processors, "processor");
+            tell!(
+                "warning: --threads {threads}: {available} can be used here; more threads change no result, but take longer"
+            );
+        }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Run(format!("{} can't be started: {e}", counted(threads, "thread"))))?;
         if matches!(self.command, Command::Train(_) | Command::Pretrain(_) | Command::Reproduce(_)) {
@@ -343,6 +351,22 @@ fn warn_of_bits(adapter: &Path, quantization: Option<Quantization>) {
 
 fn object(json: &str) -> std::result::Result<Object, String> {
     serde_json::from_str(json).map_err(|_| "give an object of JSON, such as '{\"enable_thinking\": false}'".to_owned())
+}
+
+/// Warns of a split that is given for a file.
+fn warn_of_split(split: Option<&String>, data: &Path) {
+    if split.is_some() && data.is_file() {
+        tell!("warning: --split has no effect: --data is a file");
+    }
+}
+
+/// The value of `--on-bad-row`, by the names of a recipe's `data.on_bad_row`.
+fn on_bad_row(name: &str) -> std::result::Result<OnRow, String> {
+    match name {
+        "stop" => Ok(OnRow::Stop),
+        "skip" => Ok(OnRow::Skip),
+        _ => Err("the known values are stop and skip".to_owned()),
+    }
 }
 
 fn quantize(name: &str) -> std::result::Result<Quantize, String> {

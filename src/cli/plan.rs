@@ -27,10 +27,10 @@ use super::train::{of_size, read_recipe};
 /// fit. docs/memory.md explains each part and which setting changes it.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  weft plan recipes/gsm8k.toml\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --gpu h100-sxm"
+    after_help = "Examples:\n  weft plan\n  weft plan my.toml --gpu h100-sxm\n  weft plan recipes/llada-8b-s1k-weft-lora.toml --set model.path=DIR --set data.train=DIR --memory-gb 32"
 )]
 pub struct Plan {
-    /// The recipe (TOML); default: the quick start
+    /// The recipe (TOML), or the folder of a run, whose recipe is used; default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]

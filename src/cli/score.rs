@@ -22,7 +22,8 @@ pub struct Score {
     /// describes one (FILE.toml)
     #[arg(long, value_name = "TASK")]
     task: String,
-    /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth
+    /// The generations: d1's JSON, as weft eval writes it, or JSONL rows with question, generation and ground_truth, or with
+    /// the task's own columns in place of ground_truth, as weft generate --data writes them
     file: PathBuf,
     /// Write one row per generation with the extracted answer and its points to this file (JSONL)
     #[arg(long, value_name = "FILE")]
@@ -47,7 +48,7 @@ impl Score {
         let scores = load(&task, &self.file, sandbox.as_ref())?;
         if let Some(out) = &self.out {
             if out.is_file() {
-                tell!("warning: {} was there already and is written over", out.display());
+                tell!("warning: {} was there already and is overwritten", out.display());
             }
             save_scores(out, &scores)?;
         }

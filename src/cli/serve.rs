@@ -100,6 +100,7 @@ impl Serve {
                 return Err(Error::Usage(format!("--{name} 0: give at least 1")));
             }
         }
+        self.sampling.given().check()?;
         let (listener, address) = self.listen()?;
         let adapters = named_adapters(&self.adapter, &self.model)?;
         // 2. Open the models.
@@ -108,7 +109,9 @@ impl Serve {
         // 3. Serve the connections on a thread of their own; this thread computes.
         let door = Door { is_loopback: address.ip().to_canonical().is_loopback(), api_key };
         if !door.is_loopback && door.api_key.is_none() {
-            tell!("warning: other machines can ask at {address} without a key; set {API_KEY}, or leave out --host");
+            tell!(
+                "warning: anyone who can reach {address} can send requests without a key; set {API_KEY}, or leave out --host"
+            );
         }
         let server = Arc::new(Server { serving: serving.clone(), door });
         let (ended, has_ended) = watch::channel(false);

@@ -51,10 +51,10 @@ const QUICKSTART: &str = include_str!("../../recipes/quickstart.toml");
 /// Without a recipe it runs the quick start: the embedded base learns to answer 4x4 Sudoku in a chat, in a few minutes.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  weft train\n  weft train recipes/gsm8k.toml --set train.lr=5e-4 --set train.output=runs/try-2\n  weft train recipes/gsm8k.toml --resume"
+    after_help = "Examples:\n  weft train\n  weft train --set train.lr=5e-4 --set train.output=runs/try-2\n  weft train runs/try-2 --resume\n  weft recipe > my.toml\n  weft train my.toml --set data.train=YOUR-ROWS.jsonl --set train.output=runs/mine"
 )]
 pub struct Train {
-    /// The recipe (TOML); default: the quick start
+    /// The recipe (TOML), or the folder of a run, whose recipe is used; default: the quick start
     recipe: Option<PathBuf>,
     /// Replace a setting of the recipe
     #[arg(long = "set", value_name = "table.key=value")]
@@ -286,14 +286,28 @@ fn ended_early(output: &Path) -> bool {
 
 /// Reads a recipe, or the quick start's where none is given, and warns of settings without effect if it `tells`.
 pub(super) fn read_recipe(path: Option<&Path>, settings: &[String], tells: bool) -> Result<Recipe> {
-    let recipe = match path {
-        Some(path) => Recipe::read(path, settings)?,
-        None => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), settings)?,
+    let recipe = match (path, own_rows(settings)) {
+        (Some(path), _) => Recipe::read(path, settings)?,
+        (None, Some(rows)) => return Err(generates(rows)),
+        (None, None) => Recipe::parse(QUICKSTART, Path::new("recipes/quickstart.toml"), settings)?,
     };
     let comparison = path.and_then(study::warning);
     let warnings = recipe.warnings().into_iter().chain(comparison);
     warnings.filter(|_| tells).for_each(|warning| tell!("warning: {warning}"));
     Ok(recipe)
+}
+
+/// The setting that names rows for the quick start, which has its own.
+fn own_rows(settings: &[String]) -> Option<&String> {
+    let names = |key: &str| settings.iter().find(move |setting| setting.trim_start().starts_with(key));
+    ["data.train=", "data.sources="].iter().find_map(|key| names(key))
+}
+
+fn generates(setting: &str) -> Error {
+    Error::Usage(format!(
+        "--set {setting}: the quick start, which runs where no recipe is given, generates its own rows; write a recipe with \"weft \
+         recipe > my.toml\" and give its path as well"
+    ))
 }
 
 /// Prints warnings and what the run will do, before it starts.
@@ -314,6 +328,9 @@ fn begin(experiment: &Experiment, base: &Base, plan: &Plan, quiet: bool) {
     describe(experiment, base);
     if let (Some(folder), Some(told)) = (&recipe.model.adapter, &plan.adapter) {
         sentence!(INDENT.len(), "adapter    starts from {}: {told}", folder.display());
+    }
+    if let (Trainable::Lora, None) = (recipe.model.trainable, &recipe.model.adapter) {
+        sentence!(INDENT.len(), "adapter    {}", recipe.model.told_of_adapter());
     }
     sentence!(INDENT.len(), "memory     {:.2} GB planned", plan.peak_bytes as f64 / 1e9);
     if recipe.train.checkpoint_every == 0 {

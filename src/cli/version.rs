@@ -26,7 +26,7 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Cargo features that change what the program can do.
 const FEATURES: [(&str, bool); 2] = [("hub", cfg!(feature = "hub")), ("mpi", cfg!(feature = "mpi"))];
 
-/// The processor, which of its features the kernels can use, and which instructions compute bf16 matmuls on it.
+/// The processor and which of its features the kernels can use; and what bf16 and the precision auto are on it.
 fn processor() -> String {
     #[cfg(target_arch = "x86_64")]
     let found = [
@@ -39,13 +39,10 @@ fn processor() -> String {
     #[cfg(not(target_arch = "x86_64"))]
     let found: [(&str, bool); 0] = [];
     let found = found.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| format!(" {name}"));
-    let [bf16, best] = [Precision::Bf16, Precision::fastest_accurate()].map(|p| (p, p.instructions()));
-    format!(
-        "{}{}; bf16 by {}; the fastest format of f32's accuracy is {} by {}",
-        std::env::consts::ARCH,
-        found.collect::<String>(),
-        bf16.1,
-        best.0,
-        best.1
-    )
+    let bf16 = match Precision::Bf16.is_fast() {
+        true => format!("bf16 is faster than f32 ({})", Precision::Bf16.instructions()),
+        false => "bf16 is computed with f32 instructions, so it is no faster".to_owned(),
+    };
+    let best = Precision::fastest_accurate();
+    format!("{}{}\nprecision: {bf16}; auto is {best}", std::env::consts::ARCH, found.collect::<String>())
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::settings::{OnRow, RowPolicy};
 use super::sources::is_of_row;
 use crate::error::Error;
 
@@ -12,7 +13,7 @@ pub(crate) struct BadRow {
     /// What is wrong.
     pub(super) error: Box<Error>,
     /// The file and number of the row.
-    pub(super) place: String,
+    pub(crate) place: String,
     /// The setting that says whether such rows are skipped.
     pub(super) setting: &'static str,
 }
@@ -29,6 +30,11 @@ impl BadRow {
     /// A row that can't be read as a chat or a text.
     pub fn new(error: Error, place: String) -> Self {
         Self { error: Box::new(error), place, setting: ON_BAD_ROW }
+    }
+
+    /// Whether a source with this policy skips the row. The policy for long prompts is applied before a row becomes a bad one.
+    pub(crate) fn is_skipped(&self, policy: RowPolicy) -> bool {
+        self.setting == ON_BAD_ROW && policy.bad_row == OnRow::Skip
     }
 
     /// What is wrong, with the place of the row, which an error of the chat template doesn't name.
@@ -75,21 +81,20 @@ impl BadRows {
         self.count == 0
     }
 
-    /// Like [`BadRows::into_error`], for a command that skips no rows.
-    pub fn into_error_without_skipping(self, name: &str) -> Error {
-        match self.into_error(name, false) {
-            Error::Rows { name, count, rows, more, .. } => {
-                Error::Rows { name, count, rows, more, skips: String::new() }
-            }
-            other => other,
-        }
+    /// Like [`BadRows::into_error`], for a command that has the option `--on-bad-row` instead of a recipe.
+    pub fn into_error_of_option(self, name: &str) -> Error {
+        self.told(name, true, "--on-bad-row skip skips and counts such rows".to_owned())
     }
 
     /// The error that lists the bad rows of the source with this name. A single bad row gives its own error, which names the
     /// setting that skips the row only if `hints` is set.
-    pub(crate) fn into_error(mut self, name: &str, hints: bool) -> Error {
+    pub(crate) fn into_error(self, name: &str, hints: bool) -> Error {
         let settings: Vec<String> = self.settings.iter().map(|key| format!("data.{key} = \"skip\"")).collect();
         let skips = format!("{} skips and counts such rows", settings.join(", "));
+        self.told(name, hints, skips)
+    }
+
+    fn told(mut self, name: &str, hints: bool, skips: String) -> Error {
         // If every row has the same problem, the rows aren't the cause.
         let first = self.first[0].error.to_string();
         let is_common = self.count == self.rows && self.first.iter().all(|row| row.error.to_string() == first);

@@ -52,7 +52,7 @@ impl Turn {
     }
 
     /// Whether the turn says nothing and calls nothing.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.text().trim().is_empty() && !calls_tools(self.fields.get("tool_calls"))
     }
 

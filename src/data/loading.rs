@@ -3,11 +3,11 @@
 
 use rayon::prelude::*;
 
-use super::bad_rows::{BadRow, BadRows, ON_BAD_ROW, Unread, of_reader};
+use super::bad_rows::{BadRow, BadRows, Unread, of_reader};
 use super::notes::RowNotes;
 use super::packed_texts::PackedTexts;
 use super::row_content::{Content, EMPTY, NO_CORRECT, NOT_TRAINED, content};
-use super::settings::{OnRow, TrainOn};
+use super::settings::TrainOn;
 use super::sources::{Fields, Row, Source};
 use super::{Dataset, Example, Reading, token_cache};
 use crate::counted::counted;
@@ -130,7 +130,7 @@ impl<'a> Loading<'a> {
     /// Skips a row that can't be used, or collects it for the error.
     fn add_bad(&mut self, bad: BadRow) {
         self.dataset.notes.rows += 1;
-        if bad.setting == ON_BAD_ROW && self.source.policy.bad_row == OnRow::Skip {
+        if bad.is_skipped(self.source.policy) {
             self.skip(&bad.reason(), &bad.place);
         } else {
             self.bad.push(bad);

@@ -96,7 +96,7 @@ impl Notes {
     }
 
     /// Counts a row as skipped.
-    pub(super) fn skip(&mut self, reason: &str, place: &str) {
+    pub(crate) fn skip(&mut self, reason: &str, place: &str) {
         count(&mut self.skipped, reason, place);
     }
 
@@ -130,7 +130,7 @@ impl Notes {
             let line = |(reason, Skipped { count, first }): (&String, &Skipped)| {
                 format!("{} skipped: {reason} (the first in {first})", counted(*count, what))
             };
-            of.iter().map(line).collect()
+            in_order(of).into_iter().map(line).collect()
         };
         let mut lines = skipped("row", &self.skipped);
         lines.extend(skipped("answer", &self.skipped_answers));
@@ -163,9 +163,8 @@ impl Notes {
         }
         if self.own_ends > 0 {
             let (answers, end) = (counted(self.own_ends, "turn"), verb(self.own_ends, ["ends", "end"]));
-            lines.push(format!(
-                "{answers} of the assistant {end} with an end token, taken as the one that belongs there"
-            ));
+            lines
+                .push(format!("{answers} of the assistant already {end} with an end token, so no second one is added"));
         }
         lines
     }
@@ -179,12 +178,19 @@ impl Notes {
     }
 
     /// The given reason for which the most rows are skipped, as the end of a sentence about all skipped rows.
-    pub(super) fn most_skipped(&self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+    pub(crate) fn most_skipped(&self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
         let meant = self.skipped.iter().filter(|(reason, _)| is_meant(reason));
         let (reason, Skipped { count, first }) = meant.max_by_key(|(_, skipped)| skipped.count)?;
         let share = if *count == self.num_skipped() { String::new() } else { format!("{count} of them ") };
         Some(format!("{share}for this reason: {reason} (the first in {first})"))
     }
+}
+
+/// The reasons, of which the other ones that are counted together come last.
+pub fn in_order(skipped: &BTreeMap<String, Skipped>) -> Vec<(&String, &Skipped)> {
+    let mut reasons: Vec<(&String, &Skipped)> = skipped.iter().collect();
+    reasons.sort_by_key(|(reason, _)| *reason == OTHER);
+    reasons
 }
 
 /// Counts a row or answer under its reason. Reasons that differ only in their numbers count as one, in the words of the

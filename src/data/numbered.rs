@@ -29,6 +29,10 @@ pub fn numbered_with_notes(source: &Source, reading: &Reading) -> Result<(Vec<(u
             |row| Ok(content(&row, source, reading).map(|(content, notes)| (row, content, notes))),
         )?;
         match made {
+            Err(row) if row.is_skipped(source.policy) => {
+                notes.rows += 1;
+                notes.skip(&row.reason(), &row.place);
+            }
             Err(row) => bad.push(row),
             Ok((row, content, of_row)) => {
                 let place = of_row.place.clone();
@@ -43,7 +47,7 @@ pub fn numbered_with_notes(source: &Source, reading: &Reading) -> Result<(Vec<(u
     }
     match bad.is_empty() {
         true => Ok((numbered, notes)),
-        false => Err(bad.into_error_without_skipping(&source.name())),
+        false => Err(bad.into_error_of_option(&source.name())),
     }
 }
 

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::counted::verb;
 use crate::error::{Error, Result};
-use crate::files::is_named_as_rows;
 use crate::files::rows_file::{kind_of_name, saved_to_disk, stem_and_extension};
+use crate::files::{is_named_as_rows, read_text};
+use crate::train::run::RECIPE;
 
 /// Finds the files of a split in a folder or in its `data` folder, or the texts of a folder without splits.
 pub(super) fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
@@ -20,10 +23,24 @@ pub(super) fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>>
     }
     let found = names_of_split(&names, split).or_else(|reason| texts(&names).ok_or(reason));
     let found = found.map_err(|reason| {
-        let reason = saved_to_disk(folder).unwrap_or(reason);
+        let reason = of_run(folder).or_else(|| saved_to_disk(folder)).unwrap_or(reason);
         Error::Config { path: folder.to_owned(), reason }
     })?;
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// For a run folder: where the rows of its run are.
+fn of_run(folder: &Path) -> Option<String> {
+    let saved: Value = serde_json::from_str(&read_text(&folder.join(RECIPE)).ok()?).ok()?;
+    let data = &saved.get("recipe")?["data"];
+    let generated = [folder.join("data/held-out.jsonl"), folder.join("data/train.jsonl")];
+    let path = |paths: &Value| paths.as_str().filter(|path| Path::new(path).exists()).map(str::to_owned);
+    let named = || path(&data["held_out"]).or_else(|| path(&data["train"]));
+    let rows = generated.iter().find(|path| path.exists()).map(|path| path.display().to_string()).or_else(named);
+    Some(match rows {
+        Some(rows) => format!("it is a run folder; the rows of its run are in {rows}"),
+        None => format!("it is a run folder, and its {RECIPE} names the rows of its run; name those"),
+    })
 }
 
 /// The names that splits have; a text file of such a name isn't taken for a document of a folder.

@@ -1,7 +1,7 @@
 //! Answers the rows of a file into another file, for `weft generate --data`. It goes on where it stopped: rows whose
 //! answers are in the output are not asked again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -13,7 +13,9 @@ use super::generations::batch_sizes;
 use crate::base::Base;
 use crate::counted::counted;
 use crate::data::bad_rows::{BadRow, BadRows, of_reader};
+use crate::data::notes::Notes;
 use crate::data::prompt;
+use crate::data::settings::{OnRow, RowPolicy};
 use crate::data::sources::{Fields, Row, Source};
 use crate::data::typed_tokens::SpecialTokens;
 use crate::error::{Error, Result};
@@ -36,6 +38,10 @@ pub struct Asking {
     pub raw: Option<SpecialTokens>,
     /// Whether special tokens are written.
     pub keep_special_tokens: bool,
+    /// The split where the rows are a folder or a data set of the hub; default: test.
+    pub split: Option<String>,
+    /// What happens to rows that can't be asked.
+    pub on_bad_row: OnRow,
 }
 
 /// How many rows were answered.
@@ -45,6 +51,8 @@ pub struct Answered {
     pub before: usize,
     /// Rows that were answered now.
     pub now: usize,
+    /// Rows that can't be asked and are skipped.
+    pub skipped: usize,
     /// The most tokens of a prompt and its answer.
     pub longest: usize,
     /// The warnings about the rows that were answered in this call, one sentence each.
@@ -60,28 +68,31 @@ struct Asked {
     idle: [Vec<String>; 2],
 }
 
-/// Answers every row of `data` and appends it to `out` with all its keys and its answer under `generation`. Batching and
-/// stopping change no answer: a row's draws belong to its number.
+/// Answers every row of `data` and appends it to `out` with all its keys and its answer under `generation`. Batching,
+/// stopping and skipping change no answer: a row's draws belong to its number.
 ///
 /// # Errors
-/// All rows that ask nothing or contain a mask token, before any row is answered; an output file of other rows; a file that
-/// can't be read or written.
+/// All rows that ask nothing or contain a mask token, before any row is answered, unless such rows are skipped; an output
+/// file of other rows; a file that can't be read or written.
 pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, progress: &Progress) -> Result<Answered> {
     asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
         return Err(Error::Usage(format!("--out {} is the file of --data; name another one", out.display())));
     }
-    let source = Source::at(data, "test");
-    let mut rows = source.rows()?;
-    let before = skip_answered(&mut rows, out)?;
+    let policy = RowPolicy { bad_row: asking.on_bad_row, ..RowPolicy::default() };
+    let source = Source { policy, ..Source::at(data, asking.split.as_deref().unwrap_or("test")) };
+    let mut rows = (0..).zip(source.rows()?);
+    let mut passed = Passed::default();
+    passed.answered((base, asking), &mut rows, out)?;
+    let first = passed.rows;
     // All bad rows are reported before the first answer is computed.
-    check_rows(base, (rows, before as u64), asking, &source)?;
-    let rows = source.rows()?.skip(before);
-    let mut answered = Answered { before, ..Answered::default() };
+    passed.check((base, asking), rows, &source)?;
+    let mut answered = Answered { before: passed.answers, skipped: passed.bad.len(), ..Answered::default() };
     let mut waiting: Vec<Asked> = vec![];
     let mut file: Option<File> = None;
     let mut idle: [BTreeMap<String, usize>; 2] = Default::default();
-    for (index, row) in (before as u64..).zip(rows) {
+    let rows = (0..).zip(source.rows()?).skip(first);
+    for (index, row) in rows.filter(|(index, _)| !passed.bad.contains(index)) {
         let mut asked = ask(base, &row?, index, asking)?;
         for (counts, names) in idle.iter_mut().zip(std::mem::take(&mut asked.idle)) {
             names.into_iter().for_each(|name| *counts.entry(name).or_default() += 1);
@@ -103,67 +114,122 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, pr
         answered.now += size;
     }
     progress.finish();
-    answered.told = told(idle, asking.raw.is_some());
+    answered.told = passed.notes.lines().into_iter().chain(told(idle, asking.raw.is_some())).collect();
     match answered.before + answered.now {
-        0 => Err(Error::Config { path: data.to_owned(), reason: "it has no rows; give a row per question".to_owned() }),
+        0 => Err(Error::Config { path: data.to_owned(), reason: passed.nothing() }),
         _ => Ok(answered),
     }
 }
 
-/// Returns an error that lists the rows that can't be asked, if there are any; the first row has the given index.
-fn check_rows(
-    base: &Base,
-    (rows, first): (impl Iterator<Item = Result<Row>>, u64),
-    asking: &Asking,
-    source: &Source,
-) -> Result<()> {
-    let mut bad = BadRows::default();
-    for (index, row) in (first..).zip(rows) {
-        match row {
-            Err(error) => bad.push(of_reader(error)?),
-            Ok(row) => {
-                let asked = ask(base, &row, index, asking);
-                asked.err().into_iter().for_each(|error| bad.push(BadRow::new(error, row.place())));
+/// The rows that are passed over before the first one is asked.
+#[derive(Default)]
+struct Passed {
+    /// The number of rows up to the last one that is answered in the output.
+    rows: usize,
+    /// The number of answers in the output.
+    answers: usize,
+    /// The indices of the rows that can't be asked and are skipped.
+    bad: BTreeSet<u64>,
+    /// Why they are skipped.
+    notes: Notes,
+}
+
+impl Passed {
+    /// Passes over the rows whose answers are in `out`, each of which must be the row that it answers. A last line that a
+    /// crash left unfinished is removed.
+    fn answered(
+        &mut self,
+        (base, asking): (&Base, &Asking),
+        rows: &mut impl Iterator<Item = (u64, Result<Row>)>,
+        out: &Path,
+    ) -> Result<()> {
+        if !out.exists() {
+            return Ok(());
+        }
+        if out.is_dir() {
+            return Err(Error::Usage(format!("--out {} is a folder; name a file", out.display())));
+        }
+        let written = fs::read(out).map_err(|source| Error::Read { path: out.to_owned(), source })?;
+        let whole = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        for line in written[..whole].split_inclusive(|byte| *byte == b'\n') {
+            self.answers += 1;
+            let answered = answered_row(line);
+            let is_answer = |row: &Result<Row>| row.as_ref().is_ok_and(|row| Some(&row.fields) == answered.as_ref());
+            loop {
+                let Some((index, row)) = rows.next() else { return Err(other_row(out, self.answers)) };
+                self.rows += 1;
+                if is_answer(&row) {
+                    break;
+                }
+                match read((base, asking), (index, row))? {
+                    Some(bad) if asking.on_bad_row == OnRow::Skip => self.skip(index, &bad),
+                    _ => return Err(other_row(out, self.answers)),
+                }
             }
         }
-        bad.rows += 1;
+        self.notes.rows = self.rows;
+        if whole < written.len() {
+            let file = OpenOptions::new().write(true).open(out).and_then(|file| file.set_len(whole as u64));
+            file.map_err(|source| Error::Write { path: out.to_owned(), source })?;
+        }
+        Ok(())
     }
-    match bad.is_empty() {
-        true => Ok(()),
-        false => Err(bad.into_error_without_skipping(&source.name())),
+
+    /// Passes over the rows that can't be asked, or returns an error that lists them.
+    fn check(
+        &mut self,
+        (base, asking): (&Base, &Asking),
+        rows: impl Iterator<Item = (u64, Result<Row>)>,
+        source: &Source,
+    ) -> Result<()> {
+        let mut bad = BadRows::default();
+        for (index, row) in rows {
+            match read((base, asking), (index, row))? {
+                Some(row) if row.is_skipped(source.policy) => self.skip(index, &row),
+                Some(row) => bad.push(row),
+                None => {}
+            }
+            bad.rows += 1;
+        }
+        self.notes.rows += bad.rows;
+        match bad.is_empty() {
+            true => Ok(()),
+            false => Err(bad.into_error_of_option(&source.name())),
+        }
+    }
+
+    fn skip(&mut self, index: u64, row: &BadRow) {
+        self.bad.insert(index);
+        self.notes.skip(&row.reason(), &row.place);
+    }
+
+    /// Why nothing was asked.
+    fn nothing(&self) -> String {
+        match self.notes.most_skipped(|_| true) {
+            Some(most) => format!("all its {} are skipped, {most}; fix the rows", counted(self.notes.rows, "row")),
+            None => "it has no rows; give a row per question".to_owned(),
+        }
     }
 }
 
-/// Passes over the rows whose answers are in `out`, each of which must be the row that it answers; returns their number.
-/// A last line that a crash left unfinished is removed.
-fn skip_answered(rows: &mut impl Iterator<Item = Result<Row>>, out: &Path) -> Result<usize> {
-    if !out.exists() {
-        return Ok(0);
+/// The row that a line of the output answers; `None` if the line is no answer.
+fn answered_row(line: &[u8]) -> Option<Fields> {
+    let mut answered: Fields = serde_json::from_slice(line).ok()?;
+    answered.remove(GENERATION).filter(Value::is_string).map(|_| answered)
+}
+
+/// The error for a line of the output that answers another row than the one at its place.
+fn other_row(out: &Path, line: usize) -> Error {
+    let reason = "it is not the answer to the same row of --data; name another file as --out, or remove this one";
+    Error::Row { path: out.to_owned(), line, reason: reason.to_owned() }
+}
+
+/// Why a row can't be asked; `None` if it can be.
+fn read((base, asking): (&Base, &Asking), (index, row): (u64, Result<Row>)) -> Result<Option<BadRow>> {
+    match row {
+        Err(error) => of_reader(error).map(Some),
+        Ok(row) => Ok(ask(base, &row, index, asking).err().map(|error| BadRow::new(error, row.place()))),
     }
-    if out.is_dir() {
-        return Err(Error::Usage(format!("--out {} is a folder; name a file", out.display())));
-    }
-    let written = fs::read(out).map_err(|source| Error::Read { path: out.to_owned(), source })?;
-    let whole = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let mut count = 0;
-    for line in written[..whole].split_inclusive(|byte| *byte == b'\n') {
-        count += 1;
-        let row = rows.next().transpose()?;
-        let answered: Option<Fields> = serde_json::from_slice(line).ok();
-        let is_answer = row.zip(answered).is_some_and(|(row, mut answered)| {
-            answered.remove(GENERATION).is_some_and(|answer| answer.is_string()) && answered == row.fields
-        });
-        if !is_answer {
-            let reason =
-                "it is not the answer to the same row of --data; name another file as --out, or remove this one";
-            return Err(Error::Row { path: out.to_owned(), line: count, reason: reason.to_owned() });
-        }
-    }
-    if whole < written.len() {
-        let file = OpenOptions::new().write(true).open(out).and_then(|file| file.set_len(whole as u64));
-        file.map_err(|source| Error::Write { path: out.to_owned(), source })?;
-    }
-    Ok(count)
 }
 
 /// The tokens of a row's question.

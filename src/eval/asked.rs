@@ -60,8 +60,9 @@ impl Question {
 pub fn turns_of_row(row: &Fields) -> error::Result<Question> {
     let mut row = with_answer(row);
     let is_given = |row: &Fields, key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    let is_answered = |row: &Fields, key: &str| row.get(key).is_some_and(is_usable);
     for (question, answers) in PAIRS {
-        if is_given(&row, question) && answers.iter().all(|answer| !is_given(&row, answer)) {
+        if is_given(&row, question) && answers.iter().all(|answer| !is_answered(&row, answer)) {
             row.insert(answers[0].to_owned(), NO_ANSWER.into());
             break;
         }
@@ -79,19 +80,22 @@ pub(super) fn question_of_messages(row: &Fields) -> Result<Question, String> {
 
 fn question_of(row: &Fields, form: Option<Form>) -> Result<Question, String> {
     let question = formats::chat(row, form)?.map(Question::from).unwrap_or_default();
-    match question.turns.is_empty() {
+    match question.turns.iter().all(Turn::is_empty) {
         true => Err("the row asks nothing; give it a prompt, or messages with a user's turn".to_owned()),
         false => Ok(question),
     }
 }
 
-/// A row whose list of turns ends with an answer.
+/// A row whose list of turns ends with an answer, which takes the place of an empty one.
 fn with_answer(row: &Fields) -> Fields {
     let mut row = row.clone();
     for key in ["messages", "conversations"] {
-        if let Some(Value::Array(turns)) = row.get_mut(key)
-            && turns.last().is_some_and(|turn| !is_answer(turn))
-        {
+        if let Some(Value::Array(turns)) = row.get_mut(key) {
+            if turns.len() > 1 && turns.last().is_some_and(is_empty_answer) {
+                turns.pop();
+            } else if turns.last().is_none_or(is_answer) {
+                continue;
+            }
             turns.push(json!({ "role": "assistant", "content": NO_ANSWER }));
             let is_sharegpt = turns[0].get("from").is_some();
             if is_sharegpt && let Some(last) = turns.last_mut() {
@@ -132,6 +136,25 @@ fn read_turns(text: &str) -> Result<(Question, Vec<String>), String> {
     beside.insert("messages".to_owned(), Value::Array(turns));
     let question = formats::chat(&beside, Some(Form::Messages))?.map(Question::from).unwrap_or_default();
     Ok((question, unread))
+}
+
+/// Whether an answer is one that could be trained on: a text, or a list of turns. In a CSV file, a missing answer is an empty
+/// text, and the answers of a task may be numbers or lists of texts.
+fn is_usable(answer: &Value) -> bool {
+    match answer {
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Array(turns) => turns.last().is_some_and(|turn| turn.is_object() && !is_empty_answer(turn)),
+        _ => false,
+    }
+}
+
+/// Whether a turn is the assistant's and says and calls nothing.
+fn is_empty_answer(turn: &Value) -> bool {
+    let content = turn.get("content").or_else(|| turn.get("value"));
+    let says = content
+        .is_some_and(|content| !content.is_null() && content.as_str().is_none_or(|text| !text.trim().is_empty()));
+    let calls = turn.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
+    is_answer(turn) && !says && !calls
 }
 
 fn is_answer(turn: &Value) -> bool {

@@ -29,8 +29,8 @@ struct Stored<'a> {
 }
 
 /// Reads and scores generations: JSONL rows, or the `generations` of one JSON object, each with `question`,
-/// `generation` (or `generations`) and `ground_truth`. A row of a task of choices has `choices` and their `nll_bounds`
-/// too. Programs run in the sandbox; without one, the `outcome` in their rows counts.
+/// `generation` (or `generations`) and `ground_truth`. If there is no `ground_truth`, the task's own columns are read, such as
+/// `answer`. A row of a task of choices has `choices` and their `nll_bounds` too. Programs run in the sandbox; without one, the `outcome` in their rows counts.
 ///
 /// # Errors
 /// The file and line of a row that isn't a generation of the task; programs whose rows have no outcome, without a sandbox.
@@ -113,20 +113,45 @@ fn from_json(task: &AnyTask, bytes: &[u8]) -> std::result::Result<Vec<Read>, (us
     stored.generations.iter().map(read).collect()
 }
 
-fn from_row(task: &AnyTask, row: &Fields) -> std::result::Result<Read, String> {
-    let get = |key: &str| {
-        let form = "a row needs question, generation and ground_truth";
-        row.get(key).ok_or_else(|| format!("the key {key:?} is missing; {form}"))
+/// What a row of a task's generations needs, whatever the task.
+const NEEDED: &str = "a row needs question, generation and ground_truth";
+
+/// The question and the right answer of a row of the task's own form, as `weft generate --data` leaves it; or `question` and
+/// `answer`, whose text may be a number.
+fn of_own_columns(task: &AnyTask, row: &Fields) -> std::result::Result<(String, Value), String> {
+    let reason = match task.problem(row) {
+        Ok(problem) => return Ok((problem.question, problem.ground_truth)),
+        Err(reason) => reason,
     };
+    let pair = row.get("question").and_then(Value::as_str).zip(row.get("answer").filter(|answer| !answer.is_null()));
+    let found = pair.and_then(|(question, answer)| {
+        let number = answer.as_str().and_then(|text| text.trim().parse::<f64>().ok()).map(|number| json!(number));
+        let truths = [Some(answer.clone()), number].into_iter().flatten();
+        let truth = truths.into_iter().find(|truth| task.check(question, &[], truth).is_ok())?;
+        Some((question.to_owned(), truth))
+    });
+    found.ok_or_else(|| {
+        format!(
+            "the key \"ground_truth\" is missing; {NEEDED}, or the columns of {}'s own rows ({reason})",
+            task.name()
+        )
+    })
+}
+
+fn from_row(task: &AnyTask, row: &Fields) -> std::result::Result<Read, String> {
+    let get = |key: &str| row.get(key).ok_or_else(|| format!("the key {key:?} is missing; {NEEDED}"));
     let text = |key: &str, value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
         other => Err(format!("{key} is {:.40}, not a string", other.to_string())),
     };
-    let question = text("question", get("question")?)?;
     // d1 writes `generations` even for a single one.
     let key = if row.contains_key("generations") { "generations" } else { "generation" };
-    let generation = text(key, get(key)?)?;
-    let ground_truth = get("ground_truth")?;
+    let is_own = !row.contains_key("ground_truth") && row.contains_key(key) && !task.is_choice();
+    let (question, ground_truth) = match is_own {
+        true => of_own_columns(task, row)?,
+        false => (text("question", get("question")?)?, get("ground_truth")?.clone()),
+    };
+    let (generation, ground_truth) = (text(key, get(key)?)?, &ground_truth);
     let choices = texts(row.get("choices")).unwrap_or_default();
     task.check(&question, &choices, ground_truth)?;
     let score = match task.kind() {

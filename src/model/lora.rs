@@ -56,6 +56,14 @@ fn other_folder(folder: &Path) -> Option<String> {
     if within("adapter/adapter_config.json") {
         return Some(format!("it is a run folder; its adapter is in {}", folder.join("adapter").display()));
     }
+    if within("checkpoint/config.json") {
+        let checkpoint = folder.join("checkpoint");
+        return Some(format!(
+            "it is a run folder whose run trained every weight and has no adapter; leave the adapter out and give {} as the model \
+             (--model, or model.path in a recipe)",
+            checkpoint.display()
+        ));
+    }
     match () {
         () if folder.is_file() => Some("it is a file; give an adapter's folder".to_owned()),
         () if within("config.json") => Some(from_hub::NO_ADAPTER.to_owned()),

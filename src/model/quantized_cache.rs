@@ -151,14 +151,14 @@ impl Entry<'_> {
         });
         match written {
             Ok(()) => {
-                self.say("the base in 4 bits is kept for the next run in", &path);
+                self.say("the base in 4 bits is saved for later runs in", &path);
                 self.cache.drop_old();
             }
             Err(error) => {
                 let _ = fs::remove_file(partial_name(&path));
                 let _ = fs::remove_file(&path);
                 tell(&format!(
-                    "warning: the base in 4 bits can't be kept for the next run, which will quantize it again: {error}"
+                    "warning: the base in 4 bits couldn't be saved, so the next run will quantize it again: {error}"
                 ));
             }
         }

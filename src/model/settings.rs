@@ -105,6 +105,18 @@ pub fn shell_word(path: &Path) -> String {
 }
 
 impl ModelTable {
+    /// The rank and the scale of a fresh adapter, with the settings that they come from.
+    pub fn told_of_adapter(&self) -> String {
+        let Self { lora_rank: rank, lora_alpha: alpha, .. } = self;
+        let (scale, by) = match self.use_rslora {
+            true => (alpha / (*rank as f64).sqrt(), "sqrt(rank)"),
+            false => (alpha / *rank as f64, "rank"),
+        };
+        // Four digits tell scales apart.
+        let scale = (scale * 1e4).round() / 1e4;
+        format!("rank {rank}, scaled by {scale} (model.lora_alpha {alpha} / {by})")
+    }
+
     /// What the recipe says of the base against its files.
     pub fn overrides(&self) -> Overrides {
         Overrides {

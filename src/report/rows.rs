@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::Table;
 use crate::counted::counted;
-use crate::data::notes::{Notes, Skipped};
+use crate::data::notes::{Notes, Skipped, in_order};
 use crate::data::{Mixed, Part};
 
 /// A source of rows.
@@ -81,11 +81,11 @@ pub fn table(sources: &[SourceRows]) -> Table {
 fn left_out(part: &Part, max_seq_len: usize) -> Vec<String> {
     let Notes { rows, skipped, skipped_answers, first_cut, cut_rows, .. } = &part.notes;
     let because = |what: String, reason: &str, first: &str| format!("{what} skipped: {reason} (the first in {first})");
-    let of_rows = skipped.iter().map(|(reason, Skipped { count, first })| {
+    let of_rows = in_order(skipped).into_iter().map(|(reason, Skipped { count, first })| {
         because(format!("{count} of {}", counted(*rows, "row")), reason, first)
     });
-    let of_answers = skipped_answers
-        .iter()
+    let of_answers = in_order(skipped_answers)
+        .into_iter()
         .map(|(reason, Skipped { count, first })| because(counted(*count, "answer"), reason, first));
     let cut = (part.truncated > 0 && part.documents == 0).then(|| {
         let more = if *cut_rows > first_cut.len() { ", ..." } else { "" };

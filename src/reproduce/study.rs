@@ -144,7 +144,7 @@ impl Study {
     /// # Errors
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        let text = recipe_file::read(path)?;
+        let text = recipe_file::read_for::<Recipe>(path, settings)?;
         let check = |file: &StudyFile| file.reproduce.problems(&file.recipe);
         let StudyFile { recipe, reproduce: mut table } = settings::parse(&text, path, settings, check)?;
         if table.settings.is_empty() {
@@ -312,6 +312,15 @@ pub fn warning(path: &Path) -> Option<String> {
     (!is_default).then(|| "[reproduce] has no effect here: only weft reproduce reads it".to_owned())
 }
 
+/// The arms that an unknown name may mean, as the end of a sentence: `sft` means `sft-masked` or another of SFT's.
+fn near(arm: &str, known: &[&str]) -> String {
+    let normal = arm.to_lowercase().replace('_', "-");
+    let is_meant =
+        |name: &&&str| **name == normal || name.strip_prefix(&normal).is_some_and(|rest| rest.starts_with('-'));
+    let meant: Vec<&str> = known.iter().filter(is_meant).copied().collect();
+    if meant.is_empty() { String::new() } else { format!("; instead of {arm:?} write {}", meant.join(" or ")) }
+}
+
 impl ReproduceTable {
     fn problems(&self, recipe: &Recipe) -> Vec<String> {
         let mut problems = vec![];
@@ -325,7 +334,8 @@ impl ReproduceTable {
         let known = ARMS.map(|arm| arm.name);
         for (i, arm) in self.arms.iter().enumerate() {
             let list = known.join(", ");
-            refuse(!known.contains(&&**arm), format!("reproduce.arms has {arm:?}; the known ones are {list}"));
+            let near = near(arm, &known);
+            refuse(!known.contains(&&**arm), format!("reproduce.arms has {arm:?}; the known ones are {list}{near}"));
             refuse(self.arms[..i].contains(arm), format!("reproduce.arms has {arm:?} twice"));
         }
         for (i, Setting { name, .. }) in self.settings.iter().enumerate() {

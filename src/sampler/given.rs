@@ -3,7 +3,8 @@
 
 use super::cache::Caching;
 use super::remasking::{Loop, Remasking};
-use super::settings::{Attention, Sampling};
+use super::settings::{Attention, Sampling, check_threshold};
+use crate::error::{Error, Result};
 use crate::model::block::Config;
 
 /// The sampler's settings that are given; `None` stands for one that isn't. [`Sampling`] says what they mean.
@@ -94,6 +95,15 @@ impl Given {
     pub fn filling(&self, config: &Config, masks: usize) -> Sampling {
         let diffusion_steps = self.diffusion_steps.unwrap_or(masks.div_ceil(2));
         Sampling { diffusion_steps, ..self.over_defaults().for_model(config) }
+    }
+
+    /// Checks the values that make no sense for any model, so that they are refused before a model is opened.
+    ///
+    /// # Errors
+    /// What is wrong, as one sentence with the value.
+    pub fn check(&self) -> Result<()> {
+        self.confidence_threshold.map_or(Ok(()), check_threshold).map_err(Error::Usage)?;
+        Sampling { attention: None, remasking: None, ..self.over_defaults() }.check()
     }
 
     fn over_defaults(&self) -> Sampling {

@@ -187,8 +187,10 @@ impl Sampling {
         if !(*top_p > 0.0 && *top_p <= 1.0) {
             return Err(format!("top_p {top_p} lies outside (0, 1]; 1 is off"));
         }
-        if *gen_length == 0 || *diffusion_steps == 0 {
-            return Err(format!("gen_length {gen_length} and diffusion_steps {diffusion_steps} must be at least 1"));
+        for (name, value) in [("gen_length", gen_length), ("diffusion_steps", diffusion_steps)] {
+            if *value == 0 {
+                return Err(format!("{name} 0 must be at least 1"));
+            }
         }
         if *gen_length.max(diffusion_steps) > MAX_GEN_LENGTH {
             return Err(format!(
@@ -306,6 +308,21 @@ impl Sampling {
             warnings.push("seed has no effect: nothing is drawn at temperature 0".to_owned());
         }
         warnings
+    }
+}
+
+/// Checks a threshold that somebody wrote. The sampler itself takes one above 1, which no prediction reaches.
+///
+/// # Errors
+/// A threshold that isn't a probability, as one sentence.
+pub(crate) fn check_threshold(threshold: f64) -> std::result::Result<(), String> {
+    let fix = match threshold {
+        percent if percent > 1.0 && percent <= 100.0 => format!("write {}", percent / 100.0),
+        _ => "0.9 is a good start".to_owned(),
+    };
+    match threshold > 0.0 && threshold <= 1.0 {
+        true => Ok(()),
+        false => Err(format!("confidence_threshold {threshold} lies outside (0, 1]; {fix}")),
     }
 }
 

@@ -145,7 +145,7 @@ fn check_origin(head: &Head, host: &str) -> Result<(), Refusal> {
         Some(origin) => Err(Refusal::new(
             403,
             format!(
-                "pages of other sites ({}) may not ask; use the playground, or a program of your own",
+                "requests from pages of other sites ({}) are refused; use the playground, or a program of your own",
                 quoted(origin)
             ),
         )),

@@ -167,7 +167,7 @@ impl Serving {
             );
             return Err(Refusal::of_field("max_tokens", message));
         }
-        whole.check().map_err(|e| refuse(e.to_string()))?;
+        given.check().and_then(|()| whole.check()).map_err(|e| refuse(e.to_string()))?;
         // Warnings of the server's own defaults were printed when it started.
         let idle = |given: &Given| {
             let sampling = given.sampling(config);
@@ -251,7 +251,7 @@ fn refusal_of(closed: Closed) -> Refusal {
             ..Refusal::new(429, format!("too many requests wait; try again in {secs} s")).with_code("queue_full")
         },
         Closed::Stopping => {
-            Refusal { retry_after: Some(1), ..Refusal::new(503, "the server is being stopped; try again later") }
+            Refusal { retry_after: Some(1), ..Refusal::new(503, "the server is shutting down; try again later") }
         }
     }
 }

@@ -268,6 +268,11 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("train_on_completions_only", PROMPTS),
     ("mask_prompt", PROMPTS),
     ("mask_prompt_loss", PROMPTS),
+    ("num_workers", ROWS_FIRST),
+    ("num_proc", ROWS_FIRST),
+    ("pin_memory", ROWS_FIRST),
+    ("dataloader_pin_memory", ROWS_FIRST),
+    ("prefetch_factor", ROWS_FIRST),
     ("dataloader_num_workers", ROWS_FIRST),
     ("dataset_num_proc", ROWS_FIRST),
     ("preprocessing_num_workers", ROWS_FIRST),
@@ -279,15 +284,22 @@ pub const WITHOUT_TWIN: &[(&str, &str)] = &[
     ("resume_from_checkpoint", "the option --resume continues a run from its newest checkpoint"),
     ("resume", "the option --resume continues a run from its newest checkpoint"),
     ("auto_resume_from_checkpoints", "the option --resume continues a run from its newest checkpoint"),
-    ("overwrite_output_dir", "no run is written over another; choose a new train.output or remove the folder"),
+    ("overwrite_output_dir", "no run overwrites another; choose a new train.output or remove the folder"),
     ("device", "the option --device says where to compute"),
     ("device_map", "the option --device says where to compute"),
     ("use_cpu", "the option --device says where to compute"),
     ("no_cuda", "the option --device says where to compute"),
     ("num_threads", "the option --threads gives the number of threads"),
     ("disable_tqdm", "the option --quiet hides the progress"),
-    ("template", "the base's own chat template is used; data.chat_template_kwargs sets its variables"),
-    ("chat_template", "the base's own chat template is used; data.chat_template_kwargs sets its variables"),
+    ("template", TEMPLATE),
+    ("chat_template", TEMPLATE),
+    ("prompt_template", TEMPLATE),
+    ("prompt_style", TEMPLATE),
+    ("conversation_template", TEMPLATE),
+    ("system", SYSTEM),
+    ("system_prompt", SYSTEM),
+    ("system_message", SYSTEM),
+    ("default_system", SYSTEM),
     ("use_dora", "adapters are LoRA or rsLoRA (model.use_rslora)"),
     ("modules_to_save", "adapters hold LoRA alone; model.lora_targets may name the head"),
     ("bias", "adapters have no biases"),
@@ -311,6 +323,9 @@ const RANKS: &str =
     "torchrun (on GPUs) or mpirun starts ranks that train data-parallel (docs/cuda.md, docs/scaling.md)";
 const STORED: &str = "bases are as they are stored, or in 4 bits with model.quantize = \"nf4\" (docs/quantization.md)";
 const COMPILED: &str = "Weft's kernels are its own, fused and compiled beforehand, attention and loss among them";
+const TEMPLATE: &str = "the base's own chat template is used; data.chat_template_kwargs sets its variables";
+const SYSTEM: &str =
+    "each row has its own: a turn of the role system, or the key system beside the prompt (docs/data.md)";
 const PROMPTS: &str = "prompts are never trained on; data.train_on says which turns of a chat are answers";
 const ROWS_FIRST: &str = "rows are tokenized before the run, on every thread, and cached";
 

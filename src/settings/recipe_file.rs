@@ -1,19 +1,55 @@
-//! Reads a recipe's file. For a file in another format, or a name that is nearly that of a recipe, the error says what to do
-//! instead.
+//! Reads a recipe's file, or the recipe that a run folder holds. For a file in another format, or a name that is nearly that of
+//! a recipe, the error says what to do instead.
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::COMPARISON;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{COMPARISON, own_place};
 use crate::error::{Error, Result};
 use crate::files::{is_named_as_rows, read_text};
+use crate::model::settings::shell_word;
+use crate::train::resolved::{ROWS, TOKENIZER};
+use crate::train::run::RECIPE;
 
 /// What to do with another program's recipe.
 const TRANSLATE: &str = "\"weft recipe > my.toml\" writes a recipe with every key, and docs/from-pytorch.md has other \
                          programs' names for them";
 
-/// Reads a recipe's text.
+/// Reads a recipe's text, for a command with these settings of `--set`; `R` is the recipe's type.
+///
+/// # Errors
+/// Those of [`read`]. If there is no such file because a setting was taken for it, the error says how to write the setting.
+pub(crate) fn read_for<R: Serialize + Default>(path: &Path, settings: &[String]) -> Result<String> {
+    if !path.exists() {
+        let known = serde_json::to_value(R::default()).expect("a recipe is JSON");
+        let given = path.to_string_lossy();
+        if let Some(setting) = meant(&given, settings, known.as_object().expect("a recipe is a table")) {
+            return Err(Error::Usage(format!("there is no recipe {given}; write --set {setting}")));
+        }
+    }
+    read(path)
+}
+
+/// The setting that was meant by an argument in the recipe's place: `train.lr=1e-3`, as Hydra takes it, or the value in
+/// `--set train.lr 1e-3`.
+fn meant(given: &str, settings: &[String], known: &Map<String, Value>) -> Option<String> {
+    if let Some(name) = settings.iter().map(|setting| setting.trim()).find(|setting| !setting.contains(['=', ' '])) {
+        return Some(format!("{name}={}", shell_word(Path::new(given))));
+    }
+    let (name, value) = given.trim_start_matches(['+', '~', '-']).split_once('=')?;
+    let value = shell_word(Path::new(value));
+    match name.split_once('.') {
+        Some((table, key)) if known.get(table)?.get(key).is_some() => Some(format!("{name}={value}")),
+        Some((table, key)) => own_place(key, table, known).map(|place| place.setting(&value)),
+        None => own_place(name, "", known).map(|place| place.setting(&value)),
+    }
+}
+
+/// Reads a recipe's text. A run folder, or the `recipe.json` in it, holds the recipe of its run.
 ///
 /// # Errors
 /// A file that can't be read, or is in another format than TOML.
@@ -24,6 +60,9 @@ pub fn read(path: &Path) -> Result<String> {
         let shown = path.display();
         return Err(refuse(format!("it is a file of rows, not a recipe; give it as --set data.train={shown}")));
     }
+    if path.join(RECIPE).is_file() {
+        return read(&path.join(RECIPE));
+    }
     if path.is_dir() {
         return Err(refuse("it is a folder, and a recipe is a file (TOML); name the file".to_owned()));
     }
@@ -33,6 +72,9 @@ pub fn read(path: &Path) -> Result<String> {
         }),
         _ => error,
     })?;
+    if let Some(recipe) = of_run(&text) {
+        return Ok(recipe);
+    }
     let is_toml = toml::from_str::<toml::Table>(&text).is_ok();
     let format = match extension {
         "yaml" | "yml" => Some("YAML"),
@@ -44,6 +86,28 @@ pub fn read(path: &Path) -> Result<String> {
     match format.filter(|_| !is_toml) {
         Some(format) => Err(refuse(format!("it is {format}, and recipes are TOML: {TRANSLATE}"))),
         None => Ok(text),
+    }
+}
+
+/// The recipe of a run as TOML, from the JSON in its folder; `None` for any other text.
+fn of_run(text: &str) -> Option<String> {
+    let mut saved: Value = serde_json::from_str(text).ok().filter(|saved: &Value| saved.get("weft").is_some())?;
+    let mut recipe = saved.get_mut("recipe")?.take();
+    without_nulls(&mut recipe);
+    let tables = recipe.as_object_mut()?;
+    [ROWS, TOKENIZER].iter().for_each(|key| _ = tables.shift_remove(*key));
+    toml::to_string(&toml::Table::try_from(tables).ok()?).ok()
+}
+
+/// Removes the settings without a value, which TOML can't write.
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
     }
 }
 

@@ -114,7 +114,7 @@ impl PretrainRecipe {
     /// # Errors
     /// Every problem at once.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        settings::parse(&settings::recipe_file::read(path)?, path, settings, Self::problems)
+        settings::parse(&settings::recipe_file::read_for::<Self>(path, settings)?, path, settings, Self::problems)
     }
 
     fn problems(&self) -> Vec<String> {

@@ -130,7 +130,7 @@ async fn reply(server: &Server, request: Request<Incoming>) -> std::result::Resu
     let serving = &server.serving;
     match server.door.route(&head)? {
         Route::File(path) => Ok(file(path)),
-        Route::Health if serving.queue.is_closed() => Err(Refusal::new(503, "the server is being stopped")),
+        Route::Health if serving.queue.is_closed() => Err(Refusal::new(503, "the server is shutting down")),
         Route::Health => Ok(json(200, "{\"status\": \"ok\"}".to_owned())),
         Route::Models => Ok(json(200, reply::models(serving).to_string())),
         Route::Model(name) => match serving.names.iter().position(|own| *own == name) {
