@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::Value;
 use weft::counted::{counted, verb};
 use weft::data::sources::Source;
 use weft::error::{Error, Result};
@@ -233,12 +232,4 @@ fn tell_work(task: &AnyTask, generations: &[Generation], seconds: f64) {
     let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
     let [forwards, rows] = [forwards, rows].map(|total| total as f64 / count as f64);
     tell!("{answers} in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each");
-}
-
-/// A task's score as one line of JSON.
-pub fn as_json(task: &str, problems: usize, accuracy: &weft::eval::Accuracy) -> Value {
-    let mut line = serde_json::json!({ "task": task, "problems": problems });
-    let Value::Object(numbers) = serde_json::json!(accuracy) else { unreachable!("an accuracy is a table") };
-    line.as_object_mut().expect("it is a table").extend(numbers);
-    line
 }
