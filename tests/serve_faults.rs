@@ -379,6 +379,10 @@ fn what_cannot_be_served_is_told_before_a_weight_is_read() {
             &["--port", "0", "--adapter", "tiny-base=a"],
             "error: --adapter tiny-base=a: \"tiny-base\" is the name of another model",
         ),
+        (
+            &["--port", "0", "--adapter", "a=/nowhere", "--adapter", "a=/elsewhere"],
+            "error: --adapter a=/elsewhere: \"a\" is the name of another model; give --adapter NAME=/elsewhere",
+        ),
         (&["--port", "0", "--adapter", "a=/nowhere"], "error: "),
     ] {
         assert!(refused(options).contains(told), "{told:?} in {}", refused(options));

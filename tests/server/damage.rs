@@ -22,11 +22,13 @@ pub fn damaged(case: u64) -> Vec<u8> {
             bytes[at] = [0, 1, 0xff, b'\n', 0xc0][below(5, case, 1)];
         }
         2 => {
-            let (keys, values) =
-                (good.as_object().expect("an object"), [json!([[]]), json!({ "a": [1] }), json!(-3), json!(true)]);
+            let (keys, values) = (
+                good.as_object().expect("an object"),
+                [json!([[]]), json!({ "a": [1] }), json!(-3), json!(true), json!(u64::MAX), json!(1e300)],
+            );
             let key = keys.keys().nth(below(keys.len(), case, 0)).expect("a key").clone();
             let mut bad = good.clone();
-            bad[key] = values[below(4, case, 1)].clone();
+            bad[key] = values[below(6, case, 1)].clone();
             bytes = bad.to_string().into_bytes();
         }
         3 => {
