@@ -165,7 +165,7 @@ def main():
     while time.monotonic() < end:
         time.sleep(1)
         memory.append((time.monotonic() - began, server.memory_kb()))
-        if given.restarts and time.monotonic() - began > (restarted + 1) * 60 * given.minutes / (given.restarts + 1):
+        if restarted < given.restarts and time.monotonic() - began > (restarted + 1) * 60 * given.minutes / (given.restarts + 1):
             restarted += 1
             server.process.kill()
             server.process.wait()

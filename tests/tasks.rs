@@ -85,12 +85,18 @@ fn each_kind_of_scoring_does_what_it_says() {
 #[test]
 fn the_right_choice_is_named_by_text_label_or_index() {
     let folder = folder("right");
-    let row = json!({ "q": "?", "options": { "text": ["red", "blue"], "label": ["A", "B"] }, "key": "B", "word": "blue", "index": 1 });
+    let row = json!({ "q": "?", "options": { "text": ["red", "blue"], "label": ["A", "B"] }, "key": "B", "word": "blue", "index": 1, "digit": "1" });
     for (more, right) in [
         ("choices = \"{{ options.text }}\"\nlabels = \"{{ options.label }}\"\nanswer = \"{{ key }}\"", Ok(1)),
         ("choices = \"{{ options.text }}\"\nanswer = \"{{ word }}\"", Ok(1)),
         ("choices = [\"red\", \"{{ word }}\", \"green\"]\nanswer = \"{{ index }}\"", Ok(1)),
         ("choices = [\"no\", \"yes\"]\nanswer = \"{{ index - 1 }}\"", Ok(0)),
+        ("choices = [\"no\", \"yes\"]\nanswer = \"{{ digit }}\"", Ok(1)),
+        ("choices = [\"1\", \"0\"]\nanswer = \"{{ digit }}\"", Ok(0)),
+        (
+            "choices = \"{{ options.text }}\"\nlabels = \"{{ options.label }}\"\nanswer = \"{{ digit }}\"",
+            Err("scoring.answer gives \"1\", which is none of the labels (A, B)"),
+        ),
         (
             "choices = [\"no\", \"yes\"]\nanswer = \"{{ word }}\"",
             Err("scoring.answer gives \"blue\", which is none of the choices (no, yes)"),

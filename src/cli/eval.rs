@@ -126,12 +126,7 @@ impl Eval {
             let data = self.data.get(if data == 1 { 0 } else { index });
             let source = self.source(&task, data.map(PathBuf::as_path))?;
             if data.is_none() && !quiet {
-                tell!(
-                    "{}: the rows are {}, split {}",
-                    task.name(),
-                    source.path,
-                    source.split.as_deref().unwrap_or_default()
-                );
+                tell!("{}: the rows are {}", task.name(), source.name());
             }
             if task.is_code() && !self.run_code {
                 return Err(refusal(task.name()));
