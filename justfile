@@ -1,5 +1,7 @@
 # Everything a change must pass; CI runs the same steps.
-check: fmt clippy doc deny advisories pages serve old-processor wheel examples no-hub test gpu mpi
+check: fmt clippy doc deny advisories pages serve old-processor wheel examples library test gpu mpi
+
+ranks_without_hub := "--no-default-features --features cli,mpi --test no_hub --test mpi --test mpi_faults --test block_runs --locked"
 
 fmt:
     cargo fmt --all --check
@@ -61,17 +63,15 @@ gpu:
 tools:
     test -x target/checks/bin/maturin || (python3 -m venv target/checks && target/checks/bin/pip install -q -r scripts/checks-requirements.txt)
 
-# The build without the hub's client, and the library alone
-no-hub:
-    cargo clippy --no-default-features --features cli --lib --bins --test no_hub --locked -- -D warnings
-    cargo test --no-default-features --features cli --test no_hub --locked
+# The library alone
+library:
     cargo check --no-default-features --lib --locked
     if cargo tree -e normal --no-default-features --locked | grep -E 'clap|console|hyper|indicatif|rustyline|sigpipe|signal-hook|tokio'; then exit 1; fi
 
-# Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev)
+# Several ranks under mpirun (Debian's openmpi-bin, libopenmpi-dev, libclang-dev), in a build without the hub's client
 mpi:
-    cargo clippy --features mpi --lib --bins --test mpi --test mpi_faults --test block_runs --locked -- -D warnings
-    cargo test --features mpi --test mpi --test mpi_faults --test block_runs --locked
+    cargo clippy {{ranks_without_hub}} --lib --bins -- -D warnings
+    cargo test {{ranks_without_hub}}
 
 # Hostile bytes for every reader, so many seconds each (a nightly compiler, cargo-fuzz)
 fuzz seconds:

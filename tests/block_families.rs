@@ -196,7 +196,10 @@ fn every_command_takes_their_blocks() {
         };
         let length = told.rsplit(' ').next().expect("a number");
         assert_eq!(ask(&[]), ask(&["--attention", "block-causal", "--block-length", length]));
-        ask(&["--adapter", "run/adapter"]);
+        // The adapter was trained in blocks of 4, and says so.
+        let adapted = ask(&["--adapter", "run/adapter"]);
+        let in_blocks = ["--adapter", "run/adapter", "--attention", "block-causal", "--block-length", "4"];
+        assert_eq!(adapted, ask(&in_blocks));
         fs::write(folder.join("answer.txt"), "one, or two").expect("the text is written");
         stdout(&folder, &["inspect", "--model", ".", "--text", "answer.txt", "--prompt", "What is 1?"]);
         let page = fs::read_to_string(folder.join("entropy.html")).expect("there is a page");

@@ -16,9 +16,10 @@ use weft::model::lora::{self, LoraConfig};
 
 const GREEDY: [&str; 2] = ["--gen-length", "16"];
 
-/// An adapter that changes answers: fresh ones don't.
-fn adapter(name: &str, seed: u64) -> PathBuf {
+/// An adapter that changes answers: fresh ones don't. With a block length it says that it was trained by block diffusion.
+fn adapter(name: &str, seed: u64, block_length: Option<usize>) -> PathBuf {
     let mut base = Base::open("tiny-base".as_ref()).expect("it is embedded");
+    base.model.config.block_length = block_length;
     let targets = ["q_proj", "v_proj"].map(str::to_owned).to_vec();
     let config = LoraConfig::new(4, 16.0, 0.0, targets, false);
     lora::attach_fresh(&mut base.model, &config, seed).expect("there are such layers");
@@ -177,7 +178,8 @@ fn answers_end_at_stop_strings() {
 
 #[test]
 fn adapters_are_models_over_one_base() {
-    let [one, two] = [adapter("one", 1), adapter("two", 2)].map(|folder| folder.display().to_string());
+    let adapters = [adapter("one", 1, None), adapter("two", 2, Some(4))];
+    let [one, two] = adapters.map(|folder| folder.display().to_string());
     let server = Server::start(&["--adapter", &format!("first={one}"), "--adapter", &two]);
     let models = server.get("/v1/models").value();
     let names: Vec<&str> =
@@ -192,6 +194,9 @@ fn adapters_are_models_over_one_base() {
         generated(&[&asked[..], &["--adapter", &two]].concat()),
     ];
     assert!(expected[0] != expected[1] && expected[1] != expected[2], "the adapters change the answer: {expected:?}");
+    let two_by = |attention: &[&str]| generated(&[&asked[..], &["--adapter", &two, "--attention"], attention].concat());
+    assert_eq!(expected[2], two_by(&["block-causal", "--block-length", "4"]), "the adapter names its blocks");
+    assert_ne!(expected[2], two_by(&["bidirectional"]));
     // They take turns, in any order.
     for index in [1, 0, 2, 2, 1, 0] {
         let reply = server.chat(&question("What is 7 + 5?", json!({ "model": names[index] })));

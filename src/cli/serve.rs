@@ -148,17 +148,16 @@ impl Serve {
             return Err(Error::Usage(format!("--gen-length {usual} is more than --max-gen-length {most}; raise that")));
         }
         let limits = self.limits(&base);
-        let mut names = vec![name_of(&self.model)];
         let Base { model, text, name: base_name, .. } = base;
-        let (config, quantization) = (model.config, model.quantization());
+        let (mut named, quantization) = (vec![(name_of(&self.model), model.config)], model.quantization());
         let mut models = Models::new(model);
         for (name, folder) in adapters {
-            models.attach(&folder)?;
+            let config = models.attach(&folder)?;
             warn_of_base(&folder, &base_name);
             warn_of_bits(&folder, quantization);
-            names.push(name);
+            named.push((name, config));
         }
-        Ok((models, Serving::new(names, text, config, self.sampling.given(), limits)))
+        Ok((models, Serving::new(named, text, self.sampling.given(), limits)))
     }
 
     /// Listens at the address that was asked for.

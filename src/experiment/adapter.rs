@@ -9,14 +9,15 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::model::block::Transformer;
 use crate::model::lora::{self, LoraConfig, TargetModules};
-use crate::model::lora_config::BASE_QUANTIZATION;
+use crate::model::lora_config::{BASE_QUANTIZATION, BLOCK_LENGTH};
 use crate::model::settings::ModelTable;
 
 /// Fields of adapter_config.json that describe how and on what an earlier run trained; a later run writes its own.
-const OF_EARLIER_RUN: [&str; 8] = [
+const OF_EARLIER_RUN: [&str; 9] = [
     "auto_mapping",
     "base_model_name_or_path",
     BASE_QUANTIZATION,
+    BLOCK_LENGTH,
     "inference_mode",
     "init_lora_weights",
     "peft_version",

@@ -9,7 +9,7 @@ use weft_kernels::weight::{Dtype, Weight};
 use super::adapter_tensors::{AdapterTensors, PREFIX};
 use super::block::{Linear, Param, Transformer};
 use super::from_hub;
-use super::lora_config::{BASE_QUANTIZATION, ends_with_name};
+use super::lora_config::{BASE_QUANTIZATION, BLOCK_LENGTH, ends_with_name};
 pub use super::lora_config::{LoraConfig, TargetModules};
 use super::quantize::Quantization;
 use super::weights::{Tensor, write_tensors};
@@ -21,7 +21,8 @@ use crate::rng::{Draws, Stream};
 /// The file of the tensors in an adapter's folder.
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
-/// Attaches a PEFT adapter from a folder or the hub to its base; its tensors become the trainable parameters.
+/// Attaches a PEFT adapter from a folder or the hub to its base; its tensors become the trainable parameters. If it was trained
+/// by block diffusion, the model then answers in its blocks.
 ///
 /// # Errors
 /// A file or tensor that is missing, damaged or left over, a field that Weft doesn't support, or targets that match no
@@ -35,6 +36,7 @@ pub fn load(folder: &Path, model: &mut Transformer) -> Result<LoraConfig> {
     let refuse = |reason: String| Error::Config { path: path.clone(), reason };
     let config = read_config(folder, &path)?;
     config.check().map_err(refuse)?;
+    model.config.block_length = config.block_length().map_err(refuse)?.or(model.config.block_length);
     let mut tensors = AdapterTensors::open(folder)?;
     for target in targets(model, &config).map_err(refuse)? {
         let [a, b] = shapes(model, &target);
@@ -160,8 +162,11 @@ pub fn save(folder: &Path, model: &Transformer, config: &LoraConfig, base: &str)
         "init_lora_weights": true,
         "modules_to_save": null,
     });
+    // PEFT ignores fields that it doesn't know, with a warning.
+    if let Some(length) = model.config.block_length {
+        fields[BLOCK_LENGTH] = length.into();
+    }
     if let Some(Quantization { double_quant }) = model.quantization() {
-        // PEFT ignores fields that it doesn't know, with a warning.
         fields[BASE_QUANTIZATION] = serde_json::json!({ "quant_type": "nf4", "double_quant": double_quant });
     }
     let own = serde_json::to_value(config).expect("a LoRA configuration is JSON");

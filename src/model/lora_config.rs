@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 
 /// Fields of adapter_config.json on which a saved adapter's results don't depend; any other field that Weft doesn't
 /// know must be null, false or empty.
-const NEUTRAL: [&str; 13] = [
+const NEUTRAL: [&str; 14] = [
     "auto_mapping",
     BASE_QUANTIZATION,
     "base_model_name_or_path",
+    BLOCK_LENGTH,
     "inference_mode",
     "peft_version",
     "revision",
@@ -24,6 +25,9 @@ const NEUTRAL: [&str; 13] = [
 
 /// The field that says how the base was quantized while the adapter was trained on it.
 pub(crate) const BASE_QUANTIZATION: &str = "base_quantization";
+
+/// The field with the tokens per block of an adapter that was trained by block diffusion.
+pub(crate) const BLOCK_LENGTH: &str = "block_length";
 
 /// Initializations that leave the base as it is, so that a trained adapter doesn't show which one it began with.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
@@ -127,6 +131,14 @@ impl LoraConfig {
         Ok(None)
     }
 
+    /// Tokens per block, if the adapter was trained by block diffusion.
+    pub(super) fn block_length(&self) -> Result<Option<usize>> {
+        let Some(value) = self.others.get(BLOCK_LENGTH).filter(|value| !is_off(value)) else { return Ok(None) };
+        let length = value.as_u64().filter(|length| *length > 0).and_then(|length| usize::try_from(length).ok());
+        let error = || format!("{BLOCK_LENGTH} = {value} is no length; give at least 1, or leave it out");
+        length.map(Some).ok_or_else(error)
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         if self.r == 0 {
             return Err("r = 0 is not a valid rank; give at least 1".to_owned());
@@ -141,6 +153,7 @@ impl LoraConfig {
             ));
         }
         self.others.iter().try_for_each(|(field, value)| check_field(field, value))?;
+        self.block_length()?;
         let is_used = |field: &&&str| self.others.get(**field).is_some_and(|value| !is_off(value));
         match (LAYERS.iter().find(is_used), &self.target_modules) {
             (Some(field), TargetModules::Pattern(pattern)) => Err(format!(

@@ -99,7 +99,7 @@ impl<'a> Running<'a> {
             (self.job.listener)(Event::Step(steps.step(canvas)));
         }
         let answer = &canvas[self.job.ids.len()..];
-        let mask = self.serving.config.mask_token_id;
+        let mask = self.serving.mask_token_id();
         let found = answer.iter().position(|id| *id == mask).unwrap_or(answer.len());
         if found == answer.len() {
             return self.finish(answer);

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::error::Result;
-use crate::model::block::{Block, Linear, Transformer};
+use crate::model::block::{Block, Config, Linear, Transformer};
 use crate::model::lora;
 
 /// A base and its adapters.
@@ -14,13 +14,12 @@ pub struct Models {
     attached: Vec<Attached>,
 }
 
-/// The layers of a model, which hold the indices of the adapter's weights, and the adapter's scale and dropout.
+/// The layers of a model, which hold the indices of the adapter's weights, and its constants.
 #[derive(Clone)]
 struct Attached {
     blocks: Vec<Block>,
     head: Linear,
-    lora_scale: f32,
-    lora_dropout: f32,
+    config: Config,
 }
 
 impl Models {
@@ -30,32 +29,29 @@ impl Models {
         Self { model, attached }
     }
 
-    /// Loads one more adapter onto the base's device.
+    /// Loads one more adapter onto the base's device; returns the configuration of the model with it.
     ///
     /// # Errors
     /// Those of [`lora::load`].
-    pub fn attach(&mut self, folder: &Path) -> Result<()> {
+    pub fn attach(&mut self, folder: &Path) -> Result<Config> {
         self.select(0);
         lora::load(folder, &mut self.model)?;
         let device = self.model.device.clone();
         self.model.put_on(&device);
         self.attached.push(Attached::of(&self.model));
-        Ok(())
+        Ok(self.model.config)
     }
 
     /// Selects the model of this index: 0 is the base, and the adapters follow in the order in which they were attached.
     pub fn select(&mut self, index: usize) -> &Transformer {
-        let Attached { blocks, head, lora_scale, lora_dropout } = self.attached[index].clone();
-        (self.model.blocks, self.model.head) = (blocks, head);
-        (self.model.config.lora_scale, self.model.config.lora_dropout) = (lora_scale, lora_dropout);
+        let Attached { blocks, head, config } = self.attached[index].clone();
+        (self.model.blocks, self.model.head, self.model.config) = (blocks, head, config);
         &self.model
     }
 }
 
 impl Attached {
     fn of(model: &Transformer) -> Self {
-        let config = &model.config;
-        let (lora_scale, lora_dropout) = (config.lora_scale, config.lora_dropout);
-        Self { blocks: model.blocks.clone(), head: model.head, lora_scale, lora_dropout }
+        Self { blocks: model.blocks.clone(), head: model.head, config: model.config }
     }
 }

@@ -32,10 +32,10 @@ pub struct Serving {
     pub names: Vec<String>,
     /// The base's tokenizer and chat template.
     pub text: TextModel,
-    /// The sizes and constants of the base.
-    pub config: Config,
-    /// The settings of requests that don't give their own.
-    pub defaults: Given,
+    /// Each model's sizes and constants. Adapters differ in their block lengths.
+    pub configs: Vec<Config>,
+    /// For each model, the sampler's settings for what a request leaves open.
+    pub defaults: Vec<Given>,
     /// The limits.
     pub limits: Limits,
     /// The jobs that wait.
@@ -93,14 +93,15 @@ pub struct Taken {
 }
 
 impl Serving {
-    /// A server of models with these names.
-    pub fn new(names: Vec<String>, text: TextModel, config: Config, defaults: Given, limits: Limits) -> Self {
-        // Which of the defaults apply to answers of other lengths depends on the base's own attention.
-        let attention = defaults.sampling(&config).attention;
-        let defaults = Given { attention, ..defaults };
+    /// A server of models with these names and configurations.
+    pub fn new(models: Vec<(String, Config)>, text: TextModel, defaults: Given, limits: Limits) -> Self {
+        let (names, configs): (Vec<String>, Vec<Config>) = models.into_iter().unzip();
+        // Which of the defaults apply to answers of other lengths depends on the model's own attention.
+        let of = |config: &Config| Given { attention: defaults.sampling(config).attention, ..defaults.clone() };
+        let defaults = configs.iter().map(of).collect();
         let (queue, count) = (Queue::new(limits.queue), AtomicU64::new(0));
         let most_text = limits.length.saturating_mul(SHRINKS * text.longest_token());
-        Self { names, text, config, defaults, limits, queue, started: now(), most_text, count }
+        Self { names, text, configs, defaults, limits, queue, started: now(), most_text, count }
     }
 
     /// Reads a request and adds its jobs to the queue.
@@ -110,7 +111,7 @@ impl Serving {
     pub fn take(&self, endpoint: Endpoint, body: &[u8], client: &Client) -> Result<Taken, Refusal> {
         let request = request::read(endpoint, body)?;
         let model = self.model(&request.model)?;
-        let sampling = self.sampling(&request.given)?;
+        let sampling = self.sampling(model, &request.given)?;
         if endpoint == Endpoint::Denoise && sampling.gen_length > MOST_WATCHED {
             let message =
                 format!("max_tokens {} is more than {MOST_WATCHED}, the most that are watched", sampling.gen_length);
@@ -146,6 +147,11 @@ impl Serving {
         Ok(Taken { endpoint, id, created: now(), model, choices, n, streams, includes_usage, prompt_tokens })
     }
 
+    /// The mask token, which all models share.
+    pub fn mask_token_id(&self) -> u32 {
+        self.configs[0].mask_token_id
+    }
+
     fn model(&self, name: &str) -> Result<usize, Refusal> {
         self.names.iter().position(|own| own == name).ok_or_else(|| {
             let known = self.names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
@@ -155,8 +161,9 @@ impl Serving {
     }
 
     /// The settings of a request. A setting that the request gives and that has no effect is refused.
-    fn sampling(&self, given: &Given) -> Result<Sampling, Refusal> {
-        let whole = given.or(&self.defaults).sampling(&self.config);
+    fn sampling(&self, model: usize, given: &Given) -> Result<Sampling, Refusal> {
+        let (config, defaults) = (&self.configs[model], &self.defaults[model]);
+        let whole = given.or(defaults).sampling(config);
         let refuse = |message: String| {
             let param = message.split(' ').next().unwrap_or_default().to_owned();
             Refusal::of_field(&param, one_line(&message))
@@ -171,11 +178,11 @@ impl Serving {
         whole.check().map_err(|e| refuse(e.to_string()))?;
         // Warnings of the server's own defaults were printed when it started.
         let idle = |given: &Given| {
-            let sampling = given.sampling(&self.config);
+            let sampling = given.sampling(config);
             sampling.remasking.map(|remasking| sampling.warnings(remasking)).unwrap_or_default()
         };
-        let own = idle(&self.defaults);
-        match idle(&given.or(&self.defaults)).into_iter().find(|warning| !own.contains(warning)) {
+        let own = idle(defaults);
+        match idle(&given.or(defaults)).into_iter().find(|warning| !own.contains(warning)) {
             Some(warning) => Err(refuse(format!("{warning}; leave it out"))),
             None => Ok(Sampling { eos_token_ids: self.text.end_token_ids(), seed: seed_of(&whole), ..whole }),
         }
@@ -225,7 +232,7 @@ impl Serving {
 
     /// The tokens of a prompt. None of them may be a mask, which the sampler would take for a token to be predicted.
     fn without_mask(&self, prompt: Prompt) -> Result<Arc<[u32]>, String> {
-        let mask = self.config.mask_token_id;
+        let mask = self.mask_token_id();
         match prompt.ids.contains(&mask) || prompt.typed.iter().any(|token| self.text.token_id(token) == Some(mask)) {
             true => Err(format!("the prompt contains the mask token {}; remove it", self.text.decode_canvas(&[mask]))),
             false => Ok(prompt.ids.into()),
