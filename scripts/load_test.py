@@ -118,7 +118,7 @@ def client(server, answers, end, counts, seed):
             with counts.lock:
                 if began > server.stopped - SETTLED:
                     counts.late += 1
-                elif server.restarts:
+                elif server.restarts and time.monotonic() < server.stopped:
                     counts.again += 1
                 else:
                     counts.lost.append(repr(error))
