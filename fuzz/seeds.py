@@ -158,4 +158,7 @@ sampler = {"max_tokens": 8, "temperature": 0.5, "seed": 1, "stop": ["a", "b"], "
 seed("request", "chat", post.format("/v1/chat/completions"), json.dumps({"model": "m", "messages": turns} | sampler))
 seed("request", "text", post.format("/v1/completions?a=b"), json.dumps({"model": "m", "prompt": ["a", [1, 2]], "logprobs": 1}))
 seed("request", "watched", post.format("/api/denoise"), json.dumps({"model": "m", "messages": turns[1:], "tools": []}))
+tokens = {"prompt": [[1, 2], [3]], "n": 3, "top_k": 5, "confidence_threshold": 0.9, "seed": 2**64 - 1, "best_of": 1}
+seed("request", "tokens", post.format("/v1/completions"), json.dumps({"model": "m"} | tokens))
+seed("request", "wrong", post.format("/v1/models/%ff"), json.dumps({"model": "m", "messages": [], "k" * 80: 1e300}))
 seed("request", "model", "GET\n/v1/models/a%2Fb\n[::1]", "")

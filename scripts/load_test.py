@@ -5,8 +5,9 @@
 
 Each client asks one question after the other over connections of its own, in turn whole and streamed, by the base and the
 adapters. Some leave before their answer; what they ask isn't compared. With --restarts the server is killed that often
-and started again, and clients try again. Prints one line a second minute and a summary; ends with status 1 if an answer
-was wrong or lost, or if the memory grew by more than a tenth after the first fifth of the time.
+and started again, and clients try again. At the end the server gets SIGTERM while all clients wait: it has to answer what
+it was asked before, and to end with status 0. Prints one line every two minutes and a summary; ends with status 1 if an
+answer was wrong or lost, or if the memory grew by more than a tenth after the first fifth of the time.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import time
 
 QUESTIONS = [f"What is {a} + {b}?" for a in range(8) for b in range(2)]
 SETTINGS = [("--gen-length", "16"), ("--gen-length", "24", "--temperature", "0.8", "--seed", "3")]
+# A request that was sent this many seconds before SIGTERM has been accepted.
+SETTLED = 0.5
 FIELDS = [{"max_tokens": 16}, {"max_tokens": 24, "temperature": 0.8, "seed": 3}]
 
 
@@ -46,11 +49,16 @@ class Server:
         adapters = [f"--adapter={name}={path}" for name, path in models.items() if path]
         self.command = [weft, "serve", "--model", "tiny-base", "--port", str(port), "--quiet", *adapters]
         self.port = port
+        self.stopped = float("inf")
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
         self.process.stdout.readline()
+
+    def stop(self):
+        self.stopped = time.monotonic()
+        self.process.terminate()
 
     def memory_kb(self):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
@@ -60,7 +68,7 @@ class Server:
 class Counts:
     def __init__(self):
         self.lock = threading.Lock()
-        self.answered = self.left = self.busy = self.again = 0
+        self.answered = self.left = self.busy = self.again = self.late = 0
         self.wrong, self.lost, self.seconds = [], [], []
 
 
@@ -106,9 +114,11 @@ def client(server, answers, end, counts, seed):
                 continue
             status, text = ask(server.port, body)
         except (OSError, http.client.HTTPException, ConnectionError, ValueError) as error:
-            # A server that is being restarted; otherwise an answer is lost.
+            # A server that is being restarted or has ended; otherwise an answer is lost.
             with counts.lock:
-                if server.restarts:
+                if began > server.stopped - SETTLED:
+                    counts.late += 1
+                elif server.restarts and time.monotonic() < server.stopped:
                     counts.again += 1
                 else:
                     counts.lost.append(repr(error))
@@ -117,6 +127,8 @@ def client(server, answers, end, counts, seed):
         with counts.lock:
             if status == 429:
                 counts.busy += 1
+            elif status == 503 and began > server.stopped - SETTLED:
+                counts.late += 1
             elif status != 200:
                 counts.lost.append(f"{status}: {text}")
             elif text != answers[key]:
@@ -153,25 +165,26 @@ def main():
     while time.monotonic() < end:
         time.sleep(1)
         memory.append((time.monotonic() - began, server.memory_kb()))
-        if given.restarts and time.monotonic() - began > (restarted + 1) * 60 * given.minutes / (given.restarts + 1):
+        if restarted < given.restarts and time.monotonic() - began > (restarted + 1) * 60 * given.minutes / (given.restarts + 1):
             restarted += 1
             server.process.kill()
             server.process.wait()
             server.start()
         if len(memory) % 120 == 0:
             print(f"{memory[-1][0]:.0f} s: {counts.answered} answered, {memory[-1][1] / 1024:.0f} MB", flush=True)
+    server.stop()
+    status = server.process.wait(300)
+    ended = time.monotonic() - server.stopped
     for thread in threads:
         thread.join()
-    server.process.terminate()
-    status = server.process.wait(300)
     settled = [kb for at, kb in memory if at > 12 * given.minutes] or [kb for _, kb in memory]
     growth = settled[-1] / settled[0] - 1
     median = statistics.median(counts.seconds) if counts.seconds else float("nan")
     print(f"{given.clients} clients, {given.minutes} minutes: {counts.answered} answers as weft generate's, "
           f"{len(counts.wrong)} others, {len(counts.lost)} lost, {counts.left} left, {counts.busy} refused (429), "
-          f"{counts.again} tried again; median {median:.2f} s")
+          f"{counts.again} tried again, {counts.late} too late; median {median:.2f} s")
     print(f"memory {settled[0] / 1024:.0f} to {settled[-1] / 1024:.0f} MB ({100 * growth:+.1f} %), most "
-          f"{max(kb for _, kb in memory) / 1024:.0f} MB; the server ended with status {status}")
+          f"{max(kb for _, kb in memory) / 1024:.0f} MB; the server ended {ended:.1f} s after SIGTERM with status {status}")
     for wrong in counts.wrong[:3] + counts.lost[:3]:
         print(wrong)
     sys.exit(1 if counts.wrong or counts.lost or status or growth > 0.1 or not counts.answered else 0)

@@ -1,5 +1,7 @@
 """Writes tests/rows: parquet files as the hub's writer makes them. Run from the repository's root; pyarrow 26.0.1."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,3 +47,10 @@ rows = {
 pq.write_table(pa.table(rows), "tests/rows/open-r1.parquet", compression="snappy", use_compliant_nested_type=False)
 pq.write_table(pa.table({"prompt": ["a"], "response": [None]}), "tests/rows/null.parquet", compression="none")
 pq.write_table(pa.table({"prompt": ["a"], "response": ["b"]}), "tests/rows/gzip.parquet", compression="gzip")
+
+# The library datasets writes the names of a column's classes beside the rows, which have their numbers.
+names = ["Unlabeled", "not overruling", "overruling"]
+features = {"Label": {"names": names, "_type": "ClassLabel"}}
+raft = pa.table({"Sentence": ["It stands.", "It falls.", "No."], "ID": pa.array([0, 1, 2], pa.int32()), "Label": [1, 2, 2]})
+raft = raft.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+pq.write_table(raft, "tests/rows/raft.parquet", compression="snappy")

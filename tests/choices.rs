@@ -192,6 +192,15 @@ fn raft_names_the_labels_of_the_whole_file_and_has_macro_f1() {
     let read = |file: &str| task.problems(&weft::data::sources::Source::at(&folder.join(file), "train"));
     let problems = read("train.csv").expect("rows of RAFT");
     assert_eq!(problems[1].choices, ["overruled", "upheld"]);
+    // The numbers of labels have names in a parquet file of the library datasets, and none elsewhere.
+    let rows = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rows/raft.parquet");
+    let named = task.problems(&weft::data::sources::Source::at(&rows, "train")).expect("rows of RAFT");
+    assert_eq!(named[0].choices, ["not overruling", "overruling"]);
+    assert_eq!(named.iter().map(|p| p.ground_truth.clone()).collect::<Vec<_>>(), [json!(0), json!(1), json!(1)]);
+    let numbered = json!({ "Sentence": "It stands.", "ID": 0, "Label": 1 });
+    assert!(
+        refused(Task::Raft, numbered).starts_with("Label is 1, not a name; take the data set's CSV or parquet file")
+    );
     let expected = "Which label fits? The labels are overruled, upheld.\n\nSentence: The court said no, again.\nLabel:";
     assert_eq!(problems[0].question, expected);
     assert_eq!(problems.iter().map(|p| p.ground_truth.clone()).collect::<Vec<_>>(), [json!(0), json!(1), json!(0)]);

@@ -16,10 +16,8 @@ use weft::eval::code::{Program, extracted, program};
 use weft::eval::sandbox::{Limits, Outcome, Sandbox};
 
 /// The sandbox of `weft eval`, with time for a busy machine.
-static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| {
-    let limits = Limits { seconds: 60, ..Limits::default() };
-    Sandbox::open(None, limits).expect("there is Python")
-});
+static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::open(None, SANDBOX_LIMITS).expect("there is Python"));
+const SANDBOX_LIMITS: Limits = Limits { seconds: 60, memory_bytes: 2 << 30, file_bytes: 16 << 20, processes: 64 };
 /// The sandbox for programs that never end.
 static SHORT: LazyLock<Sandbox> = LazyLock::new(|| {
     let limits = Limits { seconds: 3, ..Limits::default() };
@@ -100,6 +98,28 @@ fn a_program_that_takes_too_much_is_stopped() {
         failed("with open('big', 'wb') as f:\n    for _ in range(64): f.write(b'x' * (1 << 20))")
             .contains("File too large")
     );
+    // Each process and each file is within its own limit.
+    let sandbox = |memory_bytes, file_bytes| {
+        Sandbox::open(None, Limits { memory_bytes, file_bytes, ..SANDBOX_LIMITS }).expect("there is Python")
+    };
+    let small = sandbox(256 << 20, 1 << 20);
+    let sleep = "\nimport time\ntime.sleep(3600)";
+    if cfg!(target_os = "linux") {
+        let many =
+            "import os\nfor _ in range(5):\n    if os.fork() == 0:\n        x = b'x' * (150 << 20)\n        break";
+        assert_eq!(failed_in(&small, &format!("{many}{sleep}")), "its processes took more than 512 MiB of memory");
+    }
+    let files = "for i in range(40): open(str(i), 'wb').write(b'x' * (1 << 20))";
+    assert_eq!(failed_in(&small, &format!("{files}{sleep}")), "it wrote more than 16 MiB");
+    let empty = "for i in range(11000): open(str(i), 'w').close()";
+    assert_eq!(failed_in(&small, &format!("{empty}{sleep}")), "it made more than 10000 files");
+    let deep = "import os\nwhile True:\n    os.mkdir('d')\n    os.chdir('d')";
+    assert_eq!(failed(deep), "it nested folders too deeply");
+    let reason = failed(
+        "import os\nown = os.getcwd()\nfor _ in range(900):\n    os.mkdir('d')\n    os.chdir('d')\nos.chmod(own, 0)\nraise ValueError(own)",
+    );
+    let own = reason.strip_prefix("ValueError: ").expect("its folder");
+    assert!(!Path::new(own).exists(), "{own} is left");
     assert_eq!(failed("input()"), "EOFError: EOF when reading a line");
     assert_eq!(failed("import sys\nassert sys.stdin.read() == ''\nraise ValueError('empty')"), "ValueError: empty");
     assert!(failed("def f(n): return f(n + 1)\nf(0)").starts_with("RecursionError"));
@@ -257,6 +277,6 @@ fn the_command_runs_code_only_where_it_is_told_to() {
             command.current_dir(&folder).args(["score", "--task", "humaneval", "out.json"]).args(more).output();
         String::from_utf8(output.expect("weft starts").stdout).expect("UTF-8")
     };
-    assert_eq!(score(&[]), "humaneval on 1 generation: 0.0 % +- 0.0 (0 of 1)\n");
+    assert_eq!(score(&[]), "humaneval on 1 generation: pass@1 0.0 % +- 0.0 (0 of 1), 95 % interval 0.0 to 79.3\n");
     assert_eq!(score(&["--run-code"]), score(&[]));
 }

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use server::damage::{below, damaged};
 use server::{Reply, Server, question, read, text};
 use weft::serve::door::{Door, Endpoint, Head};
 use weft::serve::request;
-use weft_kernels::philox::philox;
 
 /// A request that takes minutes.
 fn long() -> Value {
@@ -31,41 +31,6 @@ fn settle() {
 fn refused(reply: &Reply, status: u16, words: &str) {
     assert_eq!(reply.status, status, "{}", reply.body);
     assert!(reply.error().contains(words), "{words:?} in {}", reply.body);
-}
-
-/// A pseudo-random number below `n`.
-fn below(n: usize, case: u64, draw: u32) -> usize {
-    philox(7, [case as u32, draw, 0, 0])[0] as usize % n
-}
-
-/// The body of a request, damaged.
-fn damaged(case: u64) -> Vec<u8> {
-    let good = question("What is 7 + 5?", json!({ "temperature": 0.5, "stop": ["a"], "n": 1 }));
-    let mut bytes = good.to_string().into_bytes();
-    match case % 5 {
-        0 => bytes.truncate(below(bytes.len(), case, 0)),
-        1 => {
-            let at = below(bytes.len(), case, 0);
-            // Neither a digit nor within a string of JSON.
-            bytes[at] = [0, 1, 0xff, b'\n', 0xc0][below(5, case, 1)];
-        }
-        2 => {
-            let (keys, values) =
-                (good.as_object().expect("an object"), [json!([[]]), json!({ "a": [1] }), json!(-3), json!(true)]);
-            let key = keys.keys().nth(below(keys.len(), case, 0)).expect("a key").clone();
-            let mut bad = good.clone();
-            bad[key] = values[below(4, case, 1)].clone();
-            bytes = bad.to_string().into_bytes();
-        }
-        3 => {
-            let names = ["max_token", "seeds", "\u{202e}", "logprobs", "tools", "a b", "__proto__"];
-            let mut bad = good.clone();
-            bad[names[below(7, case, 0)]] = json!([1]);
-            bytes = bad.to_string().into_bytes();
-        }
-        _ => bytes = (0..below(400, case, 0)).map(|i| below(256, case, 2 + i as u32) as u8).collect(),
-    }
-    bytes
 }
 
 #[test]
@@ -164,6 +129,112 @@ fn refusals_name_the_field_and_the_fix() {
 }
 
 #[test]
+fn bytes_that_are_no_request_are_answered_too() {
+    let server = Server::start(&[]);
+    let get = "GET /v1/models HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\n";
+    let post =
+        "POST /v1/completions HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
+    let models = "GET /v1/models HTTP/1.1\r\nConnection: close\r\n";
+    for (bytes, status, words) in [
+        (format!("{models}\r\n"), 400, "the header Host is missing"),
+        (format!("{get}Host: evil.example\r\n\r\n"), 400, "there are 2 headers host; send one"),
+        (
+            "GET http://evil.example/v1/models HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(),
+            403,
+            "the host \"evil.example\"",
+        ),
+        ("GET /v1/models HTTP/1.0\r\n\r\n".to_owned(), 400, "the header Host is missing"),
+        ("GET /\r\n\r\n".to_owned(), 400, "the request is not HTTP/1.1"),
+        (
+            "CONNECT evil.example:443 HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\n\r\n".to_owned(),
+            404,
+            "there is nothing at",
+        ),
+        (format!("TRACE / HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\n\r\n"), 405, "not \"TRACE\""),
+        (format!("{post}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}"), 400, "the request is not HTTP/1.1"),
+        (format!("{post}Content-Length: -2\r\n\r\n{{}}"), 400, "the request is not HTTP/1.1"),
+        (format!("{post}Content-Length: {}\r\n\r\n{{}}", "9".repeat(30)), 400, "the request is not HTTP/1.1"),
+        (format!("{post}Transfer-Encoding: gzip\r\n\r\n{{}}"), 400, "the request is not HTTP/1.1"),
+        (format!("{post}Transfer-Encoding: chunked\r\n\r\nzz\r\n{{}}\r\n0\r\n\r\n"), 400, "the body can't be read"),
+        (format!("{post}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"), 400, "model is missing"),
+        (format!("{post}Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{{}}"), 415, "the body is encoded by gzip"),
+        (format!("{get}{}\r\n", "X: a\r\n".repeat(1000)), 431, "the head of the request is too large"),
+        (format!("GET /{} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", "a".repeat(70_000)), 414, "the path is too long"),
+    ] {
+        refused(&read(&mut server.send(bytes.as_bytes())).expect("a reply"), status, words);
+    }
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 TLS";
+    refused(&server.raw(hello).expect("a reply"), 400, "the request is not HTTP/1.1");
+    for (header, status) in [("Origin: http://", 403), ("Authorization: Bearer ", 200)] {
+        let bytes = [get.as_bytes(), header.as_bytes(), b"\xff\r\n\r\n"].concat();
+        assert_eq!(server.raw(&bytes).expect("a reply").status, status, "{header}: no text");
+    }
+    let host = [models.as_bytes(), b"Host: \xff\r\n\r\n"].concat();
+    assert_eq!(server.raw(&host).expect("a reply").status, 403, "a host that is no text is not this machine");
+    // A body that is longer than it says is followed by bytes that are no request.
+    let lie = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}no\r\n\r\n";
+    let mut replies = String::new();
+    server.send(lie.as_bytes()).read_to_string(&mut replies).expect("it is closed");
+    assert!(replies.contains("model is missing") && replies.contains("the request is not HTTP/1.1"), "{replies}");
+}
+
+#[test]
+fn large_requests_take_little_memory() {
+    let server = Server::start(&[]);
+    let texts = |prompt: String| server.post("/v1/completions", &json!({ "model": "tiny-base", "prompt": prompt }));
+    for text in ["1", "a", "\na", " a"] {
+        refused(&texts(text.repeat(500_000)), 400, "bytes, which no 512 tokens hold");
+    }
+    let turns = vec![json!({ "role": "user", "content": "a" }); 30_000];
+    refused(
+        &server.post("/v1/chat/completions", &question("", json!({ "messages": turns }))),
+        400,
+        "which no 512 tokens hold",
+    );
+    let blank =
+        json!({ "messages": [{ "role": "user", "content": format!("{}What is 7 + 5?", " ".repeat(500_000)) }] });
+    let reply = server.post("/v1/chat/completions", &question("", blank));
+    assert!([200, 400].contains(&reply.status), "{}: a template may trim turns", reply.body);
+    let reply = server.post("/v1/chat/completions", &question("a", json!({ ("k".repeat(900_000)): 1 })));
+    refused(&reply, 400, "unknown field \"kkk");
+    assert!(reply.body.len() < 1000, "{} bytes", reply.body.len());
+    refused(
+        &server.post("/v1/chat/completions", &question("a", json!({ "stop": "a".repeat(900_000) }))),
+        400,
+        "give at most 1000",
+    );
+    let nested = format!("{{\"model\": {}", "[".repeat(900_000));
+    let nested = server.request("POST", "/v1/completions", "Content-Type: application/json\r\n", nested.as_bytes());
+    refused(&read(&mut server.send(&nested)).expect("a reply"), 400, "recursion limit exceeded");
+    if let Some(most) = server.most_memory() {
+        assert!(most < 150, "{most} MiB");
+    }
+}
+
+#[test]
+fn clients_that_are_slow_are_not_waited_for() {
+    let server = Server::start(&["--max-length", "8192"]);
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
+    let began = Instant::now();
+    let mut short = server.send(format!("{head}Content-Length: 9999999999\r\n\r\n{{}}").as_bytes());
+    let mut endless = server.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n").as_bytes());
+    let mut half = server.send(&head.as_bytes()[..40]);
+    // Requests without number, whose replies nobody reads.
+    let mut unread = server.send(&"GET /playground.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".repeat(2000).into_bytes());
+    assert_eq!(server.get("/health").status, 200, "the others are served");
+    for stream in [&mut short, &mut endless] {
+        refused(&read(stream).expect("a reply"), 408, "the body took more than 30 s");
+    }
+    let mut rest = vec![];
+    assert_eq!(half.read_to_end(&mut rest).expect("it is closed"), 0);
+    std::thread::sleep(Duration::from_secs(35).saturating_sub(began.elapsed()));
+    let _ = unread.read_to_end(&mut rest);
+    let script = server.get("/playground.js").body.len();
+    assert!(rest.len() < 2000 * script, "the connection ended early: {} bytes", rest.len());
+    assert!(began.elapsed() < Duration::from_secs(90));
+}
+
+#[test]
 fn other_sites_and_keys() {
     let open = Server::start(&[]);
     let with =
@@ -176,7 +247,7 @@ fn other_sites_and_keys() {
     let preflight = open.request("OPTIONS", "/v1/chat/completions", "Origin: http://evil.example\r\n", b"");
     let reply = open.raw(&preflight).expect("a reply");
     assert!(reply.status == 403 && !reply.headers.contains("access-control"), "{}", reply.headers);
-    let locked = Server::start(&["--api-key", "secret"]);
+    let locked = Server::start(&["--api-key", "secret "]);
     assert_eq!(status(&locked, ""), 401);
     assert_eq!(status(&locked, "Authorization: Bearer secre\r\n"), 401);
     assert_eq!(status(&locked, "Authorization: Bearer secret\r\n"), 200);
@@ -242,6 +313,33 @@ fn a_signal_finishes_what_was_asked() {
 }
 
 #[test]
+fn what_takes_longer_than_a_shutdown_may_is_given_up() {
+    let mut server = Server::start(&["--batch-size", "1", "--max-length", "8192", "--shutdown-seconds", "1"]);
+    let mut running = server.ask("/v1/chat/completions", &long());
+    let mut streamed = long();
+    streamed["stream"] = json!(true);
+    let mut waiting = server.ask("/v1/chat/completions", &streamed);
+    settle();
+    server.signal("-TERM");
+    refused(
+        &read(&mut running).expect("a reply"),
+        503,
+        "the server was stopped before the answer was finished; ask again",
+    );
+    let reply = read(&mut waiting).expect("a reply");
+    assert!(reply.body.contains("the server was stopped before the answer was finished"), "{}", reply.body);
+    assert_eq!(server.ends().code(), Some(0));
+    // A second signal doesn't wait for anything.
+    let mut server = Server::start(&["--max-length", "8192"]);
+    let _running = server.ask("/v1/chat/completions", &long());
+    settle();
+    server.signal("-TERM");
+    settle();
+    server.signal("-TERM");
+    assert_eq!(server.ends().code(), Some(130));
+}
+
+#[test]
 fn a_connection_serves_many_requests() {
     let server = Server::start(&[]);
     let request = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
@@ -269,6 +367,10 @@ fn what_cannot_be_served_is_told_before_a_weight_is_read() {
     for (options, told) in [
         (&["--port", port][..], "error: cannot listen on 127.0.0.1, port "),
         (&["--port", "0", "--api-key", " "], "error: the API key is empty; give --api-key KEY, or unset WEFT_API_KEY"),
+        (
+            &["--port", "0", "--api-key", "schl\u{fc}ssel"],
+            "error: the API key has a character that a header of HTTP can't have",
+        ),
         (&["--port", "0", "--batch-size", "0"], "error: --batch-size 0: give at least 1"),
         (
             &["--port", "0", "--max-gen-length", "64"],
@@ -277,6 +379,10 @@ fn what_cannot_be_served_is_told_before_a_weight_is_read() {
         (
             &["--port", "0", "--adapter", "tiny-base=a"],
             "error: --adapter tiny-base=a: \"tiny-base\" is the name of another model",
+        ),
+        (
+            &["--port", "0", "--adapter", "a=/nowhere", "--adapter", "a=/elsewhere"],
+            "error: --adapter a=/elsewhere: \"a\" is the name of another model; give --adapter NAME=/elsewhere",
         ),
         (&["--port", "0", "--adapter", "a=/nowhere"], "error: "),
     ] {

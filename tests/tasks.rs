@@ -85,12 +85,18 @@ fn each_kind_of_scoring_does_what_it_says() {
 #[test]
 fn the_right_choice_is_named_by_text_label_or_index() {
     let folder = folder("right");
-    let row = json!({ "q": "?", "options": { "text": ["red", "blue"], "label": ["A", "B"] }, "key": "B", "word": "blue", "index": 1 });
+    let row = json!({ "q": "?", "options": { "text": ["red", "blue"], "label": ["A", "B"] }, "key": "B", "word": "blue", "index": 1, "digit": "1" });
     for (more, right) in [
         ("choices = \"{{ options.text }}\"\nlabels = \"{{ options.label }}\"\nanswer = \"{{ key }}\"", Ok(1)),
         ("choices = \"{{ options.text }}\"\nanswer = \"{{ word }}\"", Ok(1)),
         ("choices = [\"red\", \"{{ word }}\", \"green\"]\nanswer = \"{{ index }}\"", Ok(1)),
         ("choices = [\"no\", \"yes\"]\nanswer = \"{{ index - 1 }}\"", Ok(0)),
+        ("choices = [\"no\", \"yes\"]\nanswer = \"{{ digit }}\"", Ok(1)),
+        ("choices = [\"1\", \"0\"]\nanswer = \"{{ digit }}\"", Ok(0)),
+        (
+            "choices = \"{{ options.text }}\"\nlabels = \"{{ options.label }}\"\nanswer = \"{{ digit }}\"",
+            Err("scoring.answer gives \"1\", which is none of the labels (A, B)"),
+        ),
         (
             "choices = [\"no\", \"yes\"]\nanswer = \"{{ word }}\"",
             Err("scoring.answer gives \"blue\", which is none of the choices (no, yes)"),
@@ -218,8 +224,10 @@ fn several_tasks_are_scored_in_one_command() {
     assert!(saved["metrics"]["acc_norm"]["standard_error"].is_number() && saved["metrics"]["interval"][1].is_number());
     // The file scores the same again.
     let again = printed(&folder, &["score", "--task", "arc", "out-arc.json"]);
-    let points = format!("({} of 2)", saved["metrics"]["correct"]);
-    assert!(again.starts_with("arc on 2 generations: ") && again.contains(&points), "{again}");
+    let of_eval = lines[0].split_once(": ").map(|(_, score)| score);
+    assert_eq!(again.trim_end().split_once("arc on 2 generations: ").map(|(_, score)| score), of_eval);
+    let json = printed(&folder, &["score", "--task", "arc", "out-arc.json", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).expect("JSON"), saved["metrics"], "the same figures");
     let json = printed(&folder, &[&args[..], &["--out", "again.json", "--json"]].concat());
     let names: Vec<Value> =
         json.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["task"].clone()).collect();
@@ -247,7 +255,14 @@ fn a_recipe_is_scored_on_two_tasks_after_each_epoch() {
     write(&folder, "arc.jsonl", ARC);
     write(&folder, "gsm8k.jsonl", GSM8K);
     write(&folder, "recipe.toml", RECIPE);
-    let text = printed(&folder, &["train", "recipe.toml"]);
+    let output = weft(&folder, &["train", "recipe.toml"]);
+    let log = String::from_utf8(output.stderr).expect("UTF-8");
+    for step in [0, 2, 4, 6] {
+        let [gsm8k, arc] = ["gsm8k", "arc acc"].map(|task| format!("step {step}: {task} "));
+        let is_told = |begin: &str| log.lines().any(|line| line.starts_with(begin) && line.contains(" % +- "));
+        assert!(is_told(&gsm8k) && is_told(&arc), "{log}");
+    }
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(text.contains("gsm8k on the same 2 held-out problems:\n  base     0.0 %"), "{text}");
     assert!(text.contains("arc on the same 1 problem:\n  base     acc "), "{text}");
     let at: Vec<(u64, String)> = scores(&folder, "run").into_iter().map(|(step, task, _)| (step, task)).collect();

@@ -30,6 +30,6 @@ fuzz_target!(|data: &[u8]| {
     }
     for task in Task::ALL {
         drop(problems_of(task, &source));
-        drop(stored::load(task, &path));
+        drop(stored::load(&task.into(), &path, None));
     }
 });

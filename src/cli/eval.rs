@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::Value;
 use weft::counted::{counted, verb};
 use weft::data::sources::Source;
 use weft::error::{Error, Result};
@@ -128,12 +127,7 @@ impl Eval {
             let data = self.data.get(if data == 1 { 0 } else { index });
             let source = self.source(&task, data.map(PathBuf::as_path))?;
             if data.is_none() && !quiet {
-                tell!(
-                    "{}: the rows are {}, split {}",
-                    task.name(),
-                    source.path,
-                    source.split.as_deref().unwrap_or_default()
-                );
+                tell!("{}: the rows are {}", task.name(), source.name());
             }
             if task.is_code() && !self.run_code {
                 return Err(refusal(task.name()));
@@ -234,12 +228,4 @@ fn tell_work(task: &AnyTask, generations: &[Generation], seconds: f64) {
     let Work { forwards, rows } = generations.iter().map(|g| g.work).sum();
     let [forwards, rows] = [forwards, rows].map(|total| total as f64 / count as f64);
     tell!("{answers} in {seconds:.1} s: {forwards:.1} evaluations of the network each, {rows:.0} rows each");
-}
-
-/// A task's score as one line of JSON.
-pub fn as_json(task: &str, problems: usize, accuracy: &weft::eval::Accuracy) -> Value {
-    let mut line = serde_json::json!({ "task": task, "problems": problems });
-    let Value::Object(numbers) = serde_json::json!(accuracy) else { unreachable!("an accuracy is a table") };
-    line.as_object_mut().expect("it is a table").extend(numbers);
-    line
 }

@@ -9,12 +9,12 @@ use weft::error::Result;
 use weft::eval::any_task::AnyTask;
 use weft::eval::sandbox::{Limits, Sandbox};
 use weft::eval::stored::{load, save_scores};
-
-use super::eval::as_json;
+use weft::eval::task_score::TaskScore;
 
 /// Score stored generations of a task
 ///
-/// Scores each answer as d1 does; prints the accuracy with its standard error over problems.
+/// Scores each answer as weft eval does; prints the accuracy with its standard error over problems, and what else the task is
+/// measured by.
 #[derive(Args)]
 #[command(after_help = "Example:\n  weft score --task gsm8k generations.json --out scores.jsonl")]
 pub struct Score {
@@ -32,7 +32,7 @@ pub struct Score {
     /// outcomes in the file count
     #[arg(long)]
     run_code: bool,
-    /// Print the accuracy as JSON
+    /// Print the score as JSON
     #[arg(long)]
     json: bool,
 }
@@ -45,19 +45,19 @@ impl Score {
         if self.run_code && !runs {
             tell!("warning: --run-code has no effect: the answers to {} aren't programs", task.name());
         }
-        let scores = load(&task, &self.file, sandbox.as_ref())?;
+        let generations = load(&task, &self.file, sandbox.as_ref())?;
         if let Some(out) = &self.out {
             if out.is_file() {
                 tell!("warning: {} was there already and is overwritten", out.display());
             }
-            save_scores(out, &scores)?;
+            save_scores(out, &generations)?;
         }
-        let accuracy = weft::eval::accuracy(&scores);
+        let score = TaskScore::of(&task, &generations);
         if self.json {
-            say!("{}", as_json(task.name(), scores.len(), &accuracy));
+            say!("{}", score.to_json());
             return Ok(ExitCode::SUCCESS);
         }
-        say!("{} on {}: {accuracy}", task.name(), counted(scores.len(), "generation"));
+        say!("{} on {}: {score}", task.name(), counted(generations.len(), "generation"));
         if let Some(out) = &self.out {
             say!("scores are in {}", out.display());
         }

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
@@ -82,6 +83,10 @@ pub struct Serve {
     /// to its config.json, else 32768
     #[arg(long, value_name = "N", help_heading = "Server")]
     max_length: Option<usize>,
+    /// The time that the accepted requests have after SIGTERM or SIGINT; those that aren't answered by then are refused with
+    /// status 503. Default: as long as they take
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    shutdown_seconds: Option<u64>,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -90,8 +95,13 @@ impl Serve {
     pub fn run(mut self, quiet: bool) -> Result<ExitCode> {
         // 1. Check everything that can be checked before the weights are read.
         let api_key = self.api_key.take().or_else(|| std::env::var(API_KEY).ok());
-        if api_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
+        let api_key = api_key.map(|key| key.trim().to_owned());
+        if api_key.as_ref().is_some_and(String::is_empty) {
             return Err(Error::Usage(format!("the API key is empty; give --api-key KEY, or unset {API_KEY}")));
+        }
+        if api_key.as_ref().is_some_and(|key| !key.chars().all(|c| matches!(c, ' '..='~'))) {
+            let fix = format!("give --api-key or {API_KEY} a key of letters, digits and punctuation of ASCII");
+            return Err(Error::Usage(format!("the API key has a character that a header of HTTP can't have; {fix}")));
         }
         for (name, value) in
             [("batch-size", self.batch_size), ("queue", self.queue), ("max-gen-length", self.max_gen_length)]
@@ -113,15 +123,12 @@ impl Serve {
                 "warning: anyone who can reach {address} can send requests without a key; set {API_KEY}, or leave out --host"
             );
         }
-        let server = Arc::new(Server { serving: serving.clone(), door });
+        let server = Arc::new(Server::new(serving.clone(), door));
         let (ended, has_ended) = watch::channel(false);
         let runtime = http::runtime()?;
         let connections = std::thread::spawn(move || runtime.block_on(http::serve(listener, server, has_ended)));
-        let closing = serving.clone();
-        signals::on_stop(move || {
-            closing.queue.close();
-            tell!("finishing the accepted requests; a second signal stops at once");
-        });
+        let (closing, limit) = (serving.clone(), self.shutdown_seconds);
+        signals::on_stop(move || close(closing, limit));
         say!("weft serves {} at http://{address}", serving.names.join(", "));
         if !quiet {
             tell!("OpenAI's protocol is at /v1, a playground at /; Ctrl-C ends the server");
@@ -187,6 +194,19 @@ impl Serve {
             tell!("warning: --max-length {most} is more than the {trained} positions that the model was trained for");
         }
         Limits { batch_size: self.batch_size, queue: self.queue, gen_length: self.max_gen_length, length }
+    }
+}
+
+/// Accepts no more requests. If there is a limit, in seconds, what isn't answered by then is given up.
+fn close(serving: Arc<Serving>, limit: Option<u64>) {
+    serving.queue.close();
+    let within = limit.map_or(String::new(), |secs| format!(" within {secs} s"));
+    tell!("finishing the accepted requests{within}; a second signal stops at once");
+    if let Some(secs) = limit {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(secs));
+            serving.queue.abandon();
+        });
     }
 }
 

@@ -221,8 +221,8 @@ fn problems(folder: &Path, results: &Value) -> Result<Option<(Vec<f64>, Vec<usiz
     let Ok(task) = AnyTask::parse(name) else {
         return Ok(stored::points(&path)?.map(|points| (points.clone(), vec![1; points.len()])));
     };
-    let scores = stored::load(&task, &path, None)?;
-    Ok(Some(scores.iter().map(|score| (score.correct as f64, score.total)).unzip()))
+    let generations = stored::load(&task, &path, None)?;
+    Ok(Some(generations.iter().map(|g| (g.score.correct as f64, g.score.total)).unzip()))
 }
 
 fn json(path: &Path, text: &str) -> Result<Value> {

@@ -324,6 +324,11 @@ impl TextModel {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// The number of bytes of the longest token.
+    pub fn longest_token(&self) -> usize {
+        self.tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(0)
+    }
+
     /// The largest token id; ids may have gaps.
     pub fn last_id(&self) -> u32 {
         self.last_id

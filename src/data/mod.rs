@@ -19,7 +19,7 @@ pub mod notes;
 mod numbered;
 mod packed_texts;
 pub mod packing;
-mod parquet_file;
+pub(crate) mod parquet_file;
 mod parquet_pages;
 pub mod paths;
 pub mod prompt;

@@ -46,6 +46,21 @@ pub fn count(path: &Path) -> Result<usize> {
     Ok(usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0))
 }
 
+/// The names of a column's classes, which the library `datasets` writes into the file (`ClassLabel`) because the column has
+/// their numbers; empty if there are none.
+pub fn class_names(path: &Path, column: &str) -> Vec<String> {
+    let names = || -> Option<Vec<String>> {
+        let (_, reader) = open(path).ok()?;
+        let pairs = reader.metadata().file_metadata().key_value_metadata()?;
+        let text = pairs.iter().find(|pair| pair.key == "huggingface")?.value.as_ref()?;
+        let metadata: Value = serde_json::from_str(text).ok()?;
+        let feature = &metadata["info"]["features"][column];
+        let names = feature["names"].as_array().filter(|_| feature["_type"] == "ClassLabel")?;
+        names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+    };
+    names().unwrap_or_default()
+}
+
 fn open(path: &Path) -> Result<(File, SerializedFileReader<File>)> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(|source| cannot_open(path, source))?;

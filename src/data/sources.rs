@@ -92,6 +92,11 @@ impl Row {
         format!("{}{}{}", self.path.display(), if self.is_line { ":" } else { " row " }, self.number)
     }
 
+    /// The file that the row is from.
+    pub(crate) fn file(&self) -> &Path {
+        &self.path
+    }
+
     /// Refuses halves of surrogate pairs, whatever their keys.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::asked::question_of_messages;
 use super::code::Program;
+use super::multiple_choice::LabelNames;
 use super::task_file::{Kind, OwnTask};
 use super::{Problem, Score, Task, code, countdown, gsm8k, math500, multiple_choice, questions, sudoku, text_answer};
 use crate::data::formats;
@@ -102,7 +103,16 @@ impl AnyTask {
             (Self::Known(Task::Sudoku), true) => sudoku::read_csv(&read_text(path)?)
                 .map(|row| row.map_err(|(line, reason)| Error::Row { path: path.to_owned(), line, reason }))
                 .collect::<Result<_>>()?,
-            _ => source.rows()?.filter_map(|row| self.of_row(row, source)).collect::<Result<_>>()?,
+            _ => {
+                let mut names = LabelNames::default();
+                let named = source.rows()?.map(|mut row| {
+                    if let (Self::Known(Task::Raft), Ok(row)) = (self, &mut row) {
+                        names.name(row);
+                    }
+                    row
+                });
+                named.filter_map(|row| self.of_row(row, source)).collect::<Result<_>>()?
+            }
         };
         if let Self::Known(Task::Raft) = self {
             let refuse = |reason| Error::Config { path: path.to_owned(), reason };

@@ -16,6 +16,7 @@ pub(crate) mod math500;
 pub(crate) mod multiple_choice;
 pub(crate) mod questions;
 pub mod sandbox;
+mod sandbox_use;
 pub(crate) mod settings;
 pub mod stored;
 pub(crate) mod sudoku;

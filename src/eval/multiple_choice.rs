@@ -1,6 +1,7 @@
 //! HellaSwag, ARC and RAFT: reads their rows as questions with choices. The choices are scored in `choice`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 use super::Problem;
 use super::asked::Question;
 use crate::data::chat::Turn;
-use crate::data::sources::Fields;
+use crate::data::parquet_file::class_names;
+use crate::data::sources::{Fields, Row};
 
 /// The column of RAFT's rows that holds the label, and those that aren't part of the text.
 const LABEL: &str = "Label";
@@ -115,8 +117,8 @@ pub fn raft(row: &Fields) -> Result<Problem, String> {
         Some(Value::String(label)) => label.trim(),
         Some(other) => {
             return Err(format!(
-                "Label is {other}, not a name; take the data set's CSV file, or a task file (docs/tasks.md) with choices = \
-                 [...] and answer = \"{{{{ Label - 1 }}}}\""
+                "Label is {other}, not a name; take the data set's CSV or parquet file, or a task file (docs/tasks.md) with \
+                 choices = [...] and answer = \"{{{{ Label - 1 }}}}\""
             ));
         }
         None => return Err(format!("the key \"Label\" is missing; {form}")),
@@ -134,6 +136,23 @@ pub fn raft(row: &Fields) -> Result<Problem, String> {
     let mut problem = posed(format!("{lines}Label:"), vec![], 0);
     problem.ground_truth = label.into();
     Ok(problem)
+}
+
+/// The names of RAFT's labels in parquet files, which have the labels' numbers in the rows and their names beside them.
+#[derive(Default)]
+pub(super) struct LabelNames(BTreeMap<PathBuf, Vec<String>>);
+
+impl LabelNames {
+    /// Replaces the number of a row's label by its name, if the row's file has one.
+    pub(super) fn name(&mut self, row: &mut Row) {
+        let file = row.file().to_owned();
+        let is_parquet = file.extension().is_some_and(|extension| extension == "parquet");
+        let Some(number) = row.fields.get(LABEL).and_then(Value::as_u64).filter(|_| is_parquet) else { return };
+        let names = self.0.entry(file).or_insert_with_key(|file| class_names(file, LABEL));
+        if let Some(name) = usize::try_from(number).ok().and_then(|number| names.get(number)) {
+            row.fields.insert(LABEL.to_owned(), name.as_str().into());
+        }
+    }
 }
 
 /// Gives RAFT's problems their choices, the labels of all of them in alphabetical order, and names them in each prompt.

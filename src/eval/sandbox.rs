@@ -11,13 +11,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::code::Program;
+use super::sandbox_use::excess;
 use crate::error::{Error, Result};
 
 /// What the child runs before the program.
@@ -26,6 +27,8 @@ const GUARD: &str = include_str!("sandbox.py");
 const MAX_REPORT_BYTES: u64 = 1 << 16;
 /// Seconds that Python may take to start, beyond the program's own.
 const START_SECONDS: u64 = 20;
+/// The time between two looks at what a program takes.
+const LOOK: Duration = Duration::from_millis(50);
 /// The most programs that run at a time.
 const MAX_WORKERS: usize = 16;
 
@@ -187,14 +190,33 @@ impl Sandbox {
             let _ = BufReader::new(output.take(MAX_REPORT_BYTES)).read_until(b'\n', &mut line);
             let _ = sender.send(line);
         });
-        let line = received.recv_timeout(limit);
+        let line = self.wait(&received, (child.id(), &folder.0), limit);
         end(&mut child);
-        match line {
+        match line? {
             Err(RecvTimeoutError::Timeout) => Err(format!("timed out after {} s", limit.as_secs())),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Ok(line) => {
                 let report: Option<Value> = serde_json::from_slice(&line).ok();
                 Ok(report.filter(|report| report["token"] == token.as_str()))
+            }
+        }
+    }
+
+    /// Waits for a child's report; an error is what the child takes too much of.
+    fn wait(
+        &self,
+        received: &Receiver<Vec<u8>>,
+        (process, folder): (u32, &Path),
+        limit: Duration,
+    ) -> std::result::Result<std::result::Result<Vec<u8>, RecvTimeoutError>, String> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match received.recv_timeout(left.min(LOOK)) {
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {
+                    excess(process, folder, &self.limits).map_or(Ok(()), Err)?;
+                }
+                ended => return Ok(ended),
             }
         }
     }
@@ -222,8 +244,8 @@ fn wrapper() -> Vec<&'static str> {
     // The child ends with this process, whatever ends it.
     const TIED: &[&str] = &["setpriv", "--pdeathsig", "KILL"];
     const ALONE: [&[&str]; 4] = [
-        &["unshare", "--net", "--pid", "--fork", "--kill-child"],
-        &["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"],
+        &["unshare", "--net", "--ipc", "--pid", "--fork", "--kill-child"],
+        &["unshare", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child"],
         &["unshare", "--map-root-user", "--net"],
         &[],
     ];
@@ -277,6 +299,14 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // The program may have taken its own rights away, or nested folders deeper than a recursion can follow.
+        #[cfg(unix)]
+        let _ = fs::set_permissions(&self.0, std::os::unix::fs::PermissionsExt::from_mode(0o700));
+        let has_folders = fs::read_dir(&self.0)
+            .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())));
+        let _ = match has_folders {
+            true => Command::new("rm").arg("-rf").arg("--").arg(&self.0).status().map(|_| ()),
+            false => fs::remove_dir_all(&self.0),
+        };
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::any_task::AnyTask;
 use super::choice::{Chosen, PairedBounds};
-use super::generations::{of_outcome, run_again};
+use super::generations::{Generation, of_outcome, run_again};
 use super::likelihood::NllBound;
 use super::multiple_choice::texts;
 use super::sandbox::{Sandbox, refusal};
@@ -20,6 +20,7 @@ use super::{Score, code};
 use crate::data::sources::{Fields, read_jsonl};
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_whole};
+use crate::sampler::cache::Work;
 
 /// The contents of d1's file; its other keys are ignored.
 #[derive(Deserialize)]
@@ -34,7 +35,7 @@ struct Stored<'a> {
 ///
 /// # Errors
 /// The file and line of a row that isn't a generation of the task; programs whose rows have no outcome, without a sandbox.
-pub fn load(task: &AnyTask, path: &Path, sandbox: Option<&Sandbox>) -> Result<Vec<Score>> {
+pub fn load(task: &AnyTask, path: &Path, sandbox: Option<&Sandbox>) -> Result<Vec<Generation>> {
     // Inside a JSON string the quotes would be escaped, so only a key can look like this.
     static IS_D1S: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r#""generations"\s*:\s*\["#).expect("the pattern is valid"));
@@ -49,22 +50,21 @@ pub fn load(task: &AnyTask, path: &Path, sandbox: Option<&Sandbox>) -> Result<Ve
             })
             .collect::<Result<_>>()?,
     };
-    let scores = match sandbox.filter(|_| task.is_code()) {
-        Some(sandbox) => {
-            let programs: Vec<code::Program> = read.into_iter().filter_map(|read| read.program).collect();
-            run_again(&programs, sandbox)
-        }
-        None => {
-            let scored = read.into_iter().map(|read| read.score.ok_or_else(|| refusal(task.name())));
-            scored.collect::<Result<_>>()?
-        }
-    };
-    match scores.is_empty() {
-        true => {
-            Err(wrong(1, "there are no generations; give one per row, or d1's {\"generations\": [...]}".to_owned()))
-        }
-        false => Ok(scores),
+    if read.is_empty() {
+        let reason = "there are no generations; give one per row, or d1's {\"generations\": [...]}";
+        return Err(wrong(1, reason.to_owned()));
     }
+    let again = sandbox.filter(|_| task.is_code()).map(|sandbox| {
+        let programs: Vec<code::Program> = read.iter().filter_map(|read| read.program.clone()).collect();
+        run_again(&programs, sandbox)
+    });
+    let mut again = again.map(Vec::into_iter);
+    let scored = |Read { mut generation, score, .. }: Read| {
+        let score = again.as_mut().map_or(score, Iterator::next);
+        generation.score = score.ok_or_else(|| refusal(task.name()))?;
+        Ok(generation)
+    };
+    read.into_iter().map(scored).collect()
 }
 
 /// The points that a file of [`super::generations::save`] gives each problem, for a task whose own rules aren't at hand;
@@ -78,21 +78,23 @@ pub fn points(path: &Path) -> Result<Option<Vec<f64>>> {
     Ok(saved["generations"].as_array().and_then(|rows| rows.iter().map(|row| row["correct"].as_f64()).collect()))
 }
 
-/// A row's score, if it is known without running a program, and its program.
+/// A row without its score, the score if it is known without running a program, and the program.
 struct Read {
+    generation: Generation,
     score: Option<Score>,
     program: Option<code::Program>,
 }
 
-/// Writes one JSONL row per score: `extracted`, `correct`, `total`.
+/// Writes one JSONL row per generation: `extracted`, `correct`, `total`.
 ///
 /// # Errors
 /// A file that can't be written.
-pub fn save_scores(path: &Path, scores: &[Score]) -> Result<()> {
-    let row = |Score { extracted, correct, total }: &Score| {
+pub fn save_scores(path: &Path, generations: &[Generation]) -> Result<()> {
+    let row = |generation: &Generation| {
+        let Score { extracted, correct, total } = &generation.score;
         format!("{}\n", json!({ "extracted": extracted, "correct": correct, "total": total }))
     };
-    write_whole(path, scores.iter().map(row).collect::<String>().as_bytes())
+    write_whole(path, generations.iter().map(row).collect::<String>().as_bytes())
 }
 
 /// The scores of d1's file; an error is a line with its reason.
@@ -151,16 +153,19 @@ fn from_row(task: &AnyTask, row: &Fields) -> std::result::Result<Read, String> {
         true => of_own_columns(task, row)?,
         false => (text("question", get("question")?)?, get("ground_truth")?.clone()),
     };
-    let (generation, ground_truth) = (text(key, get(key)?)?, &ground_truth);
+    let generation = text(key, get(key)?)?;
     let choices = texts(row.get("choices")).unwrap_or_default();
-    task.check(&question, &choices, ground_truth)?;
-    let score = match task.kind() {
-        Some(Kind::Choice) => Some(chosen(row, choices)?.score(ground_truth)),
-        Some(Kind::Code) => row.get("outcome").filter(|outcome| outcome.is_string()).cloned().map(of_outcome),
-        _ => Some(task.score(&question, &generation, ground_truth)),
+    task.check(&question, &choices, &ground_truth)?;
+    let chosen = task.is_choice().then(|| chosen(row, choices)).transpose()?;
+    let score = match (task.kind(), &chosen) {
+        (_, Some(chosen)) => Some(chosen.score(&ground_truth)),
+        (Some(Kind::Code), _) => row.get("outcome").filter(|outcome| outcome.is_string()).cloned().map(of_outcome),
+        _ => Some(task.score(&question, &generation, &ground_truth)),
     };
-    let program = task.is_code().then(|| task.program(&generation, ground_truth));
-    Ok(Read { score, program })
+    let program = task.is_code().then(|| task.program(&generation, &ground_truth));
+    let (unscored, work) = (Score { extracted: Value::Null, correct: 0, total: 1 }, Work::default());
+    let generation = Generation { question, generation, ground_truth, score: unscored, work, chosen };
+    Ok(Read { generation, score, program })
 }
 
 /// The choices of a row with their bounds.
@@ -173,8 +178,12 @@ fn chosen(row: &Fields, choices: Vec<String>) -> std::result::Result<Chosen, Str
         answer_tokens: 0,
     };
     let bounds: Vec<NllBound> = bounds.into_iter().flatten().map(bound).collect();
+    let [margin, margin_error] = ["nats", "standard_error"].map(|key| {
+        let margin = row.get("margin").and_then(|margin| margin[key].as_f64());
+        margin.unwrap_or(0.0)
+    });
     match bounds.len() == choices.len() {
-        true => Ok(Chosen { choices, of: PairedBounds { bounds, margin: 0.0, margin_error: 0.0 } }),
+        true => Ok(Chosen { choices, of: PairedBounds { bounds, margin, margin_error } }),
         false => Err(format!(
             "there are {} choices and {} nll_bounds; give the file that weft eval wrote",
             choices.len(),

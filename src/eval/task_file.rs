@@ -225,7 +225,9 @@ impl ScoringTable {
             None => choices.to_vec(),
         };
         let by_text = || answer.as_str().and_then(|text| labels.iter().position(|label| label.trim() == text.trim()));
-        let found = answer.as_u64().map(|index| index as usize).or_else(by_text);
+        // HellaSwag's labels are indices in quotes. Beside labels, such a text would be a label that is missing.
+        let quoted = || answer.as_str().filter(|_| self.labels.is_none()).and_then(|text| text.trim().parse().ok());
+        let found = answer.as_u64().map(|index| index as usize).or_else(by_text).or_else(quoted);
         found.filter(|index| *index < choices.len()).ok_or_else(|| {
             let named = if self.labels.is_some() { "labels" } else { "choices" };
             format!(

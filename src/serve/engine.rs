@@ -9,7 +9,8 @@ use weft_kernels::cuda::Failure;
 
 use super::follow::{Follow, first_stop};
 use super::models::Models;
-use super::queue::{Answer, Event, Job};
+use super::queue::{Answer, Event, Job, abandoned};
+use super::refusal::Refusal;
 use super::serving::Serving;
 use super::steps::Steps;
 use crate::model::block::Transformer;
@@ -29,7 +30,7 @@ pub fn run(models: &mut Models, serving: &Serving, mut failed: impl FnMut(&str))
         };
         if let Some(reason) = reason {
             failed(&reason);
-            batch.iter().for_each(|job| (job.listener)(Event::Failed(reason.clone())));
+            batch.iter().for_each(|job| (job.listener)(Event::Failed(Refusal::new(500, reason.as_str()))));
         }
         serving.queue.note(batch.len(), began.elapsed());
     }
@@ -89,6 +90,10 @@ impl<'a> Running<'a> {
         self.is_done |= self.job.gone.load(Ordering::Relaxed);
         if self.is_done {
             return;
+        }
+        if self.serving.queue.is_abandoned() {
+            self.is_done = true;
+            return (self.job.listener)(Event::Failed(abandoned()));
         }
         if let Some(steps) = &mut self.steps {
             (self.job.listener)(Event::Step(steps.step(canvas)));

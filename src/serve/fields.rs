@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use super::refusal::{Refusal, quoted};
 use crate::data::strict_json;
 
+/// The longest name, in bytes, that may be meant to be a known one.
+const LONGEST_NAME: usize = 60;
+
 /// The fields that haven't been taken yet.
 pub(super) struct Fields {
     fields: Map<String, Value>,
@@ -90,7 +93,9 @@ impl Fields {
     pub(super) fn finish(self, within: &str) -> Result<(), Refusal> {
         let Some((name, _)) = self.fields.iter().next() else { return Ok(()) };
         let distance = |known: &&&str| strsim::damerau_levenshtein(known, name);
-        let nearest = self.known.iter().min_by_key(distance).filter(|known| distance(known) <= 1 + name.len() / 3);
+        // The distance to a name takes time and memory in proportion to its length.
+        let known = self.known.iter().filter(|_| name.len() <= LONGEST_NAME);
+        let nearest = known.min_by_key(distance).filter(|known| distance(known) <= 1 + name.len() / 3);
         let fix = nearest.map_or("leave it out".to_owned(), |known| format!("the nearest known one is {known}"));
         Err(Refusal::of_field(name, format!("unknown field {}{within}; {fix}", quoted(name))))
     }

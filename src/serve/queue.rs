@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::refusal::Refusal;
 use crate::eval::generations::batch_sizes;
 use crate::sampler::generate::Sampling;
 
@@ -53,8 +54,8 @@ pub enum Event {
         /// The answer.
         answer: Answer,
     },
-    /// The job can't be answered, for this reason.
-    Failed(String),
+    /// The job isn't answered, for this reason.
+    Failed(Refusal),
 }
 
 /// An answer.
@@ -83,6 +84,7 @@ pub struct Queue {
     changed: Condvar,
     capacity: usize,
     is_closed: AtomicBool,
+    is_abandoned: AtomicBool,
 }
 
 #[derive(Default)]
@@ -95,7 +97,8 @@ struct State {
 impl Queue {
     /// An empty queue that holds up to `capacity` jobs.
     pub fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), capacity, is_closed: AtomicBool::new(false) }
+        let [is_closed, is_abandoned] = [false; 2].map(AtomicBool::new);
+        Self { state: Mutex::default(), changed: Condvar::new(), capacity, is_closed, is_abandoned }
     }
 
     /// The largest number of jobs that can wait.
@@ -151,6 +154,20 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// Gives up what hasn't been answered: the waiting jobs fail now, and the running ones after the current step.
+    pub fn abandon(&self) {
+        self.close();
+        self.is_abandoned.store(true, Ordering::Relaxed);
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        waiting.iter().for_each(|job| (job.listener)(Event::Failed(abandoned())));
+        self.changed.notify_all();
+    }
+
+    /// Whether what hasn't been answered is given up.
+    pub fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Relaxed)
+    }
+
     /// Whether the server is being stopped.
     pub fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Relaxed)
@@ -158,6 +175,14 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The refusal of a job that the server gives up.
+pub(super) fn abandoned() -> Refusal {
+    Refusal {
+        retry_after: Some(1),
+        ..Refusal::new(503, "the server was stopped before the answer was finished; ask again")
     }
 }
 

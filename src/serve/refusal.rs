@@ -22,12 +22,12 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a status.
     pub fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after: None, allow: None }
+        Self { status, message: bounded(message.into()), param: None, code: None, retry_after: None, allow: None }
     }
 
     /// A request whose field has a value that can't be used.
     pub fn of_field(field: &str, message: impl Into<String>) -> Self {
-        Self { param: Some(field.to_owned()), ..Self::new(400, message) }
+        Self { param: Some(field.chars().take(MOST).collect()), ..Self::new(400, message) }
     }
 
     /// The refusal with a code for programs.
@@ -50,6 +50,19 @@ impl Refusal {
 
 /// The largest number of characters of a client's text that an error quotes.
 const MOST: usize = 60;
+/// The numbers of characters that are kept at the beginning and at the end of a message that quotes too much.
+const KEPT: [usize; 2] = [400, 200];
+
+/// A message without its middle, if a text of the client's makes it too long. Its end, which has the fix, stays.
+fn bounded(message: String) -> String {
+    let [first, last] = KEPT;
+    let start = message.char_indices().nth(first).map(|(at, _)| at);
+    let end = message.char_indices().rev().nth(last - 1).map(|(at, _)| at);
+    match start.zip(end) {
+        Some((start, end)) if start < end => format!("{}...{}", &message[..start], &message[end..]),
+        _ => message,
+    }
+}
 
 /// A client's text as errors quote it: in quotation marks, on one line, and shortened.
 pub(super) fn quoted(text: &str) -> String {

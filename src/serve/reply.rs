@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::door::Endpoint;
 use super::queue::{Answer, Event};
+use super::refusal::Refusal;
 use super::serving::{Serving, Taken};
 use crate::report::visible::visible;
 
@@ -38,8 +39,8 @@ impl Reply {
         self.taken.streams || self.taken.endpoint == Endpoint::Denoise
     }
 
-    /// The whole reply, once the last choice is answered; an error is the reason for which a job failed.
-    pub fn whole(&mut self, event: Event) -> Option<Result<Value, String>> {
+    /// The whole reply, once the last choice is answered; an error is the reason for which a job isn't answered.
+    pub fn whole(&mut self, event: Event) -> Option<Result<Value, Refusal>> {
         match event {
             Event::Failed(reason) => return Some(Err(reason)),
             Event::Done { index, answer, .. } => self.answers[index] = Some(answer),
@@ -67,10 +68,9 @@ impl Reply {
             Event::Step(step) => data.push(step),
             Event::Delta { .. } if self.taken.endpoint == Endpoint::Denoise => {}
             Event::Delta { index, text } => data.push(self.part(index, &text, None)),
-            Event::Failed(reason) => {
-                let error =
-                    json!({ "error": { "message": reason, "type": "server_error", "param": null, "code": null } });
-                return Sent { data: data.iter().chain([&error]).map(Value::to_string).collect(), is_last: true };
+            Event::Failed(refusal) => {
+                data.push(refusal.to_json());
+                return Sent { data: data.iter().map(Value::to_string).collect(), is_last: true };
             }
             Event::Done { index, rest, answer } => {
                 if self.taken.endpoint == Endpoint::Denoise {

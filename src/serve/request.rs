@@ -18,6 +18,8 @@ use crate::sampler::remasking::Remasking;
 pub const MOST_CHOICES: usize = 128;
 /// The largest number of stop strings, as in OpenAI's protocol.
 const MOST_STOPS: usize = 4;
+/// The longest stop string, in bytes: waiting requests are in memory with theirs.
+const LONGEST_STOP: usize = 1000;
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// A parsed request.
@@ -196,6 +198,10 @@ fn stops(value: Option<Value>) -> Result<Vec<String>, Refusal> {
         return Err(Refusal::of_field("stop", format!("stop has {} strings; give {wanted}", stops.len())));
     }
     let stop = |value: Value| match value {
+        Value::String(stop) if stop.len() > LONGEST_STOP => {
+            let message = format!("stop has a string of {} bytes; give at most {LONGEST_STOP}", stop.len());
+            Err(Refusal::of_field("stop", message))
+        }
         Value::String(stop) if !stop.is_empty() => Ok(stop),
         other => Err(wrong("stop", &other, wanted)),
     };
@@ -329,6 +335,7 @@ mod tests {
             (json!({ "temperature": "hot" }), "temperature"),
             (json!({ "stop": "" }), "stop"),
             (json!({ "stop": ["a", "b", "c", "d", "e"] }), "stop"),
+            (json!({ "stop": "a".repeat(1001) }), "stop"),
             (json!({ "stream_options": {} }), "stream_options"),
             (json!({ "remasking": "none" }), "remasking"),
             (json!({ "seed": -1 }), "seed"),
@@ -348,6 +355,13 @@ mod tests {
         }
         let told = chat(json!({ "max_token": 8 })).expect_err("it is refused").message;
         assert_eq!(told, "unknown field \"max_token\"; the nearest known one is max_tokens");
+        // What a client sent is quoted in part, however long it is.
+        let long = "k".repeat(1 << 18);
+        let twice = format!("{{\"{long}\": 1, \"{long}\": 1}}");
+        for refusal in [chat(json!({ &long: 1 })), read(Endpoint::Chat, twice.as_bytes())] {
+            let refusal = refusal.expect_err("it is refused");
+            assert!(refusal.to_json().to_string().len() < 1000, "{refusal:?}");
+        }
         for body in [
             &b"{"[..],
             b"",

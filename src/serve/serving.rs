@@ -12,6 +12,7 @@ use super::request::{self, Asked, Request, Text};
 use crate::data::chat_template::TextModel;
 use crate::data::prompt::Prompt;
 use crate::data::typed_tokens::SpecialTokens;
+use crate::error::Error;
 use crate::eval::asked::Question;
 use crate::model::block::Config;
 use crate::sampler::generate::Sampling;
@@ -20,6 +21,10 @@ use crate::sampler::remasking::Remasking;
 
 /// The longest answer whose steps are sent, in tokens: each step sends the entropies of all masked tokens.
 const MOST_WATCHED: usize = 1024;
+/// The bytes that a chat template may write beside a turn, roughly.
+const MARKS: usize = 40;
+/// The factor by which a tokenizer's normalisation may shorten a text.
+const SHRINKS: usize = 3;
 
 /// The state of a server.
 pub struct Serving {
@@ -37,6 +42,8 @@ pub struct Serving {
     pub queue: Queue,
     /// When the server started, in seconds since 1970.
     pub started: u64,
+    /// The longest prompt, in bytes, whose tokens may fit.
+    most_text: usize,
     count: AtomicU64,
 }
 
@@ -93,7 +100,8 @@ impl Serving {
         let of = |config: &Config| Given { attention: defaults.sampling(config).attention, ..defaults.clone() };
         let defaults = configs.iter().map(of).collect();
         let (queue, count) = (Queue::new(limits.queue), AtomicU64::new(0));
-        Self { names, text, configs, defaults, limits, queue, started: now(), count }
+        let most_text = limits.length.saturating_mul(SHRINKS * text.longest_token());
+        Self { names, text, configs, defaults, limits, queue, started: now(), most_text, count }
     }
 
     /// Reads a request and adds its jobs to the queue.
@@ -194,14 +202,24 @@ impl Serving {
             let message = format!("the chat template does not read {}; leave it out", unread.join(", "));
             return Err(refuse(message));
         }
-        let prompt = self.text.prompt_of_turns(&question.turns, None).map_err(|e| refuse(one_line(&e.to_string())))?;
+        let told = |e: Error| refuse(one_line(&e.to_string()));
+        let bytes: usize = question.turns.iter().map(|turn| MARKS + turn.text().len()).sum();
+        if bytes > self.most_text {
+            // The chat template may drop some of it.
+            let rendered = self.text.render_turns(&question.turns, None, true).map_err(told)?;
+            self.check_bytes(rendered.map_or(bytes, |rendered| rendered.len()))?;
+        }
+        let prompt = self.text.prompt_of_turns(&question.turns, None).map_err(told)?;
         self.without_mask(prompt).map_err(refuse)
     }
 
     fn text(&self, text: &Text) -> Result<Arc<[u32]>, Refusal> {
         let refuse = |message: String| Refusal::of_field("prompt", message);
         let prompt = match text {
-            Text::Text(text) => self.text.prompt_of_text(text, SpecialTokens::Tokens),
+            Text::Text(text) => {
+                self.check_bytes(text.len())?;
+                self.text.prompt_of_text(text, SpecialTokens::Tokens)
+            }
             Text::Ids(ids) => match ids.iter().find(|id| **id > self.text.last_id()) {
                 Some(id) => {
                     return Err(refuse(format!("there is no token {id}; the last one is {}", self.text.last_id())));
@@ -219,6 +237,19 @@ impl Serving {
             true => Err(format!("the prompt contains the mask token {}; remove it", self.text.decode_canvas(&[mask]))),
             false => Ok(prompt.ids.into()),
         }
+    }
+
+    /// Refuses a text that is too long, whatever its tokens are: tokenizing takes some 250 bytes of memory for each byte.
+    fn check_bytes(&self, bytes: usize) -> Result<(), Refusal> {
+        if bytes <= self.most_text {
+            return Ok(());
+        }
+        let most = self.limits.length;
+        let message = format!(
+            "the prompt has {bytes} bytes, which no {most} tokens hold, and this server takes {most} with the answer; shorten \
+             the prompt"
+        );
+        Err(Refusal::new(400, message).with_code("context_length_exceeded"))
     }
 
     fn check_length(&self, prompt: usize, sampling: &Sampling) -> Result<(), Refusal> {

@@ -1,6 +1,8 @@
 //! `weft serve` as a child process, and a plain client of it: one request a connection, over a TCP stream.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod damage;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -94,6 +96,13 @@ impl Server {
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill starts");
         assert!(status.success(), "{signal} is sent");
+    }
+
+    /// The largest memory that the server has had, in MiB; `None` where there is no /proc.
+    pub fn most_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(most.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
     }
 
     pub fn ends(&mut self) -> ExitStatus {

@@ -17,7 +17,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use weft::error::{Error, Result};
@@ -33,6 +33,10 @@ use super::wording::Wording;
 
 /// The largest body, in bytes: about a thousand times a long question.
 pub const MOST_BODY: usize = 1 << 20;
+/// Bodies above this size, in bytes, are few at a time, so that all connections together take little memory.
+const LARGE_BODY: usize = 1 << 14;
+/// The largest number of large bodies in memory.
+const MOST_LARGE: usize = 32;
 /// The number of bytes that are read of a body that is too large, so that the client gets the refusal and not a broken connection.
 const MOST_DRAINED: usize = 1 << 24;
 /// The largest head, in bytes.
@@ -41,8 +45,12 @@ const MOST_HEAD: usize = 1 << 16;
 const MOST_CONNECTIONS: usize = 1024;
 /// The largest number of threads that parse and tokenize requests.
 const READERS: usize = 4;
+/// What stands for the value of a header that isn't text.
+const UNREADABLE: &str = "\u{fffd}";
 /// The time that a head may take; it also closes a connection on which no further request comes.
 const HEAD_TIME: Duration = Duration::from_secs(30);
+/// The time that a head may take while more than half of the connections are open.
+const CROWDED_HEAD_TIME: Duration = Duration::from_secs(3);
 /// The time that a body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// The time that clients have to read their last answers when the server ends.
@@ -52,6 +60,14 @@ const LAST_TIME: Duration = Duration::from_secs(10);
 pub struct Server {
     pub serving: Arc<Serving>,
     pub door: Door,
+    /// One permit for each body that is larger than [`LARGE_BODY`] and is in memory.
+    pub large: Arc<Semaphore>,
+}
+
+impl Server {
+    pub fn new(serving: Arc<Serving>, door: Door) -> Self {
+        Self { serving, door, large: Arc::new(Semaphore::new(MOST_LARGE)) }
+    }
 }
 
 /// Sets a flag when it is dropped, which says that nobody waits for the answer any more.
@@ -89,11 +105,13 @@ pub async fn serve(
             continue;
         };
         let _ = stream.set_nodelay(true);
+        let is_crowded = permits.available_permits() < MOST_CONNECTIONS / 2;
+        let head_time = if is_crowded { CROWDED_HEAD_TIME } else { HEAD_TIME };
         let (server, mut ended) = (server.clone(), ended.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| answer(server.clone(), request));
             let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MOST_HEAD);
+            http.timer(TokioTimer::new()).header_read_timeout(head_time).max_buf_size(MOST_HEAD);
             let mut connection = pin!(http.serve_connection(Wording::new(stream), service));
             // If the connection breaks, there is nobody to report it to.
             tokio::select! {
@@ -116,7 +134,14 @@ async fn answer(server: Arc<Server>, request: Request<Incoming>) -> std::result:
 }
 
 async fn reply(server: &Server, request: Request<Incoming>) -> std::result::Result<Response<Body>, Refusal> {
-    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    // A value that is no text counts as one that nothing is equal to.
+    let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or(UNREADABLE));
+    for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION, header::CONTENT_TYPE] {
+        let count = request.headers().get_all(&name).iter().count();
+        if count > 1 {
+            return Err(Refusal::new(400, format!("there are {count} headers {name}; send one")));
+        }
+    }
     let target = request.uri().path_and_query().map_or("", |target| target.as_str());
     let head = Head {
         method: request.method().as_str(),
@@ -139,25 +164,44 @@ async fn reply(server: &Server, request: Request<Incoming>) -> std::result::Resu
                 Err(Refusal::new(404, "there is no such model; /v1/models lists them").with_code("model_not_found"))
             }
         },
-        Route::Answer(endpoint) => ask(serving.clone(), endpoint, request).await,
+        Route::Answer(endpoint) => ask(server, endpoint, request).await,
     }
 }
 
 /// Puts a request's jobs into the queue, and waits for the whole answer or for the beginning of a streamed one.
 async fn ask(
-    serving: Arc<Serving>,
+    server: &Server,
     endpoint: Endpoint,
     request: Request<Incoming>,
 ) -> std::result::Result<Response<Body>, Refusal> {
+    let (serving, large) = (server.serving.clone(), server.large.clone());
+    let coding = request.headers().get(header::CONTENT_ENCODING).filter(|coding| *coding != "identity");
+    if let Some(coding) = coding {
+        let coding = coding.to_str().unwrap_or(UNREADABLE);
+        let message = format!("the body is encoded by {coding:.20}; send it as it is, without Content-Encoding");
+        return Err(Refusal::new(415, message));
+    }
     let expects = request.headers().contains_key(header::EXPECT);
-    let read = timeout(BODY_TIME, read_body(request.into_body(), expects)).await;
-    let body = read.map_err(|_| Refusal::new(408, format!("the body took more than {} s", BODY_TIME.as_secs())))??;
+    let read = timeout(BODY_TIME, read_body(request.into_body(), expects, large)).await;
+    let too_slow = || {
+        let secs = BODY_TIME.as_secs();
+        Refusal::new(
+            408,
+            format!("the body took more than {secs} s; send as many bytes as Content-Length says, at once"),
+        )
+    };
+    let (body, permit) = read.map_err(|_| too_slow())??;
     let (sender, events) = unbounded_channel();
     let gone = Arc::new(AtomicBool::new(false));
     let waiting = Waiting(gone.clone());
     let listener = Arc::new(move |event| drop(sender.send(event)));
     // Tokenizing a long text takes a while, and the other connections mustn't wait for it.
-    let taken = spawn_blocking(move || serving.take(endpoint, &body, &Client { listener, gone })).await;
+    let take = move || {
+        let taken = serving.take(endpoint, &body, &Client { listener, gone });
+        drop((body, permit));
+        taken
+    };
+    let taken = spawn_blocking(take).await;
     let taken = taken.map_err(|_| Refusal::new(500, "the request could not be read because of a bug in Weft"))??;
     let reply = Reply::new(taken);
     match reply.streams() {
@@ -173,20 +217,25 @@ async fn whole(mut events: UnboundedReceiver<Event>, mut reply: Reply) -> std::r
     while let Some(event) = events.recv().await {
         match reply.whole(event) {
             Some(Ok(value)) => return Ok(json(200, value.to_string())),
-            Some(Err(reason)) => return Err(Refusal::new(500, reason)),
+            Some(Err(refusal)) => return Err(refusal),
             None => {}
         }
     }
     Err(Refusal::new(500, "the answer was lost because of a bug in Weft"))
 }
 
-/// Reads a body, and refuses one that is too large.
-async fn read_body(mut body: Incoming, expects: bool) -> std::result::Result<Vec<u8>, Refusal> {
+/// Reads a body, and refuses one that is too large. A large one has a permit.
+async fn read_body(
+    mut body: Incoming,
+    expects: bool,
+    large: Arc<Semaphore>,
+) -> std::result::Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
     let too_large = || Refusal::new(413, format!("the body is larger than {MOST_BODY} bytes; shorten the prompt"));
     if expects && body.size_hint().lower() > MOST_BODY as u64 {
         return Err(too_large());
     }
     let (mut bytes, mut len): (Vec<u8>, usize) = (vec![], 0);
+    let mut permit = None;
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         let frame = frame.map_err(|e| Refusal::new(400, format!("the body can't be read: {e}; send it again")))?;
         let Ok(data) = frame.into_data() else { continue };
@@ -194,13 +243,18 @@ async fn read_body(mut body: Incoming, expects: bool) -> std::result::Result<Vec
         if len > MOST_DRAINED {
             break;
         }
+        if len > LARGE_BODY && permit.is_none() {
+            permit = Some(
+                large.clone().acquire_owned().await.map_err(|_| Refusal::new(503, "the server is being stopped"))?,
+            );
+        }
         if len > MOST_BODY {
             bytes = vec![];
         } else {
             bytes.extend_from_slice(&data);
         }
     }
-    if len > MOST_BODY { Err(too_large()) } else { Ok(bytes) }
+    if len > MOST_BODY { Err(too_large()) } else { Ok((bytes, permit)) }
 }
 
 fn file(path: &str) -> Response<Body> {

@@ -1,24 +1,43 @@
-//! A connection that adds a sentence to hyper's own refusals. hyper answers bytes that aren't HTTP with a bare status, but every
-//! refusal of Weft's has a sentence.
+//! A connection that adds a sentence to hyper's own refusals, and that ends if the client doesn't read. hyper answers bytes that
+//! aren't HTTP with a bare status, but every refusal of Weft's has a sentence; hyper limits the time that a head takes, but not
+//! the time that a reply does.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 use weft::serve::refusal::Refusal;
+
+/// The time in which a client has to read some of what is sent.
+const READ_TIME: Duration = Duration::from_secs(30);
 
 /// A connection, with the reply that is being written in place of a bare refusal.
 pub struct Wording {
     stream: TokioIo<TcpStream>,
     reply: Option<(Vec<u8>, usize)>,
+    /// Runs while the client reads nothing.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl Wording {
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream: TokioIo::new(stream), reply: None }
+        Self { stream: TokioIo::new(stream), reply: None, unread: None }
+    }
+
+    /// Writes to a client that reads from time to time.
+    fn poll_write_in_time(&mut self, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes) {
+            self.unread = None;
+            return Poll::Ready(written);
+        }
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(READ_TIME)));
+        ready!(unread.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -51,16 +70,20 @@ impl Write for Wording {
         if this.reply.is_none() {
             this.reply = in_words(bytes).map(|reply| (reply, 0));
         }
-        let Some((reply, written)) = &mut this.reply else {
-            return Pin::new(&mut this.stream).poll_write(context, bytes);
+        let Some((reply, mut written)) = this.reply.take() else {
+            return this.poll_write_in_time(context, bytes);
         };
-        while *written < reply.len() {
-            match ready!(Pin::new(&mut this.stream).poll_write(context, &reply[*written..]))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => *written += count,
+        while written < reply.len() {
+            match this.poll_write_in_time(context, &reply[written..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => written += count,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => {
+                    this.reply = Some((reply, written));
+                    return Poll::Pending;
+                }
             }
         }
-        this.reply = None;
         Poll::Ready(Ok(bytes.len()))
     }
 
