@@ -315,7 +315,7 @@ fn a_sampler_that_generates_nothing_is_told() {
         "cache" => json!("prefix"),
         "remasking" => json!("low_confidence"),
         "whole_canvas" | "forbid_eos" | "defer_eos" => json!(true),
-        "top_p" => json!(0.5),
+        "top_p" | "confidence_threshold" => json!(0.5),
         _ => json!(64),
     };
     for key in default["sampler"].as_object().expect("a table").keys() {
