@@ -177,7 +177,8 @@ fn rows_of_the_hub_become_questions() {
     assert_eq!((row.choices.len(), row.ground_truth), (4, json!(2)));
     assert_eq!(refused(Task::Arc, arc("1")), "answerKey is \"1\", which is none of A, B, C, D");
     assert!(
-        refused(Task::Raft, json!({ "Sentence": "x", "ID": 1, "Label": 2 })).contains("take the data set's CSV file")
+        refused(Task::Raft, json!({ "Sentence": "x", "ID": 1, "Label": 2 }))
+            .contains("take the data set's CSV or parquet file")
     );
     assert!(refused(Task::Raft, json!({ "Sentence": "x", "ID": 1, "Label": "Unlabeled" })).contains("train file"));
 }

@@ -183,7 +183,7 @@ fn large_requests_take_little_memory() {
     let server = Server::start(&[]);
     let texts = |prompt: String| server.post("/v1/completions", &json!({ "model": "tiny-base", "prompt": prompt }));
     for text in ["1", "a", "\na", " a"] {
-        refused(&texts(text.repeat(500_000)), 400, "bytes, which no 512 tokens hold");
+        refused(&texts(text.repeat(250_000)), 400, "bytes, which no 512 tokens hold");
     }
     let turns = vec![json!({ "role": "user", "content": "a" }); 30_000];
     refused(
