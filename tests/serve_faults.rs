@@ -150,7 +150,7 @@ fn bytes_that_are_no_request_are_answered_too() {
             404,
             "there is nothing at",
         ),
-        (format!("TRACE / HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\n\r\n"), 405, "not \"TRACE\""),
+        ("TRACE / HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\n\r\n".to_owned(), 405, "not \"TRACE\""),
         (format!("{post}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}"), 400, "the request is not HTTP/1.1"),
         (format!("{post}Content-Length: -2\r\n\r\n{{}}"), 400, "the request is not HTTP/1.1"),
         (format!("{post}Content-Length: {}\r\n\r\n{{}}", "9".repeat(30)), 400, "the request is not HTTP/1.1"),
