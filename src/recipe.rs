@@ -141,10 +141,9 @@ mod tests {
             ("train.epochs=-1", "--set train.epochs = -1: give a whole number, 0 or above"),
             ("train.epochs=1.5", "--set train.epochs = 1.5: give a whole number, 0 or above"),
             ("model.use_rslora=1", "--set model.use_rslora = 1: give true or false"),
-            (
-                "model.lora_targets=q_proj",
-                "--set model.lora_targets = \"q_proj\": give a list in [ ], such as [\"a\", \"b\"]",
-            ),
+            ("model.lora_targets=1", "--set model.lora_targets = 1: give a list in [ ], such as [\"a\", \"b\"]"),
+            ("model.lora_targets=\"a\"", "--set model.lora_targets = \"a\": give a list, [\"a\"]"),
+            ("epohcs=3", "--set \"epohcs=3\" is not table.key=value; the nearest known one is train.epochs"),
             ("train.output=1", "--set train.output = 1: give a string in quotes"),
             ("model.trainable=all", "--set model.trainable = \"all\": the known values are lora, full"),
             ("model.trainable=1", "--set model.trainable = 1: give one of its names, in quotes"),
@@ -155,6 +154,19 @@ mod tests {
             ("train.epoch=4", "--set: unknown key train.epoch; the nearest known one is train.epochs"),
         ] {
             assert_eq!(problems(setting), expected);
+        }
+        for (setting, expected) in [
+            ("model.lora_targets=q_proj, v_proj", &["q_proj", "v_proj"][..]),
+            ("model.lora_targets=[q_proj,v_proj]", &["q_proj", "v_proj"]),
+            ("model.lora_targets=all-linear", &["all-linear"]),
+        ] {
+            let settings = ["data.train=[a.jsonl,b.jsonl]".to_owned(), setting.to_owned()];
+            let recipe = Recipe::parse("", Path::new("r.toml"), &settings).expect(setting);
+            assert_eq!(recipe.model.lora_targets, expected);
+            assert_eq!(
+                serde_json::to_value(&recipe.data.train).expect("JSON"),
+                serde_json::json!(["a.jsonl", "b.jsonl"])
+            );
         }
         let error = Recipe::parse("lr = 1e-4", Path::new("r.toml"), &["data.train=a.jsonl".to_owned()]);
         assert_eq!(error.expect_err("no table").to_string(), "r.toml: lr is outside of every table; set train.lr");

@@ -135,6 +135,9 @@ fn read_key<R: DeserializeOwned>(table: &str, key: &str, value: toml::Value) -> 
     let trial = Value::Object(Map::from_iter([(table.to_owned(), Value::Object(keys))]));
     match serde_json::from_value::<R>(trial) {
         Ok(_) => Ok(value),
+        Err(e) if value.is_string() && e.to_string().ends_with(A_SEQUENCE) => {
+            Err(format!("{table}.{key} = {value}: give a list, [{value}]"))
+        }
         Err(e) => Err(format!("{table}.{key} = {value}: {}", in_plain_words(&e.to_string()))),
     }
 }
@@ -153,6 +156,9 @@ fn expand_home(key: &str, value: &mut Value) {
         _ => {}
     }
 }
+
+/// The end of serde's message about a value that should be a list.
+const A_SEQUENCE: &str = "expected a sequence";
 
 /// Puts serde's message about a value into a recipe's words.
 pub(crate) fn in_plain_words(error: &str) -> String {
@@ -173,7 +179,8 @@ pub(crate) fn in_plain_words(error: &str) -> String {
     format!("give {wanted}")
 }
 
-/// Puts `table.key=value` into the recipe; a value that isn't TOML is taken as text.
+/// Puts `table.key=value` into the recipe. A value that isn't TOML is taken as text, or as a list of texts: `a,b` where the
+/// setting is a list, and `[a,b]`, which is what a shell leaves of `["a","b"]`.
 fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> std::result::Result<(), String> {
     let wrong = || format!("--set {setting:?} is not table.key=value");
     let Some((name, value)) = setting.split_once('=') else {
@@ -184,10 +191,18 @@ fn apply(setting: &str, given: &mut toml::Table, known: &Map<String, Value>) -> 
     let Some((table, key)) = name.split_once('.') else {
         let place = own_place(name, "", known).map(|place| format!("; write {}", place.setting(value.trim())));
         let why = || why_not(name).map(|why| format!("; leave it out: {why}"));
-        return Err(wrong() + &place.or_else(why).unwrap_or_default());
+        let near = || nearest(name, known).map(|near| format!("; the nearest known one is {near}"));
+        return Err(wrong() + &place.or_else(why).or_else(near).unwrap_or_default());
     };
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
-    let value = parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::from(value.trim()));
+    let text = value.trim();
+    let is_list = known.get(table).and_then(|keys| keys.get(key)).is_some_and(Value::is_array);
+    let items = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).or_else(|| is_list.then_some(text));
+    let list = |items: &str| {
+        items.split(',').map(str::trim).filter(|item| !item.is_empty()).map(toml::Value::from).collect::<Vec<_>>()
+    };
+    let as_text = || items.map_or_else(|| toml::Value::from(text), |items| list(items).into());
+    let value = parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(as_text);
     let entry = given.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
     entry.as_table_mut().ok_or_else(wrong)?.insert(key.to_owned(), value);
     Ok(())
@@ -252,6 +267,14 @@ pub fn own_place(key: &str, table: &str, known: &Map<String, Value>) -> Option<P
     let of_table = if own.is_empty() { found } else { own };
     let (_, take) = *of_table.first()?;
     Some(Place { keys: of_table.iter().map(|(place, _)| (*place).to_owned()).collect(), take })
+}
+
+/// The setting, `table.key`, whose key differs least from a misspelt name; `None` if all differ much.
+pub fn nearest(name: &str, known: &Map<String, Value>) -> Option<String> {
+    let keys =
+        known.iter().flat_map(|(table, keys)| keys.as_object().into_iter().flatten().map(move |key| (table, key.0)));
+    let distances = keys.map(|(table, key)| (strsim::damerau_levenshtein(key, name), format!("{table}.{key}")));
+    distances.min().filter(|(distance, _)| *distance <= name.len() / 4).map(|(_, place)| place)
 }
 
 /// The error for a table or key that isn't known.

@@ -134,6 +134,11 @@ fn a_file_of_rows_is_answered_and_goes_on_where_it_stopped() {
     assert_eq!(fs::read_to_string(folder.join("part.jsonl")).expect("it is there"), whole);
     assert_eq!(run("whole.jsonl")[0], "6 answers are in whole.jsonl (6 were there)\n");
     assert_eq!(fs::read_to_string(folder.join("whole.jsonl")).expect("it is there"), whole);
+    // Answers of another kind don't count.
+    let other = ["--temperature", "3", "--seed", "7", "--data", "rows.jsonl", "--out", "whole.jsonl"];
+    let told = refused(&folder, &[&SHORT[..], &other].concat());
+    assert!(told.contains("whole.jsonl:1: the model and the options of this command give another answer"), "{told}");
+    assert_eq!(fs::read_to_string(folder.join("whole.jsonl")).expect("it is there"), whole);
 
     let wrong = |row: &str| {
         fs::write(folder.join("wrong.jsonl"), format!("{{\"prompt\": \"a\"}}\n{row}\n")).expect("it is written");

@@ -115,6 +115,11 @@ fn pairs() {
         "the key \"answer\" is missing; a row needs \"question\" and \"answer\"",
     );
     refused(
+        &json!({ "prompt": "a", "chosen": "b", "rejected": "c" }),
+        None,
+        "a pair of a chosen and a rejected answer is not trained on; rename chosen to response to train on it",
+    );
+    refused(
         &json!({ "prompt": "a", "response": "b" }),
         Some("gsm8k"),
         "the key \"question\" is missing; a row needs \"question\" and \"answer\"",

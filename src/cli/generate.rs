@@ -287,6 +287,9 @@ impl Generate {
 
     fn answer_rows(&self, base: &Base, (data, out): (&Path, &Path), quiet: bool) -> Result<()> {
         super::warn_of_split(self.split.as_ref(), data);
+        if out.extension().is_some_and(|end| ["csv", "tsv", "parquet"].iter().any(|other| end == *other)) {
+            tell!("warning: {} is written as JSONL, whatever its name", out.display());
+        }
         let asking = Asking {
             sampling: self.sampling.sampling(base)?,
             system: self.asking.system.clone(),

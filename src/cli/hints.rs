@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command as Clap, CommandFactory};
 use weft::recipe::Recipe;
 use weft::settings::other_names::{Take, normal, why_not};
-use weft::settings::{Place, own_place};
+use weft::settings::{Place, nearest, own_place};
 
 use super::Cli;
 use tables::{AS_JSON, BATCHED, BATCHES, COMMANDS, ELSEWHERE, NO_COMMANDS, NO_RECIPE, OPTIONS, RECIPES, SENTENCES};
@@ -75,7 +75,8 @@ fn hint(error: &clap::Error, args: &[String]) -> Option<String> {
                 return Some(told);
             }
             let split = after_set(given, args, command).or_else(|| as_hydra(given, command));
-            let fix = split.or_else(|| fix(given, value_of(given, args), (args, command)))?;
+            let fix = split.or_else(|| fix(given, value_of(given, args), (args, command)));
+            let fix = fix.unwrap_or_else(|| nearest_option(given, value_of(given, args), command));
             Some(match given.starts_with('-') {
                 true => format!("weft {} has no {given}; {fix}", command.get_name()),
                 false => format!("weft {} takes no argument {given:?} by itself; {fix}", command.get_name()),
@@ -135,11 +136,44 @@ fn as_hydra(given: &str, command: &Clap) -> Option<String> {
     is_name.then(|| as_setting(&format!("--{name}"), Some(value), command)).flatten()
 }
 
+/// What to do about an option that isn't known: the nearest option or setting, if there is one.
+fn nearest_option(given: &str, value: Option<&str>, command: &Clap) -> String {
+    let name = given.trim_start_matches('-').split('=').next().unwrap_or_default();
+    let of_command = command.get_arguments().filter_map(clap::Arg::get_long);
+    let distances = of_command.map(|long| (strsim::damerau_levenshtein(long, name), long));
+    if let Some((_, long)) = distances.min().filter(|(distance, _)| *distance <= name.len() / 4) {
+        return written(&format!("--{long}"), value, command);
+    }
+    let place = nearest(&normal(name), &recipe_keys()).filter(|_| has(command, "--set"));
+    match place {
+        Some(place) => format!("write --set {}", quoted(&format!("{place}={}", value.unwrap_or("VALUE")))),
+        None => format!("weft {} --help lists its options", command.get_name()),
+    }
+}
+
+/// Every key of a recipe by its table.
+fn recipe_keys() -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(Recipe::default()) {
+        Ok(serde_json::Value::Object(keys)) => keys,
+        other => unreachable!("a recipe is a table: {other:?}"),
+    }
+}
+
 /// What to write in place of another program's option.
 fn fix(given: &str, value: Option<&str>, (args, command): (&[String], &Clap)) -> Option<String> {
     let name = if given.starts_with("--") { given.replace('_', "-").to_lowercase() } else { given.to_owned() };
     if !name.starts_with('-') {
         return positional(given, command);
+    }
+    if command.get_name() == "inspect" && args.iter().any(|arg| arg == "--model") && name == "--on-bad-row" {
+        return Some("leave it out: it skips and counts the rows that can't be used".to_owned());
+    }
+    if command.get_name() == "reproduce" && ["--seeds", "--arms"].contains(&&*name) {
+        let setting = format!("reproduce.{}={}", &name[2..], value.unwrap_or("VALUE"));
+        return Some(format!("write --set {}", quoted(&setting)));
+    }
+    if name == "--objective" && has(command, "--set") {
+        return Some(format!("write --set objective.kind={}", value.unwrap_or("VALUE").to_lowercase()));
     }
     if command.get_name() == "recipe" && ["--out", "-o", "--output"].contains(&&*name) {
         return Some(format!("write weft recipe > {}", value.map_or("my.toml".to_owned(), quoted)));
@@ -186,11 +220,15 @@ fn fix(given: &str, value: Option<&str>, (args, command): (&[String], &Clap)) ->
 fn positional(given: &str, command: &Clap) -> Option<String> {
     let path = Path::new(given);
     let is_adapter = path.join("adapter_config.json").is_file();
+    let of_run = path.join("adapter").join("adapter_config.json").is_file();
     let is_model = given == "tiny-base" || path.is_dir();
     match () {
         () if command.get_name() == "recipe" => Some(format!("write weft recipe > {}", quoted(given))),
         () if given.ends_with(".toml") && !has(command, "--set") => Some(NO_RECIPE.to_owned()),
         () if is_adapter && has(command, "--adapter") => Some(format!("write --adapter {}", quoted(given))),
+        () if of_run && has(command, "--adapter") => {
+            Some(format!("write --adapter {}", quoted(&path.join("adapter").display().to_string())))
+        }
         () if is_model && has(command, "--model") => Some(format!("write --model {}", quoted(given))),
         () if path.is_file() && has(command, "--data") => Some(asked_file(given, command)),
         () if has(command, "--prompt") => Some(format!("write --prompt {}", quoted(given))),
@@ -210,8 +248,7 @@ fn asked_file(file: &str, command: &Clap) -> String {
 
 /// What to write for an option that has the name of a setting, here or in another program, perhaps with its table's name.
 fn as_setting(name: &str, value: Option<&str>, command: &Clap) -> Option<String> {
-    let known = serde_json::to_value(Recipe::default()).expect("a recipe is JSON");
-    let known = known.as_object().expect("a recipe is a table");
+    let known = &recipe_keys();
     let table = if has(command, "--gen-length") { "sampler" } else { "train" };
     let place = match normal(name).split_once('.') {
         _ if !name.starts_with("--") => None,

@@ -103,9 +103,19 @@ impl Inspect {
         let inspected = |example| inspect(&base.model, &base.text, example, transform);
         let texts: Vec<_> = examples.iter().map(inspected).collect();
         drop(computing);
+        let instead = if self.out.exists() { ", in place of the page that was there" } else { "" };
         write_whole(&self.out, entropy_page(&name, &texts, transform).as_bytes())?;
-        say!("the entropies of {name} are in {}", self.out.display());
+        say!("the entropies of {name} are in {}{instead}", self.out.display());
+        if let Some(adapter) = self.own_adapter() {
+            tell!("note: the base is shown; --adapter {} shows the adapter of this run", shell_word(&adapter));
+        }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The adapter of the run whose folder is given as the recipe, if it isn't the one that is shown.
+    fn own_adapter(&self) -> Option<PathBuf> {
+        let adapter = self.recipe.as_ref()?.join("adapter");
+        (self.adapter.is_none() && adapter.exists()).then_some(adapter)
     }
 
     fn of_recipe(&self, path: &Path) -> Result<(Base, Vec<Example>, Transform)> {

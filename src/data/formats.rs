@@ -208,6 +208,10 @@ fn value<'a>(row: &'a Fields, form: Form, key: &str) -> Result<&'a Value, String
     match row.get(key) {
         Some(Value::Null) => Err(format!("{key} is null; give it a value or drop the row")),
         Some(value) => Ok(value),
+        None if is_given(row, "chosen") && is_given(row, "rejected") => {
+            Err("a pair of a chosen and a rejected answer is not trained on; rename chosen to response to train on it"
+                .to_owned())
+        }
         None => {
             let (_, keys) = KEYS.iter().find(|(of, _)| *of == form).expect("every form has its keys");
             let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();

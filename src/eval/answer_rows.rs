@@ -73,7 +73,7 @@ struct Asked {
 ///
 /// # Errors
 /// All rows that ask nothing or contain a mask token, before any row is answered, unless such rows are skipped; an output
-/// file of other rows; a file that can't be read or written.
+/// file of other rows, or with answers that this model and these options don't give; a file that can't be read or written.
 pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, progress: &Progress) -> Result<Answered> {
     asking.sampling.for_model(&base.model.config).check()?;
     if out.canonicalize().is_ok_and(|out| data.canonicalize().is_ok_and(|data| data == out)) {
@@ -87,6 +87,7 @@ pub fn answer_rows(base: &Base, (data, out): (&Path, &Path), asking: &Asking, pr
     let first = passed.rows;
     // All bad rows are reported before the first answer is computed.
     passed.check((base, asking), rows, &source)?;
+    passed.check_answers((base, asking), out)?;
     let mut answered = Answered { before: passed.answers, skipped: passed.bad.len(), ..Answered::default() };
     let mut waiting: Vec<Asked> = vec![];
     let mut file: Option<File> = None;
@@ -132,6 +133,8 @@ struct Passed {
     bad: BTreeSet<u64>,
     /// Why they are skipped.
     notes: Notes,
+    /// The first and the last row that are answered in the output, with their lines there and their answers.
+    asked_again: Vec<(Asked, usize, String)>,
 }
 
 impl Passed {
@@ -154,11 +157,14 @@ impl Passed {
         for line in written[..whole].split_inclusive(|byte| *byte == b'\n') {
             self.answers += 1;
             let answered = answered_row(line);
-            let is_answer = |row: &Result<Row>| row.as_ref().is_ok_and(|row| Some(&row.fields) == answered.as_ref());
             loop {
                 let Some((index, row)) = rows.next() else { return Err(other_row(out, self.answers)) };
                 self.rows += 1;
-                if is_answer(&row) {
+                if let (Ok(row), Some((fields, answer))) = (&row, &answered)
+                    && row.fields == *fields
+                {
+                    self.asked_again.truncate(1);
+                    self.asked_again.push((ask(base, row, index, asking)?, self.answers, answer.clone()));
                     break;
                 }
                 match read((base, asking), (index, row))? {
@@ -198,6 +204,20 @@ impl Passed {
         }
     }
 
+    /// Asks the first and the last answered row again: other answers show that the output was made in another way.
+    fn check_answers(&mut self, (base, asking): (&Base, &Asking), out: &Path) -> Result<()> {
+        for (asked, line, answer) in self.asked_again.drain(..) {
+            let prompt = Prompt { ids: &asked.ids, example: asked.index };
+            let output = generate(&base.model, &[prompt], &asking.sampling)?.remove(0);
+            if shown(base, &output.ids[asked.ids.len()..], asking.keep_special_tokens) != answer {
+                let reason = "the model and the options of this command give another answer, so this file was made in \
+                              another way; name another file as --out, or remove this one";
+                return Err(Error::Row { path: out.to_owned(), line, reason: reason.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
     fn skip(&mut self, index: u64, row: &BadRow) {
         self.bad.insert(index);
         self.notes.skip(&row.reason(), &row.place);
@@ -212,10 +232,13 @@ impl Passed {
     }
 }
 
-/// The row that a line of the output answers; `None` if the line is no answer.
-fn answered_row(line: &[u8]) -> Option<Fields> {
+/// The row that a line of the output answers, and the answer; `None` if the line is no answer.
+fn answered_row(line: &[u8]) -> Option<(Fields, String)> {
     let mut answered: Fields = serde_json::from_slice(line).ok()?;
-    answered.remove(GENERATION).filter(Value::is_string).map(|_| answered)
+    match answered.remove(GENERATION) {
+        Some(Value::String(answer)) => Some((answered, answer)),
+        _ => None,
+    }
 }
 
 /// The error for a line of the output that answers another row than the one at its place.

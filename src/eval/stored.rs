@@ -148,6 +148,11 @@ fn from_row(task: &AnyTask, row: &Fields) -> std::result::Result<Read, String> {
     };
     // d1 writes `generations` even for a single one.
     let key = if row.contains_key("generations") { "generations" } else { "generation" };
+    if !row.contains_key(key) && row.contains_key("question") {
+        return Err(format!(
+            "the key {key:?} is missing; {NEEDED}; weft generate --data FILE --out ANSWERS writes answers"
+        ));
+    }
     let is_own = !row.contains_key("ground_truth") && row.contains_key(key) && !task.is_choice();
     let (question, ground_truth) = match is_own {
         true => of_own_columns(task, row)?,

@@ -1,6 +1,7 @@
 //! LoRA adapters with PEFT's semantics and in PEFT's format: fresh adapters, loading and saving. `lora_config` decides
 //! which layers they adapt; the arithmetic is `weft_kernels::lora_linear`'s.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -232,13 +233,18 @@ fn targets(model: &Transformer, config: &LoraConfig) -> std::result::Result<Vec<
     }
     match found.is_empty() {
         true => {
-            let names = serde_json::to_string(&config.target_modules).expect("names are JSON");
-            let own: std::collections::BTreeSet<&str> = all.iter().filter_map(|name| name.rsplit('.').next()).collect();
-            let own = own.into_iter().collect::<Vec<_>>().join(", ");
+            let (names, own) =
+                (serde_json::to_string(&config.target_modules).expect("names are JSON"), last_names(&all));
             Err(format!("the targets {names} (lora_targets, target_modules) name no layer of the model; it has {own}"))
         }
         false => Ok(found),
     }
+}
+
+/// The last parts of modules' names, each once, as a list.
+fn last_names(modules: &[String]) -> String {
+    let names: BTreeSet<&str> = modules.iter().filter_map(|name| name.rsplit('.').next()).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// Refuses names of which PEFT would silently use a part, such as those of another family, and says what this family calls
@@ -260,7 +266,10 @@ fn check_names(model: &Transformer, targets: &TargetModules) -> std::result::Res
     let own = |name: &&String| model.config.family.own_name(name).map(|own| format!("{name} is {own}"));
     let known: Vec<String> = unused.iter().filter_map(own).collect();
     let names = unused.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
-    let fix = if known.is_empty() { "remove them".to_owned() } else { format!("here {}", known.join(", ")) };
+    let fix = match known.is_empty() {
+        true => format!("it has {}", last_names(&modules)),
+        false => format!("here {}", known.join(", ")),
+    };
     Err(format!("the targets {names} (lora_targets, target_modules) name no layer of the model; {fix}"))
 }
 

@@ -57,8 +57,13 @@ pub fn read(path: &Path) -> Result<String> {
     let refuse = |reason: String| Error::Config { path: path.to_owned(), reason };
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if ["jsonl", "parquet"].contains(&extension) && is_named_as_rows(path) && path.exists() {
-        let shown = path.display();
-        return Err(refuse(format!("it is a file of rows, not a recipe; give it as --set data.train={shown}")));
+        let own = ["my", "rows", "weft"].map(|name| format!("{name}.toml"));
+        let recipe = own.iter().find(|own| !Path::new(own).exists()).unwrap_or(&own[0]);
+        let rows = shell_word(path);
+        return Err(refuse(format!(
+            "it is a file of rows, not a recipe; weft recipe > {recipe} writes one, and --set data.train={rows} after its path \
+             gives it these rows"
+        )));
     }
     if path.join(RECIPE).is_file() {
         return read(&path.join(RECIPE));

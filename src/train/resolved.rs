@@ -103,7 +103,8 @@ fn further(differing: &[String], recipe: &Value) -> String {
     let is_longer =
         ["train.epochs ", "train.max_steps "].iter().any(|key| differing.iter().any(|d| d.starts_with(key)));
     match (is_longer && recipe["model"]["trainable"] == "lora", recipe["train"]["output"].as_str()) {
-        (true, Some(output)) => {
+        // Only a run that ended has one.
+        (true, Some(output)) if Path::new(output).join("adapter").exists() => {
             let adapter = shell_word(&Path::new(output).join("adapter"));
             format!(
                 "; to train its adapter further, leave out --resume and add --set model.adapter={adapter} --set \

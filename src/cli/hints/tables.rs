@@ -66,6 +66,9 @@ pub(super) const SENTENCES: &[(&str, &str)] = &[
         "--dry-run",
         "weft plan RECIPE predicts memory and time, and weft data RECIPE shows the rows, before anything runs",
     ),
+    ("--cpu", "write --device cpu"),
+    ("--gpus", "--device cuda computes on one GPU; docs/cuda.md has the launch on several"),
+    ("--num-gpus", "--device cuda computes on one GPU; docs/cuda.md has the launch on several"),
     ("--verbose", "everything is printed unless --quiet is given"),
     ("-v", "everything is printed unless --quiet is given; -V prints the version"),
     ("--do-sample", "--temperature above 0 samples"),
@@ -77,7 +80,7 @@ pub(super) const SENTENCES: &[(&str, &str)] = &[
 
 /// Options of other commands, and other programs' names for them: what to write instead if the command has that option, and
 /// the setting if it is given by `--set`.
-pub(super) const ELSEWHERE: [(&str, &str, Option<&str>); 12] = [
+pub(super) const ELSEWHERE: [(&str, &str, Option<&str>); 13] = [
     ("-n", "--examples", None),
     ("--limit", "--examples", None),
     ("--num-examples", "--examples", None),
@@ -88,6 +91,7 @@ pub(super) const ELSEWHERE: [(&str, &str, Option<&str>); 12] = [
     ("-m", "--set", Some("model.path")),
     ("--adapter", "--set", Some("model.adapter")),
     ("--data", "--set", Some("data.train")),
+    ("--input", "--set", Some("data.train")),
     ("--out", "--set", Some("train.output")),
     ("-o", "--set", Some("train.output")),
 ];
@@ -110,6 +114,7 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
     ("sft", "train"),
     ("lora", "train"),
     ("fit", "train"),
+    ("tune", "train"),
     ("run", "train"),
     ("chat", "generate"),
     ("infer", "generate"),
@@ -128,6 +133,7 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
     ("export", "merge"),
     ("fuse", "merge"),
     ("merge-lora", "merge"),
+    ("preview", "data"),
     ("preprocess", "data"),
     ("tokenize", "data"),
     ("init", "recipe"),
@@ -155,6 +161,12 @@ pub(super) const NO_COMMANDS: &[(&str, &str)] = &[
     ("options", KEYS),
     ("resume", "weft train RECIPE --resume continues a run"),
     ("continue", "weft train RECIPE --resume continues a run"),
+    ("sweep", "a loop over --set trains one run for each value, and weft compare compares them (docs/curves.md)"),
+    ("validate", CHECKS),
+    ("check", CHECKS),
+    ("lint", CHECKS),
+    ("quantize", "--quantize nf4 (or model.quantize in a recipe) quantizes the base as it is read"),
+    ("info", "weft plan RECIPE describes a recipe's base, and docs/models.md the checkpoints that load"),
     ("report", REPORTS),
     ("plot", REPORTS),
     ("runs", REPORTS),
@@ -167,5 +179,7 @@ const HELPS: &str = "weft --help lists the commands, and weft COMMAND --help the
 const MODELS: &str =
     "a model is a folder or an id of the hub (--model ORG/NAME), which the command that needs it downloads";
 const KEYS: &str = "weft recipe prints every key of a recipe, and weft COMMAND --help the options of a command";
+const CHECKS: &str =
+    "weft plan RECIPE checks a recipe and predicts what its run takes, and weft data RECIPE shows its rows";
 const REPORTS: &str = "weft train writes report.html into the run's folder, and weft compare RUN... compares runs";
 const UPLOADED: &str = "docs/hub.md has the line that uploads a run's folder";
