@@ -31,8 +31,9 @@ use crate::objective::Blocks;
 use crate::parallel::{Ranks, solo};
 use crate::recipe::Recipe;
 use crate::sampler::generate::{Prompt, Sampling, generate};
+use crate::settings::recipe_file::{ROWS, TOKENIZER};
 use crate::train::optimizer::train_everything;
-use crate::train::resolved::{ROWS, Resolved, TOKENIZER};
+use crate::train::resolved::Resolved;
 use crate::train::{Job, Trainer};
 use tasks::Posed;
 

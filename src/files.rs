@@ -38,6 +38,16 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
     path.exists().then(|| read_text(path)).transpose()
 }
 
+/// The file of a run folder that has the run's resolved recipe; it is written as soon as the run begins.
+pub const RECIPE: &str = "recipe.json";
+
+/// A path as a shell takes it.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
+    if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// Reads a small text file.
 ///
 /// # Errors

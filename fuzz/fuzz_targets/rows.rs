@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use weft::data::formats::conversation;
 use weft::data::sources::Source;
-use weft::eval::{Task, problems_of, stored};
+use weft::eval::any_task::AnyTask;
+use weft::eval::{Task, stored};
 use weft_fuzz::{check, folder, write};
 
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| folder("rows"));
@@ -29,7 +30,8 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => check(&error),
     }
     for task in Task::ALL {
-        drop(problems_of(task, &source));
-        drop(stored::load(&task.into(), &path, None));
+        let task = AnyTask::from(task);
+        drop(task.problems(&source));
+        drop(stored::load(&task, &path, None));
     }
 });

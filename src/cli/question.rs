@@ -10,8 +10,9 @@ use weft::data::typed_tokens::SpecialTokens;
 use weft::error::Result;
 use weft::experiment::Experiment;
 use weft::experiment::answer_length::{usual_length, with_room};
+use weft::files::shell_word;
 use weft::files::write_whole;
-use weft::model::settings::{Trainable, shell_word};
+use weft::model::settings::Trainable;
 use weft::sampler::generate::Sampling;
 use weft_kernels::precision::Precision;
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::train::run::RECIPE;
+use crate::files::RECIPE;
 
 /// What to give instead of a folder without a run.
 const FIX: &str = "give the folders of two or more runs (the train.output of weft train)";

@@ -9,12 +9,13 @@ use crate::counted::verb;
 use crate::error::{Error, Result};
 use crate::eval::any_task::AnyTask;
 use crate::eval::stored;
+use crate::files::RECIPE;
 use crate::files::{read_if_there, read_text};
 use crate::report::curves::Log;
 use crate::reproduce::run::{Outcome, Point, outcome_in};
+use crate::settings::recipe_file::{ROWS, TOKENIZER};
 use crate::train::held_out::HeldOutRows;
-use crate::train::resolved::{ROWS, TOKENIZER};
-use crate::train::run::{RECIPE, RESULTS};
+use crate::train::run::RESULTS;
 
 /// A run.
 #[derive(Clone, Debug, Serialize)]

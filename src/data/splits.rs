@@ -9,8 +9,7 @@ use serde_json::Value;
 use crate::counted::verb;
 use crate::error::{Error, Result};
 use crate::files::rows_file::{kind_of_name, saved_to_disk, stem_and_extension};
-use crate::files::{is_named_as_rows, read_text};
-use crate::train::run::RECIPE;
+use crate::files::{RECIPE, is_named_as_rows, read_text};
 
 /// Finds the files of a split in a folder or in its `data` folder, or the texts of a folder without splits.
 pub(super) fn files_of_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {

@@ -1,6 +1,6 @@
 //! `[model]` of a recipe: which base, in which precision, and what of it is trained.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use weft_kernels::precision::Precision;
@@ -8,6 +8,7 @@ use weft_kernels::weight::Dtype;
 
 use super::facts::Overrides;
 use super::quantize::{Quantization, Quantize};
+use crate::files::shell_word;
 
 /// `[model]`: the base and its adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,13 +96,6 @@ impl Default for ModelTable {
             adapter: None,
         }
     }
-}
-
-/// A path as a shell takes it.
-pub fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c));
-    if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 impl ModelTable {

@@ -13,8 +13,8 @@ use super::page::{page, tile, turns};
 use super::table::Table;
 use crate::data::Message;
 use crate::error::{Error, Result};
+use crate::files::RECIPE;
 use crate::files::{read_text, write_whole};
-use crate::train::run::RECIPE;
 
 /// The name of the page in a run folder.
 pub const REPORT: &str = "report.html";

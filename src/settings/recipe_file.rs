@@ -10,10 +10,13 @@ use serde_json::{Map, Value};
 
 use super::{COMPARISON, own_place};
 use crate::error::{Error, Result};
-use crate::files::{is_named_as_rows, read_text};
-use crate::model::settings::shell_word;
-use crate::train::resolved::{ROWS, TOKENIZER};
-use crate::train::run::RECIPE;
+use crate::files::{RECIPE, is_named_as_rows, read_text, shell_word};
+
+/// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
+pub(crate) const ROWS: &str = "rows";
+/// The key under which a resolved recipe holds the hash of the base's tokenizer and chat template. It says which runs can
+/// be compared; the rows' keys say whether a run can be resumed.
+pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// What to do with another program's recipe.
 const TRANSLATE: &str = "\"weft recipe > my.toml\" writes a recipe with every key, and docs/from-pytorch.md has other \

@@ -7,14 +7,8 @@ use serde_json::Value;
 
 use crate::counted::counted;
 use crate::error::{Error, Result};
-use crate::files::read_text;
-use crate::model::settings::shell_word;
-
-/// The key under which a resolved recipe holds the names of its sources and the keys of their examples.
-pub(crate) const ROWS: &str = "rows";
-/// The key under which a resolved recipe holds the hash of the base's tokenizer and chat template. It says which runs can
-/// be compared; the rows' keys say whether a run can be resumed.
-pub(crate) const TOKENIZER: &str = "tokenizer";
+use crate::files::{read_text, shell_word};
+use crate::settings::recipe_file::ROWS;
 
 /// The settings of a run with every default filled in, as its folder and its checkpoints store them.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -19,7 +19,7 @@ use super::{Trainer, checkpoint};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::eval::task_score::TaskScore;
-use crate::files::{make_folder, write_whole};
+use crate::files::{RECIPE, make_folder, write_whole};
 use crate::interrupt;
 use crate::progress::{Progress, tell};
 
@@ -44,9 +44,6 @@ pub struct Summary {
     /// Whether the run ended before its last step because the held-out loss didn't fall any more.
     pub ended_early: bool,
 }
-
-/// The resolved recipe in a run folder; it is written as soon as the run begins.
-pub const RECIPE: &str = "recipe.json";
 
 /// The file in a run folder with the results of a finished run: the object that `weft train --json` prints.
 pub const RESULTS: &str = "results.json";
