@@ -60,6 +60,7 @@ def open_page(browser, address, scheme="light", width=1280):
     page.on("request", lambda request: check(request.url.startswith((address, "data:")), f"{request.url} is another place"))
     page.goto(address)
     wait(page, "document.getElementById('model-a').options.length > 0")
+    check(page.locator("#model-a").input_value() == "run", "the adapter is chosen, not the base")
     return page
 
 
@@ -69,7 +70,7 @@ def denoise(page, tokens=32, beside=True):
     page.locator("#diffusion_steps").fill(str(tokens))
     page.locator("#block_length").fill("8")
     if beside:
-        page.locator("#model-b").select_option("run")
+        page.locator("#model-b").select_option("tiny-base")
     page.locator("#go").click()
 
 

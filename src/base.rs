@@ -30,6 +30,8 @@ pub struct Base {
     pub text: TextModel,
     /// The folder, the name of the embedded base, or the id on the hub.
     pub name: String,
+    /// The adapter that was loaded into the network, for messages; `None` if there is none or the caller doesn't set it.
+    pub adapter: Option<PathBuf>,
     /// The number format in which the weights are held, taken from the embedding: that of the files, except for f16.
     pub dtype: Dtype,
     /// The configuration, with the facts that other files or the user add.
@@ -69,7 +71,7 @@ impl Base {
         check_tokens(&text, embedding.rows(), path)?;
         let folder = (!is_embedded).then(|| path.to_owned());
         let is_half = folder.as_deref().is_some_and(|folder| is_half(folder, &config));
-        Ok(Self { model, text, name, dtype, config, is_half, overrides, folder })
+        Ok(Self { model, text, name, adapter: None, dtype, config, is_half, overrides, folder })
     }
 
     /// Opens only the text side and the configuration, for which no weights are needed.

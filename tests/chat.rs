@@ -3,6 +3,8 @@
 #![cfg(target_os = "linux")]
 
 // The commands begin with `exec`, because a shell that has seen Ctrl-C ends by it once its command has ended.
+mod scratch;
+
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -105,6 +107,25 @@ fn a_chat_has_turns_and_commands() {
     chat.until("What is 7 + 5?\n");
     assert_eq!(chat.until("> "), asked, "a chat begins anew");
     chat.type_in("/quit\n");
+    chat.ends();
+}
+
+#[test]
+fn a_chat_names_its_adapter() {
+    let folder = scratch::folder("chat-adapter");
+    let row = "{\"prompt\": \"What is 7 + 5?\", \"response\": \"12\"}\n";
+    std::fs::write(folder.join("rows.jsonl"), row.repeat(4)).expect("the rows are written");
+    let recipe = "[model]\nlora_rank = 1\n[data]\ntrain = \"rows.jsonl\"\n[train]\noutput = \"run\"\nmax_steps = 1\n";
+    std::fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+    let trained = Command::new(WEFT).current_dir(&folder).args(["train", "recipe.toml", "--quiet"]).output();
+    assert!(trained.expect("weft starts").status.success());
+    let adapter = folder.join("run/adapter");
+    let command = format!("exec '{WEFT}' generate --model tiny-base --adapter '{}' --gen-length 8", adapter.display());
+    let Some(mut chat) = Terminal::open(&command) else { return };
+    let told = format!("a chat with tiny-base and the adapter {}; /help lists the commands", adapter.display());
+    chat.until(&told);
+    chat.until("> ");
+    chat.type_in("\u{4}");
     chat.ends();
 }
 

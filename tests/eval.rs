@@ -44,7 +44,11 @@ fn every_form_of_generations_scores_the_same() {
                     {\"extracted\":null,\"correct\":0,\"total\":1}\n{\"extracted\":-10.0,\"correct\":0,\"total\":1}\n";
     for file in ["rows.jsonl", "crlf.jsonl", "pretty.json", "compact.json"] {
         let text = printed(&folder, &["score", "--task", "gsm8k", file, "--out", "scores.jsonl"]);
-        assert_eq!(text, "gsm8k on 4 generations: 25.0 % +- 25.0 (1 of 4)\nscores are in scores.jsonl\n", "{file}");
+        assert_eq!(
+            text,
+            "gsm8k on 4 generations: 25.0 % +- 25.0 (1 of 4), 95 % interval 4.6 to 69.9\nscores are in scores.jsonl\n",
+            "{file}"
+        );
         assert_eq!(fs::read_to_string(folder.join("scores.jsonl")).expect("the scores lie there"), expected, "{file}");
         assert_eq!(
             printed(&folder, &["score", "--task", "gsm8k", file]),

@@ -49,7 +49,7 @@ const PARTS: [&str; 12] = [
     "Beware: the accuracies rest on 2 problems; ",
     "| generated sudoku | training | 64 | 0 | 64 examples | 0 |\n\
      | generated sudoku | held-out evaluation | 6 | 0 | 6 examples | 0 |\n",
-    "These are the rows of seed 3; each seed draws its own.",
+    "These are the rows of seed 3; each seed draws its own. The base's scores are means over the rows of 2 seeds.",
     "## Accuracy in percent at the end",
     "## Held-out loss in nats per answer token at the end",
     "## Gradient norms",
@@ -137,6 +137,17 @@ fn the_reports_numbers_are_those_of_its_runs() {
     let normalizer = &factors.iter().find(is_own).expect("they are there")["normalizer"]["difference"]["mean"];
     let masked = mean("sft-masked") + mean("weft-masked");
     assert!(near(normalizer, (masked - mean("sft-answer") - mean("weft-answer")) / 2.0));
+    // Each seed draws its own rows, and the base is scored on those of both.
+    let of_base = |path: &str| {
+        let path = folder.join("runs/study/sudoku/base").join(path);
+        let saved: Value = serde_json::from_str(&std::fs::read_to_string(path).expect("it is scored")).expect("JSON");
+        saved["outcome"]["points"][0]["nll_bound"].as_f64().expect("a number")
+    };
+    let [first, second] = ["outcome.json", "seed-4/outcome.json"].map(of_base);
+    assert_ne!(first, second);
+    assert!(near(&setting["base_by_seed"][0]["nll_bound"], first));
+    assert!(near(&setting["base_by_seed"][1]["nll_bound"], second));
+    let base = format!("Held-out loss, nats per answer token, during training (base: {:.4} [", (first + second) / 2.0);
     // The gradient norms are metrics.jsonl's.
     let metrics = folder.join("runs/study/sudoku/cart/seed-3/metrics.jsonl");
     assert!(!metrics.exists(), "cart is no arm here");
@@ -149,7 +160,7 @@ fn the_reports_numbers_are_those_of_its_runs() {
     assert!(near(&arm("weft-masked")["outcomes"][0]["grad_norm"]["mean"], mean_norm));
     assert!(lines[0]["uncertainty_spread"].as_f64().expect("weft has entropies") > 0.0);
     let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
-    for part in PARTS {
+    for part in PARTS.into_iter().chain([&*base]) {
         assert!(page.contains(part), "{part} is missing:\n{page}");
     }
     for chart in ["accuracy-sudoku", "loss-countdown-full", "differences-sudoku"] {

@@ -218,6 +218,16 @@ fn the_best_weights_are_saved_and_patience_ends_a_run() {
     assert_eq!(steps, at + 6, "three evaluations after the best one: {whole}");
     assert!(steps < 48 && told.contains("the run ended early"), "{told}");
     assert!(told.contains(&format!(" at step {at}, saved in run/best-adapter\n")), "{told}");
+    let folders = format!(
+        "the last adapter (step {steps}) is in run/adapter\n\
+         the best adapter (step {at}, lowest held-out loss) is in run/best-adapter\n"
+    );
+    assert!(told.contains(&folders), "{told}");
+    assert!(told.contains("try it: weft generate --model tiny-base --adapter run/best-adapter "), "{told}");
+    let page = String::from_utf8(read("report.html")).expect("UTF-8");
+    for part in [format!("last adapter, of step {steps}"), format!("best adapter, of step {at}")] {
+        assert!(page.contains(&part), "{part} is missing");
+    }
     let log = String::from_utf8(read("metrics.jsonl")).expect("UTF-8");
     let losses = log.lines().filter_map(|line| {
         let line: Value = serde_json::from_str(line).expect("it is JSON");

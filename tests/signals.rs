@@ -1,11 +1,12 @@
-//! SIGINT and SIGTERM end a run after its step, saved; two runs don't share a folder.
+//! SIGINT and SIGTERM end a run after its step, saved, or at once before the first step; two runs don't share a folder.
 #![cfg(unix)]
 
 mod scratch;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use scratch::folder;
@@ -104,4 +105,56 @@ fn a_second_signal_stops_at_once() {
     let told = "stopped at once; --resume continues from the last checkpoint\n";
     assert!(stderr(&output).ends_with(told), "{}", stderr(&output));
     assert!(!folder.join("run/checkpoints").exists(), "the step isn't done");
+}
+
+/// Starts a run whose task is scored after each epoch of one step, and returns it with its standard error once a line of that
+/// begins with `line`; what was read so far is in the text.
+fn scored_run(folder: &Path, line: &str, more: &[&str]) -> (Child, BufReader<ChildStderr>, String) {
+    let recipe = "[model]\nlora_rank = 2\n[data]\ngenerate = \"sudoku\"\ntrain_rows = 8\nheld_out_rows = 12\n[train]\noutput = \"run\"\n\
+                  epochs = 2\nmicro_batch_size = 8\n[eval]\ntask = \"sudoku\"\neach_epoch = true\nsamples = 0\n[sampler]\n\
+                  gen_length = 32\ndiffusion_steps = 32\n";
+    fs::write(folder.join("recipe.toml"), recipe).expect("the recipe is written");
+    let mut child = weft(folder, more).spawn().expect("weft starts");
+    let mut told = BufReader::new(child.stderr.take().expect("it is piped"));
+    let mut text = String::new();
+    while !text.lines().last().is_some_and(|last| last.starts_with(line)) {
+        assert!(told.read_line(&mut text).expect("text") > 0, "{line} is told: {text}");
+    }
+    (child, told, text)
+}
+
+#[test]
+fn a_run_without_a_step_stops_at_once_while_its_base_is_scored() {
+    let folder = folder("unbegun");
+    let (mut child, mut rest, mut text) = scored_run(&folder, "scoring the base on 12 problems of sudoku", &[]);
+    send("-INT", &child);
+    rest.read_to_string(&mut text).expect("text");
+    assert_eq!(child.wait().expect("the run ends").code(), Some(130), "{text}");
+    let told = "stopped before the first step; nothing has been trained, so there is nothing to save\n";
+    assert!(text.ends_with(told), "{text}");
+    // The same command begins the run again.
+    let (mut child, ..) = scored_run(&folder, "step 1: sudoku ", &[]);
+    child.kill().and_then(|()| child.wait()).expect("it is ended");
+}
+
+#[test]
+fn a_run_stops_once_its_tasks_are_scored() {
+    let folder = folder("scored");
+    let (mut child, mut rest, mut text) = scored_run(&folder, "scoring the adapter on 12 problems of sudoku", &[]);
+    send("-INT", &child);
+    rest.read_to_string(&mut text).expect("text");
+    assert_eq!(child.wait().expect("the run ends").code(), Some(130), "{text}");
+    let told = "stopping once the tasks are scored, with the last step saved; a second signal stops at once\n";
+    assert!(text.contains(told), "{text}");
+    assert!(text.ends_with("stopped at step 1, which is saved in run; add --resume to continue\n"), "{text}");
+    // The scores are in the log, so that a run that resumes doesn't score again before its next step; the last step is saved
+    // before the end is scored.
+    let (mut child, mut rest, mut text) = scored_run(&folder, "scoring the adapter on 12 problems", &["--resume"]);
+    assert!(text.contains("resuming at step 1\n"), "{text}");
+    send("-INT", &child);
+    rest.read_to_string(&mut text).expect("text");
+    assert_eq!(child.wait().expect("the run ends").code(), Some(0), "{text}");
+    assert!(text.contains("the last step is done and saved; the run ends once it is scored"), "{text}");
+    let log = fs::read_to_string(folder.join("run/metrics.jsonl")).expect("there is a log");
+    assert_eq!(log.matches("\"task\":\"sudoku\"").count(), 3, "{log}");
 }

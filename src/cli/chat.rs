@@ -62,7 +62,9 @@ pub fn run(base: &Base, system: Option<String>, sampling: &Sampling, keeps_speci
     });
     let mut chat = Chat { base, sampling, keeps_special_tokens, system, turns: vec![], signals };
     let mut editor = LineEditor::open()?;
-    tell!("a chat with {}; /help lists the commands, Ctrl-D leaves", base.name);
+    let adapter =
+        base.adapter.as_ref().map(|folder| format!(" and the adapter {}", folder.display())).unwrap_or_default();
+    tell!("a chat with {}{adapter}; /help lists the commands, Ctrl-D leaves", base.name);
     while let Some(line) = editor.read()? {
         match chat.command(line) {
             Line::Quit => return Ok(()),

@@ -307,6 +307,7 @@ impl ModelArgs {
             lora::load(adapter, &mut base.model)?;
             warn_of_base(adapter, &base.name);
             warn_of_bits(adapter, base.model.quantization());
+            base.adapter = Some(adapter.clone());
         }
         base.text.set_special_tokens(self.special_tokens.unwrap_or_default());
         if let Some(kwargs) = &self.chat_template_kwargs {

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 use weft::error::Result;
-use weft::experiment::Experiment;
 use weft::files::write_whole;
 use weft::hub::name_and_revision;
 use weft::model::settings::Trainable;
@@ -18,12 +17,13 @@ use super::results::Results;
 /// The card's file name.
 const CARD: &str = "README.md";
 
-/// Writes the card into the folder of the adapter or checkpoint that a run saved.
-pub fn write(folder: &Path, experiment: &Experiment, base: &str, results: &Results) -> Result<()> {
-    write_whole(&folder.join(CARD), card(experiment, base, results).as_bytes())
+/// Writes the card into the folder of the adapter or checkpoint that a run saved and that `question` asks.
+pub fn write(folder: &Path, (base, question): (&str, &str), results: &Results) -> Result<()> {
+    write_whole(&folder.join(CARD), card(base, question, results).as_bytes())
 }
 
-fn card(experiment: &Experiment, base: &str, results: &Results) -> String {
+fn card(base: &str, question: &str, results: &Results) -> String {
+    let experiment = results.experiment;
     let recipe = &experiment.recipe;
     let is_lora = recipe.model.trainable == Trainable::Lora;
     let what = if is_lora { "LoRA adapter (PEFT format)" } else { "checkpoint" };
@@ -52,7 +52,7 @@ fn card(experiment: &Experiment, base: &str, results: &Results) -> String {
     for (name, value) in results.rows() {
         card += &format!("| {name} | {value} |\n");
     }
-    card += &format!("\n## Use\n\n```sh\n{}\n```\n\n", results.question);
+    card += &format!("\n## Use\n\n```sh\n{question}\n```\n\n");
     card += &format!(
         "## Recipe\n\nThese settings differ from the defaults; `weft train recipe.toml` repeats the run.\n\n```toml\n{}```\n",
         settings(recipe)

@@ -75,6 +75,11 @@ pub fn bar(quiet: bool) -> Progress {
     if quiet { Progress::hidden() } else { Progress::shown() }
 }
 
+/// Whether progress is told in lines, because no bar can be drawn.
+pub fn needs_lines(quiet: bool) -> bool {
+    !quiet && drawn(false).is_hidden()
+}
+
 /// The command's own progress bar.
 pub fn drawn(quiet: bool) -> ProgressBar {
     if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() }

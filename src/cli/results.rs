@@ -1,5 +1,7 @@
 //! The results of a run of `weft train`, for a person, for the run's report and for a program.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 use weft::counted::counted;
 use weft::eval::task_score::TaskScore;
@@ -25,7 +27,7 @@ pub struct Results<'a> {
     pub scores: Vec<Scores>,
     /// The peak resident size, and the planned one.
     pub memory_bytes: [u64; 2],
-    /// The path of each output, by name.
+    /// The path of each output by name: the last adapter or checkpoint, and the report.
     pub files: [(&'static str, String); 2],
     /// The command that asks the trained model.
     pub question: String,
@@ -68,9 +70,15 @@ impl Results<'_> {
         }
         let [peak, planned] = self.memory_bytes.map(|bytes| bytes as f64 / 1e9);
         sentence!(2, "peak memory {peak:.3} GB; {planned:.3} GB were planned");
-        for (name, path) in &self.files {
-            say!("the {name} is in {path}");
+        let [(weights, last), (report, page)] = &self.files;
+        match self.better() {
+            Some((step, what, path)) => {
+                say!("the last {weights} (step {}) is in {last}", self.steps);
+                say!("the best {weights} (step {step}, {what}) is in {path}");
+            }
+            None => say!("the {weights} is in {last}"),
         }
+        say!("the {report} is in {page}");
         say!("try it: {}", self.question);
         match self.summary.held_out.map(|[before, after]| 1.0 - after / before) {
             Some(fall) if fall < -HARDLY => {
@@ -81,6 +89,12 @@ impl Results<'_> {
             }
             _ => {}
         }
+    }
+
+    /// The step of the best weights, what makes them the best, and their folder, if they are saved and aren't the last ones.
+    fn better(&self) -> Option<(u64, &'static str, &str)> {
+        let best = self.summary.best.filter(|best| best.step != self.steps)?;
+        Some((best.step, best.told().0, self.best.as_deref()?))
     }
 
     /// Names and values for the report.
@@ -96,6 +110,10 @@ impl Results<'_> {
         if let Some(best) = self.summary.best {
             let (what, number) = best.told();
             rows.push(row(what, format!("{number} at step {}", best.step)));
+        }
+        if let Some((step, _, path)) = self.better() {
+            rows.push(row(&format!("last {}, of step {}", self.files[0].0, self.steps), folder_name(&self.files[0].1)));
+            rows.push(row(&format!("best {}, of step {step}", self.files[0].0), folder_name(path)));
         }
         rows.extend(self.skipped().map(|skipped| row("skipped", skipped)));
         rows.push(row("training", format!("{:.0} s", self.summary.train_secs)));
@@ -185,6 +203,11 @@ impl Results<'_> {
         fields.extend(self.files.iter().map(|(name, path)| ((*name).to_owned(), json!(path))));
         object
     }
+}
+
+/// The name of a folder in the run folder.
+fn folder_name(path: &str) -> String {
+    Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The examples that are trained on, the tokens in them, and how many of their answers were cut.

@@ -2,7 +2,7 @@
 //! their current step; a later one stops the program at once. One request may arrive as several signals: `timeout`
 //! signals the process and its group, and a terminal and a launcher each send their own. A chat handles SIGINT itself.
 
-use weft::interrupt;
+use weft::interrupt::{self, Stage};
 use weft::parallel::Ranks;
 
 /// The exit status of a program stopped by SIGINT: 128 plus the signal's number.
@@ -39,12 +39,36 @@ pub fn listen(ranks: &Ranks) {
                     // Among ranks this may be the end of the program: the launcher sends the signal when one of them
                     // has failed.
                     if is_alone {
-                        tell!("stopping after this step, which is saved; a second signal stops at once");
+                        answer(interrupt::stage());
                     }
                 }
             }
         }
     });
+}
+
+/// Says what a request to stop waits for; ends the program where there is nothing to wait for.
+#[cfg(unix)]
+fn answer(stage: Stage) {
+    let at_once = |told: &str| {
+        tell!("{told}");
+        // Exits without the usual cleanup, because other threads are still running.
+        signal_hook::low_level::exit(i32::from(STOPPED))
+    };
+    match stage {
+        Stage::Start => at_once("stopped before the first step; nothing has been trained, so there is nothing to save"),
+        Stage::Resumed => at_once("stopped before another step; --resume continues from the last checkpoint"),
+        Stage::Steps => tell!("stopping after this step, which is saved; a second signal stops at once"),
+        Stage::Scoring => {
+            tell!("stopping once the tasks are scored, with the last step saved; a second signal stops at once");
+        }
+        Stage::End => {
+            tell!(
+                "the last step is done and saved; the run ends once it is scored and its results are written; a second signal \
+                 stops at once"
+            );
+        }
+    }
 }
 
 #[cfg(not(unix))]

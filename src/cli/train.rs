@@ -13,6 +13,7 @@ use weft::data::turns::turns;
 use weft::error::{Error, Result};
 use weft::experiment::{Experiment, answer_length};
 use weft::files::{read_text, write_whole};
+use weft::interrupt::{self, Stage};
 use weft::machine::{available_bytes, peak_rss_bytes, resident_bytes};
 use weft::model::settings::Trainable;
 use weft::parallel::Ranks;
@@ -103,6 +104,7 @@ impl Train {
     pub fn run(self, quiet: bool, ranks: &Ranks) -> Result<ExitCode> {
         let is_first = ranks.is_first();
         let quiet = quiet || self.json || !is_first;
+        interrupt::enter(if self.resume { Stage::Resumed } else { Stage::Start });
         // 1. The base and the rows.
         let (experiment, mut base, plan) = self.open(ranks, quiet)?;
         let output = experiment.recipe.train.output.clone();
@@ -118,10 +120,7 @@ impl Train {
         }
         base.model.put_on(&weft::device::current());
         // 2. The base's score and answers before training.
-        let before = match experiment.logged_before(self.resume)? {
-            Some(logged) => logged,
-            None => scores::evaluate(&experiment, (&base.model, &base.text), "base", quiet)?,
-        };
+        let (before, seconds) = scores::of_base(&experiment, &base, (self.resume, quiet))?;
         let mut samples = if is_first { first_samples(&experiment, &base)? } else { vec![] };
         // 3. Training.
         let (mut trainer, adapter) = experiment.trainer(base.model, &base.text)?;
@@ -132,15 +131,17 @@ impl Train {
         }
         let (held_out, resolved) = (experiment.held_out_examples(), experiment.resolved());
         let options = run::Options { resume: self.resume, quiet };
-        let mut score = |trainer: &Trainer| scores::evaluate(&experiment, (&trainer.model, &base.text), matmul, quiet);
+        let mut score = |trainer: &Trainer| scores::of_trained(&experiment, (trainer, &base.text), matmul, quiet);
         let each_epoch = recipe.eval.is_each_epoch();
-        let scoring = Scoring { before: &before, each_epoch, score: &mut score };
+        let scoring = Scoring { before: &before, seconds, each_epoch, score: &mut score };
+        interrupt::enter(Stage::Steps);
         let mut go_on = |_: &StepReport| ControlFlow::Continue(());
         let ended = match experiment.tasks.is_empty() {
             true => run::train(&mut trainer, (held_out, &output), &resolved, options, go_on).map(|of| (of, vec![])),
             false => train_scored(&mut trainer, (held_out, &output), &resolved, options, (scoring, &mut go_on)),
         };
         let (summary, after) = ended.map_err(|error| experiment.with_rows(error))?;
+        interrupt::enter(Stage::End);
         let steps = trainer.step;
         base.model = trainer.model;
         let folder = output.join(matmul);
@@ -153,6 +154,7 @@ impl Train {
             sample.after = after;
         }
         let best = experiment.save_best(&mut base, (adapter.as_ref(), matmul), summary.best)?;
+        let better = best.as_ref().filter(|_| summary.best.is_some_and(|best| best.step != steps));
         let named = |(before, after)| [("base", before), (matmul, after)];
         let results = Results {
             steps,
@@ -162,12 +164,13 @@ impl Train {
             memory_bytes: [used_bytes(), plan.peak_bytes as u64],
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
-            question: question::command(&experiment, &base, &folder)?,
+            question: question::command(&experiment, &base, better.unwrap_or(&folder))?,
             best: best.as_ref().map(|folder| folder.display().to_string()),
             rows: rows::as_json(&experiment.train, experiment.held_out.as_ref()),
         };
         for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
-            model_card::write(folder, &experiment, &base.name, &results)?;
+            let question = question::command(&experiment, &base, folder)?;
+            model_card::write(folder, (&base.name, &question), &results)?;
         }
         let sampling = answer_length::of_report(recipe, &base.model.config, &experiment.train);
         self.finish(&results, (&samples, &answer_length::told(&sampling, &experiment.train)))

@@ -129,7 +129,7 @@ impl TaskScore {
             ("correct".to_owned(), json!(correct)),
             ("total".to_owned(), json!(total)),
         ]);
-        if let Some(interval) = self.kind.and_then(|_| self.interval()) {
+        if let Some(interval) = self.interval() {
             object.insert("interval".to_owned(), json!(interval));
         }
         object.extend(self.others.iter().map(|metric| (metric.name.to_owned(), json!(metric))));
@@ -145,7 +145,7 @@ impl fmt::Display for TaskScore {
             write!(f, "{} ", self.name())?;
         }
         write!(f, "{}", self.accuracy)?;
-        if let Some([low, high]) = self.interval().filter(|_| self.kind.is_some()) {
+        if let Some([low, high]) = self.interval() {
             write!(f, ", 95 % interval {:.1} to {:.1}", 100.0 * low, 100.0 * high)?;
         }
         for Metric { name, value, standard_error } in &self.others {

@@ -93,7 +93,7 @@ impl Experiment {
         let summary = match by_task {
             true => {
                 let mut score = |trainer: &Trainer| self.scores(&trainer.model, &base.text);
-                let scoring = Scoring { before: &before, each_epoch: true, score: &mut score };
+                let scoring = Scoring { before: &before, seconds: None, each_epoch: true, score: &mut score };
                 train_scored(&mut trainer, rows, &self.resolved(), options, (scoring, &mut observe))
                     .map(|scored| scored.0)
             }

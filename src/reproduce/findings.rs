@@ -6,7 +6,8 @@ use serde::Serialize;
 use super::Outcomes;
 use super::arms::pairs;
 use super::forgetting::Forgetting;
-use super::rows::SettingRows;
+use super::markdown::value_of;
+use super::rows::{SettingRows, is_by_seed};
 use super::run::{Outcome, OverSteps, Point};
 use super::statistics::{Interval, Paired, Range, Variation, interval, paired, variation};
 use super::study::{PlannedRun, Study};
@@ -102,8 +103,12 @@ pub struct SettingFindings {
     pub rows: Option<SettingRows>,
     /// The steps at which the arms were scored.
     pub steps: Vec<u64>,
-    /// The scores of the base.
+    /// The scores of the base on the rows of the first seed.
     pub base: Point,
+    /// The scores of the base on the rows of each seed, if each seed has rows of its own. Seeds on whose rows it wasn't scored
+    /// are left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub base_by_seed: Vec<Point>,
     /// The findings of each arm.
     pub arms: Vec<ArmFindings>,
     /// The paired differences between arms.
@@ -222,6 +227,10 @@ impl SettingFindings {
             rows: outcomes.bases[setting].rows.clone(),
             steps,
             base: outcomes.bases[setting].points[0],
+            base_by_seed: match is_by_seed(&study.bases[setting].recipe) {
+                true => [&outcomes.bases[setting].points[..1], &outcomes.bases_of_others[setting]].concat(),
+                false => vec![],
+            },
             arms,
             differences: vec![],
             factors: vec![],
@@ -258,6 +267,14 @@ impl SettingFindings {
         accuracy.into_iter().chain([Metric::NllBound]).collect()
     }
 
+    /// The base's score: its mean over the rows of each seed, or its score on the rows that all seeds share. `None` without a
+    /// task.
+    pub(crate) fn base_score(&self, metric: Metric) -> Option<Interval> {
+        let points = if self.base_by_seed.is_empty() { std::slice::from_ref(&self.base) } else { &self.base_by_seed };
+        let values: Option<Vec<f64>> = points.iter().map(|point| value_of(point, metric)).collect();
+        Some(interval(&values?)?.within(metric.range()))
+    }
+
     /// The differences of a score at the end of the runs.
     pub(crate) fn differences_at_end(&self, metric: Metric) -> impl Iterator<Item = &Difference> {
         self.differences.iter().filter(move |d| d.metric == metric && Some(&d.step) == self.steps.last())
@@ -271,10 +288,7 @@ impl SettingFindings {
     /// The score of an arm's run at one of the steps; `None` if the run isn't finished or diverged earlier.
     fn value(&self, arm: usize, seed: usize, at: usize, metric: Metric) -> Option<f64> {
         let point = self.arms[arm].outcomes.get(seed)?.as_ref()?.points.get(at)?;
-        Some(match metric {
-            Metric::Accuracy => 100.0 * point.accuracy?.accuracy,
-            Metric::NllBound => point.nll_bound,
-        })
+        value_of(point, metric)
     }
 
     pub(super) fn num_seeds(&self) -> usize {

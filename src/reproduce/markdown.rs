@@ -45,6 +45,9 @@ pub fn page(findings: &Findings, recipe: &Path) -> String {
         let _ = writeln!(page, "## {} at the end\n", capitalized(metric.name()));
         let (header, rows) = main_table(findings, metric);
         table(&mut page, header, rows);
+        if let Some(note) = base_note(findings) {
+            let _ = writeln!(page, "{note}\n");
+        }
     }
     forgetting::section(&mut page, findings);
     for setting in &findings.settings {
@@ -132,10 +135,11 @@ pub(super) fn main_table(findings: &Findings, metric: Metric) -> (Vec<String>, V
     let header = with_name("", names, Some("average".to_owned()));
     let decimals = metric.decimals();
     let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
-    let bases: Vec<Option<f64>> = findings.settings.iter().map(|s| value_of(&s.base, metric)).collect();
-    let sum: Option<f64> = bases.iter().copied().sum();
+    let bases: Vec<Option<Interval>> = findings.settings.iter().map(|s| s.base_score(metric)).collect();
+    let sum: Option<f64> = bases.iter().map(|base| base.map(|base| base.mean)).sum();
     let average = shown(sum.map(|sum| sum / bases.len() as f64));
-    let mut rows = vec![with_name("base", bases.iter().map(|value| shown(*value)).collect(), Some(average))];
+    let cells = bases.iter().map(|base| cell(base.as_ref(), decimals)).collect();
+    let mut rows = vec![with_name("base", cells, Some(average))];
     for (i, name) in findings.arms.iter().enumerate() {
         let cells = findings.settings.iter().map(|s| last(of_metric(&s.arms[i], metric), decimals)).collect();
         rows.push(with_name(name, cells, Some(cell(findings.average[i].as_ref(), 1))));
@@ -143,6 +147,20 @@ pub(super) fn main_table(findings: &Findings, metric: Metric) -> (Vec<String>, V
     (header, rows)
 }
 
+/// A note on the base's row where each seed has rows of its own but the base isn't scored on those of all seeds.
+pub(super) fn base_note(findings: &Findings) -> Option<String> {
+    let fewest = findings.settings.iter().map(|setting| setting.base_by_seed.len()).filter(|count| *count > 0).min()?;
+    let all = findings.seeds.len();
+    (fewest < all).then(|| {
+        format!(
+            "The base is scored on the rows of {fewest} of {} only, the arms on those of all; weft reproduce without --report-only \
+             scores it on the others.",
+            counted(all, "seed")
+        )
+    })
+}
+
+/// The value of a score; `None` without a task.
 pub(super) fn value_of(point: &Point, metric: Metric) -> Option<f64> {
     match metric {
         Metric::Accuracy => point.accuracy.map(|accuracy| 100.0 * accuracy.accuracy),
@@ -163,7 +181,7 @@ fn of_setting(page: &mut String, setting: &SettingFindings) {
         let decimals = metric.decimals();
         let name =
             if metric == Metric::Accuracy { "Accuracy in percent" } else { "Held-out loss, nats per answer token" };
-        let base = value_of(&setting.base, metric).map(|base| format!("{base:.decimals$}")).unwrap_or_default();
+        let base = cell(setting.base_score(metric).as_ref(), decimals);
         let _ = writeln!(page, "{name}, during training (base: {base}):\n");
         let row = |arm: &ArmFindings| {
             let cells = of_metric(arm, metric).iter().map(|i| cell(i.as_ref(), decimals));

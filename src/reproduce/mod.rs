@@ -24,16 +24,21 @@ use std::time::{Duration, Instant};
 use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, write_whole};
+use crate::interrupt;
 use crate::parallel::collective::Collective;
+use crate::recipe::Recipe;
 use crate::train::run::lock;
 use findings::Findings;
-use run::Outcome;
+use run::{Outcome, Point};
 use study::{PlannedBase, PlannedRun, Study};
 
 /// The outcomes of a comparison so far.
 pub struct Outcomes {
     /// The outcome of the base under each setting.
     pub bases: Vec<Outcome>,
+    /// The base's scores under each setting on the rows of the seeds after the first, if each seed has rows of its own; seeds
+    /// on whose rows it isn't scored are left out.
+    pub bases_of_others: Vec<Vec<Point>>,
     /// The outcomes of the runs, in the order of the study; `None` if a run isn't finished.
     pub runs: Vec<Option<Outcome>>,
     /// The times under each setting; `None` if none were measured.
@@ -55,11 +60,13 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
     tell(&format!("{}, {} of them done", counted(runs.len(), "run"), runs.len() - left.len()));
     // 2. Score the bases.
     let mut bases = vec![];
-    for PlannedBase { recipe, also } in study.bases.iter().filter(|_| is_first) {
+    let mut bases_of_others = vec![];
+    for PlannedBase { recipe, also, others } in study.bases.iter().filter(|_| is_first) {
         bases.push(match run::read(recipe, also)? {
             Some(outcome) => outcome,
             None => run::base(recipe, also, study.table.evaluations)?,
         });
+        bases_of_others.push(score_others(others, is_wanted, tell)?);
     }
     let of_rows = rows::warnings(bases.iter().filter_map(|base| base.rows.as_ref()));
     of_rows.iter().for_each(|warning| crate::progress::tell(&format!("warning: {warning}")));
@@ -80,7 +87,30 @@ pub fn go(ranks: &dyn Collective, study: &Study, is_wanted: bool, tell: &(impl F
         known => Ok(known),
     };
     let times = (0..study.table.settings.len()).map(times_of).collect::<Result<_>>()?;
-    Ok(Outcomes { bases, runs, times })
+    Ok(Outcomes { bases, bases_of_others, runs, times })
+}
+
+/// The base's scores on the rows of more seeds; those that aren't known yet are computed if that `is_wanted`.
+fn score_others(others: &[Recipe], is_wanted: bool, tell: &impl Fn(&str)) -> Result<Vec<Point>> {
+    let mut points = vec![];
+    for (i, recipe) in others.iter().enumerate() {
+        let outcome = match run::read(recipe, &[])? {
+            Some(outcome) => outcome,
+            // The first run stops too, and says how to continue.
+            None if !is_wanted || interrupt::is_asked() => continue,
+            None => {
+                tell(&format!(
+                    "scoring the base on the rows of seed {} ({} of {})",
+                    recipe.train.seed,
+                    i + 2,
+                    others.len() + 1
+                ));
+                run::base_of_seed(recipe)?
+            }
+        };
+        points.extend(outcome.points);
+    }
+    Ok(points)
 }
 
 fn read_runs(study: &Study) -> Result<Vec<Option<Outcome>>> {

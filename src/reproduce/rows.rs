@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::findings::{Findings, SettingFindings};
 use super::markdown::table;
 use super::statistics::few;
+use crate::counted::counted;
 use crate::data::hold_out::HeldOut;
 use crate::experiment::Experiment;
+use crate::recipe::Recipe;
 use crate::report::rows::{COLUMNS, SourceRows};
 use crate::report::visible::visible;
 
@@ -33,18 +35,19 @@ impl SettingRows {
             // Their files are removed at the end of each run.
             sources.iter_mut().for_each(|source| source.name = format!("generated {}", puzzle.name()));
         }
-        let is_drawn = matches!(recipe.data.held_out, Some(HeldOut::Percent(_) | HeldOut::Rows(_)));
-        Self {
-            sources,
-            problems: tasks.first().map(|posed| posed.problems.len()),
-            by_seed: recipe.data.generate.is_some() || is_drawn,
-        }
+        Self { sources, problems: tasks.first().map(|posed| posed.problems.len()), by_seed: is_by_seed(recipe) }
     }
 
     /// The number of held-out examples.
     fn num_held_out(&self) -> usize {
         self.sources.iter().filter(|source| source.is_held_out).map(|source| source.examples).sum()
     }
+}
+
+/// Whether each seed of a recipe has rows of its own.
+pub(super) fn is_by_seed(recipe: &Recipe) -> bool {
+    let is_drawn = matches!(recipe.data.held_out, Some(HeldOut::Percent(_) | HeldOut::Rows(_)));
+    recipe.data.generate.is_some() || is_drawn
 }
 
 /// Warnings of settings whose scores rest on few rows or problems, given the rows of each setting. The setting with the fewest
@@ -90,7 +93,11 @@ fn of_setting(page: &mut String, setting: &SettingFindings, first_seed: u64) {
         page.push('\n');
     }
     if rows.by_seed {
-        let _ = writeln!(page, "These are the rows of seed {first_seed}; each seed draws its own.\n");
+        let scored = match setting.base_by_seed.len() {
+            0 | 1 => String::new(),
+            count => format!(" The base's scores are means over the rows of {}.", counted(count, "seed")),
+        };
+        let _ = writeln!(page, "These are the rows of seed {first_seed}; each seed draws its own.{scored}\n");
     }
 }
 

@@ -70,6 +70,21 @@ pub struct Outcome {
     pub rows: Option<SettingRows>,
 }
 
+impl Outcome {
+    /// The outcome of a base, which has no steps.
+    fn of_base(point: Point) -> Self {
+        Self {
+            points: vec![point],
+            grad_norm: None,
+            mean_entropy: None,
+            uncertainty_spread: None,
+            diverged: None,
+            also: vec![],
+            rows: None,
+        }
+    }
+}
+
 /// The file of a run's outcome, and the file of its scores so far.
 const OUTCOME: &str = "outcome.json";
 const POINTS: &str = "points.json";
@@ -168,16 +183,20 @@ pub fn base(recipe: &Recipe, also: &[PlannedDomain], evaluations: u64) -> Result
     warnings(&experiment, evaluations).iter().for_each(|warning| tell(&format!("warning: {warning}")));
     let own = score(&experiment, &model, &text, 0)?;
     let also_scored = score_also(recipe, also, (&model, &text), &own)?;
-    let outcome = Outcome {
-        points: vec![own],
-        grad_norm: None,
-        mean_entropy: None,
-        uncertainty_spread: None,
-        diverged: None,
-        also: also_scored,
-        rows: Some(SettingRows::of(&experiment)),
-    };
+    let outcome = Outcome { also: also_scored, rows: Some(SettingRows::of(&experiment)), ..Outcome::of_base(own) };
     save(recipe, also, &outcome)?;
+    Ok(outcome)
+}
+
+/// The base's scores on the rows of one more seed.
+///
+/// # Errors
+/// The errors of [`go`].
+pub fn base_of_seed(recipe: &Recipe) -> Result<Outcome> {
+    make_folder(&recipe.train.output)?;
+    let (experiment, Base { model, text, .. }) = Experiment::open(recipe.clone())?;
+    let outcome = Outcome::of_base(score(&experiment, &model, &text, 0)?);
+    save(recipe, &[], &outcome)?;
     Ok(outcome)
 }
 

@@ -3,7 +3,7 @@
 
 use super::arms::Arm;
 use super::findings::{Difference, Findings, Metric, SettingFindings};
-use super::markdown::main_table;
+use super::markdown::{base_note, main_table};
 use super::statistics::Interval;
 use crate::counted::counted;
 use crate::report::table::Table;
@@ -14,7 +14,7 @@ pub fn summary(findings: &Findings) -> (Table, Vec<String>) {
     let (header, rows) = main_table(findings, metric);
     let seeds = counted(findings.seeds.len(), "seed");
     let title = format!("{} at the end: mean [95 % interval] over {seeds}", metric.name());
-    let table = Table { title, rows: [vec![header], rows].concat(), note: String::new() };
+    let table = Table { title, rows: [vec![header], rows].concat(), note: base_note(findings).unwrap_or_default() };
     let of_all = |setting: &SettingFindings| -> Vec<String> {
         let name = if findings.settings.len() > 1 { format!("{}: ", setting.name) } else { String::new() };
         // The report has both scores of rows that have a task.

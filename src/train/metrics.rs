@@ -145,6 +145,11 @@ impl Metrics {
         Ok(())
     }
 
+    /// Counts the scoring of tasks in the time that is left, as [`Pace::scored`] does.
+    pub fn expects_scores(&mut self, every: u64, seconds: f64) {
+        self.pace.scored(every, seconds);
+    }
+
     /// Reports a score on a task. The log has the score of a step once, also if another setting of the evaluation made a resumed
     /// run compute it again.
     ///

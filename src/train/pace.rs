@@ -1,4 +1,4 @@
-//! How fast a run advances: tokens per second over its recent steps, and the time that is left, evaluations included.
+//! How fast a run advances: tokens per second over its recent steps, and the time that is left, evaluations and scorings included.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,12 +16,15 @@ pub(super) struct Pace {
     recent: VecDeque<(usize, f64)>,
     /// The seconds of the last evaluation.
     eval_secs: f64,
+    /// The number of steps between scorings of tasks, and the seconds of the last scoring; `None` if the tasks haven't been
+    /// scored or there are none.
+    scoring: Option<(u64, f64)>,
 }
 
 impl Pace {
     /// The pace of a run with this many steps, before its first step.
     pub(super) fn new(num_steps: u64, eval_every: Option<u64>) -> Self {
-        Self { num_steps, eval_every, recent: VecDeque::new(), eval_secs: 0.0 }
+        Self { num_steps, eval_every, recent: VecDeque::new(), eval_secs: 0.0, scoring: None }
     }
 
     /// Records a step's tokens and seconds.
@@ -37,6 +40,11 @@ impl Pace {
         self.eval_secs = seconds;
     }
 
+    /// Records the seconds of a scoring of tasks, which follows every `every` steps and the last one; 0 is the last one alone.
+    pub(super) fn scored(&mut self, every: u64, seconds: f64) {
+        self.scoring = Some((every, seconds));
+    }
+
     /// Tokens per second of the recent steps, without evaluations.
     pub(super) fn tokens_per_second(&self) -> f64 {
         let tokens: usize = self.recent.iter().map(|(tokens, _)| tokens).sum();
@@ -44,16 +52,17 @@ impl Pace {
     }
 
     /// The time from the end of a step to the end of the run: the steps that are left at the recent pace, and the
-    /// evaluations that are left, each of which takes as long as the last one.
+    /// evaluations and the scorings of tasks that are left, each of which takes as long as the last one.
     pub(super) fn left(&self, step: u64) -> Left {
         let steps = self.num_steps.saturating_sub(step) as f64;
         let mean = self.seconds() / self.recent.len().max(1) as f64;
-        Left((steps * mean + self.evaluations_from(step) as f64 * self.eval_secs).round() as u64)
+        let evaluations = self.eval_every.map_or(0.0, |every| self.due_from(step, every) as f64 * self.eval_secs);
+        let scorings = self.scoring.map_or(0.0, |(every, seconds)| self.due_from(step, every) as f64 * seconds);
+        Left((steps * mean + evaluations + scorings).round() as u64)
     }
 
-    /// The evaluations that follow a step, the one right after it included.
-    fn evaluations_from(&self, step: u64) -> u64 {
-        let Some(every) = self.eval_every else { return 0 };
+    /// How often something that is due every `every` steps and at the end follows a step, the one right after it included.
+    fn due_from(&self, step: u64, every: u64) -> u64 {
         let end = self.num_steps;
         if step > end {
             return 0;
@@ -104,6 +113,10 @@ mod tests {
         let mut at_end = Pace::new(100, Some(0));
         at_end.evaluated(4.0);
         assert_eq!(at_end.left(1), Left(4), "a run is evaluated at its end");
+        at_end.scored(0, 30.0);
+        assert_eq!(at_end.left(1), Left(4 + 30), "tasks are scored at the end");
+        at_end.scored(40, 30.0);
+        assert_eq!(at_end.left(80), Left(4 + 2 * 30), "and after each epoch");
         assert_eq!([59, 61, 3660].map(|s| Left(s).to_string()), ["59s", "1m01s", "1h01m"]);
     }
 

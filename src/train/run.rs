@@ -265,6 +265,22 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Saves a run that is asked to stop after its current step; returns the error that says so.
+    pub(super) fn stop(&self, trainer: &Trainer) -> Result<Error> {
+        self.metrics.as_ref().map_or(Ok(()), Metrics::sync)?;
+        checkpoint::save(self.output, trainer, &self.recipe)?;
+        self.metrics.iter().for_each(Metrics::finish);
+        Ok(Error::Stopped { step: trainer.step, output: self.output.to_owned() })
+    }
+
+    /// Counts the scoring of tasks in the time that is left: it follows every `every` steps and the last one, or the last one
+    /// alone with 0, and takes so many seconds.
+    pub(super) fn expects_scores(&mut self, every: u64, seconds: Option<f64>) {
+        if let (Some(metrics), Some(seconds)) = (&mut self.metrics, seconds) {
+            metrics.expects_scores(every, seconds);
+        }
+    }
+
     /// Adds a model's scores on tasks to the log.
     pub(super) fn scored(&mut self, trainer: &Trainer, scores: &[TaskScore]) -> Result<()> {
         let epoch = trainer.step as f64 / trainer.steps_per_epoch() as f64;

@@ -2,6 +2,7 @@
 //! everything else; what the tasks are is up to the caller.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::Trainer;
 use super::resolved::Resolved;
@@ -9,6 +10,7 @@ use super::run::{Observe, Options, Run, Summary};
 use crate::data::Example;
 use crate::error::Result;
 use crate::eval::task_score::TaskScore;
+use crate::interrupt;
 
 /// Scores a model that is being trained.
 pub type Score<'a> = &'a mut dyn FnMut(&Trainer) -> Result<Vec<TaskScore>>;
@@ -17,6 +19,8 @@ pub type Score<'a> = &'a mut dyn FnMut(&Trainer) -> Result<Vec<TaskScore>>;
 pub struct Scoring<'a> {
     /// The scores before the first step.
     pub before: &'a [TaskScore],
+    /// The seconds that those scores took, from which the time that is left is estimated; `None` if that isn't known.
+    pub seconds: Option<f64>,
     /// Whether each epoch is scored, or the end alone.
     pub each_epoch: bool,
     /// Computes the scores. Every rank calls it.
@@ -37,6 +41,8 @@ pub fn train_scored(
 ) -> Result<(Summary, Vec<TaskScore>)> {
     let (num_steps, epoch) = (trainer.num_steps(), trainer.steps_per_epoch());
     let mut run = Run::start(trainer, rows_and_folder, recipe, options)?.observed(observe);
+    let every = if scoring.each_epoch { epoch } else { 0 };
+    run.expects_scores(every, scoring.seconds);
     let mut known = None;
     // A run that was killed after a checkpoint may lack the scores of its step.
     let mut is_scored = false;
@@ -55,7 +61,9 @@ pub fn train_scored(
         let scores = match known.take() {
             Some(scores) => scores,
             None => {
+                let start = Instant::now();
                 let scores = (scoring.score)(trainer)?;
+                run.expects_scores(every, Some(start.elapsed().as_secs_f64()));
                 run.scored(trainer, &scores)?;
                 scores
             }
@@ -63,6 +71,10 @@ pub fn train_scored(
         if trainer.step >= num_steps || run.ends(trainer) {
             run.save_early_end(trainer)?;
             return Ok((run.finish(trainer)?, scores));
+        }
+        // Whoever asked meanwhile doesn't wait for another step.
+        if trainer.ranks.any(interrupt::is_asked()) {
+            return Err(run.stop(trainer)?);
         }
     }
 }

@@ -264,6 +264,8 @@ const load = async () => {
     const options = () => names.map((name) => new Option(name, name));
     byId("model-a").replaceChildren(...options());
     byId("model-b").replaceChildren(new Option("none", ""), ...options());
+    // The base comes first. Whoever serves an adapter wants to see its answers.
+    if (names.length > 1) byId("model-a").selectedIndex = 1;
     complain("");
   } catch (error) {
     complain(`the server can't be reached: ${error.message}`);
