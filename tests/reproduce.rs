@@ -49,7 +49,7 @@ const PARTS: [&str; 12] = [
     "Beware: the accuracies rest on 2 problems; ",
     "| generated sudoku | training | 64 | 0 | 64 examples | 0 |\n\
      | generated sudoku | held-out evaluation | 6 | 0 | 6 examples | 0 |\n",
-    "These are the rows of seed 3; each seed draws its own. The base's scores are means over the rows of 2 seeds.",
+    "These are the rows of seed 3; each seed draws its own.",
     "## Accuracy in percent at the end",
     "## Held-out loss in nats per answer token at the end",
     "## Gradient norms",
@@ -137,17 +137,8 @@ fn the_reports_numbers_are_those_of_its_runs() {
     let normalizer = &factors.iter().find(is_own).expect("they are there")["normalizer"]["difference"]["mean"];
     let masked = mean("sft-masked") + mean("weft-masked");
     assert!(near(normalizer, (masked - mean("sft-answer") - mean("weft-answer")) / 2.0));
-    // Each seed draws its own rows, and the base is scored on those of both.
-    let of_base = |path: &str| {
-        let path = folder.join("runs/study/sudoku/base").join(path);
-        let saved: Value = serde_json::from_str(&std::fs::read_to_string(path).expect("it is scored")).expect("JSON");
-        saved["outcome"]["points"][0]["nll_bound"].as_f64().expect("a number")
-    };
-    let [first, second] = ["outcome.json", "seed-4/outcome.json"].map(of_base);
-    assert_ne!(first, second);
-    assert!(near(&setting["base_by_seed"][0]["nll_bound"], first));
-    assert!(near(&setting["base_by_seed"][1]["nll_bound"], second));
-    let base = format!("Held-out loss, nats per answer token, during training (base: {:.4} [", (first + second) / 2.0);
+    // All seeds share the generated held-out rows, on which the base is scored once.
+    assert!(setting["base_by_seed"].is_null() && !folder.join("runs/study/sudoku/base/seed-4").exists());
     // The gradient norms are metrics.jsonl's.
     let metrics = folder.join("runs/study/sudoku/cart/seed-3/metrics.jsonl");
     assert!(!metrics.exists(), "cart is no arm here");
@@ -160,7 +151,7 @@ fn the_reports_numbers_are_those_of_its_runs() {
     assert!(near(&arm("weft-masked")["outcomes"][0]["grad_norm"]["mean"], mean_norm));
     assert!(lines[0]["uncertainty_spread"].as_f64().expect("weft has entropies") > 0.0);
     let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
-    for part in PARTS.into_iter().chain([&*base]) {
+    for part in PARTS {
         assert!(page.contains(part), "{part} is missing:\n{page}");
     }
     for chart in ["accuracy-sudoku", "loss-countdown-full", "differences-sudoku"] {
@@ -214,4 +205,23 @@ fn one_sentence_tells_what_is_wrong() {
     assert!(text.lines().any(|line| line.starts_with("4/4 ") && !line.contains("left")), "{text}");
     let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
     assert!(page.contains(", seed 3. A seed's runs"), "{page}");
+}
+
+#[test]
+fn the_base_is_scored_on_the_rows_that_each_seed_holds_out() {
+    let folder = folder("reproduce-split");
+    let row = |i: usize| format!("{{\"prompt\": \"What is {i} + 1?\", \"response\": \"{}\"}}\n", i + 1);
+    std::fs::write(folder.join("rows.jsonl"), (0..16).map(row).collect::<String>()).expect("the rows are written");
+    let recipe = "[model]\nlora_rank = 1\n[data]\ntrain = \"rows.jsonl\"\nheld_out = \"50%\"\n[train]\noutput = \"runs/study\"\n\
+                  seed = 3\nmax_steps = 1\n[reproduce]\nseeds = 2\nevaluations = 1\ntiming_rounds = 0\narms = [\"sft-masked\"]\n";
+    std::fs::write(folder.join("study.toml"), recipe).expect("the recipe is written");
+    let output = weft(&folder, &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = report(&folder);
+    let points = report["settings"][0]["base_by_seed"].as_array().expect("each seed has its own rows");
+    let losses: Vec<f64> = points.iter().map(|point| point["nll_bound"].as_f64().expect("a number")).collect();
+    assert!(losses.len() == 2 && losses[0] != losses[1], "{losses:?}");
+    let page = std::fs::read_to_string(folder.join("runs/study/report.md")).expect("there is a page");
+    assert!(page.contains(&format!("| base | {:.4} [", (losses[0] + losses[1]) / 2.0)), "{page}");
+    assert!(page.contains("each seed draws its own. The base's scores are means over the rows of 2 seeds."), "{page}");
 }

@@ -7,7 +7,7 @@ use super::Outcomes;
 use super::arms::pairs;
 use super::forgetting::Forgetting;
 use super::markdown::value_of;
-use super::rows::{SettingRows, is_by_seed};
+use super::rows::{SettingRows, is_split_by_seed};
 use super::run::{Outcome, OverSteps, Point};
 use super::statistics::{Interval, Paired, Range, Variation, interval, paired, variation};
 use super::study::{PlannedRun, Study};
@@ -105,7 +105,7 @@ pub struct SettingFindings {
     pub steps: Vec<u64>,
     /// The scores of the base on the rows of the first seed.
     pub base: Point,
-    /// The scores of the base on the rows of each seed, if each seed has rows of its own. Seeds on whose rows it wasn't scored
+    /// The scores of the base on the rows of each seed, if each seed holds out rows of its own. Seeds on whose rows it wasn't scored
     /// are left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub base_by_seed: Vec<Point>,
@@ -227,7 +227,7 @@ impl SettingFindings {
             rows: outcomes.bases[setting].rows.clone(),
             steps,
             base: outcomes.bases[setting].points[0],
-            base_by_seed: match is_by_seed(&study.bases[setting].recipe) {
+            base_by_seed: match is_split_by_seed(&study.bases[setting].recipe) {
                 true => [&outcomes.bases[setting].points[..1], &outcomes.bases_of_others[setting]].concat(),
                 false => vec![],
             },

@@ -147,7 +147,7 @@ pub(super) fn main_table(findings: &Findings, metric: Metric) -> (Vec<String>, V
     (header, rows)
 }
 
-/// A note on the base's row where each seed has rows of its own but the base isn't scored on those of all seeds.
+/// A note on the base's row where each seed holds out rows of its own but the base isn't scored on those of all seeds.
 pub(super) fn base_note(findings: &Findings) -> Option<String> {
     let fewest = findings.settings.iter().map(|setting| setting.base_by_seed.len()).filter(|count| *count > 0).min()?;
     let all = findings.seeds.len();

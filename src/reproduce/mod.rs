@@ -36,7 +36,7 @@ use study::{PlannedBase, PlannedRun, Study};
 pub struct Outcomes {
     /// The outcome of the base under each setting.
     pub bases: Vec<Outcome>,
-    /// The base's scores under each setting on the rows of the seeds after the first, if each seed has rows of its own; seeds
+    /// The base's scores under each setting on the rows of the seeds after the first, if each seed holds out rows of its own; seeds
     /// on whose rows it isn't scored are left out.
     pub bases_of_others: Vec<Vec<Point>>,
     /// The outcomes of the runs, in the order of the study; `None` if a run isn't finished.

@@ -35,7 +35,11 @@ impl SettingRows {
             // Their files are removed at the end of each run.
             sources.iter_mut().for_each(|source| source.name = format!("generated {}", puzzle.name()));
         }
-        Self { sources, problems: tasks.first().map(|posed| posed.problems.len()), by_seed: is_by_seed(recipe) }
+        Self {
+            sources,
+            problems: tasks.first().map(|posed| posed.problems.len()),
+            by_seed: recipe.data.generate.is_some() || is_split_by_seed(recipe),
+        }
     }
 
     /// The number of held-out examples.
@@ -44,10 +48,10 @@ impl SettingRows {
     }
 }
 
-/// Whether each seed of a recipe has rows of its own.
-pub(super) fn is_by_seed(recipe: &Recipe) -> bool {
+/// Whether each seed of a recipe holds out rows of its own. Generated held-out rows are the same for every seed.
+pub(super) fn is_split_by_seed(recipe: &Recipe) -> bool {
     let is_drawn = matches!(recipe.data.held_out, Some(HeldOut::Percent(_) | HeldOut::Rows(_)));
-    recipe.data.generate.is_some() || is_drawn
+    recipe.data.generate.is_none() && is_drawn
 }
 
 /// Warnings of settings whose scores rest on few rows or problems, given the rows of each setting. The setting with the fewest

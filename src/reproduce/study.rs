@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arms::{ARMS, Arm, DEFAULT_ARMS};
 use super::domains::{Domain, PlannedDomain};
-use super::rows::is_by_seed;
+use super::rows::is_split_by_seed;
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::objective::Blocks;
@@ -122,7 +122,7 @@ pub struct PlannedBase {
     pub recipe: Recipe,
     /// The rows of other kinds that it is scored on.
     pub also: Vec<PlannedDomain>,
-    /// The recipes of the seeds after the first, if each seed has held-out rows of its own.
+    /// The recipes of the seeds after the first, if each seed holds out rows of its own.
     pub others: Vec<Recipe>,
 }
 
@@ -171,7 +171,7 @@ impl Study {
             let folder = output.join(&setting.name).join("base");
             let (recipe, also) = file.resolve(setting, None, (&folder, first_seed))?;
             let of_seed = |seed| Ok(file.resolve(setting, None, (&folder.join(format!("seed-{seed}")), seed))?.0);
-            let others = first_seed + 1..first_seed + if is_by_seed(&recipe) { table.seeds } else { 1 };
+            let others = first_seed + 1..first_seed + if is_split_by_seed(&recipe) { table.seeds } else { 1 };
             Ok(PlannedBase { recipe, also, others: others.map(of_seed).collect::<Result<_>>()? })
         };
         let bases: Vec<PlannedBase> = table.settings.iter().map(base).collect::<Result<_>>()?;
