@@ -154,7 +154,9 @@ impl Train {
             sample.after = after;
         }
         let best = experiment.save_best(&mut base, (adapter.as_ref(), matmul), summary.best)?;
-        let better = best.as_ref().filter(|_| summary.best.is_some_and(|best| best.step != steps));
+        let asks = |folder: &PathBuf| question::command(&experiment, &base, folder);
+        let (of_last, of_best) = (asks(&folder)?, best.as_ref().map(asks).transpose()?);
+        let better = of_best.as_ref().filter(|_| summary.best.is_some_and(|best| best.step != steps));
         let named = |(before, after)| [("base", before), (matmul, after)];
         let results = Results {
             steps,
@@ -164,13 +166,12 @@ impl Train {
             memory_bytes: [used_bytes(), plan.peak_bytes as u64],
             files: [(matmul, folder.clone()), ("report", output.join(training::REPORT))]
                 .map(|(name, path)| (name, path.display().to_string())),
-            question: question::command(&experiment, &base, better.unwrap_or(&folder))?,
+            question: better.unwrap_or(&of_last).clone(),
             best: best.as_ref().map(|folder| folder.display().to_string()),
             rows: rows::as_json(&experiment.train, experiment.held_out.as_ref()),
         };
-        for folder in [Some(&folder), best.as_ref()].into_iter().flatten() {
-            let question = question::command(&experiment, &base, folder)?;
-            model_card::write(folder, (&base.name, &question), &results)?;
+        for (folder, question) in [(&folder, &of_last)].into_iter().chain(best.as_ref().zip(of_best.as_ref())) {
+            model_card::write(folder, (&base.name, question), &results)?;
         }
         let sampling = answer_length::of_report(recipe, &base.model.config, &experiment.train);
         self.finish(&results, (&samples, &answer_length::told(&sampling, &experiment.train)))
