@@ -9,7 +9,9 @@ use std::process::exit as exit_with;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command as Clap, CommandFactory};
+use serde_json::{Map, Value};
 use weft::recipe::Recipe;
+use weft::reproduce::study::ReproduceTable;
 use weft::settings::other_names::{Take, normal, why_not};
 use weft::settings::{Place, nearest, own_place};
 
@@ -144,19 +146,24 @@ fn nearest_option(given: &str, value: Option<&str>, command: &Clap) -> String {
     if let Some((_, long)) = distances.min().filter(|(distance, _)| *distance <= name.len() / 4) {
         return written(&format!("--{long}"), value, command);
     }
-    let place = nearest(&normal(name), &recipe_keys()).filter(|_| has(command, "--set"));
+    let place = nearest(&normal(name), &recipe_keys(command)).filter(|_| has(command, "--set"));
     match place {
         Some(place) => format!("write --set {}", quoted(&format!("{place}={}", value.unwrap_or("VALUE")))),
         None => format!("weft {} --help lists its options", command.get_name()),
     }
 }
 
-/// Every key of a recipe by its table.
-fn recipe_keys() -> serde_json::Map<String, serde_json::Value> {
-    match serde_json::to_value(Recipe::default()) {
-        Ok(serde_json::Value::Object(keys)) => keys,
+/// Every key of a command's recipe by its table.
+fn recipe_keys(command: &Clap) -> Map<String, Value> {
+    let mut tables = match serde_json::to_value(Recipe::default()) {
+        Ok(Value::Object(tables)) => tables,
         other => unreachable!("a recipe is a table: {other:?}"),
+    };
+    if command.get_name() == "reproduce" {
+        let comparison = serde_json::to_value(ReproduceTable::default()).expect("a table is JSON");
+        tables.insert("reproduce".to_owned(), comparison);
     }
+    tables
 }
 
 /// What to write in place of another program's option.
@@ -167,10 +174,6 @@ fn fix(given: &str, value: Option<&str>, (args, command): (&[String], &Clap)) ->
     }
     if command.get_name() == "inspect" && args.iter().any(|arg| arg == "--model") && name == "--on-bad-row" {
         return Some("leave it out: it skips and counts the rows that can't be used".to_owned());
-    }
-    if command.get_name() == "reproduce" && ["--seeds", "--arms"].contains(&&*name) {
-        let setting = format!("reproduce.{}={}", &name[2..], value.unwrap_or("VALUE"));
-        return Some(format!("write --set {}", quoted(&setting)));
     }
     if name == "--objective" && has(command, "--set") {
         return Some(format!("write --set objective.kind={}", value.unwrap_or("VALUE").to_lowercase()));
@@ -248,7 +251,7 @@ fn asked_file(file: &str, command: &Clap) -> String {
 
 /// What to write for an option that has the name of a setting, here or in another program, perhaps with its table's name.
 fn as_setting(name: &str, value: Option<&str>, command: &Clap) -> Option<String> {
-    let known = &recipe_keys();
+    let known = &recipe_keys(command);
     let table = if has(command, "--gen-length") { "sampler" } else { "train" };
     let place = match normal(name).split_once('.') {
         _ if !name.starts_with("--") => None,
