@@ -135,7 +135,8 @@ fn turn(item: &Value, of: &str, [speaker, text]: [&str; 2]) -> Result<Turn, Stri
     Ok(Turn { role, content, fields, is_trained })
 }
 
-fn calls_tools(calls: Option<&Value>) -> bool {
+/// Whether a turn's `tool_calls` hold any.
+pub(crate) fn calls_tools(calls: Option<&Value>) -> bool {
     calls.and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
 }
 

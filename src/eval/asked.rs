@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::data::chat::{Chat, Turn};
+use crate::data::chat::{Chat, Turn, calls_tools};
 use crate::data::formats::{self, Form};
 use crate::data::sources::Fields;
 use crate::error::{self, Error};
@@ -153,8 +153,7 @@ fn is_empty_answer(turn: &Value) -> bool {
     let content = turn.get("content").or_else(|| turn.get("value"));
     let says = content
         .is_some_and(|content| !content.is_null() && content.as_str().is_none_or(|text| !text.trim().is_empty()));
-    let calls = turn.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
-    is_answer(turn) && !says && !calls
+    is_answer(turn) && !says && !calls_tools(turn.get("tool_calls"))
 }
 
 fn is_answer(turn: &Value) -> bool {
