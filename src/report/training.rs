@@ -13,8 +13,7 @@ use super::page::{page, tile, turns};
 use super::table::Table;
 use crate::data::Message;
 use crate::error::{Error, Result};
-use crate::files::RECIPE;
-use crate::files::{read_text, write_whole};
+use crate::files::{RECIPE, read_text, write_whole};
 
 /// The name of the page in a run folder.
 pub const REPORT: &str = "report.html";

@@ -18,8 +18,7 @@ use super::guard::Guard;
 use super::optimizer::moment_names;
 use super::resolved::{Resolved, began_with, same_run};
 use crate::error::{Error, Result};
-use crate::files::RECIPE;
-use crate::files::{content_hash, read_text, settle_folder, write_folder_whole, write_whole};
+use crate::files::{RECIPE, content_hash, read_text, settle_folder, write_folder_whole, write_whole};
 use crate::model::weights::{Checkpoint, Tensor, make_in_order, write_tensors};
 use crate::progress::tell;
 
