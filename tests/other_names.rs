@@ -6,16 +6,11 @@ mod scratch;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
+use fixtures::weft;
 use scratch::folder;
 use weft::recipe::Recipe;
 use weft::settings::other_names::{SYNONYMS, Take, WITHOUT_TWIN};
-
-fn weft(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.current_dir(folder).args(args).stdin(Stdio::null()).output().expect("weft starts")
-}
 
 /// The error's one line, after exit status 2.
 fn refused(folder: &Path, args: &[&str]) -> String {
